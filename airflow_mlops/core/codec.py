@@ -1,0 +1,62 @@
+"""Frozen dataclasses to and from JSON: the one codec of specs, results, ledger payloads and packages."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+@functools.cache
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """Turn a dataclass into JSON-ready builtins; NaN and infinities become ``None``.
+
+    XCom, asset event extras and the ledger accept no NaN, so there is one place that removes it.
+    """
+    cleaned: dict[str, Any] = json_safe(_adapter(type(value)).dump_python(value, mode="json"))
+    return cleaned
+
+
+def json_safe(value: Any) -> Any:
+    """Replace NaN and infinities by ``None`` and tuples by lists, at any depth.
+
+    >>> json_safe({"mae": float("nan"), "rows": (1, 2)})
+    {'mae': None, 'rows': [1, 2]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return value
+
+
+def from_dict(cls: type[T], data: Any) -> T:
+    """Rebuild ``cls`` from what :func:`to_dict` gave; also converts rendered strings ("3" to 3).
+
+    :raises ValueError: naming every field that does not fit.
+    """
+    try:
+        built: T = _adapter(cls).validate_python(data)
+    except ValidationError as err:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or cls.__name__}: {item['msg']}" for item in err.errors()
+        )
+        raise ValueError(f"{cls.__name__}: {problems}") from err
+    return built
+
+
+def canonical_json(value: Any) -> str:
+    """Serialize with sorted keys and no spaces, so equal values give equal text (for digests)."""
+    return json.dumps(json_safe(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,30 @@
+"""Dataset versions: what a table held, addressed so that it can be read again and compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetVersion:
+    """One immutable version of a Delta table.
+
+    :param uri: table URI.
+    :param version: Delta version number.
+    :param dataset_digest: order-independent content digest (``sha256:`` + hex), the same for the same rows.
+    :param row_count: rows in this version.
+    :param columns: column name to Arrow type name.
+    :param time_column: column that places a row in a window; ``None`` when there is none.
+    :param time_min: smallest value of ``time_column``; ``None`` when there are no rows.
+    :param time_max: largest value of ``time_column``.
+    """
+
+    uri: str
+    version: int
+    dataset_digest: str
+    row_count: int
+    columns: dict[str, str]
+    time_column: str | None = None
+    time_min: datetime | None = None
+    time_max: datetime | None = None

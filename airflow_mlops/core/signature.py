@@ -1,0 +1,85 @@
+"""Signature of a model: the fields it takes and gives, and how a request is checked against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from airflow_mlops.exceptions import SignatureMismatchError
+
+FieldType = Literal["number", "string"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldSpec:
+    """One input field.
+
+    :param name: column name.
+    :param type: ``number`` (float64, missing allowed as null) or ``string`` (category; missing allowed).
+    :param nullable: whether null is accepted. A missing *field* never is.
+    """
+
+    name: str
+    type: FieldType
+    nullable: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSignature:
+    """Input fields in the order the model takes them, and the name of the output."""
+
+    inputs: tuple[FieldSpec, ...]
+    output: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Input names, in order."""
+        return tuple(field.name for field in self.inputs)
+
+    def columns_from_records(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Check records against the signature and turn them into columns.
+
+        Extra fields are ignored: a caller may send its whole record.
+
+        :param rows: at least one record.
+        :returns: one list per input, numbers as ``float`` (null as NaN), strings as ``str`` or ``None``.
+        :raises SignatureMismatchError: naming the row and field and the type that was expected.
+        """
+        if not rows:
+            raise SignatureMismatchError("rows: at least one row is needed")
+        columns: dict[str, list[Any]] = {}
+        for field in self.inputs:
+            convert = _to_number if field.type == "number" else _to_string
+            values = []
+            for index, row in enumerate(rows):
+                if field.name not in row:
+                    raise SignatureMismatchError(f"rows[{index}].{field.name}: field is missing ({field.type})")
+                value = row[field.name]
+                if value is None and not field.nullable:
+                    raise SignatureMismatchError(f"rows[{index}].{field.name}: null is not allowed")
+                try:
+                    values.append(convert(value))
+                except TypeError as err:
+                    raise SignatureMismatchError(
+                        f"rows[{index}].{field.name}: expected {field.type}, got {value!r:.60}"
+                    ) from err
+            columns[field.name] = values
+        return columns
+
+
+def _to_number(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, int | float):  # bool is an int: True is 1.0, as numpy and sklearn have it
+        return float(value)
+    raise TypeError(type(value).__name__)
+
+
+def _to_string(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int):  # categories such as rate codes often travel as integers
+        return str(value)
+    raise TypeError(type(value).__name__)

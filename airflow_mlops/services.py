@@ -1,0 +1,63 @@
+"""Where the outside services are: what a step needs beside its spec, kept out of the spec.
+
+A spec is written to files, XCom and the ledger; this object holds credentials and is written nowhere.
+An operator builds it from Airflow connections, ``python -m airflow_mlops.steps`` from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from airflow_mlops.exceptions import ConnectionConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """Addresses and credentials of the services a step may talk to.
+
+    :param tracking_uri: MLflow server, ``http(s)://host:port``.
+    :param tracking_username: MLflow basic-auth user.
+    :param tracking_password: its password.
+    :param tracking_token: MLflow bearer token (instead of user and password).
+    :param ledger_url: SQLAlchemy URL of the ledger.
+    :param endpoint_url: model service, ``http(s)://host:port``.
+    :param endpoint_token: bearer token of the model service.
+    :param serving_dir: folder of the local service: desired state, verified model copies, inference log.
+    """
+
+    tracking_uri: str | None = None
+    tracking_username: str | None = None
+    tracking_password: str | None = field(default=None, repr=False)
+    tracking_token: str | None = field(default=None, repr=False)
+    ledger_url: str | None = field(default=None, repr=False)
+    endpoint_url: str | None = None
+    endpoint_token: str | None = field(default=None, repr=False)
+    serving_dir: str | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Services:
+        """Read ``AIRFLOW_MLOPS_<FIELD>`` (``AIRFLOW_MLOPS_TRACKING_URI``, ...)."""
+        source = os.environ if environ is None else environ
+        return cls(**{name: source.get(variable) for name, variable in _VARIABLES.items()})
+
+    def to_environment(self) -> dict[str, str]:
+        """Inverse of :meth:`from_environment`: how a runner hands the services to another process."""
+        values = {variable: getattr(self, name) for name, variable in _VARIABLES.items()}
+        return {variable: value for variable, value in values.items() if value is not None}
+
+    def require(self, name: str) -> str:
+        """Give the field, or say which one is missing and how to set it.
+
+        :raises ConnectionConfigError: when the field is not set.
+        """
+        value: str | None = getattr(self, name)
+        if not value:
+            raise ConnectionConfigError(
+                f"{name} is not set: fill in the Airflow connection that gives it, or export {_VARIABLES[name]}"
+            )
+        return value
+
+
+_VARIABLES = {name: f"AIRFLOW_MLOPS_{name.upper()}" for name in Services.__slots__}

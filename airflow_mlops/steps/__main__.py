@@ -1,0 +1,40 @@
+"""Run one step by name: how another environment, a pod or a shell runs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import STEP_MODULES, run_step
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read a spec, run the step, write its result; services come from ``AIRFLOW_MLOPS_*`` variables."""
+    parser = argparse.ArgumentParser(prog="python -m airflow_mlops.steps", description=main.__doc__)
+    parser.add_argument("name", choices=sorted(STEP_MODULES))
+    parser.add_argument("--spec", type=Path, required=True, help="JSON file with the step's spec")
+    parser.add_argument("--result", type=Path, help="where to write the result (default: standard output)")
+    args = parser.parse_args(argv)
+    result = run_step(args.name, json.loads(args.spec.read_text()), Services.from_environment())
+    text = json.dumps(result, indent=2, allow_nan=False)
+    if args.result is None:
+        sys.stdout.write(text + "\n")
+    else:
+        _write_whole(args.result, text)
+    return 0
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write under a temporary name and rename, so a reader sees all of it or nothing."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".tmp") as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
