@@ -8,7 +8,10 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from airflow_mlops.core.codec import json_safe
+from airflow_mlops.exceptions import GateFailedError
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import STEP_MODULES, run_step
 
@@ -20,13 +23,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--spec", type=Path, required=True, help="JSON file with the step's spec")
     parser.add_argument("--result", type=Path, help="where to write the result (default: standard output)")
     args = parser.parse_args(argv)
-    result = run_step(args.name, json.loads(args.spec.read_text()), Services.from_environment())
-    text = json.dumps(result, indent=2, allow_nan=False)
+    try:
+        outcome = run_step(args.name, json.loads(args.spec.read_text()), Services.from_environment())
+    except Exception as err:
+        if args.result is not None:
+            _write_whole(args.result, json.dumps({"error": _describe(err)}))
+        raise
+    text = json.dumps(outcome, indent=2, allow_nan=False)
     if args.result is None:
         sys.stdout.write(text + "\n")
     else:
         _write_whole(args.result, text)
     return 0
+
+
+def _describe(err: Exception) -> dict[str, Any]:
+    """Say what went wrong in a form the caller can raise again."""
+    evidence = {"evidence": json_safe(err.evidence)} if isinstance(err, GateFailedError) else {}
+    return {"type": type(err).__name__, "message": str(err), **evidence}
 
 
 def _write_whole(path: Path, text: str) -> None:

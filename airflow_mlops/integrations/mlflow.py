@@ -1,0 +1,304 @@
+"""MLflow: runs, artifacts, model versions and aliases behind one small client."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.exceptions import ModelVersionNotFoundError, RegistryUnavailableError
+from airflow_mlops.services import Services
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+#: Folder of the run's artifacts that holds the model package.
+PACKAGE_FOLDER = "package"
+
+#: Tag of a run: digest of the step's inputs; a retry finds the finished run by it.
+STEP_KEY_TAG = "airflow_mlops.step_key"
+PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
+RUN_ID_TAG = "airflow_mlops.run_id"
+
+# MLflow's own defaults retry for about four minutes; a task should fail soon and let Airflow retry it.
+_HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisteredVersion:
+    """A model version as the registry knows it."""
+
+    model_name: str
+    model_version: str
+    run_id: str
+    package_digest: str
+
+
+class Registry:
+    """What this package needs of MLflow.
+
+    :param client: a connected client.
+    :param tracking_uri: address of the server, for links.
+    """
+
+    def __init__(self, client: MlflowClient, tracking_uri: str) -> None:
+        self.client = client
+        self.tracking_uri = tracking_uri.rstrip("/")
+
+    @classmethod
+    def connect(cls, services: Services) -> Registry:
+        """Connect and see that the server answers.
+
+        :raises RegistryUnavailableError: naming the address.
+        """
+        import httpx
+
+        uri = services.require("tracking_uri")
+        try:
+            httpx.get(f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
+        except httpx.HTTPError as err:
+            raise RegistryUnavailableError(
+                f"MLflow at {uri} does not answer ({err}); check that it runs and the MLflow connection's address"
+            ) from err
+        _configure_process(services)
+        from mlflow import MlflowClient
+
+        return cls(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+
+    # -- runs ---------------------------------------------------------------------------------------------
+
+    def experiment_id(self, name: str) -> str:
+        """Find or create an experiment."""
+        with _translated(f"experiment {name!r}"):
+            found = self.client.get_experiment_by_name(name)
+            return str(found.experiment_id if found else self.client.create_experiment(name))
+
+    def finished_run(self, experiment_id: str, step_key: str) -> Any | None:
+        """Find the run that already did exactly this work."""
+        with _translated("search runs"):
+            runs = self.client.search_runs(
+                [experiment_id],
+                f"tags.`{STEP_KEY_TAG}` = '{step_key}' and attributes.status = 'FINISHED'",
+                max_results=1,
+            )
+        return runs[0] if runs else None
+
+    def close_interrupted_runs(self, experiment_id: str, step_key: str) -> int:
+        """Mark runs of this same work that never ended as failed: their process was killed."""
+        with _translated("search runs"):
+            runs = self.client.search_runs(
+                [experiment_id], f"tags.`{STEP_KEY_TAG}` = '{step_key}' and attributes.status = 'RUNNING'"
+            )
+            for run in runs:
+                self.client.set_terminated(run.info.run_id, status="FAILED")
+        return len(runs)
+
+    @contextmanager
+    def run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+        """Open a run; it ends FINISHED, or FAILED when the block raises."""
+        with _translated("create run"):
+            run_id = str(self.client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+        try:
+            yield run_id
+        except BaseException:
+            self.client.set_terminated(run_id, status="FAILED")
+            raise
+        with _translated("end run"):
+            self.client.set_terminated(run_id, status="FINISHED")
+
+    def log(self, run_id: str, *, params: Mapping[str, Any], metrics: Mapping[str, float | None]) -> None:
+        """Log parameters and metrics; a metric that could not be measured (``None``) is left out."""
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        with _translated(f"log to run {run_id}"):
+            self.client.log_batch(
+                run_id,
+                params=[Param(key, str(value)[:500]) for key, value in params.items()],
+                metrics=[Metric(key, value, now, 0) for key, value in metrics.items() if value is not None],
+            )
+
+    def log_dataset(self, run_id: str, dataset: DatasetVersion, context: str) -> None:
+        """Attach the dataset version to the run as MLflow dataset input."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        entity = Dataset(
+            name=dataset.uri.rstrip("/").rsplit("/", 1)[-1],
+            digest=dataset.dataset_digest.removeprefix("sha256:")[:32],
+            source_type="delta_table",
+            source=f'{{"uri": "{dataset.uri}", "version": {dataset.version}}}',
+        )
+        with _translated(f"log dataset to run {run_id}"):
+            self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+
+    def upload(self, run_id: str, folder: Path, artifact_path: str) -> None:
+        """Upload a folder to the run's artifacts."""
+        with _translated(f"upload to run {run_id}"):
+            self.client.log_artifacts(run_id, str(folder), artifact_path)
+
+    def download_package(self, run_id: str, destination: Path) -> Path:
+        """Download the model package of a run.
+
+        :raises ModelVersionNotFoundError: when the run has no package.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(self.client.download_artifacts(run_id, PACKAGE_FOLDER, str(destination)))
+        except (MlflowException, OSError) as err:
+            raise ModelVersionNotFoundError(
+                f"run {run_id} at {self.tracking_uri} has no artifact folder {PACKAGE_FOLDER!r}: "
+                f"was it trained by TrainModelOperator? ({err})"
+            ) from err
+
+    # -- models -------------------------------------------------------------------------------------------
+
+    def log_model(
+        self, experiment_id: str, run_id: str, pipeline: Any, *, name: str, features: Any, untrusted: Sequence[str]
+    ) -> str:
+        """Store the pipeline as an MLflow model, so that ``mlflow.pyfunc.load_model`` works in a notebook.
+
+        Requirements are given, not inferred: inference starts a process and costs 14 s.
+
+        :returns: the logged model's id.
+        """
+        import mlflow.sklearn
+        from mlflow.models import infer_signature
+
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            mlflow.sklearn.save_model(
+                pipeline,
+                str(folder),
+                serialization_format="skops",
+                skops_trusted_types=list(untrusted),
+                signature=infer_signature(features, pipeline.predict(features)),
+                pip_requirements=[f"{package}=={_version(package)}" for package in ("scikit-learn", "skops")],
+            )
+            with _translated(f"log model to run {run_id}"):
+                logged = self.client.create_logged_model(experiment_id, name=name, source_run_id=run_id)
+                self.client.log_model_artifacts(logged.model_id, str(folder))
+                self.client.finalize_logged_model(logged.model_id, "READY")
+        return str(logged.model_id)
+
+    def register(
+        self, model_name: str, *, run_id: str, model_id: str | None, package_digest: str, tags: Mapping[str, str], description: str
+    ) -> RegisteredVersion:
+        """Create a version, or find the one that already holds this package."""
+        from mlflow.exceptions import MlflowException
+
+        with _translated(f"register {model_name!r}"):
+            try:
+                self.client.get_registered_model(model_name)
+            except MlflowException:
+                self.client.create_registered_model(model_name)
+            for version in self.client.search_model_versions(f"name = '{model_name}'"):
+                if version.tags.get(PACKAGE_DIGEST_TAG) == package_digest:
+                    return _registered(version)
+            created = self.client.create_model_version(
+                model_name,
+                source=f"models:/{model_id}" if model_id else f"runs:/{run_id}/{PACKAGE_FOLDER}",
+                run_id=run_id,
+                model_id=model_id,
+                tags={PACKAGE_DIGEST_TAG: package_digest, RUN_ID_TAG: run_id, **tags},
+                description=description,
+            )
+            return _registered(self.client.get_model_version(model_name, created.version))
+
+    def version(self, model_name: str, model_version: str) -> RegisteredVersion:
+        """Look a version up by number.
+
+        :raises ModelVersionNotFoundError: naming the model and version.
+        """
+        with _translated(f"model {model_name!r} version {model_version!r}"):
+            return _registered(self.client.get_model_version(model_name, model_version))
+
+    def version_by_alias(self, model_name: str, alias: str) -> RegisteredVersion:
+        """Look a version up by alias.
+
+        :raises ModelVersionNotFoundError: naming the model and alias.
+        """
+        with _translated(f"model {model_name!r} alias {alias!r}"):
+            return _registered(self.client.get_model_version_by_alias(model_name, alias))
+
+    def find_alias(self, model_name: str, alias: str) -> RegisteredVersion | None:
+        """Like :meth:`version_by_alias`, with ``None`` when there is no such model or alias."""
+        try:
+            return self.version_by_alias(model_name, alias)
+        except ModelVersionNotFoundError:
+            return None
+
+    def set_alias(self, model_name: str, alias: str, model_version: str) -> None:
+        """Point an alias at a version. The ledger decides who may; MLflow has no compare-and-set."""
+        with _translated(f"model {model_name!r} alias {alias!r}"):
+            self.client.set_registered_model_alias(model_name, alias, model_version)
+
+    # -- links --------------------------------------------------------------------------------------------
+
+    def run_url(self, experiment_id: str, run_id: str, artifact: str | None = None) -> str:
+        """Page of a run, or of one of its artifacts."""
+        page = f"{self.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}"
+        return f"{page}/artifacts/{artifact}" if artifact else page
+
+    def version_url(self, version: RegisteredVersion) -> str:
+        """Page of a model version."""
+        return f"{self.tracking_uri}/#/models/{version.model_name}/versions/{version.model_version}"
+
+
+def _registered(version: Any) -> RegisteredVersion:
+    run_id = version.tags.get(RUN_ID_TAG) or version.run_id
+    digest = version.tags.get(PACKAGE_DIGEST_TAG)
+    if not run_id or not digest:
+        raise ModelVersionNotFoundError(
+            f"model {version.name!r} version {version.version} was not registered by RegisterModelOperator "
+            f"(tag {PACKAGE_DIGEST_TAG} is missing); register the run again with it"
+        )
+    return RegisteredVersion(
+        model_name=version.name, model_version=str(version.version), run_id=run_id, package_digest=digest
+    )
+
+
+def _configure_process(services: Services) -> None:
+    """Hand over what MLflow reads only from the environment: credentials, limits, and no telemetry.
+
+    A task is a process of its own, so this reaches nobody else.
+    """
+    settings = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_TRACKING_USERNAME": services.tracking_username,
+        "MLFLOW_TRACKING_PASSWORD": services.tracking_password,
+        "MLFLOW_TRACKING_TOKEN": services.tracking_token,
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
+    os.environ.update({name: value for name, value in settings.items() if value})
+    for name, value in _HTTP_LIMITS.items():
+        os.environ.setdefault(name, value)
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Translate MLflow's one exception into ours: not there, or not reachable."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as err:
+        if err.error_code in {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"} or (
+            err.error_code == "INVALID_PARAMETER_VALUE" and "not found" in str(err)
+        ):
+            raise ModelVersionNotFoundError(f"MLflow has no {what}: {err}") from err
+        if err.error_code == "INVALID_PARAMETER_VALUE":
+            raise ValueError(f"MLflow refused {what}: {err}") from err
+        raise RegistryUnavailableError(f"MLflow failed on {what}: {err}") from err

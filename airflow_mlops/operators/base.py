@@ -1,0 +1,170 @@
+"""What every operator of this package does: build the spec, run the step, record, decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseOperator, timezone
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.hooks.bentoml import BentoMLHook
+from airflow_mlops.hooks.ledger import LedgerHook
+from airflow_mlops.hooks.mlflow import MLflowHook
+from airflow_mlops.hooks.services import services_from_connections
+from airflow_mlops.runners.base import Runner
+from airflow_mlops.runners.in_process import InProcessRunner
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from airflow.sdk import Context
+
+    from airflow_mlops.ledger import EntryKind
+    from airflow_mlops.services import Services
+
+
+class StepOperator(BaseOperator):
+    """Run one step of the loop; the base of every operator here, and of yours.
+
+    A subclass names the step, says how its arguments become the spec (:meth:`build_spec`), what goes into the ledger
+    (:meth:`record`) and what the result means for the Dag (:meth:`decide`). Everything else is here.
+
+    :param mlflow_conn_id: MLflow connection.
+    :param bentoml_conn_id: connection of the model service.
+    :param ledger_conn_id: connection of the ledger.
+    :param runner: where the step runs; default this task's own process.
+    """
+
+    #: Name of the step in :data:`airflow_mlops.steps.base.STEP_MODULES`.
+    step: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        mlflow_conn_id: str = MLflowHook.default_conn_name,
+        bentoml_conn_id: str = BentoMLHook.default_conn_name,
+        ledger_conn_id: str = LedgerHook.default_conn_name,
+        runner: Runner | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.mlflow_conn_id = mlflow_conn_id
+        self.bentoml_conn_id = bentoml_conn_id
+        self.ledger_conn_id = ledger_conn_id
+        self.runner = runner
+
+    #: Which of the three connections the step needs; the others may be undefined.
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the step, write down what it saw, then let :meth:`decide` return, skip or raise."""
+        result = self._runner.run(self.step, self.build_spec(context), self.services())
+        self.record(result, context)
+        return self.decide(result, context)
+
+    def build_spec(self, context: Context) -> dict[str, Any]:
+        """Turn the rendered arguments into the step's spec (JSON)."""
+        raise TypeError(f"{type(self).__name__} must say how its arguments become the spec of step {self.step!r}")
+
+    def record(self, result: dict[str, Any], context: Context) -> None:
+        """Write to the ledger, the log, the links and the asset events what the step found."""
+
+    def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Return the XCom value, raise :class:`GateFailedError`, or skip what follows."""
+        return result
+
+    def on_kill(self) -> None:
+        """End what the runner started."""
+        self._runner.cancel()
+
+    def services(self) -> Services:
+        """Resolve the connections this step needs."""
+        return services_from_connections(
+            mlflow_conn_id=self.mlflow_conn_id if "mlflow" in self.needs else None,
+            bentoml_conn_id=self.bentoml_conn_id if "bentoml" in self.needs else None,
+            ledger_conn_id=self.ledger_conn_id if "ledger" in self.needs else None,
+        )
+
+    @property
+    def _runner(self) -> Runner:
+        if self.runner is None:
+            self.runner = InProcessRunner()
+        return self.runner
+
+    # -- for subclasses -----------------------------------------------------------------------------------
+
+    def write_entry(
+        self,
+        context: Context,
+        *,
+        kind: EntryKind,
+        key: str,
+        model_name: str | None,
+        window: Mapping[str, Any] | None,
+        summary: str,
+        payload: Mapping[str, Any],
+        subject: str | None = None,
+    ) -> None:
+        """Append one entry to the ledger and one line to the log; the same key twice is one entry."""
+        from airflow_mlops.core.codec import from_dict
+        from airflow_mlops.ledger import LedgerEntry
+
+        self.log.info("%s", summary)
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            ledger.record(
+                LedgerEntry(
+                    kind=kind,
+                    key=key,
+                    model_name=model_name,
+                    window=from_dict(Window, window) if window is not None else None,
+                    subject=subject,
+                    summary=summary,
+                    payload=dict(payload),
+                    actor=actor(context),
+                    recorded_at=timezone.utcnow(),
+                )
+            )
+
+    def fill_outlets(self, context: Context, facts: Mapping[str, Any]) -> None:
+        """Put facts into the event of every asset the Dag author declared as outlet."""
+        from airflow.sdk import Asset
+
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra["airflow_mlops"] = dict(facts)
+
+
+def actor(context: Context) -> str:
+    """Name the task instance in the ledger's words: Dag, run, task."""
+    instance = context["ti"]
+    return f"{instance.dag_id}/{instance.run_id}/{instance.task_id}"
+
+
+def run_time(context: Context) -> datetime:
+    """Give the time of the Dag run: the same on every retry."""
+    run_after: datetime = context["dag_run"].run_after
+    return run_after
+
+
+def window_spec(start: str | datetime | None, end: str | datetime | None) -> dict[str, str] | None:
+    """Turn two rendered arguments into a window, or none when both are empty.
+
+    :raises ValueError: when only one is given, or they are no times in order.
+    """
+    if not start and not end:
+        return None
+    if not start or not end:
+        raise ValueError(f"a window needs both ends, got start {start!r} and end {end!r}")
+    window = Window.parse(start, end)
+    return {"start": window.start.isoformat(), "end": window.end.isoformat()}
+
+
+def optional_number(value: Any) -> float | None:
+    """Read a number that may have been rendered to text; empty, ``None`` and "None" mean none."""
+    return None if value in (None, "", "None") else float(value)
+
+
+def names(value: str | Sequence[str]) -> list[str]:
+    """Read a list of names that may have been given as one comma-separated text."""
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)

@@ -1,0 +1,17 @@
+"""Where a step runs: the one thing a runner has to know how to do."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from airflow_mlops.services import Services
+
+
+class Runner(Protocol):
+    """Carries a step's spec to where it runs and its result back."""
+
+    def run(self, name: str, spec: dict[str, Any], services: Services) -> dict[str, Any]:
+        """Run step ``name`` on a JSON spec and give its JSON result."""
+
+    def cancel(self) -> None:
+        """End what is running, because the task was killed."""

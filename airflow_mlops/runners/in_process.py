@@ -1,0 +1,19 @@
+"""Run a step in the task's own process: the default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+
+
+class InProcessRunner:
+    """Call the step directly."""
+
+    def run(self, name: str, spec: dict[str, Any], services: Services) -> dict[str, Any]:
+        """Run the step here."""
+        return run_step(name, spec, services)
+
+    def cancel(self) -> None:
+        """Nothing to end: the step ends with the task's process."""

@@ -1,0 +1,74 @@
+"""Run a step in another Python environment on the same machine: one with other versions, or with a GPU build."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from airflow_mlops import exceptions
+from airflow_mlops.services import Services
+
+
+class PythonRunner:
+    """Run ``python -m airflow_mlops.steps`` with another interpreter.
+
+    The spec travels in a file, credentials in the environment; nothing is put on the command line.
+
+    :param python: interpreter of an environment that has ``airflow-mlops`` and the step's tools.
+    :param env: variables set in addition to the task's own, such as ``PYTHONPATH`` or ``OMP_NUM_THREADS``.
+    """
+
+    def __init__(self, python: str, *, env: dict[str, str] | None = None) -> None:
+        self.python = python
+        self.env = env or {}
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, name: str, spec: dict[str, Any], services: Services) -> dict[str, Any]:
+        """Run the step there; an error of this package's tree is raised again here as what it was.
+
+        :raises RuntimeError: with the end of the step's output, when it failed otherwise.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            spec_file, result_file = Path(folder) / "spec.json", Path(folder) / "result.json"
+            spec_file.write_text(json.dumps(spec, allow_nan=False))
+            self._process = subprocess.Popen(
+                [self.python, "-m", "airflow_mlops.steps", name, "--spec", str(spec_file), "--result", str(result_file)],
+                env={**os.environ, **self.env, **services.to_environment()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            output, _ = self._process.communicate()
+            outcome = json.loads(result_file.read_text()) if result_file.exists() else None
+            if self._process.returncode == 0 and outcome is not None:
+                result: dict[str, Any] = outcome
+                return result
+        raise _rebuild(outcome, f"step {name!r} in {self.python} ended with {self._process.returncode}:\n{output[-2000:]}")
+
+    def cancel(self) -> None:
+        """Ask the step's process to end, then insist."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def _rebuild(outcome: dict[str, Any] | None, fallback: str) -> Exception:
+    """Turn a reported error into the class it was, so that retry policy and callers treat it alike."""
+    error = (outcome or {}).get("error")
+    if not error:
+        return RuntimeError(fallback)
+    cls = getattr(exceptions, error["type"], None) or getattr(importlib.import_module("builtins"), error["type"], None)
+    if isinstance(cls, type) and issubclass(cls, exceptions.GateFailedError):
+        return cls(error["message"], evidence=error.get("evidence", {}))
+    if isinstance(cls, type) and issubclass(cls, Exception):
+        return cls(error["message"])
+    return RuntimeError(f"{error['type']}: {error['message']}\n{fallback}")

@@ -1,0 +1,49 @@
+"""What several steps share: resolving a dataset, reading a window, keys of work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from airflow_mlops.core.codec import canonical_json
+from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.integrations import delta
+
+if TYPE_CHECKING:
+    import polars as pl
+
+#: A dataset version as a former step returned it, or the URI of a table (its newest version is meant).
+DatasetRef = DatasetVersion | str
+
+
+def resolve_dataset(dataset: DatasetRef, *, time_column: str | None = None) -> DatasetVersion:
+    """Turn a table URI into its newest version; a version stays as it is."""
+    if isinstance(dataset, str):
+        return delta.describe(dataset, time_column=time_column)
+    return dataset
+
+
+def read_rows(
+    dataset: DatasetVersion, *, columns: Sequence[str], time_column: str | None, window: Window | None
+) -> pl.DataFrame:
+    """Read columns of a window of a dataset version.
+
+    :raises InsufficientDataError: when the window holds no rows.
+    """
+    rows = delta.read_table(
+        dataset.uri, version=dataset.version, columns=columns, window=window, time_column=time_column
+    ).collect()
+    if rows.height == 0:
+        where = f"window {window} of " if window else ""
+        raise InsufficientDataError(
+            f"{where}{dataset.uri} (version {dataset.version}) has no rows; ingest the window first"
+        )
+    return rows
+
+
+def work_key(step: str, *parts: object) -> str:
+    """Digest of a step's inputs: equal work has an equal key, so a retry finds what is already done."""
+    return hashlib.sha256(canonical_json([step, *map(str, parts)]).encode()).hexdigest()[:32]

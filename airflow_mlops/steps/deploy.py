@@ -1,0 +1,86 @@
+"""Deploy: a registered version becomes the one that the local BentoML service answers with."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from airflow_mlops.exceptions import ConnectionConfigError
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.serving.local import deploy_package
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import Step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeploySpec:
+    """What to deploy.
+
+    :param model_name: registered model.
+    :param model_version: version number; ``None`` takes the one ``alias`` points at.
+    :param alias: see ``model_version``.
+    :param timeout_seconds: how long the service may take to answer with the new version.
+    """
+
+    model_name: str
+    model_version: str | None = None
+    alias: str = "champion"
+    timeout_seconds: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeployResult:
+    """What serves now."""
+
+    model_name: str
+    model_version: str
+    previous_version: str | None
+    endpoint_url: str
+    package_digest: str
+    revision: int
+    seconds: float
+    started: bool
+
+
+def run(spec: DeploySpec, services: Services) -> DeployResult:
+    """Replace the served version in one step; the old one answers until the new one has proved itself.
+
+    :raises RolloutError: the new version did not come up; says what serves now.
+    :raises ModelVersionNotFoundError: no such version or alias.
+    """
+    url = urlsplit(services.require("endpoint_url"))
+    if url.hostname is None or url.port is None:
+        raise ConnectionConfigError(f"endpoint {services.endpoint_url!r} needs a host and a port to start a service on")
+    registry = Registry.connect(services)
+    version = (
+        registry.version(spec.model_name, spec.model_version)
+        if spec.model_version
+        else registry.version_by_alias(spec.model_name, spec.alias)
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        deployment = deploy_package(
+            serving_dir=Path(services.require("serving_dir")),
+            package_folder=registry.download_package(version.run_id, Path(temporary)),
+            model_name=version.model_name,
+            model_version=version.model_version,
+            package_digest=version.package_digest,
+            host=url.hostname,
+            port=url.port,
+            token=services.endpoint_token,
+            timeout_seconds=spec.timeout_seconds,
+        )
+    return DeployResult(
+        model_name=version.model_name,
+        model_version=version.model_version,
+        previous_version=deployment.previous_version,
+        endpoint_url=deployment.endpoint_url,
+        package_digest=version.package_digest,
+        revision=deployment.revision,
+        seconds=deployment.seconds,
+        started=deployment.started,
+    )
+
+
+STEP = Step(name="deploy", spec=DeploySpec, result=DeployResult, run=run)

@@ -1,0 +1,121 @@
+"""Ingest: files of a source become one window of a Delta table, in one commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError, SchemaMismatchError
+from airflow_mlops.integrations import delta
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import Step
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IngestSpec:
+    """What to ingest.
+
+    :param source: path, glob or URI of ``.parquet``, ``.csv`` or ``.jsonl`` files.
+    :param table: URI of the Delta table; created when missing.
+    :param time_column: places a row in a window; naive times are UTC. Needed with ``window``.
+    :param window: only these rows, replacing what the table has there; ``None`` replaces the whole table.
+    :param id_column: must be unique and not null in what is ingested, when given.
+    """
+
+    source: str
+    table: str
+    time_column: str | None = None
+    window: Window | None = None
+    id_column: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IngestResult:
+    """What was ingested."""
+
+    dataset: DatasetVersion
+    window: Window | None
+    row_count: int
+
+
+def run(spec: IngestSpec, services: Services) -> IngestResult:
+    """Read, check and write one window.
+
+    :raises DatasetNotFoundError: no file matches ``source``.
+    :raises InsufficientDataError: the files have no rows in the window.
+    :raises SchemaMismatchError: a column is missing, or has another type than the table's.
+    """
+    rows = _read_source(spec)
+    if rows.height == 0:
+        raise InsufficientDataError(
+            f"{spec.source} has no rows in window {spec.window}: has the window's data arrived?"
+        )
+    if spec.id_column is not None:
+        _require_unique(rows, spec.id_column, spec.source)
+    version = delta.replace_window(spec.table, rows, time_column=spec.time_column, window=spec.window)
+    dataset = delta.describe(spec.table, version=version, time_column=spec.time_column)
+    return IngestResult(dataset=dataset, window=spec.window, row_count=rows.height)
+
+
+def _read_source(spec: IngestSpec) -> pl.DataFrame:
+    import polars as pl
+
+    frame = _scan(spec.source)
+    schema = frame.collect_schema()
+    delta.require_columns([name for name in (spec.time_column, spec.id_column) if name], schema.names(), spec.source)
+    if spec.time_column is not None:
+        frame = frame.with_columns(_utc(spec.time_column, schema))
+        if spec.window is not None:
+            inside = pl.col(spec.time_column).is_between(spec.window.start, spec.window.end, closed="left")
+            frame = frame.filter(inside)
+    elif spec.window is not None:
+        raise ValueError("ingesting a window needs time_column")
+    return frame.collect()
+
+
+def _scan(source: str) -> pl.LazyFrame:
+    import polars as pl
+
+    scanners = {".parquet": pl.scan_parquet, ".csv": pl.scan_csv, ".jsonl": pl.scan_ndjson}
+    scanner = next((scan for suffix, scan in scanners.items() if source.endswith(suffix)), None)
+    if scanner is None:
+        raise ValueError(f"source {source!r} must end in one of {', '.join(scanners)}")
+    try:
+        frame: pl.LazyFrame = scanner(source)
+        frame.collect_schema()
+    except (FileNotFoundError, pl.exceptions.ComputeError) as err:
+        raise DatasetNotFoundError(f"no readable file matches {source}: {err}") from err
+    return frame
+
+
+def _utc(column: str, schema: pl.Schema) -> pl.Expr:
+    """Delta stores instants in microseconds and UTC; a naive time is taken as UTC."""
+    import polars as pl
+
+    dtype = schema[column]
+    value = pl.col(column)
+    if dtype == pl.String:
+        return value.str.to_datetime(time_zone="UTC", time_unit="us")
+    if not isinstance(dtype, pl.Datetime):
+        raise SchemaMismatchError(f"time column {column!r} is {dtype}; a timestamp is needed")
+    if dtype.time_zone is None:
+        return value.dt.cast_time_unit("us").dt.replace_time_zone("UTC")
+    return value.dt.cast_time_unit("us").dt.convert_time_zone("UTC")
+
+
+def _require_unique(rows: pl.DataFrame, column: str, source: str) -> None:
+    duplicates = rows.filter(rows[column].is_duplicated())[column]
+    nulls = rows[column].null_count()
+    if duplicates.len() or nulls:
+        raise SchemaMismatchError(
+            f"{source}: id column {column!r} has {nulls} nulls and {duplicates.n_unique()} repeated values"
+            f"{f', such as {duplicates[0]!r}' if duplicates.len() else ''}; remove them at the source"
+        )
+
+
+STEP = Step(name="ingest", spec=IngestSpec, result=IngestResult, run=run)

@@ -1,0 +1,55 @@
+"""Labels: joining what was predicted with what turned out, by prediction id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.integrations import delta
+from airflow_mlops.serving.inference_log import read_inference_log
+from airflow_mlops.steps.common import DatasetRef, resolve_dataset
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def labelled_predictions(
+    log: Path, model_name: str, window: Window, *, labels: DatasetRef, id_column: str, target: str
+) -> pl.DataFrame:
+    """Join the predictions of a window with their labels; a prediction without a label keeps a null there.
+
+    :param log: root of the inference log.
+    :param labels: dataset version or table URI that holds ``id_column`` and ``target``.
+    :returns: ``prediction_id``, ``model_version``, ``prediction`` and the target column, one row per prediction; a prediction
+        that was logged twice (a client that retried) counts once, with its latest answer.
+    :raises InsufficientDataError: nothing was predicted in the window.
+    """
+    import polars as pl
+
+    predictions = (
+        read_inference_log(log, model_name, window)
+        .sort("received_at")
+        .unique("prediction_id", keep="last", maintain_order=True)
+        .select("prediction_id", "model_version", "prediction")
+    )
+    dataset = resolve_dataset(labels)
+    truth = delta.read_table(dataset.uri, version=dataset.version, columns=[id_column, target])
+    known = truth.with_columns(pl.col(id_column).cast(pl.String)).collect()
+    if known[id_column].is_duplicated().any():
+        raise SchemaMismatchError(
+            f"labels in {dataset.uri} repeat values of {id_column!r}: a prediction must have one label"
+        )
+    return predictions.join(known, left_on="prediction_id", right_on=id_column, how="left", maintain_order="left")
+
+
+def labelled_share(
+    log: Path, model_name: str, window: Window, *, labels: DatasetRef, id_column: str, target: str
+) -> float:
+    """Tell which share of a window's predictions has a label by now, in ``[0, 1]``.
+
+    :raises InsufficientDataError: nothing was predicted in the window.
+    """
+    joined = labelled_predictions(log, model_name, window, labels=labels, id_column=id_column, target=target)
+    return 1.0 - joined[target].null_count() / joined.height

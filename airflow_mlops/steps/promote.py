@@ -1,0 +1,144 @@
+"""Promote: move the champion alias by compare-and-set in the ledger, then in MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import Step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromoteSpec:
+    """What to promote, and in whose place.
+
+    :param model_name: registered model.
+    :param model_version: the version that earned it.
+    :param expected_version: the champion it was compared with; ``None`` when there was none. Somebody else's
+        promotion in between makes this one lose.
+    :param alias: the alias to move; the version it leaves gets ``previous``.
+    :param reason: sentence for the ledger.
+    :param decision_key: retraining decision this promotion answers; the decision is closed with it.
+    :param actor: who promotes (Dag, run and task, or a person).
+    :param now: time of the promotion.
+    """
+
+    model_name: str
+    model_version: str
+    expected_version: str | None = None
+    alias: str = "champion"
+    reason: str = "promoted"
+    decision_key: str | None = None
+    actor: str
+    now: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromoteResult:
+    """Where the alias points now."""
+
+    model_name: str
+    model_version: str
+    previous_version: str | None
+    alias: str
+    moved: bool
+    version_url: str
+
+
+def run(spec: PromoteSpec, services: Services) -> PromoteResult:
+    """Move the alias. Running it again, also after a crash half-way, ends in the same state.
+
+    :raises PromotionConflictError: somebody promoted another version first.
+    :raises ModelVersionNotFoundError: no such version.
+    """
+    registry = Registry.connect(services)
+    version = registry.version(spec.model_name, spec.model_version)
+    ledger = Ledger.open(services.require("ledger_url"))
+    try:
+        _adopt(ledger, registry, spec)
+        recorded = ledger.move_alias(
+            model_name=spec.model_name,
+            alias=spec.alias,
+            model_version=spec.model_version,
+            expected_version=spec.expected_version,
+            entry=LedgerEntry(
+                kind=EntryKind.PROMOTION,
+                key=f"{spec.model_name}|{spec.alias}|{spec.expected_version}|{spec.model_version}",
+                model_name=spec.model_name,
+                window=None,
+                subject=spec.model_version,
+                summary=f"version {spec.model_version} became {spec.alias} of {spec.model_name}: {spec.reason}",
+                payload={
+                    "alias": spec.alias,
+                    "model_version": spec.model_version,
+                    "previous_version": spec.expected_version,
+                    "reason": spec.reason,
+                    "decision_key": spec.decision_key,
+                },
+                actor=spec.actor,
+                recorded_at=spec.now,
+            ),
+        )
+        # The ledger has decided; from here on every step may be repeated.
+        if spec.expected_version is not None and spec.expected_version != spec.model_version:
+            registry.set_alias(spec.model_name, "previous", spec.expected_version)
+        registry.set_alias(spec.model_name, spec.alias, spec.model_version)
+        if spec.decision_key is not None:
+            ledger.record(retraining_outcome(spec, "promoted"))
+    finally:
+        ledger.close()
+    return PromoteResult(
+        model_name=spec.model_name,
+        model_version=spec.model_version,
+        previous_version=spec.expected_version,
+        alias=spec.alias,
+        moved=recorded.created,
+        version_url=registry.version_url(version),
+    )
+
+
+def retraining_outcome(spec: PromoteSpec, outcome: str) -> LedgerEntry:
+    """Build the entry that closes a retraining decision."""
+    return LedgerEntry(
+        kind=EntryKind.RETRAINING_OUTCOME,
+        key=str(spec.decision_key),
+        model_name=spec.model_name,
+        window=None,
+        subject=spec.model_version,
+        summary=f"the retraining ended: version {spec.model_version} {outcome}",
+        payload={"outcome": outcome, "model_version": spec.model_version, "reason": spec.reason},
+        actor=spec.actor,
+        recorded_at=spec.now,
+    )
+
+
+def _adopt(ledger: Ledger, registry: Registry, spec: PromoteSpec) -> None:
+    """Take over a champion that was set before there was a ledger."""
+    if spec.expected_version is None or spec.alias in ledger.aliases(spec.model_name):
+        return
+    current = registry.find_alias(spec.model_name, spec.alias)
+    if current is None or current.model_version != spec.expected_version:
+        return
+    ledger.move_alias(
+        model_name=spec.model_name,
+        alias=spec.alias,
+        model_version=spec.expected_version,
+        expected_version=None,
+        entry=LedgerEntry(
+            kind=EntryKind.PROMOTION,
+            key=f"{spec.model_name}|{spec.alias}|adopted|{spec.expected_version}",
+            model_name=spec.model_name,
+            window=None,
+            subject=spec.expected_version,
+            summary=f"version {spec.expected_version} was {spec.alias} in MLflow before the ledger began",
+            payload={"alias": spec.alias, "model_version": spec.expected_version, "previous_version": None},
+            actor=spec.actor,
+            recorded_at=spec.now,
+        ),
+    )
+
+
+STEP = Step(name="promote", spec=PromoteSpec, result=PromoteResult, run=run)

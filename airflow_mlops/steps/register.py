@@ -1,0 +1,96 @@
+"""Register: a finished run's package becomes a model version; the same package twice gives the same version."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_mlops.core.package import PackageManifest
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.serving.package import read_package
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import Step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisterSpec:
+    """What to register.
+
+    :param model_name: registered model; created when missing.
+    :param run_id: MLflow run that holds the package.
+    :param package_digest: digest the package must have.
+    :param model_id: MLflow logged model of the same run, which ``mlflow.pyfunc`` loads.
+    :param alias: set on the version; ``None`` sets none.
+    :param verdict_reason: sentence of the evaluation, for the model card.
+    """
+
+    model_name: str
+    run_id: str
+    package_digest: str
+    model_id: str | None = None
+    alias: str | None = "challenger"
+    verdict_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisterResult:
+    """The version."""
+
+    model_name: str
+    model_version: str
+    run_id: str
+    package_digest: str
+    version_url: str
+
+
+def run(spec: RegisterSpec, services: Services) -> RegisterResult:
+    """Verify the package, then register it.
+
+    :raises ArtifactIntegrityError: the stored package is not the one with ``package_digest``.
+    :raises ModelVersionNotFoundError: the run has no package.
+    """
+    registry = Registry.connect(services)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = registry.download_package(spec.run_id, Path(temporary))
+        manifest = read_package(folder, expected_digest=spec.package_digest)
+    version = registry.register(
+        spec.model_name,
+        run_id=spec.run_id,
+        model_id=spec.model_id,
+        package_digest=spec.package_digest,
+        tags={
+            "airflow_mlops.dataset_digest": str(manifest.trained_on["dataset_digest"]),
+            "airflow_mlops.serving_form": manifest.serving_form,
+        },
+        description=model_card(spec, manifest),
+    )
+    if spec.alias is not None:
+        registry.set_alias(spec.model_name, spec.alias, version.model_version)
+    return RegisterResult(
+        model_name=spec.model_name,
+        model_version=version.model_version,
+        run_id=version.run_id,
+        package_digest=version.package_digest,
+        version_url=registry.version_url(version),
+    )
+
+
+def model_card(spec: RegisterSpec, manifest: PackageManifest) -> str:
+    """Write the version's description: what it is, learned from what, how good, served how."""
+    trained, holdout = manifest.trained_on, manifest.holdout
+    inputs = ", ".join(f"`{field.name}` ({field.type})" for field in manifest.signature.inputs)
+    lines = [
+        f"**{spec.model_name}** predicts `{manifest.target}` ({manifest.task}) from {inputs}.",
+        "",
+        f"* Learned from {trained['rows']} rows of `{trained['dataset_uri']}` version {trained['dataset_version']}, "
+        f"{trained['window_start']} to {trained['window_end']} (`{trained['dataset_digest']}`).",
+        f"* {str(holdout['metric']).upper()} {holdout['value']:.4g} on {holdout['row_count']} newer rows it never saw.",
+        f"* Served as {manifest.serving_form}: {manifest.serving_reason}.",
+    ]
+    if spec.verdict_reason:
+        lines.append(f"* Evaluation: {spec.verdict_reason}")
+    return "\n".join(lines)
+
+
+STEP = Step(name="register", spec=RegisterSpec, result=RegisterResult, run=run)

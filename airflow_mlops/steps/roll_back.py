@@ -1,0 +1,119 @@
+"""Roll back: the champion alias goes one step back, or to a named version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from airflow_mlops.exceptions import ModelVersionNotFoundError
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import Step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RollBackSpec:
+    """What to take back.
+
+    :param model_name: registered model.
+    :param model_version: version to go back to; ``None``: the champion before this one.
+    :param alias: the alias to move.
+    :param reason: sentence for the ledger.
+    :param actor: who rolls back.
+    :param now: time of the rollback; also makes its ledger key unique, so a retry must give the same.
+    """
+
+    model_name: str
+    model_version: str | None = None
+    alias: str = "champion"
+    reason: str = "rolled back"
+    actor: str
+    now: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RollBackResult:
+    """Where the alias points now."""
+
+    model_name: str
+    model_version: str
+    previous_version: str
+    alias: str
+    version_url: str
+
+
+def run(spec: RollBackSpec, services: Services) -> RollBackResult:
+    """Move the alias back.
+
+    :raises ModelVersionNotFoundError: there is no champion, or none before it.
+    :raises PromotionConflictError: somebody moved the alias meanwhile.
+    """
+    registry = Registry.connect(services)
+    ledger = Ledger.open(services.require("ledger_url"))
+    key = f"{spec.model_name}|{spec.alias}|{spec.now.isoformat()}"
+    try:
+        done = ledger.find(EntryKind.ROLLBACK, key)
+        if done is not None:
+            current, target = str(done.payload["previous_version"]), str(done.payload["model_version"])
+        else:
+            current = _current(ledger, spec)
+            target = spec.model_version or _before(ledger, spec, current)
+        version = registry.version(spec.model_name, target)
+        ledger.move_alias(
+            model_name=spec.model_name,
+            alias=spec.alias,
+            model_version=target,
+            expected_version=current,
+            entry=LedgerEntry(
+                kind=EntryKind.ROLLBACK,
+                key=key,
+                model_name=spec.model_name,
+                window=None,
+                subject=target,
+                summary=f"{spec.alias} of {spec.model_name} went back from version {current} to {target}: {spec.reason}",
+                payload={
+                    "alias": spec.alias,
+                    "model_version": target,
+                    "previous_version": current,
+                    "reason": spec.reason,
+                },
+                actor=spec.actor,
+                recorded_at=spec.now,
+            ),
+        )
+        registry.set_alias(spec.model_name, "previous", current)
+        registry.set_alias(spec.model_name, spec.alias, target)
+    finally:
+        ledger.close()
+    return RollBackResult(
+        model_name=spec.model_name,
+        model_version=target,
+        previous_version=current,
+        alias=spec.alias,
+        version_url=registry.version_url(version),
+    )
+
+
+def _current(ledger: Ledger, spec: RollBackSpec) -> str:
+    current = ledger.aliases(spec.model_name).get(spec.alias)
+    if current is None:
+        raise ModelVersionNotFoundError(f"model {spec.model_name!r} has no {spec.alias} in the ledger: nothing to roll back")
+    return current
+
+
+def _before(ledger: Ledger, spec: RollBackSpec, current: str) -> str:
+    """Find the version that was there before the current one came."""
+    moves = ledger.entries(kind=(EntryKind.PROMOTION, EntryKind.ROLLBACK), model_name=spec.model_name, limit=1000)
+    for move in moves:
+        if move.payload.get("alias") == spec.alias and move.payload.get("model_version") == current:
+            before = move.payload.get("previous_version")
+            if before is not None:
+                return str(before)
+            break
+    raise ModelVersionNotFoundError(
+        f"version {current} is the first {spec.alias} of {spec.model_name!r}: there is none before it; name model_version"
+    )
+
+
+STEP = Step(name="roll-back", spec=RollBackSpec, result=RollBackResult, run=run)
