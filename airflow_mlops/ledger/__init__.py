@@ -1,0 +1,8 @@
+"""The durable record of what was seen and decided."""
+
+from __future__ import annotations
+
+from airflow_mlops.ledger.entries import EntryKind, LedgerEntry, Recorded
+from airflow_mlops.ledger.store import Ledger
+
+__all__ = ["EntryKind", "Ledger", "LedgerEntry", "Recorded"]

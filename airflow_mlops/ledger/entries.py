@@ -1,0 +1,64 @@
+"""What one line of the ledger is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from airflow_mlops.core.windows import Window
+
+
+class EntryKind(StrEnum):
+    """What an entry is about."""
+
+    DATASET = "dataset"
+    VALIDATION = "validation"
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+    REGISTRATION = "registration"
+    PROMOTION = "promotion"
+    ROLLBACK = "rollback"
+    DEPLOYMENT = "deployment"
+    SCORING = "scoring"
+    DRIFT_CHECK = "drift_check"
+    PERFORMANCE_CHECK = "performance_check"
+    RETRAINING_DECISION = "retraining_decision"
+    RETRAINING_OUTCOME = "retraining_outcome"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerEntry:
+    """Something that was seen or decided.
+
+    :param kind: what it is about.
+    :param key: with ``kind`` unique: the same thing written twice is one entry.
+    :param model_name: registered model; ``None`` for what concerns no model.
+    :param window: window it concerns.
+    :param subject: what it is about within the model, such as a version.
+    :param summary: one sentence for people.
+    :param payload: the facts, JSON.
+    :param actor: who wrote it: ``dag_id/dag_run_id/task_id``, or a person.
+    :param recorded_at: when; naive values are taken as UTC.
+    :param entry_id: position in the ledger; ``None`` before it is written.
+    """
+
+    kind: EntryKind
+    key: str
+    model_name: str | None
+    window: Window | None
+    subject: str | None
+    summary: str
+    payload: dict[str, Any]
+    actor: str
+    recorded_at: datetime
+    entry_id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """An entry as it stands in the ledger, and whether this call wrote it."""
+
+    entry: LedgerEntry
+    created: bool

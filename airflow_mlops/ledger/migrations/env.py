@@ -1,0 +1,14 @@
+"""Alembic environment: runs on the connection the ledger hands over, never from a configuration file."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from airflow_mlops.ledger.tables import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    version_table="mlops_alembic_version",
+)
+context.run_migrations()
