@@ -7,8 +7,10 @@ two branches. Wrong arguments are plain ``ValueError`` or ``TypeError``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class MLOpsError(Exception):

@@ -7,10 +7,13 @@ An operator builds it from Airflow connections, ``python -m airflow_mlops.steps`
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from airflow_mlops.exceptions import ConnectionConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

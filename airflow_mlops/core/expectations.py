@@ -49,7 +49,11 @@ def missing_expression(column: str, schema: pl.Schema) -> pl.Expr:
 
 def table_check(kind: str, kwargs: Kwargs) -> Callable[[int, list[str]], tuple[bool, Any]] | None:
     """Give a check over (row count, column names) that returns (success, observed value), or ``None``."""
-    if kind == "expect_table_row_count_to_be_between" and set(kwargs) <= {"min_value", "max_value", "severity"}:
+    if kind == "expect_table_row_count_to_be_between" and set(kwargs) <= {
+        "min_value",
+        "max_value",
+        "severity",
+    }:
         low, high = kwargs.get("min_value"), kwargs.get("max_value")
         return lambda rows, _: ((low is None or rows >= low) and (high is None or rows <= high), rows)
     if kind == "expect_column_to_exist" and set(kwargs) <= {"column", "severity"}:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.exceptions import SignatureMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 FieldType = Literal["number", "string"]
 
@@ -55,7 +57,9 @@ class ModelSignature:
             values = []
             for index, row in enumerate(rows):
                 if field.name not in row:
-                    raise SignatureMismatchError(f"rows[{index}].{field.name}: field is missing ({field.type})")
+                    raise SignatureMismatchError(
+                        f"rows[{index}].{field.name}: field is missing ({field.type})"
+                    )
                 value = row[field.name]
                 if value is None and not field.nullable:
                     raise SignatureMismatchError(f"rows[{index}].{field.name}: null is not allowed")

@@ -79,4 +79,6 @@ def _parse(value: str | datetime, name: str) -> datetime:
     try:
         return datetime.fromisoformat(value)
     except ValueError as err:
-        raise ValueError(f"window {name} {value!r} is not an ISO 8601 time such as 2019-02-01T00:00:00Z") from err
+        raise ValueError(
+            f"window {name} {value!r} is not an ISO 8601 time such as 2019-02-01T00:00:00Z"
+        ) from err

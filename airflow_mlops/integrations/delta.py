@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.digest import RowDigest
-from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import DatasetNotFoundError, SchemaMismatchError, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
     import polars as pl
     from deltalake import DeltaTable
+
+    from airflow_mlops.core.windows import Window
 
 
 def read_table(
@@ -82,9 +84,7 @@ def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, win
     if DeltaTable.is_deltatable(uri):
         _require_same_schema(read_table(uri).collect_schema(), rows.schema, uri)
         if window is not None:
-            predicate = (
-                f"{time_column} >= '{window.start.isoformat()}' AND {time_column} < '{window.end.isoformat()}'"
-            )
+            predicate = f"{time_column} >= '{window.start.isoformat()}' AND {time_column} < '{window.end.isoformat()}'"
     with _storage_errors(uri):
         write_deltalake(uri, rows.to_arrow(), mode="overwrite", predicate=predicate)
         return DeltaTable(uri).version()
@@ -110,8 +110,8 @@ def describe(uri: str, *, version: int | None = None, time_column: str | None = 
         row_count=frame.height,
         columns=columns,
         time_column=time_column,
-        time_min=cast(datetime, times.min()) if times is not None else None,
-        time_max=cast(datetime, times.max()) if times is not None else None,
+        time_min=cast("datetime", times.min()) if times is not None else None,
+        time_max=cast("datetime", times.max()) if times is not None else None,
     )
 
 

@@ -82,7 +82,9 @@ def _judge_with_polars(frame: pl.DataFrame, expectation: Suite) -> dict[str, Any
     check = table_check(kind, kwargs)
     if check is not None:
         success, observed = check(frame.height, frame.columns)
-        return _result(expectation, success, {"observed_value": observed} if observed is not None else {}, "polars")
+        return _result(
+            expectation, success, {"observed_value": observed} if observed is not None else {}, "polars"
+        )
     if kwargs.get("column") not in frame.columns:
         return None
     broken = unexpected_expression(kind, kwargs, frame.schema)
@@ -143,11 +145,15 @@ def _judge_with_gx(frame: pl.DataFrame, suite: Suite, expectations: list[Suite])
     try:
         # One by one: validate() reorders a suite's results, and a result must stay with its expectation.
         built = [
-            gx.ExpectationSuite(name=str(suite.get("name", "suite")), expectations=[dict(item)]).expectations[0]
+            gx.ExpectationSuite(name=str(suite.get("name", "suite")), expectations=[dict(item)]).expectations[
+                0
+            ]
             for item in expectations
         ]
     except Exception as err:
-        raise ExpectationError(f"the suite holds an expectation Great Expectations does not accept: {err}") from err
+        raise ExpectationError(
+            f"the suite holds an expectation Great Expectations does not accept: {err}"
+        ) from err
     results = []
     for source, expectation in zip(expectations, built, strict=True):
         raw = batch.validate(expectation, result_format="SUMMARY").to_json_dict()

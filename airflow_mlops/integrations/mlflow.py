@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.exceptions import ModelVersionNotFoundError, RegistryUnavailableError
-from airflow_mlops.services import Services
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from mlflow import MlflowClient
+
+    from airflow_mlops.core.dataset import DatasetVersion
+    from airflow_mlops.services import Services
 
 #: Folder of the run's artifacts that holds the model package.
 PACKAGE_FOLDER = "package"
@@ -160,7 +162,14 @@ class Registry:
     # -- models -------------------------------------------------------------------------------------------
 
     def log_model(
-        self, experiment_id: str, run_id: str, pipeline: Any, *, name: str, features: Any, untrusted: Sequence[str]
+        self,
+        experiment_id: str,
+        run_id: str,
+        pipeline: Any,
+        *,
+        name: str,
+        features: Any,
+        untrusted: Sequence[str],
     ) -> str:
         """Store the pipeline as an MLflow model, so that ``mlflow.pyfunc.load_model`` works in a notebook.
 
@@ -188,7 +197,14 @@ class Registry:
         return str(logged.model_id)
 
     def register(
-        self, model_name: str, *, run_id: str, model_id: str | None, package_digest: str, tags: Mapping[str, str], description: str
+        self,
+        model_name: str,
+        *,
+        run_id: str,
+        model_id: str | None,
+        package_digest: str,
+        tags: Mapping[str, str],
+        description: str,
     ) -> RegisteredVersion:
         """Create a version, or find the one that already holds this package."""
         from mlflow.exceptions import MlflowException

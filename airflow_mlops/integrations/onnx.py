@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from airflow_mlops.core.signature import ModelSignature
-
 if TYPE_CHECKING:
     import pandas as pd
+
+    from airflow_mlops.core.signature import ModelSignature
 
 #: Highest standard opset and ML opset that skl2onnx 1.20 and onnxruntime 1.22+ both know.
 TARGET_OPSET = {"": 18, "ai.onnx.ml": 3}

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 
 from airflow_mlops.core.codec import json_safe
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ConnectionConfigError, LedgerUnavailableError, PromotionConflictError, StorageError
+from airflow_mlops.exceptions import (
+    ConnectionConfigError,
+    LedgerUnavailableError,
+    PromotionConflictError,
+    StorageError,
+)
 from airflow_mlops.ledger.entries import EntryKind, LedgerEntry, Recorded
 from airflow_mlops.ledger.tables import aliases, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+    from types import TracebackType
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _HEAD = "0001"
@@ -118,7 +125,13 @@ class Ledger:
             return {row.alias: row.model_version for row in connection.execute(query)}
 
     def move_alias(
-        self, *, model_name: str, alias: str, model_version: str, expected_version: str | None, entry: LedgerEntry
+        self,
+        *,
+        model_name: str,
+        alias: str,
+        model_version: str,
+        expected_version: str | None,
+        entry: LedgerEntry,
     ) -> Recorded:
         """Point an alias at a version if it still points where the caller believes; entry and pointer change together.
 
@@ -136,13 +149,19 @@ class Ledger:
             ).one_or_none()
             current = row.model_version if row else None
             if row is not None and current == model_version:
-                standing = connection.execute(sa.select(entries).where(entries.c.entry_id == row.entry_id)).one()
+                standing = connection.execute(
+                    sa.select(entries).where(entries.c.entry_id == row.entry_id)
+                ).one()
                 return Recorded(entry=_entry(standing), created=False)
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
             revision = row.revision + 1 if row else 1
             recorded = _append(connection, _with_key(entry, f"{entry.key}|{revision}"))
-            values = {"model_version": model_version, "revision": revision, "entry_id": recorded.entry.entry_id}
+            values = {
+                "model_version": model_version,
+                "revision": revision,
+                "entry_id": recorded.entry.entry_id,
+            }
             if row is None:
                 connection.execute(aliases.insert().values(model_name=model_name, alias=alias, **values))
                 return recorded
@@ -330,7 +349,9 @@ def _require_writable(engine: sa.Engine) -> None:
         with path.open("ab"):
             pass
     except OSError as err:
-        raise StorageError(f"the ledger file {path} can't be written: {err.strerror}; check the folder and its permissions") from err
+        raise StorageError(
+            f"the ledger file {path} can't be written: {err.strerror}; check the folder and its permissions"
+        ) from err
 
 
 def _migrate(engine: sa.Engine) -> None:

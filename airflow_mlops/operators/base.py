@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, timezone
@@ -12,15 +11,16 @@ from airflow_mlops.hooks.bentoml import BentoMLHook
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.hooks.services import services_from_connections
-from airflow_mlops.runners.base import Runner
 from airflow_mlops.runners.in_process import InProcessRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from airflow.sdk import Context
 
     from airflow_mlops.ledger import EntryKind
+    from airflow_mlops.runners.base import Runner
     from airflow_mlops.services import Services
 
 
@@ -65,7 +65,9 @@ class StepOperator(BaseOperator):
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Turn the rendered arguments into the step's spec (JSON)."""
-        raise TypeError(f"{type(self).__name__} must say how its arguments become the spec of step {self.step!r}")
+        raise TypeError(
+            f"{type(self).__name__} must say how its arguments become the spec of step {self.step!r}"
+        )
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write to the ledger, the log, the links and the asset events what the step found."""
@@ -167,4 +169,6 @@ def optional_number(value: Any) -> float | None:
 
 def names(value: str | Sequence[str]) -> list[str]:
     """Read a list of names that may have been given as one comma-separated text."""
-    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
+    return (
+        [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
+    )

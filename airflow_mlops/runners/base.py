@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_mlops.services import Services
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 
 class Runner(Protocol):

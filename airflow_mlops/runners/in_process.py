@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 
 class InProcessRunner:

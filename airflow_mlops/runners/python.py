@@ -8,10 +8,12 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops import exceptions
-from airflow_mlops.services import Services
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 
 class PythonRunner:
@@ -37,7 +39,16 @@ class PythonRunner:
             spec_file, result_file = Path(folder) / "spec.json", Path(folder) / "result.json"
             spec_file.write_text(json.dumps(spec, allow_nan=False))
             self._process = subprocess.Popen(
-                [self.python, "-m", "airflow_mlops.steps", name, "--spec", str(spec_file), "--result", str(result_file)],
+                [
+                    self.python,
+                    "-m",
+                    "airflow_mlops.steps",
+                    name,
+                    "--spec",
+                    str(spec_file),
+                    "--result",
+                    str(result_file),
+                ],
                 env={**os.environ, **self.env, **services.to_environment()},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -48,7 +59,10 @@ class PythonRunner:
             if self._process.returncode == 0 and outcome is not None:
                 result: dict[str, Any] = outcome
                 return result
-        raise _rebuild(outcome, f"step {name!r} in {self.python} ended with {self._process.returncode}:\n{output[-2000:]}")
+        raise _rebuild(
+            outcome,
+            f"step {name!r} in {self.python} ended with {self._process.returncode}:\n{output[-2000:]}",
+        )
 
     def cancel(self) -> None:
         """Ask the step's process to end, then insist."""
@@ -66,7 +80,9 @@ def _rebuild(outcome: dict[str, Any] | None, fallback: str) -> Exception:
     error = (outcome or {}).get("error")
     if not error:
         return RuntimeError(fallback)
-    cls = getattr(exceptions, error["type"], None) or getattr(importlib.import_module("builtins"), error["type"], None)
+    cls = getattr(exceptions, error["type"], None) or getattr(
+        importlib.import_module("builtins"), error["type"], None
+    )
     if isinstance(cls, type) and issubclass(cls, exceptions.GateFailedError):
         return cls(error["message"], evidence=error.get("evidence", {}))
     if isinstance(cls, type) and issubclass(cls, Exception):

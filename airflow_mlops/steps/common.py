@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import polars as pl
+
+    from airflow_mlops.core.windows import Window
 
 #: A dataset version as a former step returned it, or the URI of a table (its newest version is meant).
 DatasetRef = DatasetVersion | str

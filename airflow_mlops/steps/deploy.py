@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow_mlops.exceptions import ConnectionConfigError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.local import deploy_package
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +55,9 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
     """
     url = urlsplit(services.require("endpoint_url"))
     if url.hostname is None or url.port is None:
-        raise ConnectionConfigError(f"endpoint {services.endpoint_url!r} needs a host and a port to start a service on")
+        raise ConnectionConfigError(
+            f"endpoint {services.endpoint_url!r} needs a host and a port to start a service on"
+        )
     registry = Registry.connect(services)
     version = (
         registry.version(spec.model_name, spec.model_version)

@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.drift import compare_profiles
-from airflow_mlops.core.package import PackageManifest
 from airflow_mlops.core.profile import profile_frame
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta, evidently
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.inference_log import read_inference_log
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.labels import labelled_predictions
 from airflow_mlops.steps.packages import champion_profile
 
 if TYPE_CHECKING:
+    import pandas as pd
     import polars as pl
+
+    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.services import Services
 
 #: Experiment that holds the reports of a model's windows.
 MONITORING_EXPERIMENT = "{model_name} monitoring"
@@ -127,9 +129,16 @@ def _explain(
     current = rows
     if spec.labels and spec.id_column:
         joined = labelled_predictions(
-            log, spec.model_name, spec.window, labels=spec.labels, id_column=spec.id_column, target=manifest.target
+            log,
+            spec.model_name,
+            spec.window,
+            labels=spec.labels,
+            id_column=spec.id_column,
+            target=manifest.target,
         )
-        current = rows.join(joined.select("prediction_id", manifest.target), on="prediction_id").drop_nulls(manifest.target)
+        current = rows.join(joined.select("prediction_id", manifest.target), on="prediction_id").drop_nulls(
+            manifest.target
+        )
     trained = manifest.trained_on
     reference = delta.read_table(
         str(trained["dataset_uri"]),
@@ -138,24 +147,24 @@ def _explain(
     ).with_columns(pl.col(name).cast(pl.String) for name in categorical)
     columns = [*numeric, *categorical, *([target] if target else [])]
     experiment_id = registry.experiment_id(MONITORING_EXPERIMENT.format(model_name=spec.model_name))
-    with registry.run(experiment_id, f"window {spec.window}", {"airflow_mlops.window": spec.window.key}) as run_id:
+    with registry.run(
+        experiment_id, f"window {spec.window}", {"airflow_mlops.window": spec.window.key}
+    ) as run_id:
         with tempfile.TemporaryDirectory() as temporary:
             evidently.write_drift_report(
-                reference=_sample(reference.collect(), columns).to_arrow(),
-                current=_sample(current, columns).to_arrow(),
-                numeric=numeric,
-                categorical=categorical,
-                target=target,
-                prediction=None,
+                reference=_sample(reference.collect(), columns),
+                current=_sample(current, columns),
+                numeric=[*numeric, *([target] if target and manifest.task == "regression" else [])],
+                categorical=[*categorical, *([target] if target and manifest.task == "classification" else [])],
                 path=Path(temporary) / REPORT_FILE,
             )
             registry.upload(run_id, Path(temporary), "")
         return registry.run_url(experiment_id, run_id, REPORT_FILE)
 
 
-def _sample(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+def _sample(rows: pl.DataFrame, columns: list[str]) -> pd.DataFrame:
     chosen = rows.select(columns)
-    return chosen.sample(REPORT_ROWS, seed=0) if chosen.height > REPORT_ROWS else chosen
+    return (chosen.sample(REPORT_ROWS, seed=0) if chosen.height > REPORT_ROWS else chosen).to_pandas()
 
 
 STEP = Step(name="drift", spec=DriftSpec, result=DriftResult, run=run)

@@ -17,12 +17,13 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.model import ServedModel, load_model
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from airflow_mlops.services import Services
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +81,12 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     with tempfile.TemporaryDirectory() as temporary:
         challenger = _load(registry, spec.run_id, Path(temporary) / "challenger")
         champion = (
-            _load(registry, champion_version.run_id, Path(temporary) / "champion", champion_version.package_digest)
+            _load(
+                registry,
+                champion_version.run_id,
+                Path(temporary) / "champion",
+                champion_version.package_digest,
+            )
             if champion_version
             else None
         )

@@ -9,11 +9,12 @@ from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from airflow_mlops.services import Services
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,9 @@ def _read_source(spec: IngestSpec) -> pl.DataFrame:
 
     frame = _scan(spec.source)
     schema = frame.collect_schema()
-    delta.require_columns([name for name in (spec.time_column, spec.id_column) if name], schema.names(), spec.source)
+    delta.require_columns(
+        [name for name in (spec.time_column, spec.id_column) if name], schema.names(), spec.source
+    )
     if spec.time_column is not None:
         frame = frame.with_columns(_utc(spec.time_column, schema))
         if spec.window is not None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.inference_log import read_inference_log
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import polars as pl
+
+    from airflow_mlops.core.windows import Window
 
 
 def labelled_predictions(
@@ -41,7 +43,9 @@ def labelled_predictions(
         raise SchemaMismatchError(
             f"labels in {dataset.uri} repeat values of {id_column!r}: a prediction must have one label"
         )
-    return predictions.join(known, left_on="prediction_id", right_on=id_column, how="left", maintain_order="left")
+    return predictions.join(
+        known, left_on="prediction_id", right_on=id_column, how="left", maintain_order="left"
+    )
 
 
 def labelled_share(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import from_dict
-from airflow_mlops.core.package import PackageManifest
 from airflow_mlops.core.profile import Profile
-from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.package import read_package
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.integrations.mlflow import Registry
 
 
 def champion_manifest(registry: Registry, model_name: str, alias: str) -> PackageManifest:

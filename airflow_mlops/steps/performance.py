@@ -12,7 +12,6 @@ from airflow_mlops.core.performance import PerformancePolicy, judge_performance
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef
 from airflow_mlops.steps.labels import labelled_predictions
@@ -20,6 +19,8 @@ from airflow_mlops.steps.packages import champion_manifest
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from airflow_mlops.services import Services
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

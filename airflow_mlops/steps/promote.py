@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from airflow_mlops.core.package import PackageManifest
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.package import read_package
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.services import Services
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

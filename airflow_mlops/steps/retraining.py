@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.extension import load_object
@@ -17,8 +17,10 @@ from airflow_mlops.core.retraining import (
 )
 from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 #: Checks of earlier windows that a policy may look back on.
 LOOK_BACK = 24

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,13 +101,17 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
 def _current(ledger: Ledger, spec: RollBackSpec) -> str:
     current = ledger.aliases(spec.model_name).get(spec.alias)
     if current is None:
-        raise ModelVersionNotFoundError(f"model {spec.model_name!r} has no {spec.alias} in the ledger: nothing to roll back")
+        raise ModelVersionNotFoundError(
+            f"model {spec.model_name!r} has no {spec.alias} in the ledger: nothing to roll back"
+        )
     return current
 
 
 def _before(ledger: Ledger, spec: RollBackSpec, current: str) -> str:
     """Find the version that was there before the current one came."""
-    moves = ledger.entries(kind=(EntryKind.PROMOTION, EntryKind.ROLLBACK), model_name=spec.model_name, limit=1000)
+    moves = ledger.entries(
+        kind=(EntryKind.PROMOTION, EntryKind.ROLLBACK), model_name=spec.model_name, limit=1000
+    )
     for move in moves:
         if move.payload.get("alias") == spec.alias and move.payload.get("model_version") == current:
             before = move.payload.get("previous_version")

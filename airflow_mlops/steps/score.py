@@ -5,15 +5,18 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.model import load_model
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import polars as pl
+
 from airflow_mlops.core.codec import canonical_json, from_dict, json_safe, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
@@ -26,15 +28,15 @@ from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import onnx, sklearn
 from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, STEP_KEY_TAG, Registry
 from airflow_mlops.serving.package import write_manifest
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset, work_key
 
 if TYPE_CHECKING:
     import pandas as pd
-    import polars as pl
     from numpy.typing import NDArray
+
+    from airflow_mlops.services import Services
 
 #: Rows stored in the package with their predictions; a service that loads it must give the same.
 KNOWN_ROWS = 5
@@ -138,7 +140,12 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
 
 
 def _train(
-    spec: TrainSpec, dataset: DatasetVersion, split: _Split, registry: Registry, experiment_id: str, run_id: str
+    spec: TrainSpec,
+    dataset: DatasetVersion,
+    split: _Split,
+    registry: Registry,
+    experiment_id: str,
+    run_id: str,
 ) -> TrainResult:
     started = time.monotonic()
     roles = {"numeric": spec.numeric, "categorical": spec.categorical}
@@ -213,7 +220,9 @@ def _package(
     )
     form, reason = _serving_form(spec, pipeline, signature, holdout_features, predictions, folder)
     profile = profile_frame(
-        split.training, numeric=_numeric_profile(spec, pipeline), categorical=_categorical_profile(spec, pipeline)
+        split.training,
+        numeric=_numeric_profile(spec, pipeline),
+        categorical=_categorical_profile(spec, pipeline),
     )
     (folder / "reference_profile.json").write_text(canonical_json(to_dict(profile)))
     model_file = "model.onnx" if form == "onnx" else "model.skops"
@@ -287,9 +296,11 @@ def _split(spec: TrainSpec, dataset: DatasetVersion) -> _Split:
     if not 0.0 < spec.holdout_share <= 0.5:
         raise ValueError(f"holdout_share is {spec.holdout_share}; it must be in (0, 0.5]")
     if rows.height == 0:
-        raise InsufficientDataError(f"no row of {dataset.uri} in {spec.window} has a {spec.target}: nothing to train on")
+        raise InsufficientDataError(
+            f"no row of {dataset.uri} in {spec.window} has a {spec.target}: nothing to train on"
+        )
     times = rows[spec.time_column]
-    boundary = cast(datetime, times[int(rows.height * (1.0 - spec.holdout_share))])
+    boundary = cast("datetime", times[int(rows.height * (1.0 - spec.holdout_share))])
     training = rows.filter(pl.col(spec.time_column) < boundary)
     holdout = rows.filter(pl.col(spec.time_column) >= boundary)
     if training.height == 0 or holdout.height == 0:
@@ -297,8 +308,8 @@ def _split(spec: TrainSpec, dataset: DatasetVersion) -> _Split:
             f"{rows.height} rows of {dataset.uri} can't be split by {spec.time_column!r} at {boundary}: "
             f"{training.height} to train on, {holdout.height} held out"
         )
-    start = spec.window.start if spec.window else cast(datetime, times.min())
-    end = spec.window.end if spec.window else cast(datetime, times.max()) + timedelta(microseconds=1)
+    start = spec.window.start if spec.window else cast("datetime", times.min())
+    end = spec.window.end if spec.window else cast("datetime", times.max()) + timedelta(microseconds=1)
     return _Split(
         training=training,
         holdout=holdout,
@@ -312,7 +323,9 @@ def _weights(spec: TrainSpec, split: _Split) -> NDArray[Any] | None:
     if spec.half_life_days is None:
         return None
     if spec.half_life_days <= 0:
-        raise ValueError(f"half_life_days is {spec.half_life_days}; it must be positive, or None for equal weights")
+        raise ValueError(
+            f"half_life_days is {spec.half_life_days}; it must be positive, or None for equal weights"
+        )
     times = split.training[spec.time_column]
     age_days = (times.max() - times).dt.total_seconds().to_numpy() / 86400.0  # type: ignore[operator]
     weights: NDArray[Any] = 0.5 ** (age_days / spec.half_life_days)

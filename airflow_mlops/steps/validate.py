@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta, great_expectations
-from airflow_mlops.services import Services
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 #: A result shows this many failed expectations; the rest is counted.
 SHOWN_FAILURES = 10

@@ -1,0 +1,224 @@
+"""Retraining: one decision per window, from what the checks found, with its reason in a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.core.windows import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Outcome(StrEnum):
+    """What was decided for a window."""
+
+    RETRAIN = "retrain"
+    ALERT = "alert"
+    WAIT_FOR_LABELS = "wait_for_labels"
+    NOTHING = "nothing"
+    COVERED = "covered"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowEvidence:
+    """What the checks of one window found.
+
+    :param window: the window.
+    :param performance: payload of its performance check; ``None`` when there was none.
+    :param drift: payload of its drift check; ``None`` when there was none.
+    :param row_count: labelled rows in the window.
+    """
+
+    window: Window
+    performance: dict[str, Any] | None
+    drift: dict[str, Any] | None
+    row_count: int
+
+    @property
+    def measured(self) -> bool:
+        """Whether realized performance is known."""
+        return bool(self.performance and self.performance.get("measured"))
+
+    @property
+    def degraded(self) -> bool:
+        """Whether realized performance fell behind what was promised."""
+        return bool(self.measured and self.performance and self.performance.get("degraded"))
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the inputs moved."""
+        return bool(self.drift and self.drift.get("drifted"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrainingHistory:
+    """What happened before.
+
+    :param last_retraining_window_end: end of the newest window a retraining was decided for.
+    :param champion_since: when the present champion was promoted.
+    :param recent_outcomes: outcomes of retrainings, newest first.
+    """
+
+    last_retraining_window_end: datetime | None = None
+    champion_since: datetime | None = None
+    recent_outcomes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrainingPolicy:
+    """When to retrain, and on what.
+
+    :param cool_down_days: time after a retraining in which only alerts are given.
+    :param minimum_training_rows: rows after a change that suffice to train on them alone (rule of thumb).
+    :param trailing_days: training window otherwise, back from the end of the decided window.
+    :param half_life_days: weight of a row halves with this age in the trailing window; ``None``: equal weights.
+    :param retrain_on_drift: retrain when only the inputs moved; by default that is an alert.
+    """
+
+    cool_down_days: float = 0.0
+    minimum_training_rows: int = 2000
+    trailing_days: float = 92.0
+    half_life_days: float | None = 30.0
+    retrain_on_drift: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingChoice:
+    """What to train on.
+
+    :param start: first instant of the training window.
+    :param end: first instant after it.
+    :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
+    :param why: half a sentence.
+    """
+
+    start: datetime
+    end: datetime
+    half_life_days: float | None
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrainingDecision:
+    """The decision for one window."""
+
+    window: Window
+    outcome: Outcome
+    reason: str
+    training: TrainingChoice | None = None
+
+
+def decide_retraining(
+    evidence: Sequence[WindowEvidence],
+    history: RetrainingHistory,
+    policy: RetrainingPolicy,
+    *,
+    previous_checks: Sequence[WindowEvidence] = (),
+) -> list[RetrainingDecision]:
+    """Decide every undecided window, oldest first; of several that call for a retraining the newest gets it.
+
+    Degraded performance calls for a retraining. Moved inputs alone do not: a model may not care.
+
+    :param evidence: windows nobody has decided on yet, oldest first.
+    :param history: earlier retrainings.
+    :param policy: when and on what.
+    :param previous_checks: windows before the first of ``evidence``, oldest first, whatever was decided for them.
+    :returns: one decision per window of ``evidence``, in the same order.
+    """
+    seen = list(previous_checks)
+    decisions = []
+    for window_evidence in evidence:
+        seen.append(window_evidence)
+        decisions.append(_decide(window_evidence, seen, history, policy))
+    return _only_newest_retrains(decisions)
+
+
+def _decide(
+    evidence: WindowEvidence,
+    seen: Sequence[WindowEvidence],
+    history: RetrainingHistory,
+    policy: RetrainingPolicy,
+) -> RetrainingDecision:
+    window, performance = evidence.window, evidence.performance or {}
+    drift_note = str((evidence.drift or {}).get("headline", "inputs were not checked"))
+    if not evidence.measured:
+        why = performance.get("reason", "performance was not measured")
+        return RetrainingDecision(
+            window=window, outcome=Outcome.WAIT_FOR_LABELS, reason=f"{why}; {drift_note}"
+        )
+    if not evidence.degraded and not (evidence.drifted and policy.retrain_on_drift):
+        outcome = Outcome.ALERT if evidence.drifted else Outcome.NOTHING
+        return RetrainingDecision(
+            window=window, outcome=outcome, reason=f"{performance['reason']}; {drift_note}"
+        )
+    since = history.last_retraining_window_end
+    if since is not None and window.end < since + timedelta(days=policy.cool_down_days):
+        return RetrainingDecision(
+            window=window,
+            outcome=Outcome.ALERT,
+            reason=f"{performance['reason']}; cooling down for {policy.cool_down_days:g} days after the last retraining",
+        )
+    training = _choose_training(seen, history, policy)
+    return RetrainingDecision(
+        window=window,
+        outcome=Outcome.RETRAIN,
+        reason=f"{performance['reason']}; {drift_note}; {training.why}",
+        training=training,
+    )
+
+
+def _choose_training(
+    seen: Sequence[WindowEvidence], history: RetrainingHistory, policy: RetrainingPolicy
+) -> TrainingChoice:
+    """Train on what came after the change when there is enough of it, else on recent rows weighted by age.
+
+    Rows from before a change teach a relation that no longer holds; a few thousand after it teach more.
+    """
+    end = seen[-1].window.end
+    run = _degraded_run(seen)
+    rows = sum(item.row_count for item in run)
+    if run and rows >= policy.minimum_training_rows:
+        return TrainingChoice(
+            start=run[0].window.start,
+            end=end,
+            half_life_days=None,
+            why=f"training on the {rows} rows since the change",
+        )
+    return TrainingChoice(
+        start=end - timedelta(days=policy.trailing_days),
+        end=end,
+        half_life_days=policy.half_life_days,
+        why=f"training on the last {policy.trailing_days:g} days, newer rows weighing more",
+    )
+
+
+def _degraded_run(seen: Sequence[WindowEvidence]) -> list[WindowEvidence]:
+    """Give the unbroken run of degraded windows that ends with the newest."""
+    run: list[WindowEvidence] = []
+    for evidence in reversed(seen):
+        if not evidence.degraded:
+            break
+        run.insert(0, evidence)
+    return run
+
+
+def _only_newest_retrains(decisions: list[RetrainingDecision]) -> list[RetrainingDecision]:
+    wanting = [decision for decision in decisions if decision.outcome is Outcome.RETRAIN]
+    if len(wanting) < 2:
+        return decisions
+    newest = wanting[-1]
+    return [
+        replace(
+            decision,
+            outcome=Outcome.COVERED,
+            reason=f"{decision.reason}; covered by the retraining decided for {newest.window}",
+            training=None,
+        )
+        if decision.outcome is Outcome.RETRAIN and decision is not newest
+        else decision
+        for decision in decisions
+    ]

@@ -1,0 +1,51 @@
+"""Evidently: the explanation of a window as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+from airflow_mlops.exceptions import InsufficientDataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+#: Sources a page may not load from: the reader's browser must talk to nobody.
+_REMOTE = re.compile(r"""<(?:script|link|img)\b[^>]*\b(?:src|href)=["']https?://[^>]*>(?:\s*</script>)?""")
+
+
+def write_drift_report(
+    *,
+    reference: pd.DataFrame,
+    current: pd.DataFrame,
+    numeric: Sequence[str],
+    categorical: Sequence[str],
+    path: Path,
+) -> Path:
+    """Write Evidently's drift preset over both windows.
+
+    :param reference: rows of the training, the given columns.
+    :param current: rows of the window, the same columns.
+    :param numeric: numeric columns.
+    :param categorical: columns of categories.
+    :param path: where to write.
+    :raises InsufficientDataError: one of the windows has no rows.
+    """
+    if len(reference) == 0 or len(current) == 0:
+        raise InsufficientDataError("a drift report needs rows in both windows")
+    with warnings.catch_warnings():
+        # Evidently and the libraries under it warn about their own internals; nobody here can act on it.
+        warnings.simplefilter("ignore")
+        from evidently import DataDefinition, Dataset, Report
+        from evidently.presets import DataDriftPreset
+
+        definition = DataDefinition(numerical_columns=list(numeric), categorical_columns=list(categorical))
+        sides = [Dataset.from_pandas(side, data_definition=definition) for side in (current, reference)]
+        snapshot = Report([DataDriftPreset()], include_tests=True).run(*sides)
+        snapshot.save_html(str(path))
+    path.write_text(_REMOTE.sub("", path.read_text()))
+    return path
