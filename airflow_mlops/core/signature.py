@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from airflow_mlops.exceptions import SignatureMismatchError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 FieldType = Literal["number", "string"]
 

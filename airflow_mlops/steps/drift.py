@@ -141,8 +141,8 @@ def _explain(
         )
     trained = manifest.trained_on
     reference = delta.read_table(
-        str(trained["dataset_uri"]),
-        version=int(trained["dataset_version"]),
+        trained.dataset_uri,
+        version=trained.dataset_version,
         columns=[*numeric, *categorical, *([target] if target else [])],
     ).with_columns(pl.col(name).cast(pl.String) for name in categorical)
     columns = [*numeric, *categorical, *([target] if target else [])]

@@ -96,7 +96,7 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
             target=target,
             challenger=np.asarray(challenger.predict_records(rows.to_dicts())),
             champion=np.asarray(champion.predict_records(rows.to_dicts())) if champion else None,
-            baseline=np.full(len(target), challenger.manifest.trained_on["simple_prediction"]),
+            baseline=np.full(len(target), challenger.manifest.trained_on.simple_prediction),
             metric=spec.metric,
             seed=spec.seed,
         )

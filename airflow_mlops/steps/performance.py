@@ -18,6 +18,7 @@ from airflow_mlops.steps.labels import labelled_predictions
 from airflow_mlops.steps.packages import champion_manifest
 
 if TYPE_CHECKING:
+    from airflow_mlops.core.package import Holdout
     import polars as pl
 
     from airflow_mlops.services import Services
@@ -111,21 +112,21 @@ def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
     )
 
 
-def _reference(holdout: dict[str, Any], current: MetricValue) -> MetricValue:
+def _reference(holdout: Holdout, current: MetricValue) -> MetricValue:
     """Take the champion's performance on the rows held out at training.
 
     :raises ValueError: it was measured with another metric.
     """
-    if holdout["metric"] != current.metric:
+    if holdout.metric != current.metric:
         raise ValueError(
-            f"the champion was held against {holdout['metric']} at training, not {current.metric}: "
+            f"the champion was held against {holdout.metric} at training, not {current.metric}: "
             "check with the same metric, or train with this one"
         )
     return MetricValue(
-        metric=holdout["metric"],
-        value=holdout["value"],
-        standard_deviation=holdout["standard_deviation"],
-        row_count=holdout["row_count"],
+        metric=holdout.metric,
+        value=holdout.value,
+        standard_deviation=holdout.standard_deviation,
+        row_count=holdout.row_count,
     )
 
 

@@ -63,7 +63,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         model_id=spec.model_id,
         package_digest=spec.package_digest,
         tags={
-            "airflow_mlops.dataset_digest": str(manifest.trained_on["dataset_digest"]),
+            "airflow_mlops.dataset_digest": manifest.trained_on.dataset_digest,
             "airflow_mlops.serving_form": manifest.serving_form,
         },
         description=model_card(spec, manifest),
@@ -86,9 +86,9 @@ def model_card(spec: RegisterSpec, manifest: PackageManifest) -> str:
     lines = [
         f"**{spec.model_name}** predicts `{manifest.target}` ({manifest.task}) from {inputs}.",
         "",
-        f"* Learned from {trained['rows']} rows of `{trained['dataset_uri']}` version {trained['dataset_version']}, "
-        f"{trained['window_start']} to {trained['window_end']} (`{trained['dataset_digest']}`).",
-        f"* {str(holdout['metric']).upper()} {holdout['value']:.4g} on {holdout['row_count']} newer rows it never saw.",
+        f"* Learned from {trained.rows} rows of `{trained.dataset_uri}` version {trained.dataset_version}, "
+        f"{trained.window_start} to {trained.window_end} (`{trained.dataset_digest}`).",
+        f"* {holdout.metric.upper()} {holdout.value:.4g} on {holdout.row_count} newer rows it never saw.",
         f"* Served as {manifest.serving_form}: {manifest.serving_reason}.",
     ]
     if spec.verdict_reason:

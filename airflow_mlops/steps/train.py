@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import resource
@@ -20,14 +19,14 @@ import polars as pl
 from airflow_mlops.core.codec import canonical_json, from_dict, json_safe, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
-from airflow_mlops.core.package import PackageManifest
+from airflow_mlops.core.package import Holdout, PackageManifest, TrainedOn
 from airflow_mlops.core.profile import profile_frame
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import onnx, sklearn
 from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, STEP_KEY_TAG, Registry
-from airflow_mlops.serving.package import write_manifest
+from airflow_mlops.serving.package import hash_files, write_manifest
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset, work_key
@@ -233,29 +232,28 @@ def _package(
         serving_form=form,
         serving_reason=reason,
         model_file=model_file,
-        files={name: _sha256(folder / name) for name in (model_file, "reference_profile.json")},
+        files=hash_files(folder),
         target=spec.target,
         classes=tuple(str(label) for label in pipeline.classes_) if hasattr(pipeline, "classes_") else None,
         known_rows=tuple(json_safe(known.to_dict(orient="records"))),
         known_predictions=tuple(_builtin(value) for value in predictions[:KNOWN_ROWS]),
-        trained_on={
-            "dataset_uri": dataset.uri,
-            "dataset_version": dataset.version,
-            "dataset_digest": dataset.dataset_digest,
-            "window_start": split.training_window.start.isoformat(),
-            "window_end": split.training_window.end.isoformat(),
-            "rows": split.training.height,
-            # What a model that knows nothing would always say; every challenger has to beat it.
-            "simple_prediction": _simple_prediction(split.training[spec.target]),
-        },
-        holdout={
-            "metric": score.metric,
-            "value": score.value,
-            "standard_deviation": score.standard_deviation,
-            "row_count": score.row_count,
-            "window_start": split.holdout_window.start.isoformat(),
-            "window_end": split.holdout_window.end.isoformat(),
-        },
+        trained_on=TrainedOn(
+            dataset_uri=dataset.uri,
+            dataset_version=dataset.version,
+            dataset_digest=dataset.dataset_digest,
+            window_start=split.training_window.start,
+            window_end=split.training_window.end,
+            rows=split.training.height,
+            simple_prediction=_simple_prediction(split.training[spec.target]),
+        ),
+        holdout=Holdout(
+            metric=score.metric,
+            value=score.value,
+            standard_deviation=score.standard_deviation,
+            row_count=score.row_count,
+            window_start=split.holdout_window.start,
+            window_end=split.holdout_window.end,
+        ),
         environment={"python": platform.python_version()}
         | {name: version(name) for name in ("scikit-learn", "skl2onnx", "onnxruntime", "numpy")},
     )
@@ -347,10 +345,6 @@ def _simple_prediction(target: pl.Series) -> Any:
 
 def _builtin(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _peak_memory_mb() -> float:

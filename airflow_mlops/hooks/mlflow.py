@@ -1,0 +1,65 @@
+"""The MLflow connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from airflow.sdk import BaseHook
+
+from airflow_mlops.hooks.base import extra_of, http_address, read_connection
+from airflow_mlops.services import Services
+
+if TYPE_CHECKING:
+    from airflow_mlops.integrations.mlflow import Registry
+
+
+class MLflowHook(BaseHook):
+    """Turn an MLflow connection into an address, credentials and a registry client.
+
+    Fields: Host, Port, Schema (``http`` or ``https``), Login and Password (basic auth), and in Extra ``tracking_uri``
+    (the whole address, instead of Host and Port) and ``token`` (bearer token, instead of Login and Password).
+
+    :param mlflow_conn_id: the connection.
+    """
+
+    conn_name_attr = "mlflow_conn_id"
+    default_conn_name = "mlflow_default"
+    conn_type = "mlflow"
+    hook_name = "MLflow"
+
+    def __init__(self, *, mlflow_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mlflow_conn_id = mlflow_conn_id
+
+    def services(self) -> Services:
+        """Give the fields this connection fills.
+
+        :raises ConnectionConfigError: it is missing or incomplete.
+        """
+        connection = read_connection(self.mlflow_conn_id, self.conn_type)
+        extra = extra_of(connection)
+        return Services(
+            tracking_uri=extra.get("tracking_uri") or http_address(connection, purpose="MLflow"),
+            tracking_username=connection.login,
+            tracking_password=connection.password,
+            tracking_token=extra.get("token"),
+        )
+
+    def get_conn(self) -> Registry:
+        """Connect to the registry.
+
+        :raises RegistryUnavailableError: it does not answer.
+        """
+        from airflow_mlops.integrations.mlflow import Registry
+
+        return Registry.connect(self.services())
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask MLflow for its health."""
+        try:
+            answer = httpx.get(f"{self.services().require('tracking_uri')}/health", timeout=10)
+            answer.raise_for_status()
+        except (httpx.HTTPError, ValueError) as err:
+            return False, str(err)
+        return True, "MLflow answers"

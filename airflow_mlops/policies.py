@@ -1,0 +1,21 @@
+"""The retry policy: verdicts and wrong input fail at once, what may pass is tried again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+
+_ERRORS = "airflow_mlops.exceptions"
+
+#: Put it into ``default_args``: ``{"retries": 3, "retry_policy": MLOPS_RETRY_POLICY}``.
+MLOPS_RETRY_POLICY = ExceptionRetryPolicy(
+    rules=[
+        RetryRule(exception=f"{_ERRORS}.TransientError", action=RetryAction.RETRY, retry_delay=timedelta(seconds=30)),
+        RetryRule(exception=f"{_ERRORS}.StorageError", action=RetryAction.RETRY, retry_delay=timedelta(minutes=5)),
+        RetryRule(exception=f"{_ERRORS}.GateFailedError", action=RetryAction.FAIL, reason="a gate said no"),
+        RetryRule(exception=f"{_ERRORS}.MLOpsError", action=RetryAction.FAIL, reason="trying again changes nothing"),
+        RetryRule(exception="builtins.ValueError", action=RetryAction.FAIL, reason="wrong input"),
+        RetryRule(exception="builtins.TypeError", action=RetryAction.FAIL, reason="wrong input"),
+    ]
+)

@@ -1,0 +1,174 @@
+"""Loading a model from its package, and predicting with it column by column."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airflow_mlops.core.package import PackageManifest
+from airflow_mlops.exceptions import ArtifactIntegrityError
+from airflow_mlops.serving.package import read_verified
+
+#: Types a skops file may hold beside skops' own list of estimators, numbers and arrays. It is ours and fixed:
+#: a list stored with the model could allow anything. All are plain parts of fitted scikit-learn estimators. skops
+#: leaves tree nodes out because a crafted file could crash the process; ours are loaded only after their
+#: digest was found to be the registered one.
+ALLOWED_TYPES = (
+    "functools.partial",  # binds arguments to a function that must be on a list itself
+    "numpy.dtype",
+    "scipy.interpolate._bsplines.BSpline",
+    "sklearn._loss.loss.HalfTweedieLoss",
+    "sklearn._loss.loss.HalfTweedieLossIdentity",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.feature_selection._univariate_selection.f_classif",
+    "sklearn.feature_selection._univariate_selection.f_regression",
+    "sklearn.gaussian_process.kernels.ConstantKernel",
+    "sklearn.gaussian_process.kernels.Product",
+    "sklearn.gaussian_process.kernels.RBF",
+    "sklearn.gaussian_process.kernels.Sum",
+    "sklearn.gaussian_process.kernels.WhiteKernel",
+    "sklearn.metrics._dist_metrics.EuclideanDistance64",
+    "sklearn.metrics._scorer._PassthroughScorer",
+    "sklearn.model_selection._split.KFold",
+    "sklearn.model_selection._split.StratifiedKFold",
+    "sklearn.neighbors._ball_tree.BallTree",
+    "sklearn.neighbors._kd_tree.KDTree",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
+    "sklearn.utils.validation.check_array",
+)
+
+Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
+_Predictor = Callable[[Columns], NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedModel:
+    """A verified model, ready to predict; safe to use from several threads.
+
+    :param manifest: what it is.
+    :param predictor: columns in, one value per row out.
+    """
+
+    manifest: PackageManifest
+    predictor: _Predictor
+
+    def predict_columns(self, columns: Columns) -> list[float] | list[str]:
+        """Predict from columns.
+
+        :param columns: one per input field, all of the same length: numbers as float (missing as NaN), text as
+            ``str`` or ``None``.
+        :returns: floats for a regression, labels as text for a classification.
+        :raises ValueError: when the estimator itself refuses the values (such as NaN where it takes none).
+        """
+        output = self.predictor(columns)
+        if self.manifest.task == "regression":
+            numbers: list[float] = np.asarray(output, dtype=np.float64).tolist()
+            return numbers
+        return [str(label) for label in np.asarray(output).tolist()]
+
+    def predict_records(self, rows: Sequence[Mapping[str, Any]]) -> list[float] | list[str]:
+        """Predict from records, after checking them against the signature.
+
+        :raises SignatureMismatchError: naming the row and field that does not fit.
+        """
+        return self.predict_columns(self.manifest.signature.columns_from_records(rows))
+
+
+def load_model(folder: str | Path, expected_digest: str | None = None) -> ServedModel:
+    """Verify a package, load its model and let it predict the known rows.
+
+    :param folder: package folder.
+    :param expected_digest: the registered package digest.
+    :raises ArtifactIntegrityError: when a file differs, the file holds types that are not allowed, or the known
+        rows do not give the known predictions.
+    """
+    manifest, contents = read_verified(folder, expected_digest)
+    path = Path(folder) / manifest.model_file
+    load = _load_onnx if manifest.serving_form == "onnx" else _load_sklearn
+    model = ServedModel(manifest=manifest, predictor=load(contents[manifest.model_file], manifest, path))
+    try:
+        answers = model.predict_records(manifest.known_rows)
+    except Exception as err:
+        raise ArtifactIntegrityError(f"{path} fails on the known rows of its package: {err}") from err
+    mismatch = manifest.known_mismatch(answers)
+    if mismatch:
+        raise ArtifactIntegrityError(f"{path} does not predict as it did when packaged: {mismatch}")
+    return model
+
+
+def _load_onnx(data: bytes, manifest: PackageManifest, path: Path) -> _Predictor:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # One thread per prediction: requests run beside each other, and idle pool threads would spin.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # onnxruntime's errors have no common base but Exception
+        raise ArtifactIntegrityError(f"{path} is not a model that onnxruntime can load: {err}") from err
+    given = {item.name: item.type for item in session.get_inputs()}
+    wanted = {
+        field.name: "tensor(float)" if field.type == "number" else "tensor(string)"
+        for field in manifest.signature.inputs
+    }
+    if given != wanted:
+        raise ArtifactIntegrityError(f"{path} takes {given}, its signature says {wanted}")
+    output = session.get_outputs()[0].name
+
+    def predict(columns: Columns) -> NDArray[Any]:
+        feed = {name: _tensor(columns[name], kind) for name, kind in wanted.items()}
+        result: NDArray[Any] = np.asarray(session.run([output], feed)[0])
+        return result.reshape(-1)
+
+    return predict
+
+
+def _tensor(values: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[Any]:
+    """Give one ONNX input of shape ``[rows, 1]``."""
+    if kind == "tensor(float)":
+        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, as the model's converter has it
+            return np.asarray(values, dtype=np.float32).reshape(-1, 1)
+    return np.array([["" if value is None else value] for value in values], dtype=object).reshape(-1, 1)
+
+
+def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> _Predictor:
+    import pandas
+    from skops import io as skops_io
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    try:
+        estimator = skops_io.loads(data, trusted=list(ALLOWED_TYPES))
+    except UntrustedTypesFoundException as err:
+        raise ArtifactIntegrityError(
+            f"{path} holds types that are not allowed: {err}; export the model as ONNX, or use an estimator "
+            "of scikit-learn"
+        ) from err
+    except zipfile.BadZipFile as err:
+        raise ArtifactIntegrityError(f"{path} is not a skops file; pickles are never loaded") from err
+    except Exception as err:  # a crafted or foreign file fails anywhere inside skops
+        raise ArtifactIntegrityError(f"{path} cannot be loaded by skops: {err!r:.300}") from err
+    inputs = manifest.signature.inputs
+
+    def predict(columns: Columns) -> NDArray[Any]:
+        frame = pandas.DataFrame(
+            {
+                field.name: np.asarray(
+                    columns[field.name], dtype=np.float64 if field.type == "number" else object
+                )
+                for field in inputs
+            }
+        )
+        return np.asarray(estimator.predict(frame)).reshape(-1)
+
+    return predict
