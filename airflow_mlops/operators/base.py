@@ -172,3 +172,10 @@ def names(value: str | Sequence[str]) -> list[str]:
     return (
         [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
     )
+
+
+def check_key(result: Mapping[str, Any]) -> str:
+    """Give the ledger key of a check: one per model and window."""
+    from airflow_mlops.core.codec import from_dict
+
+    return f"{result['model_name']}|{from_dict(Window, result['window']).key}"

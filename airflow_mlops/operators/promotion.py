@@ -1,0 +1,121 @@
+"""Promote a model version, or go back to the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import timezone
+
+from airflow_mlops.links import ModelVersionLink
+from airflow_mlops.operators.base import StepOperator, actor, run_time
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class PromoteModelOperator(StepOperator):
+    """Move the champion alias to a version, if the champion is still the one it was compared with.
+
+    Of two promotions that race, one wins; the other fails and says who won.
+
+    :param model_name: registered model. (templated)
+    :param model_version: the version that earned it. (templated)
+    :param evaluation: what the evaluation task returned: whom it beat, and why. (templated)
+    :param alias: the alias to move; the version it leaves gets ``previous``. (templated)
+    :param decision_key: retraining decision that this promotion answers. (templated)
+    """
+
+    step = "promote"
+    needs = frozenset({"mlflow", "ledger"})
+    operator_extra_links = (ModelVersionLink(),)
+    template_fields: ClassVar[Sequence[str]] = (
+        "model_name",
+        "model_version",
+        "evaluation",
+        "alias",
+        "decision_key",
+    )
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        model_version: str,
+        evaluation: Any,
+        alias: str = "champion",
+        decision_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model_name = model_name
+        self.model_version = model_version
+        self.evaluation = evaluation
+        self.alias = alias
+        self.decision_key = decision_key
+
+    def build_spec(self, context: Context) -> dict[str, Any]:
+        """Give a :class:`~airflow_mlops.steps.promote.PromoteSpec`."""
+        return {
+            "model_name": self.model_name,
+            "model_version": str(self.model_version),
+            "expected_version": self.evaluation["champion_version"],
+            "alias": self.alias,
+            "reason": self.evaluation["reason"],
+            "decision_key": self.decision_key or None,
+            "actor": actor(context),
+            "now": timezone.utcnow().isoformat(),
+        }
+
+    def record(self, result: dict[str, Any], context: Context) -> None:
+        """Link to the version; the ledger was written by the step, in one transaction with the alias."""
+        context["ti"].xcom_push(key=ModelVersionLink.xcom_key, value=result["version_url"])
+        self.log.info("%s of %s is version %s", result["alias"], result["model_name"], result["model_version"])
+        self.fill_outlets(context, {"model_version": result["model_version"], "alias": result["alias"]})
+
+
+class RollBackModelOperator(StepOperator):
+    """Move the champion alias back: one step, or to a named version. Deploy the alias afterwards.
+
+    :param model_name: registered model. (templated)
+    :param model_version: version to go back to; default the champion before this one. (templated)
+    :param alias: the alias to move. (templated)
+    :param reason: why, for the ledger. (templated)
+    """
+
+    step = "roll-back"
+    needs = frozenset({"mlflow", "ledger"})
+    operator_extra_links = (ModelVersionLink(),)
+    template_fields: ClassVar[Sequence[str]] = ("model_name", "model_version", "alias", "reason")
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        model_version: str | None = None,
+        alias: str = "champion",
+        reason: str = "rolled back",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model_name = model_name
+        self.model_version = model_version
+        self.alias = alias
+        self.reason = reason
+
+    def build_spec(self, context: Context) -> dict[str, Any]:
+        """Give a :class:`~airflow_mlops.steps.roll_back.RollBackSpec`; its time is the run's, so a retry is no second step back."""
+        return {
+            "model_name": self.model_name,
+            "model_version": self.model_version or None,
+            "alias": self.alias,
+            "reason": self.reason,
+            "actor": actor(context),
+            "now": run_time(context).isoformat(),
+        }
+
+    def record(self, result: dict[str, Any], context: Context) -> None:
+        """Link to the version; the ledger was written by the step."""
+        context["ti"].xcom_push(key=ModelVersionLink.xcom_key, value=result["version_url"])
+        self.log.info("%s of %s is version %s again", result["alias"], result["model_name"], result["model_version"])
+        self.fill_outlets(context, {"model_version": result["model_version"], "alias": result["alias"]})

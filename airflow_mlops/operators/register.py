@@ -1,0 +1,60 @@
+"""Register a model version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_mlops.links import ModelVersionLink
+from airflow_mlops.operators.base import StepOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class RegisterModelOperator(StepOperator):
+    """Make a model version of a finished training; the same package twice gives the same version.
+
+    :param training: what the training task returned. (templated)
+    :param evaluation: what the evaluation task returned; its sentence goes into the model card. (templated)
+    :param alias: alias to set on the version. (templated)
+    """
+
+    step = "register"
+    needs = frozenset({"mlflow"})
+    operator_extra_links = (ModelVersionLink(),)
+    template_fields: ClassVar[Sequence[str]] = ("training", "evaluation", "alias")
+
+    def __init__(self, *, training: Any, evaluation: Any = None, alias: str = "challenger", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.training = training
+        self.evaluation = evaluation
+        self.alias = alias
+
+    def build_spec(self, context: Context) -> dict[str, Any]:
+        """Give a :class:`~airflow_mlops.steps.register.RegisterSpec`."""
+        training = self.training
+        return {
+            "model_name": training["model_name"],
+            "run_id": training["run_id"],
+            "package_digest": training["package_digest"],
+            "model_id": training["model_id"],
+            "alias": self.alias,
+            "verdict_reason": self.evaluation["reason"] if self.evaluation else None,
+        }
+
+    def record(self, result: dict[str, Any], context: Context) -> None:
+        """Write the version to the ledger and link to it."""
+        from airflow_mlops.ledger import EntryKind
+
+        context["ti"].xcom_push(key=ModelVersionLink.xcom_key, value=result["version_url"])
+        self.write_entry(
+            context,
+            kind=EntryKind.REGISTRATION,
+            key=f"{result['model_name']}|{result['model_version']}",
+            model_name=result["model_name"],
+            window=None,
+            subject=result["model_version"],
+            summary=f"registered {result['model_name']} version {result['model_version']} (run {result['run_id']})",
+            payload=result,
+        )

@@ -1,0 +1,72 @@
+"""Decide whether to retrain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import timezone
+from airflow.sdk.exceptions import AirflowSkipException
+
+from airflow_mlops.operators.base import StepOperator, actor
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class DecideRetrainingOperator(StepOperator):
+    """Decide every window nobody has decided on yet, exactly once, and say why.
+
+    It works from the ledger, not from the event that woke it: lost, merged or repeated events change nothing. When a retraining is
+    due, the result holds its window (``training``) and ``decision_key``; otherwise what follows is skipped.
+    A retraining that was decided but never ended is taken up again.
+
+    :param model_name: registered model. (templated)
+    :param policy: parameters of :class:`~airflow_mlops.core.retraining.RetrainingPolicy`. (templated)
+    :param decide_function: import path of the decision, a pure function. (templated)
+    :param required_checks: a window is ripe when these checks are in the ledger.
+    """
+
+    step = "retraining"
+    needs = frozenset({"ledger"})
+    template_fields: ClassVar[Sequence[str]] = ("model_name", "policy", "decide_function")
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        policy: Mapping[str, Any] | None = None,
+        decide_function: str = "airflow_mlops.core.retraining:decide_retraining",
+        required_checks: Sequence[str] = ("performance_check", "drift_check"),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model_name = model_name
+        self.policy = policy
+        self.decide_function = decide_function
+        self.required_checks = required_checks
+
+    def build_spec(self, context: Context) -> dict[str, Any]:
+        """Give a :class:`~airflow_mlops.steps.retraining.RetrainingSpec`."""
+        return {
+            "model_name": self.model_name,
+            "policy": dict(self.policy or {}),
+            "decide": self.decide_function,
+            "required_checks": list(self.required_checks),
+            "actor": actor(context),
+            "now": timezone.utcnow().isoformat(),
+        }
+
+    def record(self, result: dict[str, Any], context: Context) -> None:
+        """Log the decisions; the ledger was written by the step, in one transaction."""
+        for decision in result["decisions"]:
+            self.log.info("%s: %s: %s", decision["window"], decision["outcome"], decision["reason"])
+        if result["resumed"]:
+            self.log.info("taking up the retraining that was decided as %s", result["decision_key"])
+
+    def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Pass the training on, or skip what follows."""
+        if not result["retrain"]:
+            raise AirflowSkipException(result["reason"])
+        self.fill_outlets(context, {"decision_key": result["decision_key"], "reason": result["reason"]})
+        return result

@@ -1,0 +1,96 @@
+"""Score a dataset version with a model version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_mlops.operators.base import StepOperator, window_spec
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class ScoreBatchOperator(StepOperator):
+    """Write a version's predictions for a window to a Delta table; the window is replaced in one commit.
+
+    :param dataset: dataset version as a former task returned it, or a table URI for its newest. (templated)
+    :param table: URI of the table of predictions. (templated)
+    :param model_name: registered model. (templated)
+    :param model_version: version number; default the one ``alias`` points at. (templated)
+    :param alias: see ``model_version``. (templated)
+    :param id_column: copied to the predictions, to join them. (templated)
+    :param time_column: copied too; places a row in the window. (templated)
+    :param window_start: first instant of the rows to score; default the run's data interval. (templated)
+    :param window_end: first instant after them. (templated)
+    """
+
+    step = "score"
+    needs = frozenset({"mlflow"})
+    template_fields: ClassVar[Sequence[str]] = (
+        "dataset",
+        "table",
+        "model_name",
+        "model_version",
+        "alias",
+        "id_column",
+        "time_column",
+        "window_start",
+        "window_end",
+    )
+
+    def __init__(
+        self,
+        *,
+        dataset: Any,
+        table: str,
+        model_name: str,
+        model_version: str | None = None,
+        alias: str = "champion",
+        id_column: str,
+        time_column: str,
+        window_start: str | None = "{{ data_interval_start }}",
+        window_end: str | None = "{{ data_interval_end }}",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.dataset = dataset
+        self.table = table
+        self.model_name = model_name
+        self.model_version = model_version
+        self.alias = alias
+        self.id_column = id_column
+        self.time_column = time_column
+        self.window_start = window_start
+        self.window_end = window_end
+
+    def build_spec(self, context: Context) -> dict[str, Any]:
+        """Give a :class:`~airflow_mlops.steps.score.ScoreSpec`."""
+        return {
+            "dataset": self.dataset,
+            "table": self.table,
+            "model_name": self.model_name,
+            "model_version": self.model_version or None,
+            "alias": self.alias,
+            "id_column": self.id_column,
+            "time_column": self.time_column,
+            "window": window_spec(self.window_start, self.window_end),
+        }
+
+    def record(self, result: dict[str, Any], context: Context) -> None:
+        """Write the predictions' table version to the ledger."""
+        from airflow_mlops.ledger import EntryKind
+
+        predictions = result["predictions"]
+        self.write_entry(
+            context,
+            kind=EntryKind.SCORING,
+            key=f"{predictions['uri']}|{predictions['version']}",
+            model_name=result["model_name"],
+            window=window_spec(self.window_start, self.window_end),
+            subject=result["model_version"],
+            summary=f"{result['model_name']} version {result['model_version']} scored {result['row_count']} rows "
+            f"into {predictions['uri']}",
+            payload=result,
+        )
+        self.fill_outlets(context, {"dataset": predictions})

@@ -1,0 +1,77 @@
+"""### Monitor
+
+What did the model promise, what did it keep? For every month: the labels that arrived are ingested and validated, the
+predictions of that month are graded against them, and its requests are compared with the training data.
+The findings go into the ledger; the asset event wakes `retrain_on_drift`.
+
+* **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`).
+* **Variable**: `mlops_data_root`.
+* **Out**: asset *trip_fare monitoring*.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from airflow.sdk import DAG, CronTriggerTimetable, Param
+from dateutil.relativedelta import relativedelta
+
+from airflow_mlops.assets import dataset_asset, monitoring_asset
+from airflow_mlops.operators.drift import CheckDriftOperator
+from airflow_mlops.operators.ingest import IngestDatasetOperator
+from airflow_mlops.operators.performance import CheckPerformanceOperator
+from airflow_mlops.operators.validate import ValidateDatasetOperator
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
+
+MODEL = "trip_fare"
+DATA = "{{ var.value.mlops_data_root }}"
+
+# [START monitor]
+with DAG(
+    dag_id="monitor",
+    doc_md=__doc__,
+    schedule=CronTriggerTimetable("0 4 1 * *", timezone="UTC", interval=relativedelta(months=1)),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
+    params={
+        "tolerance": Param(0.2, type="number", minimum=0, description="Worsening of the error that is tolerated"),
+        "report": Param("auto", enum=["auto", "always", "never"], description="Write an Evidently report?"),
+    },
+    tags=["mlops", "reference"],
+):
+    ingest = IngestDatasetOperator(
+        task_id="ingest_labels",
+        source=f"{DATA}/landing/*.parquet",
+        table=f"{DATA}/trips",
+        time_column="pickup_datetime",
+        id_column="trip_id",
+        outlets=[dataset_asset("trips")],
+    )
+    validate = ValidateDatasetOperator(
+        task_id="validate_labels",
+        dataset=ingest.output["dataset"],
+        suite=str(Path(__file__).parent / "suites" / "trips.json"),
+        time_column="pickup_datetime",
+    )
+    check_performance = CheckPerformanceOperator(
+        task_id="check_performance",
+        model_name=MODEL,
+        labels=validate.output["dataset"],
+        id_column="trip_id",
+        target="total_ex_tip",
+        maximum_relative_change="{{ params.tolerance }}",
+    )
+    check_drift = CheckDriftOperator(
+        task_id="check_drift",
+        model_name=MODEL,
+        labels=f"{DATA}/trips",
+        id_column="trip_id",
+        # A degraded model deserves a picture even when no input moved.
+        report="{{ params.report if params.report != 'auto' else "
+        "'always' if ti.xcom_pull('check_performance').degraded else 'fired' }}",
+        outlets=[monitoring_asset(MODEL)],
+    )
+
+    ingest >> validate >> check_performance >> check_drift
+# [END monitor]

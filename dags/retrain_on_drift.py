@@ -1,0 +1,84 @@
+"""### Retrain on drift
+
+Reads from the ledger which checked windows nobody has decided on, decides each once, and carries a retraining out:
+train → evaluate → register → promote → deploy. A challenger that does not beat the champion is not promoted.
+
+The asset event of `monitor` wakes it, and so does the clock once a day: an event that Airflow lost, merged or
+sent twice changes nothing.
+
+* **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`).
+* **Variable**: `mlops_data_root`.
+* **In**: asset *trip_fare monitoring*. **Out**: asset *trip_fare champion*.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
+
+from airflow_mlops.assets import model_asset, monitoring_asset
+from airflow_mlops.operators.deploy import DeployModelOperator
+from airflow_mlops.operators.evaluate import EvaluateModelOperator
+from airflow_mlops.operators.promotion import PromoteModelOperator
+from airflow_mlops.operators.register import RegisterModelOperator
+from airflow_mlops.operators.retraining import DecideRetrainingOperator
+from airflow_mlops.operators.train import TrainModelOperator
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
+
+MODEL = "trip_fare"
+DATA = "{{ var.value.mlops_data_root }}"
+
+# [START retrain_on_drift]
+with DAG(
+    dag_id="retrain_on_drift",
+    doc_md=__doc__,
+    schedule=AssetOrTimeSchedule(
+        timetable=CronTriggerTimetable("0 6 * * *", timezone="UTC"), assets=[monitoring_asset(MODEL)]
+    ),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
+    params={
+        "minimum_training_rows": Param(2000, type="integer", minimum=1, description="Rows that suffice after a change"),
+        "minimum_uplift": Param(0.01, type="number", description="Improvement a challenger has to show"),
+    },
+    tags=["mlops", "reference"],
+):
+    decide = DecideRetrainingOperator(
+        task_id="decide",
+        model_name=MODEL,
+        policy={"minimum_training_rows": "{{ params.minimum_training_rows }}"},
+    )
+    train = TrainModelOperator(
+        task_id="train",
+        dataset=f"{DATA}/trips",
+        model_name=MODEL,
+        estimator="sklearn.ensemble.HistGradientBoostingRegressor",
+        estimator_params={"loss": "absolute_error"},
+        target="total_ex_tip",
+        numeric=["trip_distance", "pickup_location_id", "dropoff_location_id", "hour", "day_of_week", "passenger_count"],
+        categorical=["rate_code_id"],
+        time_column="pickup_datetime",
+        window_start="{{ ti.xcom_pull('decide').training.start }}",
+        window_end="{{ ti.xcom_pull('decide').training.end }}",
+        half_life_days="{{ ti.xcom_pull('decide').half_life_days }}",
+    )
+    evaluate = EvaluateModelOperator(
+        task_id="evaluate",
+        training=train.output,
+        minimum_uplift="{{ params.minimum_uplift }}",
+        decision_key="{{ ti.xcom_pull('decide').decision_key }}",
+        on_reject="skip",
+    )
+    register = RegisterModelOperator(task_id="register", training=train.output, evaluation=evaluate.output)
+    promote = PromoteModelOperator(
+        task_id="promote",
+        model_name=MODEL,
+        model_version=register.output["model_version"],
+        evaluation=evaluate.output,
+        decision_key="{{ ti.xcom_pull('decide').decision_key }}",
+        outlets=[model_asset(MODEL)],
+    )
+    deploy = DeployModelOperator(task_id="deploy", model_name=MODEL)
+
+    decide >> train >> evaluate >> register >> promote >> deploy
+# [END retrain_on_drift]
