@@ -11,10 +11,16 @@ _ERRORS = "airflow_mlops.exceptions"
 #: Put it into ``default_args``: ``{"retries": 3, "retry_policy": MLOPS_RETRY_POLICY}``.
 MLOPS_RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
-        RetryRule(exception=f"{_ERRORS}.TransientError", action=RetryAction.RETRY, retry_delay=timedelta(seconds=30)),
-        RetryRule(exception=f"{_ERRORS}.StorageError", action=RetryAction.RETRY, retry_delay=timedelta(minutes=5)),
+        RetryRule(
+            exception=f"{_ERRORS}.TransientError", action=RetryAction.RETRY, retry_delay=timedelta(seconds=30)
+        ),
+        RetryRule(
+            exception=f"{_ERRORS}.StorageError", action=RetryAction.RETRY, retry_delay=timedelta(minutes=5)
+        ),
         RetryRule(exception=f"{_ERRORS}.GateFailedError", action=RetryAction.FAIL, reason="a gate said no"),
-        RetryRule(exception=f"{_ERRORS}.MLOpsError", action=RetryAction.FAIL, reason="trying again changes nothing"),
+        RetryRule(
+            exception=f"{_ERRORS}.MLOpsError", action=RetryAction.FAIL, reason="trying again changes nothing"
+        ),
         RetryRule(exception="builtins.ValueError", action=RetryAction.FAIL, reason="wrong input"),
         RetryRule(exception="builtins.TypeError", action=RetryAction.FAIL, reason="wrong input"),
     ]

@@ -35,7 +35,9 @@ with DAG(
     max_active_runs=1,
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={
-        "tolerance": Param(0.2, type="number", minimum=0, description="Worsening of the error that is tolerated"),
+        "tolerance": Param(
+            0.2, type="number", minimum=0, description="Worsening of the error that is tolerated"
+        ),
         "report": Param("auto", enum=["auto", "always", "never"], description="Write an Evidently report?"),
     },
     tags=["mlops", "reference"],

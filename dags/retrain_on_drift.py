@@ -38,7 +38,9 @@ with DAG(
     max_active_runs=1,
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={
-        "minimum_training_rows": Param(2000, type="integer", minimum=1, description="Rows that suffice after a change"),
+        "minimum_training_rows": Param(
+            2000, type="integer", minimum=1, description="Rows that suffice after a change"
+        ),
         "minimum_uplift": Param(0.01, type="number", description="Improvement a challenger has to show"),
     },
     tags=["mlops", "reference"],
@@ -55,7 +57,14 @@ with DAG(
         estimator="sklearn.ensemble.HistGradientBoostingRegressor",
         estimator_params={"loss": "absolute_error"},
         target="total_ex_tip",
-        numeric=["trip_distance", "pickup_location_id", "dropoff_location_id", "hour", "day_of_week", "passenger_count"],
+        numeric=[
+            "trip_distance",
+            "pickup_location_id",
+            "dropoff_location_id",
+            "hour",
+            "day_of_week",
+            "passenger_count",
+        ],
         categorical=["rate_code_id"],
         time_column="pickup_datetime",
         window_start="{{ ti.xcom_pull('decide').training.start }}",

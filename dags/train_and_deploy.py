@@ -40,7 +40,9 @@ with DAG(
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={
         "estimator": Param(
-            "sklearn.ensemble.HistGradientBoostingRegressor", type="string", description="Import path of the estimator"
+            "sklearn.ensemble.HistGradientBoostingRegressor",
+            type="string",
+            description="Import path of the estimator",
         ),
         "learning_rate": Param(0.1, type="number", exclusiveMinimum=0, maximum=1),
         "holdout_share": Param(0.2, type="number", exclusiveMinimum=0, maximum=0.5),
@@ -68,7 +70,14 @@ with DAG(
         estimator="{{ params.estimator }}",
         estimator_params={"loss": "absolute_error", "learning_rate": "{{ params.learning_rate }}"},
         target="total_ex_tip",
-        numeric=["trip_distance", "pickup_location_id", "dropoff_location_id", "hour", "day_of_week", "passenger_count"],
+        numeric=[
+            "trip_distance",
+            "pickup_location_id",
+            "dropoff_location_id",
+            "hour",
+            "day_of_week",
+            "passenger_count",
+        ],
         categorical=["rate_code_id"],
         time_column="pickup_datetime",
         holdout_share="{{ params.holdout_share }}",

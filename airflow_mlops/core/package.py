@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.signature import ModelSignature
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Name of the manifest inside a package folder; the one file that ``files`` does not list.
 MANIFEST_FILE = "package.json"

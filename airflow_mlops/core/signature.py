@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.exceptions import SignatureMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 FieldType = Literal["number", "string"]
 

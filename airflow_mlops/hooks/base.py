@@ -52,5 +52,7 @@ def http_address(connection: Connection, *, purpose: str) -> str:
     if scheme not in {"http", "https"}:
         problems.append(f"Schema is {scheme!r}, it must be http or https")
     if problems:
-        raise ConnectionConfigError(f"connection {connection.conn_id!r} does not say where {purpose} is: {'; '.join(problems)}")
+        raise ConnectionConfigError(
+            f"connection {connection.conn_id!r} does not say where {purpose} is: {'; '.join(problems)}"
+        )
     return f"{scheme}://{connection.host}:{connection.port}"

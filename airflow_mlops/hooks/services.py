@@ -11,7 +11,10 @@ from airflow_mlops.services import Services
 
 
 def services_from_connections(
-    *, mlflow_conn_id: str | None = None, bentoml_conn_id: str | None = None, ledger_conn_id: str | None = None
+    *,
+    mlflow_conn_id: str | None = None,
+    bentoml_conn_id: str | None = None,
+    ledger_conn_id: str | None = None,
 ) -> Services:
     """Resolve the connections that are named and leave the rest empty.
 
@@ -36,5 +39,7 @@ def services_from_connections(
             serving_dir=bentoml.serving_dir,
         )
     if ledger_conn_id is not None:
-        services = replace(services, ledger_url=LedgerHook(ledger_conn_id=ledger_conn_id).services().ledger_url)
+        services = replace(
+            services, ledger_url=LedgerHook(ledger_conn_id=ledger_conn_id).services().ledger_url
+        )
     return services

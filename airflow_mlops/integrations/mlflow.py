@@ -291,6 +291,7 @@ def _configure_process(services: Services) -> None:
         "MLFLOW_TRACKING_PASSWORD": services.tracking_password,
         "MLFLOW_TRACKING_TOKEN": services.tracking_token,
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
     os.environ.update({name: value for name, value in settings.items() if value})
     for name, value in _HTTP_LIMITS.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_mlops.exceptions import DriftDetectedError
@@ -10,6 +9,8 @@ from airflow_mlops.links import ReportLink
 from airflow_mlops.operators.base import StepOperator, check_key, window_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
 
@@ -96,7 +97,9 @@ class CheckDriftOperator(StepOperator):
             summary=f"drift of {result['model_name']}: {result['headline']}",
             payload=result,
         )
-        self.fill_outlets(context, {"window": window, "drifted": result["drifted"], "headline": result["headline"]})
+        self.fill_outlets(
+            context, {"window": window, "drifted": result["drifted"], "headline": result["headline"]}
+        )
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Pass on the verdict.

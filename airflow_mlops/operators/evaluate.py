@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk.exceptions import AirflowSkipException
@@ -12,6 +11,8 @@ from airflow_mlops.links import MLflowRunLink
 from airflow_mlops.operators.base import StepOperator
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
 
@@ -66,7 +67,10 @@ class EvaluateModelOperator(StepOperator):
             "window": training["holdout"],
             "time_column": training["dataset"]["time_column"],
             "metric": self.metric or training["metric"],
-            "policy": {"minimum_uplift": float(self.minimum_uplift), "significance": float(self.significance)},
+            "policy": {
+                "minimum_uplift": float(self.minimum_uplift),
+                "significance": float(self.significance),
+            },
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:
@@ -93,7 +97,11 @@ class EvaluateModelOperator(StepOperator):
                 window=None,
                 subject=result["run_id"],
                 summary=f"the retraining of {result['model_name']} ended without a new champion: {result['reason']}",
-                payload={"outcome": str(result["verdict"]), "reason": result["reason"], "run_id": result["run_id"]},
+                payload={
+                    "outcome": str(result["verdict"]),
+                    "reason": result["reason"],
+                    "run_id": result["run_id"],
+                },
             )
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
@@ -106,5 +114,6 @@ class EvaluateModelOperator(StepOperator):
         if self.on_reject == "skip":
             raise AirflowSkipException(f"{result['verdict']}: {result['reason']}; the champion stays")
         raise PromotionRejectedError(
-            f"{result['verdict']}: {result['reason']}; the champion stays", evidence={"report": result["report"]}
+            f"{result['verdict']}: {result['reason']}; the champion stays",
+            evidence={"report": result["report"]},
         )

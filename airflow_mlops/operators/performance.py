@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_mlops.operators.base import StepOperator, check_key, window_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
 
@@ -84,7 +85,9 @@ class CheckPerformanceOperator(StepOperator):
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the grade to the ledger: one per model and window, once it was measured."""
         if not result["measured"]:
-            self.log.warning("%s of %s not measured: %s", result["metric"], result["model_name"], result["reason"])
+            self.log.warning(
+                "%s of %s not measured: %s", result["metric"], result["model_name"], result["reason"]
+            )
             return
         from airflow_mlops.ledger import EntryKind
 
@@ -99,4 +102,6 @@ class CheckPerformanceOperator(StepOperator):
             summary=f"performance of {result['model_name']}: {result['reason']}",
             payload=result,
         )
-        self.fill_outlets(context, {"window": window, "degraded": result["degraded"], "reason": result["reason"]})
+        self.fill_outlets(
+            context, {"window": window, "degraded": result["degraded"], "reason": result["reason"]}
+        )

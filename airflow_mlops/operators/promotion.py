@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import timezone
@@ -11,6 +10,8 @@ from airflow_mlops.links import ModelVersionLink
 from airflow_mlops.operators.base import StepOperator, actor, run_time
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
 
@@ -70,7 +71,9 @@ class PromoteModelOperator(StepOperator):
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Link to the version; the ledger was written by the step, in one transaction with the alias."""
         context["ti"].xcom_push(key=ModelVersionLink.xcom_key, value=result["version_url"])
-        self.log.info("%s of %s is version %s", result["alias"], result["model_name"], result["model_version"])
+        self.log.info(
+            "%s of %s is version %s", result["alias"], result["model_name"], result["model_version"]
+        )
         self.fill_outlets(context, {"model_version": result["model_version"], "alias": result["alias"]})
 
 
@@ -117,5 +120,7 @@ class RollBackModelOperator(StepOperator):
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Link to the version; the ledger was written by the step."""
         context["ti"].xcom_push(key=ModelVersionLink.xcom_key, value=result["version_url"])
-        self.log.info("%s of %s is version %s again", result["alias"], result["model_name"], result["model_version"])
+        self.log.info(
+            "%s of %s is version %s again", result["alias"], result["model_name"], result["model_version"]
+        )
         self.fill_outlets(context, {"model_version": result["model_version"], "alias": result["alias"]})

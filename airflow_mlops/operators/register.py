@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_mlops.links import ModelVersionLink
 from airflow_mlops.operators.base import StepOperator
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
 
@@ -25,7 +26,9 @@ class RegisterModelOperator(StepOperator):
     operator_extra_links = (ModelVersionLink(),)
     template_fields: ClassVar[Sequence[str]] = ("training", "evaluation", "alias")
 
-    def __init__(self, *, training: Any, evaluation: Any = None, alias: str = "challenger", **kwargs: Any) -> None:
+    def __init__(
+        self, *, training: Any, evaluation: Any = None, alias: str = "challenger", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.training = training
         self.evaluation = evaluation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import timezone
@@ -11,6 +10,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_mlops.operators.base import StepOperator, actor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from airflow.sdk import Context
 
 

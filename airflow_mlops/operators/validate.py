@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import DataQualityError
 from airflow_mlops.operators.base import StepOperator, actor, window_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from airflow.sdk import Context
 
 
@@ -25,7 +26,13 @@ class ValidateDatasetOperator(StepOperator):
     """
 
     step = "validate"
-    template_fields: ClassVar[Sequence[str]] = ("dataset", "suite", "time_column", "window_start", "window_end")
+    template_fields: ClassVar[Sequence[str]] = (
+        "dataset",
+        "suite",
+        "time_column",
+        "window_start",
+        "window_end",
+    )
 
     def __init__(
         self,

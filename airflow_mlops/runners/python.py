@@ -38,7 +38,7 @@ class PythonRunner:
         with tempfile.TemporaryDirectory() as folder:
             spec_file, result_file = Path(folder) / "spec.json", Path(folder) / "result.json"
             spec_file.write_text(json.dumps(spec, allow_nan=False))
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - the interpreter the Dag author named
                 [
                     self.python,
                     "-m",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_mlops.exceptions import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _REMEDIES = {
     errno.ENOSPC: "free space on that disk",

@@ -155,7 +155,10 @@ def _explain(
                 reference=_sample(reference.collect(), columns),
                 current=_sample(current, columns),
                 numeric=[*numeric, *([target] if target and manifest.task == "regression" else [])],
-                categorical=[*categorical, *([target] if target and manifest.task == "classification" else [])],
+                categorical=[
+                    *categorical,
+                    *([target] if target and manifest.task == "classification" else []),
+                ],
                 path=Path(temporary) / REPORT_FILE,
             )
             registry.upload(run_id, Path(temporary), "")

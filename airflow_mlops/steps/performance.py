@@ -18,9 +18,9 @@ from airflow_mlops.steps.labels import labelled_predictions
 from airflow_mlops.steps.packages import champion_manifest
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.package import Holdout
     import polars as pl
 
+    from airflow_mlops.core.package import Holdout
     from airflow_mlops.services import Services
 
 

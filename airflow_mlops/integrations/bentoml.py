@@ -1,0 +1,234 @@
+"""BentoML: the local service as a process of its own, and a client of its endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psutil
+
+from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError, SignatureMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+ENDPOINT_FILE = "endpoint.json"
+LOG_FILE = "service.log"
+SERVICE = "airflow_mlops.serving.service:ModelEndpoint"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunningServer:
+    """The process that serves, as ``endpoint.json`` holds it.
+
+    :param pid: leader of its own process group.
+    :param process_started: its start time; with the pid it names the process, also after pids were reused.
+    :param url: address.
+    """
+
+    pid: int
+    process_started: float
+    url: str
+
+
+class LocalServer:
+    """The BentoML process of one serving folder; it outlives whoever started it.
+
+    :param serving_dir: serving folder.
+    :param host: address to listen on.
+    :param port: port to listen on.
+    :param token: bearer token requests must bring.
+    """
+
+    def __init__(
+        self, serving_dir: Path, *, host: str = "127.0.0.1", port: int, token: str | None = None
+    ) -> None:
+        self.serving_dir = serving_dir
+        self.host = host
+        self.port = port
+        self.token = token
+
+    @property
+    def url(self) -> str:
+        """Address of the endpoint."""
+        return f"http://{self.host}:{self.port}"
+
+    def running(self) -> RunningServer | None:
+        """Find the process this folder's service runs in, if it still does."""
+        try:
+            known = from_dict(RunningServer, json.loads((self.serving_dir / ENDPOINT_FILE).read_text()))
+            process = psutil.Process(known.pid)
+            same = abs(process.create_time() - known.process_started) < 1.0
+            return known if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            return None
+
+    def start(self) -> RunningServer:
+        """Start the service; it is up when the endpoint answers.
+
+        :raises RolloutError: the port is taken by somebody else.
+        """
+        self._require_free_port()
+        environment = {
+            **os.environ,
+            "AIRFLOW_MLOPS_SERVING_DIR": str(self.serving_dir),
+            "BENTOML_DO_NOT_TRACK": "True",
+            # Every start of BentoML empties its metrics folder: each service needs a home of its own.
+            "BENTOML_HOME": str(self.serving_dir / ".bentoml"),
+        }
+        environment.pop("AIRFLOW_MLOPS_ENDPOINT_TOKEN", None)
+        if self.token:
+            environment["AIRFLOW_MLOPS_ENDPOINT_TOKEN"] = self.token
+        command = [
+            sys.executable,
+            "-m",
+            "bentoml",
+            "serve",
+            SERVICE,
+            "--host",
+            self.host,
+            "--port",
+            str(self.port),
+        ]
+        with (self.serving_dir / LOG_FILE).open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and service
+                command,
+                cwd=self.serving_dir,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        server = RunningServer(
+            pid=process.pid, process_started=psutil.Process(process.pid).create_time(), url=self.url
+        )
+        temporary = self.serving_dir / f".{ENDPOINT_FILE}.tmp"
+        temporary.write_text(json.dumps(to_dict(server)))
+        os.replace(temporary, self.serving_dir / ENDPOINT_FILE)
+        return server
+
+    def stop(self, *, timeout_seconds: float = 15.0) -> None:
+        """End the service: ask its process group, then insist. Does nothing when it does not run."""
+        server = self.running()
+        if server is None:
+            return
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        for sign, wait in ((signal.SIGTERM, timeout_seconds), (signal.SIGKILL, 5.0)):
+            try:
+                os.killpg(server.pid, sign)
+            except ProcessLookupError:
+                break
+            _, family = psutil.wait_procs(family, timeout=wait)
+            if not family:
+                break
+        (self.serving_dir / ENDPOINT_FILE).unlink(missing_ok=True)
+
+    def log_tail(self, lines: int = 15) -> str:
+        """Give the end of the service's log, for an error message."""
+        try:
+            return "\n".join((self.serving_dir / LOG_FILE).read_text(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return "(no log)"
+
+    def _require_free_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as err:
+                raise RolloutError(
+                    f"port {self.port} on {self.host} is in use by another program; give the BentoML "
+                    "connection another port, or end that program. Nothing was changed"
+                ) from err
+
+
+class EndpointClient:
+    """Ask an endpoint for predictions.
+
+    :param url: address, ``http(s)://host:port``.
+    :param token: bearer token.
+    :param timeout_seconds: per request.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.Client(
+            base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False
+        )
+
+    def ready(self) -> dict[str, Any]:
+        """Tell what the endpoint serves.
+
+        :raises EndpointUnavailableError: it does not answer.
+        """
+        return self._request("GET", "/status")
+
+    def predict(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        prediction_ids: Sequence[str] | None = None,
+        times: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Ask for predictions.
+
+        :param rows: at most 10,000 records.
+        :param prediction_ids: one per row, to join labels by; default made by the service.
+        :param times: event times, one per row, ISO 8601; default now.
+        :raises SignatureMismatchError: the service named a field that does not fit.
+        :raises EndpointUnavailableError: it does not answer, or failed.
+        """
+        body: dict[str, Any] = {"rows": list(rows)}
+        if prediction_ids is not None:
+            body["prediction_ids"] = list(prediction_ids)
+        if times is not None:
+            body["times"] = list(times)
+        return self._request("POST", "/predict", json=body)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
+    def _request(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
+        try:
+            answer = self._client.request(method, path, **kwargs)
+        except httpx.HTTPError as err:
+            raise EndpointUnavailableError(f"the service at {self.url} does not answer: {err}") from err
+        if answer.status_code == 200:
+            body: dict[str, Any] = answer.json()
+            return body
+        message = _error_of(answer)
+        if answer.status_code == 422:
+            raise SignatureMismatchError(message)
+        if answer.status_code >= 500:
+            raise EndpointUnavailableError(f"the service at {self.url} failed: {message}")
+        raise ValueError(f"the service at {self.url} refused the request ({answer.status_code}): {message}")
+
+
+def wait_until(condition: Any, *, timeout_seconds: float, interval_seconds: float = 0.1) -> bool:
+    """Poll a condition until it holds or time is up."""
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(interval_seconds)
+    return bool(condition())
+
+
+def _error_of(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:300]
