@@ -69,10 +69,7 @@ def compare_profiles(
     """
     if current.row_count == 0:
         raise InsufficientDataError("the current window has no rows; drift can't be judged")
-    features = [
-        _compare(reference.column(column.name), column, detector)
-        for column in (*current.numeric, *current.categorical)
-    ]
+    features = [_compare(reference.column(column.name), column, detector) for column in current.columns]
     features.sort(key=lambda item: item.statistic / item.threshold, reverse=True)
     drifted = [item for item in features if item.drifted]
     share = len(drifted) / len(features)

@@ -107,15 +107,18 @@ def evaluate_metric(metric: Metric, *, target: Array, prediction: Array) -> Metr
 
 
 def _absolute_errors(target: Array, prediction: Array) -> Array:
-    return np.abs(target.astype(float) - prediction.astype(float))
+    errors: Array = np.abs(target.astype(float) - prediction.astype(float))
+    return errors
 
 
 def _squared_errors(target: Array, prediction: Array) -> Array:
-    return np.square(target.astype(float) - prediction.astype(float))
+    errors: Array = np.square(target.astype(float) - prediction.astype(float))
+    return errors
 
 
 def _mistakes(target: Array, prediction: Array) -> Array:
-    return (target.astype(str) != prediction.astype(str)).astype(float)
+    mistakes: Array = (target.astype(str) != prediction.astype(str)).astype(float)
+    return mistakes
 
 
 def _mean_absolute_error(target: Array, prediction: Array) -> float:

@@ -93,15 +93,20 @@ class Profile:
     categorical: tuple[CategoricalProfile, ...]
     format: int = 1
 
+    @property
+    def columns(self) -> list[ColumnProfile]:
+        """All columns' profiles."""
+        return [*self.numeric, *self.categorical]
+
     def column(self, name: str) -> ColumnProfile:
         """Find a column's profile.
 
         :raises ValueError: listing the columns there are.
         """
-        for profile in (*self.numeric, *self.categorical):
+        for profile in self.columns:
             if profile.name == name:
                 return profile
-        known = ", ".join(profile.name for profile in (*self.numeric, *self.categorical))
+        known = ", ".join(profile.name for profile in self.columns)
         raise ValueError(f"no profile of column {name!r}; there are {known}")
 
 

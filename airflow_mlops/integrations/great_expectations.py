@@ -156,7 +156,7 @@ def _judge_with_gx(frame: pl.DataFrame, suite: Suite, expectations: list[Suite])
         ) from err
     results = []
     for source, expectation in zip(expectations, built, strict=True):
-        raw = batch.validate(expectation, result_format="SUMMARY").to_json_dict()
+        raw: dict[str, Any] = batch.validate(expectation, result_format="SUMMARY").to_json_dict()
         cause = _raised(raw.get("exception_info", {}))
         if cause is not None:
             raise ExpectationError(

@@ -28,7 +28,7 @@ class DeployModelOperator(StepOperator):
     step = "deploy"
     needs = frozenset({"mlflow", "bentoml"})
     operator_extra_links = (EndpointLink(),)
-    template_fields: ClassVar[Sequence[str]] = ("model_name", "model_version", "alias", "timeout_seconds")
+    template_fields: Sequence[str] = ("model_name", "model_version", "alias", "timeout_seconds")
 
     def __init__(
         self,

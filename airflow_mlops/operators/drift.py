@@ -33,7 +33,7 @@ class CheckDriftOperator(StepOperator):
     step = "drift"
     needs = frozenset({"mlflow", "bentoml"})
     operator_extra_links = (ReportLink(),)
-    template_fields: ClassVar[Sequence[str]] = (
+    template_fields: Sequence[str] = (
         "model_name",
         "detector",
         "share_threshold",

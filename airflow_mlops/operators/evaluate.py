@@ -30,7 +30,7 @@ class EvaluateModelOperator(StepOperator):
     step = "evaluate"
     needs = frozenset({"mlflow"})
     operator_extra_links = (MLflowRunLink(),)
-    template_fields: ClassVar[Sequence[str]] = (
+    template_fields: Sequence[str] = (
         "training",
         "metric",
         "minimum_uplift",

@@ -26,7 +26,7 @@ class IngestDatasetOperator(StepOperator):
     """
 
     step = "ingest"
-    template_fields: ClassVar[Sequence[str]] = (
+    template_fields: Sequence[str] = (
         "source",
         "table",
         "time_column",

@@ -30,7 +30,7 @@ class CheckPerformanceOperator(StepOperator):
 
     step = "performance"
     needs = frozenset({"mlflow", "bentoml"})
-    template_fields: ClassVar[Sequence[str]] = (
+    template_fields: Sequence[str] = (
         "model_name",
         "labels",
         "id_column",

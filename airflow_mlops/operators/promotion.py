@@ -30,7 +30,7 @@ class PromoteModelOperator(StepOperator):
     step = "promote"
     needs = frozenset({"mlflow", "ledger"})
     operator_extra_links = (ModelVersionLink(),)
-    template_fields: ClassVar[Sequence[str]] = (
+    template_fields: Sequence[str] = (
         "model_name",
         "model_version",
         "evaluation",
@@ -89,7 +89,7 @@ class RollBackModelOperator(StepOperator):
     step = "roll-back"
     needs = frozenset({"mlflow", "ledger"})
     operator_extra_links = (ModelVersionLink(),)
-    template_fields: ClassVar[Sequence[str]] = ("model_name", "model_version", "alias", "reason")
+    template_fields: Sequence[str] = ("model_name", "model_version", "alias", "reason")
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ class RegisterModelOperator(StepOperator):
     step = "register"
     needs = frozenset({"mlflow"})
     operator_extra_links = (ModelVersionLink(),)
-    template_fields: ClassVar[Sequence[str]] = ("training", "evaluation", "alias")
+    template_fields: Sequence[str] = ("training", "evaluation", "alias")
 
     def __init__(
         self, *, training: Any, evaluation: Any = None, alias: str = "challenger", **kwargs: Any

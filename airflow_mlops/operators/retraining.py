@@ -30,7 +30,7 @@ class DecideRetrainingOperator(StepOperator):
 
     step = "retraining"
     needs = frozenset({"ledger"})
-    template_fields: ClassVar[Sequence[str]] = ("model_name", "policy", "decide_function")
+    template_fields: Sequence[str] = ("model_name", "policy", "decide_function")
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class ScoreBatchOperator(StepOperator):
 
     step = "score"
     needs = frozenset({"mlflow"})
-    template_fields: ClassVar[Sequence[str]] = (
+    template_fields: Sequence[str] = (
         "dataset",
         "table",
         "model_name",

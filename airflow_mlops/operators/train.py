@@ -38,7 +38,7 @@ class TrainModelOperator(StepOperator):
     step = "train"
     needs = frozenset({"mlflow"})
     operator_extra_links = (MLflowRunLink(),)
-    template_fields: ClassVar[Sequence[str]] = (
+    template_fields: Sequence[str] = (
         "dataset",
         "model_name",
         "estimator",

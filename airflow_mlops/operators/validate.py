@@ -26,7 +26,7 @@ class ValidateDatasetOperator(StepOperator):
     """
 
     step = "validate"
-    template_fields: ClassVar[Sequence[str]] = (
+    template_fields: Sequence[str] = (
         "dataset",
         "suite",
         "time_column",

@@ -8,7 +8,7 @@ import os
 import threading
 import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.exceptions import InsufficientDataError
 
@@ -27,6 +27,14 @@ logger = logging.getLogger(__name__)
 FEATURE_PREFIX = "feature_"
 
 
+class _Batch(NamedTuple):
+    """Predictions of one request."""
+
+    model_name: str
+    columns: dict[str, list[Any]]
+    types: dict[str, str]
+
+
 class InferenceLog:
     """Collect predictions in memory and flush them to Parquet from a thread of its own.
 
@@ -42,7 +50,7 @@ class InferenceLog:
         self.flush_seconds = flush_seconds
         self.maximum_rows = maximum_rows
         self.shed_rows = 0
-        self._batches: list[tuple[str, dict[str, list[Any]], dict[str, str]]] = []
+        self._batches: list[_Batch] = []
         self._rows = 0
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
@@ -84,7 +92,7 @@ class InferenceLog:
                 self.shed_rows += count
                 return False
             self._rows += count
-            types = {FEATURE_PREFIX + field.name: field.type for field in signature.inputs}
+            types: dict[str, str] = {FEATURE_PREFIX + field.name: field.type for field in signature.inputs}
             batch: dict[str, list[Any]] = {
                 "prediction_id": list(prediction_ids),
                 "time": list(times) if times is not None else [received] * count,
@@ -95,7 +103,7 @@ class InferenceLog:
                 "prediction": list(predictions),
             }
             batch |= {FEATURE_PREFIX + name: list(values) for name, values in columns.items()}
-            self._batches.append((model_name, batch, types))
+            self._batches.append(_Batch(model_name, batch, types))
         return True
 
     def flush(self) -> None:
@@ -106,8 +114,8 @@ class InferenceLog:
             if not batches:
                 return
             try:
-                for model_name in {name for name, _, _ in batches}:
-                    self._write(model_name, [batch for name, *batch in batches if name == model_name])
+                for model_name in {batch.model_name for batch in batches}:
+                    self._write(model_name, [batch for batch in batches if batch.model_name == model_name])
             except Exception:
                 # The service goes on: serving without a log is better than not serving.
                 logger.exception(
@@ -115,16 +123,20 @@ class InferenceLog:
                 )
                 self.shed_rows += rows
 
-    def _write(self, model_name: str, batches: list[list[dict[str, Any]]]) -> None:
+    def _write(self, model_name: str, batches: list[_Batch]) -> None:
         import polars as pl
 
         stamp = pl.Datetime("us", "UTC")
         frames = []
-        for batch, types in batches:
-            kinds = {name: pl.Float64 if kind == "number" else pl.String for name, kind in types.items()}
+        for batch in batches:
+            kinds = {
+                name: pl.Float64 if kind == "number" else pl.String for name, kind in batch.types.items()
+            }
             frames.append(
                 pl.DataFrame(
-                    batch, schema_overrides={"time": stamp, "received_at": stamp, **kinds}, strict=False
+                    batch.columns,
+                    schema_overrides={"time": stamp, "received_at": stamp, **kinds},
+                    strict=False,
                 )
             )
         folder = self.root / model_name / f"hour={datetime.now(UTC):%Y-%m-%dT%H}"

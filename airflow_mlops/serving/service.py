@@ -33,7 +33,7 @@ class ModelEndpoint:
         """Whether a model version answers; behind BentoML's ``/readyz``."""
         return APP.ready
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         """Flush the inference log."""
         APP.stop()

@@ -12,6 +12,8 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import polars as pl
 
     from airflow_mlops.services import Services
@@ -84,12 +86,16 @@ def _read_source(spec: IngestSpec) -> pl.DataFrame:
 def _scan(source: str) -> pl.LazyFrame:
     import polars as pl
 
-    scanners = {".parquet": pl.scan_parquet, ".csv": pl.scan_csv, ".jsonl": pl.scan_ndjson}
+    scanners: dict[str, Callable[[str], pl.LazyFrame]] = {
+        ".parquet": pl.scan_parquet,
+        ".csv": pl.scan_csv,
+        ".jsonl": pl.scan_ndjson,
+    }
     scanner = next((scan for suffix, scan in scanners.items() if source.endswith(suffix)), None)
     if scanner is None:
         raise ValueError(f"source {source!r} must end in one of {', '.join(scanners)}")
     try:
-        frame: pl.LazyFrame = scanner(source)
+        frame = scanner(source)
         frame.collect_schema()
     except (FileNotFoundError, pl.exceptions.ComputeError) as err:
         raise DatasetNotFoundError(f"no readable file matches {source}: {err}") from err

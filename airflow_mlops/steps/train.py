@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
-
-import polars as pl
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from airflow_mlops.core.codec import canonical_json, from_dict, json_safe, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
@@ -33,6 +31,7 @@ from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset, w
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
     from numpy.typing import NDArray
 
     from airflow_mlops.services import Services
@@ -103,8 +102,7 @@ class TrainResult:
     reused: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Split:
+class _Split(NamedTuple):
     training: pl.DataFrame
     holdout: pl.DataFrame
     training_window: Window
@@ -324,9 +322,11 @@ def _weights(spec: TrainSpec, split: _Split) -> NDArray[Any] | None:
         raise ValueError(
             f"half_life_days is {spec.half_life_days}; it must be positive, or None for equal weights"
         )
-    times = split.training[spec.time_column]
-    age_days = (times.max() - times).dt.total_seconds().to_numpy() / 86400.0  # type: ignore[operator]
-    weights: NDArray[Any] = 0.5 ** (age_days / spec.half_life_days)
+    import polars as pl
+
+    times = pl.col(spec.time_column)
+    age = split.training.select((times.max() - times).dt.total_seconds()).to_series()
+    weights: NDArray[Any] = 0.5 ** (age.to_numpy() / 86_400.0 / spec.half_life_days)
     return weights
 
 
