@@ -52,14 +52,14 @@ with DAG(
     )
     validate = ValidateDatasetOperator(
         task_id="validate_labels",
-        dataset=ingest.output["dataset"],
+        dataset=ingest.output,
         suite=str(Path(__file__).parent / "suites" / "trips.json"),
         time_column="pickup_datetime",
     )
     check_performance = CheckPerformanceOperator(
         task_id="check_performance",
         model_name=MODEL,
-        labels=validate.output["dataset"],
+        labels=validate.output,
         id_column="trip_id",
         target="total_ex_tip",
         maximum_relative_change="{{ params.tolerance }}",

@@ -82,7 +82,7 @@ with DAG(
     promote = PromoteModelOperator(
         task_id="promote",
         model_name=MODEL,
-        model_version=register.output["model_version"],
+        model_version=register.output,
         evaluation=evaluate.output,
         decision_key="{{ ti.xcom_pull('decide').decision_key }}",
         outlets=[model_asset(MODEL)],

@@ -59,13 +59,13 @@ with DAG(
     )
     validate = ValidateDatasetOperator(
         task_id="validate",
-        dataset=ingest.output["dataset"],
+        dataset=ingest.output,
         suite=str(Path(__file__).parent / "suites" / "trips.json"),
         time_column="pickup_datetime",
     )
     train = TrainModelOperator(
         task_id="train",
-        dataset=validate.output["dataset"],
+        dataset=validate.output,
         model_name=MODEL,
         estimator="{{ params.estimator }}",
         estimator_params={"loss": "absolute_error", "learning_rate": "{{ params.learning_rate }}"},
@@ -87,7 +87,7 @@ with DAG(
     promote = PromoteModelOperator(
         task_id="promote",
         model_name=MODEL,
-        model_version=register.output["model_version"],
+        model_version=register.output,
         evaluation=evaluate.output,
         outlets=[model_asset(MODEL)],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,9 +12,10 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 
 if TYPE_CHECKING:
-    import itertools
-from collections.abc import Iterator
+    from collections.abc import Iterator
     from pathlib import Path
+
+    import polars as pl
 
 TARGET = "total_ex_tip"
 FEATURES = (
