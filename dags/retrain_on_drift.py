@@ -35,6 +35,7 @@ with DAG(
         timetable=CronTriggerTimetable("0 6 * * *", timezone="UTC"), assets=[monitoring_asset(MODEL)]
     ),
     catchup=False,
+    render_template_as_native_obj=True,  # a number in params stays a number
     max_active_runs=1,
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={

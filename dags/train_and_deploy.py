@@ -36,6 +36,7 @@ with DAG(
     doc_md=__doc__,
     schedule=CronTriggerTimetable("0 3 1 * *", timezone="UTC", interval=relativedelta(months=1)),
     catchup=False,
+    render_template_as_native_obj=True,  # a number in params stays a number
     max_active_runs=1,
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={

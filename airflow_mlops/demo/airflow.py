@@ -234,11 +234,9 @@ class AirflowClient:
         for task in self.tasks(dag_id, dag_run_id):
             if task["state"] == "failed":
                 path = f"/api/v2/dags/{dag_id}/dagRuns/{dag_run_id}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
-                content = self._get(path).get("content", [])
-                lines = [json.dumps(line) if isinstance(line, dict) else str(line) for line in content]
-                return (
-                    f"task {task['task_id']} of {dag_id} failed; its log ends with\n"
-                    + "\n".join(lines[-8:])[-3000:]
+                lines = [line for item in self._get(path).get("content", []) for line in _readable(item)]
+                return f"task {task['task_id']} of {dag_id} failed; its log ends with\n" + "\n".join(
+                    lines[-8:]
                 )
         return f"run {dag_run_id} of {dag_id} failed"
 
@@ -251,6 +249,14 @@ class AirflowClient:
         answer.raise_for_status()
         body: dict[str, Any] = answer.json()
         return body
+
+
+def _readable(line: Any) -> list[str]:
+    """Give what a person reads of a structured log line: the event, and the errors behind it."""
+    if not isinstance(line, dict):
+        return [str(line)]
+    causes = [f"{item.get('exc_type')}: {item.get('exc_value')}" for item in line.get("error_detail") or []]
+    return [str(line.get("event")), *causes]
 
 
 def task_seconds(task: dict[str, Any]) -> float:

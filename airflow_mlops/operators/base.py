@@ -150,7 +150,7 @@ def run_time(context: Context) -> datetime:
     return run_after
 
 
-def window_spec(start: str | datetime | None, end: str | datetime | None) -> dict[str, str] | None:
+def window_spec(start: Any, end: Any) -> dict[str, str] | None:
     """Turn two rendered arguments into a window, or none when both are empty.
 
     :raises ValueError: when only one is given, or they are no times in order.
