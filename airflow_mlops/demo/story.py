@@ -100,18 +100,17 @@ def draw(windows: Sequence[WindowStory], path: Path) -> None:
             color="#0072B2",
             va="center",
         )
-    top = max(*first, *live)
     for index, item in enumerate(windows):
         if item.promoted_version:
             axes.axvline(index + 0.5, color="0.55", linewidth=1, linestyle=":")
             axes.annotate(
                 f"retrained:\nversion {item.promoted_version}",
-                (index + 0.5, top),
+                (index + 0.5, 0.06),
                 (4, 0),
                 textcoords="offset points",
                 fontsize=8.5,
                 color="0.3",
-                va="top",
+                va="bottom",
             )
     axes.set_ylim(bottom=0)
     axes.set_xlim(right=len(names) - 1 + 1.7)
