@@ -125,6 +125,8 @@ class Stack:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "BENTOML_DO_NOT_TRACK": "True",
             "DO_NOT_TRACK": "1",
+            # Many processes share few cores here, and threads that wait by spinning take them from the others.
+            "OMP_NUM_THREADS": "1",
         }
 
 
