@@ -266,7 +266,7 @@ def test_the_version_is_a_plain_mlflow_model_too(
 import sys, json, mlflow, pandas as pd
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
-print(json.dumps(model.predict(pd.read_json(sys.argv[3], orient="records", dtype={"rate_code_id": str})).tolist()))
+print(json.dumps(model.predict(pd.DataFrame(json.load(open(sys.argv[3])))).tolist()))
 """
     rows = loop.trips.select(
         *(pl.col(name).cast(pl.Float64) for name in NUMERIC), pl.col("rate_code_id").cast(pl.String)
