@@ -1,2 +1,2 @@
--- A database of its own: the ledger and Airflow each keep their migrations in a table called alembic_version.
+-- A database of its own: the ledger outlives a reset of Airflow's metadata and is backed up by itself.
 CREATE DATABASE ledger;
