@@ -52,7 +52,8 @@ class TestComponent:
             "airflow",
             name.removeprefix("airflow-").replace("apis", "api-s"),
         ]
-        assert "mlops:/opt/mlops" in SERVICES[name]["volumes"]
+        assert {"mlops:/opt/mlops", "logs:/opt/airflow/logs"} <= set(SERVICES[name]["volumes"])
+        assert set(STACK["volumes"]) == {"postgres", "mlflow", "mlops", "logs"}
 
 
 def test_connections_are_json_and_point_at_services_of_the_stack():
