@@ -6,6 +6,7 @@ The scheduler's own functions decide which events a run consumes; what a run doe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -20,8 +21,6 @@ LEDGER = f"sqlite:///{HOME / 'ledger.db'}"
 os.environ["AIRFLOW_CONN_LEDGER_DEFAULT"] = json.dumps(
     {"conn_type": "mlops_ledger", "extra": {"url": LEDGER}}
 )
-
-import contextlib
 
 from airflow.assets.manager import asset_manager  # noqa: E402
 from airflow.jobs.job import Job  # noqa: E402
