@@ -6,12 +6,123 @@ from typing import Any
 
 from airflow_mlops import __version__
 
+_NAME = "Airflow MLOps"
+
 
 def get_provider_info() -> dict[str, Any]:
     """Describe the package to Airflow's provider manager."""
     return {
         "package-name": "airflow-mlops",
-        "name": "Airflow MLOps",
+        "name": _NAME,
         "description": "The closed model loop: ingest, validate, train, register, roll out, watch, retrain.",
         "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": _NAME,
+                "external-doc-url": "https://github.com/airflow-mlops/airflow-mlops",
+                "tags": ["software"],
+            }
+        ],
+        "operators": [_modules("operators", _OPERATORS)],
+        "sensors": [_modules("sensors", _SENSORS)],
+        "hooks": [_modules("hooks", ("bentoml", "ledger", "mlflow"))],
+        "triggers": [_modules("triggers", ("poll",))],
+        "connection-types": [_mlflow(), _bentoml(), _ledger()],
+        "extra-links": [f"airflow_mlops.links.{name}" for name in _LINKS],
+    }
+
+
+_OPERATORS = (
+    "deploy",
+    "drift",
+    "evaluate",
+    "ingest",
+    "performance",
+    "promotion",
+    "register",
+    "retraining",
+    "score",
+    "train",
+    "validate",
+)
+_SENSORS = ("drift", "endpoint", "labels", "model_version", "new_data")
+_LINKS = ("EndpointLink", "MLflowRunLink", "ModelVersionLink", "ReportLink")
+_TEXT = {"type": ["string", "null"]}
+_SECRET = {"type": ["string", "null"], "format": "password"}
+
+
+def _modules(package: str, modules: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "integration-name": _NAME,
+        "python-modules": [f"airflow_mlops.{package}.{name}" for name in modules],
+    }
+
+
+def _mlflow() -> dict[str, Any]:
+    return {
+        "connection-type": "mlflow",
+        "hook-class-name": "airflow_mlops.hooks.mlflow.MLflowHook",
+        "hook-name": "MLflow",
+        "conn-fields": {
+            "tracking_uri": {
+                "label": "Tracking URI",
+                "description": "The whole address, instead of Host and Port: https://mlflow.example.org/base",
+                "schema": _TEXT,
+            },
+            "token": {
+                "label": "Bearer token",
+                "description": "Instead of Login and Password",
+                "schema": _SECRET,
+            },
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": [],
+            "relabeling": {"schema": "Schema (http or https)"},
+            "placeholders": {"host": "mlflow.example.org", "port": "5000", "schema": "http"},
+        },
+    }
+
+
+def _bentoml() -> dict[str, Any]:
+    return {
+        "connection-type": "bentoml",
+        "hook-class-name": "airflow_mlops.hooks.bentoml.BentoMLHook",
+        "hook-name": "BentoML service",
+        "conn-fields": {
+            "serving_dir": {
+                "label": "Serving folder",
+                "description": "Folder of the local service: desired state, model copies, inference log",
+                "schema": _TEXT,
+            }
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": ["login"],
+            "relabeling": {"password": "Bearer token", "schema": "Schema (http or https)"},
+            "placeholders": {"host": "127.0.0.1", "port": "3000", "schema": "http"},
+        },
+    }
+
+
+def _ledger() -> dict[str, Any]:
+    return {
+        "connection-type": "mlops_ledger",
+        "hook-class-name": "airflow_mlops.hooks.ledger.LedgerHook",
+        "hook-name": "MLOps ledger",
+        "conn-fields": {
+            "url": {
+                "label": "SQLAlchemy URL",
+                "description": "Instead of the fields above: sqlite:////folder/ledger.db",
+                "schema": _SECRET,
+            },
+            "dialect": {
+                "label": "Dialect and driver",
+                "description": "Used with Host and Database",
+                "schema": {"type": ["string", "null"], "default": "postgresql+psycopg2"},
+            },
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": [],
+            "relabeling": {"schema": "Database"},
+            "placeholders": {"host": "postgres.example.org", "port": "5432", "schema": "mlops"},
+        },
     }

@@ -32,6 +32,7 @@ with DAG(
     doc_md=__doc__,
     schedule=CronTriggerTimetable("0 4 1 * *", timezone="UTC", interval=relativedelta(months=1)),
     catchup=False,
+    render_template_as_native_obj=True,  # a number in params stays a number
     max_active_runs=1,
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={
@@ -52,14 +53,14 @@ with DAG(
     )
     validate = ValidateDatasetOperator(
         task_id="validate_labels",
-        dataset=ingest.output["dataset"],
+        dataset=ingest.output,
         suite=str(Path(__file__).parent / "suites" / "trips.json"),
         time_column="pickup_datetime",
     )
     check_performance = CheckPerformanceOperator(
         task_id="check_performance",
         model_name=MODEL,
-        labels=validate.output["dataset"],
+        labels=validate.output,
         id_column="trip_id",
         target="total_ex_tip",
         maximum_relative_change="{{ params.tolerance }}",

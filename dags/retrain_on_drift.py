@@ -35,6 +35,7 @@ with DAG(
         timetable=CronTriggerTimetable("0 6 * * *", timezone="UTC"), assets=[monitoring_asset(MODEL)]
     ),
     catchup=False,
+    render_template_as_native_obj=True,  # a number in params stays a number
     max_active_runs=1,
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={
@@ -82,7 +83,7 @@ with DAG(
     promote = PromoteModelOperator(
         task_id="promote",
         model_name=MODEL,
-        model_version=register.output["model_version"],
+        model_version=register.output,
         evaluation=evaluate.output,
         decision_key="{{ ti.xcom_pull('decide').decision_key }}",
         outlets=[model_asset(MODEL)],

@@ -36,6 +36,7 @@ with DAG(
     doc_md=__doc__,
     schedule=CronTriggerTimetable("0 3 1 * *", timezone="UTC", interval=relativedelta(months=1)),
     catchup=False,
+    render_template_as_native_obj=True,  # a number in params stays a number
     max_active_runs=1,
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={
@@ -59,13 +60,13 @@ with DAG(
     )
     validate = ValidateDatasetOperator(
         task_id="validate",
-        dataset=ingest.output["dataset"],
+        dataset=ingest.output,
         suite=str(Path(__file__).parent / "suites" / "trips.json"),
         time_column="pickup_datetime",
     )
     train = TrainModelOperator(
         task_id="train",
-        dataset=validate.output["dataset"],
+        dataset=validate.output,
         model_name=MODEL,
         estimator="{{ params.estimator }}",
         estimator_params={"loss": "absolute_error", "learning_rate": "{{ params.learning_rate }}"},
@@ -87,7 +88,7 @@ with DAG(
     promote = PromoteModelOperator(
         task_id="promote",
         model_name=MODEL,
-        model_version=register.output["model_version"],
+        model_version=register.output,
         evaluation=evaluate.output,
         outlets=[model_asset(MODEL)],
     )

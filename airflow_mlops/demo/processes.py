@@ -250,7 +250,7 @@ def _wait_until_gone(processes: Iterable[psutil.Process], *, timeout_seconds: fl
 def _is_there(leader: Leader) -> bool:
     """Whether the noted process exists, be it as a zombie that keeps its pid from being reused."""
     try:
-        return abs(psutil.Process(leader.pid).create_time() - leader.started) < _SAME_START
+        return bool(abs(psutil.Process(leader.pid).create_time() - leader.started) < _SAME_START)
     except psutil.Error:
         return False
 

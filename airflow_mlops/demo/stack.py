@@ -16,7 +16,6 @@ import httpx
 from airflow_mlops.demo.airflow_client import AirflowClient
 from airflow_mlops.demo.errors import DemoError
 from airflow_mlops.demo.processes import Children, free_ports
-from airflow_mlops.services import Services
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,16 +94,6 @@ class Stack:
         from airflow_mlops.integrations.bentoml import LocalServer
 
         return LocalServer(self.serving, host=_HOST, port=self.endpoint_port, token=self.endpoint_token)
-
-    def services(self) -> Services:
-        """Give the same addresses as the connections hold."""
-        return Services(
-            tracking_uri=self.mlflow_url,
-            ledger_url=self.ledger_url,
-            endpoint_url=self.endpoint_url,
-            endpoint_token=self.endpoint_token,
-            serving_dir=str(self.serving),
-        )
 
     def environment(self) -> dict[str, str]:
         """Give the environment of every program: right for a demo on the loopback address, not for production."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, timezone
@@ -14,7 +15,7 @@ from airflow_mlops.hooks.services import services_from_connections
 from airflow_mlops.runners.in_process import InProcessRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from airflow.sdk import Context
@@ -149,7 +150,7 @@ def run_time(context: Context) -> datetime:
     return run_after
 
 
-def window_spec(start: str | datetime | None, end: str | datetime | None) -> dict[str, str] | None:
+def window_spec(start: Any, end: Any) -> dict[str, str] | None:
     """Turn two rendered arguments into a window, or none when both are empty.
 
     :raises ValueError: when only one is given, or they are no times in order.
@@ -179,3 +180,8 @@ def check_key(result: Mapping[str, Any]) -> str:
     from airflow_mlops.core.codec import from_dict
 
     return f"{result['model_name']}|{from_dict(Window, result['window']).key}"
+
+
+def part_of(value: Any, part: str) -> Any:
+    """Take a part out of a former task's result; anything else is the part itself."""
+    return value[part] if isinstance(value, Mapping) and part in value else value

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.operators.base import StepOperator, check_key, window_spec
+from airflow_mlops.operators.base import StepOperator, check_key, part_of, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ class CheckPerformanceOperator(StepOperator):
     A finding does not fail the task: it goes into the ledger, where the retraining decision reads it.
 
     :param model_name: model whose inference log is read. (templated)
-    :param labels: dataset version or table URI that holds the labels. (templated)
+    :param labels: what holds the labels: an ingest or validation task's result, a dataset version or a table URI. (templated)
     :param id_column: column of the labels that equals the prediction id. (templated)
     :param target: label column. (templated)
     :param metric: name of a built-in metric, or import path of one. (templated)
@@ -72,7 +72,7 @@ class CheckPerformanceOperator(StepOperator):
         return {
             "model_name": self.model_name,
             "window": window_spec(self.window_start, self.window_end),
-            "labels": self.labels,
+            "labels": part_of(self.labels, "dataset"),
             "id_column": self.id_column,
             "target": self.target,
             "metric": self.metric,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import timezone
 
 from airflow_mlops.links import ModelVersionLink
-from airflow_mlops.operators.base import StepOperator, actor, run_time
+from airflow_mlops.operators.base import StepOperator, actor, part_of, run_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ class PromoteModelOperator(StepOperator):
     Of two promotions that race, one wins; the other fails and says who won.
 
     :param model_name: registered model. (templated)
-    :param model_version: the version that earned it. (templated)
+    :param model_version: the version that earned it, or what the registration task returned. (templated)
     :param evaluation: what the evaluation task returned: whom it beat, and why. (templated)
     :param alias: the alias to move; the version it leaves gets ``previous``. (templated)
     :param decision_key: retraining decision that this promotion answers. (templated)
@@ -42,7 +42,7 @@ class PromoteModelOperator(StepOperator):
         self,
         *,
         model_name: str,
-        model_version: str,
+        model_version: Any,
         evaluation: Any,
         alias: str = "champion",
         decision_key: str | None = None,
@@ -59,7 +59,7 @@ class PromoteModelOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.promote.PromoteSpec`."""
         return {
             "model_name": self.model_name,
-            "model_version": str(self.model_version),
+            "model_version": str(part_of(self.model_version, "model_version")),
             "expected_version": self.evaluation["champion_version"],
             "alias": self.alias,
             "reason": self.evaluation["reason"],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.operators.base import StepOperator, window_spec
+from airflow_mlops.operators.base import StepOperator, part_of, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class ScoreBatchOperator(StepOperator):
     """Write a version's predictions for a window to a Delta table; the window is replaced in one commit.
 
-    :param dataset: dataset version as a former task returned it, or a table URI for its newest. (templated)
+    :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
     :param table: URI of the table of predictions. (templated)
     :param model_name: registered model. (templated)
     :param model_version: version number; default the one ``alias`` points at. (templated)
@@ -68,7 +68,7 @@ class ScoreBatchOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.score.ScoreSpec`."""
         return {
-            "dataset": self.dataset,
+            "dataset": part_of(self.dataset, "dataset"),
             "table": self.table,
             "model_name": self.model_name,
             "model_version": self.model_version or None,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import MLflowRunLink
-from airflow_mlops.operators.base import StepOperator, names, optional_number, window_spec
+from airflow_mlops.operators.base import StepOperator, names, optional_number, part_of, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ class TrainModelOperator(StepOperator):
     The newest rows are held out. The model is served in ONNX when that gives the same predictions on them, otherwise in its
     scikit-learn form, and the run says why. The same arguments on the same data find the finished run.
 
-    :param dataset: dataset version as a former task returned it, or a table URI for its newest. (templated)
+    :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
     :param model_name: name of the model to be, and of the MLflow experiment. (templated)
     :param estimator: import path of an estimator or of a factory function. (templated)
     :param estimator_params: its arguments. (templated)
@@ -93,7 +93,7 @@ class TrainModelOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.train.TrainSpec`."""
         return {
-            "dataset": self.dataset,
+            "dataset": part_of(self.dataset, "dataset"),
             "model_name": self.model_name,
             "estimator": self.estimator,
             "estimator_params": dict(self.estimator_params or {}),

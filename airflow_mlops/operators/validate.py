@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.exceptions import DataQualityError
-from airflow_mlops.operators.base import StepOperator, actor, window_spec
+from airflow_mlops.operators.base import StepOperator, actor, part_of, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ValidateDatasetOperator(StepOperator):
     """Judge a window of a dataset version by a suite; a gate unless told to warn.
 
-    :param dataset: dataset version as the ingest task returned it, or a table URI for its newest. (templated)
+    :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
     :param suite: path of the suite's JSON file, or the suite itself. (templated)
     :param action: ``gate`` fails the task when an expectation does, ``warn`` only writes it down.
     :param time_column: column that places a row in the window. (templated)
@@ -58,7 +58,7 @@ class ValidateDatasetOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.validate.ValidateSpec`."""
         return {
-            "dataset": self.dataset,
+            "dataset": part_of(self.dataset, "dataset"),
             "suite": self.suite,
             "time_column": self.time_column,
             "window": window_spec(self.window_start, self.window_end) if self.time_column else None,

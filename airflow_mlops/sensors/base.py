@@ -1,0 +1,72 @@
+"""What the sensors share: a poll, asked by a worker or by the triggerer, and one end for both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
+
+from airflow_mlops.core.extension import load_object
+from airflow_mlops.exceptions import MLOpsError, TransientError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class PollSensor(BaseSensorOperator):
+    """Wait until a poll has something to say; without a worker when deferrable.
+
+    :param deferrable: wait in the triggerer; default from ``[operators] default_deferrable``.
+    """
+
+    #: Import path of the poll; it runs in a worker or in the triggerer.
+    poll: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.deferrable = deferrable
+
+    def poll_arguments(self) -> dict[str, Any]:
+        """Turn the rendered arguments into the poll's; JSON, no credentials."""
+        raise TypeError(f"{type(self).__name__} must say what it asks {self.poll}")
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Wait, then give what was found."""
+        if self.deferrable:
+            from datetime import timedelta
+
+            from airflow_mlops.triggers.poll import PollTrigger
+
+            self.defer(
+                trigger=PollTrigger(
+                    poll=self.poll, arguments=self.poll_arguments(), poke_interval=self.poke_interval
+                ),
+                method_name="execute_complete",
+                timeout=timedelta(seconds=self.timeout),
+            )
+        return self.execute_complete(context, {"found": super().execute(context)})
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once; a service that does not answer is waited for."""
+        try:
+            found = load_object(self.poll)(**self.poll_arguments())
+        except TransientError as err:
+            self.log.warning("waiting on: %s", err)
+            found = None
+        return PokeReturnValue(is_done=found is not None, xcom_value=found)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Give what was found.
+
+        :raises MLOpsError: the wait could not go on.
+        """
+        if "error" in event:
+            raise MLOpsError(f"{self.task_id} could not go on waiting: {event['error']}")
+        found: dict[str, Any] = event["found"]
+        self.log.info("found %s", found)
+        return found

@@ -1,0 +1,147 @@
+"""What each sensor looks at: plain functions of plain arguments, run by a worker or by the triggerer.
+
+Each gives a small JSON dict when the wait is over, and ``None`` while it is not. Connections are resolved here, so
+no credential is stored with a trigger.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import ConnectionConfigError, InsufficientDataError, RegistryUnavailableError
+from airflow_mlops.hooks.bentoml import BentoMLHook
+from airflow_mlops.hooks.ledger import LedgerHook
+from airflow_mlops.hooks.mlflow import MLflowHook
+
+
+def new_data(*, source: str, min_files: int) -> dict[str, Any] | None:
+    """Look for files; they count once their sizes stand still between two looks a moment apart."""
+    import time
+
+    before = _sizes(source)
+    if len(before) < min_files:
+        return None
+    time.sleep(0.5)
+    return (
+        {"source": source, "files": sorted(before)[:100], "file_count": len(before)}
+        if _sizes(source) == before
+        else None
+    )
+
+
+def labels_arrived(
+    *,
+    model_name: str,
+    labels: str,
+    id_column: str,
+    target: str,
+    window_start: str,
+    window_end: str,
+    minimum_labelled_share: float,
+    bentoml_conn_id: str,
+) -> dict[str, Any] | None:
+    """Look which share of a window's predictions has a label."""
+    from pathlib import Path
+
+    from airflow_mlops.steps.labels import labelled_share
+
+    log = (
+        Path(BentoMLHook(bentoml_conn_id=bentoml_conn_id).services().require("serving_dir")) / "inference_log"
+    )
+    window = Window.parse(window_start, window_end)
+    try:
+        share = labelled_share(log, model_name, window, labels=labels, id_column=id_column, target=target)
+    except (InsufficientDataError, LookupError):
+        return None  # nothing predicted or labelled yet
+    if share < minimum_labelled_share:
+        return None
+    return {"model_name": model_name, "window": window.key, "labelled_share": share}
+
+
+def model_version(
+    *, model_name: str, alias: str, not_version: str | None, mlflow_conn_id: str
+) -> dict[str, Any] | None:
+    """Look where an alias points, over plain REST: importing MLflow costs seconds."""
+    services = MLflowHook(mlflow_conn_id=mlflow_conn_id).services()
+    url = f"{services.require('tracking_uri').rstrip('/')}/api/2.0/mlflow/registered-models/alias"
+    headers = {"Authorization": f"Bearer {services.tracking_token}"} if services.tracking_token else {}
+    login = (services.tracking_username or "", services.tracking_password or "")
+    try:
+        answer = httpx.get(
+            f"{url}?{urlencode({'name': model_name, 'alias': alias})}",
+            headers=headers,
+            auth=login if services.tracking_username else None,
+            timeout=10,
+        )
+    except httpx.HTTPError as err:
+        raise RegistryUnavailableError(f"MLflow at {services.tracking_uri} does not answer: {err}") from err
+    if answer.status_code in {401, 403}:
+        raise ConnectionConfigError(
+            f"MLflow refuses connection {mlflow_conn_id!r} ({answer.status_code}): check Login and Password"
+        )
+    if answer.status_code >= 500:
+        raise RegistryUnavailableError(f"MLflow at {services.tracking_uri} failed with {answer.status_code}")
+    if answer.status_code != 200:  # no such model or alias yet
+        return None
+    version = str(answer.json()["model_version"]["version"])
+    if version == not_version:
+        return None
+    return {"model_name": model_name, "alias": alias, "model_version": version}
+
+
+def endpoint_ready(
+    *, model_name: str | None, model_version: str | None, bentoml_conn_id: str
+) -> dict[str, Any] | None:
+    """Look what the service answers with."""
+    client = BentoMLHook(bentoml_conn_id=bentoml_conn_id).get_conn()
+    try:
+        status = client.ready()
+    finally:
+        client.close()
+    wanted = (model_name or status["model_name"], model_version or status["model_version"])
+    if not status["ready"] or wanted != (status["model_name"], status["model_version"]):
+        return None
+    return {
+        "model_name": status["model_name"],
+        "model_version": status["model_version"],
+        "endpoint_url": client.url,
+    }
+
+
+def check_recorded(
+    *,
+    model_name: str,
+    window_start: str,
+    window_end: str,
+    check: str,
+    only_if_found: bool,
+    ledger_conn_id: str,
+) -> dict[str, Any] | None:
+    """Look for a window's check in the ledger."""
+    from airflow_mlops.ledger import EntryKind
+
+    window = Window.parse(window_start, window_end)
+    with LedgerHook(ledger_conn_id=ledger_conn_id).get_conn() as ledger:
+        entry = ledger.find(EntryKind(check), f"{model_name}|{window.key}")
+    if entry is None:
+        return None
+    found = bool(entry.payload.get("drifted") or entry.payload.get("degraded"))
+    if only_if_found and not found:
+        return None
+    return {
+        "model_name": model_name,
+        "window": window.key,
+        "check": check,
+        "found": found,
+        "summary": entry.summary,
+    }
+
+
+def _sizes(source: str) -> dict[str, int]:
+    return {path: os.path.getsize(path) for path in glob.glob(source) if os.path.isfile(path)}  # noqa: PTH202, PTH207, PTH113

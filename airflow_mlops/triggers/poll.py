@@ -1,0 +1,61 @@
+"""The trigger behind every sensor: run a poll in a thread until it has something to say."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_mlops.core.extension import load_object
+from airflow_mlops.exceptions import TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+logger = logging.getLogger(__name__)
+
+
+class PollTrigger(BaseTrigger):
+    """Call a poll again and again, off the triggerer's event loop.
+
+    A service that does not answer is waited for; any other error ends the wait and fails the task.
+
+    :param poll: import path of the poll.
+    :param arguments: its arguments, JSON; no credentials.
+    :param poke_interval: seconds between two looks.
+    """
+
+    def __init__(self, *, poll: str, arguments: Mapping[str, Any], poke_interval: float = 60.0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.poll = poll
+        self.arguments = dict(arguments)
+        self.poke_interval = poke_interval
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Say how to build this trigger again."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {"poll": self.poll, "arguments": self.arguments, "poke_interval": self.poke_interval},
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, then say what was found or what went wrong."""
+        complaint = None
+        while True:
+            try:
+                found = await asyncio.to_thread(load_object(self.poll), **self.arguments)
+            except TransientError as err:
+                found = None
+                if str(err) != complaint:  # once, not at every look
+                    complaint = str(err)
+                    logger.warning("waiting on: %s", err)
+            except Exception as err:
+                logger.exception("the wait can't go on")
+                yield TriggerEvent({"error": f"{type(err).__name__}: {err}"})
+                return
+            if found is not None:
+                yield TriggerEvent({"found": found})
+                return
+            await asyncio.sleep(self.poke_interval)

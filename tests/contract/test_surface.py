@@ -1,0 +1,157 @@
+"""What every operator, sensor, trigger and hook promises, checked by reflection."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import typing
+
+import pytest
+from airflow.sdk import BaseHook, BaseOperator
+
+import airflow_mlops.hooks
+import airflow_mlops.operators
+import airflow_mlops.sensors
+import airflow_mlops.triggers
+from airflow_mlops.sensors.base import PollSensor
+from airflow_mlops.triggers.poll import PollTrigger
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OPERATORS = {
+    "IngestDatasetOperator", "ValidateDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
+    "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
+    "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "DecideRetrainingOperator",
+}  # fmt: skip
+SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
+HOOKS = {"MLflowHook", "BentoMLHook", "LedgerHook"}
+HEAVY = {
+    "mlflow", "bentoml", "sklearn", "great_expectations", "evidently", "onnxruntime", "skl2onnx", "deltalake", "polars",
+    "pandas", "pyarrow", "skops", "matplotlib",
+}  # fmt: skip
+
+
+def discover(package: typing.Any, base: type) -> Iterator[type]:
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        for _, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if issubclass(cls, base) and cls.__module__ == module.name:
+                yield cls
+
+
+TASKS = [
+    cls
+    for package in (airflow_mlops.operators, airflow_mlops.sensors)
+    for cls in discover(package, BaseOperator)
+    if cls.__name__ in OPERATORS | SENSORS
+]
+FOUND_HOOKS = list(discover(airflow_mlops.hooks, BaseHook))
+
+
+def own_arguments(cls: type) -> dict[str, inspect.Parameter]:
+    """The arguments a class documents itself: its constructor's, but for those passed on."""
+    parameters = inspect.signature(cls.__init__).parameters
+    return {
+        name: item
+        for name, item in parameters.items()
+        if name != "self" and item.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+
+
+def documented(cls: type) -> dict[str, str]:
+    return dict(re.findall(r":param (\w+): (.+?)(?=\n\s*:|\Z)", inspect.getdoc(cls) or "", re.DOTALL))
+
+
+def arguments_for(cls: type) -> dict[str, typing.Any]:
+    """A value nobody would guess for every argument, unrendered where it is templated."""
+    given: dict[str, typing.Any] = {}
+    for name in own_arguments(cls):
+        given[name] = f"{{{{ params.{name} }}}}" if name in cls.template_fields else object()
+    for name in ("deferrable", "fail_on_drift"):
+        if name in given:
+            given[name] = True
+    return given
+
+
+def test_discovery_found_everything() -> None:
+    assert {cls.__name__ for cls in TASKS} == OPERATORS | SENSORS
+    assert {cls.__name__ for cls in FOUND_HOOKS} == HOOKS
+
+
+@pytest.mark.parametrize("cls", TASKS, ids=lambda cls: cls.__name__)
+class TestTask:
+    def test_arguments_are_keyword_only(self, cls: type) -> None:
+        assert all(item.kind is inspect.Parameter.KEYWORD_ONLY for item in own_arguments(cls).values())
+
+    def test_constructor_stores_untouched(self, cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise AssertionError("a constructor must not open anything")
+
+        monkeypatch.setattr("socket.socket.connect", refuse)
+        given = arguments_for(cls)
+        task = cls(task_id="task", **given)
+        for name, value in given.items():
+            assert getattr(task, name) is value or getattr(task, name) == value, name
+
+    def test_every_argument_is_documented(self, cls: type) -> None:
+        assert set(documented(cls)) == set(own_arguments(cls))
+
+    def test_templated_is_said_exactly_where_true(self, cls: type) -> None:
+        said = {name for name, text in documented(cls).items() if text.rstrip().endswith("(templated)")}
+        assert said == set(cls.template_fields) & set(own_arguments(cls))
+
+    def test_template_fields_are_arguments(self, cls: type) -> None:
+        assert set(cls.template_fields) <= set(own_arguments(cls))
+
+    def test_result_is_a_dict(self, cls: type) -> None:
+        result = typing.get_type_hints(cls.execute, include_extras=False, localns={"Context": dict})["return"]
+        assert "dict[str" in str(result)
+
+
+def test_triggers_survive_a_round_trip() -> None:
+    trigger = PollTrigger(
+        poll="airflow_mlops.sensors.polls:new_data",
+        arguments={"source": "/x/*.csv", "min_files": 1},
+        poke_interval=2.0,
+    )
+    path, kwargs = json.loads(json.dumps(trigger.serialize()))
+    module, _, name = path.rpartition(".")
+    again = getattr(importlib.import_module(module), name)(**kwargs)
+    assert again.serialize() == trigger.serialize()
+    assert issubclass(PollSensor, BaseOperator)
+
+
+@pytest.mark.parametrize("cls", FOUND_HOOKS, ids=lambda cls: cls.__name__)
+def test_hooks_say_what_they_connect_to(cls: type) -> None:
+    for name in ("conn_name_attr", "default_conn_name", "conn_type", "hook_name"):
+        assert getattr(cls, name), name
+    hook = cls(**{cls.conn_name_attr: "somewhere"})
+    assert getattr(hook, cls.conn_name_attr) == "somewhere"
+
+
+def test_the_surface_imports_no_machine_learning() -> None:
+    """Dag files are parsed every few seconds: what they import must be light."""
+    code = """
+import importlib, json, pkgutil, sys
+import airflow.sdk
+before = set(sys.modules)
+import airflow_mlops
+for name in ("operators", "sensors", "triggers", "hooks"):
+    package = importlib.import_module(f"airflow_mlops.{name}")
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+for name in ("links", "assets", "policies", "provider"):
+    importlib.import_module(f"airflow_mlops.{name}")
+print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    new = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "airflow_mlops" in new
+    assert new & HEAVY == set()

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import importlib
+import json
+from importlib import resources
+
+import jsonschema
+
+from airflow_mlops.provider import get_provider_info
+
+
+def test_airflow_accepts_the_description() -> None:
+    schema = json.loads((resources.files("airflow") / "provider_info.schema.json").read_text())
+    jsonschema.validate(get_provider_info(), schema)
+
+
+def test_every_module_and_class_named_is_there() -> None:
+    info = get_provider_info()
+    modules = [
+        name
+        for kind in ("operators", "sensors", "hooks", "triggers")
+        for item in info[kind]
+        for name in item["python-modules"]
+    ]
+    assert len(modules) == 20
+    for name in modules:
+        importlib.import_module(name)
+    classes = [*info["extra-links"], *(item["hook-class-name"] for item in info["connection-types"])]
+    assert len(classes) == 7
+    for path in classes:
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module), name)
+
+
+def test_airflow_finds_hooks_and_links() -> None:
+    from airflow.providers_manager import ProvidersManager
+
+    manager = ProvidersManager()
+    assert {"mlflow", "bentoml", "mlops_ledger"} <= set(manager.hooks)
+    assert "airflow_mlops.links.ReportLink" in manager.extra_links_class_names
