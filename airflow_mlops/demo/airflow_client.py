@@ -118,6 +118,7 @@ class AirflowClient:
                 "logical_date": window.end.isoformat(),
                 "data_interval_start": window.start.isoformat(),
                 "data_interval_end": window.end.isoformat(),
+                "dag_run_id": f"window_{window.start:%Y-%m-%d}_{window.end:%Y-%m-%d}",
             }
         return self._run(self._request("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body))
 
