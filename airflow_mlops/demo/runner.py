@@ -203,7 +203,8 @@ class Demo:
         """Table, picture, links and figures."""
         picture = self.stack.workspace / PICTURE
         if self.windows:
-            change = f"+${stream.SURCHARGE:.2f} a trip" if self.trips.origin == "simulated" else None
+            changed = (f"{stream.SURCHARGE_FROM:%Y-%m}", f"every trip +${stream.SURCHARGE:.2f}")
+            change = changed if self.trips.origin == "simulated" else None
             story.draw(self.windows, picture, change=change)
             self.links["picture"] = str(picture)
         whole = story.Story(

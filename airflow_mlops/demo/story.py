@@ -59,9 +59,7 @@ def table(windows: Sequence[WindowStory], *, width: int = 110) -> str:
     head = f"{'window':<9}{'trips':>7}  {'version':>7}  {'MAE live':>9}  {'MAE first model':>15}  decision"
     lines = [head, "-" * min(width, len(head) + 20)]
     for item in windows:
-        decision = item.outcome + (
-            f" -> version {item.promoted_version} promoted" if item.promoted_version else ""
-        )
+        decision = item.outcome + (f" -> version {item.promoted_version}" if item.promoted_version else "")
         lines.append(
             f"{item.window:<9}{item.rows:>7}  {item.model_version:>7}  {item.live_error:>9.2f}  {item.first_error:>15.2f}  {decision}"
         )
@@ -72,10 +70,10 @@ def table(windows: Sequence[WindowStory], *, width: int = 110) -> str:
     return "\n".join(lines)
 
 
-def draw(windows: Sequence[WindowStory], path: Path, *, change: str | None = None) -> None:
+def draw(windows: Sequence[WindowStory], path: Path, *, change: tuple[str, str] | None = None) -> None:
     """Draw the error per window of the live model and of the first one, with the change and the promotions marked.
 
-    :param change: what changed in the world, put above the first window in which a retraining was decided.
+    :param change: window in which the world changed, and what changed, in a few words.
     """
     import matplotlib as mpl
 
@@ -109,22 +107,21 @@ def _draw_errors(axes: Any, windows: Sequence[WindowStory]) -> None:
     axes.set_xlim(-0.4, len(names) - 1 + 1.5)
 
 
-def _draw_decisions(axes: Any, windows: Sequence[WindowStory], change: str | None) -> None:
-    """Mark promotions between the windows, and decisions to retrain on their window."""
-    retrained = [index for index, item in enumerate(windows) if item.outcome == "retrain"]
-    for index in retrained:
-        axes.plot(
-            index, windows[index].live_error, "o", color=_LIVE, markersize=13, fillstyle="none", zorder=4
-        )
+def _draw_decisions(axes: Any, windows: Sequence[WindowStory], change: tuple[str, str] | None) -> None:
+    """Mark the change and decisions to retrain at their window, promotions between the windows."""
     for index, item in enumerate(windows):
+        words = [change[1]] if change and change[0] == item.window else []
+        if item.outcome == "retrain":
+            words.append("retraining decided")
+            axes.plot(index, item.live_error, "o", color=_LIVE, markersize=13, fillstyle="none", zorder=4)
+        position = (index, item.live_error)
+        axes.annotate(
+            "\n".join(words), position, (-12, 4), textcoords="offset points", **(_NOTE | {"ha": "right"})
+        )
         if item.promoted_version:
             axes.axvline(index + 0.5, ymax=0.86, color="0.55", linewidth=1, linestyle=":")
             text = f"version {item.promoted_version}\npromoted"
             axes.text(index + 0.5, 0.875, text, transform=axes.get_xaxis_transform(), **_NOTE)
-    if change and retrained:
-        text = f"{change};\nretraining decided"
-        position = (retrained[0], windows[retrained[0]].live_error)
-        axes.annotate(text, position, (-12, 4), textcoords="offset points", **(_NOTE | {"ha": "right"}))
 
 
 def _label(axes: Any, x: float, y: float, text: str, color: str) -> None:
