@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import psutil
 import pytest
 
+from airflow_mlops.demo.processes import end_leftovers
 from airflow_mlops.demo.stream import TARGET, simulate
+from airflow_mlops.demo.workspace import NOTE
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 
-def demo(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def demo(workspace: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    running = subprocess.Popen(
         [
             sys.executable,
             "-m",
@@ -34,6 +39,11 @@ def demo(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.communicate()
 
 
 def processes_of(workspace: Path) -> list[psutil.Process]:
@@ -61,49 +71,41 @@ def wait_for_output(running: subprocess.Popen[str], words: str) -> str:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    return tmp_path.resolve() / "demo"
+def workspace(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path.resolve() / "demo"
+    yield folder
+    end_leftovers(folder / NOTE)  # should a test fail half-way
 
 
 def test_ctrl_c_in_the_middle_of_the_story_leaves_nothing(workspace: Path) -> None:
-    running = demo(workspace)
-    try:
+    with demo(workspace) as running:
         wait_for_output(running, "2. Months go by")  # Airflow, MLflow and the model service are up
-        assert len(processes_of(workspace)) > 8
+        family = processes_of(workspace) + psutil.Process(running.pid).children(recursive=True)
+        assert len(family) > 8
         running.send_signal(signal.SIGINT)
         rest, _ = running.communicate(timeout=60)
-    finally:
-        running.kill()
-        running.wait()
     assert running.returncode == 130, rest
     assert "Every process of the demo is gone." in rest
+    assert not any(process.is_running() for process in family)
     assert processes_of(workspace) == []
 
 
 def test_a_run_after_a_kill_ends_what_was_left_and_a_closed_gate_is_explained(
     workspace: Path, tmp_path: Path
 ) -> None:
-    killed = demo(workspace)
-    try:
+    with demo(workspace) as killed:
         wait_for_output(killed, "Starting MLflow and Airflow")
         deadline = time.monotonic() + 60
         while not processes_of(workspace):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    finally:
-        killed.kill()
-        killed.communicate(timeout=10)
     orphans = processes_of(workspace)
     assert orphans
 
     impossible = simulate(trips_per_month=700).with_columns(-pl.col(TARGET))
     impossible.write_parquet(tmp_path / "impossible.parquet")
-    failing = demo(workspace, "--data", str(tmp_path / "impossible.parquet"))
-    try:
+    with demo(workspace, "--data", str(tmp_path / "impossible.parquet")) as failing:
         output, _ = failing.communicate(timeout=200)
-    finally:
-        failing.kill()
-        failing.wait()
     assert failing.returncode == 1, output
     assert "task validate of train_and_deploy failed" in output
     assert "DataQualityError" in output
