@@ -32,7 +32,7 @@ check: $(STAMP)  ## Lint, format, types, import contracts, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell airflow_mlops dags plugins docs tests benchmarks README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell airflow_mlops dags plugins docs tests benchmarks deploy docker-compose.yaml README.md CHANGELOG.md CONTRIBUTING.md
 
 docs: $(STAMP)  ## Build the documentation, warnings are errors
 	$(BIN)/sphinx-build -q -n -W --keep-going -b html docs docs/_build/html

@@ -34,21 +34,26 @@ def _parser() -> argparse.ArgumentParser:
         "--windows", type=_count, metavar="N", help="months to live through (default: all there are)"
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of the simulator (default: 0)")
-    _add_ledger(commands.add_parser("ledger", help="read the ledger, or bring its schema up to date"))
+    _add_ledger(
+        commands.add_parser(
+            "ledger", help="print the newest entries of the ledger, or bring its schema up to date"
+        )
+    )
     return parser
 
 
 def _add_ledger(ledger: argparse.ArgumentParser) -> None:
-    actions = ledger.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = actions.add_parser("show", help="print the newest entries, the newest last")
-    show.add_argument("--model", metavar="NAME", help="only entries of this model")
-    show.add_argument("--limit", type=_count, default=20, metavar="N", help="how many (default: 20)")
-    migrate = actions.add_parser("migrate", help="create the schema or bring it up to date")
-    for action in (show, migrate):
-        action.add_argument(
-            "--url",
-            help="SQLAlchemy URL, such as sqlite:////folder/ledger.db (default: $AIRFLOW_MLOPS_LEDGER_URL)",
-        )
+    ledger.add_argument(
+        "url",
+        nargs="?",
+        metavar="URL",
+        help="SQLAlchemy URL, such as sqlite:////folder/ledger.db (default: $AIRFLOW_MLOPS_LEDGER_URL)",
+    )
+    ledger.add_argument("--model", metavar="NAME", help="only entries of this model")
+    ledger.add_argument("--limit", type=_count, default=20, metavar="N", help="newest entries (default: 20)")
+    ledger.add_argument(
+        "--migrate", action="store_true", help="only create the schema or bring it up to date"
+    )
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -70,7 +75,7 @@ def _ledger(args: argparse.Namespace) -> int:
 
     try:
         with Ledger.open(args.url or Services.from_environment().require("ledger_url")) as ledger:
-            if args.action == "migrate":
+            if args.migrate:
                 sys.stdout.write("The ledger's schema is up to date.\n")
                 return 0
             for entry in reversed(ledger.entries(model_name=args.model, limit=args.limit)):

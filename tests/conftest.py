@@ -19,6 +19,8 @@ os.environ.update(
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "BENTOML_DO_NOT_TRACK": "True",
         "DO_NOT_TRACK": "1",
+        # Threads of several processes that wait for each other by spinning cost ten times the work on two cores.
+        "OMP_NUM_THREADS": "1",
     }
 )
 

@@ -113,6 +113,8 @@ class Stack:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "BENTOML_DO_NOT_TRACK": "True",
             "DO_NOT_TRACK": "1",
+            # Many processes share few cores here, and threads that wait by spinning take them from the others.
+            "OMP_NUM_THREADS": "1",
         }
 
     def _airflow_settings(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -124,14 +125,12 @@ class LocalServer:
         if server is None:
             return
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        for sign, wait in ((signal.SIGTERM, timeout_seconds), (signal.SIGKILL, 5.0)):
-            try:
-                os.killpg(server.pid, sign)
-            except ProcessLookupError:
-                break
-            _, family = psutil.wait_procs(family, timeout=wait)
-            if not family:
-                break
+        os.killpg(server.pid, signal.SIGTERM)
+        _, family = psutil.wait_procs(family, timeout=timeout_seconds)
+        for process in family:  # BentoML's workers lead groups of their own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=5.0)
         (self.serving_dir / ENDPOINT_FILE).unlink(missing_ok=True)
 
     def log_tail(self, lines: int = 15) -> str:

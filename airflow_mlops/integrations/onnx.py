@@ -50,6 +50,7 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
     converters, shapes = _integer_attribute_converters()
     model = convert_sklearn(
         pipeline,
+        name="model",  # the default is a random one, and equal models should have equal bytes
         initial_types=inputs,
         target_opset=TARGET_OPSET,
         custom_conversion_functions=converters,

@@ -307,14 +307,14 @@ def _engine(url: str) -> sa.Engine:
             {"timeout": _BUSY_SECONDS} if parsed.get_backend_name() == "sqlite" else {"connect_timeout": 10}
         )
         engine = sa.create_engine(parsed, connect_args=dict(connect_args), pool_pre_ping=True)
+    except (NoSuchModuleError, ModuleNotFoundError) as err:
+        raise ConnectionConfigError(f"the driver of the ledger's database is not installed: {err}") from err
     except (ArgumentError, ValueError) as err:
         # The text of the URL is left out: it may hold a password.
         raise ConnectionConfigError(
             "the ledger's URL is not a SQLAlchemy URL such as sqlite:////folder/ledger.db "
             "or postgresql+psycopg2://user:password@host/database"
         ) from err
-    except (NoSuchModuleError, ModuleNotFoundError) as err:
-        raise ConnectionConfigError(f"the driver of the ledger's database is not installed: {err}") from err
     if engine.dialect.name == "sqlite":
         _configure_sqlite(engine)
     return engine

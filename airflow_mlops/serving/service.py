@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import bentoml
@@ -28,6 +31,7 @@ class ModelEndpoint:
 
     def __init__(self) -> None:
         APP.start()
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def __is_ready__(self) -> bool:
         """Whether a model version answers; behind BentoML's ``/readyz``."""
@@ -37,3 +41,10 @@ class ModelEndpoint:
     def stop(self) -> None:
         """Flush the inference log."""
         APP.stop()
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this worker when BentoML's main process is gone: an orphan would hold the port and serve what nobody steers."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -56,7 +56,7 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
     ledger = Ledger.open(services.require("ledger_url"))
     key = f"{spec.model_name}|{spec.alias}|{spec.now.isoformat()}"
     try:
-        done = ledger.find(EntryKind.ROLLBACK, key)
+        done = _already(ledger, spec.model_name, key)
         if done is not None:
             current, target = str(done.payload["previous_version"]), str(done.payload["model_version"])
         else:
@@ -80,6 +80,7 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
                     "model_version": target,
                     "previous_version": current,
                     "reason": spec.reason,
+                    "request": key,
                 },
                 actor=spec.actor,
                 recorded_at=spec.now,
@@ -96,6 +97,12 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
         alias=spec.alias,
         version_url=registry.version_url(version),
     )
+
+
+def _already(ledger: Ledger, model_name: str, request: str) -> LedgerEntry | None:
+    """Find what a former try of the same task wrote."""
+    rollbacks = ledger.entries(kind=EntryKind.ROLLBACK, model_name=model_name)
+    return next((entry for entry in rollbacks if entry.payload.get("request") == request), None)
 
 
 def _current(ledger: Ledger, spec: RollBackSpec) -> str:

@@ -124,7 +124,7 @@ def test_windows_must_be_a_count(capsys: pytest.CaptureFixture[str]):
 
 def test_the_ledger_is_made_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    assert main(["ledger", "migrate", "--url", url]) == 0
+    assert main(["ledger", url, "--migrate"]) == 0
     with Ledger.open(url) as ledger:
         for number, model in enumerate(["fares", "fares", "tips"]):
             ledger.record(
@@ -141,7 +141,7 @@ def test_the_ledger_is_made_and_shown(tmp_path: Path, capsys: pytest.CaptureFixt
                 )
             )
     capsys.readouterr()
-    assert main(["ledger", "show", "--url", url, "--model", "fares"]) == 0
+    assert main(["ledger", url, "--model", "fares"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[-1] for line in lines] == ["entry 0 of fares", "entry 1 of fares"]
 
@@ -150,5 +150,5 @@ def test_a_missing_ledger_url_says_how_to_give_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.delenv("AIRFLOW_MLOPS_LEDGER_URL", raising=False)
-    assert main(["ledger", "show"]) == 1
+    assert main(["ledger"]) == 1
     assert "AIRFLOW_MLOPS_LEDGER_URL" in capsys.readouterr().err

@@ -34,7 +34,10 @@ def test_every_module_and_class_named_is_there() -> None:
 
 def test_airflow_finds_hooks_and_links() -> None:
     from airflow.providers_manager import ProvidersManager
+    from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
+    hooks = ProvidersManagerTaskRuntime().hooks
+    for conn_type in ("mlflow", "bentoml", "mlops_ledger"):
+        assert hooks[conn_type].hook_class_name.startswith("airflow_mlops.hooks.")
     manager = ProvidersManager()
-    assert {"mlflow", "bentoml", "mlops_ledger"} <= set(manager.hooks)
     assert "airflow_mlops.links.ReportLink" in manager.extra_links_class_names

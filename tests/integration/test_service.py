@@ -1,0 +1,167 @@
+"""The model service for real: BentoML processes on the loopback address."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    EndpointUnavailableError,
+    RolloutError,
+    SignatureMismatchError,
+)
+from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
+from airflow_mlops.serving.inference_log import read_inference_log
+from airflow_mlops.serving.local import Deployment, deploy_package
+from tests.packages import ROWS, build_package
+
+pytestmark = pytest.mark.integration
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Endpoint:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.server = LocalServer(folder, port=self.port, token="token")
+        self.client = EndpointClient(self.server.url, "token")
+
+    def deploy(self, package: Path, digest: str, version: str) -> Deployment:
+        return deploy_package(
+            serving_dir=self.folder,
+            package_folder=package,
+            model_name="m",
+            model_version=version,
+            package_digest=digest,
+            host="127.0.0.1",
+            port=self.port,
+            token="token",
+            timeout_seconds=60,
+        )
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    root = tmp_path_factory.mktemp("packages")
+    return {
+        version: (root / version, build_package(root / version, slope=slope, form=form))
+        for version, slope, form in (("1", 2.0, "onnx"), ("2", 5.0, "sklearn"), ("3", 7.0, "onnx"))
+    }
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
+    made = Endpoint(tmp_path / "serving")
+    yield made
+    made.client.close()
+    made.server.stop()
+
+
+def first(endpoint: Endpoint) -> float:
+    return endpoint.client.predict(ROWS[:1])["predictions"][0]
+
+
+def test_deploy_swap_and_log(endpoint: Endpoint, packages: dict[str, tuple[Path, str]]) -> None:
+    started = endpoint.deploy(*packages["1"], "1")
+    assert (started.started, started.previous_version) == (True, None)
+    assert first(endpoint) == pytest.approx(2.0, abs=0.6)
+    with pytest.raises(SignatureMismatchError, match=r"rows\[0\]\.kind: field is missing"):
+        endpoint.client.predict([{"x": 1.0}])
+    stranger = EndpointClient(endpoint.server.url, "wrong")
+    with pytest.raises(ValueError, match="bearer token"):
+        stranger.ready()
+    stranger.close()
+
+    # A swap under load: every request is answered, by one version or the other.
+    stop, versions, failures = threading.Event(), [], []
+
+    def keep_asking() -> None:
+        client = EndpointClient(endpoint.server.url, "token")
+        while not stop.is_set():
+            try:
+                answer = client.predict(ROWS, times=["2019-01-05T00:00:00"] * len(ROWS))
+                versions.append(answer["model_version"])
+            except Exception as err:  # noqa: BLE001 - any failure counts
+                failures.append(err)
+        client.close()
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    swapped = endpoint.deploy(*packages["2"], "2")
+    time.sleep(0.5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert set(versions) == {"1", "2"}
+    assert (swapped.started, swapped.previous_version, swapped.pid) == (False, "1", started.pid)
+    assert first(endpoint) == pytest.approx(5.0, abs=1.5)
+
+    time.sleep(1.5)
+    logged = read_inference_log(
+        endpoint.folder / "inference_log", "m", Window.parse("2019-01-01", "2019-02-01")
+    )
+    assert logged.height == len(versions) * len(ROWS)
+    assert set(logged["model_version"]) == {"1", "2"}
+
+
+def test_a_broken_version_leaves_the_old_one_serving(
+    endpoint: Endpoint, packages: dict[str, tuple[Path, str]], tmp_path: Path
+) -> None:
+    endpoint.deploy(*packages["1"], "1")
+    broken = tmp_path / "broken"
+    digest = build_package(broken, slope=9.0)
+    (broken / "model.onnx").write_bytes(b"garbage")
+    with pytest.raises(ArtifactIntegrityError, match=r"model\.onnx"):
+        endpoint.deploy(broken, digest, "2")
+    assert endpoint.client.ready()["model_version"] == "1"
+    assert first(endpoint) == pytest.approx(2.0, abs=0.6)
+
+
+def test_a_killed_service_is_started_again(endpoint: Endpoint, packages: dict[str, tuple[Path, str]]) -> None:
+    before = endpoint.deploy(*packages["1"], "1")
+    family = [psutil.Process(before.pid), *psutil.Process(before.pid).children(recursive=True)]
+    os.kill(before.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert alive == []  # a worker does not outlive the process that steers it
+    with pytest.raises(EndpointUnavailableError, match="does not answer"):
+        endpoint.client.ready()
+    again = endpoint.deploy(*packages["1"], "1")
+    assert again.started
+    assert again.pid != before.pid
+    assert first(endpoint) == pytest.approx(2.0, abs=0.6)
+
+
+def test_a_port_in_use_is_found_before_anything_is_touched(
+    endpoint: Endpoint, packages: dict[str, tuple[Path, str]]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", endpoint.port))
+        other.listen()
+        with pytest.raises(RolloutError, match=f"port {endpoint.port} on 127.0.0.1 is in use"):
+            endpoint.deploy(*packages["1"], "1")
+    assert not (endpoint.folder / "desired.json").exists()
+    assert endpoint.server.running() is None
+
+
+def test_stop_leaves_no_process(endpoint: Endpoint, packages: dict[str, tuple[Path, str]]) -> None:
+    deployed = endpoint.deploy(*packages["1"], "1")
+    family = [psutil.Process(deployed.pid), *psutil.Process(deployed.pid).children(recursive=True)]
+    endpoint.server.stop()
+    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+    assert endpoint.server.running() is None

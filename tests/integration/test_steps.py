@@ -1,0 +1,383 @@
+"""Every step for real, in this process and by its command; and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from airflow_mlops.demo import stream
+from airflow_mlops.exceptions import (
+    ConnectionConfigError,
+    DatasetNotFoundError,
+    InsufficientDataError,
+    ModelVersionNotFoundError,
+    PromotionConflictError,
+    RegistryUnavailableError,
+    SchemaMismatchError,
+)
+from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
+from airflow_mlops.runners.python import PythonRunner
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import STEP_MODULES, run_step
+
+pytestmark = pytest.mark.integration
+
+WINDOW = {"start": "2018-07-01T00:00:00Z", "end": "2018-08-01T00:00:00Z"}
+NEXT = {"start": "2018-08-01T00:00:00Z", "end": "2018-09-01T00:00:00Z"}
+NUMERIC = [name for name in stream.FEATURES if name != "rate_code_id"]
+TRAIN = {
+    "estimator": "sklearn.ensemble.HistGradientBoostingRegressor",
+    "estimator_params": {"max_iter": 20},
+    "target": stream.TARGET,
+    "numeric": NUMERIC,
+    "categorical": ["rate_code_id"],
+    "time_column": stream.TIME,
+    "window": WINDOW,
+}
+SUITE = {
+    "name": "trips",
+    "expectations": [{"type": "expect_column_values_to_be_unique", "kwargs": {"column": stream.ID}}],
+}
+
+
+class Loop:
+    """A folder, three services and the steps between them; what ran is kept."""
+
+    def __init__(self, folder: Path, mlflow_url: str, model_name: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.folder, self.model_name, self.port = folder, model_name, port
+        self.table = str(folder / "trips")
+        self.services = Services(
+            tracking_uri=mlflow_url,
+            ledger_url=f"sqlite:///{folder / 'ledger.db'}",
+            endpoint_url=f"http://127.0.0.1:{port}",
+            serving_dir=str(folder / "serving"),
+        )
+        trips = stream.simulate(1, trips_per_month=1500)
+        (folder / "landing").mkdir(parents=True)
+        trips.write_parquet(folder / "landing" / "trips.parquet")
+        self.trips = trips
+        self.specs: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def run(self, name: str, **spec: Any) -> dict[str, Any]:
+        self.specs[name] = spec
+        self.results[name] = run_step(name, spec, self.services)
+        return self.results[name]
+
+    def ingest(self, window: dict[str, str] = WINDOW) -> dict[str, Any]:
+        source = str(self.folder / "landing" / "*.parquet")
+        return self.run(
+            "ingest",
+            source=source,
+            table=self.table,
+            time_column=stream.TIME,
+            window=window,
+            id_column=stream.ID,
+        )
+
+    def ask(self, window: dict[str, str]) -> None:
+        """Send a window's trips to the service, and wait until they are in its log."""
+        import time
+
+        rows = self.trips.filter(
+            pl.col(stream.TIME).is_between(
+                pl.lit(window["start"]).str.to_datetime(time_zone="UTC"),
+                pl.lit(window["end"]).str.to_datetime(time_zone="UTC"),
+                closed="left",
+            )
+        )
+        client = EndpointClient(str(self.services.endpoint_url))
+        client.predict(
+            rows.select(stream.FEATURES).to_dicts(),
+            prediction_ids=rows[stream.ID].to_list(),
+            times=stream.iso_times(rows),
+        )
+        client.close()
+        time.sleep(1.6)
+
+
+@pytest.fixture(scope="module")
+def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+    """The whole chain, once."""
+    made = Loop(tmp_path_factory.mktemp("loop"), mlflow_server, "steps_fare")
+    ingested = made.ingest()
+    made.run("validate", dataset=ingested["dataset"], suite=SUITE, time_column=stream.TIME, window=WINDOW)
+    trained = made.run("train", dataset=ingested["dataset"], model_name=made.model_name, **TRAIN)
+    made.run(
+        "evaluate",
+        dataset=trained["dataset"],
+        model_name=made.model_name,
+        run_id=trained["run_id"],
+        window=trained["holdout"],
+        time_column=stream.TIME,
+    )
+    registered = made.run(
+        "register",
+        model_name=made.model_name,
+        run_id=trained["run_id"],
+        package_digest=trained["package_digest"],
+        model_id=trained["model_id"],
+    )
+    made.run(
+        "promote",
+        model_name=made.model_name,
+        model_version=registered["model_version"],
+        actor="test",
+        now="2018-08-01T00:00:00Z",
+    )
+    try:
+        made.run("deploy", model_name=made.model_name)
+        made.ask(NEXT)
+        made.ingest(NEXT)
+        labels = {"labels": made.table, "id_column": stream.ID}
+        made.run("performance", model_name=made.model_name, window=NEXT, target=stream.TARGET, **labels)
+        made.run("drift", model_name=made.model_name, window=NEXT)
+        made.run(
+            "score",
+            dataset=made.table,
+            table=str(made.folder / "predictions"),
+            model_name=made.model_name,
+            id_column=stream.ID,
+            time_column=stream.TIME,
+            window=NEXT,
+        )
+        made.run("retraining", model_name=made.model_name, actor="test", now="2018-09-01T00:00:00Z")
+        yield made
+    finally:
+        LocalServer(made.folder / "serving", port=made.port).stop()
+
+
+def test_the_chain_says_what_it_did(loop: Loop) -> None:
+    results = loop.results
+    assert results["validate"]["success"]
+    assert results["train"]["serving_form"] == "onnx"
+    assert results["evaluate"]["verdict"] == "promote"
+    assert results["promote"]["moved"]
+    assert results["deploy"]["model_version"] == "1"
+    assert results["performance"]["measured"]
+    assert not results["performance"]["degraded"]
+    assert not results["drift"]["drifted"]
+    assert results["score"]["row_count"] == 1500
+
+
+# What differs between two runs of the same step: times, and what a second run finds done.
+VOLATILE = {"seconds", "reused", "moved", "started", "dataset", "predictions", "report_url"}
+
+
+@pytest.mark.parametrize("name", sorted(set(STEP_MODULES) - {"roll-back"}))
+def test_a_step_by_its_command_gives_the_same(loop: Loop, name: str, tmp_path: Path) -> None:
+    spec, result = tmp_path / "spec.json", tmp_path / "result.json"
+    spec.write_text(json.dumps(loop.specs[name]))
+    command = [
+        sys.executable,
+        "-m",
+        "airflow_mlops.steps",
+        name,
+        "--spec",
+        str(spec),
+        "--result",
+        str(result),
+    ]
+    environment = {**os.environ, **loop.services.to_environment()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = json.loads(result.read_text())
+    # Run here once more as well: a second evaluation finds a champion where the first found none.
+    first = run_step(name, loop.specs[name], loop.services)
+    assert set(again) == set(first)
+    assert {key: again[key] for key in again if key not in VOLATILE} == {
+        key: first[key] for key in first if key not in VOLATILE
+    }
+
+
+def test_roll_back_by_its_command(loop: Loop, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(
+        json.dumps({"model_name": loop.model_name, "actor": "test", "now": "2018-09-02T00:00:00Z"})
+    )
+    with pytest.raises(ModelVersionNotFoundError, match="version 1 is the first champion"):
+        run_step("roll-back", json.loads(spec.read_text()), loop.services)
+    with pytest.raises(ModelVersionNotFoundError, match="version 1 is the first champion"):
+        PythonRunner(sys.executable).run("roll-back", json.loads(spec.read_text()), loop.services)
+
+
+def test_promote_and_roll_back(loop: Loop, mlflow_server: str, tmp_path: Path) -> None:
+    from airflow_mlops.integrations.mlflow import Registry
+    from airflow_mlops.ledger import Ledger
+
+    name = "two_versions"
+    versions = []
+    for iterations in (5, 9):
+        params = TRAIN | {"estimator_params": {"max_iter": iterations}}
+        trained = run_step("train", {"dataset": loop.table, "model_name": name, **params}, loop.services)
+        spec = {"model_name": name, "run_id": trained["run_id"], "package_digest": trained["package_digest"]}
+        versions.append(run_step("register", spec, loop.services)["model_version"])
+        assert run_step("register", spec, loop.services)["model_version"] == versions[-1]  # the same package
+    promotion = {"model_name": name, "actor": "test", "now": "2018-09-01T00:00:00Z"}
+    run_step("promote", promotion | {"model_version": versions[0]}, loop.services)
+    run_step(
+        "promote", promotion | {"model_version": versions[1], "expected_version": versions[0]}, loop.services
+    )
+    with pytest.raises(PromotionConflictError, match="test moved it to version 2"):
+        run_step(
+            "promote", promotion | {"model_version": versions[0], "expected_version": "7"}, loop.services
+        )
+    registry = Registry.connect(loop.services)
+    assert registry.version_by_alias(name, "champion").model_version == versions[1]
+    assert registry.version_by_alias(name, "previous").model_version == versions[0]
+    back = {"model_name": name, "actor": "test", "now": "2018-09-02T00:00:00Z", "reason": "drill"}
+    assert run_step("roll-back", back, loop.services)["model_version"] == versions[0]
+    assert (
+        run_step("roll-back", back, loop.services)["model_version"] == versions[0]
+    )  # a retry is no second step
+    assert registry.version_by_alias(name, "champion").model_version == versions[0]
+    with Ledger.open(str(loop.services.ledger_url)) as ledger:
+        assert ledger.aliases(name)["champion"] == versions[0]
+
+
+def test_training_twice_is_one_run_and_one_model(loop: Loop) -> None:
+    again = run_step("train", loop.specs["train"], loop.services)
+    assert again["reused"]
+    assert again["run_id"] == loop.results["train"]["run_id"]
+    elsewhere = run_step("train", loop.specs["train"] | {"experiment": "another"}, loop.services)
+    assert elsewhere["run_id"] != again["run_id"]
+    assert elsewhere["package_digest"] == again["package_digest"]  # bit for bit the same model and manifest
+
+
+def test_the_version_is_a_plain_mlflow_model_too(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = """
+import sys, json, mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+print(json.dumps(model.predict(pd.DataFrame(json.load(open(sys.argv[3])))).tolist()))
+"""
+    rows = loop.trips.select(
+        *(pl.col(name).cast(pl.Float64) for name in NUMERIC), pl.col("rate_code_id").cast(pl.String)
+    ).head(3)
+    (tmp_path / "rows.json").write_text(
+        json.dumps([{k: float(v) if k in NUMERIC else v for k, v in row.items()} for row in rows.to_dicts()])
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(loop.services.tracking_uri)]
+    done = subprocess.run(
+        [*command, f"models:/{loop.model_name}@champion", str(tmp_path / "rows.json")],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    served = EndpointClient(str(loop.services.endpoint_url))
+    expected = served.predict(rows.to_dicts())["predictions"]
+    served.close()
+    assert np.allclose(json.loads(done.stdout.splitlines()[-1]), expected, rtol=1e-4)
+
+
+def test_ingesting_a_window_again_changes_nothing(loop: Loop) -> None:
+    before = delta.describe(loop.table, time_column=stream.TIME)
+    loop.ingest()
+    after = delta.describe(loop.table, time_column=stream.TIME)
+    assert after.version == before.version + 1
+    assert after.dataset_digest == before.dataset_digest
+
+
+class TestBadInput:
+    """Each is a clear error that names the thing."""
+
+    @pytest.mark.parametrize(
+        ("change", "error", "words"),
+        [
+            ({"target": "tip"}, SchemaMismatchError, "has no column tip; it has trip_id"),
+            ({"estimator": "sklearn.ensemble.Forest"}, ValueError, "has no 'Forest'"),
+            ({"estimator": "no_such_module:make"}, ValueError, "can't be imported"),
+            ({"estimator_params": {"max_iterations": 3}}, ValueError, "does not take these params"),
+            ({"window": {"start": "2030-01-01", "end": "2030-02-01"}}, InsufficientDataError, "has no rows"),
+            ({"window": {"start": "2018-08-01", "end": "2018-07-01"}}, ValueError, "end must be after start"),
+            ({"holdout_share": 0.9}, ValueError, "must be in"),
+            ({"metric": "brilliance"}, ValueError, "no metric named 'brilliance'; built in: mae"),
+            ({"dataset": "/nowhere/table"}, DatasetNotFoundError, "no Delta table at /nowhere/table"),
+        ],
+    )
+    def test_train(self, loop: Loop, change: dict, error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=words.replace("(", r"\(")):
+            run_step("train", loop.specs["train"] | {"experiment": "bad input"} | change, loop.services)
+
+    def test_a_failed_training_leaves_no_running_run(self, loop: Loop) -> None:
+        from airflow_mlops.integrations.mlflow import Registry
+
+        registry = Registry.connect(loop.services)
+        experiment = registry.experiment_id("bad input")
+        assert registry.client.search_runs([experiment], "attributes.status = 'RUNNING'") == []
+        assert registry.client.search_runs([experiment], "attributes.status = 'FINISHED'") == []
+
+    def test_a_model_or_alias_that_is_not_there(self, loop: Loop) -> None:
+        with pytest.raises(ModelVersionNotFoundError, match="model 'nobody' alias 'champion'"):
+            run_step("deploy", {"model_name": "nobody"}, loop.services)
+
+    def test_a_window_nobody_asked_about(self, loop: Loop) -> None:
+        spec = loop.specs["performance"] | {"window": {"start": "2020-01-01", "end": "2020-02-01"}}
+        with pytest.raises(InsufficientDataError, match="nothing was predicted"):
+            run_step("performance", spec, loop.services)
+
+    def test_a_window_without_labels(self, loop: Loop, tmp_path: Path) -> None:
+        table = str(tmp_path / "labels")
+        delta.replace_window(
+            table, pl.DataFrame({stream.ID: ["other"], stream.TARGET: [1.0]}), time_column=None, window=None
+        )
+        with pytest.raises(InsufficientDataError, match=r"none of the 1500 predictions .* has a label yet"):
+            run_step("performance", loop.specs["performance"] | {"labels": table}, loop.services)
+
+    def test_mlflow_that_does_not_answer(self, loop: Loop) -> None:
+        nowhere = replace(loop.services, tracking_uri="http://127.0.0.1:9")
+        with pytest.raises(
+            RegistryUnavailableError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"
+        ):
+            run_step("deploy", {"model_name": loop.model_name}, nowhere)
+
+    def test_a_service_that_is_not_configured(self, loop: Loop) -> None:
+        with pytest.raises(ConnectionConfigError, match="export AIRFLOW_MLOPS_TRACKING_URI"):
+            run_step("deploy", {"model_name": loop.model_name}, replace(loop.services, tracking_uri=None))
+
+    def test_a_source_that_is_not_there(self, loop: Loop, tmp_path: Path) -> None:
+        spec = loop.specs["ingest"] | {"source": str(tmp_path / "*.parquet")}
+        with pytest.raises(DatasetNotFoundError, match=r"no readable file matches"):
+            run_step("ingest", spec, loop.services)
+
+    def test_a_column_of_another_type(self, loop: Loop, tmp_path: Path) -> None:
+        loop.trips.with_columns(pl.col("hour").cast(pl.String)).write_parquet(tmp_path / "trips.parquet")
+        before = delta.describe(loop.table)
+        with pytest.raises(SchemaMismatchError, match="hour is String, the table has Int64"):
+            run_step(
+                "ingest", loop.specs["ingest"] | {"source": str(tmp_path / "trips.parquet")}, loop.services
+            )
+        assert delta.describe(loop.table) == before
+
+    def test_ids_that_repeat(self, loop: Loop, tmp_path: Path) -> None:
+        pl.concat([loop.trips, loop.trips]).write_parquet(tmp_path / "trips.parquet")
+        with pytest.raises(
+            SchemaMismatchError, match="id column 'trip_id' has 0 nulls and 1500 repeated values"
+        ):
+            run_step(
+                "ingest", loop.specs["ingest"] | {"source": str(tmp_path / "trips.parquet")}, loop.services
+            )
+
+    def test_a_spec_that_does_not_fit(self, loop: Loop) -> None:
+        with pytest.raises(ValueError, match="TrainSpec: target: Field required"):
+            run_step(
+                "train",
+                {key: value for key, value in loop.specs["train"].items() if key != "target"},
+                loop.services,
+            )

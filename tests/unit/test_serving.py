@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from airflow_mlops.core.rollout import next_state
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, RolloutError
+from airflow_mlops.serving.app import EndpointApp
+from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log
+from airflow_mlops.serving.model import load_model
+from tests.packages import ROWS, SIGNATURE, build_package
+
+WINDOW = Window.parse("2019-01-01", "2019-02-01")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packages") / "one"
+    build_package(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(package: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in package.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("form", ["onnx", "sklearn"])
+def test_both_forms_answer_what_they_learned(tmp_path: Path, form: str) -> None:
+    digest = build_package(tmp_path / "package", form=form)
+    model = load_model(tmp_path / "package", expected_digest=digest)
+    assert model.predict_records(ROWS[:2]) == pytest.approx([2.0, 4.0], abs=0.6)
+
+
+class TestIntegrity:
+    def test_one_flipped_byte_is_found(self, copy: Path) -> None:
+        data = bytearray((copy / "model.onnx").read_bytes())
+        data[100] ^= 1
+        (copy / "model.onnx").write_bytes(data)
+        with pytest.raises(ArtifactIntegrityError, match=r"model\.onnx was changed"):
+            load_model(copy)
+
+    def test_another_package_is_not_the_registered_one(self, copy: Path) -> None:
+        with pytest.raises(ArtifactIntegrityError, match="not the package that was registered"):
+            load_model(copy, expected_digest="sha256:" + "0" * 64)
+
+    def test_an_extra_file_is_refused(self, copy: Path) -> None:
+        (copy / "extra.py").write_text("")
+        with pytest.raises(ArtifactIntegrityError, match=r"extra\.py is not listed"):
+            load_model(copy)
+
+    def test_a_link_is_refused(self, copy: Path, package: Path) -> None:
+        (copy / "model.onnx").unlink()
+        (copy / "model.onnx").symlink_to(package / "model.onnx")
+        with pytest.raises(ArtifactIntegrityError, match="plain file"):
+            load_model(copy)
+
+    def test_a_pickle_is_never_loaded(self, tmp_path: Path) -> None:
+        marker = tmp_path / "ran"
+        build_package(tmp_path / "package", form="sklearn")
+        self._replace_model(tmp_path / "package", pickle.dumps(_Touch(str(marker))))
+        with pytest.raises(ArtifactIntegrityError, match="pickles are never loaded"):
+            load_model(tmp_path / "package")
+        assert not marker.exists()
+
+    def test_types_beyond_our_list_are_refused(self, tmp_path: Path) -> None:
+        folder = tmp_path / "package"
+        build_package(folder, form="sklearn")
+        source, crafted = folder / "model.skops", tmp_path / "crafted.zip"
+        with zipfile.ZipFile(source) as old, zipfile.ZipFile(crafted, "w") as new:
+            for name in old.namelist():
+                data = old.read(name)
+                if name == "schema.json":
+                    data = data.replace(b'"OrdinalEncoder"', b'"Popen"').replace(
+                        b'"sklearn.preprocessing._encoders"', b'"subprocess"'
+                    )
+                new.writestr(name, data)
+        self._replace_model(folder, crafted.read_bytes())
+        with pytest.raises(ArtifactIntegrityError):
+            load_model(folder)
+
+    @staticmethod
+    def _replace_model(folder: Path, data: bytes) -> None:
+        """Put other bytes in, with a manifest that agrees: what an attacker with write access would do."""
+        from airflow_mlops.core.package import file_digest
+
+        manifest = json.loads((folder / "package.json").read_text())
+        manifest["files"]["model.skops"] = file_digest(data)
+        (folder / "model.skops").write_bytes(data)
+        (folder / "package.json").write_text(json.dumps(manifest))
+
+
+class _Touch:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (open, (self.path, "w"))
+
+
+class TestInferenceLog:
+    def test_what_goes_in_comes_out_by_window(self, tmp_path: Path) -> None:
+        log = InferenceLog(tmp_path)
+        times = [datetime(2019, 1, 31, 23, 59, tzinfo=UTC), datetime(2019, 2, 1, tzinfo=UTC)]
+        assert self._append(log, ids=["a", "b"], times=times)
+        log.flush()
+        rows = read_inference_log(tmp_path, "m", WINDOW)
+        assert rows["prediction_id"].to_list() == ["a"]
+        assert rows["feature_x"].to_list() == [1.0]
+        assert rows["prediction"].to_list() == [10.0]
+
+    def test_full_means_shed_and_counted(self, tmp_path: Path) -> None:
+        log = InferenceLog(tmp_path, maximum_rows=3)
+        assert self._append(log, ids=["a", "b"])
+        assert not self._append(log, ids=["c", "d"])
+        assert log.shed_rows == 2
+
+    def test_a_disk_that_refuses_costs_rows_not_the_service(self, tmp_path: Path) -> None:
+        (tmp_path / "m").write_text("a file where the folder should be")
+        log = InferenceLog(tmp_path)
+        self._append(log, ids=["a"])
+        log.flush()
+        assert log.shed_rows == 1
+
+    def test_it_flushes_by_itself_and_at_the_end(self, tmp_path: Path) -> None:
+        log = InferenceLog(tmp_path, flush_seconds=30)
+        log.start()
+        self._append(log, ids=["a"], times=[datetime(2019, 1, 1, tzinfo=UTC)])
+        log.stop()
+        assert read_inference_log(tmp_path, "m", WINDOW).height == 1
+
+    def test_an_empty_window_is_said(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            InsufficientDataError, match=r"nothing was predicted by m in \[2019-01-01, 2019-02-01\)"
+        ):
+            read_inference_log(tmp_path, "m", WINDOW)
+
+    @staticmethod
+    def _append(log: InferenceLog, *, ids: list[str], times: list[datetime] | None = None) -> bool:
+        return log.append(
+            model_name="m",
+            model_version="1",
+            signature=SIGNATURE,
+            prediction_ids=ids,
+            times=times,
+            columns={"x": [1.0] * len(ids), "kind": ["a"] * len(ids)},
+            predictions=[10.0] * len(ids),
+            latency_ms=1.0,
+        )
+
+
+class TestApp:
+    @pytest.fixture
+    def app(self, package: Path, tmp_path: Path) -> EndpointApp:
+        model = load_model(package)
+        app = EndpointApp(tmp_path, token="right")
+        from airflow_mlops.serving.app import LiveVersion
+
+        state = next_state(None, model_name="m", model_version="1", package_digest="sha256:0")
+        app.live = LiveVersion(state=state, model=model)
+        return app
+
+    @staticmethod
+    def ask(
+        app: EndpointApp, body: object, *, bearer: str = "right", path: str = "/predict"
+    ) -> tuple[int, dict]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent: list[dict] = []
+
+        async def receive() -> dict:
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        headers = [(b"authorization", f"Bearer {bearer}".encode()), (b"x-request-id", b"abc")]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+        asyncio.run(app(scope, receive, send))
+        assert (b"x-request-id", b"abc") in sent[0]["headers"]
+        return sent[0]["status"], json.loads(sent[1]["body"])
+
+    def test_it_predicts_and_keeps_ids(self, app: EndpointApp) -> None:
+        status, body = self.ask(app, {"rows": ROWS, "prediction_ids": ["p", "q", "r"]})
+        assert status == 200
+        assert body["prediction_ids"] == ["p", "q", "r"]
+        assert body["predictions"][0] == pytest.approx(2.0, abs=0.6)
+        assert body["model_version"] == "1"
+
+    @pytest.mark.parametrize(
+        ("body", "status", "words"),
+        [
+            ({"rows": [{"x": "far", "kind": "a"}]}, 422, "rows[0].x: expected number, got 'far'"),
+            ({"rows": [{"x": 1.0}]}, 422, "rows[0].kind: field is missing"),
+            ({"rows": []}, 422, "at least one row"),
+            ({"rows": [1]}, 422, "the body must be"),
+            ({"rows": ROWS, "prediction_ids": ["one"]}, 422, "a list of 3 ids"),
+            ({"rows": ROWS, "times": ["yesterday"] * 3}, 422, "times[0]: 'yesterday'"),
+            (b"{", 422, "not JSON"),
+            (b'{"rows": [{"x": NaN, "kind": "a"}]}', 422, "send null"),
+            ({"rows": [ROWS[0]] * 10_001}, 413, "at most 10000"),
+        ],
+    )
+    def test_what_does_not_fit_is_named(
+        self, app: EndpointApp, body: object, status: int, words: str
+    ) -> None:
+        answered, answer = self.ask(app, body)
+        assert (answered, words in answer["error"]) == (status, True), answer
+
+    def test_a_wrong_token_is_refused(self, app: EndpointApp) -> None:
+        assert self.ask(app, {"rows": ROWS}, bearer="wrong")[0] == 401
+
+    def test_an_unknown_route_is_said(self, app: EndpointApp) -> None:
+        assert self.ask(app, {}, path="/else")[0] == 404
+
+    def test_without_a_version_it_says_so(self, tmp_path: Path) -> None:
+        status, body = self.ask(EndpointApp(tmp_path, token="right"), {"rows": ROWS})
+        assert (status, body["error"]) == (503, "no model version is live yet")
+
+
+def test_an_endpoint_belongs_to_one_model() -> None:
+    current = next_state(None, model_name="m", model_version="1", package_digest="sha256:0")
+    with pytest.raises(RolloutError, match="serves model 'm'"):
+        next_state(current, model_name="other", model_version="1", package_digest="sha256:1")
+    with pytest.raises(ArtifactIntegrityError, match="a version never changes"):
+        next_state(current, model_name="m", model_version="1", package_digest="sha256:1")
