@@ -8,46 +8,92 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line and run the command."""
+    """Parse the command line, run the command and give its exit code."""
     args = _parser().parse_args(argv)
-    if args.command == "demo":
-        from airflow_mlops.demo.runner import run
-
-        return run(data=args.data, workspace=args.workspace, keep_up=not args.exit, seed=args.seed)
-    return _ledger(args)
+    return _demo(args) if args.command == "demo" else _ledger(args)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="airflow-mlops", description="The closed model loop on Apache Airflow."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="run the whole loop on this machine")
-    demo.add_argument("--data", type=Path, help="Parquet file of taxi trips (default: simulated)")
+    demo.add_argument(
+        "--data", type=Path, metavar="FILE", help="Parquet file of taxi trips (default: simulated)"
+    )
     demo.add_argument("--exit", action="store_true", help="end when the story is told, instead of staying up")
     demo.add_argument(
-        "--workspace", type=Path, default=Path(".demo"), help="folder for everything (default: .demo)"
+        "--workspace",
+        type=Path,
+        default=Path(".demo"),
+        metavar="DIR",
+        help="folder for everything (default: .demo)",
     )
-    demo.add_argument("--seed", type=int, default=0, help="seed of the simulator")
-    ledger = commands.add_parser("ledger", help="read the ledger")
-    ledger.add_argument("url", help="SQLAlchemy URL, such as sqlite:////folder/ledger.db")
-    ledger.add_argument("--model", help="only entries of this model")
-    ledger.add_argument("--limit", type=int, default=20, help="newest entries to show (default: 20)")
+    demo.add_argument(
+        "--windows", type=_count, metavar="N", help="months to live through (default: all there are)"
+    )
+    demo.add_argument("--seed", type=int, default=0, help="seed of the simulator (default: 0)")
+    _add_ledger(
+        commands.add_parser(
+            "ledger", help="print the newest entries of the ledger, or bring its schema up to date"
+        )
+    )
     return parser
+
+
+def _add_ledger(ledger: argparse.ArgumentParser) -> None:
+    ledger.add_argument(
+        "url",
+        nargs="?",
+        metavar="URL",
+        help="SQLAlchemy URL, such as sqlite:////folder/ledger.db (default: $AIRFLOW_MLOPS_LEDGER_URL)",
+    )
+    ledger.add_argument("--model", metavar="NAME", help="only entries of this model")
+    ledger.add_argument("--limit", type=_count, default=20, metavar="N", help="newest entries (default: 20)")
+    ledger.add_argument(
+        "--migrate", action="store_true", help="only create the schema or bring it up to date"
+    )
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from airflow_mlops.demo.runner import run
+
+    return run(
+        data=args.data,
+        workspace=args.workspace,
+        keep_up=not args.exit,
+        seed=args.seed,
+        windows=args.windows,
+    )
 
 
 def _ledger(args: argparse.Namespace) -> int:
     from airflow_mlops.exceptions import MLOpsError
     from airflow_mlops.ledger import Ledger
+    from airflow_mlops.services import Services
 
     try:
-        with Ledger.open(args.url) as ledger:
+        with Ledger.open(args.url or Services.from_environment().require("ledger_url")) as ledger:
+            if args.migrate:
+                sys.stdout.write("The ledger's schema is up to date.\n")
+                return 0
             for entry in reversed(ledger.entries(model_name=args.model, limit=args.limit)):
                 sys.stdout.write(f"{entry.recorded_at:%Y-%m-%d %H:%M:%S}  {entry.kind:<20} {entry.summary}\n")
     except MLOpsError as err:
         sys.stderr.write(f"{err}\n")
         return 1
     return 0
+
+
+def _count(text: str) -> int:
+    """Read a whole number from 1.
+
+    :raises argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -23,20 +23,22 @@ class Console:
         self.width = min(shutil.get_terminal_size((110, 24)).columns, 140)
         self._started = time.monotonic()
         self._progress = False
+        self._unread = False
 
     def title(self, text: str) -> None:
         """Begin a chapter."""
         self._write(f"\n{self._paint(text, _BOLD)}")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, color: str = "") -> None:
         """Say something, wrapped under its time."""
         stamp = f"{time.monotonic() - self._started:6.1f} s  "
         lines = textwrap.wrap(text, self.width - len(stamp), break_long_words=False, break_on_hyphens=False)
-        self._write(self._paint(stamp, _DIM) + ("\n" + " " * len(stamp)).join(lines))
+        wrapped = ("\n" + " " * len(stamp)).join(lines)
+        self._write(self._paint(stamp, _DIM) + self._paint(wrapped, color))
 
     def good(self, text: str) -> None:
         """Say that something went well."""
-        self.say(self._paint(text, _GREEN))
+        self.say(text, _GREEN)
 
     def bad(self, text: str) -> None:
         """Say that something went wrong, line by line as it is."""
@@ -49,16 +51,24 @@ class Console:
     def progress(self, text: str) -> None:
         """Show what is going on in a line that the next one overwrites; nothing off a terminal."""
         if self.tty:
-            self.stream.write("\r\033[K" + self._paint(f"          {text}"[: self.width], _DIM))
-            self.stream.flush()
+            self._put("\r\033[K" + self._paint(f"          {text}"[: self.width], _DIM))
             self._progress = True
 
     def _write(self, text: str) -> None:
-        if self._progress:
-            self.stream.write("\r\033[K")
-            self._progress = False
-        self.stream.write(text + "\n")
-        self.stream.flush()
+        clear = "\r\033[K" if self._progress else ""
+        self._progress = False
+        self._put(f"{clear}{text}\n")
+
+    def _put(self, text: str) -> None:
+        """Write; when nobody reads any more, fail once, so that the demo ends, and then be silent."""
+        if self._unread:
+            return
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            self._unread = True
+            raise
 
     def _paint(self, text: str, color: str) -> str:
-        return f"{color}{text}{_RESET}" if self.tty else text
+        return f"{color}{text}{_RESET}" if self.tty and color else text

@@ -5,149 +5,175 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.windows import Window
-from airflow_mlops.demo import airflow, story, stream
+from airflow_mlops.demo import story, stream
 from airflow_mlops.demo.console import Console
-from airflow_mlops.demo.processes import MemoryWatch, ProcessFailedError, ProcessGroup
+from airflow_mlops.demo.errors import DemoError, RunFailedError
+from airflow_mlops.demo.interrupts import Interrupted, Interrupts
+from airflow_mlops.demo.memory import MemoryWatch
+from airflow_mlops.demo.processes import Children, in_sessions
+from airflow_mlops.demo.stack import Stack, start
+from airflow_mlops.demo.workspace import NOTE, claimed
 from airflow_mlops.exceptions import MLOpsError
-from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
+from airflow_mlops.integrations.bentoml import EndpointClient
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from airflow_mlops.core.windows import Window
+    from airflow_mlops.demo.airflow_client import AirflowClient, DagRun, TaskRun
+
 MODEL = "trip_fare"
-ROWS_PER_REQUEST = 500
-RUN_TIMEOUT_SECONDS = 600
+PICTURE, STORY_FILE = "error_per_window.png", "story.json"
 
+_ROWS_PER_REQUEST = 500
+_RUN_SECONDS = 600.0
 
-class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked the demo to end
-    """SIGTERM or SIGHUP arrived."""
+#: Airflow may lose an asset event; then the clock wakes the Dag, which in the demo nobody wants to wait for.
+_EVENT_SECONDS = 45.0
+
+#: Longest time until the service has written what it predicted; it does so once a second.
+_LOG_SECONDS = 20.0
 
 
 def run(
-    *, data: Path | None, workspace: Path, keep_up: bool, seed: int = 0, console: Console | None = None
+    *,
+    data: Path | None,
+    workspace: Path,
+    keep_up: bool,
+    seed: int = 0,
+    windows: int | None = None,
+    console: Console | None = None,
 ) -> int:
     """Tell the story from an empty workspace to the last window.
 
     :param data: a real file of trips; ``None``: the simulator.
-    :param workspace: folder for everything; what a former run left there is removed.
+    :param workspace: folder for everything; what a former demo left there is removed.
     :param keep_up: leave everything running until Ctrl-C.
     :param seed: of the simulator.
-    :returns: exit code: 0, 1 when something failed, 130 when interrupted.
+    :param windows: how many months to live through; ``None``: all there are.
+    :returns: exit code: 0, 1 when something failed, 130 after Ctrl-C (128 + signal).
     """
     console = console or Console()
-    workspace = workspace.resolve()
-    try:
-        rows, windows = (stream.simulate(seed), stream.months()) if data is None else stream.load_stream(data)
-    except (MLOpsError, ValueError) as err:
-        console.bad(str(err))
-        return 1
-    months = list(stream.split_by_month(rows, windows))
-    try:
-        with _ending_on_signals(), ProcessGroup(workspace / "logs") as group:
-            _clean(workspace)
-            stack = airflow.Stack.choose(workspace)
-            server = LocalServer(stack.serving, port=stack.endpoint_port, token=stack.endpoint_token)
-            with (
-                contextlib.closing(_Service(server)),
-                MemoryWatch(lambda: [*group.family(), *_family(server)]) as memory,
-            ):
-                demo = Demo(stack, group, console, months)
-                demo.tell(simulated=data is None)
-                demo.finish(memory.peak_mb)
-                if keep_up:
-                    demo.stay_up()
-    except (KeyboardInterrupt, Interrupted):
-        console.plain("\nEnded; every process of the demo is gone.")
-        return 130
-    except (ProcessFailedError, MLOpsError, RuntimeError, TimeoutError, OSError) as err:
-        console.bad(f"\nThe demo failed: {err}\nLogs: {workspace / 'logs'}")
-        return 1
-    console.plain("Every process of the demo is gone.")
+    with Interrupts() as interrupts:
+        try:
+            _tell(data, workspace, console, interrupts, keep_up=keep_up, seed=seed, windows=windows)
+        except Interrupted as err:
+            console.plain("\nEnded. Every process of the demo is gone.")
+            return err.exit_code
+        except (MLOpsError, OSError) as err:
+            logs = workspace.resolve() / "logs"
+            where = f"\nThe logs of all programs are in {logs}" if logs.is_dir() else ""
+            console.bad(f"\nThe demo failed: {err}{where}")
+            return 1
     return 0
+
+
+def _tell(
+    data: Path | None,
+    workspace: Path,
+    console: Console,
+    interrupts: Interrupts,
+    *,
+    keep_up: bool,
+    seed: int,
+    windows: int | None,
+) -> None:
+    trips = stream.simulated_stream(seed) if data is None else stream.load_stream(data)
+    with claimed(workspace) as folder:
+        stack = Stack.choose(folder)
+        with (
+            Children(folder / NOTE, logs=folder / "logs", interrupts=interrupts) as children,
+            _service_ended(stack, interrupts),
+            MemoryWatch(lambda: in_sessions(_sessions(stack, children))) as memory,
+        ):
+            demo = Demo(stack, children, console, trips, windows=windows)
+            demo.tell()
+            demo.finish(memory.peak_mb)
+            if keep_up:
+                demo.stay_up()
+            console.progress("ending everything")
+    console.plain("Every process of the demo is gone.")
 
 
 class Demo:
     """The story, chapter by chapter.
 
     :param stack: where everything runs.
-    :param group: the processes of Airflow and MLflow.
+    :param children: the programs that are started.
     :param console: who listens.
-    :param months: the stream.
+    :param trips: the stream.
+    :param windows: how many months to live through; ``None``: all there are.
     """
 
+    client: AirflowClient
+    ledger: Ledger
+    endpoint: EndpointClient
+
     def __init__(
-        self, stack: airflow.Stack, group: ProcessGroup, console: Console, months: list[stream.Month]
+        self,
+        stack: Stack,
+        children: Children,
+        console: Console,
+        trips: stream.Stream,
+        *,
+        windows: int | None = None,
     ) -> None:
         self.stack = stack
-        self.group = group
+        self.children = children
         self.console = console
-        self.reference, self.later = months[: stream.REFERENCE_MONTHS], months[stream.REFERENCE_MONTHS :]
+        self.trips = trips
+        self.later = trips.later(windows)
         self.seconds: dict[str, float] = {}
         self.links: dict[str, str] = {}
         self.windows: list[story.WindowStory] = []
         self.first_model: Any = None
 
-    def tell(self, *, simulated: bool) -> None:
+    def tell(self) -> None:
         """Everything up to the last window."""
-        source = "simulated city taxi trips" if simulated else "your file of taxi trips"
         self.console.title("airflow-mlops: one model, from its first training to its repair")
-        self.console.say(
-            f"The data: {source}, {self.reference[0].name} to {self.later[-1].name}, a month at a time. "
-            + (
-                f"From {stream.SURCHARGE_FROM:%Y-%m-%d} on every trip costs ${stream.SURCHARGE:.2f} more."
-                if simulated
-                else ""
-            )
-        )
+        self.console.say(self._data_in_words())
+        self.console.say("Starting MLflow and Airflow on 127.0.0.1 ...")
         with self._timed("start"):
-            self.client = airflow.start(self.stack, self.group, self.console.say)
+            self.client = start(
+                self.stack, self.children, lambda what: self.console.progress(f"waiting for {what}")
+            )
         self.console.good(f"Airflow is up: {self.stack.airflow_url}   MLflow: {self.stack.mlflow_url}")
-        self.ledger = Ledger.open(self.stack.ledger_url)
-        try:
-            self.console.title(f"1. A first model from {len(self.reference)} months")
+        with contextlib.closing(self.client), Ledger.open(self.stack.ledger_url) as self.ledger:
+            self.endpoint = EndpointClient(self.stack.endpoint_url, self.stack.endpoint_token)
+            self.console.title(f"1. A first model from {len(self.trips.reference)} months")
             with self._timed("first model"):
                 self.first_deployment()
             self.console.title("2. Months go by")
             for month in self.later:
                 with self._timed(f"window {month.name}"):
                     self.windows.append(self.live_through(month))
-        finally:
-            self.ledger.close()
+            self.endpoint.close()
 
     def first_deployment(self) -> None:
-        """Let the training Dag make the first model of the reference months."""
-        from airflow_mlops.serving.model import load_model
-
-        for month in self.reference:
+        """Let the training Dag make the first model of the reference months, and ask it something."""
+        for month in self.trips.reference:
             self._land(month)
-        window = Window(start=self.reference[0].window.start, end=self.reference[-1].window.end)
-        self._run_dag("train_and_deploy", window)
-        deployed = self._newest(EntryKind.DEPLOYMENT)
-        trained = self._newest(EntryKind.TRAINING)
+        run, tasks = self._run_dag("train_and_deploy", self.trips.reference_window)
+        self.links["Airflow run of the first model"] = run.url
+        self.console.say(
+            f"{run.dag_id}: {', '.join(f'{task.task_id} {task.seconds:.1f} s' for task in tasks)}"
+        )
+        trained, deployed = self._newest(EntryKind.TRAINING), self._newest(EntryKind.DEPLOYMENT)
         self.links["MLflow run of the first model"] = trained.payload["run_url"]
-        self.links["endpoint"] = self.stack.endpoint_url
+        self.links["endpoint"] = f"{self.stack.endpoint_url}/predict"
         self.console.good(f"{trained.summary}.")
         self.console.good(f"{deployed.summary}.")
-        # Kept for the comparison at the end: what if nobody had ever retrained?
-        kept = self.stack.workspace / "first_model"
-        shutil.copytree(self.stack.serving / "models" / MODEL / deployed.payload["model_version"], kept)
-        self.first_model = load_model(kept)
-        self.endpoint = EndpointClient(self.stack.endpoint_url, self.stack.endpoint_token)
-        example = self.reference[-1].rows.select(stream.FEATURES).head(1).to_dicts()
-        answer = self.endpoint.predict(example)
+        self._keep_first_model(str(deployed.payload["model_version"]))
+        example = self.trips.reference[-1].inputs().head(1).to_dicts()
+        price = self.endpoint.predict(example)["predictions"][0]
         self.console.say(
-            f"It answers: a trip of {example[0]['trip_distance']} miles costs about ${answer['predictions'][0]:.2f}."
+            f"It answers over HTTP: a trip of {example[0]['trip_distance']} miles costs about ${price:.2f}."
         )
 
     def live_through(self, month: stream.Month) -> story.WindowStory:
@@ -155,69 +181,74 @@ class Demo:
         version = str(self.endpoint.ready()["model_version"])
         self._send_traffic(month)
         self._land(month)
-        self._run_dag("monitor", month.window)
-        decision = self._await_decision(month.window)
-        check = self._check(EntryKind.PERFORMANCE_CHECK, month.window)
-        promoted = self._outcome(decision)
+        before = {run.dag_run_id for run in self.client.runs("retrain_on_drift")}
+        run, _ = self._run_dag("monitor", month.window)
+        self.links[f"Airflow run {month.name}"] = run.url
+        performance = self._check(EntryKind.PERFORMANCE_CHECK, month.window)
+        decision = self._await_decision(month.window, before)
         told = story.WindowStory(
             window=month.name,
-            rows=int(check["row_count"]),
+            rows=int(performance["row_count"]),
             model_version=version,
-            live_error=float(check["value"]),
+            live_error=float(performance["value"]),
             first_error=self._first_error(month),
             outcome=str(decision.payload["outcome"]),
             reason=str(decision.payload["reason"]),
-            promoted_version=promoted,
+            promoted_version=self._promoted(decision),
         )
-        report = self._check(EntryKind.DRIFT_CHECK, month.window).get("report_url")
-        line = f"{month.name}: {told.rows} trips, version {version}, error ${told.live_error:.2f} a trip. Decision: {told.outcome}."
-        if told.outcome == "nothing":
-            self.console.say(line)
-            return told
-        self.console.say(f"{line} Why: {told.reason}.")
-        if report:
-            self.links[f"drift report {month.name}"] = report
-            self.console.say(f"Drift report: {report}")
-        if promoted:
-            self.links[f"MLflow run of version {promoted}"] = self._newest(EntryKind.TRAINING).payload[
-                "run_url"
-            ]
-            self.console.good(
-                f"{self._newest(EntryKind.PROMOTION).summary}. {self._newest(EntryKind.DEPLOYMENT).summary}."
-            )
+        self._report(told, self._check(EntryKind.DRIFT_CHECK, month.window).get("report_url"))
         return told
 
     def finish(self, peak_memory_mb: float) -> None:
         """Table, picture, links and figures."""
-        picture = self.stack.workspace / "error_per_window.png"
-        story.draw(self.windows, picture)
+        picture = self.stack.workspace / PICTURE
+        if self.windows:
+            changed = (f"{stream.SURCHARGE_FROM:%Y-%m}", f"every trip +${stream.SURCHARGE:.2f}")
+            change = changed if self.trips.origin == "simulated" else None
+            story.draw(self.windows, picture, change=change)
+            self.links["picture"] = str(picture)
         whole = story.Story(
             windows=tuple(self.windows),
             links=self.links,
             seconds=self.seconds,
             peak_memory_mb=round(peak_memory_mb),
         )
-        (self.stack.workspace / "story.json").write_text(json.dumps(to_dict(whole), indent=2))
+        (self.stack.workspace / STORY_FILE).write_text(json.dumps(to_dict(whole), indent=2))
         self.console.title("3. What happened")
         self.console.plain(story.table(self.windows, width=self.console.width))
         self.console.plain()
         for name, link in self.links.items():
             self.console.plain(f"  {name + ':':<34} {link}")
-        self.console.plain(f"  {'picture:':<34} {picture}")
-        total = sum(self.seconds.values())
-        slowest = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
-        self.console.plain(f"\n{total:.0f} s in all ({slowest}); at most {peak_memory_mb:.0f} MB of memory.")
+        stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+        self.console.plain()
+        self.console.say(f"{sum(self.seconds.values()):.0f} s in all ({stages}).")
+        self.console.say(f"At most {peak_memory_mb:.0f} MB of memory in all processes together.")
 
     def stay_up(self) -> None:
         """Leave everything running until somebody presses Ctrl-C."""
-        self.console.title(
-            f"Look around: {self.stack.airflow_url} (Dags, runs, ledger entries in the task logs). Ctrl-C ends everything."
-        )
+        self.console.title(f"Look around: {self.stack.airflow_url}. Ctrl-C ends everything.")
         while True:
-            self.group.check()
+            self.children.check()
             time.sleep(1.0)
 
     # -- what a chapter needs -----------------------------------------------------------------------------
+
+    def _data_in_words(self) -> str:
+        first, last = self.trips.months[0], self.later[-1] if self.later else self.trips.reference[-1]
+        if self.trips.origin != "simulated":
+            return f"The data: {self.trips.origin}, {first.name} to {last.name}, a month at a time."
+        return (
+            f"The data: simulated city taxi trips, {first.name} to {last.name}, a month at a time. From "
+            f"{stream.SURCHARGE_FROM:%Y-%m-%d} on every trip costs ${stream.SURCHARGE:.2f} more; nothing else changes."
+        )
+
+    def _keep_first_model(self, version: str) -> None:
+        """Put the first model aside, to tell at the end what if nobody had ever retrained."""
+        from airflow_mlops.serving.model import load_model
+
+        kept = self.stack.workspace / "first_model"
+        shutil.copytree(self.stack.serving / "models" / MODEL / version, kept)
+        self.first_model = load_model(kept)
 
     def _land(self, month: stream.Month) -> None:
         """Put a month's finished trips where the ingest looks, whole or not at all."""
@@ -229,81 +260,130 @@ class Demo:
 
     def _send_traffic(self, month: stream.Month) -> None:
         """Ask the service for the price of every trip of the month, before its bill is known."""
-        for start in range(0, month.rows.height, ROWS_PER_REQUEST):
-            part = month.rows.slice(start, ROWS_PER_REQUEST)
+        for start_row in range(0, month.rows.height, _ROWS_PER_REQUEST):
+            part = month.rows.slice(start_row, _ROWS_PER_REQUEST)
             self.endpoint.predict(
                 part.select(stream.FEATURES).to_dicts(),
                 prediction_ids=part[stream.ID].to_list(),
-                times=stream.iso_times(part),
+                times=[instant.isoformat() for instant in part[stream.TIME].to_list()],
             )
-            self.console.progress(f"{month.name}: {start + part.height} of {month.rows.height} trips asked")
-        # The service writes its log once a second.
-        time.sleep(1.5)
-
-    def _run_dag(self, dag_id: str, window: Window) -> None:
-        """Run a Dag for a window and show its tasks as they go.
-
-        :raises RuntimeError: it failed; with the task and the end of its log.
-        """
-        dag_run_id = self.client.trigger(dag_id, window)
-        self._follow(dag_id, dag_run_id)
-        if dag_id == "train_and_deploy":
-            self.links["Airflow run of the first model"] = self.client.run_url(dag_id, dag_run_id)
-            times = [
-                f"{task['task_id']} {airflow.task_seconds(task):.1f} s"
-                for task in self.client.tasks(dag_id, dag_run_id)
-            ]
-            self.console.say(f"Dag {dag_id}: {', '.join(times)}.")
-            self.console.say(self.client.run_url(dag_id, dag_run_id))
-
-    def _follow(self, dag_id: str, dag_run_id: str) -> None:
-        deadline = time.monotonic() + RUN_TIMEOUT_SECONDS
-        while (state := self.client.run_state(dag_id, dag_run_id)) not in airflow.FINAL_STATES:
-            self.group.check()
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"run {dag_run_id} of {dag_id} is still {state} after {RUN_TIMEOUT_SECONDS} s"
-                )
-            running = [
-                task["task_id"]
-                for task in self.client.tasks(dag_id, dag_run_id)
-                if task["state"] == "running"
-            ]
-            self.console.progress(f"{dag_id}: {', '.join(running) or state}")
-            airflow.pause()
-        if state == "failed":
-            raise RuntimeError(self.client.failure(dag_id, dag_run_id))
-
-    def _await_decision(self, window: Window) -> LedgerEntry:
-        """Wait until the window is decided and, if that means a retraining, until it is carried out."""
-        key = f"{MODEL}|{window.key}"
-        deadline = time.monotonic() + RUN_TIMEOUT_SECONDS
-        while time.monotonic() < deadline:
-            self.group.check()
-            runs = self.client.runs("retrain_on_drift")
-            for run in runs:
-                if run["state"] == "failed":
-                    raise RuntimeError(self.client.failure("retrain_on_drift", run["dag_run_id"]))
-            decision = self.ledger.find(EntryKind.RETRAINING_DECISION, key)
-            idle = all(run["state"] in airflow.FINAL_STATES for run in runs)
-            if decision is not None and idle and self.ledger.open_retraining(MODEL) is None:
-                return decision
             self.console.progress(
-                f"retrain_on_drift: {'deciding' if decision is None else decision.payload['outcome']}"
+                f"{month.name}: {start_row + part.height} of {month.rows.height} trips asked for"
             )
-            airflow.pause()
-        raise TimeoutError(f"window {window} was not decided within {RUN_TIMEOUT_SECONDS} s")
+        self._await_log(month)
 
-    def _outcome(self, decision: LedgerEntry) -> str | None:
+    def _await_log(self, month: stream.Month) -> None:
+        """Wait until the service has written down what it predicted.
+
+        :raises DemoError: it did not.
+        """
+        from airflow_mlops.exceptions import InsufficientDataError
+        from airflow_mlops.serving.inference_log import read_inference_log
+
+        logged, log = 0, self.stack.serving / "inference_log"
+        deadline = time.monotonic() + _LOG_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(InsufficientDataError):
+                logged = read_inference_log(log, MODEL, month.window).height
+            if logged >= month.rows.height:
+                return
+            time.sleep(0.2)
+        raise DemoError(
+            f"the service predicted {month.rows.height} trips of {month.name}, but its inference log {log} holds {logged}; "
+            f"see {self.stack.serving / 'service.log'}"
+        )
+
+    def _run_dag(self, dag_id: str, window: Window) -> tuple[DagRun, list[TaskRun]]:
+        """Run a Dag for a window and show its tasks as they go."""
+        return self._follow(self.client.trigger(dag_id, window=window))
+
+    def _follow(self, run: DagRun) -> tuple[DagRun, list[TaskRun]]:
+        def show(tasks: Sequence[TaskRun]) -> None:
+            running = [f"{task.task_id} {task.seconds:.0f} s" for task in tasks if task.state == "running"]
+            self.console.progress(f"{run.dag_id}: {', '.join(running) or 'between tasks'}")
+
+        return self.client.wait(run, timeout_seconds=_RUN_SECONDS, progress=show, check=self.children.check)
+
+    def _await_decision(self, window: Window, before: set[str]) -> LedgerEntry:
+        """Wait until the window is decided and, if that means a retraining, until it is carried out.
+
+        :param before: runs of the deciding Dag that this window did not wake.
+        """
+        key = f"{MODEL}|{window.key}"
+        woken = self._wait_for(lambda: self._new_runs(before), _EVENT_SECONDS, "the asset event")
+        if not woken and self.ledger.find(EntryKind.RETRAINING_DECISION, key) is None:
+            self.console.say("Airflow lost the asset event; waking retrain_on_drift as its timetable would.")
+            self.client.trigger("retrain_on_drift")
+        if not self._wait_for(lambda: self._settled(key, before), _RUN_SECONDS, "retrain_on_drift"):
+            raise RunFailedError(
+                f"{window} was not decided within {_RUN_SECONDS:g} s; see {self.stack.airflow_url}"
+            )
+        decision = self.ledger.find(EntryKind.RETRAINING_DECISION, key)
+        if decision is None:
+            raise RunFailedError(f"retrain_on_drift ran, but the ledger has no decision for {window}")
+        return decision
+
+    def _new_runs(self, before: set[str]) -> list[DagRun]:
+        return [run for run in self.client.runs("retrain_on_drift") if run.dag_run_id not in before]
+
+    def _settled(self, key: str, before: set[str]) -> bool:
+        """Whether the decision stands, its retraining is closed and nobody works on it any more.
+
+        :raises RunFailedError: a run failed.
+        """
+        runs = self._new_runs(before)
+        failed = next((run for run in runs if run.state == "failed"), None)
+        if failed is not None:
+            raise self.client.failure(failed)
+        decided = self.ledger.find(EntryKind.RETRAINING_DECISION, key) is not None
+        return decided and self.ledger.open_retraining(MODEL) is None and all(run.over for run in runs)
+
+    def _wait_for(self, done: Callable[[], object], seconds: float, what: str) -> bool:
+        """Look until something is done or time is up."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline:
+                return False
+            self.children.check()
+            self.console.progress(f"waiting for {what}")
+            time.sleep(0.3)
+        return True
+
+    def _promoted(self, decision: LedgerEntry) -> str | None:
         outcome = self.ledger.find(EntryKind.RETRAINING_OUTCOME, decision.key)
         if outcome is None or outcome.payload["outcome"] != "promoted":
             return None
         return str(outcome.payload["model_version"])
 
+    def _report(self, told: story.WindowStory, report_url: str | None) -> None:
+        """Tell a month in a line; more when something was decided."""
+        line = (
+            f"{told.window}: {told.rows} trips, version {told.model_version}, error ${told.live_error:.2f} a trip. "
+            f"Decision: {told.outcome}."
+        )
+        if told.outcome == "nothing":
+            self.console.say(line)
+            return
+        self.console.say(f"{line} Why: {told.reason}.")
+        if report_url:
+            self.links[f"drift report {told.window}"] = report_url
+            self.console.say(f"Drift report: {report_url}")
+        if told.promoted_version:
+            trained = self._newest(EntryKind.TRAINING)
+            self.links[f"MLflow run of version {told.promoted_version}"] = trained.payload["run_url"]
+            self.console.good(f"{self._newest(EntryKind.PROMOTION).summary}.")
+            self.console.good(f"{self._newest(EntryKind.DEPLOYMENT).summary}.")
+
     def _check(self, kind: EntryKind, window: Window) -> dict[str, Any]:
+        """Read what a check found.
+
+        :raises DemoError: it found nothing to judge.
+        """
         entry = self.ledger.find(kind, f"{MODEL}|{window.key}")
         if entry is None:
-            raise RuntimeError(f"the ledger has no {kind} for {window}")
+            raise DemoError(
+                f"the ledger has no {kind} for {window}: the month could not be judged; see {self.stack.airflow_url}"
+            )
         return entry.payload
 
     def _newest(self, kind: EntryKind) -> LedgerEntry:
@@ -313,57 +393,27 @@ class Demo:
         """Score the first model on the month's rows."""
         import numpy as np
 
-        predicted = self.first_model.predict_records(month.rows.select(stream.FEATURES).to_dicts())
+        predicted = self.first_model.predict_records(month.inputs().to_dicts())
         return float(np.mean(np.abs(np.asarray(predicted) - month.rows[stream.TARGET].to_numpy())))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-class _Service:
-    """Ends the model service, which a task started and which outlives tasks."""
-
-    def __init__(self, server: LocalServer) -> None:
-        self._server = server
-
-    def close(self) -> None:
-        self._server.stop()
-
-
-def _family(server: LocalServer) -> list[psutil.Process]:
-    running = server.running()
-    if running is None:
-        return []
-    try:
-        process = psutil.Process(running.pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _clean(workspace: Path) -> None:
-    """Remove what a former run left, and end its model service if that still runs."""
-    LocalServer(workspace / "serving", port=0).stop()
-    for name in ("airflow", "artifacts", "data", "serving", "first_model"):
-        shutil.rmtree(workspace / name, ignore_errors=True)
-    for pattern in ("*.db", "*.db-*", "error_per_window.png", "story.json"):
-        for path in workspace.glob(pattern):
-            path.unlink()
-
-
-@contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the demo as Ctrl-C does: in order, with nothing left behind."""
-
-    def end(number: int, frame: object) -> None:
-        raise Interrupted(signal.Signals(number).name)
-
-    previous = {sign: signal.signal(sign, end) for sign in (signal.SIGTERM, signal.SIGHUP)}
+@contextlib.contextmanager
+def _service_ended(stack: Stack, interrupts: Interrupts) -> Iterator[None]:
+    """End the model service afterwards: a task started it, and it outlives tasks."""
     try:
         yield
     finally:
-        for sign, handler in previous.items():
-            signal.signal(sign, handler)
+        with interrupts.closing():
+            stack.server().stop()
+
+
+def _sessions(stack: Stack, children: Children) -> set[int]:
+    """Give the sessions of everything that runs, for the memory."""
+    service = stack.server().running()
+    return children.sessions() | ({service.pid} if service else set())
