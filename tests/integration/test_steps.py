@@ -172,7 +172,7 @@ def test_the_chain_says_what_it_did(loop: Loop) -> None:
     assert results["performance"]["measured"]
     assert not results["performance"]["degraded"]
     assert not results["drift"]["drifted"]
-    assert results["score"]["row_count"] == 1500
+    assert results["score"]["row_count"] == results["performance"]["row_count"] > 1000
 
 
 # What differs between two runs of the same step: times, and what a second run finds done.
@@ -337,7 +337,7 @@ class TestBadInput:
         delta.replace_window(
             table, pl.DataFrame({stream.ID: ["other"], stream.TARGET: [1.0]}), time_column=None, window=None
         )
-        with pytest.raises(InsufficientDataError, match=r"none of the 1500 predictions .* has a label yet"):
+        with pytest.raises(InsufficientDataError, match=r"none of the \d+ predictions .* has a label yet"):
             run_step("performance", loop.specs["performance"] | {"labels": table}, loop.services)
 
     def test_mlflow_that_does_not_answer(self, loop: Loop) -> None:
@@ -368,7 +368,7 @@ class TestBadInput:
     def test_ids_that_repeat(self, loop: Loop, tmp_path: Path) -> None:
         pl.concat([loop.trips, loop.trips]).write_parquet(tmp_path / "trips.parquet")
         with pytest.raises(
-            SchemaMismatchError, match="id column 'trip_id' has 0 nulls and 1500 repeated values"
+            SchemaMismatchError, match=r"id column 'trip_id' has 0 nulls and \d+ repeated values"
         ):
             run_step(
                 "ingest", loop.specs["ingest"] | {"source": str(tmp_path / "trips.parquet")}, loop.services
