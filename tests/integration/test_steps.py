@@ -105,7 +105,7 @@ class Loop:
         client.predict(
             rows.select(stream.FEATURES).to_dicts(),
             prediction_ids=rows[stream.ID].to_list(),
-            times=stream.iso_times(rows),
+            times=[time.isoformat() for time in rows[stream.TIME]],
         )
         client.close()
         time.sleep(1.6)

@@ -1,0 +1,65 @@
+"""The reference Dags under ``dag.test()``, unchanged, on real servers; run by test_dags.py in a home of its own.
+
+The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+from airflow.dag_processing.dagbag import DagBag
+
+from airflow_mlops.demo import stream
+from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
+from airflow_mlops.ledger import Ledger
+
+DATA = Path(os.environ["AIRFLOW_VAR_MLOPS_DATA_ROOT"])
+SERVING = json.loads(os.environ["AIRFLOW_CONN_BENTOML_DEFAULT"])
+
+
+def main() -> None:
+    (DATA / "landing").mkdir(parents=True)
+    trips = stream.simulate(2, trips_per_month=1500)
+    trips.write_parquet(DATA / "landing" / "trips.parquet")
+    dags = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]).dags
+    states = {}
+    try:
+        states["train_and_deploy"] = test(dags["train_and_deploy"], datetime(2018, 8, 1, tzinfo=UTC))
+        august = trips.filter(pl.col(stream.TIME).dt.month() == 8)
+        client = EndpointClient(f"http://127.0.0.1:{SERVING['port']}")
+        client.predict(
+            august.select(stream.FEATURES).to_dicts(),
+            prediction_ids=august[stream.ID].to_list(),
+            times=[time.isoformat() for time in august[stream.TIME]],
+        )
+        client.close()
+        time.sleep(1.6)
+        states["monitor"] = test(dags["monitor"], datetime(2018, 9, 1, tzinfo=UTC))
+        states["retrain_on_drift"] = test(dags["retrain_on_drift"], datetime(2018, 9, 1, 6, tzinfo=UTC))
+        states["score_batch"] = test(dags["score_batch"], datetime(2018, 9, 1, tzinfo=UTC))
+    finally:
+        LocalServer(Path(SERVING["extra"]["serving_dir"]), port=SERVING["port"]).stop()
+    ledger_url = json.loads(os.environ["AIRFLOW_CONN_LEDGER_DEFAULT"])["extra"]["url"]
+    with Ledger.open(ledger_url) as ledger:
+        entries = ledger.entries(newest_first=False)
+        told = [
+            [str(entry.kind), entry.summary, entry.window.key if entry.window else None] for entry in entries
+        ]
+        champion = ledger.aliases("trip_fare").get("champion")
+    sys.stdout.write("\n" + json.dumps({"states": states, "entries": told, "champion": champion}) + "\n")
+
+
+def test(dag: object, when: datetime) -> dict[str, str]:
+    """Run a Dag and give the state of every task and of the run."""
+    run = dag.test(logical_date=when)  # type: ignore[attr-defined]
+    return {item.task_id: str(item.state) for item in run.get_task_instances()} | {"run": str(run.state)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The reference Dags: they parse, they fit on a screen and a half, and they run under ``dag.test()``."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+DAGS = sorted((REPOSITORY / "dags").glob("*.py"))
+
+
+def test_they_parse_and_explain_themselves() -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(str(REPOSITORY / "dags"))
+    assert bag.import_errors == {}
+    assert set(bag.dags) == {"train_and_deploy", "monitor", "retrain_on_drift", "score_batch"}
+    for dag in bag.dags.values():
+        assert dag.doc_md.startswith("### ")
+        assert len(dag.params) > 0
+        assert dag.default_args["retry_policy"] is not None
+
+
+@pytest.mark.parametrize("path", DAGS, ids=lambda path: path.stem)
+def test_they_fit_on_a_screen_and_a_half(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 115
+
+
+@pytest.fixture(scope="module")
+def outcome(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("dag-test")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    host, mlflow_port = mlflow_server.removeprefix("http://").split(":")
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(folder / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW_CONN_MLFLOW_DEFAULT": json.dumps(
+            {"conn_type": "mlflow", "host": host, "port": int(mlflow_port), "schema": "http"}
+        ),
+        "AIRFLOW_CONN_BENTOML_DEFAULT": json.dumps(
+            {
+                "conn_type": "bentoml",
+                "host": "127.0.0.1",
+                "port": port,
+                "extra": {"serving_dir": str(folder / "serving")},
+            }
+        ),
+        "AIRFLOW_CONN_LEDGER_DEFAULT": json.dumps(
+            {"conn_type": "mlops_ledger", "extra": {"url": f"sqlite:///{folder / 'ledger.db'}"}}
+        ),
+        "AIRFLOW_VAR_MLOPS_DATA_ROOT": str(folder / "data"),
+        "PYTHONWARNINGS": "ignore",
+    }
+    for command in (["db", "migrate"], ["dags", "reserialize"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    scenario = [sys.executable, str(Path(__file__).parent / "dag_test_scenario.py")]
+    done = subprocess.run(scenario, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]) | {"output": done.stdout[-6000:]}
+
+
+def test_every_task_succeeds_under_dag_test(outcome: dict) -> None:
+    states = outcome["states"]
+    for dag_id in ("train_and_deploy", "monitor", "score_batch"):
+        assert set(states[dag_id].values()) == {"success"}, (states[dag_id], outcome["output"])
+    # Nothing had changed, so nothing was to be retrained: the rest is skipped.
+    assert states["retrain_on_drift"]["decide"] == "skipped"
+    assert states["retrain_on_drift"]["run"] == "success"
+
+
+def test_the_world_outside_changed(outcome: dict) -> None:
+    kinds = [kind for kind, _, _ in outcome["entries"]]
+    assert kinds.count("dataset") == 2
+    assert {
+        "validation",
+        "training",
+        "evaluation",
+        "registration",
+        "promotion",
+        "deployment",
+        "scoring",
+    } <= set(kinds)
+    decisions = [entry for entry in outcome["entries"] if entry[0] == "retraining_decision"]
+    assert [window for _, _, window in decisions] == ["2018-08-01T00:00:00Z/2018-09-01T00:00:00Z"]
+    assert outcome["champion"] == "1"

@@ -1,0 +1,268 @@
+"""Sensors and their trigger against real files, a real ledger and a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import TaskDeferred
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import ConnectionConfigError, MLOpsError
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.sensors import polls
+from airflow_mlops.sensors.drift import DriftSensor
+from airflow_mlops.sensors.endpoint import EndpointReadySensor
+from airflow_mlops.sensors.labels import LabelsArrivedSensor
+from airflow_mlops.sensors.model_version import ModelVersionSensor
+from airflow_mlops.sensors.new_data import NewDataSensor
+from airflow_mlops.triggers.poll import PollTrigger
+
+WINDOW = Window.parse("2019-01-01", "2019-02-01")
+
+
+class Server:
+    """Answers what a test puts into it: path to status and body."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, Any]] = {}
+        answers = self.answers
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = answers.get(self.path.split("?")[0], (404, {}))
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def connection(self, conn_type: str) -> str:
+        host, port = self.http.server_address
+        return json.dumps({"conn_type": conn_type, "host": host, "port": port, "schema": "http"})
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    made = Server()
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", made.connection("mlflow"))
+    monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", made.connection("bentoml"))
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps({"conn_type": "mlops_ledger", "extra": {"url": url}})
+    )
+    with Ledger.open(url) as made:
+        yield made
+
+
+def waited(sensor: Any, seconds: float = 10.0) -> Any:
+    """Defer, run the trigger it hands over as the triggerer would, and come back."""
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor.execute({})
+    path, kwargs = json.loads(json.dumps(deferred.value.trigger.serialize()))
+    assert path.endswith("PollTrigger")
+
+    async def first() -> Any:
+        return await asyncio.wait_for(anext(PollTrigger(**kwargs).run()), seconds)
+
+    event = asyncio.run(first())
+    return getattr(sensor, deferred.value.method_name)({}, event.payload)
+
+
+def test_new_data_waits_for_all_files(tmp_path: Path) -> None:
+    sensor = NewDataSensor(
+        task_id="wait", source=f"{tmp_path}/*.csv", min_files="2", deferrable=True, poke_interval=0.1
+    )
+    (tmp_path / "a.csv").write_text("1")
+    assert polls.new_data(**sensor.poll_arguments()) is None
+    threading.Timer(0.3, (tmp_path / "b.csv").write_text, ["2"]).start()
+    assert waited(sensor)["file_count"] == 2
+
+
+def test_a_worker_may_wait_as_well(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1")
+    sensor = NewDataSensor(task_id="wait", source=f"{tmp_path}/*.csv", deferrable=False, poke_interval=0.1)
+    assert sensor.execute({"ti": None})["file_count"] == 1
+
+
+def test_an_alias_that_moves(server: Server) -> None:
+    path = "/api/2.0/mlflow/registered-models/alias"
+    sensor = ModelVersionSensor(
+        task_id="wait", model_name="m", not_version="1", deferrable=True, poke_interval=0.1
+    )
+    arguments = sensor.poll_arguments()
+    assert polls.model_version(**arguments) is None  # 404: no such alias yet
+    server.answers[path] = (200, {"model_version": {"version": "1"}})
+    assert polls.model_version(**arguments) is None  # the one already known
+    server.answers[path] = (503, {})  # a server that fails is waited for
+    threading.Timer(
+        0.4, server.answers.__setitem__, [path, (200, {"model_version": {"version": "2"}})]
+    ).start()
+    assert waited(sensor)["model_version"] == "2"
+
+
+def test_a_refused_login_ends_the_wait(server: Server) -> None:
+    server.answers["/api/2.0/mlflow/registered-models/alias"] = (401, {})
+    sensor = ModelVersionSensor(task_id="wait", model_name="m", deferrable=True, poke_interval=0.1)
+    with pytest.raises(
+        MLOpsError, match=r"ConnectionConfigError: MLflow refuses connection 'mlflow_default' \(401\)"
+    ):
+        waited(sensor)
+
+
+def test_an_endpoint_with_the_right_version(server: Server) -> None:
+    status = {"ready": True, "model_name": "m", "model_version": "1"}
+    server.answers["/status"] = (200, status)
+    sensor = EndpointReadySensor(
+        task_id="wait", model_name="m", model_version="2", deferrable=True, poke_interval=0.1
+    )
+    assert polls.endpoint_ready(**sensor.poll_arguments()) is None
+    threading.Timer(
+        0.3, server.answers.__setitem__, ["/status", (200, status | {"model_version": "2"})]
+    ).start()
+    assert waited(sensor)["model_version"] == "2"
+
+
+def test_a_check_that_found_something(ledger: Ledger) -> None:
+    sensor = DriftSensor(
+        task_id="wait", model_name="m", window_start="2019-01-01", window_end="2019-02-01", check="performance_check",
+        only_if_found=True, deferrable=True, poke_interval=0.1,
+    )  # fmt: skip
+
+    def record(degraded: bool) -> None:
+        ledger.record(
+            LedgerEntry(
+                kind=EntryKind.PERFORMANCE_CHECK, key=f"m|{WINDOW.key}", model_name="m", window=WINDOW, subject=None,
+                summary="graded", payload={"degraded": degraded}, actor="a", recorded_at=datetime(2019, 2, 1, tzinfo=UTC),
+            )
+        )  # fmt: skip
+
+    assert polls.check_recorded(**sensor.poll_arguments()) is None
+    record(degraded=True)
+    assert waited(sensor)["found"] is True
+
+
+def test_labels_nobody_has_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import polars as pl
+
+    from airflow_mlops.integrations import delta
+    from airflow_mlops.serving.inference_log import InferenceLog
+    from tests.packages import SIGNATURE
+
+    connection = {
+        "conn_type": "bentoml",
+        "host": "127.0.0.1",
+        "port": 1,
+        "extra": {"serving_dir": str(tmp_path)},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", json.dumps(connection))
+    table = str(tmp_path / "labels")
+    sensor = LabelsArrivedSensor(
+        task_id="wait", model_name="m", labels=table, id_column="id", target="y", window_start="2019-01-01",
+        window_end="2019-02-01", minimum_labelled_share="0.5", deferrable=True, poke_interval=0.1,
+    )  # fmt: skip
+    assert polls.labels_arrived(**sensor.poll_arguments()) is None  # nothing predicted
+    log = InferenceLog(tmp_path / "inference_log")
+    log.append(
+        model_name="m", model_version="1", signature=SIGNATURE, prediction_ids=["a", "b"],
+        times=[datetime(2019, 1, 5, tzinfo=UTC)] * 2, columns={"x": [1.0, 2.0], "kind": ["a", "b"]},
+        predictions=[1.0, 2.0], latency_ms=1.0,
+    )  # fmt: skip
+    log.flush()
+    assert polls.labels_arrived(**sensor.poll_arguments()) is None  # no labels
+    delta.replace_window(table, pl.DataFrame({"id": ["a"], "y": [1.0]}), time_column=None, window=None)
+    assert waited(sensor)["labelled_share"] == 0.5
+
+
+class TestConnections:
+    def test_one_that_is_not_there_is_named_with_the_remedy(self) -> None:
+        from airflow_mlops.hooks.mlflow import MLflowHook
+
+        with pytest.raises(
+            ConnectionConfigError,
+            match=r"'nowhere' is not defined.*airflow connections add nowhere --conn-type mlflow",
+        ):
+            MLflowHook(mlflow_conn_id="nowhere").services()
+
+    def test_all_that_is_missing_is_said_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from airflow_mlops.hooks.bentoml import BentoMLHook
+
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_BENTOML_DEFAULT", json.dumps({"conn_type": "bentoml", "schema": "ftp"})
+        )
+        with pytest.raises(ConnectionConfigError, match=r"Host is empty; Port is empty; Schema is 'ftp'"):
+            BentoMLHook().services()
+
+    def test_the_default_ledger_needs_no_connection(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        from airflow_mlops.hooks.ledger import LedgerHook
+
+        monkeypatch.delenv("AIRFLOW_CONN_LEDGER_DEFAULT", raising=False)
+        monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+        assert LedgerHook().services().ledger_url == f"sqlite:///{tmp_path}/airflow_mlops_ledger.db"
+        assert LedgerHook().test_connection() == (True, "the ledger is empty")
+        with pytest.raises(ConnectionConfigError, match="'elsewhere' is not defined"):
+            LedgerHook(ledger_conn_id="elsewhere").services()
+
+    def test_passwords_with_odd_signs_survive(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from airflow_mlops.hooks.ledger import LedgerHook
+
+        fields = {
+            "conn_type": "mlops_ledger",
+            "host": "db",
+            "schema": "mlops",
+            "login": "me",
+            "password": "p@ss/word",
+            "port": 5432,
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps(fields))
+        assert LedgerHook().services().ledger_url == "postgresql+psycopg2://me:p%40ss%2Fword@db:5432/mlops"
+
+
+@pytest.mark.parametrize(
+    ("error", "action"),
+    [
+        ("RegistryUnavailableError", "RETRY"),
+        ("StorageError", "RETRY"),
+        ("ConnectionConfigError", "FAIL"),
+        ("SchemaMismatchError", "FAIL"),
+        ("RolloutError", "FAIL"),
+    ],
+)
+def test_the_retry_policy_knows_verdicts_from_accidents(error: str, action: str) -> None:
+    from airflow_mlops import exceptions
+    from airflow_mlops.policies import MLOPS_RETRY_POLICY
+
+    assert _action(MLOPS_RETRY_POLICY, getattr(exceptions, error)("x")) == action
+
+
+def test_a_gate_that_said_no_is_not_retried() -> None:
+    from airflow_mlops.exceptions import DataQualityError
+    from airflow_mlops.policies import MLOPS_RETRY_POLICY
+
+    assert _action(MLOPS_RETRY_POLICY, DataQualityError("no", evidence={})) == "FAIL"
+
+
+def _action(policy: Any, error: Exception) -> str:
+    return policy.evaluate(error, try_number=1, max_tries=3).action.name
