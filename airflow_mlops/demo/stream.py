@@ -110,6 +110,11 @@ def calendar_months(first: tuple[int, int] = FIRST_MONTH, count: int = MONTHS) -
     return [Window(start=start, end=end) for start, end in itertools.pairwise(starts)]
 
 
+def iso_times(rows: pl.DataFrame) -> list[str]:
+    """Give the event times as the model service takes them."""
+    return [instant.isoformat() for instant in rows[TIME].to_list()]
+
+
 # -- simulated ----------------------------------------------------------------------------------------------
 
 
