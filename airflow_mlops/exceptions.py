@@ -1,7 +1,7 @@
 """Every error this package raises, on one screen.
 
 ``TransientError`` and its children may succeed when tried again; ``GateFailedError`` and its children
-are verdicts, so retrying cannot help. The shipped retry policy (:mod:`airflow_mlops.policies`) maps the
+are verdicts, so retrying cannot help. The shipped retry policy (``airflow_mlops.policies``) maps the
 two branches. Wrong arguments are plain ``ValueError`` or ``TypeError``.
 """
 

@@ -18,5 +18,3 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-# Targets of other projects, and classes that have no page of their own.
-nitpick_ignore_regex = [(r"py:.*", r".*")]

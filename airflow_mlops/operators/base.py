@@ -74,7 +74,7 @@ class StepOperator(BaseOperator):
         """Write to the ledger, the log, the links and the asset events what the step found."""
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Return the XCom value, raise :class:`GateFailedError`, or skip what follows."""
+        """Return the XCom value, raise :class:`~airflow_mlops.exceptions.GateFailedError`, or skip what follows."""
         return result
 
     def on_kill(self) -> None:

@@ -28,7 +28,7 @@ def test_the_dag_of_the_readme_parses_and_holds_the_loop():
     exec(compile(source, str(README), "exec"), names)  # noqa: S102 - our own README
     (dag,) = {id(task.dag): task.dag for task in names.values() if hasattr(task, "task_id")}.values()
     assert isinstance(dag, DAG)
-    order = ["ingest", "train", "evaluate", "register", "promote", "deploy"]
+    order = ["train", "evaluate", "register", "promote", "deploy"]
     assert set(dag.task_ids) == set(order)
     for before, after in pairwise(order):
         assert after in dag.get_task(before).get_flat_relative_ids(upstream=False), f"{before} before {after}"
