@@ -31,6 +31,9 @@ os.environ.update(
     }
 )
 
+#: Scripts that tests run in processes of their own; importing them here would start Airflow in this one.
+collect_ignore_glob = ["system/*_scenario.py"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
