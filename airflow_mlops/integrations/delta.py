@@ -152,6 +152,6 @@ def _storage_errors(uri: str) -> Iterator[None]:
         yield
     except (OSError, DeltaError) as err:
         raise StorageError(
-            f"could not write {uri}: {err}. The previous version is untouched; "
+            f"could not write {uri}: {' '.join(str(err).split())}. The previous version is untouched; "
             "check free space and write permission, then run the task again"
         ) from err

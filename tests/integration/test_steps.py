@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,10 +26,14 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     RegistryUnavailableError,
     SchemaMismatchError,
+    StorageError,
 )
+from airflow_mlops.hooks.bentoml import BentoMLHook
+from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
 from airflow_mlops.runners.python import PythonRunner
+from airflow_mlops.sensors import polls
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import STEP_MODULES, run_step
 
@@ -381,3 +386,79 @@ class TestBadInput:
                 {key: value for key, value in loop.specs["train"].items() if key != "target"},
                 loop.services,
             )
+
+
+class TestSensorsOnRealServers:
+    """The polls behind the sensors, asked of the servers the chain ran on."""
+
+    @pytest.fixture(autouse=True)
+    def connections(self, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+        host, port = str(loop.services.tracking_uri).removeprefix("http://").split(":")
+        mlflow = {"conn_type": "mlflow", "host": host, "port": int(port), "schema": "http"}
+        bentoml = {
+            "conn_type": "bentoml",
+            "host": "127.0.0.1",
+            "port": loop.port,
+            "extra": {"serving_dir": loop.services.serving_dir},
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(mlflow))
+        monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", json.dumps(bentoml))
+
+    def test_model_version(self, loop: Loop) -> None:
+        found = {"model_name": loop.model_name, "alias": "champion", "mlflow_conn_id": "mlflow_default"}
+        assert polls.model_version(**found, not_version=None)["model_version"] == "1"
+        assert polls.model_version(**found, not_version="1") is None
+        assert polls.model_version(**found | {"model_name": "nobody"}, not_version=None) is None
+
+    def test_endpoint(self, loop: Loop) -> None:
+        found = {"model_name": loop.model_name, "bentoml_conn_id": "bentoml_default"}
+        assert polls.endpoint_ready(**found, model_version="1")["model_version"] == "1"
+        assert polls.endpoint_ready(**found, model_version="2") is None
+
+    def test_labels(self, loop: Loop) -> None:
+        asked = {
+            "model_name": loop.model_name,
+            "labels": loop.table,
+            "id_column": stream.ID,
+            "target": stream.TARGET,
+        }
+        window = {
+            "window_start": NEXT["start"],
+            "window_end": NEXT["end"],
+            "bentoml_conn_id": "bentoml_default",
+        }
+        assert polls.labels_arrived(**asked, **window, minimum_labelled_share=1.0)["labelled_share"] == 1.0
+
+    def test_hooks_answer_when_tested(self) -> None:
+        assert MLflowHook().test_connection() == (True, "MLflow answers")
+        assert BentoMLHook().test_connection()[0]
+
+
+class TestStorage:
+    """A disk that refuses: a clear error, and what was there stays."""
+
+    ROWS = pl.DataFrame(
+        {"id": [str(index) for index in range(50_000)], "x": np.random.default_rng(0).random(50_000)}
+    )
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(
+            StorageError, match=r"could not write .*file/table.*check free space and write permission"
+        ):
+            delta.replace_window(str(tmp_path / "file" / "table"), self.ROWS, time_column=None, window=None)
+
+    def test_a_full_disk_leaves_the_old_version(self, tmp_path: Path) -> None:
+        mount = shutil.which("mount")
+        command = [str(mount), "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
+        if mount is None or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("a small disk to fill needs the right to mount one")
+        try:
+            table = str(tmp_path / "table")
+            delta.replace_window(table, self.ROWS.head(10), time_column=None, window=None)
+            before = delta.describe(table)
+            with pytest.raises(StorageError, match="previous version is untouched"):
+                delta.replace_window(table, self.ROWS, time_column=None, window=None)
+            assert delta.describe(table) == before
+        finally:
+            subprocess.run([str(shutil.which("umount")), str(tmp_path)], check=True)
