@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from airflow.sdk import BaseOperatorLink
 
-
-class _StoredLink(BaseOperatorLink):
-    """A link whose address the task stored as XCom when it ran."""
-
-    def get_link(self, operator: object, *, ti_key: object) -> str:
-        """Give nothing: Airflow reads the stored address by ``xcom_key``."""
-        return ""
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
 
 
-class MLflowRunLink(_StoredLink):
+class _FoundLink(BaseOperatorLink):
+    """A link whose address the task learned when it ran.
+
+    Airflow asks for it in the task's own process when the task ends, and keeps the answer for the UI.
+    """
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Give the address the operator noted, or nothing."""
+        found: dict[str, str] = getattr(operator, "found_links", {})
+        return found.get(self.name, "")
+
+
+class MLflowRunLink(_FoundLink):
     """The run in MLflow."""
 
     name = "MLflow run"
-    xcom_key = "mlflow_run_url"
 
 
-class ModelVersionLink(_StoredLink):
+class ModelVersionLink(_FoundLink):
     """The model version in MLflow."""
 
     name = "Model version"
-    xcom_key = "model_version_url"
 
 
-class ReportLink(_StoredLink):
+class ReportLink(_FoundLink):
     """The drift report."""
 
     name = "Report"
-    xcom_key = "report_url"
 
 
-class EndpointLink(_StoredLink):
+class EndpointLink(_FoundLink):
     """The model service."""
 
     name = "Endpoint"
-    xcom_key = "endpoint_url"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from airflow.sdk import Context
+    from airflow.sdk import BaseOperatorLink, Context
 
     from airflow_mlops.ledger import EntryKind
     from airflow_mlops.runners.base import Runner
@@ -128,6 +128,10 @@ class StepOperator(BaseOperator):
                     recorded_at=timezone.utcnow(),
                 )
             )
+
+    def note_link(self, link: type[BaseOperatorLink], url: str) -> None:
+        """Put an address behind one of the operator's links."""
+        self.found_links = {**getattr(self, "found_links", {}), str(link.name): url}
 
     def fill_outlets(self, context: Context, facts: Mapping[str, Any]) -> None:
         """Put facts into the event of every asset the Dag author declared as outlet."""

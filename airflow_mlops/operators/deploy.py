@@ -60,7 +60,7 @@ class DeployModelOperator(StepOperator):
         """Write what serves now to the ledger and link to the service."""
         from airflow_mlops.ledger import EntryKind
 
-        context["ti"].xcom_push(key=EndpointLink.xcom_key, value=result["endpoint_url"])
+        self.note_link(EndpointLink, result["endpoint_url"])
         self.write_entry(
             context,
             kind=EntryKind.DEPLOYMENT,

@@ -86,7 +86,7 @@ class CheckDriftOperator(StepOperator):
         from airflow_mlops.ledger import EntryKind
 
         if result["report_url"]:
-            context["ti"].xcom_push(key=ReportLink.xcom_key, value=result["report_url"])
+            self.note_link(ReportLink, result["report_url"])
         window = window_spec(self.window_start, self.window_end)
         self.write_entry(
             context,

@@ -77,7 +77,7 @@ class EvaluateModelOperator(StepOperator):
         """Write the verdict to the ledger; a rejection also closes the retraining decision."""
         from airflow_mlops.ledger import EntryKind
 
-        context["ti"].xcom_push(key=MLflowRunLink.xcom_key, value=result["run_url"])
+        self.note_link(MLflowRunLink, result["run_url"])
         self.write_entry(
             context,
             kind=EntryKind.EVALUATION,

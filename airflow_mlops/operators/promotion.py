@@ -70,7 +70,7 @@ class PromoteModelOperator(StepOperator):
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Link to the version; the ledger was written by the step, in one transaction with the alias."""
-        context["ti"].xcom_push(key=ModelVersionLink.xcom_key, value=result["version_url"])
+        self.note_link(ModelVersionLink, result["version_url"])
         self.log.info(
             "%s of %s is version %s", result["alias"], result["model_name"], result["model_version"]
         )
@@ -119,7 +119,7 @@ class RollBackModelOperator(StepOperator):
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Link to the version; the ledger was written by the step."""
-        context["ti"].xcom_push(key=ModelVersionLink.xcom_key, value=result["version_url"])
+        self.note_link(ModelVersionLink, result["version_url"])
         self.log.info(
             "%s of %s is version %s again", result["alias"], result["model_name"], result["model_version"]
         )

@@ -50,7 +50,7 @@ class RegisterModelOperator(StepOperator):
         """Write the version to the ledger and link to it."""
         from airflow_mlops.ledger import EntryKind
 
-        context["ti"].xcom_push(key=ModelVersionLink.xcom_key, value=result["version_url"])
+        self.note_link(ModelVersionLink, result["version_url"])
         self.write_entry(
             context,
             kind=EntryKind.REGISTRATION,

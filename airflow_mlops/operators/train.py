@@ -112,7 +112,7 @@ class TrainModelOperator(StepOperator):
         """Write the run to the ledger and link to it."""
         from airflow_mlops.ledger import EntryKind
 
-        context["ti"].xcom_push(key=MLflowRunLink.xcom_key, value=result["run_url"])
+        self.note_link(MLflowRunLink, result["run_url"])
         reused = " (found finished)" if result["reused"] else ""
         self.write_entry(
             context,

@@ -102,3 +102,17 @@ def test_the_world_outside_changed(outcome: dict) -> None:
     decisions = [entry for entry in outcome["entries"] if entry[0] == "retraining_decision"]
     assert [window for _, _, window in decisions] == ["2018-08-01T00:00:00Z/2018-09-01T00:00:00Z"]
     assert outcome["champion"] == "1"
+
+
+def test_the_buttons_lead_somewhere(outcome: dict, mlflow_server: str) -> None:
+    links = outcome["links"]
+    assert links["train_and_deploy.train._link_MLflowRunLink"].startswith(f"{mlflow_server}/#/experiments/")
+    assert (
+        links["train_and_deploy.register._link_ModelVersionLink"]
+        == f"{mlflow_server}/#/models/trip_fare/versions/1"
+    )
+    assert (
+        links["train_and_deploy.promote._link_ModelVersionLink"]
+        == f"{mlflow_server}/#/models/trip_fare/versions/1"
+    )
+    assert links["train_and_deploy.deploy._link_EndpointLink"].startswith("http://127.0.0.1:")
