@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    StatementError,
+)
 
 from airflow_mlops.core.codec import json_safe
 from airflow_mlops.core.windows import Window
@@ -31,8 +39,16 @@ _HEAD = "0001"
 #: How long a writer waits for another one, in seconds.
 _BUSY_SECONDS = 30
 
-#: Any number no one else uses: the Postgres advisory lock under which the schema is brought up to date.
-_MIGRATION_LOCK = 7_346_152_001
+#: Name of the lock under which the schema is brought up to date.
+_MIGRATION = "airflow_mlops ledger schema"
+
+#: Execution option of a connection that only reads, so that it does not queue for SQLite's write lock.
+_READS_ONLY = "airflow_mlops_reads_only"
+
+#: What SQLite says when waiting does not help, as the driver has no error classes for it.
+_STORAGE_TROUBLE = ("readonly", "disk is full", "unable to open", "not a database", "malformed")
+
+_DRIVERS = {"sqlite": "", "postgresql": "pip install psycopg2-binary"}
 
 
 class Ledger:
@@ -49,8 +65,9 @@ class Ledger:
         """Connect, creating or migrating the schema; safe when several processes do so at once.
 
         :param url: SQLAlchemy URL, ``sqlite:////folder/ledger.db`` or ``postgresql+psycopg2://...``.
-        :raises ConnectionConfigError: the URL is malformed or its driver is not installed.
-        :raises StorageError: the SQLite file can't be created or written.
+        :raises ConnectionConfigError: the URL is malformed, its driver is not installed, or a newer release of this
+            package has changed the schema.
+        :raises StorageError: the SQLite file can't be created or written, or is no database.
         :raises LedgerUnavailableError: the database does not answer or stays locked.
         """
         engine = _engine(url)
@@ -78,8 +95,11 @@ class Ledger:
         return self.record_all([entry])[0]
 
     def record_all(self, new: Sequence[LedgerEntry]) -> list[Recorded]:
-        """Append several entries in one transaction."""
-        with _translated(self._engine), self._engine.begin() as connection:
+        """Append several entries in one transaction.
+
+        :raises ValueError: an entry can't be stored: a text is too long or the payload is not JSON. None is written.
+        """
+        with self._writing() as connection:
             return [_append(connection, entry) for entry in new]
 
     def find(self, kind: EntryKind, key: str) -> LedgerEntry | None:
@@ -121,7 +141,7 @@ class Ledger:
     def aliases(self, model_name: str) -> dict[str, str]:
         """Give every alias of a model with the version it points at."""
         query = sa.select(aliases.c.alias, aliases.c.model_version).where(aliases.c.model_name == model_name)
-        with _translated(self._engine), self._engine.connect() as connection:
+        with self._reading() as connection:
             return {row.alias: row.model_version for row in connection.execute(query)}
 
     def move_alias(
@@ -141,41 +161,27 @@ class Ledger:
         :param entry: what to write; a revision is appended to its key, so that A to B to A to B is four entries.
         :raises PromotionConflictError: somebody else moved the alias; the message says who and where to.
         """
-        with _translated(self._engine), self._engine.begin() as connection:
-            row = connection.execute(
-                sa.select(aliases)
-                .where(aliases.c.model_name == model_name, aliases.c.alias == alias)
-                .with_for_update()
-            ).one_or_none()
+        with self._writing() as connection:
+            # A row that is not there yet can't be locked: the first promotion may be raced for, too.
+            _lock(connection, f"{model_name}|{alias}")
+            this = (aliases.c.model_name == model_name, aliases.c.alias == alias)
+            row = connection.execute(sa.select(aliases).where(*this)).one_or_none()
             current = row.model_version if row else None
             if row is not None and current == model_version:
-                standing = connection.execute(
-                    sa.select(entries).where(entries.c.entry_id == row.entry_id)
-                ).one()
-                return Recorded(entry=_entry(standing), created=False)
+                return Recorded(entry=_entry(_last_move(connection, row)), created=False)
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
             revision = row.revision + 1 if row else 1
-            recorded = _append(connection, _with_key(entry, f"{entry.key}|{revision}"))
-            values = {
+            recorded = _append(connection, replace(entry, key=f"{entry.key}|{revision}"))
+            pointer = {
                 "model_version": model_version,
                 "revision": revision,
                 "entry_id": recorded.entry.entry_id,
             }
             if row is None:
-                connection.execute(aliases.insert().values(model_name=model_name, alias=alias, **values))
-                return recorded
-            moved = connection.execute(
-                aliases.update()
-                .where(
-                    aliases.c.model_name == model_name,
-                    aliases.c.alias == alias,
-                    aliases.c.revision == row.revision,
-                )
-                .values(**values)
-            )
-            if moved.rowcount != 1:
-                raise _conflict(connection, row, model_name, alias, model_version, expected_version)
+                connection.execute(aliases.insert().values(model_name=model_name, alias=alias, **pointer))
+            else:
+                connection.execute(aliases.update().where(*this).values(**pointer))
             return recorded
 
     def champion_at(self, model_name: str, at: datetime, *, alias: str = "champion") -> str | None:
@@ -185,13 +191,14 @@ class Ledger:
             .where(
                 entries.c.model_name == model_name,
                 entries.c.kind.in_([str(EntryKind.PROMOTION), str(EntryKind.ROLLBACK)]),
+                entries.c.payload["alias"].as_string() == alias,
                 entries.c.recorded_at <= at,
             )
             .order_by(entries.c.recorded_at.desc(), entries.c.entry_id.desc())
+            .limit(1)
         )
-        moves = (entry for entry in self._query(query) if entry.payload.get("alias") == alias)
-        move = next(moves, None)
-        return str(move.payload["model_version"]) if move else None
+        moves = self._query(query)
+        return str(moves[0].payload["model_version"]) if moves else None
 
     # -- the loop -----------------------------------------------------------------------------------------
 
@@ -220,20 +227,41 @@ class Ledger:
             .having(sa.func.count(sa.distinct(checks.c.kind)) == len(set(required)))
             .order_by(checks.c.window_start, checks.c.window_end)
         )
-        with _translated(self._engine), self._engine.connect() as connection:
+        with self._reading() as connection:
             return [Window(start=row.window_start, end=row.window_end) for row in connection.execute(query)]
 
     def open_retraining(self, model_name: str) -> LedgerEntry | None:
-        """Find the newest decision to retrain whose outcome is not written yet."""
-        for decision in self.entries(kind=EntryKind.RETRAINING_DECISION, model_name=model_name):
-            if decision.payload.get("outcome") == "retrain":
-                closed = self.find(EntryKind.RETRAINING_OUTCOME, decision.key)
-                return None if closed else decision
-        return None
+        """Find the newest decision to retrain, unless its outcome is written: older ones are covered by it."""
+        query = (
+            sa.select(entries)
+            .where(
+                entries.c.kind == str(EntryKind.RETRAINING_DECISION),
+                entries.c.model_name == model_name,
+                entries.c.payload["outcome"].as_string() == "retrain",
+            )
+            .order_by(entries.c.entry_id.desc())
+            .limit(1)
+        )
+        newest = self._query(query)
+        if not newest or self.find(EntryKind.RETRAINING_OUTCOME, newest[0].key):
+            return None
+        return newest[0]
+
+    # -- connections --------------------------------------------------------------------------------------
 
     def _query(self, query: sa.Select[Any]) -> list[LedgerEntry]:
-        with _translated(self._engine), self._engine.connect() as connection:
+        with self._reading() as connection:
             return [_entry(row) for row in connection.execute(query)]
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with _translated(self._engine), _reader(self._engine) as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with _translated(self._engine), self._engine.begin() as connection:
+            yield connection
 
 
 def _append(connection: sa.Connection, entry: LedgerEntry) -> Recorded:
@@ -250,16 +278,32 @@ def _append(connection: sa.Connection, entry: LedgerEntry) -> Recorded:
         "actor": entry.actor,
         "recorded_at": entry.recorded_at,
     }
-    created = True
+    _require_fits(entry, values)
     try:
         with connection.begin_nested():
             connection.execute(entries.insert().values(**values))
-    except IntegrityError:
-        created = False
-    standing = connection.execute(
-        sa.select(entries).where(entries.c.kind == str(entry.kind), entries.c.key == entry.key)
-    ).one()
-    return Recorded(entry=_entry(standing), created=created)
+    except IntegrityError as err:
+        standing = _standing(connection, entry)
+        if standing is None:  # it was not the key that is taken
+            raise ValueError(f"the {entry.kind} entry {entry.key!r} can't be stored: {err.orig}") from err
+        return Recorded(entry=_entry(standing), created=False)
+    return Recorded(entry=_entry(_standing(connection, entry)), created=True)
+
+
+def _standing(connection: sa.Connection, entry: LedgerEntry) -> Any:
+    same = (entries.c.kind == str(entry.kind), entries.c.key == entry.key)
+    return connection.execute(sa.select(entries).where(*same)).one_or_none()
+
+
+def _require_fits(entry: LedgerEntry, values: Mapping[str, Any]) -> None:
+    """Refuse what Postgres would refuse, also on SQLite, which has no limits: both behave the same."""
+    for column in entries.columns:
+        limit = getattr(column.type, "length", None)
+        if limit is not None and len(values[column.name] or "") > limit:
+            raise ValueError(
+                f"{column.name} of the {entry.kind} entry {entry.key!r:.80} has {len(values[column.name])} characters; "
+                f"the ledger takes {limit}"
+            )
 
 
 def _entry(row: Any) -> LedgerEntry:
@@ -278,10 +322,9 @@ def _entry(row: Any) -> LedgerEntry:
     )
 
 
-def _with_key(entry: LedgerEntry, key: str) -> LedgerEntry:
-    from dataclasses import replace
-
-    return replace(entry, key=key)
+def _last_move(connection: sa.Connection, pointer: Any) -> Any:
+    """Give the entry of the move that put the pointer where it is."""
+    return connection.execute(sa.select(entries).where(entries.c.entry_id == pointer.entry_id)).one()
 
 
 def _conflict(
@@ -293,7 +336,7 @@ def _conflict(
             f"{alias} of {model_name} was believed to be {believed}, but the ledger has none; "
             f"version {wanted} was not promoted. Evaluate against the present {alias} again"
         )
-    winner = connection.execute(sa.select(entries).where(entries.c.entry_id == row.entry_id)).one()
+    winner = _last_move(connection, row)
     return PromotionConflictError(
         f"{alias} of {model_name} was believed to be {believed}, but {winner.actor} moved it to version "
         f"{row.model_version}; version {wanted} was not promoted. Evaluate against the present {alias} again"
@@ -303,39 +346,58 @@ def _conflict(
 def _engine(url: str) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
-        connect_args: Mapping[str, Any] = (
-            {"timeout": _BUSY_SECONDS} if parsed.get_backend_name() == "sqlite" else {"connect_timeout": 10}
-        )
-        engine = sa.create_engine(parsed, connect_args=dict(connect_args), pool_pre_ping=True)
-    except (NoSuchModuleError, ModuleNotFoundError) as err:
-        raise ConnectionConfigError(f"the driver of the ledger's database is not installed: {err}") from err
-    except (ArgumentError, ValueError) as err:
-        # The text of the URL is left out: it may hold a password.
+    except (ArgumentError, ValueError):
+        # Neither the text of the URL nor the error that quotes it is shown: they may hold a password.
         raise ConnectionConfigError(
             "the ledger's URL is not a SQLAlchemy URL such as sqlite:////folder/ledger.db "
             "or postgresql+psycopg2://user:password@host/database"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend not in _DRIVERS:
+        raise ConnectionConfigError(
+            f"the ledger has no driver for {backend!r}: its URL begins with sqlite:/// or postgresql+psycopg2://"
+        )
+    try:
+        timeout = {"timeout": _BUSY_SECONDS} if backend == "sqlite" else {"connect_timeout": 10}
+        engine = sa.create_engine(parsed, connect_args=timeout, pool_pre_ping=True)
+    except (NoSuchModuleError, ModuleNotFoundError) as err:
+        raise ConnectionConfigError(
+            f"the driver {parsed.drivername!r} of the ledger's database is not installed ({err}): {_DRIVERS[backend]}"
         ) from err
-    if engine.dialect.name == "sqlite":
+    if backend == "sqlite":
         _configure_sqlite(engine)
     return engine
 
 
 def _configure_sqlite(engine: sa.Engine) -> None:
-    """Let readers and one writer work at once, and take the write lock when a transaction begins.
+    """Let readers and one writer work at once; a writer takes the write lock when its transaction begins.
 
     Without ``BEGIN IMMEDIATE`` two transactions may read first and then both want to write: one fails at once,
-    whatever the timeout.
+    whatever the timeout. ``synchronous`` stays at ``FULL``: a decision that was told is on the disk.
     """
 
     @sa.event.listens_for(engine, "connect")
     def on_connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA synchronous=FULL")
 
     @sa.event.listens_for(engine, "begin")
     def on_begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads_only = connection.get_execution_options().get(_READS_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _reader(engine: sa.Engine) -> Iterator[sa.Connection]:
+    with engine.connect() as connection:
+        yield connection.execution_options(**{_READS_ONLY: True})
+
+
+def _lock(connection: sa.Connection, name: str) -> None:
+    """Let one transaction at a time do what has this name; on SQLite every writer is alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
 
 
 def _require_writable(engine: sa.Engine) -> None:
@@ -356,28 +418,52 @@ def _require_writable(engine: sa.Engine) -> None:
 
 def _migrate(engine: sa.Engine) -> None:
     """Bring the schema up to date, one process at a time."""
+    with _reader(engine) as connection:
+        if _schema(connection) == _HEAD:
+            return
     with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-        if sa.inspect(connection).has_table("mlops_alembic_version"):
-            standing = connection.execute(sa.text("SELECT version_num FROM mlops_alembic_version")).scalar()
-            if standing == _HEAD:
-                return
+        _lock(connection, _MIGRATION)
+        standing = _schema(connection)
+        if standing == _HEAD:  # another process was faster
+            return
         from alembic import command
         from alembic.config import Config
+        from alembic.script import ScriptDirectory
 
         config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS))
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        if standing is not None and standing not in known:
+            raise ConnectionConfigError(
+                f"the ledger at {engine.url!r} has schema {standing}, this airflow-mlops knows {_HEAD}: "
+                "a newer release has written it; upgrade airflow-mlops here as well"
+            )
         command.upgrade(config, "head")
+
+
+def _schema(connection: sa.Connection) -> str | None:
+    """Give the schema revision the database is at; ``None`` when there is no ledger yet."""
+    if not sa.inspect(connection).has_table("mlops_alembic_version"):
+        return None
+    standing: str | None = connection.execute(
+        sa.text("SELECT version_num FROM mlops_alembic_version")
+    ).scalar()
+    return standing
 
 
 @contextmanager
 def _translated(engine: sa.Engine) -> Iterator[None]:
     try:
         yield
+    except DataError as err:
+        raise ValueError(f"the ledger can't store this entry: {err.orig}") from err
     except DBAPIError as err:
         text = str(err.orig)
-        if "readonly" in text or "disk is full" in text or "unable to open" in text:
-            raise StorageError(f"the ledger at {engine.url!r} can't be written: {text}") from err
+        if any(trouble in text for trouble in _STORAGE_TROUBLE):
+            raise StorageError(
+                f"the ledger at {engine.url!r} can't be used: {text}; check the file, its permissions and the disk"
+            ) from err
         raise LedgerUnavailableError(f"the ledger at {engine.url!r} does not answer: {text}") from err
+    except StatementError as err:  # before the database saw it: a value that has no JSON form
+        raise ValueError(f"the ledger can't store this entry: {err.orig}") from err

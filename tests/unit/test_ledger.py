@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import inspect
 import json
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import traceback
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from hypothesis import given, settings, strategies as st
 
 from airflow_mlops.core.windows import Window
@@ -17,7 +23,7 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     StorageError,
 )
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, store
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -48,18 +54,24 @@ def decision(index: int, outcome: str = "nothing") -> LedgerEntry:
     return entry(EntryKind.RETRAINING_DECISION, f"m|{window(index).key}", index=index, outcome=outcome)
 
 
-def move(ledger: Ledger, version: str, expected: str | None, actor: str = "dag/run/task") -> bool:
+def move(
+    ledger: Ledger,
+    version: str,
+    expected: str | None,
+    *,
+    alias: str = "champion",
+    actor: str = "dag/run/task",
+    days: int = 0,
+) -> bool:
     promotion = entry(
-        EntryKind.PROMOTION, f"m|champion|{expected}|{version}", alias="champion", model_version=version
+        EntryKind.PROMOTION, f"m|{alias}|{expected}|{version}", alias=alias, model_version=version
     )
     recorded = ledger.move_alias(
         model_name="m",
-        alias="champion",
+        alias=alias,
         model_version=version,
         expected_version=expected,
-        entry=LedgerEntry(
-            **{name: getattr(promotion, name) for name in promotion.__slots__} | {"actor": actor}
-        ),
+        entry=replace(promotion, actor=actor, recorded_at=START + timedelta(days=days)),
     )
     return recorded.created
 
@@ -109,6 +121,44 @@ def test_a_retraining_is_open_until_its_outcome(url: str) -> None:
         assert ledger.open_retraining("m") is None
 
 
+def test_a_retraining_stays_open_however_many_decisions_follow(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        decided = ledger.record(decision(0, "retrain")).entry
+        ledger.record_all([decision(index) for index in range(1, 150)])
+        assert ledger.open_retraining("m") == decided
+
+
+def test_a_newer_retraining_covers_the_older_one(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        newest = ledger.record_all([decision(0, "retrain"), decision(1, "retrain")])[-1].entry
+        assert ledger.open_retraining("m") == newest
+        ledger.record(entry(EntryKind.RETRAINING_OUTCOME, newest.key, outcome="promoted"))
+        assert ledger.open_retraining("m") is None
+
+
+def test_entries_are_only_ever_appended() -> None:
+    """Nothing in the ledger's code updates or deletes an entry; only alias pointers move."""
+    code = inspect.getsource(store)
+    assert "entries.insert()" in code
+    assert "aliases.update()" in code
+    for forbidden in ("entries.update(", "entries.delete(", "sa.delete(", "sa.update("):
+        assert forbidden not in code
+
+
+def test_all_or_none_of_several_entries_are_written(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        with pytest.raises(ValueError, match=r"key of the dataset entry 'k+ has 501 characters"):
+            ledger.record_all([check(0), entry(EntryKind.DATASET, "k" * 501)])
+        assert ledger.entries() == []
+
+
+def test_a_payload_that_is_not_json_is_refused(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        with pytest.raises(ValueError, match="not JSON serializable"):
+            ledger.record(entry(EntryKind.DATASET, "a", value=object()))
+        assert ledger.entries() == []
+
+
 def test_an_alias_moves_by_compare_and_set(url: str) -> None:
     with Ledger.open(url) as ledger:
         assert move(ledger, "1", None)
@@ -126,47 +176,145 @@ def test_an_alias_moves_by_compare_and_set(url: str) -> None:
 def test_the_champion_of_a_day(url: str) -> None:
     with Ledger.open(url) as ledger:
         move(ledger, "1", None)
+        move(ledger, "2", "1", days=3)
+        move(ledger, "9", None, alias="challenger", days=4)
         assert ledger.champion_at("m", START - timedelta(seconds=1)) is None
         assert ledger.champion_at("m", START) == "1"
+        assert ledger.champion_at("m", START + timedelta(days=2)) == "1"
+        assert ledger.champion_at("m", START + timedelta(days=9)) == "2"
+        assert ledger.champion_at("m", START + timedelta(days=9), alias="challenger") == "9"
 
 
 RACE = """
 import sys
 from tests.unit.test_ledger import Ledger, move
 from airflow_mlops.exceptions import PromotionConflictError
+url, expected, version = sys.argv[1:]
+print("ready", flush=True)
 sys.stdin.readline()
-with Ledger.open(sys.argv[1]) as ledger:
+with Ledger.open(url) as ledger:
     try:
-        move(ledger, sys.argv[2], "1", actor="promoter-" + sys.argv[2])
+        move(ledger, version, expected or None, actor="promoter-" + version)
         print("won")
     except PromotionConflictError as err:
         print(err)
 """
 
 
-def test_of_two_racing_promotions_one_wins(url: str) -> None:
-    with Ledger.open(url) as ledger:
-        move(ledger, "1", None)
+def race(url: str, code: str, arguments: list[tuple[str, ...]]) -> list[str]:
+    """Run a program once per tuple of arguments, let all go at the same moment, give what each said."""
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", RACE, url, version],
+            [sys.executable, "-c", code, url, *given],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for version in ("2", "3")
+        for given in arguments
     ]
-    said = [racer.communicate("go\n", timeout=60)[0].strip() for racer in racers]
+    try:
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        said = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+        assert [racer.returncode for racer in racers] == [0] * len(racers)
+        return said
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait()
+
+
+def promotion_race(url: str, expected: str | None) -> None:
+    said = race(url, RACE, [(expected or "", "2"), (expected or "", "3")])
     assert said.count("won") == 1
     winner = ("2", "3")[said.index("won")]
     loser = next(text for text in said if text != "won")
     assert f"promoter-{winner} moved it to version {winner}" in loser
+    with Ledger.open(url) as ledger:
+        assert ledger.aliases("m") == {"champion": winner}
+        assert len(ledger.entries(kind=EntryKind.PROMOTION)) == (2 if expected else 1)
+
+
+def test_of_two_racing_promotions_one_wins(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        move(ledger, "1", None)
+    promotion_race(url, "1")
+
+
+def test_of_two_racing_first_promotions_one_wins(url: str) -> None:
+    promotion_race(url, None)
+
+
+OPEN = """
+import sys
+from airflow_mlops.ledger import Ledger
+import alembic.command  # so that all are as fast as each other
+print("ready", flush=True)
+sys.stdin.readline()
+Ledger.open(sys.argv[1]).close()
+"""
 
 
 def test_many_processes_may_open_an_empty_file_at_once(url: str) -> None:
-    code = "import sys; from airflow_mlops.ledger import Ledger; Ledger.open(sys.argv[1]).close()"
-    openers = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(6)]
-    assert [opener.wait(timeout=60) for opener in openers] == [0] * 6
+    race(url, OPEN, [()] * 8)
+    with Ledger.open(url) as ledger:
+        assert ledger.record(check(0)).created
+
+
+def test_readers_do_not_wait_for_a_writer(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.2)
+    with Ledger.open(url) as ledger:
+        ledger.record(check(0))
+        writer = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+        writer.execute("BEGIN IMMEDIATE")
+        try:
+            assert len(ledger.entries()) == 1
+            with Ledger.open(url) as another:
+                assert another.undecided_windows("m") == [window(0)]
+            with pytest.raises(
+                LedgerUnavailableError, match=r"ledger\.db does not answer: database is locked"
+            ):
+                ledger.record(check(1))
+        finally:
+            writer.close()
+        assert ledger.record(check(1)).created
+
+
+def test_the_schema_the_code_knows_is_the_newest_one_shipped() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(store._MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_heads() == [store._HEAD]
+
+
+def test_a_schema_of_a_newer_release_is_said(url: str, tmp_path: Path) -> None:
+    Ledger.open(url).close()
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        database.execute("UPDATE mlops_alembic_version SET version_num = '0099'")
+    database.close()
+    with pytest.raises(ConnectionConfigError, match=r"has schema 0099.*upgrade airflow-mlops"):
+        Ledger.open(url)
+
+
+def test_the_ledger_shares_a_database_with_others(url: str, tmp_path: Path) -> None:
+    """Airflow keeps its own migrations in ``alembic_version``."""
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        database.execute("INSERT INTO alembic_version VALUES ('theirs')")
+    with Ledger.open(url) as ledger:
+        assert ledger.record(check(0)).created
+    assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [("theirs",)]
+    database.close()
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    """Alembic reads its configuration with ``%`` as a special character, SQLAlchemy URLs have theirs."""
+    with Ledger.open(f"sqlite:///{tmp_path}/50% off, naïve/ledger.db") as ledger:
+        assert ledger.record(check(0)).created
 
 
 @settings(max_examples=60, deadline=None)
@@ -187,15 +335,19 @@ def test_whatever_the_order_of_wake_ups_every_window_is_decided_once(history: li
         assert set(decided) == checked
 
 
-def test_a_url_that_is_none_is_said_without_its_password() -> None:
+@pytest.mark.parametrize("text", ["no url at all: s3cret", "postgresql://me:pw@host:s3cret/name"])
+def test_a_url_that_is_none_is_said_without_its_password(text: str) -> None:
     with pytest.raises(ConnectionConfigError, match="not a SQLAlchemy URL") as caught:
-        Ledger.open("no url at all: s3cret")
-    assert "s3cret" not in str(caught.value)
+        Ledger.open(text)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_driver_that_is_missing_is_named() -> None:
-    with pytest.raises(ConnectionConfigError, match="driver"):
+    with pytest.raises(ConnectionConfigError, match=r"no driver for 'nosuchdatabase'.*sqlite"):
         Ledger.open("nosuchdatabase://host/name")
+    with pytest.raises(ConnectionConfigError, match=r"nosuchdriver.*pip install psycopg2-binary") as caught:
+        Ledger.open("postgresql+nosuchdriver://me:s3cret@host/name")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -206,5 +358,5 @@ def test_a_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_text(json.dumps(["not", "a", "database"] * 100))
-    with pytest.raises(LedgerUnavailableError, match=r"ledger\.db"):
+    with pytest.raises(StorageError, match=r"ledger\.db can't be used: file is not a database"):
         Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}")
