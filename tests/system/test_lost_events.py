@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
 
 pytestmark = pytest.mark.system
 
@@ -51,3 +59,121 @@ def test_every_window_is_decided_exactly_once(outcomes: list[dict]) -> None:
 
 def test_the_newest_degraded_window_is_to_be_retrained(outcomes: list[dict]) -> None:
     assert all(item["open"] is not None for item in outcomes)
+
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def window(index: int) -> Window:
+    return Window(start=START + timedelta(days=index), end=START + timedelta(days=index + 1))
+
+
+def record_checks(ledger: Ledger, model: str, index: int, degraded: bool) -> None:
+    """What ``monitor`` writes before it sends its event."""
+    payloads = {
+        EntryKind.PERFORMANCE_CHECK: {
+            "measured": True,
+            "degraded": degraded,
+            "reason": "graded",
+            "row_count": 5000,
+        },
+        EntryKind.DRIFT_CHECK: {"drifted": False, "headline": "no input moved", "row_count": 5000},
+    }
+    for kind, payload in payloads.items():
+        ledger.record(
+            LedgerEntry(
+                kind=kind,
+                key=f"{model}|{window(index).key}",
+                model_name=model,
+                window=window(index),
+                subject=None,
+                summary="checked",
+                payload=payload,
+                actor="monitor",
+                recorded_at=START,
+            )
+        )
+
+
+def decide(url: str, model: str, actor: str) -> int:
+    """What ``DecideRetrainingOperator`` runs; gives how many windows this call decided."""
+    spec = {"model_name": model, "actor": actor, "now": START.isoformat()}
+    return len(run_step("retraining", spec, Services(ledger_url=url))["decisions"])
+
+
+def decided_windows(ledger: Ledger, model: str) -> Counter[Window]:
+    decisions = ledger.entries(kind=EntryKind.RETRAINING_DECISION, model_name=model, limit=1000)
+    return Counter(entry.window for entry in decisions if entry.window)
+
+
+def test_in_each_of_many_histories_every_window_is_decided_exactly_once(tmp_path: Path) -> None:
+    """The same without Airflow, so that there may be many: events wake a decider too often, late, or never."""
+    chance, url, woken = random.Random(2), f"sqlite:///{tmp_path}/ledger.db", Counter()
+    with Ledger.open(url) as ledger:
+        for history in range(200):
+            model, pending, paused = f"model-{history}", 0, False
+            windows = range(chance.randint(1, 8))
+            for index in chance.sample(windows, len(windows)):  # late labels: windows come in any order
+                record_checks(ledger, model, index, degraded=chance.random() < 0.4)
+                paused = chance.random() < 0.25
+                fate = "paused" if paused else chance.choice(["sent", "lost", "twice", "merged"])
+                woken[fate] += 1
+                pending = {"sent": pending + 1, "twice": pending + 2, "merged": 1}.get(fate, pending)
+                if chance.random() < 0.6 and not paused:
+                    for _ in range(pending):
+                        decide(url, model, "event")
+                    pending = 0
+            decide(url, model, "clock")
+            assert decide(url, model, "clock again") == 0
+            assert decided_windows(ledger, model) == Counter(window(index) for index in windows)
+    assert min(woken[fate] for fate in ("sent", "lost", "twice", "merged", "paused")) > 50
+
+
+DECIDER = """
+import sys
+from tests.system.test_lost_events import decide
+url, actor, models = sys.argv[1], sys.argv[2], int(sys.argv[3])
+print("ready", flush=True)
+for line in sys.stdin:  # one line a round
+    print(sum(decide(url, f"model-{number}", actor) for number in range(models)), flush=True)
+"""
+
+
+def test_two_deciders_at_the_same_time_decide_each_window_once(tmp_path: Path) -> None:
+    url, models, rounds = f"sqlite:///{tmp_path}/ledger.db", 10, 6
+    Ledger.open(url).close()
+    deciders = [
+        subprocess.Popen(
+            [sys.executable, "-c", DECIDER, url, f"decider-{name}", str(models)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    told = [0, 0]
+    try:
+        with Ledger.open(url) as ledger:
+            assert [decider.stdout.readline() for decider in deciders if decider.stdout] == ["ready\n"] * 2
+            for index in range(rounds):
+                for decider in deciders:  # they begin while the checks are still being written
+                    assert decider.stdin is not None
+                    decider.stdin.write("go\n")
+                    decider.stdin.flush()
+                for number in range(models):
+                    record_checks(ledger, f"model-{number}", index, degraded=index % 3 == 2)
+                for place, decider in enumerate(deciders):
+                    assert decider.stdout is not None
+                    told[place] += int(decider.stdout.readline())
+            last = sum(decide(url, f"model-{number}", "clock") for number in range(models))
+            for number in range(models):
+                expected = Counter(window(index) for index in range(rounds))
+                assert decided_windows(ledger, f"model-{number}") == expected
+            written = ledger.entries(kind=EntryKind.RETRAINING_DECISION, limit=1000)
+    finally:
+        for decider in deciders:
+            decider.kill()
+            decider.communicate()
+    # Nobody claims a decision that another one took: those told add up to those written.
+    assert sum(told) + last == len(written) == models * rounds
+    assert {"decider-a", "decider-b"} <= {entry.actor for entry in written}

@@ -266,6 +266,39 @@ def test_many_processes_may_open_an_empty_file_at_once(url: str) -> None:
         assert ledger.record(check(0)).created
 
 
+OPEN_MANY = """
+import sys
+from airflow_mlops.ledger import Ledger
+import alembic.command
+print("ready", flush=True)
+for line in sys.stdin:
+    Ledger.open(line.strip()).close()
+    print("opened", flush=True)
+"""
+
+
+def test_two_processes_that_open_a_new_file_wait_for_each_other(tmp_path: Path) -> None:
+    """Both switch it to WAL: unless somebody waits, one in four of these rounds fails."""
+    openers = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN_MANY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        assert [opener.stdout.readline() for opener in openers if opener.stdout] == ["ready\n"] * 2
+        for number in range(30):
+            for opener in openers:
+                assert opener.stdin is not None
+                opener.stdin.write(f"sqlite:///{tmp_path}/{number}.db\n")
+                opener.stdin.flush()
+            assert [opener.stdout.readline() for opener in openers if opener.stdout] == ["opened\n"] * 2
+    finally:
+        for opener in openers:
+            opener.kill()
+            opener.communicate()
+
+
 def test_readers_do_not_wait_for_a_writer(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_BUSY_SECONDS", 0.2)
     with Ledger.open(url) as ledger:
