@@ -46,7 +46,7 @@ bench: $(STAMP)  ## Measure import, parse and step costs
 
 lock: $(STAMP)  ## Resolve the dependencies again into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --extra demo --group dev --no-emit-package airflow-mlops pyproject.toml -o requirements.lock
+	  --extra all --group dev --no-emit-package airflow-mlops pyproject.toml -o requirements.lock
 
 clean:  ## Remove what the commands made
 	rm -rf $(VENV) .demo docs/_build .mypy_cache .ruff_cache .pytest_cache

@@ -144,8 +144,11 @@ class Demo:
                 self.stack, self.children, lambda what: self.console.progress(f"waiting for {what}")
             )
         self.console.good(f"Airflow is up: {self.stack.airflow_url}   MLflow: {self.stack.mlflow_url}")
-        with contextlib.closing(self.client), Ledger.open(self.stack.ledger_url) as self.ledger:
-            self.endpoint = EndpointClient(self.stack.endpoint_url, self.stack.endpoint_token)
+        with (
+            contextlib.closing(self.client),
+            Ledger.open(self.stack.ledger_url) as self.ledger,
+            EndpointClient(self.stack.endpoint_url, self.stack.endpoint_token) as self.endpoint,
+        ):
             self.console.title(f"1. A first model from {len(self.trips.reference)} months")
             with self._timed("first model"):
                 self.first_deployment()
@@ -153,7 +156,6 @@ class Demo:
             for month in self.later:
                 with self._timed(f"window {month.name}"):
                     self.windows.append(self.live_through(month))
-            self.endpoint.close()
 
     def first_deployment(self) -> None:
         """Let the training Dag make the first model of the reference months, and ask it something."""

@@ -45,7 +45,7 @@ class BentoMLHook(BaseHook):
         )
 
     def get_conn(self) -> EndpointClient:
-        """Give a client of the endpoint."""
+        """Give a client of the endpoint; the caller closes it."""
         from airflow_mlops.integrations.bentoml import EndpointClient
 
         services = self.services()
@@ -54,6 +54,7 @@ class BentoMLHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service what it serves."""
         try:
-            return True, f"serves {self.get_conn().ready()}"
+            with self.get_conn() as client:
+                return True, f"serves {client.ready()}"
         except (MLOpsError, ValueError) as err:
             return False, str(err)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 import psutil
@@ -153,7 +153,7 @@ class LocalServer:
 
 
 class EndpointClient:
-    """Ask an endpoint for predictions.
+    """Ask an endpoint for predictions; a context manager, as its connections stay open until it is closed.
 
     :param url: address, ``http(s)://host:port``.
     :param token: bearer token.
@@ -166,6 +166,12 @@ class EndpointClient:
         self._client = httpx.Client(
             base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def ready(self) -> dict[str, Any]:
         """Tell what the endpoint serves.

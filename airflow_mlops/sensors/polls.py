@@ -99,11 +99,8 @@ def endpoint_ready(
     *, model_name: str | None, model_version: str | None, bentoml_conn_id: str
 ) -> dict[str, Any] | None:
     """Look what the service answers with."""
-    client = BentoMLHook(bentoml_conn_id=bentoml_conn_id).get_conn()
-    try:
+    with BentoMLHook(bentoml_conn_id=bentoml_conn_id).get_conn() as client:
         status = client.ready()
-    finally:
-        client.close()
     wanted = (model_name or status["model_name"], model_version or status["model_version"])
     if not status["ready"] or wanted != (status["model_name"], status["model_version"]):
         return None

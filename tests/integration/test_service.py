@@ -81,23 +81,23 @@ def test_deploy_swap_and_log(endpoint: Endpoint, packages: dict[str, tuple[Path,
     assert first(endpoint) == pytest.approx(2.0, abs=0.6)
     with pytest.raises(SignatureMismatchError, match=r"rows\[0\]\.kind: field is missing"):
         endpoint.client.predict([{"x": 1.0}])
-    stranger = EndpointClient(endpoint.server.url, "wrong")
-    with pytest.raises(ValueError, match="bearer token"):
+    with (
+        EndpointClient(endpoint.server.url, "wrong") as stranger,
+        pytest.raises(ValueError, match="bearer token"),
+    ):
         stranger.ready()
-    stranger.close()
 
     # A swap under load: every request is answered, by one version or the other.
     stop, versions, failures = threading.Event(), [], []
 
     def keep_asking() -> None:
-        client = EndpointClient(endpoint.server.url, "token")
-        while not stop.is_set():
-            try:
-                answer = client.predict(ROWS, times=["2019-01-05T00:00:00"] * len(ROWS))
-                versions.append(answer["model_version"])
-            except Exception as err:  # noqa: BLE001 - any failure counts
-                failures.append(err)
-        client.close()
+        with EndpointClient(endpoint.server.url, "token") as client:
+            while not stop.is_set():
+                try:
+                    answer = client.predict(ROWS, times=["2019-01-05T00:00:00"] * len(ROWS))
+                    versions.append(answer["model_version"])
+                except Exception as err:  # noqa: BLE001 - any failure counts
+                    failures.append(err)
 
     threads = [threading.Thread(target=keep_asking) for _ in range(4)]
     for thread in threads:

@@ -106,13 +106,12 @@ class Loop:
                 closed="left",
             )
         )
-        client = EndpointClient(str(self.services.endpoint_url))
-        client.predict(
-            rows.select(stream.FEATURES).to_dicts(),
-            prediction_ids=rows[stream.ID].to_list(),
-            times=[time.isoformat() for time in rows[stream.TIME]],
-        )
-        client.close()
+        with EndpointClient(str(self.services.endpoint_url)) as client:
+            client.predict(
+                rows.select(stream.FEATURES).to_dicts(),
+                prediction_ids=rows[stream.ID].to_list(),
+                times=[time.isoformat() for time in rows[stream.TIME]],
+            )
         time.sleep(1.6)
 
 
@@ -285,9 +284,8 @@ print(json.dumps(model.predict(pd.DataFrame(json.load(open(sys.argv[3])))).tolis
         capture_output=True, text=True, timeout=120, env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    served = EndpointClient(str(loop.services.endpoint_url))
-    expected = served.predict(rows.to_dicts())["predictions"]
-    served.close()
+    with EndpointClient(str(loop.services.endpoint_url)) as served:
+        expected = served.predict(rows.to_dicts())["predictions"]
     assert np.allclose(json.loads(done.stdout.splitlines()[-1]), expected, rtol=1e-4)
 
 

@@ -35,13 +35,12 @@ def main() -> None:
     try:
         states["train_and_deploy"] = test(dags["train_and_deploy"], datetime(2018, 8, 1, tzinfo=UTC))
         august = trips.filter(pl.col(stream.TIME).dt.month() == 8)
-        client = EndpointClient(f"http://127.0.0.1:{SERVING['port']}")
-        client.predict(
-            august.select(stream.FEATURES).to_dicts(),
-            prediction_ids=august[stream.ID].to_list(),
-            times=[time.isoformat() for time in august[stream.TIME]],
-        )
-        client.close()
+        with EndpointClient(f"http://127.0.0.1:{SERVING['port']}") as client:
+            client.predict(
+                august.select(stream.FEATURES).to_dicts(),
+                prediction_ids=august[stream.ID].to_list(),
+                times=[time.isoformat() for time in august[stream.TIME]],
+            )
         time.sleep(1.6)
         states["monitor"] = test(dags["monitor"], datetime(2018, 9, 1, tzinfo=UTC))
         states["retrain_on_drift"] = test(dags["retrain_on_drift"], datetime(2018, 9, 1, 6, tzinfo=UTC))
