@@ -85,6 +85,10 @@ class ArtifactIntegrityError(MLOpsError):
     """A model file is not the one that was registered (its digest differs)."""
 
 
+class UnsafeModelError(MLOpsError):
+    """A model can be stored in no form that is safe to load; the message names the types that stand in the way."""
+
+
 class StorageError(MLOpsError, OSError):
     """A file or table could not be written (permission, disk full); nothing half-written stays visible."""
 

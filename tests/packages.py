@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.package import Holdout, PackageManifest, TrainedOn
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.tuning import Candidate
 from airflow_mlops.integrations import onnx, sklearn
 from airflow_mlops.serving.package import hash_files, write_manifest
 
@@ -23,10 +25,8 @@ def build_package(folder: Path, *, slope: float = 2.0, form: str = "onnx") -> st
     folder.mkdir(parents=True)
     features = pd.DataFrame({"x": np.linspace(0.0, 10.0, 400), "kind": ["a", "b"] * 200})
     pipeline = sklearn.build_pipeline(
-        "sklearn.ensemble.HistGradientBoostingRegressor",
-        {"max_iter": 30},
-        numeric=["x"],
-        categorical=["kind"],
+        Candidate(estimator="sklearn.ensemble.HistGradientBoostingRegressor", params={"max_iter": 30}),
+        ColumnRoles(target="y", time="t", numeric=("x",), categorical=("kind",)),
         seed=0,
     ).fit(features, slope * features["x"])
     if form == "onnx":

@@ -126,6 +126,12 @@ class Registry:
                 metrics=[Metric(key, value, now, 0) for key, value in metrics.items() if value is not None],
             )
 
+    def log_step(self, run_id: str, key: str, value: float | None, step: int) -> None:
+        """Log one point of a metric while the run goes on; what could not be measured is left out."""
+        if value is not None:
+            with _translated(f"log to run {run_id}"):
+                self.client.log_metric(run_id, key, value, step=step)
+
     def log_dataset(self, run_id: str, dataset: DatasetVersion, context: str) -> None:
         """Attach the dataset version to the run as MLflow dataset input."""
         from mlflow.entities import Dataset, DatasetInput, InputTag

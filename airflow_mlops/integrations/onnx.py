@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from airflow_mlops.core.parity import Parity, ParityLimits, compare_forms
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from airflow_mlops.core.signature import ModelSignature
 
+Quantization = Literal["float16", "int8"]
+
 #: Highest standard opset and ML opset that skl2onnx 1.20 and onnxruntime 1.22+ both know.
 TARGET_OPSET = {"": 18, "ai.onnx.ml": 3}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parity:
-    """How far the ONNX form is from the scikit-learn form on the same rows.
-
-    :param row_count: rows compared.
-    :param label_flips: rows whose label differs (classification), else 0.
-    :param maximum_difference: largest absolute difference of a regression output; 0.0 for classification.
-    :param passed: whether the ONNX form may be served.
-    :param reason: one sentence.
-    """
-
-    row_count: int
-    label_flips: int
-    maximum_difference: float
-    passed: bool
-    reason: str
 
 
 def convert(pipeline: Any, signature: ModelSignature) -> bytes:
@@ -61,40 +48,83 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
     return serialized
 
 
-def check_parity(model: bytes, features: pd.DataFrame, expected: Any, *, maximum_difference: float) -> Parity:
-    """Compare the ONNX form with the scikit-learn form's own predictions.
+def quantize(model: bytes, how: Quantization) -> bytes:
+    """Make the model smaller: 16-bit floats, or 8-bit integers in matrix products.
 
-    :param expected: predictions of the pipeline on ``features``.
-    :param maximum_difference: allowed difference relative to the spread (standard deviation) of ``expected``.
+    Trees stay as they are in both; the parity gate judges the result like any other form.
+    """
+    import onnx
+
+    parsed = onnx.load_from_string(model)
+    if how == "float16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        smaller = convert_float_to_float16(parsed, keep_io_types=True)
+    else:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            quantize_dynamic(parsed, path, weight_type=QuantType.QInt8)
+            smaller = onnx.load(path)
+    serialized: bytes = smaller.SerializeToString()
+    return serialized
+
+
+def check_parity(
+    model: bytes, pipeline: Any, features: pd.DataFrame, signature: ModelSignature, limits: ParityLimits
+) -> Parity:
+    """Compare the ONNX form with the scikit-learn form on the same rows.
+
+    :param model: the ONNX form.
+    :param pipeline: the fitted form.
+    :param features: rows to compare on, see :func:`hard_rows`.
+    :param limits: how far apart they may be.
+    :raises Exception: whatever onnxruntime raises on a model it can't run.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     feeds = {
-        name: (
-            column.to_numpy(dtype=np.float32)
-            if column.dtype.kind == "f"
-            else column.astype(object).where(column.notna(), "").to_numpy(dtype=object)
-        ).reshape(-1, 1)
-        for name, column in features.items()
+        field.name: features[field.name]
+        .to_numpy(dtype=np.float32 if field.type == "number" else object)
+        .reshape(-1, 1)
+        for field in signature.inputs
     }
-    got = np.asarray(session.run(None, feeds)[0]).reshape(-1)
-    want = np.asarray(expected).reshape(-1)
-    if want.dtype.kind in "OUSb" or got.dtype.kind in "OUSi":
-        flips = int(np.sum(got.astype(str) != want.astype(str)))
-        reason = f"{flips} of {len(want)} labels differ" if flips else f"all {len(want)} labels agree"
-        return Parity(
-            row_count=len(want), label_flips=flips, maximum_difference=0.0, passed=flips == 0, reason=reason
-        )
-    difference = float(np.max(np.abs(got - want)))
-    limit = maximum_difference * (float(np.std(want)) or 1.0)
-    return Parity(
-        row_count=len(want),
-        label_flips=0,
-        maximum_difference=difference,
-        passed=bool(difference <= limit),
-        reason=f"largest difference on {len(want)} rows is {difference:.2g} (limit {limit:.2g})",
+    outputs = session.run(None, feeds)
+    probabilities = pipeline.predict_proba(features) if hasattr(pipeline, "predict_proba") else None
+    return compare_forms(
+        expected=np.asarray(pipeline.predict(features)).reshape(-1),
+        got=np.asarray(outputs[0]).reshape(-1),
+        expected_probabilities=probabilities,
+        got_probabilities=np.asarray(outputs[1]) if probabilities is not None else None,
+        limits=limits,
     )
+
+
+def hard_rows(
+    features: pd.DataFrame, signature: ModelSignature, *, rows: int = 8000, seed: int = 0
+) -> pd.DataFrame:
+    """Give real rows, and rows made of them that converters get wrong: missing values, unseen words, extremes.
+
+    :param features: real rows.
+    :param rows: real rows to take at most, drawn without replacement.
+    :returns: the real rows first; then, per input, up to 20 of them with that input missing, and up to 20 with it unseen
+        (text) or far outside (numbers: ten times the smallest and the largest).
+    """
+    import pandas as pd
+
+    real = features if len(features) <= rows else features.sample(rows, random_state=seed)
+    some = real.head(20)
+    made = []
+    for field in signature.inputs:
+        odd: list[Any] = ["", "never seen before"]
+        if field.type == "number":
+            odd = [np.nan, real[field.name].min() * 10.0 - 1.0, real[field.name].max() * 10.0 + 1.0]
+        made += [
+            some.assign(**{field.name: pd.Series([value] * len(some), index=some.index)}) for value in odd
+        ]
+    return pd.concat([real, *made], ignore_index=True)
 
 
 def _integer_attribute_converters() -> tuple[dict[type, Any], dict[type, Any]]:

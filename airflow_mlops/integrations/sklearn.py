@@ -1,11 +1,13 @@
-"""scikit-learn: build a pipeline from column roles, fit it, save it in skops form."""
+"""scikit-learn: build a pipeline from column roles, fit it, search its parameters, save it in skops form."""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.extension import load_object
+from airflow_mlops.core.tuning import Candidate, Range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,56 +17,68 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from airflow_mlops.core.columns import ColumnRoles
+
 ESTIMATOR_STEP = "estimator"
+
+#: Words a text column is turned into at most; a factory of your own can do better.
+TEXT_FEATURES = 256
+
+#: ``codes``: numbers as they are, categories as ordinal codes; ``scaled``: missing numbers filled with the median
+#: and standardized, categories one-hot; ``none``: the estimator gets the table; ``auto``: codes where the estimator
+#: takes missing values (trees), else scaled.
+Preprocessing = Literal["auto", "codes", "scaled", "none"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureSelection:
+    """A pipeline stage that keeps the most useful features.
+
+    :param method: ``rfe`` (drop the least important fifth again and again), ``l1`` (largest weights of a linear model
+        with L1 penalty) or ``importance`` (of 100 extremely randomized trees).
+    :param keep: how many to keep, counted after preprocessing.
+
+    Source: Guyon et al., "Gene selection for cancer classification using support vector machines", Machine Learning
+    46, 2002 (rfe); Tibshirani, "Regression shrinkage and selection via the lasso", JRSS B 58, 1996 (l1).
+    """
+
+    method: Literal["rfe", "l1", "importance"]
+    keep: int
 
 
 def build_pipeline(
-    estimator: str,
-    params: Mapping[str, Any],
+    candidate: Candidate,
+    columns: ColumnRoles,
     *,
-    numeric: Sequence[str],
-    categorical: Sequence[str],
+    preprocessing: Preprocessing = "auto",
+    selection: FeatureSelection | None = None,
     seed: int,
 ) -> Any:
-    """Build preprocessing and estimator as one pipeline, so that training and serving can't differ.
+    """Build preprocessing, feature selection and estimator as one pipeline, so that training and serving can't differ.
 
-    Numeric columns pass through as they are; categories become ordinal codes (unseen: -1), which trees take as
-    they are. An estimator that needs more (scaling, one-hot) brings it: ``estimator`` may be a
-    factory function that returns any pipeline.
-
-    :param estimator: import path of a class or a factory, ``sklearn.ensemble.HistGradientBoostingRegressor``
-        or ``my_module:make_model``.
-    :param params: its arguments.
+    :param candidate: what to fit, with its arguments; nothing left to search.
+    :param columns: which columns are what.
+    :param preprocessing: how the columns reach the estimator.
+    :param selection: features to keep; ``None`` keeps all.
     :param seed: given as ``random_state`` to an estimator that takes one and got none.
     :raises ValueError: naming the path or the argument that is wrong.
     """
-    from sklearn.compose import ColumnTransformer
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import OrdinalEncoder
 
-    factory: Any = load_object(estimator)
-    if not callable(factory):
-        raise ValueError(f"estimator {estimator!r} is not a class or function")
-    accepted = inspect.signature(factory).parameters
-    arguments = {"random_state": seed} | dict(params) if "random_state" in accepted else dict(params)
-    try:
-        model = factory(**arguments)
-    except TypeError as err:
-        raise ValueError(f"estimator {estimator!r} does not take these params: {err}") from err
-    if not hasattr(model, "fit") or not hasattr(model, "predict"):
-        raise ValueError(f"estimator {estimator!r} gave {type(model).__name__}, which has no fit and predict")
-    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
-    columns = ColumnTransformer(
-        [("numeric", "passthrough", list(numeric)), ("categorical", encoder, list(categorical))]
-    )
-    return Pipeline([("columns", columns), (ESTIMATOR_STEP, model)])
+    estimator = _estimator(candidate, seed)
+    steps: list[tuple[str, Any]] = []
+    if preprocessing != "none":
+        steps.append(("columns", _preprocessor(columns, _how(preprocessing, estimator))))
+    if selection is not None:
+        steps.append(("selection", _selector(selection, is_classification(estimator), seed)))
+    return Pipeline([*steps, (ESTIMATOR_STEP, estimator)])
 
 
-def is_classification(pipeline: Any) -> bool:
+def is_classification(estimator: Any) -> bool:
     """Tell a classifier from a regressor."""
     from sklearn.base import is_classifier
 
-    return bool(is_classifier(pipeline))
+    return bool(is_classifier(estimator))
 
 
 def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any] | None) -> Any:
@@ -74,24 +88,66 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
     """
     if weights is None:
         return pipeline.fit(features, target)
-    estimator = pipeline.named_steps[ESTIMATOR_STEP]
-    if "sample_weight" not in inspect.signature(estimator.fit).parameters:
-        raise ValueError(
-            f"{type(estimator).__name__} takes no row weights: leave half_life_days out or choose another estimator"
-        )
-    return pipeline.fit(features, target, **{f"{ESTIMATOR_STEP}__sample_weight": weights})
+    return pipeline.fit(features, target, **{_weight_argument(pipeline): weights})
 
 
-def to_features(rows: pl.DataFrame, *, numeric: Sequence[str], categorical: Sequence[str]) -> pd.DataFrame:
-    """Give the model's input exactly as the service will: numbers as float32 values, categories as text or ``None``.
+def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
+    """Give the model's input exactly as the service will: numbers rounded to float32, text with "" for missing.
 
-    Serving in ONNX computes in float32, so training sees the same rounding: a split can't fall between the two.
+    ONNX computes in float32 and knows no missing text, so training sees the same: no split falls between the two.
     """
     import polars as pl
 
-    numbers = [pl.col(name).cast(pl.Float32).cast(pl.Float64) for name in numeric]
-    texts = [pl.col(name).cast(pl.String) for name in categorical]
+    numbers = [pl.col(name).cast(pl.Float32).cast(pl.Float64) for name in columns.numeric]
+    texts = [pl.col(name).cast(pl.String).fill_null("") for name in (*columns.categorical, *columns.text)]
     return rows.select(*numbers, *texts).to_pandas()
+
+
+def halving_search(
+    pipeline: Any,
+    candidate: Candidate,
+    features: pd.DataFrame,
+    target: Any,
+    weights: NDArray[Any] | None,
+    *,
+    folds: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+    trials: int,
+    scorer: Any,
+    seed: int,
+) -> list[tuple[dict[str, Any], float, tuple[float, ...]]]:
+    """Try many parameter sets on few rows and the better ones on more: successive halving.
+
+    Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
+    AISTATS 2016.
+
+    :param scorer: ``scorer(estimator, features, target) -> float``, more is better.
+    :returns: parameters, mean and per-fold scores of the sets that reached all rows.
+    """
+    from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - switches the next import on
+    from sklearn.model_selection import HalvingRandomSearchCV
+
+    search = HalvingRandomSearchCV(
+        pipeline,
+        {f"{ESTIMATOR_STEP}__{name}": _distribution(space) for name, space in candidate.space.items()},
+        n_candidates=trials,
+        min_resources="exhaust",  # the default would use a small part of the rows only
+        cv=list(folds),
+        scoring=scorer,
+        random_state=seed,
+        refit=False,
+        error_score="raise",
+    )
+    search.fit(features, target, **({} if weights is None else {_weight_argument(pipeline): weights}))
+    table = search.cv_results_
+    return [
+        (
+            {name.removeprefix(f"{ESTIMATOR_STEP}__"): value for name, value in table["params"][row].items()},
+            float(table["mean_test_score"][row]),
+            tuple(float(table[f"split{fold}_test_score"][row]) for fold in range(len(folds))),
+        )
+        for row in range(len(table["params"]))
+        if table["iter"][row] == search.n_iterations_ - 1
+    ]
 
 
 def save_skops(pipeline: Any, path: Path) -> list[str]:
@@ -104,3 +160,111 @@ def save_skops(pipeline: Any, path: Path) -> list[str]:
     skops.io.dump(pipeline, path)
     untrusted: list[str] = skops.io.get_untrusted_types(file=path)
     return untrusted
+
+
+def _estimator(candidate: Candidate, seed: int) -> Any:
+    factory: Any = load_object(candidate.estimator)
+    if not callable(factory):
+        raise ValueError(f"estimator {candidate.estimator!r} is not a class or function")
+    nested = {name: value for name, value in candidate.params.items() if "__" in name}
+    arguments: dict[str, Any] = {
+        name: value for name, value in candidate.params.items() if name not in nested
+    }
+    if "random_state" in inspect.signature(factory).parameters:
+        arguments = {"random_state": seed} | arguments
+    try:
+        estimator = factory(**arguments)
+    except TypeError as err:
+        raise ValueError(f"estimator {candidate.estimator!r} does not take these params: {err}") from err
+    if not hasattr(estimator, "fit") or not hasattr(estimator, "predict"):
+        raise ValueError(
+            f"estimator {candidate.estimator!r} gave {type(estimator).__name__}, which has no fit and predict"
+        )
+    return estimator.set_params(**nested) if nested else estimator
+
+
+def _how(preprocessing: Preprocessing, estimator: Any) -> Preprocessing:
+    if preprocessing != "auto":
+        return preprocessing
+    from sklearn.utils import get_tags
+
+    return "codes" if get_tags(estimator).input_tags.allow_nan else "scaled"
+
+
+def _preprocessor(columns: ColumnRoles, how: Preprocessing) -> Any:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+
+    if how == "scaled":
+        numbers: Any = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+        categories: Any = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    else:
+        numbers, categories = (
+            "passthrough",
+            OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
+        )
+    parts = [
+        ("numeric", numbers, list(columns.numeric)),
+        ("categorical", categories, list(columns.categorical)),
+    ]
+    texts = [(f"text_{name}", TfidfVectorizer(max_features=TEXT_FEATURES), name) for name in columns.text]
+    return ColumnTransformer(
+        [*(part for part in parts if part[2]), *texts],
+        sparse_threshold=0.0,  # trees take dense tables only
+    )
+
+
+def _selector(selection: FeatureSelection, classification: bool, seed: int) -> Any:
+    from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+    from sklearn.feature_selection import RFE, SelectFromModel
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import Lasso, LogisticRegression
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if selection.method == "l1":
+        # The linear model ranks only; what it needs (no gaps, one scale) stays inside it.
+        linear = (
+            LogisticRegression(l1_ratio=1.0, solver="saga", C=0.1, max_iter=500, random_state=seed)
+            if classification
+            else Lasso(alpha=0.01)
+        )
+        ranker = Pipeline([("fill", SimpleImputer()), ("scale", StandardScaler()), ("linear", linear)])
+        return SelectFromModel(
+            ranker, max_features=selection.keep, threshold=1e-10, importance_getter="named_steps.linear.coef_"
+        )
+    trees = (ExtraTreesClassifier if classification else ExtraTreesRegressor)(
+        n_estimators=100, random_state=seed
+    )
+    if selection.method == "rfe":
+        return RFE(trees, n_features_to_select=selection.keep, step=0.2)
+    return SelectFromModel(trees, max_features=selection.keep, threshold=-float("inf"))
+
+
+def _weight_argument(pipeline: Any) -> str:
+    """Name the fit argument that reaches the estimator, through pipelines in pipelines."""
+    from sklearn.pipeline import Pipeline
+
+    path, estimator = "", pipeline
+    while isinstance(estimator, Pipeline):
+        name, estimator = estimator.steps[-1]
+        path += f"{name}__"
+    if "sample_weight" not in inspect.signature(estimator.fit).parameters:
+        raise ValueError(
+            f"{type(estimator).__name__} takes no row weights: leave half_life_days and weight_column out, or choose "
+            "another estimator"
+        )
+    return f"{path}sample_weight"
+
+
+def _distribution(space: Range | Sequence[Any] | Mapping[str, Any]) -> Any:
+    from scipy.stats import loguniform, randint, uniform
+
+    if not isinstance(space, Range):
+        return list(space)
+    if space.integer:
+        return randint(int(space.low), int(space.high) + 1)
+    return loguniform(space.low, space.high) if space.log else uniform(space.low, space.high - space.low)

@@ -16,42 +16,69 @@ if TYPE_CHECKING:
 class TrainModelOperator(StepOperator):
     """Fit a scikit-learn estimator with its preprocessing, log the run to MLflow, package it for serving.
 
-    The newest rows are held out. The model is served in ONNX when that gives the same predictions on them, otherwise in its
-    scikit-learn form, and the run says why. The same arguments on the same data find the finished run.
+    The newest rows are held out. The model is served in ONNX when that gives the same answers, also on missing,
+    unseen and extreme values; otherwise in its scikit-learn form, and the run says why. The same arguments on the same
+    data find the finished run, and a search that was interrupted goes on.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
     :param model_name: name of the model to be, and of the MLflow experiment. (templated)
-    :param estimator: import path of an estimator or of a factory function. (templated)
-    :param estimator_params: its arguments. (templated)
+    :param estimator: import path of an estimator or of a factory function; or give ``candidates``. (templated)
+    :param estimator_params: its arguments; ``a__b`` reaches into a nested estimator. (templated)
+    :param candidates: estimators to try, ``{"estimator": .., "params": .., "space": ..}``, see
+        :class:`~airflow_mlops.core.tuning.Candidate`. (templated)
+    :param search: how candidates are compared, see :class:`~airflow_mlops.core.tuning.Search`; default with more than
+        one or with a space: 20 trials of Optuna on 3 time-ordered folds. (templated)
     :param target: column to predict. (templated)
-    :param numeric: numeric input columns. (templated)
-    :param categorical: categorical input columns. (templated)
+    :param numeric: inputs that are numbers. (templated)
+    :param categorical: inputs that are one of some values. (templated)
+    :param text: inputs that are free text. (templated)
     :param time_column: orders the rows. (templated)
+    :param id_column: names the row; never an input. (templated)
+    :param weight_column: how much a row counts. (templated)
+    :param preprocessing: ``auto`` (default), ``codes``, ``scaled`` or ``none``. (templated)
+    :param feature_selection: ``{"method": "rfe" | "l1" | "importance", "keep": number}``; default keeps all. (templated)
     :param window_start: first instant of the rows to use; default the run's data interval. (templated)
     :param window_end: first instant after them. (templated)
+    :param rows: ``window`` (default): the rows in it; ``all`` before its end; ``trailing`` days before its end;
+        ``since_change``: since the world last changed, as the retraining decisions have it. (templated)
+    :param trailing_days: for ``trailing``. (templated)
     :param half_life_days: weight of a row halves with this age in days; empty: equal weights. (templated)
     :param holdout_share: newest share of the rows that is held out, in ``(0, 0.5]``. (templated)
     :param metric: name of a built-in metric, or import path of one. (templated)
+    :param parity: how far the ONNX form may be from the scikit-learn form, see
+        :class:`~airflow_mlops.core.parity.ParityLimits`. (templated)
+    :param quantize: ``float16`` or ``int8``: a smaller ONNX form, if that stays within ``parity``. (templated)
     :param seed: random state. (templated)
     """
 
     step = "train"
-    needs = frozenset({"mlflow"})
+    needs = frozenset({"mlflow", "ledger"})
     operator_extra_links = (MLflowRunLink(),)
     template_fields: Sequence[str] = (
         "dataset",
         "model_name",
         "estimator",
         "estimator_params",
+        "candidates",
+        "search",
         "target",
         "numeric",
         "categorical",
+        "text",
         "time_column",
+        "id_column",
+        "weight_column",
+        "preprocessing",
+        "feature_selection",
         "window_start",
         "window_end",
+        "rows",
+        "trailing_days",
         "half_life_days",
         "holdout_share",
         "metric",
+        "parity",
+        "quantize",
         "seed",
     )
 
@@ -60,17 +87,28 @@ class TrainModelOperator(StepOperator):
         *,
         dataset: Any,
         model_name: str,
-        estimator: str,
+        estimator: str | None = None,
         estimator_params: Mapping[str, Any] | None = None,
+        candidates: Sequence[Mapping[str, Any]] = (),
+        search: Mapping[str, Any] | None = None,
         target: str,
-        numeric: Sequence[str] | str,
+        numeric: Sequence[str] | str = (),
         categorical: Sequence[str] | str = (),
+        text: Sequence[str] | str = (),
         time_column: str,
+        id_column: str | None = None,
+        weight_column: str | None = None,
+        preprocessing: str = "auto",
+        feature_selection: Mapping[str, Any] | None = None,
         window_start: str | None = "{{ data_interval_start }}",
         window_end: str | None = "{{ data_interval_end }}",
+        rows: str = "window",
+        trailing_days: float | str | None = None,
         half_life_days: float | str | None = None,
         holdout_share: float | str = 0.2,
         metric: str = "mae",
+        parity: Mapping[str, Any] | None = None,
+        quantize: str | None = None,
         seed: int | str = 0,
         **kwargs: Any,
     ) -> None:
@@ -79,15 +117,26 @@ class TrainModelOperator(StepOperator):
         self.model_name = model_name
         self.estimator = estimator
         self.estimator_params = estimator_params
+        self.candidates = candidates
+        self.search = search
         self.target = target
         self.numeric = numeric
         self.categorical = categorical
+        self.text = text
         self.time_column = time_column
+        self.id_column = id_column
+        self.weight_column = weight_column
+        self.preprocessing = preprocessing
+        self.feature_selection = feature_selection
         self.window_start = window_start
         self.window_end = window_end
+        self.rows = rows
+        self.trailing_days = trailing_days
         self.half_life_days = half_life_days
         self.holdout_share = holdout_share
         self.metric = metric
+        self.parity = parity
+        self.quantize = quantize
         self.seed = seed
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -95,16 +144,27 @@ class TrainModelOperator(StepOperator):
         return {
             "dataset": part_of(self.dataset, "dataset"),
             "model_name": self.model_name,
-            "estimator": self.estimator,
+            "estimator": self.estimator or None,
             "estimator_params": dict(self.estimator_params or {}),
+            "candidates": [dict(candidate) for candidate in self.candidates],
+            "search": dict(self.search) if self.search else None,
             "target": self.target,
             "numeric": names(self.numeric),
             "categorical": names(self.categorical),
+            "text": names(self.text),
             "time_column": self.time_column,
+            "id_column": self.id_column or None,
+            "weight_column": self.weight_column or None,
+            "preprocessing": self.preprocessing,
+            "feature_selection": dict(self.feature_selection) if self.feature_selection else None,
             "window": window_spec(self.window_start, self.window_end),
+            "rows": self.rows,
+            "trailing_days": optional_number(self.trailing_days),
             "half_life_days": optional_number(self.half_life_days),
             "holdout_share": float(self.holdout_share),
             "metric": self.metric,
+            "parity": dict(self.parity or {}),
+            "quantize": self.quantize or None,
             "seed": int(self.seed),
         }
 

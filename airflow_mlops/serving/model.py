@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ ALLOWED_TYPES = (
     "sklearn.utils.validation.check_array",
 )
 
+#: Variable that names further types, separated by commas: your own transformers, where tasks and service run.
+TRUSTED_TYPES_VARIABLE = "AIRFLOW_MLOPS_TRUSTED_TYPES"
+
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 _Predictor = Callable[[Columns], NDArray[Any]]
 
@@ -83,6 +87,12 @@ class ServedModel:
         :raises SignatureMismatchError: naming the row and field that does not fit.
         """
         return self.predict_columns(self.manifest.signature.columns_from_records(rows))
+
+
+def allowed_types() -> set[str]:
+    """Give the types a skops file may hold: ours, and those the people who run this process vouch for."""
+    own = os.environ.get(TRUSTED_TYPES_VARIABLE, "").split(",")
+    return {*ALLOWED_TYPES, *(name.strip() for name in own if name.strip())}
 
 
 def load_model(folder: str | Path, expected_digest: str | None = None) -> ServedModel:
@@ -148,7 +158,7 @@ def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> _Predic
     from skops.io.exceptions import UntrustedTypesFoundException
 
     try:
-        estimator = skops_io.loads(data, trusted=list(ALLOWED_TYPES))
+        estimator = skops_io.loads(data, trusted=sorted(allowed_types()))
     except UntrustedTypesFoundException as err:
         raise ArtifactIntegrityError(
             f"{path} holds types that are not allowed: {err}; export the model as ONNX, or use an estimator "
@@ -163,9 +173,9 @@ def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> _Predic
     def predict(columns: Columns) -> NDArray[Any]:
         frame = pandas.DataFrame(
             {
-                field.name: np.asarray(
-                    columns[field.name], dtype=np.float64 if field.type == "number" else object
-                )
+                field.name: np.asarray(columns[field.name], dtype=np.float64)
+                if field.type == "number"
+                else np.array(["" if value is None else value for value in columns[field.name]], dtype=object)
                 for field in inputs
             }
         )

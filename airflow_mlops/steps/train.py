@@ -1,46 +1,51 @@
-"""Train: fit a pipeline on a window, prove its serving form, log the run and its package to MLflow."""
+"""Train: search and fit a pipeline on a window, prove its serving form, log the run and its package to MLflow."""
 
 from __future__ import annotations
 
 import json
-import platform
+import logging
 import resource
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_mlops.core.codec import canonical_json, from_dict, json_safe, to_dict
+from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
+from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
-from airflow_mlops.core.package import Holdout, PackageManifest, TrainedOn
-from airflow_mlops.core.profile import profile_frame
-from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.metrics import Metric, evaluate_metric, resolve_metric
+from airflow_mlops.core.parity import ParityLimits
+from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, time_ordered_folds
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
-from airflow_mlops.integrations import onnx, sklearn
+from airflow_mlops.integrations import onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, STEP_KEY_TAG, Registry
-from airflow_mlops.serving.package import hash_files, write_manifest
+from airflow_mlops.ledger.studies import studies_url
+from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.code_version import code_version
-from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset, work_key
+from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
+from airflow_mlops.steps.model_package import FittedModel, write_package
+from airflow_mlops.steps.training_rows import RowRule, Split, choose_window, row_weights, split_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
-    import polars as pl
     from numpy.typing import NDArray
 
     from airflow_mlops.services import Services
 
-#: Rows stored in the package with their predictions; a service that loads it must give the same.
-KNOWN_ROWS = 5
+log = logging.getLogger(__name__)
 
 #: Tag of a finished run that holds its result, so that a retry can give it again.
 _RESULT_TAG = "airflow_mlops.result"
+
+#: Folder of the run's artifacts with the trials and the environment.
+TRAINING_FOLDER = "training"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,41 +54,104 @@ class TrainSpec:
 
     :param dataset: dataset version, or table URI for its newest.
     :param model_name: name of the model to be; also the default MLflow experiment.
-    :param estimator: import path of a scikit-learn estimator or of a factory function.
-    :param estimator_params: its arguments.
+    :param estimator: import path of a scikit-learn estimator or of a factory function; or give ``candidates``.
+    :param estimator_params: its arguments; ``a__b`` reaches into a nested estimator.
+    :param candidates: estimators to try, each with its space; the best in cross-validation is kept.
+    :param search: how candidates are compared; default for more than one, or with a space: 20 trials of Optuna.
     :param target: column to predict.
-    :param numeric: numeric input columns.
-    :param categorical: categorical input columns.
+    :param numeric: inputs that are numbers.
+    :param categorical: inputs that are one of some values.
+    :param text: inputs that are free text.
     :param time_column: orders the rows; the newest are held out.
+    :param id_column: names the row; never an input.
+    :param weight_column: how much a row counts.
+    :param preprocessing: ``auto``, ``codes``, ``scaled`` or ``none``, see
+        :data:`airflow_mlops.integrations.sklearn.Preprocessing`.
+    :param feature_selection: stage that keeps the most useful features; ``None`` keeps all.
     :param window: rows to use; ``None`` uses all.
+    :param rows: which rows: the ``window`` itself, ``all`` before its end, ``trailing`` days before its end, or
+        ``since_change``: since the world last changed, as the retraining decisions have it.
+    :param trailing_days: for ``trailing``.
     :param half_life_days: weight of a row halves with this age (before the newest row); ``None``: equal weights.
     :param holdout_share: newest share of the rows, never trained on, ``(0, 0.5]``.
     :param metric: name of a built-in metric or import path of one.
-    :param maximum_parity_difference: how far ONNX may be from scikit-learn, in standard deviations of the output.
+    :param parity: how far the ONNX form may be from the scikit-learn form.
+    :param quantize: make the ONNX form smaller, if that stays within ``parity``.
     :param seed: random state.
     :param experiment: MLflow experiment.
     """
 
     dataset: DatasetRef
     model_name: str
-    estimator: str
+    estimator: str | None = None
     estimator_params: dict[str, Any] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+    search: Search | None = None
     target: str
-    numeric: tuple[str, ...]
+    numeric: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
     time_column: str
+    id_column: str | None = None
+    weight_column: str | None = None
+    preprocessing: sklearn.Preprocessing = "auto"
+    feature_selection: sklearn.FeatureSelection | None = None
     window: Window | None = None
+    rows: RowRule = "window"
+    trailing_days: float | None = None
     half_life_days: float | None = None
     holdout_share: float = 0.2
     metric: str = "mae"
-    maximum_parity_difference: float = 1e-3
+    parity: ParityLimits = field(default_factory=ParityLimits)
+    quantize: onnx.Quantization | None = None
     seed: int = 0
     experiment: str | None = None
+
+    def columns(self) -> ColumnRoles:
+        """Give the roles.
+
+        :raises ValueError: a column with two roles, or no input.
+        """
+        return ColumnRoles(
+            target=self.target,
+            time=self.time_column,
+            numeric=self.numeric,
+            categorical=self.categorical,
+            text=self.text,
+            id=self.id_column,
+            weight=self.weight_column,
+        )
+
+    def to_try(self) -> tuple[Candidate, ...]:
+        """Give the candidates.
+
+        :raises ValueError: neither ``estimator`` nor ``candidates``, or both.
+        """
+        if (self.estimator is None) == (not self.candidates):
+            raise ValueError("give either estimator (with estimator_params) or candidates")
+        if self.estimator is None:
+            return self.candidates
+        return (Candidate(estimator=self.estimator, params=self.estimator_params),)
+
+    def how_to_search(self) -> Search | None:
+        """Give the search; ``None`` when there is one candidate, nothing to search and no cross-validation asked for."""
+        candidates = self.to_try()
+        if self.search is not None or (len(candidates) == 1 and not candidates[0].space):
+            return self.search
+        return Search()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """A finished run and the package it holds."""
+    """A finished run and the package it holds.
+
+    :param estimator: import path of what was fitted.
+    :param estimator_params: its arguments; the winning ones after a search.
+    :param validation_value: the metric in cross-validation on the training rows; ``None`` without a search.
+    :param trials: parameter sets that were tried.
+    :param metric_value: the metric on the held-out rows.
+    :param reused: whether a former attempt had already finished this work.
+    """
 
     model_name: str
     run_id: str
@@ -97,16 +165,27 @@ class TrainResult:
     holdout: Window
     training_rows: int
     holdout_rows: int
+    estimator: str
+    estimator_params: dict[str, Any]
+    validation_value: float | None
+    trials: int
     metric: str
     metric_value: float | None
     reused: bool
 
 
-class _Split(NamedTuple):
-    training: pl.DataFrame
-    holdout: pl.DataFrame
-    training_window: Window
-    holdout_window: Window
+class _Work(NamedTuple):
+    """What one training has at hand."""
+
+    spec: TrainSpec
+    columns: ColumnRoles
+    metric: Metric
+    dataset: DatasetVersion
+    split: Split
+    registry: Registry
+    experiment_id: str
+    run_id: str
+    key: str
 
 
 def run(spec: TrainSpec, services: Services) -> TrainResult:
@@ -114,8 +193,11 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
 
     :raises SchemaMismatchError: naming a column the table does not have.
     :raises InsufficientDataError: too few rows to train and hold out.
-    :raises ValueError: an estimator path or parameter that is wrong.
+    :raises UnsafeModelError: the model can be stored in no form that is safe to load.
+    :raises ValueError: an estimator path or parameter that is wrong, or a column with two roles.
     """
+    columns, _ = spec.columns(), spec.to_try()
+    metric = resolve_metric(spec.metric)
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     key = work_key("train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest)
@@ -124,7 +206,15 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     if done is not None:
         return replace(from_dict(TrainResult, json.loads(done.data.tags[_RESULT_TAG])), reused=True)
     registry.close_interrupted_runs(experiment_id, key)
-    split = _split(spec, dataset)
+    window = choose_window(
+        spec.rows,
+        spec.window,
+        dataset=dataset,
+        trailing_days=spec.trailing_days,
+        model_name=spec.model_name,
+        services=services,
+    )
+    split = split_rows(dataset, columns, window, spec.holdout_share)
     tags = {
         STEP_KEY_TAG: key,
         "airflow_mlops.model_name": spec.model_name,
@@ -133,218 +223,226 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     }
     name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
     with registry.run(experiment_id, name, tags) as run_id:
-        return _train(spec, dataset, split, registry, experiment_id, run_id)
+        return _train(
+            _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
+        )
 
 
-def _train(
-    spec: TrainSpec,
-    dataset: DatasetVersion,
-    split: _Split,
-    registry: Registry,
-    experiment_id: str,
-    run_id: str,
-) -> TrainResult:
-    started = time.monotonic()
-    roles = {"numeric": spec.numeric, "categorical": spec.categorical}
-    pipeline = sklearn.build_pipeline(spec.estimator, spec.estimator_params, **roles, seed=spec.seed)
-    features = sklearn.to_features(split.training, **roles)
-    sklearn.fit(pipeline, features, split.training[spec.target].to_numpy(), _weights(spec, split))
-    fit_seconds = time.monotonic() - started
-    holdout_features = sklearn.to_features(split.holdout, **roles)
-    predictions = pipeline.predict(holdout_features)
-    score = evaluate_metric(
-        resolve_metric(spec.metric), target=split.holdout[spec.target].to_numpy(), prediction=predictions
-    )
+def _train(work: _Work, services: Services) -> TrainResult:
+    spec, split, registry = work.spec, work.split, work.registry
+    clock = _Clock()
+    registry.log_dataset(work.run_id, work.dataset, "training")
+    features = sklearn.to_features(split.training, work.columns)
+    target = split.training[spec.target].to_numpy()
+    weights = row_weights(split.training, work.columns, spec.half_life_days)
+    found = _search(work, features, target, weights, services)
+    clock.lap("search_seconds")
+    winner = found.best if found else spec.to_try()[0]
+    fitted = _fit(work, winner, features, target, weights)
+    clock.lap("fit_seconds")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / PACKAGE_FOLDER
         folder.mkdir()
-        untrusted = sklearn.save_skops(pipeline, Path(temporary) / "model.skops")
-        manifest = _package(spec, dataset, split, pipeline, holdout_features, predictions, score, folder)
+        manifest = write_package(
+            folder, fitted, work.columns, work.dataset, split, limits=spec.parity, quantize=spec.quantize
+        )
         digest = write_manifest(folder, manifest)
-        registry.upload(run_id, folder, PACKAGE_FOLDER)
-    model_id = registry.log_model(
-        experiment_id, run_id, pipeline, name=spec.model_name, features=holdout_features, untrusted=untrusted
-    )
-    registry.log_dataset(run_id, dataset, "training")
+        clock.lap("package_seconds")
+        registry.upload(work.run_id, folder, PACKAGE_FOLDER)
+        registry.upload(work.run_id, _evidence(Path(temporary), found), TRAINING_FOLDER)
+        model_id = registry.log_model(
+            work.experiment_id,
+            work.run_id,
+            fitted.pipeline,
+            name=spec.model_name,
+            features=fitted.features,
+            untrusted=sklearn.save_skops(fitted.pipeline, Path(temporary) / "model.skops"),
+        )
+    clock.lap("upload_seconds")
     result = TrainResult(
         model_name=spec.model_name,
-        run_id=run_id,
-        run_url=registry.run_url(experiment_id, run_id),
+        run_id=work.run_id,
+        run_url=registry.run_url(work.experiment_id, work.run_id),
         model_id=model_id,
         package_digest=digest,
         serving_form=manifest.serving_form,
         serving_reason=manifest.serving_reason,
-        dataset=dataset,
+        dataset=work.dataset,
         training=split.training_window,
         holdout=split.holdout_window,
         training_rows=split.training.height,
         holdout_rows=split.holdout.height,
-        metric=score.metric,
-        metric_value=score.value,
+        estimator=winner.estimator,
+        estimator_params=winner.params,
+        validation_value=found.value if found else None,
+        trials=len(found.trials) if found else 0,
+        metric=fitted.score.metric,
+        metric_value=fitted.score.value,
         reused=False,
     )
     registry.log(
-        run_id,
-        params=_flat(spec) | {"dataset_version": dataset.version, "training_rows": split.training.height},
-        metrics={
-            f"holdout_{score.metric}": score.value,
-            "fit_seconds": fit_seconds,
+        work.run_id,
+        params=_flat(spec, winner) | _facts(work),
+        metrics=clock.laps
+        | {
+            f"holdout_{fitted.score.metric}": fitted.score.value,
+            f"validation_{fitted.score.metric}": result.validation_value,
             "peak_memory_mb": _peak_memory_mb(),
         },
     )
-    registry.client.set_tag(run_id, PACKAGE_DIGEST_TAG, digest)
-    registry.client.set_tag(run_id, _RESULT_TAG, canonical_json(to_dict(result)))
+    registry.client.set_tag(work.run_id, PACKAGE_DIGEST_TAG, digest)
+    registry.client.set_tag(work.run_id, _RESULT_TAG, canonical_json(to_dict(result)))
     return result
 
 
-def _package(
-    spec: TrainSpec,
-    dataset: DatasetVersion,
-    split: _Split,
-    pipeline: Any,
-    holdout_features: pd.DataFrame,
-    predictions: Any,
-    score: MetricValue,
-    folder: Path,
-) -> PackageManifest:
-    """Write the model in the form it will be served in, and describe it."""
-    signature = ModelSignature(
-        inputs=(
-            *(FieldSpec(name=name, type="number") for name in spec.numeric),
-            *(FieldSpec(name=name, type="string") for name in spec.categorical),
-        ),
-        output=spec.target,
-    )
-    form, reason = _serving_form(spec, pipeline, signature, holdout_features, predictions, folder)
-    profile = profile_frame(
-        split.training,
-        numeric=_numeric_profile(spec, pipeline),
-        categorical=_categorical_profile(spec, pipeline),
-    )
-    (folder / "reference_profile.json").write_text(canonical_json(to_dict(profile)))
-    model_file = "model.onnx" if form == "onnx" else "model.skops"
-    known = holdout_features.head(KNOWN_ROWS)
-    return PackageManifest(
-        task="classification" if sklearn.is_classification(pipeline) else "regression",
-        signature=signature,
-        serving_form=form,
-        serving_reason=reason,
-        model_file=model_file,
-        files=hash_files(folder),
-        target=spec.target,
-        classes=tuple(str(label) for label in pipeline.classes_) if hasattr(pipeline, "classes_") else None,
-        known_rows=tuple(json_safe(known.to_dict(orient="records"))),
-        known_predictions=tuple(_builtin(value) for value in predictions[:KNOWN_ROWS]),
-        trained_on=TrainedOn(
-            dataset_uri=dataset.uri,
-            dataset_version=dataset.version,
-            dataset_digest=dataset.dataset_digest,
-            window_start=split.training_window.start,
-            window_end=split.training_window.end,
-            rows=split.training.height,
-            simple_prediction=_simple_prediction(split.training[spec.target]),
-        ),
-        holdout=Holdout(
-            metric=score.metric,
-            value=score.value,
-            standard_deviation=score.standard_deviation,
-            row_count=score.row_count,
-            window_start=split.holdout_window.start,
-            window_end=split.holdout_window.end,
-        ),
-        environment={"python": platform.python_version()}
-        | {name: version(name) for name in ("scikit-learn", "skl2onnx", "onnxruntime", "numpy")},
-    )
-
-
-def _serving_form(
-    spec: TrainSpec,
-    pipeline: Any,
-    signature: ModelSignature,
+def _fit(
+    work: _Work,
+    candidate: Candidate,
     features: pd.DataFrame,
-    predictions: Any,
-    folder: Path,
-) -> tuple[Literal["onnx", "sklearn"], str]:
-    """Choose ONNX when it converts and agrees with scikit-learn on the held-out rows; else say why not."""
-    try:
-        converted = onnx.convert(pipeline, signature)
-    except Exception as err:  # noqa: BLE001 - converters raise anything; the model is served as it is then
-        reason = f"no ONNX form: {type(err).__name__}: {str(err)[:200]}"
-    else:
-        parity = onnx.check_parity(
-            converted, features, predictions, maximum_difference=spec.maximum_parity_difference
-        )
-        if parity.passed:
-            (folder / "model.onnx").write_bytes(converted)
-            return "onnx", parity.reason
-        reason = f"the ONNX form disagrees with scikit-learn: {parity.reason}"
-    sklearn.save_skops(pipeline, folder / "model.skops")
-    return "sklearn", reason
+    target: NDArray[Any],
+    weights: NDArray[Any] | None,
+) -> FittedModel:
+    """Fit on all training rows and score on the held-out ones."""
+    pipeline = _pipeline(work, candidate)
+    sklearn.fit(pipeline, features, target, weights)
+    holdout = sklearn.to_features(work.split.holdout, work.columns)
+    predictions = pipeline.predict(holdout)
+    score = evaluate_metric(
+        work.metric, target=work.split.holdout[work.spec.target].to_numpy(), prediction=predictions
+    )
+    return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions, score=score)
 
 
-def _split(spec: TrainSpec, dataset: DatasetVersion) -> _Split:
-    """Hold out the newest rows: a random split would let the model see the future."""
-    import polars as pl
-
-    columns = [*dict.fromkeys([*spec.numeric, *spec.categorical, spec.target, spec.time_column])]
-    rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)
-    rows = rows.drop_nulls([spec.target, spec.time_column]).sort(spec.time_column)
-    if not 0.0 < spec.holdout_share <= 0.5:
-        raise ValueError(f"holdout_share is {spec.holdout_share}; it must be in (0, 0.5]")
-    if rows.height == 0:
-        raise InsufficientDataError(
-            f"no row of {dataset.uri} in {spec.window} has a {spec.target}: nothing to train on"
-        )
-    times = rows[spec.time_column]
-    boundary = cast("datetime", times[int(rows.height * (1.0 - spec.holdout_share))])
-    training = rows.filter(pl.col(spec.time_column) < boundary)
-    holdout = rows.filter(pl.col(spec.time_column) >= boundary)
-    if training.height == 0 or holdout.height == 0:
-        raise InsufficientDataError(
-            f"{rows.height} rows of {dataset.uri} can't be split by {spec.time_column!r} at {boundary}: "
-            f"{training.height} to train on, {holdout.height} held out"
-        )
-    start = spec.window.start if spec.window else cast("datetime", times.min())
-    end = spec.window.end if spec.window else cast("datetime", times.max()) + timedelta(microseconds=1)
-    return _Split(
-        training=training,
-        holdout=holdout,
-        training_window=Window(start=start, end=boundary),
-        holdout_window=Window(start=boundary, end=end),
+def _pipeline(work: _Work, candidate: Candidate) -> Any:
+    spec = work.spec
+    return sklearn.build_pipeline(
+        candidate,
+        work.columns,
+        preprocessing=spec.preprocessing,
+        selection=spec.feature_selection,
+        seed=spec.seed,
     )
 
 
-def _weights(spec: TrainSpec, split: _Split) -> NDArray[Any] | None:
-    """Weight rows by age: ``0.5 ** (age / half_life)``, age counted back from the newest training row."""
-    if spec.half_life_days is None:
+def _search(
+    work: _Work,
+    features: pd.DataFrame,
+    target: NDArray[Any],
+    weights: NDArray[Any] | None,
+    services: Services,
+) -> SearchResult | None:
+    """Compare the candidates inside the training rows, oldest to newest."""
+    spec, settings = work.spec, work.spec.how_to_search()
+    if settings is None:
         return None
-    if spec.half_life_days <= 0:
-        raise ValueError(
-            f"half_life_days is {spec.half_life_days}; it must be positive, or None for equal weights"
+    folds = time_ordered_folds(work.split.training[spec.time_column].to_numpy(), settings.folds)
+
+    def score(candidate: Candidate, fold: int) -> float:
+        learn, check = folds[fold]
+        pipeline = _pipeline(work, candidate)
+        sklearn.fit(
+            pipeline, features.iloc[learn], target[learn], None if weights is None else weights[learn]
         )
-    import polars as pl
+        prediction = pipeline.predict(features.iloc[check])
+        return evaluate_metric(work.metric, target=target[check], prediction=prediction).value
 
-    times = pl.col(spec.time_column)
-    age = split.training.select((times.max() - times).dt.total_seconds()).to_series()
-    weights: NDArray[Any] = 0.5 ** (age.to_numpy() / 86_400.0 / spec.half_life_days)
-    return weights
+    def tell(number: int, trial: Trial) -> None:
+        work.registry.log_step(work.run_id, f"trial_{work.metric.name}", trial.value, number)
+
+    if settings.method == "halving":
+        return _halving(work, settings, features, target, weights, folds, score, tell)
+    return optuna.search(
+        spec.to_try(),
+        settings,
+        score,
+        greater_is_better=work.metric.greater_is_better,
+        study_name=work.key,
+        storage_url=studies_url(services.ledger_url),
+        seed=spec.seed,
+        on_trial=tell,
+    )
 
 
-def _numeric_profile(spec: TrainSpec, pipeline: Any) -> list[str]:
-    return [*spec.numeric] if sklearn.is_classification(pipeline) else [*spec.numeric, spec.target]
+def _halving(
+    work: _Work,
+    settings: Search,
+    features: pd.DataFrame,
+    target: NDArray[Any],
+    weights: NDArray[Any] | None,
+    folds: list[tuple[NDArray[Any], NDArray[Any]]],
+    score: Callable[[Candidate, int], float],
+    tell: Callable[[int, Trial], None],
+) -> SearchResult:
+    """Halve each candidate's parameter sets; the best of the winners is kept."""
+    sign = 1.0 if work.metric.greater_is_better else -1.0
+
+    def scorer(estimator: Any, rows: Any, truth: Any) -> float:
+        return sign * evaluate_metric(work.metric, target=truth, prediction=estimator.predict(rows)).value
+
+    trials: list[Trial] = []
+    winners: list[tuple[float, Candidate]] = []
+    for candidate in work.spec.to_try():
+        started = time.monotonic()
+        if candidate.space:
+            found = sklearn.halving_search(
+                _pipeline(work, replace(candidate, space={})),
+                candidate,
+                features,
+                target,
+                weights,
+                folds=folds,
+                trials=max(2, settings.trials // len(work.spec.to_try())),
+                scorer=scorer,
+                seed=work.spec.seed,
+            )
+        else:
+            values = tuple(sign * score(candidate, fold) for fold in range(settings.folds))
+            found = [({}, sum(values) / len(values), values)]
+        seconds = (time.monotonic() - started) / len(found)
+        for params, value, per_fold in found:
+            tried = replace(candidate, params=candidate.params | params, space={})
+            winners.append((value, tried))
+            trials.append(
+                Trial(
+                    candidate=candidate.name,
+                    params=tried.params,
+                    value=sign * value,
+                    folds=tuple(sign * one for one in per_fold),
+                    seconds=seconds,
+                )
+            )
+            tell(len(trials) - 1, trials[-1])
+        log.info("tuning: %s: best %.4g", candidate.name, sign * max(value for _, value, _ in found))
+    value, best = max(winners, key=lambda pair: pair[0])
+    if value != value:  # NaN: nothing to choose by
+        raise InsufficientDataError("tuning: no parameter set could be measured")
+    return SearchResult(best=best, value=sign * value, trials=tuple(trials))
 
 
-def _categorical_profile(spec: TrainSpec, pipeline: Any) -> list[str]:
-    return [*spec.categorical, spec.target] if sklearn.is_classification(pipeline) else [*spec.categorical]
+def _evidence(folder: Path, found: SearchResult | None) -> Path:
+    """Write what a person needs to do the training again: every installed version, and every trial."""
+    target = folder / TRAINING_FOLDER
+    target.mkdir()
+    installed = {dist.metadata["Name"]: dist.version for dist in distributions()}
+    lines = [
+        f"{name}=={version}" for name, version in sorted(installed.items(), key=lambda item: item[0].lower())
+    ]
+    (target / "environment.txt").write_text("\n".join(lines) + "\n")
+    if found is not None:
+        (target / "trials.json").write_text(json.dumps([to_dict(trial) for trial in found.trials], indent=1))
+    return target
 
 
-def _simple_prediction(target: pl.Series) -> Any:
-    """Median of a number (best constant under absolute error), most frequent value of a label."""
-    return _builtin(target.median() if target.dtype.is_numeric() else target.mode().sort()[0])
+class _Clock:
+    """Wall time since the last lap, by name."""
 
+    def __init__(self) -> None:
+        self.laps: dict[str, float | None] = {}
+        self._last = time.monotonic()
 
-def _builtin(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name], self._last = now - self._last, now
 
 
 def _peak_memory_mb() -> float:
@@ -353,12 +451,22 @@ def _peak_memory_mb() -> float:
     return peak / (1024.0 * 1024.0 if sys.platform == "darwin" else 1024.0)
 
 
-def _flat(spec: TrainSpec) -> dict[str, Any]:
+def _flat(spec: TrainSpec, winner: Candidate) -> dict[str, Any]:
     """Parameters as MLflow shows them: one level, the estimator's own under ``estimator.``."""
     values = to_dict(spec)
-    values.pop("dataset")
-    params = values.pop("estimator_params")
-    return values | {f"estimator.{name}": value for name, value in params.items()}
+    for name in ("dataset", "estimator_params", "candidates"):
+        values.pop(name)
+    params = {f"estimator.{name}": value for name, value in winner.params.items()}
+    return values | {"estimator": winner.estimator} | params
+
+
+def _facts(work: _Work) -> dict[str, Any]:
+    return {
+        "dataset_version": work.dataset.version,
+        "training_window": str(work.split.training_window),
+        "training_rows": work.split.training.height,
+        "holdout_rows": work.split.holdout.height,
+    }
 
 
 STEP = Step(name="train", spec=TrainSpec, result=TrainResult, run=run)

@@ -1,0 +1,190 @@
+"""Optuna: search several candidates in one study that survives the process it runs in."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.core.tuning import Candidate, Range, Search, SearchResult, Trial
+from airflow_mlops.exceptions import InsufficientDataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import optuna
+
+    from airflow_mlops.core.tuning import FoldScore
+
+log = logging.getLogger(__name__)
+
+
+def search(
+    candidates: Sequence[Candidate],
+    settings: Search,
+    score: FoldScore,
+    *,
+    greater_is_better: bool,
+    study_name: str,
+    storage_url: str | None,
+    seed: int,
+    on_trial: Callable[[int, Trial], None],
+) -> SearchResult:
+    """Try parameter sets until there are enough; a study that was interrupted goes on where it stopped.
+
+    The sampler is seeded by the number of finished trials, so that an interrupted search and one that ran through
+    try the same parameter sets.
+
+    Source: Bergstra et al., "Algorithms for hyper-parameter optimization", NeurIPS 2011 (tree-structured Parzen
+    estimator); Golovin et al., "Google Vizier", KDD 2017, section 3.2 (median stopping).
+
+    :param candidates: estimators and their spaces.
+    :param settings: how many trials and folds.
+    :param score: fits and scores one fold.
+    :param greater_is_better: direction of the metric.
+    :param study_name: names the work; the same name finds its finished trials.
+    :param storage_url: SQLAlchemy URL; ``None`` keeps the study in memory.
+    :param seed: of the sampler.
+    :param on_trial: told of every trial when it is finished.
+    :raises InsufficientDataError: no trial gave a number.
+    """
+    study = _open_study(study_name, storage_url, settings, greater_is_better=greater_is_better)
+    started = time.monotonic()
+    wanted = _wanted_trials(candidates, settings)
+    while (done := len(_finished(study))) < wanted:
+        if settings.timeout_seconds is not None and time.monotonic() - started > settings.timeout_seconds:
+            log.warning(
+                "tuning: stopped after %.0f s with %d of %d trials", settings.timeout_seconds, done, wanted
+            )
+            break
+        trial = _run_trial(study, candidates, settings, score, seed=seed, number=done)
+        on_trial(done, trial)
+        log.info("tuning: %s", _progress(study, trial, done + 1, wanted, time.monotonic() - started))
+    return _result(study, candidates, settings)
+
+
+def _open_study(
+    name: str, storage_url: str | None, settings: Search, *, greater_is_better: bool
+) -> optuna.Study:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage_url,
+        load_if_exists=True,
+        direction="maximize" if greater_is_better else "minimize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4)
+        if settings.prune
+        else optuna.pruners.NopPruner(),
+    )
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # its process was killed
+    if finished := len(_finished(study)):
+        log.info("tuning: %d trials were finished before; going on", finished)
+    return study
+
+
+def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _wanted_trials(candidates: Sequence[Candidate], settings: Search) -> int:
+    """At least one trial per candidate, and no more than one where there is nothing to search."""
+    if not any(candidate.space for candidate in candidates):
+        return len(candidates)
+    return max(settings.trials, len(candidates))
+
+
+def _run_trial(
+    study: optuna.Study,
+    candidates: Sequence[Candidate],
+    settings: Search,
+    score: FoldScore,
+    *,
+    seed: int,
+    number: int,
+) -> Trial:
+    import optuna
+
+    study.sampler = optuna.samplers.TPESampler(seed=seed + number)
+    if number < len(candidates):  # every candidate gets a first trial; then the sampler knows something
+        study.enqueue_trial({"candidate": number}, skip_if_exists=True)
+    asked = study.ask()
+    index = int(asked.suggest_categorical("candidate", list(range(len(candidates)))))
+    asked.set_user_attr("candidate", index)
+    candidate = candidates[index]
+    candidate = replace(candidate, params=candidate.params | _suggest(asked, index, candidate), space={})
+    asked.set_user_attr("params", candidate.params)
+    started = time.monotonic()
+    values: list[float] = []
+    mean = math.nan
+    state = optuna.trial.TrialState.COMPLETE
+    for fold in range(settings.folds):
+        values.append(score(candidate, fold))
+        mean = sum(values) / len(values)
+        asked.report(mean, fold)
+        asked.set_user_attr("folds", values)
+        if fold + 1 < settings.folds and number >= len(candidates) and asked.should_prune():
+            state = optuna.trial.TrialState.PRUNED
+            break
+    seconds = time.monotonic() - started
+    asked.set_user_attr("seconds", seconds)
+    complete = state == optuna.trial.TrialState.COMPLETE
+    study.tell(asked, mean if complete else None, state=None if complete else state)
+    return Trial(
+        candidate=candidate.name,
+        params=candidate.params,
+        value=mean if complete else None,
+        folds=tuple(values),
+        seconds=seconds,
+    )
+
+
+def _suggest(asked: optuna.Trial, index: int, candidate: Candidate) -> dict[str, Any]:
+    """Draw one value per parameter; names carry the candidate, as two may share a parameter."""
+    drawn: dict[str, Any] = {}
+    for name, space in candidate.space.items():
+        label = f"{index}.{name}"
+        if not isinstance(space, Range):
+            drawn[name] = asked.suggest_categorical(label, list(space))
+        elif space.integer:
+            drawn[name] = asked.suggest_int(label, int(space.low), int(space.high), log=space.log)
+        else:
+            drawn[name] = asked.suggest_float(label, space.low, space.high, log=space.log)
+    return drawn
+
+
+def _progress(study: optuna.Study, trial: Trial, done: int, wanted: int, seconds: float) -> str:
+    value = "given up early" if trial.value is None else f"{trial.value:.4g}"
+    left = seconds / done * (wanted - done)
+    return (
+        f"trial {done} of {wanted}: {trial.candidate} {value} in {trial.seconds:.1f} s; best {study.best_value:.4g}; "
+        f"about {left:.0f} s to go"
+    )
+
+
+def _result(study: optuna.Study, candidates: Sequence[Candidate], settings: Search) -> SearchResult:
+    finished = _finished(study)
+    if not any(trial.value is not None for trial in finished):
+        raise InsufficientDataError(f"tuning: none of {len(finished)} trials could be measured")
+    best = study.best_trial
+    candidate = candidates[best.user_attrs["candidate"]]
+    return SearchResult(
+        best=replace(candidate, params=best.user_attrs["params"], space={}),
+        value=float(best.value or 0.0),
+        trials=tuple(
+            Trial(
+                candidate=candidates[trial.user_attrs["candidate"]].name,
+                params=trial.user_attrs["params"],
+                value=trial.value if trial.state.name == "COMPLETE" else None,
+                folds=tuple(trial.user_attrs["folds"]),
+                seconds=trial.user_attrs["seconds"],
+            )
+            for trial in finished
+        ),
+    )

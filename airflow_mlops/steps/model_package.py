@@ -1,0 +1,179 @@
+"""Packaging a fitted model: the form it is served in, proof that the form is right, and the manifest."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_mlops.core.codec import canonical_json, json_safe, to_dict
+from airflow_mlops.core.package import Holdout, PackageManifest, ServingForm, TrainedOn
+from airflow_mlops.core.profile import profile_frame
+from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.exceptions import UnsafeModelError
+from airflow_mlops.integrations import onnx, sklearn
+from airflow_mlops.serving.model import allowed_types
+from airflow_mlops.serving.package import hash_files
+from airflow_mlops.steps.training_rows import simple_prediction
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from airflow_mlops.core.columns import ColumnRoles
+    from airflow_mlops.core.dataset import DatasetVersion
+    from airflow_mlops.core.metrics import MetricValue
+    from airflow_mlops.core.parity import ParityLimits
+    from airflow_mlops.steps.training_rows import Split
+
+#: Rows stored in the package with their predictions; a service that loads it must give the same.
+KNOWN_ROWS = 5
+
+MODEL_FILES: dict[ServingForm, str] = {"onnx": "model.onnx", "sklearn": "model.skops"}
+
+
+class FittedModel(NamedTuple):
+    """A fitted pipeline and what it did on the rows it never saw.
+
+    :param pipeline: the fitted pipeline.
+    :param features: the held-out rows as the model takes them.
+    :param predictions: for them, shape ``(rows,)``.
+    :param score: the metric on them.
+    """
+
+    pipeline: Any
+    features: pd.DataFrame
+    predictions: Any
+    score: MetricValue
+
+    @property
+    def classification(self) -> bool:
+        """Whether the output is a label."""
+        return sklearn.is_classification(self.pipeline)
+
+
+def write_package(
+    folder: Path,
+    fitted: FittedModel,
+    columns: ColumnRoles,
+    dataset: DatasetVersion,
+    split: Split,
+    *,
+    limits: ParityLimits,
+    quantize: onnx.Quantization | None,
+) -> PackageManifest:
+    """Write every file of the package but its manifest, and give the manifest.
+
+    :raises UnsafeModelError: the model converts to no safe form.
+    """
+    signature = ModelSignature(
+        inputs=(
+            *(FieldSpec(name=name, type="number") for name in columns.numeric),
+            *(FieldSpec(name=name, type="string") for name in (*columns.categorical, *columns.text)),
+        ),
+        output=columns.target,
+    )
+    form, reason = _write_model(folder, fitted, signature, limits, quantize)
+    label, number = ([columns.target], []) if fitted.classification else ([], [columns.target])
+    profile = profile_frame(
+        split.training, numeric=[*columns.numeric, *number], categorical=[*columns.categorical, *label]
+    )
+    (folder / "reference_profile.json").write_text(canonical_json(to_dict(profile)))
+    classes = tuple(str(name) for name in fitted.pipeline.classes_) if fitted.classification else None
+    return PackageManifest(
+        task="classification" if fitted.classification else "regression",
+        signature=signature,
+        serving_form=form,
+        serving_reason=reason,
+        model_file=MODEL_FILES[form],
+        files=hash_files(folder),
+        target=columns.target,
+        classes=classes,
+        known_rows=tuple(json_safe(fitted.features.head(KNOWN_ROWS).to_dict(orient="records"))),
+        known_predictions=tuple(_known(value, fitted) for value in fitted.predictions[:KNOWN_ROWS]),
+        trained_on=TrainedOn(
+            dataset_uri=dataset.uri,
+            dataset_version=dataset.version,
+            dataset_digest=dataset.dataset_digest,
+            window_start=split.training_window.start,
+            window_end=split.training_window.end,
+            rows=split.training.height,
+            simple_prediction=simple_prediction(split.training[columns.target]),
+        ),
+        holdout=Holdout(
+            metric=fitted.score.metric,
+            value=fitted.score.value,
+            standard_deviation=fitted.score.standard_deviation,
+            row_count=fitted.score.row_count,
+            window_start=split.holdout_window.start,
+            window_end=split.holdout_window.end,
+        ),
+        environment={"python": platform.python_version()}
+        | {name: version(name) for name in ("scikit-learn", "skl2onnx", "onnxruntime", "numpy")},
+    )
+
+
+def _write_model(
+    folder: Path,
+    fitted: FittedModel,
+    signature: ModelSignature,
+    limits: ParityLimits,
+    quantize: onnx.Quantization | None,
+) -> tuple[ServingForm, str]:
+    """Choose ONNX when it converts and agrees with scikit-learn on hard rows; else say why not."""
+    rows = _rows_both_forms_take(fitted, signature)
+    try:
+        converted = onnx.convert(fitted.pipeline, signature)
+        parity = onnx.check_parity(converted, fitted.pipeline, rows, signature, limits)
+    except Exception as err:  # noqa: BLE001 - converters raise anything; the model is served as it is then
+        reason = f"no ONNX form: {type(err).__name__}: {str(err)[:200]}"
+    else:
+        if parity.passed:
+            data, change = _quantized(converted, fitted, rows, signature, limits, quantize)
+            (folder / MODEL_FILES["onnx"]).write_bytes(data)
+            return "onnx", change or parity.reason
+        reason = f"the ONNX form disagrees with scikit-learn: {parity.reason}"
+    untrusted = sklearn.save_skops(fitted.pipeline, folder / MODEL_FILES["sklearn"])
+    refused = sorted(set(untrusted) - allowed_types())
+    if refused:
+        raise UnsafeModelError(
+            f"{reason}; and its scikit-learn form holds types that no service would load: {', '.join(refused)}. "
+            "Use scikit-learn's own parts, or name these in AIRFLOW_MLOPS_TRUSTED_TYPES where tasks and service run"
+        )
+    return "sklearn", reason
+
+
+def _quantized(
+    converted: bytes,
+    fitted: FittedModel,
+    rows: pd.DataFrame,
+    signature: ModelSignature,
+    limits: ParityLimits,
+    how: onnx.Quantization | None,
+) -> tuple[bytes, str | None]:
+    """Make the ONNX form smaller where that changes no answer beyond the limits."""
+    if how is None:
+        return converted, None
+    try:
+        smaller = onnx.quantize(converted, how)
+        parity = onnx.check_parity(smaller, fitted.pipeline, rows, signature, limits)
+    except Exception as err:  # noqa: BLE001 - quantizers raise anything; the exact form is there
+        return converted, f"kept exact, {how} failed: {type(err).__name__}: {str(err)[:200]}"
+    if not parity.passed:
+        return converted, f"kept exact, {how} changes answers: {parity.reason}"
+    return smaller, f"{how}, {len(smaller)} instead of {len(converted)} bytes: {parity.reason}"
+
+
+def _rows_both_forms_take(fitted: FittedModel, signature: ModelSignature) -> pd.DataFrame:
+    """Hard rows, or only the real ones where the estimator refuses missing values itself."""
+    hard = onnx.hard_rows(fitted.features, signature)
+    try:
+        fitted.pipeline.predict(hard)
+    except ValueError:
+        return fitted.features
+    return hard
+
+
+def _known(value: Any, fitted: FittedModel) -> float | str:
+    return str(value) if fitted.classification else float(value)

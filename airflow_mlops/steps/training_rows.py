@@ -1,0 +1,154 @@
+"""The rows of a training: which ones, which are held out, and how much each counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.steps.common import read_rows
+
+if TYPE_CHECKING:
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from airflow_mlops.core.columns import ColumnRoles
+    from airflow_mlops.core.dataset import DatasetVersion
+    from airflow_mlops.services import Services
+
+#: ``window``: exactly the given one; ``all``: everything before its end; ``trailing``: so many days before its end;
+#: ``since_change``: from the start of the window in which the last retraining was decided.
+RowRule = Literal["window", "all", "trailing", "since_change"]
+
+
+class Split(NamedTuple):
+    """Rows to learn from and newer ones to judge on, both in time order."""
+
+    training: pl.DataFrame
+    holdout: pl.DataFrame
+    training_window: Window
+    holdout_window: Window
+
+
+def choose_window(
+    rule: RowRule,
+    window: Window | None,
+    *,
+    dataset: DatasetVersion,
+    trailing_days: float | None,
+    model_name: str,
+    services: Services,
+) -> Window | None:
+    """Turn the rule into a window; ``None`` is the whole table.
+
+    :raises InsufficientDataError: ``all``, and the table begins after the window's end.
+    :raises ValueError: ``trailing`` without days, or a rule that needs a window end and has none.
+    """
+    if rule == "window" or (rule == "all" and window is None):
+        return window
+    if window is None:
+        raise ValueError(f"rows={rule!r} needs the end of a window to count back from")
+    if rule == "all":
+        if dataset.time_min is None or dataset.time_min >= window.end:
+            raise InsufficientDataError(f"{dataset.uri} has no row before {window.end}: nothing to train on")
+        return replace(window, start=dataset.time_min)
+    if rule == "since_change":
+        return replace(window, start=_last_change(model_name, window, services))
+    if trailing_days is None or trailing_days <= 0:
+        raise ValueError(f"rows='trailing' needs trailing_days above zero, got {trailing_days}")
+    return replace(window, start=window.end - timedelta(days=trailing_days))
+
+
+def split_rows(
+    dataset: DatasetVersion, columns: ColumnRoles, window: Window | None, holdout_share: float
+) -> Split:
+    """Hold out the newest rows: a random split would let the model see the future.
+
+    :raises InsufficientDataError: no row with a target, or too few instants to split.
+    :raises ValueError: a share outside ``(0, 0.5]``.
+    """
+    import polars as pl
+
+    if not 0.0 < holdout_share <= 0.5:
+        raise ValueError(f"holdout_share is {holdout_share}; it must be in (0, 0.5]")
+    rows = read_rows(dataset, columns=list(columns.all), time_column=columns.time, window=window)
+    rows = rows.drop_nulls([columns.target, columns.time]).sort(columns.time, maintain_order=True)
+    if rows.height == 0:
+        raise InsufficientDataError(
+            f"no row of {dataset.uri} in {window} has a {columns.target}: nothing to train on"
+        )
+    times = rows[columns.time]
+    boundary = cast("datetime", times[int(rows.height * (1.0 - holdout_share))])
+    training = rows.filter(pl.col(columns.time) < boundary)
+    holdout = rows.filter(pl.col(columns.time) >= boundary)
+    if training.height == 0 or holdout.height == 0:
+        raise InsufficientDataError(
+            f"{rows.height} rows of {dataset.uri} can't be split by {columns.time!r} at {boundary}: "
+            f"{training.height} to train on, {holdout.height} held out"
+        )
+    start = window.start if window else cast("datetime", times.min())
+    end = window.end if window else cast("datetime", times.max()) + timedelta(microseconds=1)
+    return Split(
+        training=training,
+        holdout=holdout,
+        training_window=Window(start=start, end=boundary),
+        holdout_window=Window(start=boundary, end=end),
+    )
+
+
+def row_weights(
+    rows: pl.DataFrame, columns: ColumnRoles, half_life_days: float | None
+) -> NDArray[np.float64] | None:
+    """Weigh rows: the weight column times ``0.5 ** (age / half_life)``, age counted back from the newest row.
+
+    Source: Klinkenberg, "Learning drifting concepts: example selection vs. example weighting", Intelligent Data
+    Analysis 8, 2004.
+
+    :param half_life_days: ``None``: age does not count.
+    :returns: shape ``(rows,)``; ``None`` when all rows count the same.
+    :raises ValueError: a half-life that is not positive, or weights that are missing or negative.
+    """
+    if half_life_days is not None and half_life_days <= 0:
+        raise ValueError(
+            f"half_life_days is {half_life_days}; it must be positive, or None for equal weights"
+        )
+    weights: NDArray[np.float64] | None = None
+    if columns.weight is not None:
+        weights = rows[columns.weight].cast(float).to_numpy()
+        if not (np.isfinite(weights).all() and (weights >= 0.0).all() and weights.sum() > 0.0):
+            raise ValueError(
+                f"weight column {columns.weight!r} has missing, negative or only zero values; every training row needs "
+                "a weight of zero or more"
+            )
+    if half_life_days is None:
+        return weights
+    import polars as pl
+
+    times = pl.col(columns.time)
+    age_days = rows.select((times.max() - times).dt.total_seconds()).to_series().to_numpy() / 86_400.0
+    recency = np.asarray(0.5 ** (age_days / half_life_days), dtype=np.float64)
+    return recency if weights is None else recency * weights
+
+
+def simple_prediction(target: pl.Series) -> Any:
+    """Median of a number (best constant under absolute error), most frequent value of a label."""
+    value: Any = target.median() if target.dtype.is_numeric() else target.mode().sort()[0]
+    return value.item() if hasattr(value, "item") else value
+
+
+def _last_change(model_name: str, window: Window, services: Services) -> datetime:
+    """Find where the world last changed, as the decisions have it; nothing decided: the window's own start."""
+    from airflow_mlops.ledger import EntryKind, Ledger
+
+    with Ledger.open(services.require("ledger_url")) as ledger:
+        decisions = ledger.entries(kind=EntryKind.RETRAINING_DECISION, model_name=model_name, limit=1000)
+    changes = [
+        entry.window.start
+        for entry in decisions
+        if entry.payload.get("outcome") == "retrain" and entry.window and entry.window.end <= window.end
+    ]
+    return max(changes, default=window.start)
