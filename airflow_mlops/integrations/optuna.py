@@ -54,7 +54,11 @@ def search(
     started = time.monotonic()
     wanted = _wanted_trials(candidates, settings)
     while (done := len(_finished(study))) < wanted:
-        if settings.timeout_seconds is not None and time.monotonic() - started > settings.timeout_seconds:
+        if (
+            done
+            and settings.timeout_seconds is not None
+            and time.monotonic() - started > settings.timeout_seconds
+        ):
             log.warning(
                 "tuning: stopped after %.0f s with %d of %d trials", settings.timeout_seconds, done, wanted
             )

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 ESTIMATOR_STEP = "estimator"
 
+#: Libraries of trees beside scikit-learn's, by the first part of their module names.
+_TREE_PACKAGES = ("xgboost", "lightgbm", "catboost")
+
 #: Words a text column is turned into at most; a factory of your own can do better.
 TEXT_FEATURES = 256
 
-#: ``codes``: numbers as they are, categories as ordinal codes; ``scaled``: missing numbers filled with the median
-#: and standardized, categories one-hot; ``none``: the estimator gets the table; ``auto``: codes where the estimator
-#: takes missing values (trees), else scaled.
+#: ``codes``: categories as ordinal codes, missing numbers filled with the median unless the estimator learns from
+#: them (histogram boosting); ``scaled``: missing numbers filled with the median and standardized, categories
+#: one-hot; ``none``: the estimator gets the table; ``auto``: codes for trees, else scaled.
 Preprocessing = Literal["auto", "codes", "scaled", "none"]
 
 
@@ -68,7 +71,7 @@ def build_pipeline(
     estimator = _estimator(candidate, seed)
     steps: list[tuple[str, Any]] = []
     if preprocessing != "none":
-        steps.append(("columns", _preprocessor(columns, _how(preprocessing, estimator))))
+        steps.append(("columns", _preprocessor(columns, preprocessing, estimator)))
     if selection is not None:
         steps.append(("selection", _selector(selection, is_classification(estimator), seed)))
     return Pipeline([*steps, (ESTIMATOR_STEP, estimator)])
@@ -183,29 +186,24 @@ def _estimator(candidate: Candidate, seed: int) -> Any:
     return estimator.set_params(**nested) if nested else estimator
 
 
-def _how(preprocessing: Preprocessing, estimator: Any) -> Preprocessing:
-    if preprocessing != "auto":
-        return preprocessing
-    from sklearn.utils import get_tags
-
-    return "codes" if get_tags(estimator).input_tags.allow_nan else "scaled"
-
-
-def _preprocessor(columns: ColumnRoles, how: Preprocessing) -> Any:
+def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator: Any) -> Any:
     from sklearn.compose import ColumnTransformer
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-    if how == "scaled":
-        numbers: Any = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    family = type(estimator).__module__.split(".")
+    trees = family[0] in _TREE_PACKAGES or family[:2] in (["sklearn", "ensemble"], ["sklearn", "tree"])
+    median = SimpleImputer(strategy="median", keep_empty_features=True)
+    if preprocessing == "scaled" or (preprocessing == "auto" and not trees):
+        numbers: Any = make_pipeline(median, StandardScaler())
         categories: Any = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     else:
-        numbers, categories = (
-            "passthrough",
-            OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
-        )
+        # Forests take missing values too, but their ONNX form sends them to another branch than scikit-learn's.
+        learns_missing = family[0] in _TREE_PACKAGES or "_hist_gradient_boosting" in family
+        numbers = "passthrough" if learns_missing else median
+        categories = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     parts = [
         ("numeric", numbers, list(columns.numeric)),
         ("categorical", categories, list(columns.categorical)),

@@ -1,0 +1,468 @@
+"""Column roles, candidates and their search, pipelines, and the gate between the trained and the served form."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from airflow_mlops.core.codec import from_dict
+from airflow_mlops.core.columns import ColumnRoles
+from airflow_mlops.core.metrics import MetricValue
+from airflow_mlops.core.parity import ParityLimits, compare_forms
+from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
+from airflow_mlops.exceptions import UnsafeModelError
+from airflow_mlops.integrations import onnx, optuna, sklearn
+from airflow_mlops.ledger.studies import studies_url
+from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE
+from airflow_mlops.steps import model_package
+from airflow_mlops.steps.train import TrainSpec
+from airflow_mlops.steps.training_rows import row_weights
+
+COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
+SIGNATURE = ModelSignature(
+    inputs=tuple(
+        FieldSpec(name=name, type="number" if name in COLUMNS.numeric else "string")
+        for name in COLUMNS.inputs
+    ),
+    output="y",
+)
+LIMITS = ParityLimits()
+
+
+def rows(count: int = 600, *, seed: int = 0) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(["red", "green", "blue", None], count, p=[0.4, 0.3, 0.2, 0.1])
+    a, b = rng.normal(size=count), rng.exponential(size=count)
+    b[rng.random(count) < 0.1] = np.nan
+    y = 3.0 * a + np.where(kind == "red", 2.0, 0.0) + rng.normal(scale=0.1, size=count)
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    return pl.DataFrame(
+        {
+            "a": a,
+            "b": b,
+            "kind": kind.tolist(),
+            "note": [f"ride number {i % 7} {'late' if i % 3 else 'early'}" for i in range(count)],
+            "y": y,
+            "t": [start + timedelta(hours=i) for i in range(count)],
+        }
+    )
+
+
+# -- columns -------------------------------------------------------------------------------------------------
+
+
+def test_a_column_has_one_role() -> None:
+    with pytest.raises(ValueError, match="'y' is given twice, as target and as numeric"):
+        ColumnRoles(target="y", time="t", numeric=("a", "y"))
+    with pytest.raises(ValueError, match="'id' is given twice, as numeric and as id"):
+        ColumnRoles(target="y", time="t", numeric=("id",), id="id")
+    with pytest.raises(ValueError, match="at least one input"):
+        ColumnRoles(target="y", time="t")
+
+
+# -- tuning --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folds", [2, 3, 7])
+def test_folds_always_validate_on_what_came_later(folds: int) -> None:
+    times = np.sort(np.random.default_rng(0).integers(0, 60, size=500))  # many rows per instant
+    cut = time_ordered_folds(times, folds)
+    assert len(cut) == folds
+    for learn, check in cut:
+        assert times[learn].max() < times[check].min()
+    assert np.array_equal(cut[-1][1][-1:], [499])
+    assert len(cut[-1][0]) > len(cut[0][0])
+
+
+def test_too_few_instants_to_fold_are_said() -> None:
+    with pytest.raises(ValueError, match="10 training rows at 1 instants can't be cut into 3"):
+        time_ordered_folds(np.zeros(10), 3)
+
+
+def test_a_space_is_read_from_json() -> None:
+    candidate = from_dict(
+        Candidate,
+        {
+            "estimator": "a.b:C",
+            "space": {"rate": {"low": 0.01, "high": 1, "log": True}, "depth": [3, None, "x"]},
+        },
+    )
+    assert candidate.space == {"rate": Range(low=0.01, high=1.0, log=True), "depth": (3, None, "x")}
+    assert candidate.name == "C"
+    with pytest.raises(ValueError, match=r"space\.rate.*empty"):
+        from_dict(Candidate, {"estimator": "a.b", "space": {"rate": {"low": 2, "high": 1}}})
+    with pytest.raises(ValueError, match="can't begin at 0"):
+        Range(low=0, high=1, log=True)
+
+
+def test_estimator_and_candidates_exclude_each_other() -> None:
+    spec: dict[str, Any] = {
+        "dataset": "t",
+        "model_name": "m",
+        "target": "y",
+        "numeric": ("a",),
+        "time_column": "t",
+    }
+    one = Candidate(estimator="a.b")
+    for wrong in ({}, {"estimator": "a.b", "candidates": (one,)}):
+        with pytest.raises(ValueError, match="either estimator"):
+            TrainSpec(**spec, **wrong).to_try()
+    assert TrainSpec(**spec, estimator="a.b").how_to_search() is None
+    assert TrainSpec(**spec, candidates=(one, one)).how_to_search() == Search()
+    searched = replace(one, space={"x": (1, 2)})
+    assert TrainSpec(**spec, candidates=(searched,)).how_to_search() == Search()
+
+
+CANDIDATES = (
+    Candidate(estimator="fake.Flat", params={"level": 5.0}),
+    Candidate(estimator="fake.Bowl", space={"x": Range(low=-10.0, high=10.0), "kind": ("good", "bad")}),
+)
+
+
+def bowl(candidate: Candidate, fold: int) -> float:
+    """Smallest at x = 3 with kind "good"."""
+    if candidate.name == "Flat":
+        return float(candidate.params["level"])
+    penalty = 0.0 if candidate.params["kind"] == "good" else 50.0
+    return (candidate.params["x"] - 3.0) ** 2 + penalty + 0.01 * fold
+
+
+def run_search(storage: str | None, score: Any = bowl, **settings: Any) -> tuple[Any, list[Trial]]:
+    told: list[Trial] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = optuna.search(
+            CANDIDATES,
+            Search(**{"trials": 40, "folds": 3, **settings}),
+            score,
+            greater_is_better=False,
+            study_name="study",
+            storage_url=storage,
+            seed=1,
+            on_trial=lambda _, trial: told.append(trial),
+        )
+    return found, told
+
+
+def test_one_search_covers_several_estimators() -> None:
+    found, told = run_search(None)
+    assert found.best.name == "Bowl"
+    assert found.best.space == {}
+    assert found.best.params["kind"] == "good"
+    assert found.best.params["x"] == pytest.approx(3.0, abs=1.0)
+    assert {trial.candidate for trial in told[:2]} == {"Flat", "Bowl"}
+    assert len(found.trials) == len(told) == 40
+    pruned = [trial for trial in found.trials if trial.value is None]
+    assert pruned, "trials that start badly are given up"
+    assert all(len(trial.folds) < 3 for trial in pruned)
+
+
+def test_an_interrupted_search_goes_on_and_ends_as_one_that_ran_through(tmp_path: Path) -> None:
+    whole, _ = run_search(f"sqlite:///{tmp_path}/whole.db", trials=12)
+    calls = 0
+
+    def dies(candidate: Candidate, fold: int) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 17:
+            raise KeyboardInterrupt
+        return bowl(candidate, fold)
+
+    storage = f"sqlite:///{tmp_path}/cut.db"
+    with pytest.raises(KeyboardInterrupt):
+        run_search(storage, dies, trials=12)
+    resumed, told = run_search(storage, trials=12)
+    assert 0 < len(told) < 12
+    assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
+    assert resumed.best == whole.best
+
+
+def test_nothing_to_search_tries_each_candidate_once() -> None:
+    flat = (CANDIDATES[0], replace(CANDIDATES[0], params={"level": 4.0}))
+    found = optuna.search(
+        flat,
+        Search(trials=30),
+        bowl,
+        greater_is_better=False,
+        study_name="s",
+        storage_url=None,
+        seed=0,
+        on_trial=lambda *_: None,
+    )
+    assert (len(found.trials), found.value) == (2, 4.0)
+
+
+def test_time_is_up() -> None:
+    found, told = run_search(None, timeout_seconds=0.0, trials=10_000)
+    assert 1 <= len(told) < 10_000
+    assert found.best is not None
+
+
+def test_the_best_of_mapped_candidates() -> None:
+    results = [
+        {"run_id": str(i), "metric": "mae", "validation_value": v} for i, v in enumerate((2.0, 1.0, 1.0))
+    ]
+    assert best_of(results, greater_is_better=False) == 1
+    assert best_of(results, greater_is_better=True) == 0
+    with pytest.raises(ValueError, match="run 0 was trained without cross-validation"):
+        best_of([{"run_id": "0", "metric": "mae", "validation_value": None}], greater_is_better=False)
+    with pytest.raises(ValueError, match="different metrics"):
+        best_of([*results, {"run_id": "9", "metric": "r2", "validation_value": 1.0}], greater_is_better=False)
+    with pytest.raises(ValueError, match="no candidate"):
+        best_of([], greater_is_better=False)
+
+
+def test_studies_lie_beside_the_ledger() -> None:
+    assert studies_url(None) is None
+    assert studies_url("sqlite://") is None
+    assert studies_url("sqlite:////var/x/mlops.db") == "sqlite:////var/x/mlops-studies.db"
+
+
+# -- pipelines -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        ("sklearn.ensemble.HistGradientBoostingRegressor", "OrdinalEncoder"),
+        ("sklearn.ensemble.RandomForestRegressor", "OrdinalEncoder"),
+        ("sklearn.linear_model.Ridge", "OneHotEncoder"),
+        ("sklearn.neighbors.KNeighborsRegressor", "OneHotEncoder"),
+    ],
+)
+def test_columns_reach_the_estimator_as_it_needs_them(estimator: str, expected: str) -> None:
+    frame = rows()
+    pipeline = sklearn.build_pipeline(Candidate(estimator=estimator), COLUMNS, seed=0)
+    sklearn.fit(pipeline, sklearn.to_features(frame, COLUMNS), frame["y"].to_numpy(), None)
+    assert type(pipeline["columns"].named_transformers_["categorical"]).__name__ == expected
+    error = np.abs(
+        pipeline.predict(sklearn.to_features(rows(seed=1), COLUMNS)) - rows(seed=1)["y"].to_numpy()
+    )
+    assert error.mean() < 1.3
+
+
+@pytest.mark.parametrize("method", ["rfe", "l1", "importance"])
+def test_feature_selection_keeps_what_matters(method: Any) -> None:
+    rng = np.random.default_rng(0)
+    frame = rows().with_columns(pl.Series(f"noise{i}", rng.normal(size=600)) for i in range(6))
+    columns = ColumnRoles(target="y", time="t", numeric=("a", *(f"noise{i}" for i in range(6))))
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator="sklearn.ensemble.HistGradientBoostingRegressor"),
+        columns,
+        selection=sklearn.FeatureSelection(method=method, keep=2),
+        seed=0,
+    )
+    features = sklearn.to_features(frame, columns)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    support = pipeline["selection"].get_support()
+    assert support[0]
+    assert support.sum() <= 2
+    signature = ModelSignature(
+        inputs=tuple(FieldSpec(name=name, type="number") for name in columns.inputs), output="y"
+    )
+    parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, features, signature, LIMITS)
+    assert parity.passed, parity.reason
+
+
+def my_factory(alpha: float = 1.0) -> Pipeline:
+    from sklearn.linear_model import Ridge
+
+    return make_pipeline(ColumnTransformer([("numbers", "passthrough", ["a"])]), Ridge(alpha=alpha))
+
+
+def test_a_factory_may_bring_its_own_preprocessing() -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a",))
+    candidate = Candidate(
+        estimator=f"{__name__}:my_factory", params={"alpha": 2.0, "ridge__fit_intercept": False}
+    )
+    pipeline = sklearn.build_pipeline(candidate, columns, preprocessing="none", seed=0)
+    frame = rows()
+    sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), np.ones(frame.height))
+    assert pipeline["estimator"]["ridge"].get_params()["alpha"] == 2.0
+    assert pipeline["estimator"]["ridge"].intercept_ == 0.0
+
+
+def test_wrong_params_and_weights_are_said() -> None:
+    with pytest.raises(
+        ValueError, match=r"'sklearn.linear_model.Ridge' does not take these params.*nonsense"
+    ):
+        sklearn.build_pipeline(
+            Candidate(estimator="sklearn.linear_model.Ridge", params={"nonsense": 1}), COLUMNS, seed=0
+        )
+    knn = sklearn.build_pipeline(
+        Candidate(estimator="sklearn.neighbors.KNeighborsRegressor"), COLUMNS, seed=0
+    )
+    frame = rows()
+    with pytest.raises(ValueError, match="KNeighborsRegressor takes no row weights"):
+        sklearn.fit(knn, sklearn.to_features(frame, COLUMNS), frame["y"].to_numpy(), np.ones(frame.height))
+
+
+def test_weights_halve_with_age_and_multiply() -> None:
+    frame = pl.DataFrame(
+        {"t": [datetime(2024, 1, day, tzinfo=UTC) for day in (1, 11, 21)], "w": [2.0, 1.0, 1.0]}
+    )
+    columns = ColumnRoles(target="y", time="t", numeric=("a",), weight="w")
+    assert row_weights(frame, columns, 10.0) == pytest.approx([0.5, 0.5, 1.0])
+    assert row_weights(frame, replace(columns, weight=None), None) is None
+    with pytest.raises(ValueError, match="weight column 'w' has missing, negative"):
+        row_weights(frame.with_columns(w=pl.Series([1.0, None, 1.0])), columns, None)
+    with pytest.raises(ValueError, match="half_life_days is 0"):
+        row_weights(frame, columns, 0.0)
+
+
+# -- parity --------------------------------------------------------------------------------------------------
+
+
+def fitted(pipeline: Any, features: Any) -> model_package.FittedModel:
+    score = MetricValue(metric="mae", value=0.0, standard_deviation=None, row_count=len(features))
+    return model_package.FittedModel(pipeline, features, pipeline.predict(features), score)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        "sklearn.ensemble.HistGradientBoostingRegressor",
+        "sklearn.ensemble.RandomForestRegressor",
+        "sklearn.linear_model.Ridge",
+    ],
+)
+def test_forms_agree_on_missing_unseen_and_extreme_values(estimator: str) -> None:
+    columns = replace(COLUMNS, text=())
+    signature = replace(SIGNATURE, inputs=SIGNATURE.inputs[:3])
+    frame = rows()
+    pipeline = sklearn.build_pipeline(Candidate(estimator=estimator), columns, seed=0)
+    features = sklearn.to_features(frame, columns)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    hard = onnx.hard_rows(features, signature)
+    assert len(hard) == 600 + 20 * (3 + 3 + 2)
+    parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, hard, signature, LIMITS)
+    assert parity.passed, parity.reason
+
+
+def test_the_gate_catches_the_converter_that_is_silently_wrong(tmp_path: Path) -> None:
+    """skl2onnx converts HistGradientBoosting with categorical_features, and gets many labels wrong."""
+    rng = np.random.default_rng(0)
+    count = 8000
+    frame = pl.DataFrame(
+        {"a": rng.normal(size=count), "b": rng.integers(0, 12, count).astype(float), "t": range(count)}
+    ).with_columns(y=((pl.col("b").cast(int) % 3 == 0) ^ (pl.col("a") > 0)).cast(pl.String))
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    signature = ModelSignature(
+        inputs=(FieldSpec(name="a", type="number"), FieldSpec(name="b", type="number")), output="y"
+    )
+    candidate = Candidate(
+        estimator="sklearn.ensemble.HistGradientBoostingClassifier",
+        params={"categorical_features": [1], "max_iter": 30},
+    )
+    pipeline = sklearn.build_pipeline(candidate, columns, seed=0)
+    features = sklearn.to_features(frame, columns)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, features, signature, LIMITS)
+    assert not parity.passed
+    assert parity.label_flips > 1000
+    form, reason = model_package._write_model(tmp_path, fitted(pipeline, features), signature, LIMITS, None)
+    assert form == "sklearn"
+    assert f"of {len(onnx.hard_rows(features, signature))} labels differ" in reason
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_limits_are_limits() -> None:
+    expected, got = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 1.0, 2.0, 3.01])
+    spread = float(np.std(expected))
+
+    def compare(limit: float, values: Any = got) -> Any:
+        return compare_forms(
+            expected=expected,
+            got=np.asarray(values),
+            expected_probabilities=None,
+            got_probabilities=None,
+            limits=ParityLimits(maximum_difference=limit, p999_difference=limit),
+        )
+
+    assert compare(0.0101 / spread).passed
+    assert not compare(0.0099 / spread).passed
+    assert not compare(1e9, [0.0, 1.0, 2.0, np.nan]).passed
+    assert not compare(1e9, [0.0, 1.0, 2.0, np.inf]).passed
+    labels = np.array(["a", "b"] * 50)
+    flipped = labels.copy()
+    flipped[0] = "b"
+    for share, passed in ((0.0, False), (0.01, True)):
+        parity = compare_forms(
+            expected=labels,
+            got=flipped,
+            expected_probabilities=np.full((100, 2), 0.5),
+            got_probabilities=np.full((100, 2), 0.5),
+            limits=ParityLimits(label_flips=share),
+        )
+        assert (parity.passed, parity.label_flips) == (passed, 1)
+
+
+class Doubler(TransformerMixin, BaseEstimator):
+    """A user's own transformer."""
+
+    def fit(self, features: Any, target: Any = None) -> Doubler:
+        self.fitted_ = True
+        return self
+
+    def transform(self, features: Any) -> Any:
+        return np.asarray(features, dtype=float) * 2.0
+
+
+def own_pipeline() -> Pipeline:
+    return make_pipeline(Doubler(), LinearRegression())
+
+
+def test_own_transformers_are_served_when_they_are_vouched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a",))
+    signature = ModelSignature(inputs=(FieldSpec(name="a", type="number"),), output="y")
+    frame = rows()
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator=f"{__name__}:own_pipeline"), columns, preprocessing="none", seed=0
+    )
+    features = sklearn.to_features(frame, columns)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    model = fitted(pipeline, features)
+    with pytest.raises(UnsafeModelError, match=r"test_training\.Doubler.*AIRFLOW_MLOPS_TRUSTED_TYPES"):
+        model_package._write_model(tmp_path, model, signature, LIMITS, None)
+    monkeypatch.setenv(TRUSTED_TYPES_VARIABLE, f"{__name__}.Doubler")
+    form, reason = model_package._write_model(tmp_path, model, signature, LIMITS, None)
+    assert form == "sklearn"
+    assert "no ONNX form" in reason
+
+
+@pytest.mark.parametrize("how", ["int8", "float16"])
+def test_a_smaller_form_passes_the_same_gate_or_is_not_used(how: Any, tmp_path: Path) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a",))
+    signature = ModelSignature(inputs=(FieldSpec(name="a", type="number"),), output="y")
+    frame = rows()
+    candidate = Candidate(
+        estimator="sklearn.neural_network.MLPRegressor",
+        params={"hidden_layer_sizes": [64, 64], "max_iter": 40},
+    )
+    pipeline = sklearn.build_pipeline(candidate, columns, seed=0)
+    features = sklearn.to_features(frame, columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    model = fitted(pipeline, features)
+    _, exact = model_package._write_model(tmp_path, model, signature, LIMITS, how)
+    assert exact.startswith("kept exact")
+    exact_size = (tmp_path / "model.onnx").stat().st_size
+    loose = ParityLimits(maximum_difference=1.0, p999_difference=1.0)
+    _, smaller = model_package._write_model(tmp_path, model, signature, loose, how)
+    assert smaller.startswith(f"{how}, ")
+    assert (tmp_path / "model.onnx").stat().st_size < 0.8 * exact_size
