@@ -42,6 +42,7 @@ _OPERATORS = (
     "register",
     "retraining",
     "score",
+    "select",
     "train",
     "validate",
 )

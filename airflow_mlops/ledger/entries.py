@@ -16,6 +16,7 @@ class EntryKind(StrEnum):
     DATASET = "dataset"
     VALIDATION = "validation"
     TRAINING = "training"
+    SELECTION = "selection"
     EVALUATION = "evaluation"
     REGISTRATION = "registration"
     PROMOTION = "promotion"

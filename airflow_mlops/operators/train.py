@@ -24,10 +24,10 @@ class TrainModelOperator(StepOperator):
     :param model_name: name of the model to be, and of the MLflow experiment. (templated)
     :param estimator: import path of an estimator or of a factory function; or give ``candidates``. (templated)
     :param estimator_params: its arguments; ``a__b`` reaches into a nested estimator. (templated)
-    :param candidates: estimators to try, ``{"estimator": .., "params": .., "space": ..}``, see
-        :class:`~airflow_mlops.core.tuning.Candidate`. (templated)
-    :param search: how candidates are compared, see :class:`~airflow_mlops.core.tuning.Search`; default with more than
-        one or with a space: 20 trials of Optuna on 3 time-ordered folds. (templated)
+    :param candidates: estimators to try, ``{"estimator": .., "params": .., "space": ..}``, the fields of
+        a :class:`~airflow_mlops.core.tuning.Candidate`. (templated)
+    :param search: how candidates are compared, the fields of a :class:`~airflow_mlops.core.tuning.Search`; default with
+        more than one or with a space: 20 trials of Optuna on 3 time-ordered folds. (templated)
     :param target: column to predict. (templated)
     :param numeric: inputs that are numbers. (templated)
     :param categorical: inputs that are one of some values. (templated)
@@ -45,8 +45,8 @@ class TrainModelOperator(StepOperator):
     :param half_life_days: weight of a row halves with this age in days; empty: equal weights. (templated)
     :param holdout_share: newest share of the rows that is held out, in ``(0, 0.5]``. (templated)
     :param metric: name of a built-in metric, or import path of one. (templated)
-    :param parity: how far the ONNX form may be from the scikit-learn form, see
-        :class:`~airflow_mlops.core.parity.ParityLimits`. (templated)
+    :param parity: how far the ONNX form may be from the scikit-learn form, the fields of
+        a :class:`~airflow_mlops.core.parity.ParityLimits`. (templated)
     :param quantize: ``float16`` or ``int8``: a smaller ONNX form, if that stays within ``parity``. (templated)
     :param seed: random state. (templated)
     """

@@ -36,6 +36,7 @@ STEP_MODULES = {
     "ingest": "airflow_mlops.steps.ingest",
     "validate": "airflow_mlops.steps.validate",
     "train": "airflow_mlops.steps.train",
+    "select": "airflow_mlops.steps.select",
     "evaluate": "airflow_mlops.steps.evaluate",
     "register": "airflow_mlops.steps.register",
     "promote": "airflow_mlops.steps.promote",

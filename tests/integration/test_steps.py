@@ -122,6 +122,21 @@ def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ingested = made.ingest()
     made.run("validate", dataset=ingested["dataset"], suite=SUITE, time_column=stream.TIME, window=WINDOW)
     trained = made.run("train", dataset=ingested["dataset"], model_name=made.model_name, **TRAIN)
+    candidates = [
+        run_step(
+            "train",
+            {
+                "dataset": ingested["dataset"],
+                "model_name": "steps_candidates",
+                **TRAIN,
+                "estimator_params": {"max_iter": iterations},
+                "search": {"trials": 1, "folds": 2},
+            },
+            made.services,
+        )
+        for iterations in (2, 20)
+    ]
+    made.run("select", trainings=candidates)
     made.run(
         "evaluate",
         dataset=trained["dataset"],
@@ -170,6 +185,7 @@ def test_the_chain_says_what_it_did(loop: Loop) -> None:
     results = loop.results
     assert results["validate"]["success"]
     assert results["train"]["serving_form"] == "onnx"
+    assert results["select"]["training"]["estimator_params"] == {"max_iter": 20}
     assert results["evaluate"]["verdict"] == "promote"
     assert results["promote"]["moved"]
     assert results["deploy"]["model_version"] == "1"

@@ -30,7 +30,9 @@ def main() -> None:
     (DATA / "landing").mkdir(parents=True)
     trips = stream.simulate(2, trips_per_month=1500)
     trips.write_parquet(DATA / "landing" / "trips.parquet")
-    dags = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]).dags
+    bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
+    assert bag.import_errors == {}, bag.import_errors
+    dags = bag.dags
     states = {}
     try:
         states["train_and_deploy"] = test(dags["train_and_deploy"], datetime(2018, 8, 1, tzinfo=UTC))
@@ -44,6 +46,7 @@ def main() -> None:
         time.sleep(1.6)
         states["monitor"] = test(dags["monitor"], datetime(2018, 9, 1, tzinfo=UTC))
         states["retrain_on_drift"] = test(dags["retrain_on_drift"], datetime(2018, 9, 1, 6, tzinfo=UTC))
+        states["tune_and_train"] = test(dags["tune_and_train"], datetime(2018, 9, 1, tzinfo=UTC), trials=2)
         states["score_batch"] = test(dags["score_batch"], datetime(2018, 9, 1, tzinfo=UTC))
     finally:
         LocalServer(Path(SERVING["extra"]["serving_dir"]), port=SERVING["port"]).stop()
@@ -65,10 +68,14 @@ def links() -> dict[str, str]:
         return {f"{item.dag_id}.{item.task_id}.{item.key}": str(item.value).strip(chr(34)) for item in stored}
 
 
-def test(dag: object, when: datetime) -> dict[str, str]:
-    """Run a Dag and give the state of every task and of the run."""
-    run = dag.test(logical_date=when)  # type: ignore[attr-defined]
-    return {item.task_id: str(item.state) for item in run.get_task_instances()} | {"run": str(run.state)}
+def test(dag: object, when: datetime, **conf: object) -> dict[str, str]:
+    """Run a Dag and give the state of every task and of the run; mapped ones by number."""
+    run = dag.test(logical_date=when, run_conf=conf or None)  # type: ignore[attr-defined]
+    states = {
+        item.task_id if item.map_index < 0 else f"{item.task_id}[{item.map_index}]": str(item.state)
+        for item in run.get_task_instances()
+    }
+    return states | {"run": str(run.state)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,240 @@
+"""Training on a real MLflow server: searches that are killed and go on, which rows are used, what the run tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+
+pytestmark = pytest.mark.integration
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+#: The world changes here: from then on y is ten higher.
+CHANGE = START + timedelta(days=60)
+END = START + timedelta(days=90)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ninety days, twenty rows a day."""
+    rng = np.random.default_rng(0)
+    count = 90 * 20
+    times = [START + timedelta(days=90 * i / count) for i in range(count)]
+    x = rng.normal(size=count)
+    y = (
+        2.0 * x
+        + np.where(np.array([t >= CHANGE for t in times]), 10.0, 0.0)
+        + rng.normal(scale=0.1, size=count)
+    )
+    frame = pl.DataFrame({"t": times, "id": range(count), "x": x, "y": y, "w": np.ones(count)})
+    uri = str(tmp_path_factory.mktemp("table") / "rows")
+    delta.replace_window(uri, frame, time_column="t", window=Window(start=START, end=END))
+    return uri
+
+
+@pytest.fixture
+def services(mlflow_server: str, tmp_path: Path) -> Services:
+    return Services(tracking_uri=mlflow_server, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+def spec(table: str, name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "dataset": table,
+        "model_name": name,
+        "estimator": "sklearn.linear_model.LinearRegression",
+        "target": "y",
+        "numeric": ["x"],
+        "time_column": "t",
+        "id_column": "id",
+        **more,
+    }
+
+
+SLOW_MODEL = '''
+import os, time
+from sklearn.linear_model import Ridge
+
+class Slow(Ridge):
+    """Leaves a line per fit, and takes its time."""
+    def fit(self, X, y, sample_weight=None):
+        with open(os.environ["FITS"], "a") as file:
+            file.write(f"{self.alpha}\\n")
+        time.sleep(0.15)
+        return super().fit(X, y, sample_weight)
+
+def make(alpha=1.0):
+    return Slow(alpha=alpha)
+'''
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_search_that_is_killed_goes_on(table: str, services: Services, tmp_path: Path) -> None:
+    (tmp_path / "slow_model.py").write_text(SLOW_MODEL)
+    asked = spec(
+        table,
+        "killed_search",
+        candidates=[
+            {"estimator": "slow_model:make", "space": {"alpha": {"low": 0.01, "high": 100, "log": True}}}
+        ],
+        search={"trials": 8, "folds": 2, "prune": False},
+    )
+    del asked["estimator"]
+    (tmp_path / "spec.json").write_text(json.dumps(asked))
+    fits = tmp_path / "fits"
+    environment = {
+        **os.environ,
+        **services.to_environment(),
+        "FITS": str(fits),
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        # Ridge's own class: the person who runs this vouches for it.
+        "AIRFLOW_MLOPS_TRUSTED_TYPES": "slow_model.Slow",
+    }
+    command = [sys.executable, "-m", "airflow_mlops.steps", "train", "--spec", str(tmp_path / "spec.json")]
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while lines(fits) < 9 and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert first.poll() is None, first.communicate()[1].decode()[-3000:]
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+
+    registry = Registry.connect(services)
+    experiment = registry.experiment_id("killed_search")
+    (killed,) = registry.client.search_runs([experiment])
+    assert killed.info.status == "RUNNING"
+    history = registry.client.get_metric_history(killed.info.run_id, "trial_mae")
+    assert [point.step for point in history] == [0, 1, 2, 3]  # told while it went on
+
+    before = lines(fits)
+    result = tmp_path / "result.json"
+    done = subprocess.run(
+        [*command, "--result", str(result)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Four trials of two folds were finished; the fifth is done again, and the winner is fitted once.
+    assert lines(fits) - before == 2 * 4 + 1
+    told = json.loads(result.read_text())
+    assert (told["trials"], told["serving_form"], told["estimator"]) == (8, "sklearn", "slow_model:make")
+    statuses = sorted(run.info.status for run in registry.client.search_runs([experiment]))
+    assert statuses == ["FAILED", "FINISHED"]
+    assert len(registry.client.search_logged_models([experiment])) == 1
+
+
+def test_halving_compares_families(table: str, services: Services) -> None:
+    asked = spec(
+        table,
+        "halving",
+        candidates=[
+            {
+                "estimator": "sklearn.ensemble.HistGradientBoostingRegressor",
+                "params": {"max_iter": 10},
+                "space": {
+                    "max_leaf_nodes": {"low": 2, "high": 31, "integer": True},
+                    "learning_rate": [0.1, 0.3],
+                },
+            },
+            {"estimator": "sklearn.linear_model.Ridge", "params": {"alpha": 1e6}},
+        ],
+        search={"method": "halving", "trials": 8, "folds": 2},
+        window={"start": START.isoformat(), "end": CHANGE.isoformat()},
+        half_life_days=30.0,
+    )
+    del asked["estimator"]
+    told = run_step("train", asked, services)
+    assert told["estimator"].endswith("HistGradientBoostingRegressor")
+    assert {"max_iter", "max_leaf_nodes", "learning_rate"} == set(told["estimator_params"])
+    assert told["trials"] >= 2
+    assert 0.0 < told["validation_value"] < 1.0
+    registry = Registry.connect(services)
+    run = registry.client.get_run(told["run_id"])
+    assert run.data.params["estimator"] == told["estimator"]
+    assert {"search_seconds", "fit_seconds", "package_seconds", "upload_seconds", "peak_memory_mb"} <= set(
+        run.data.metrics
+    )
+    names = {item.path for item in registry.client.list_artifacts(told["run_id"], "training")}
+    assert names == {"training/environment.txt", "training/trials.json"}
+    (source,) = run.inputs.dataset_inputs
+    assert json.loads(source.dataset.source) == {"uri": table, "version": told["dataset"]["version"]}
+
+
+def test_which_rows_are_used(table: str, services: Services) -> None:
+    window = {"start": (END - timedelta(days=10)).isoformat(), "end": END.isoformat()}
+
+    def start(**more: Any) -> datetime:
+        told = run_step("train", spec(table, "rows", window=window, **more), services)
+        return datetime.fromisoformat(told["training"]["start"])
+
+    assert start() == END - timedelta(days=10)
+    assert start(rows="all") == START
+    assert start(rows="trailing", trailing_days=20) == END - timedelta(days=20)
+    with Ledger.open(str(services.ledger_url)) as ledger:
+        for model, first, outcome in (
+            ("rows", CHANGE, "retrain"),
+            ("rows", END - timedelta(days=12), "nothing"),
+        ):
+            seen = Window(start=first, end=first + timedelta(days=5))
+            ledger.record(
+                LedgerEntry(
+                    kind=EntryKind.RETRAINING_DECISION,
+                    key=f"{model}|{seen.key}",
+                    model_name=model,
+                    window=seen,
+                    subject=None,
+                    summary="decided",
+                    payload={"outcome": outcome},
+                    actor="test",
+                    recorded_at=END,
+                )
+            )
+    assert start(rows="since_change") == CHANGE
+    with pytest.raises(ValueError, match="trailing_days above zero"):
+        start(rows="trailing")
+    with pytest.raises(ValueError, match="needs the end of a window"):
+        run_step("train", spec(table, "rows", rows="trailing", trailing_days=3), services)
+    early = {"start": "2020-01-01T00:00:00Z", "end": "2020-02-01T00:00:00Z"}
+    with pytest.raises(InsufficientDataError, match="no row before"):
+        run_step("train", spec(table, "rows", rows="all", window=early), services)
+
+
+def test_recent_rows_count_more(table: str, services: Services) -> None:
+    """A model of all rows is wrong after the change; one that halves the weight every few days is not."""
+    plain = run_step("train", spec(table, "recency"), services)
+    recent = run_step("train", spec(table, "recency", half_life_days=3, weight_column="w"), services)
+    assert plain["metric_value"] > 5.0
+    assert recent["metric_value"] < 1.0
+
+
+def test_mistakes_are_named_before_anything_runs(table: str, services: Services) -> None:
+    for wrong, said in (
+        ({"numeric": ["x", "id"]}, "'id' is given twice, as numeric and as id"),
+        ({"candidates": [{"estimator": "a.b"}]}, "either estimator"),
+        ({"estimator": None}, "either estimator"),
+        ({"search": {"folds": 1}}, "folds is 1"),
+        ({"search": {"method": "grid"}}, "search.method"),
+        ({"feature_selection": {"method": "magic", "keep": 3}}, "feature_selection.method"),
+        ({"metric": "speed"}, "no metric named 'speed'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run_step("train", spec(table, "mistakes", **wrong), services)
+    assert Registry.connect(services).client.get_experiment_by_name("mistakes") is None
