@@ -158,10 +158,15 @@ def _edges_of(like: Profile | None, name: str) -> tuple[float, ...] | None:
 
 
 def _profile_numbers(name: str, column: NDArray[Any], edges: tuple[float, ...] | None) -> NumericProfile:
-    values = column[~np.isnan(column)]
+    # Sorted once, everything else is a lookup: edges, the rows between them, and their sums.
+    values = np.sort(column[~np.isnan(column)])
     if edges is None:
         edges = _choose_edges(values)
-    bins = np.searchsorted(np.asarray(edges), values, side="right")
+    cuts = np.searchsorted(values, np.asarray(edges), side="left")
+    starts = np.concatenate(([0], cuts))
+    counts = np.diff(np.concatenate((starts, [len(values)])))
+    # The zero behind the values gives a bin that begins at their end something to add.
+    sums = np.where(counts > 0, np.add.reduceat(np.append(values, 0.0), starts), 0.0)
     mean = float(values.mean()) if len(values) else 0.0
     return NumericProfile(
         name=name,
@@ -169,20 +174,23 @@ def _profile_numbers(name: str, column: NDArray[Any], edges: tuple[float, ...] |
         null_count=len(column) - len(values),
         mean=mean,
         m2=float(np.sum(np.square(values - mean))),
-        minimum=float(values.min()) if len(values) else None,
-        maximum=float(values.max()) if len(values) else None,
+        minimum=float(values[0]) if len(values) else None,
+        maximum=float(values[-1]) if len(values) else None,
         edges=edges,
-        counts=tuple(np.bincount(bins, minlength=len(edges) + 1).tolist()),
-        sums=tuple(np.bincount(bins, weights=values, minlength=len(edges) + 1).tolist()),
+        counts=tuple(counts.tolist()),
+        sums=tuple(sums.tolist()),
     )
 
 
 def _choose_edges(values: NDArray[Any]) -> tuple[float, ...]:
-    """Put edges at the values themselves when there are few, at quantiles otherwise."""
-    distinct = np.unique(values)
-    if len(distinct) > HISTOGRAM_EDGES:
-        distinct = np.unique(np.quantile(values, np.linspace(0.0, 1.0, HISTOGRAM_EDGES)))
-    return tuple(distinct.tolist())
+    """Put edges at the sorted values themselves when there are few distinct ones, at quantiles otherwise."""
+    if len(values) == 0:
+        return ()
+    first_of_kind = np.concatenate(([True], values[1:] != values[:-1]))
+    if np.count_nonzero(first_of_kind) <= HISTOGRAM_EDGES:
+        return tuple(values[first_of_kind].tolist())
+    ranks = np.linspace(0.0, len(values) - 1.0, HISTOGRAM_EDGES)
+    return tuple(np.unique(np.interp(ranks, np.arange(len(values)), values)).tolist())
 
 
 def _profile_categories(name: str, column: pl.Series) -> CategoricalProfile:

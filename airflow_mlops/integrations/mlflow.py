@@ -193,7 +193,7 @@ class Registry:
                 str(folder),
                 serialization_format="skops",
                 skops_trusted_types=list(untrusted),
-                signature=infer_signature(features, pipeline.predict(features)),
+                signature=infer_signature(features.head(100), pipeline.predict(features.head(100))),
                 pip_requirements=[f"{package}=={_version(package)}" for package in ("scikit-learn", "skops")],
             )
             with _translated(f"log model to run {run_id}"):
