@@ -235,6 +235,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
     features = sklearn.to_features(split.training, work.columns)
     target = split.training[spec.target].to_numpy()
     weights = row_weights(split.training, work.columns, spec.half_life_days)
+    clock.lap("prepare_seconds")
     found = _search(work, features, target, weights, services)
     clock.lap("search_seconds")
     winner = found.best if found else spec.to_try()[0]
