@@ -73,9 +73,13 @@ class Ledger:
         :raises LedgerUnavailableError: the database does not answer or stays locked.
         """
         engine = _engine(url)
-        with _translated(engine):
-            _require_writable(engine)
-            _migrate(engine)
+        try:
+            with _translated(engine):
+                _require_writable(engine)
+                _migrate(engine)
+        except BaseException:
+            engine.dispose()  # nobody gets the ledger, so nobody would close it
+            raise
         return cls(engine)
 
     def __enter__(self) -> Self:

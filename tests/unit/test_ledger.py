@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -331,6 +332,8 @@ def test_a_schema_of_a_newer_release_is_said(url: str, tmp_path: Path) -> None:
     database.close()
     with pytest.raises(ConnectionConfigError, match=r"has schema 0099.*upgrade airflow-mlops"):
         Ledger.open(url)
+    still_open = [file.path for file in psutil.Process().open_files()]
+    assert str(tmp_path / "ledger.db") not in still_open
 
 
 def test_the_ledger_shares_a_database_with_others(url: str, tmp_path: Path) -> None:
