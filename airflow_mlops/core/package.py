@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.signature import ModelSignature
+from airflow_mlops.core.windows import Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,7 @@ class TrainedOn:
     :param dataset_digest: content digest of the dataset version.
     :param dataset_uri: table URI.
     :param dataset_version: Delta version number.
+    :param time_column: column that places a row in the window; ``None`` when the table has no time.
     :param window_start: first instant of the training window; ``None`` when the table has no time.
     :param window_end: first instant after it.
     :param rows: training rows.
@@ -45,10 +47,18 @@ class TrainedOn:
     dataset_digest: str
     dataset_uri: str
     dataset_version: int
+    time_column: str | None = None
     window_start: datetime | None = None
     window_end: datetime | None = None
     rows: int
     simple_prediction: float | str
+
+    @property
+    def window(self) -> Window | None:
+        """The training window; ``None`` when the table has no time."""
+        if self.time_column is None or self.window_start is None or self.window_end is None:
+            return None
+        return Window(start=self.window_start, end=self.window_end)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

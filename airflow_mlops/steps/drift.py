@@ -144,6 +144,8 @@ def _explain(
         trained.dataset_uri,
         version=trained.dataset_version,
         columns=[*numeric, *categorical, *([target] if target else [])],
+        window=trained.window,
+        time_column=trained.time_column,
     ).with_columns(pl.col(name).cast(pl.String) for name in categorical)
     columns = [*numeric, *categorical, *([target] if target else [])]
     experiment_id = registry.experiment_id(MONITORING_EXPERIMENT.format(model_name=spec.model_name))

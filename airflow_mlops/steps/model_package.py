@@ -96,6 +96,7 @@ def write_package(
             dataset_uri=dataset.uri,
             dataset_version=dataset.version,
             dataset_digest=dataset.dataset_digest,
+            time_column=columns.time,
             window_start=split.training_window.start,
             window_end=split.training_window.end,
             rows=split.training.height,
