@@ -36,6 +36,7 @@ _OPERATORS = (
     "deploy",
     "drift",
     "evaluate",
+    "explain",
     "ingest",
     "performance",
     "promotion",

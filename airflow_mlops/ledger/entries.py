@@ -18,6 +18,7 @@ class EntryKind(StrEnum):
     TRAINING = "training"
     SELECTION = "selection"
     EVALUATION = "evaluation"
+    EXPLANATION = "explanation"
     REGISTRATION = "registration"
     PROMOTION = "promotion"
     ROLLBACK = "rollback"

@@ -62,10 +62,13 @@ class ServedModel:
 
     :param manifest: what it is.
     :param predictor: columns in, one value per row out.
+    :param probabilities: columns in, one probability per row and class out, in the order of the manifest's classes;
+        ``None`` for a regression, and for a classifier that gives none.
     """
 
     manifest: PackageManifest
     predictor: _Predictor
+    probabilities: _Predictor | None = None
 
     def predict_columns(self, columns: Columns) -> list[float] | list[str]:
         """Predict from columns.
@@ -106,7 +109,8 @@ def load_model(folder: str | Path, expected_digest: str | None = None) -> Served
     manifest, contents = read_verified(folder, expected_digest)
     path = Path(folder) / manifest.model_file
     load = _load_onnx if manifest.serving_form == "onnx" else _load_sklearn
-    model = ServedModel(manifest=manifest, predictor=load(contents[manifest.model_file], manifest, path))
+    predictor, probabilities = load(contents[manifest.model_file], manifest, path)
+    model = ServedModel(manifest=manifest, predictor=predictor, probabilities=probabilities)
     try:
         answers = model.predict_records(manifest.known_rows)
     except Exception as err:
@@ -117,7 +121,7 @@ def load_model(folder: str | Path, expected_digest: str | None = None) -> Served
     return model
 
 
-def _load_onnx(data: bytes, manifest: PackageManifest, path: Path) -> _Predictor:
+def _load_onnx(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_Predictor, _Predictor | None]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -134,14 +138,19 @@ def _load_onnx(data: bytes, manifest: PackageManifest, path: Path) -> _Predictor
     }
     if given != wanted:
         raise ArtifactIntegrityError(f"{path} takes {given}, its signature says {wanted}")
-    output = session.get_outputs()[0].name
+    names = [item.name for item in session.get_outputs()]
+
+    def run(output: str, columns: Columns) -> NDArray[Any]:
+        feed = {name: _tensor(columns[name], kind) for name, kind in wanted.items()}
+        return np.asarray(session.run([output], feed)[0])
 
     def predict(columns: Columns) -> NDArray[Any]:
-        feed = {name: _tensor(columns[name], kind) for name, kind in wanted.items()}
-        result: NDArray[Any] = np.asarray(session.run([output], feed)[0])
-        return result.reshape(-1)
+        return run(names[0], columns).reshape(-1)
 
-    return predict
+    def probabilities(columns: Columns) -> NDArray[Any]:
+        return run(names[1], columns)
+
+    return predict, probabilities if manifest.task == "classification" and len(names) > 1 else None
 
 
 def _tensor(values: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[Any]:
@@ -152,7 +161,7 @@ def _tensor(values: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[Any]:
     return np.array([["" if value is None else value] for value in values], dtype=object).reshape(-1, 1)
 
 
-def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> _Predictor:
+def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_Predictor, _Predictor | None]:
     import pandas
     from skops import io as skops_io
     from skops.io.exceptions import UntrustedTypesFoundException
@@ -170,8 +179,8 @@ def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> _Predic
         raise ArtifactIntegrityError(f"{path} cannot be loaded by skops: {err!r:.300}") from err
     inputs = manifest.signature.inputs
 
-    def predict(columns: Columns) -> NDArray[Any]:
-        frame = pandas.DataFrame(
+    def frame_of(columns: Columns) -> pandas.DataFrame:
+        return pandas.DataFrame(
             {
                 field.name: np.asarray(columns[field.name], dtype=np.float64)
                 if field.type == "number"
@@ -179,6 +188,11 @@ def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> _Predic
                 for field in inputs
             }
         )
-        return np.asarray(estimator.predict(frame)).reshape(-1)
 
-    return predict
+    def predict(columns: Columns) -> NDArray[Any]:
+        return np.asarray(estimator.predict(frame_of(columns))).reshape(-1)
+
+    def probabilities(columns: Columns) -> NDArray[Any]:
+        return np.asarray(estimator.predict_proba(frame_of(columns)))
+
+    return predict, probabilities if hasattr(estimator, "predict_proba") else None

@@ -38,6 +38,7 @@ STEP_MODULES = {
     "train": "airflow_mlops.steps.train",
     "select": "airflow_mlops.steps.select",
     "evaluate": "airflow_mlops.steps.evaluate",
+    "explain": "airflow_mlops.steps.explain",
     "register": "airflow_mlops.steps.register",
     "promote": "airflow_mlops.steps.promote",
     "roll-back": "airflow_mlops.steps.roll_back",

@@ -28,13 +28,13 @@ OPERATORS = {
     "IngestDatasetOperator", "ValidateDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
     "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "DecideRetrainingOperator",
-    "SelectModelOperator",
+    "SelectModelOperator", "ExplainModelOperator",
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
 HOOKS = {"MLflowHook", "BentoMLHook", "LedgerHook"}
 HEAVY = {
     "mlflow", "bentoml", "sklearn", "great_expectations", "evidently", "onnxruntime", "skl2onnx", "deltalake", "polars",
-    "pandas", "pyarrow", "skops", "matplotlib",
+    "pandas", "pyarrow", "skops", "matplotlib", "optuna", "shap",
 }  # fmt: skip
 
 

@@ -145,6 +145,16 @@ def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         window=trained["holdout"],
         time_column=stream.TIME,
     )
+    made.run(
+        "explain",
+        dataset=trained["dataset"],
+        model_name=made.model_name,
+        run_id=trained["run_id"],
+        window=trained["holdout"],
+        time_column=stream.TIME,
+        explained_rows=20,
+        counterfactual_shift=5.0,
+    )
     registered = made.run(
         "register",
         model_name=made.model_name,
@@ -187,6 +197,8 @@ def test_the_chain_says_what_it_did(loop: Loop) -> None:
     assert results["train"]["serving_form"] == "onnx"
     assert results["select"]["training"]["estimator_params"] == {"max_iter": 20}
     assert results["evaluate"]["verdict"] == "promote"
+    assert results["explain"]["importances"][0]["name"] == "trip_distance"
+    assert results["explain"]["headline"].startswith("most important: trip_distance (MAE +")
     assert results["promote"]["moved"]
     assert results["deploy"]["model_version"] == "1"
     assert results["performance"]["measured"]

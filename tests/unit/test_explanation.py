@@ -1,0 +1,102 @@
+"""Importance, dependence and counterfactuals of models whose inside is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from airflow_mlops.core.explanation import (
+    find_counterfactual,
+    partial_dependence,
+    permutation_importance,
+    rank_contributions,
+)
+from airflow_mlops.integrations import shap
+
+Table = dict[str, Any]
+
+
+@pytest.fixture
+def table() -> Table:
+    rng = np.random.default_rng(0)
+    return {
+        "a": rng.normal(size=400),
+        "b": rng.normal(size=400),
+        "kind": rng.choice(["x", "y", "z"], 400).astype(object),
+        "idle": rng.normal(size=400),
+    }
+
+
+def score(table: Table) -> Any:
+    """Three per a, two for kind x, and a with b."""
+    return 3.0 * table["a"] + 2.0 * (table["kind"] == "x") + table["a"] * table["b"]
+
+
+def test_importance_ranks_and_an_idle_feature_has_none(table: Table) -> None:
+    truth = score(table)
+    found = permutation_importance(lambda rows: float(np.abs(score(rows) - truth).mean()), table)
+    by_name = {item.name: item for item in found}
+    assert found[0].name == "a"
+    assert by_name["idle"].increase == by_name["idle"].standard_deviation == 0.0
+    # E|2 (1_x - 1_x')| for P(x) = 1/3 is 2 * 2 * 1/3 * 2/3.
+    assert by_name["kind"].increase == pytest.approx(8 / 9, abs=0.1)
+
+
+def test_dependence_is_the_mean_over_the_other_features(table: Table) -> None:
+    curve = partial_dependence(score, table, "a", points=7)
+    slopes = np.diff(curve.scores) / np.diff(curve.values)
+    assert slopes == pytest.approx([3.0 + table["b"].mean()] * 6)
+    kinds = dict(
+        zip(*(lambda c: (c.values, c.scores))(partial_dependence(score, table, "kind")), strict=True)
+    )
+    assert set(kinds) == {"x", "y", "z"}
+    assert kinds["x"] - kinds["y"] == pytest.approx(2.0)
+    table["a"][:] = np.nan
+    assert len(partial_dependence(score, table, "a").values) == 1
+
+
+def test_a_counterfactual_changes_little_and_reaches_the_answer(table: Table) -> None:
+    row = {"a": 0.1, "b": 0.0, "kind": "y", "idle": 0.7}
+    found = find_counterfactual(score, row, table, lambda scores: scores > 3.0)
+    assert found is not None
+    assert found.score_before == pytest.approx(0.3)
+    assert found.score_after > 3.0
+    assert "idle" not in found.changes
+    assert len(found.changes) <= 2
+    after = row | {name: new for name, (_, new) in found.changes.items()}
+    assert (
+        float(
+            score(
+                {
+                    name: np.array([value], dtype=object if name == "kind" else float)
+                    for name, value in after.items()
+                }
+            )[0]
+        )
+        == found.score_after
+    )
+    assert find_counterfactual(score, row, table, lambda scores: scores > 1e9) is None
+    assert find_counterfactual(score, row, table, lambda scores: scores > 0.0) is None
+
+
+def test_a_missing_value_is_far_from_every_other(table: Table) -> None:
+    row = {"a": 0.0, "b": float("nan"), "kind": "y", "idle": 0.0}
+    found = find_counterfactual(
+        lambda rows: np.where(np.isnan(rows["b"]), 0.0, 1.0), row, table, lambda scores: scores > 0.5
+    )
+    assert found is not None
+    assert list(found.changes) == ["b"]
+    assert found.changes["b"][0] is None
+
+
+def test_contributions_add_up_to_the_answer(table: Table) -> None:
+    rows = {name: column[:10] for name, column in table.items()}
+    background = {name: column[-30:] for name, column in table.items()}
+    values, mean = shap.explain_rows(score, rows, background)
+    assert values.shape == (10, 4)
+    assert mean == pytest.approx(float(score(background).mean()))
+    assert mean + values.sum(axis=1) == pytest.approx(score(rows))
+    assert np.abs(values[:, 3]).max() < 1e-12
+    assert rank_contributions(list(table), values)[0][0] == "a"
