@@ -12,12 +12,14 @@ STAMP  := $(VENV)/.installed
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-# Byte-compiled on purpose: every Airflow task is a new process, and without it each import costs two to three times as much.
-$(STAMP): requirements.lock pyproject.toml
+$(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV) (about 1 GB, once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
+
+# Byte-compiled on purpose: every Airflow task is a new process, and without it each import costs two to three times as much.
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
+	@echo "Installing into $(VENV) (about 1 GB, once) ..."
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
@@ -44,7 +46,7 @@ test: check docs  ## Everything CI runs: check, docs, unit, contract, integratio
 bench: $(STAMP)  ## Measure import, parse and step costs
 	$(BIN)/python benchmarks/airflow_cost.py
 
-lock: $(STAMP)  ## Resolve the dependencies again into requirements.lock
+lock: $(BIN)/uv  ## Resolve the dependencies again into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --extra all --group dev --no-emit-package airflow-mlops pyproject.toml -o requirements.lock
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
+import signal
 import subprocess
 import tempfile
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +19,17 @@ if TYPE_CHECKING:
     from airflow_mlops.services import Services
 
 
+log = logging.getLogger(__name__)
+
+#: Lines of the step's output that an error repeats.
+_LAST_LINES = 40
+
+
 class PythonRunner:
     """Run ``python -m airflow_mlops.steps`` with another interpreter.
 
-    The spec travels in a file, credentials in the environment; nothing is put on the command line.
+    The spec travels in a file, credentials in the environment; nothing is put on the command line. What the step
+    prints and logs appears in the task's log while it runs.
 
     :param python: interpreter of an environment that has ``airflow-mlops`` and the step's tools.
     :param env: variables set in addition to the task's own, such as ``PYTHONPATH`` or ``OMP_NUM_THREADS``.
@@ -53,26 +63,43 @@ class PythonRunner:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                errors="replace",
+                start_new_session=True,  # so that what the step itself started can be ended with it
             )
-            output, _ = self._process.communicate()
+            last = self._relay(self._process)
             outcome = json.loads(result_file.read_text()) if result_file.exists() else None
             if self._process.returncode == 0 and outcome is not None:
                 result: dict[str, Any] = outcome
                 return result
-        raise _rebuild(
-            outcome,
-            f"step {name!r} in {self.python} ended with {self._process.returncode}:\n{output[-2000:]}",
-        )
+        ended = _how_it_ended(self._process.returncode)
+        raise _rebuild(outcome, f"step {name!r} in {self.python} {ended}:\n{last}")
 
     def cancel(self) -> None:
-        """Ask the step's process to end, then insist."""
+        """Ask the step's process and those it started to end, then insist."""
         if self._process is None or self._process.poll() is not None:
             return
-        self._process.terminate()
+        os.killpg(self._process.pid, signal.SIGTERM)
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    @staticmethod
+    def _relay(process: subprocess.Popen[str]) -> str:
+        """Pass the output on line by line until the process ends; give its last lines."""
+        last: deque[str] = deque(maxlen=_LAST_LINES)
+        with process:
+            for line in process.stdout or ():
+                log.info("%s", line.rstrip("\n"))
+                last.append(line)
+        return "".join(last)
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def _rebuild(outcome: dict[str, Any] | None, fallback: str) -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--spec", type=Path, required=True, help="JSON file with the step's spec")
     parser.add_argument("--result", type=Path, help="where to write the result (default: standard output)")
     args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
         outcome = run_step(args.name, json.loads(args.spec.read_text()), Services.from_environment())
     except Exception as err:

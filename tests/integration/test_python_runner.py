@@ -1,0 +1,131 @@
+"""A step in another Python environment: the same result, its log, its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import site
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+import pytest
+
+from airflow_mlops.exceptions import DatasetNotFoundError
+from airflow_mlops.runners.in_process import InProcessRunner
+from airflow_mlops.runners.python import PythonRunner
+from airflow_mlops.services import Services
+
+pytestmark = pytest.mark.integration
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def other_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another virtual environment, which finds this one's packages."""
+    folder = tmp_path_factory.mktemp("other")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+    (library,) = folder.glob("lib/python*/site-packages")
+    (library / "borrowed.pth").write_text("\n".join([str(REPOSITORY), *site.getsitepackages()]))
+    return str(folder / "bin" / "python")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> dict[str, Any]:
+    pl.DataFrame({"id": [1, 2, 3], "x": [0.5, 1.5, 2.5]}).write_parquet(tmp_path / "rows.parquet")
+    return {"source": str(tmp_path / "rows.parquet"), "table": str(tmp_path / "table")}
+
+
+def test_a_step_elsewhere_gives_the_same(other_python: str, spec: dict[str, Any], tmp_path: Path) -> None:
+    here = InProcessRunner().run("ingest", spec | {"table": str(tmp_path / "here")}, Services())
+    there = PythonRunner(other_python).run("ingest", spec, Services())
+    assert there["dataset"]["dataset_digest"] == here["dataset"]["dataset_digest"]
+    assert set(there) == set(here)
+    with pytest.raises(DatasetNotFoundError, match="nothing_here"):
+        PythonRunner(other_python).run(
+            "ingest", spec | {"source": str(tmp_path / "nothing_here.parquet")}, Services()
+        )
+
+
+SLOW = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(300)"])
+with open(os.environ["PIDS"], "w") as file:
+    file.write(f"{os.getpid()} {child.pid}")
+print("still at it", flush=True)
+time.sleep(300)
+"""
+
+
+def started(
+    runner: PythonRunner, spec: dict[str, Any], pids: Path
+) -> tuple[threading.Thread, list[Exception]]:
+    """Run a step that never ends, and wait until it is in the middle."""
+    problems: list[Exception] = []
+
+    def work() -> None:
+        try:
+            runner.run("ingest", spec, Services())
+        except Exception as err:  # noqa: BLE001 - handed to the test
+            problems.append(err)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not (pids.exists() and len(pids.read_text().split()) == 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pids.exists(), problems
+    return thread, problems
+
+
+@pytest.fixture
+def endless(other_python: str, tmp_path: Path) -> tuple[PythonRunner, Path]:
+    """A runner whose step starts a child and sleeps: Python imports ``sitecustomize`` before anything else."""
+    (tmp_path / "endless").mkdir()
+    (tmp_path / "endless" / "sitecustomize.py").write_text(SLOW)
+    pids = tmp_path / "pids"
+    return PythonRunner(other_python, env={"PYTHONPATH": str(tmp_path / "endless"), "PIDS": str(pids)}), pids
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_killing_the_task_ends_the_step_and_what_it_started(
+    endless: tuple[PythonRunner, Path], spec: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, pids = endless
+    with caplog.at_level(logging.INFO):
+        thread, problems = started(runner, spec, pids)
+        deadline = time.monotonic() + 10
+        while "still at it" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "still at it" in caplog.text  # told while the step runs, not after it
+        runner.cancel()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    step, child = map(int, pids.read_text().split())
+    deadline = time.monotonic() + 5
+    while not (gone(step) and gone(child)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone(step)
+    assert gone(child)
+    assert "was ended by SIGTERM" in str(problems[0])
+    runner.cancel()  # nothing is left to end
+
+
+def test_a_step_that_is_killed_says_by_what(endless: tuple[PythonRunner, Path], spec: dict[str, Any]) -> None:
+    runner, pids = endless
+    thread, problems = started(runner, spec, pids)
+    step, child = map(int, pids.read_text().split())
+    os.kill(step, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
+    thread.join(timeout=20)
+    assert "was ended by SIGKILL (out of memory?)" in str(problems[0])
