@@ -102,11 +102,13 @@ def test_deploy_swap_and_log(endpoint: Endpoint, packages: dict[str, tuple[Path,
     threads = [threading.Thread(target=keep_asking) for _ in range(4)]
     for thread in threads:
         thread.start()
-    swapped = endpoint.deploy(*packages["2"], "2")
-    time.sleep(0.5)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        swapped = endpoint.deploy(*packages["2"], "2")
+        time.sleep(0.5)
+    finally:  # threads left asking would keep the test run alive and fill the memory with their failures
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert failures == []
     assert set(versions) == {"1", "2"}
     assert (swapped.started, swapped.previous_version, swapped.pid) == (False, "1", started.pid)
