@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench docs lock clean
+.PHONY: help install demo test check bench docs links lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ check: $(STAMP)  ## Lint, format, types, import contracts, spelling
 docs: $(STAMP)  ## Build the documentation, warnings are errors
 	$(BIN)/sphinx-build -q -n -W --keep-going -b html docs docs/_build/html
 	$(BIN)/sphinx-build -q -n -W --keep-going -b doctest docs docs/_build/doctest
+
+links: $(STAMP)  ## Ask every outside address in the documentation whether it is still there
+	$(BIN)/sphinx-build -q -b linkcheck docs docs/_build/linkcheck
 
 test: check docs  ## Everything CI runs: check, docs, unit, contract, integration and system tests
 	$(BIN)/python -m pytest

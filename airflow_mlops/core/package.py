@@ -144,7 +144,7 @@ class PackageManifest:
         return from_dict(cls, json.loads(data))
 
     def known_mismatch(self, predictions: Sequence[float | str]) -> str | None:
-        """Compare the predictions for :attr:`known_rows` with the known ones.
+        """Compare the predictions for the known rows with the known ones.
 
         :param predictions: what the loaded model answered, in order.
         :returns: what differs, or ``None`` when the model is the one that was packaged.

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from itertools import pairwise
 
+import polars as pl
 import pytest
 
 from airflow_mlops import exceptions
+from airflow_mlops.integrations import great_expectations
 from airflow_mlops.ledger import EntryKind
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
 from tests.conftest import REPOSITORY
 
 README = REPOSITORY / "README.md"
@@ -69,6 +74,61 @@ def test_every_error_is_in_the_reference():
     ]
     assert len(errors) > 15
     assert not [error for error in errors if not error.__dict__.get("__doc__")], "automodule leaves these out"
+
+
+def test_every_error_has_its_row_and_the_policy_it_says():
+    table = re.findall(
+        r"^\| `(\w+)` \|.*\| (retry|fail) \|$", (REFERENCE / "errors.md").read_text(), re.MULTILINE
+    )
+    named = dict(table)
+    leaves = {
+        name: value
+        for name, value in vars(exceptions).items()
+        if inspect.isclass(value) and issubclass(value, exceptions.MLOpsError) and not value.__subclasses__()
+    }
+    assert set(named) == set(leaves)
+    for name, error in leaves.items():
+        made = error("x", evidence={}) if issubclass(error, exceptions.GateFailedError) else error("x")
+        decision = MLOPS_RETRY_POLICY.evaluate(made, 1, 3)
+        assert named[name] == decision.action.value, name
+
+
+def test_every_option_of_the_commands_is_in_the_reference():
+    text = (REFERENCE / "cli.md").read_text()
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    documented = {
+        section.splitlines()[0]: set(re.findall(r"^\| `(--[a-z]+)", section, re.MULTILINE))
+        for section in sections
+    }
+    for command in (["airflow_mlops.cli", "demo"], ["airflow_mlops.cli", "ledger"], ["airflow_mlops.steps"]):
+        shown = subprocess.run(
+            [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        title = " ".join(command).replace("airflow_mlops.cli", "airflow-mlops")
+        title = title if title.startswith("airflow-mlops") else f"python -m {title}"
+        assert documented[title] == set(re.findall(r"^  (--[a-z]+)", shown, re.MULTILINE)) - {"--help"}, title
+
+
+def test_the_expectations_judged_by_polars_are_the_ones_named():
+    page = (REPOSITORY / "docs" / "how-to" / "write-expectations.md").read_text()
+    named = dict(re.findall(r"^\| `(expect_\w+)` \|(.*) \|$", page, re.MULTILINE))
+    rows = pl.DataFrame({"x": [1.0, 2.0, 2.0, None]})
+    values = {
+        "value_set": [1.0, 2.0],
+        "min_value": 0,
+        "max_value": 9,
+        "strict_min": True,
+        "strict_max": True,
+        "mostly": 0.5,
+    }
+    for kind, arguments in named.items():
+        given = {name: values[name] for name in re.findall(r"`(\w+)`", arguments)}
+        column = {} if "table" in kind else {"column": "x"}
+        suite = {"name": "s", "expectations": [{"type": kind, "kwargs": column | given}]}
+        (result,) = great_expectations.validate_frame(rows, suite, engine="auto")["results"]
+        assert result["meta"]["engine"] == "polars", kind
+    assert len(named) == 6
+    assert "Six expectations" in page
 
 
 @pytest.mark.parametrize("layer", ["operators", "sensors"])
