@@ -1,4 +1,4 @@
-"""Metrics: how good predictions are, with the spread that a comparison needs."""
+"""Metrics: how good predictions are. A metric is a function of sums over rows, so that resampling it is cheap."""
 
 from __future__ import annotations
 
@@ -15,24 +15,87 @@ from airflow_mlops.exceptions import InsufficientDataError
 
 Array = NDArray[Any]
 
+#: Bins of confidence in the calibration error.
+CALIBRATION_BINS = 15
+#: Bins of the score in the resampling of ranking metrics; their value itself is exact.
+RANKING_BINS = 512
+#: A probability of zero for what happened would cost infinitely much; scikit-learn clips alike.
+_SMALLEST = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """What a model answered.
+
+    :param values: numbers, or labels as text, shape ``(n,)``.
+    :param probabilities: of the classes, shape ``(n, len(classes))``; ``None`` for numbers and bare labels.
+    :param classes: labels in the order of the columns. Of two, the last is the positive one.
+    """
+
+    values: Array
+    probabilities: Array | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: Array) -> Predictions:
+        """Give some rows, by number or mask."""
+        chosen = self.probabilities[rows] if self.probabilities is not None else None
+        return Predictions(values=self.values[rows], probabilities=chosen, classes=self.classes)
+
+
+#: ``rows(target, predictions) -> (n, k)``: what each row adds to the sums.
+RowTerms = Callable[[Array, Predictions], Array]
+#: ``cells(target, predictions) -> ((n,) cell numbers, number of cells)``: which count each row adds one to; ``None``
+#: where counting won't do.
+RowCells = Callable[[Array, Predictions], tuple[Array, int] | None]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
     """How to score predictions.
 
     :param name: name, or import path of a user's own.
-    :param score: ``score(target, prediction) -> float`` over arrays of shape ``(n,)``.
+    :param greater_is_better: direction of the value.
+    :param score: ``score(target, predictions) -> float``, exact.
+    :param terms: what each row adds to the sums; ``None`` when rows are counted in ``cells``, or for a metric that is only
+        a number.
+    :param cells: which count each row adds one to.
+    :param of_sums: turns sums of shape ``(..., k + 1)`` into values of shape ``(...)``; the last sum is the row count.
     :param losses: per-row losses of shape ``(n,)``, smaller is better, whose mean orders models as the metric does;
         ``None`` where the metric is no mean over rows.
-    :param greater_is_better: direction of ``score``.
     :param mean_loss: turns the metric's value into the mean of ``losses``; ``None`` where that can't be done.
+    :param needs_probabilities: whether bare labels are not enough.
     """
 
     name: str
-    score: Callable[[Array, Array], float]
-    losses: Callable[[Array, Array], Array] | None
     greater_is_better: bool
+    score: Callable[[Array, Predictions], float]
+    terms: RowTerms | None = None
+    cells: RowCells | None = None
+    of_sums: Callable[[Array], Array] | None = None
+    losses: Callable[[Array, Predictions], Array] | None = None
     mean_loss: Callable[[float], float] | None = None
+    needs_probabilities: bool = False
+
+    def block_sums(self, target: Array, predictions: Predictions, starts: Array) -> Array | None:
+        """Sum what the rows add, block by block.
+
+        :param starts: first row of each block, ascending, shape ``(blocks,)``.
+        :returns: shape ``(blocks, k + 1)``, row counts last; ``None`` for a metric that is only a number.
+        """
+        ends = np.append(starts[1:], len(target))
+        counts = (ends - starts).astype(np.float64)[:, None]
+        if self.terms is not None:
+            return np.hstack([np.add.reduceat(self.terms(target, predictions), starts, axis=0), counts])
+        counted = self.cells(target, predictions) if self.cells else None
+        if counted is None:
+            return None
+        numbers, size = counted
+        blocks = np.repeat(np.arange(len(starts)), ends - starts)
+        table = np.bincount(blocks * size + numbers, minlength=len(starts) * size)
+        return np.hstack([table.reshape(len(starts), size).astype(np.float64), counts])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,53 +114,75 @@ class MetricValue:
     row_count: int
 
 
+#: What is reported when nothing else is asked for, per kind of output.
+DEFAULT_METRICS = {
+    "regression": ("mae", "rmse", "mape", "r2"),
+    "classification": (
+        "accuracy",
+        "balanced_accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "roc_auc",
+        "pr_auc",
+        "log_loss",
+        "brier",
+        "calibration_error",
+    ),
+}
+
+
 def resolve_metric(name: str) -> Metric:
     """Find a built-in metric by name, or a user's by import path.
 
     A user's metric is a function ``metric(target, prediction) -> float``; it says that more is better by an attribute
-    ``greater_is_better = True``.
+    ``greater_is_better = True``. With an attribute ``per_row = True`` it gives one loss (or gain) per row, whose mean is the
+    metric; then it is as cheap to resample as a built-in one. ``quantile_loss@0.9`` is the loss of a 90 % quantile.
 
     :raises ValueError: listing the built-in names, or saying what can't be imported.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
+    kind, _, level = name.partition("@")
+    if kind == "quantile_loss":
+        return _quantile_loss(name, level)
     if ":" not in name and "." not in name:
-        raise ValueError(
-            f"no metric named {name!r}; built in: {', '.join(_BUILT_IN)}, or give an import path module:function"
-        )
+        known = ", ".join([*_BUILT_IN, "quantile_loss@0.5"])
+        raise ValueError(f"no metric named {name!r}; built in: {known}, or give an import path module:function")
     function = load_object(name)
     if not callable(function):
         raise ValueError(f"metric {name!r} is not a function")
-    return Metric(
-        name=name,
-        score=function,
-        losses=None,
-        greater_is_better=bool(getattr(function, "greater_is_better", False)),
-    )
+    return _users(name, function)
 
 
-def evaluate_metric(metric: Metric, *, target: Array, prediction: Array) -> MetricValue:
+def evaluate_metric(metric: Metric, *, target: Array, prediction: Array | Predictions) -> MetricValue:
     """Score predictions.
 
     :param target: what turned out, shape ``(n,)``.
-    :param prediction: what was predicted, shape ``(n,)``.
+    :param prediction: what was predicted, shape ``(n,)``, or with probabilities.
     :raises InsufficientDataError: no rows, or the metric is not a number on them.
-    :raises ValueError: the lengths differ.
+    :raises ValueError: the lengths differ, or the metric needs probabilities and there are none.
 
     >>> evaluate_metric(resolve_metric("mae"), target=np.array([1.0, 2.0]), prediction=np.array([1.0, 4.0])).value
     1.0
     """
-    target, prediction = np.asarray(target), np.asarray(prediction)
-    if len(target) != len(prediction):
-        raise ValueError(f"{len(target)} targets and {len(prediction)} predictions")
+    target = np.asarray(target)
+    answers = prediction if isinstance(prediction, Predictions) else Predictions(values=np.asarray(prediction))
+    if len(target) != len(answers):
+        raise ValueError(f"{len(target)} targets and {len(answers)} predictions")
     if len(target) == 0:
         raise InsufficientDataError(f"{metric.name} can't be measured on no rows")
-    value = float(metric.score(target, prediction))
+    if metric.needs_probabilities and answers.probabilities is None:
+        raise ValueError(
+            f"{metric.name} needs probabilities, and the model gives none: choose accuracy, f1 or another metric of labels"
+        )
+    value = float(metric.score(target, answers))
     if not math.isfinite(value):
         raise InsufficientDataError(
-            f"{metric.name} is {value} on {len(target)} rows: look for missing or infinite targets and predictions"
+            f"{metric.name} is {value} on {len(target)} rows: look for missing or infinite targets and predictions, or "
+            "for a class that does not occur"
         )
-    losses = metric.losses(target, prediction) if metric.losses else None
+    losses = metric.losses(target, answers) if metric.losses else None
     return MetricValue(
         metric=metric.name,
         value=value,
@@ -106,73 +191,379 @@ def evaluate_metric(metric: Metric, *, target: Array, prediction: Array) -> Metr
     )
 
 
-def _absolute_errors(target: Array, prediction: Array) -> Array:
-    errors: Array = np.abs(target.astype(float) - prediction.astype(float))
+# -- numbers -------------------------------------------------------------------------------------------------
+
+
+def _errors(target: Array, answers: Predictions) -> Array:
+    errors: Array = answers.values.astype(np.float64) - target.astype(np.float64)
     return errors
 
 
-def _squared_errors(target: Array, prediction: Array) -> Array:
-    errors: Array = np.square(target.astype(float) - prediction.astype(float))
-    return errors
+def _absolute_errors(target: Array, answers: Predictions) -> Array:
+    return np.abs(_errors(target, answers))
 
 
-def _mistakes(target: Array, prediction: Array) -> Array:
-    mistakes: Array = (target.astype(str) != prediction.astype(str)).astype(float)
-    return mistakes
+def _squared_errors(target: Array, answers: Predictions) -> Array:
+    return np.square(_errors(target, answers))
 
 
-def _mean_absolute_error(target: Array, prediction: Array) -> float:
-    return float(np.mean(_absolute_errors(target, prediction)))
+def _relative_errors(target: Array, answers: Predictions) -> Array:
+    """Absolute errors as a share of the target; where that is zero, of the smallest number, as scikit-learn has it."""
+    return _absolute_errors(target, answers) / np.maximum(np.abs(target.astype(np.float64)), _SMALLEST)
 
 
-def _root_mean_squared_error(target: Array, prediction: Array) -> float:
-    return float(np.sqrt(np.mean(_squared_errors(target, prediction))))
+def _r2_terms(target: Array, answers: Predictions) -> Array:
+    numbers = target.astype(np.float64)
+    return np.column_stack([_squared_errors(target, answers), numbers, np.square(numbers)])
 
 
-def _r2(target: Array, prediction: Array) -> float:
-    spread = np.sum(np.square(target.astype(float) - np.mean(target.astype(float))))
-    return float(1.0 - np.sum(_squared_errors(target, prediction)) / spread) if spread > 0 else math.nan
+def _r2_of_sums(sums: Array) -> Array:
+    residual, total, squares, count = (sums[..., place] for place in range(4))
+    spread = squares - np.square(total) / count
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(spread > 0.0, 1.0 - residual / spread, np.nan))
 
 
-def _accuracy(target: Array, prediction: Array) -> float:
-    return float(1.0 - np.mean(_mistakes(target, prediction)))
+def _r2(target: Array, answers: Predictions) -> float:
+    numbers = target.astype(np.float64)
+    spread = np.sum(np.square(numbers - np.mean(numbers)))
+    return float(1.0 - np.sum(_squared_errors(target, answers)) / spread) if spread > 0 else math.nan
 
 
-def _balanced_accuracy(target: Array, prediction: Array) -> float:
-    """Mean recall over the classes that occur.
+def _quantile_loss(name: str, level: str) -> Metric:
+    """Loss whose best constant is a quantile.
+
+    Source: Koenker and Bassett, "Regression quantiles", Econometrica 46, 1978.
+    """
+    try:
+        share = float(level)
+    except ValueError:
+        share = math.nan
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"{name!r}: give the quantile between 0 and 1, such as quantile_loss@0.9")
+
+    def losses(target: Array, answers: Predictions) -> Array:
+        short = -_errors(target, answers)
+        return np.maximum(share * short, (share - 1.0) * short)
+
+    return _mean_metric(name, losses)
+
+
+# -- labels --------------------------------------------------------------------------------------------------
+
+
+def _mistakes(target: Array, answers: Predictions) -> Array:
+    return np.asarray(target.astype(str) != answers.values.astype(str), dtype=np.float64)
+
+
+def _labels(target: Array, answers: Predictions) -> Array:
+    """Every label there is: the model's own in its order, then what else turned out or was answered."""
+    seen = np.unique(np.concatenate([target.astype(str), answers.values.astype(str)]))
+    own = np.asarray(answers.classes, dtype=str)
+    return np.concatenate([own, seen[~np.isin(seen, own)]])
+
+
+def _numbers(values: Array, labels: Array) -> Array:
+    """Give each value's place among the labels; -1 for one that is not there."""
+    texts, order = values.astype(str), np.argsort(labels)
+    found = order[np.minimum(np.searchsorted(labels, texts, sorter=order), len(labels) - 1)]
+    return np.where(labels[found] == texts, found, -1)
+
+
+def _confusion_cells(target: Array, answers: Predictions) -> tuple[Array, int]:
+    labels = _labels(target, answers)
+    size = len(labels)
+    return _numbers(target, labels) * size + _numbers(answers.values, labels), size * size
+
+
+def _confusion(sums: Array) -> tuple[Array, Array, Array]:
+    """Give true positives, actual and predicted rows per label, each of shape ``(..., labels)``."""
+    size = math.isqrt(sums.shape[-1] - 1)
+    table = sums[..., :-1].reshape(*sums.shape[:-1], size, size)
+    return np.einsum("...ii->...i", table), table.sum(axis=-1), table.sum(axis=-2)
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    """Zero of zero is zero, as scikit-learn has it."""
+    return np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+
+
+def _of_labels(values: Array) -> Array:
+    """Of two labels take the positive, last one; of more the plain mean."""
+    return values[..., -1] if values.shape[-1] == 2 else values.mean(axis=-1)
+
+
+def _balanced_accuracy_of_sums(sums: Array) -> Array:
+    """Mean recall over the labels that occur.
 
     Source: Brodersen et al., "The balanced accuracy and its posterior distribution", ICPR 2010, section II.
     """
-    right = target.astype(str) == prediction.astype(str)
-    labels = target.astype(str)
-    return float(np.mean([np.mean(right[labels == label]) for label in np.unique(labels)]))
+    hits, actual, _ = _confusion(sums)
+    return np.asarray(_ratio(hits, actual).sum(axis=-1) / np.maximum((actual > 0).sum(axis=-1), 1))
+
+
+def _precision_of_sums(sums: Array) -> Array:
+    hits, _, predicted = _confusion(sums)
+    return _of_labels(_ratio(hits, predicted))
+
+
+def _recall_of_sums(sums: Array) -> Array:
+    hits, actual, _ = _confusion(sums)
+    return _of_labels(_ratio(hits, actual))
+
+
+def _f1_of_sums(sums: Array) -> Array:
+    """Harmonic mean of precision and recall.
+
+    Source: van Rijsbergen, "Information Retrieval", 2nd edition, 1979, chapter 7.
+    """
+    hits, actual, predicted = _confusion(sums)
+    return _of_labels(_ratio(2.0 * hits, actual + predicted))
+
+
+# -- probabilities -------------------------------------------------------------------------------------------
+
+
+def _probabilities(answers: Predictions) -> Array:
+    if answers.probabilities is None:
+        raise ValueError("the model gives no probabilities")
+    return answers.probabilities
+
+
+def _places(target: Array, answers: Predictions) -> Array:
+    """Give the column of each row's true label; -1 for a label the model does not know."""
+    return _numbers(target, np.asarray(answers.classes, dtype=str))
+
+
+def _log_losses(target: Array, answers: Predictions) -> Array:
+    """Minus the logarithm of what was given to what happened.
+
+    Source: Good, "Rational decisions", JRSS B 14, 1952.
+    """
+    places = _places(target, answers)
+    given = _probabilities(answers)[np.arange(len(places)), places]
+    return -np.log(np.clip(np.where(places < 0, 0.0, given), _SMALLEST, 1.0))
+
+
+def _brier_losses(target: Array, answers: Predictions) -> Array:
+    """Squared distance between the probabilities and what happened; of two labels, of the positive one alone.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+    """
+    places, given = _places(target, answers), _probabilities(answers)
+    if given.shape[1] == 2:
+        return np.square(given[:, 1] - (places == 1))
+    happened = places[:, None] == np.arange(given.shape[1])
+    return np.asarray(np.square(given - happened).sum(axis=1))
+
+
+def _calibration_terms(target: Array, answers: Predictions) -> Array:
+    """Give, per bin of confidence, whether the row is in it, its confidence there, and whether it was right there."""
+    given = _probabilities(answers)
+    confidence = given.max(axis=1)
+    right = given.argmax(axis=1) == _places(target, answers)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    terms = np.zeros((len(bins), 2 * CALIBRATION_BINS))
+    rows = np.arange(len(bins))
+    terms[rows, bins] = confidence
+    terms[rows, CALIBRATION_BINS + bins] = right
+    return terms
+
+
+def _calibration_of_sums(sums: Array) -> Array:
+    """Expected calibration error in bins of equal width.
+
+    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
+    """
+    confident, right = sums[..., :CALIBRATION_BINS], sums[..., CALIBRATION_BINS:-1]
+    return np.asarray(np.abs(confident - right).sum(axis=-1) / sums[..., -1])
+
+
+def _roc_auc(target: Array, answers: Predictions) -> float:
+    """Probability that a positive row gets the higher score; of more than two labels, the mean of one against the rest.
+
+    Source: Hanley and McNeil, "The meaning and use of the area under a ROC curve", Radiology 143, 1982.
+    """
+    return _one_against_rest(target, answers, _rank_auc)
+
+
+def _pr_auc(target: Array, answers: Predictions) -> float:
+    """Average precision: the step-wise area under precision over recall, as scikit-learn has it."""
+    return _one_against_rest(target, answers, _average_precision)
+
+
+def _one_against_rest(target: Array, answers: Predictions, area: Callable[[Array, Array], float]) -> float:
+    places, given = _places(target, answers), _probabilities(answers)
+    labels = [1] if given.shape[1] == 2 else range(given.shape[1])
+    return float(np.mean([area(places == label, given[:, label]) for label in labels]))
+
+
+def _tie_counts(positive: Array, scores: Array) -> tuple[Array, Array]:
+    """Count positive and negative rows per distinct score, ascending."""
+    _, places = np.unique(scores, return_inverse=True)
+    return np.bincount(places, weights=positive), np.bincount(places, weights=~positive)
+
+
+def _rank_auc(positive: Array, scores: Array) -> float:
+    return float(_rank_auc_of_counts(*_tie_counts(positive, scores)))
+
+
+def _average_precision(positive: Array, scores: Array) -> float:
+    return float(_average_precision_of_counts(*_tie_counts(positive, scores)))
+
+
+def _rank_auc_of_counts(hits: Array, misses: Array) -> Array:
+    """Count the pairs in order, ties by half; counts of shape ``(..., scores)``, by ascending score."""
+    below = np.cumsum(misses, axis=-1) - misses
+    pairs = hits.sum(axis=-1) * misses.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((hits * (below + 0.5 * misses)).sum(axis=-1) / pairs)
+
+
+def _average_precision_of_counts(hits: Array, misses: Array) -> Array:
+    found = np.cumsum(hits[..., ::-1], axis=-1)
+    shown = found + np.cumsum(misses[..., ::-1], axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(shown > 0, found / shown, 0.0)
+        return np.asarray((precision * hits[..., ::-1]).sum(axis=-1) / hits.sum(axis=-1))
+
+
+def _ranking_cells(target: Array, answers: Predictions) -> tuple[Array, int] | None:
+    """Count positive and negative rows in bins of the score, cut at its quantiles; two labels only."""
+    if len(answers.classes) != 2:
+        return None
+    score = _probabilities(answers)[:, 1]
+    cuts = np.unique(np.quantile(score, np.linspace(0.0, 1.0, RANKING_BINS + 1)[1:-1]))
+    bins = np.searchsorted(cuts, score, side="right")
+    return bins * 2 + (_places(target, answers) == 1), 2 * RANKING_BINS
+
+
+def _ranking(area: Callable[[Array, Array], Array]) -> Callable[[Array], Array]:
+    return lambda sums: area(sums[..., 1:-1:2], sums[..., 0:-1:2])
+
+
+# -- the list ------------------------------------------------------------------------------------------------
+
+
+def _mean_of_sums(sums: Array) -> Array:
+    return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def _mean_metric(
+    name: str,
+    losses: Callable[[Array, Predictions], Array],
+    *,
+    needs_probabilities: bool = False,
+) -> Metric:
+    """A metric that is the mean of per-row losses."""
+    return Metric(
+        name=name,
+        greater_is_better=False,
+        score=lambda target, answers: float(np.mean(losses(target, answers))),
+        terms=lambda target, answers: losses(target, answers)[:, None],
+        of_sums=_mean_of_sums,
+        losses=losses,
+        mean_loss=lambda value: value,
+        needs_probabilities=needs_probabilities,
+    )
+
+
+def _count_metric(name: str, of_sums: Callable[[Array], Array]) -> Metric:
+    """A metric of the confusion table."""
+
+    def score(target: Array, answers: Predictions) -> float:
+        numbers, size = _confusion_cells(target, answers)
+        return float(of_sums(np.append(np.bincount(numbers, minlength=size), len(target)).astype(np.float64)))
+
+    return Metric(name=name, greater_is_better=True, score=score, cells=_confusion_cells, of_sums=of_sums)
+
+
+def _users(name: str, function: Callable[[Array, Array], Any]) -> Metric:
+    greater_is_better = bool(getattr(function, "greater_is_better", False))
+    if not getattr(function, "per_row", False):
+        return Metric(
+            name=name,
+            greater_is_better=greater_is_better,
+            score=lambda target, answers: float(function(target, answers.values)),
+        )
+
+    def per_row(target: Array, answers: Predictions) -> Array:
+        return np.asarray(function(target, answers.values), dtype=np.float64)
+
+    sign = -1.0 if greater_is_better else 1.0
+    return Metric(
+        name=name,
+        greater_is_better=greater_is_better,
+        score=lambda target, answers: float(np.mean(per_row(target, answers))),
+        terms=lambda target, answers: per_row(target, answers)[:, None],
+        of_sums=_mean_of_sums,
+        losses=lambda target, answers: sign * per_row(target, answers),
+        mean_loss=lambda value: sign * value,
+    )
 
 
 _BUILT_IN = {
     metric.name: metric
     for metric in (
-        Metric(
-            name="mae",
-            score=_mean_absolute_error,
-            losses=_absolute_errors,
-            greater_is_better=False,
-            mean_loss=lambda value: value,
-        ),
+        _mean_metric("mae", _absolute_errors),
+        _mean_metric("mape", _relative_errors),
         Metric(
             name="rmse",
-            score=_root_mean_squared_error,
-            losses=_squared_errors,
             greater_is_better=False,
+            score=lambda target, answers: float(np.sqrt(np.mean(_squared_errors(target, answers)))),
+            terms=lambda target, answers: _squared_errors(target, answers)[:, None],
+            of_sums=lambda sums: np.sqrt(_mean_of_sums(sums)),
+            losses=_squared_errors,
             mean_loss=lambda value: value**2,
         ),
-        Metric(name="r2", score=_r2, losses=_squared_errors, greater_is_better=True),
+        Metric(
+            name="r2",
+            greater_is_better=True,
+            score=_r2,
+            terms=_r2_terms,
+            of_sums=_r2_of_sums,
+            losses=_squared_errors,
+        ),
         Metric(
             name="accuracy",
-            score=_accuracy,
-            losses=_mistakes,
             greater_is_better=True,
+            score=lambda target, answers: float(1.0 - np.mean(_mistakes(target, answers))),
+            terms=lambda target, answers: _mistakes(target, answers)[:, None],
+            of_sums=lambda sums: 1.0 - _mean_of_sums(sums),
+            losses=_mistakes,
             mean_loss=lambda value: 1.0 - value,
         ),
-        Metric(name="balanced_accuracy", score=_balanced_accuracy, losses=None, greater_is_better=True),
+        _count_metric("balanced_accuracy", _balanced_accuracy_of_sums),
+        _count_metric("precision", _precision_of_sums),
+        _count_metric("recall", _recall_of_sums),
+        _count_metric("f1", _f1_of_sums),
+        Metric(
+            name="roc_auc",
+            greater_is_better=True,
+            score=_roc_auc,
+            cells=_ranking_cells,
+            of_sums=_ranking(_rank_auc_of_counts),
+            needs_probabilities=True,
+        ),
+        Metric(
+            name="pr_auc",
+            greater_is_better=True,
+            score=_pr_auc,
+            cells=_ranking_cells,
+            of_sums=_ranking(_average_precision_of_counts),
+            needs_probabilities=True,
+        ),
+        _mean_metric("log_loss", _log_losses, needs_probabilities=True),
+        _mean_metric("brier", _brier_losses, needs_probabilities=True),
+        Metric(
+            name="calibration_error",
+            greater_is_better=False,
+            score=lambda target, answers: float(
+                _calibration_of_sums(np.append(_calibration_terms(target, answers).sum(axis=0), len(target)))
+            ),
+            terms=_calibration_terms,
+            of_sums=_calibration_of_sums,
+            needs_probabilities=True,
+        ),
     )
 }

@@ -1,0 +1,215 @@
+"""Slices: parts of the rows in which a challenger that is better on the whole may be worse."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airflow_mlops.core.resampling import upper_tail
+
+Array = NDArray[Any]
+
+#: Parts a number is cut into, at its quantiles, and categories kept by name; the rest is one part together.
+NUMBER_PARTS, NAMED_PARTS = 5, 12
+#: Slices a report shows.
+SHOWN_SLICES = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlicePolicy:
+    """When a slice counts, and what may not happen to it.
+
+    :param minimum_rows: smaller slices are not judged.
+    :param maximum_regression: how much worse than the champion a slice may get, relative to the champion's loss there.
+    :param significance: rate at which any slice at all would be called worse if none was (over all slices together).
+    :param pairs: whether slices by two columns are searched too.
+    """
+
+    minimum_rows: int = 200
+    maximum_regression: float = 0.05
+    significance: float = 0.05
+    pairs: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """Rows with certain values, and how both models do on them.
+
+    :param where: column to its part, ``{"rate_code_id": "2"}`` or ``{"distance": "3.1 to 8"}``.
+    :param row_count: rows in it.
+    :param challenger: mean loss of the challenger.
+    :param champion: mean loss of the champion.
+    :param regression: how much worse the challenger is, relative to the champion; below zero is better.
+    :param p_value: probability of so large a worsening by chance, adjusted for the number of slices looked at.
+    """
+
+    where: dict[str, str]
+    row_count: int
+    challenger: float
+    champion: float
+    regression: float
+    p_value: float
+
+    def __str__(self) -> str:
+        """``rate_code_id 2 and hour 17 to 23``."""
+        return " and ".join(f"{column} {part}" for column, part in self.where.items())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceReport:
+    """What the search found.
+
+    :param looked_at: slices with enough rows.
+    :param worst: the ones that got worst, relative to the champion.
+    :param broken: those of them that got worse beyond tolerance and beyond chance.
+    """
+
+    looked_at: int
+    worst: tuple[Slice, ...]
+    broken: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A column cut into parts: a part number per row, and the parts' names."""
+
+    numbers: Array
+    names: tuple[str, ...]
+
+
+def find_worse_slices(
+    columns: Mapping[str, Array], challenger: Array, champion: Array, starts: Array, policy: SlicePolicy
+) -> SliceReport:
+    """Look at every part of every column, and of every pair of columns, for rows on which the challenger is worse.
+
+    The difference of the losses in a slice is judged by Student's t, with the blocks of neighboring rows as clusters;
+    the p-values are adjusted for having looked at many slices, whatever their overlap.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979;
+    Liang and Zeger, "Longitudinal data analysis using generalized linear models", Biometrika 73, 1986 (errors by
+    cluster).
+
+    :param columns: what to cut by: numbers or text, each of shape ``(n,)``.
+    :param challenger: its loss per row, smaller is better, shape ``(n,)``.
+    :param champion: its loss per row.
+    :param starts: first row of each block of neighbors.
+    :param policy: when a slice counts.
+    """
+    parts = {name: _cut(column) for name, column in columns.items()}
+    blocks = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(challenger))))
+    groups: list[tuple[str, ...]] = [(name,) for name in parts]
+    if policy.pairs:
+        groups += list(itertools.combinations(parts, 2))
+    found: list[Slice] = []
+    for group in groups:
+        found += _slices(group, parts, challenger, champion, blocks, len(starts), policy.minimum_rows)
+    adjusted = _holm([item.p_value for item in found])
+    judged = [_with_p(item, p) for item, p in zip(found, adjusted, strict=True)]
+    worst = sorted(judged, key=lambda item: (item.p_value, -item.regression))
+    broken = [
+        item
+        for item in worst
+        if item.p_value <= policy.significance and item.regression > policy.maximum_regression
+    ]
+    return SliceReport(
+        looked_at=len(judged), worst=tuple(worst[:SHOWN_SLICES]), broken=tuple(broken[:SHOWN_SLICES])
+    )
+
+
+def _cut(column: Array) -> _Parts:
+    return _cut_numbers(column) if column.dtype.kind in "fiu" else _cut_text(column)
+
+
+def _cut_numbers(column: Array) -> _Parts:
+    values = column.astype(np.float64)
+    known = values[np.isfinite(values)]
+    distinct = np.unique(known)
+    if len(distinct) <= NAMED_PARTS:
+        numbers = np.where(np.isfinite(values), np.searchsorted(distinct, np.nan_to_num(values)), len(distinct))
+        return _Parts(np.minimum(numbers, len(distinct)), (*(f"{value:.6g}" for value in distinct), "missing"))
+    cuts = np.unique(np.quantile(known, np.linspace(0.0, 1.0, NUMBER_PARTS + 1)))
+    numbers = np.clip(np.searchsorted(cuts, values, side="right") - 1, 0, len(cuts) - 2)
+    names = [f"{low:.6g} to {high:.6g}" for low, high in itertools.pairwise(cuts)]
+    return _Parts(np.where(np.isfinite(values), numbers, len(names)), (*names, "missing"))
+
+
+def _cut_text(column: Array) -> _Parts:
+    values, numbers, counts = np.unique(column.astype(str), return_inverse=True, return_counts=True)
+    named = np.argsort(-counts, kind="stable")[:NAMED_PARTS]
+    places = np.full(len(values), len(named))
+    places[named] = np.arange(len(named))
+    return _Parts(places[numbers], (*(str(values[place]) or "(empty)" for place in named), "(any other)"))
+
+
+def _slices(
+    group: tuple[str, ...],
+    parts: Mapping[str, _Parts],
+    challenger: Array,
+    champion: Array,
+    blocks: Array,
+    block_count: int,
+    minimum_rows: int,
+) -> list[Slice]:
+    """Measure every combination of the group's parts in one pass over the rows."""
+    sizes = [len(parts[name].names) for name in group]
+    cells = np.ravel_multi_index([parts[name].numbers for name in group], sizes)
+    size = math.prod(sizes)
+    place = blocks * size + cells
+    rows = np.bincount(place, minlength=block_count * size).reshape(block_count, size)
+    worse = np.bincount(place, weights=challenger - champion, minlength=block_count * size).reshape(block_count, size)
+    old = np.bincount(cells, weights=champion, minlength=size)
+    counts = rows.sum(axis=0)
+    found = []
+    for cell in np.flatnonzero((counts >= minimum_rows) & (counts < len(cells))):
+        count, mean = int(counts[cell]), float(worse[:, cell].sum() / counts[cell])
+        before = float(old[cell] / count)
+        names = np.unravel_index(cell, sizes)
+        found.append(
+            Slice(
+                where={name: parts[name].names[int(part)] for name, part in zip(group, names, strict=True)},
+                row_count=count,
+                challenger=before + mean,
+                champion=before,
+                regression=mean / before if before else math.copysign(math.inf, mean) if mean else 0.0,
+                p_value=_p_value(worse[:, cell], rows[:, cell], mean),
+            )
+        )
+    return found
+
+
+def _p_value(worse: Array, rows: Array, mean: float) -> float:
+    """Judge a mean whose rows come in clusters."""
+    clusters = int(np.count_nonzero(rows))
+    residuals = worse - mean * rows
+    squares = float(np.sum(np.square(residuals)))
+    if clusters < 3 or squares == 0.0:
+        return 1.0
+    error = math.sqrt(squares * clusters / (clusters - 1.0)) / float(rows.sum())
+    return upper_tail(mean / error, clusters - 1)
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    highest = 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return [float(value) for value in adjusted]
+
+
+def _with_p(item: Slice, p_value: float) -> Slice:
+    return Slice(
+        where=item.where,
+        row_count=item.row_count,
+        challenger=item.challenger,
+        champion=item.champion,
+        regression=item.regression,
+        p_value=p_value,
+    )
