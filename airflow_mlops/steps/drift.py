@@ -161,6 +161,7 @@ def _explain(
                     *categorical,
                     *([target] if target and manifest.task == "classification" else []),
                 ],
+                share_threshold=spec.share_threshold,
                 path=Path(temporary) / REPORT_FILE,
             )
             registry.upload(run_id, Path(temporary), "")
