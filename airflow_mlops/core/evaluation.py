@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from airflow_mlops.core.metrics import Metric, Predictions, evaluate_metric, resolve_metric
-from airflow_mlops.core.resampling import Blocks, standard_error, t_quantile, upper_tail
+from airflow_mlops.core.resampling import (
+    Blocks,
+    percentile_interval,
+    standard_error,
+    t_quantile,
+    upper_tail,
+)
 from airflow_mlops.exceptions import InsufficientDataError
 
 Array = NDArray[Any]
@@ -25,13 +30,32 @@ class MetricInterval:
     """A metric with a bootstrap percentile interval.
 
     :param value: the metric on all rows.
-    :param low: lower end.
-    :param high: upper end.
+    :param low: lower end; ``None`` with too few rows to say.
+    :param high: upper end; ``None`` with too few rows to say.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rival:
+    """What the challenger is held against, on the same rows.
+
+    :param value: the rival's metric.
+    :param uplift: relative improvement of the challenger, above zero is better; ``None`` when the rival's value is zero.
+    :param difference: improvement in units of the metric, above zero is better, with its interval.
+    :param p_value: probability of an improvement this large if both were equally good (one-sided, paired).
+    :param minimum_detectable_difference: improvement that these rows find with 80 % power at one-sided 5 %; ``None`` with
+        fewer than two blocks of rows.
+    """
+
+    value: MetricInterval
+    uplift: float | None
+    difference: MetricInterval
+    p_value: float
+    minimum_detectable_difference: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,25 +66,14 @@ class MetricComparison:
     :param greater_is_better: its direction.
     :param challenger: the candidate.
     :param champion: the present version; ``None`` when there is none.
-    :param baseline: a constant guess; ``None`` where it can't be measured (probabilities).
-    :param uplift: relative improvement of the challenger over the champion, above zero is better; ``None`` without
-        champion, or when the champion's value is zero.
-    :param difference: improvement in units of the metric, above zero is better, with its interval.
-    :param p_value: probability of an improvement this large if both were equally good (one-sided, paired).
-    :param minimum_detectable_difference: improvement that these rows find with 80 % power at one-sided 5 %.
-    :param not_measured: why the metric could not be measured; the numbers are meaningless then.
+    :param baselines: guesses that know nothing, by name; without those the metric can't be measured on.
     """
 
     metric: str
     greater_is_better: bool
     challenger: MetricInterval
-    champion: MetricInterval | None = None
-    baseline: MetricInterval | None = None
-    uplift: float | None = None
-    difference: MetricInterval | None = None
-    p_value: float | None = None
-    minimum_detectable_difference: float | None = None
-    not_measured: str | None = None
+    champion: Rival | None = None
+    baselines: dict[str, Rival] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +85,7 @@ class EvaluationReport:
     :param confidence: of the intervals.
     :param deciding: the metric that decides.
     :param others: metrics that are reported beside it.
+    :param not_measured: metrics that could not be measured, and why.
     """
 
     row_count: int
@@ -79,10 +93,11 @@ class EvaluationReport:
     confidence: float
     deciding: MetricComparison
     others: tuple[MetricComparison, ...] = ()
+    not_measured: dict[str, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[MetricComparison, ...]:
-        """All of them, the deciding one first."""
+        """All that were measured, the deciding one first."""
         return (self.deciding, *self.others)
 
 
@@ -91,13 +106,12 @@ def compare_models(
     target: Array,
     challenger: Predictions,
     champion: Predictions | None,
-    baseline: Predictions,
+    baselines: Mapping[str, Predictions],
     metrics: Sequence[str],
+    blocks: Blocks | None = None,
     confidence: float = 0.95,
-    resamples: int = 1_000,
-    seed: int = 0,
 ) -> EvaluationReport:
-    """Score all models on the same rows and test the challenger against the champion, block by block.
+    """Score all models on the same rows and test the challenger against every rival, block by block.
 
     Both models are resampled with the same blocks, so that what makes rows hard for either cancels out. The improvement
     over its standard error is judged by Student's t with one degree of freedom per block but one.
@@ -108,32 +122,32 @@ def compare_models(
     :param target: what turned out, in time order, shape ``(n,)``.
     :param challenger: its answers.
     :param champion: its answers; ``None`` when there is no champion.
-    :param baseline: a constant guess.
+    :param baselines: answers of guesses that know nothing, by name.
     :param metrics: names or import paths; the first one decides.
+    :param blocks: how the rows are resampled; default 1,000 draws with seed 0.
     :param confidence: of the intervals, in ``(0, 1)``.
-    :param resamples: of the bootstrap.
-    :param seed: of the bootstrap.
     :raises InsufficientDataError: no rows, or the deciding metric is not a number on them.
+    :raises ValueError: the deciding metric does not fit what the models answer.
     """
     if len(target) == 0:
         raise InsufficientDataError("there are no rows to compare models on")
-    blocks = Blocks.draw(len(target), resamples=resamples, seed=seed)
-    tail = (1.0 - confidence) / 2.0
-    compared = []
-    for place, name in enumerate(dict.fromkeys(metrics)):
-        metric = resolve_metric(name)
+    drawn = blocks or Blocks.draw(len(target))
+    field_of = _Field(target, challenger, champion, baselines, drawn, (1.0 - confidence) / 2.0)
+    deciding, *others = dict.fromkeys(metrics)
+    compared = [field_of.compare(resolve_metric(deciding))]
+    not_measured = {}
+    for name in others:
         try:
-            compared.append(_compare(metric, target, challenger, champion, baseline, blocks, tail))
+            compared.append(field_of.compare(resolve_metric(name)))
         except (InsufficientDataError, ValueError) as err:
-            if place == 0:
-                raise
-            compared.append(_unmeasured(metric, err))
+            not_measured[name] = str(err)
     return EvaluationReport(
         row_count=len(target),
-        block_count=blocks.count,
+        block_count=drawn.count,
         confidence=confidence,
         deciding=compared[0],
         others=tuple(compared[1:]),
+        not_measured=not_measured,
     )
 
 
@@ -146,52 +160,55 @@ def normal_tail(z: float) -> float:
     return 0.5 * math.erfc(z / math.sqrt(2.0))
 
 
-def _compare(
-    metric: Metric,
-    target: Array,
-    challenger: Predictions,
-    champion: Predictions | None,
-    baseline: Predictions,
-    blocks: Blocks,
-    tail: float,
-) -> MetricComparison:
-    value, drawn = _measure(metric, target, challenger, blocks)
-    measurable = not metric.needs_probabilities or baseline.probabilities is not None
-    simple = _interval(*_measure(metric, target, baseline, blocks), tail) if measurable else None
-    if champion is None:
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """Everybody who takes part, on the rows they are compared on."""
+
+    target: Array
+    challenger: Predictions
+    champion: Predictions | None
+    baselines: Mapping[str, Predictions]
+    blocks: Blocks
+    tail: float
+
+    def compare(self, metric: Metric) -> MetricComparison:
+        value, drawn = self._measure(metric, self.challenger)
         return MetricComparison(
             metric=metric.name,
             greater_is_better=metric.greater_is_better,
-            challenger=_interval(value, drawn, tail),
-            baseline=simple,
+            challenger=self._interval(value, drawn),
+            champion=self._against(metric, value, drawn, self.champion)
+            if self.champion is not None
+            else None,
+            baselines={
+                name: self._against(metric, value, drawn, guess)
+                for name, guess in self.baselines.items()
+                if not metric.needs_probabilities or guess.probabilities is not None
+            },
         )
-    rival, rival_drawn = _measure(metric, target, champion, blocks)
-    sign = 1.0 if metric.greater_is_better else -1.0
-    gain, gains = sign * (value - rival), sign * (drawn - rival_drawn)
-    error = standard_error(gains, blocks.count)
-    freedom = max(1, blocks.count - 1)
-    return MetricComparison(
-        metric=metric.name,
-        greater_is_better=metric.greater_is_better,
-        challenger=_interval(value, drawn, tail),
-        champion=_interval(rival, rival_drawn, tail),
-        baseline=simple,
-        uplift=gain / abs(rival) if rival else None,
-        difference=_interval(gain, gains, tail),
-        p_value=_p_value(gain, error, freedom),
-        minimum_detectable_difference=_detectable(error, freedom),
-    )
 
+    def _measure(self, metric: Metric, answers: Predictions) -> tuple[float, Array]:
+        value = evaluate_metric(metric, target=self.target, prediction=answers).value
+        return value, self.blocks.resample(metric, self.target, answers)
 
-def _measure(metric: Metric, target: Array, answers: Predictions, blocks: Blocks) -> tuple[float, Array]:
-    value = evaluate_metric(metric, target=target, prediction=answers).value
-    return value, blocks.resample(metric, target, answers)
+    def _interval(self, value: float, drawn: Array) -> MetricInterval:
+        ends = percentile_interval(value, drawn, self.blocks.count, self.tail)
+        low, high = ends or (None, None)
+        return MetricInterval(value=value, low=low, high=high)
 
-
-def _interval(value: float, drawn: Array, tail: float) -> MetricInterval:
-    known = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(known, [tail, 1.0 - tail]) if known.size else (value, value)
-    return MetricInterval(value=value, low=float(low), high=float(high))
+    def _against(self, metric: Metric, value: float, drawn: Array, answers: Predictions) -> Rival:
+        rival, rival_drawn = self._measure(metric, answers)
+        sign = 1.0 if metric.greater_is_better else -1.0
+        gain, gains = sign * (value - rival), sign * (drawn - rival_drawn)
+        error = standard_error(gains, self.blocks.count)
+        freedom = max(1, self.blocks.count - 1)
+        return Rival(
+            value=self._interval(rival, rival_drawn),
+            uplift=gain / abs(rival) if rival else None,
+            difference=self._interval(gain, gains),
+            p_value=_p_value(gain, error, freedom),
+            minimum_detectable_difference=_detectable(error, freedom),
+        )
 
 
 def _p_value(gain: float, error: float, freedom: int) -> float:
@@ -208,13 +225,3 @@ def _detectable(error: float, freedom: int) -> float | None:
     if not math.isfinite(error):
         return None
     return (t_quantile(1.0 - LEVEL, freedom) + t_quantile(POWER, freedom)) * error
-
-
-def _unmeasured(metric: Metric, err: Exception) -> MetricComparison:
-    nothing = MetricInterval(value=math.nan, low=math.nan, high=math.nan)
-    return MetricComparison(
-        metric=metric.name,
-        greater_is_better=metric.greater_is_better,
-        challenger=nothing,
-        not_measured=str(err),
-    )

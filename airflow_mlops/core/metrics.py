@@ -148,7 +148,9 @@ def resolve_metric(name: str) -> Metric:
         return _quantile_loss(name, level)
     if ":" not in name and "." not in name:
         known = ", ".join([*_BUILT_IN, "quantile_loss@0.5"])
-        raise ValueError(f"no metric named {name!r}; built in: {known}, or give an import path module:function")
+        raise ValueError(
+            f"no metric named {name!r}; built in: {known}, or give an import path module:function"
+        )
     function = load_object(name)
     if not callable(function):
         raise ValueError(f"metric {name!r} is not a function")
@@ -167,7 +169,9 @@ def evaluate_metric(metric: Metric, *, target: Array, prediction: Array | Predic
     1.0
     """
     target = np.asarray(target)
-    answers = prediction if isinstance(prediction, Predictions) else Predictions(values=np.asarray(prediction))
+    answers = (
+        prediction if isinstance(prediction, Predictions) else Predictions(values=np.asarray(prediction))
+    )
     if len(target) != len(answers):
         raise ValueError(f"{len(target)} targets and {len(answers)} predictions")
     if len(target) == 0:
@@ -189,6 +193,18 @@ def evaluate_metric(metric: Metric, *, target: Array, prediction: Array | Predic
         standard_deviation=float(np.std(losses)) if losses is not None else None,
         row_count=len(target),
     )
+
+
+def row_losses(metric: Metric, target: Array, predictions: Predictions) -> tuple[str, Array]:
+    """Give a loss per row for parts of the rows: the metric's own, else mistakes of labels or absolute errors of numbers.
+
+    :returns: what the loss is, and the losses, shape ``(n,)``, smaller is better.
+    """
+    if metric.losses is not None:
+        return metric.name, metric.losses(target, predictions)
+    if predictions.classes:
+        return "error rate", _mistakes(target, predictions)
+    return "absolute error", _absolute_errors(target, predictions)
 
 
 # -- numbers -------------------------------------------------------------------------------------------------
@@ -342,7 +358,7 @@ def _log_losses(target: Array, answers: Predictions) -> Array:
     """
     places = _places(target, answers)
     given = _probabilities(answers)[np.arange(len(places)), places]
-    return -np.log(np.clip(np.where(places < 0, 0.0, given), _SMALLEST, 1.0))
+    return np.asarray(-np.log(np.clip(np.where(places < 0, 0.0, given), _SMALLEST, 1.0)))
 
 
 def _brier_losses(target: Array, answers: Predictions) -> Array:
@@ -352,7 +368,7 @@ def _brier_losses(target: Array, answers: Predictions) -> Array:
     """
     places, given = _places(target, answers), _probabilities(answers)
     if given.shape[1] == 2:
-        return np.square(given[:, 1] - (places == 1))
+        return np.asarray(np.square(given[:, 1] - (places == 1)))
     happened = places[:, None] == np.arange(given.shape[1])
     return np.asarray(np.square(given - happened).sum(axis=1))
 
@@ -371,7 +387,7 @@ def _calibration_terms(target: Array, answers: Predictions) -> Array:
 
 
 def _calibration_of_sums(sums: Array) -> Array:
-    """Expected calibration error in bins of equal width.
+    """Give the expected calibration error, in bins of equal width.
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
     """
@@ -455,7 +471,7 @@ def _mean_metric(
     *,
     needs_probabilities: bool = False,
 ) -> Metric:
-    """A metric that is the mean of per-row losses."""
+    """Make a metric that is the mean of per-row losses."""
     return Metric(
         name=name,
         greater_is_better=False,
@@ -469,7 +485,7 @@ def _mean_metric(
 
 
 def _count_metric(name: str, of_sums: Callable[[Array], Array]) -> Metric:
-    """A metric of the confusion table."""
+    """Make a metric of the confusion table."""
 
     def score(target: Array, answers: Predictions) -> float:
         numbers, size = _confusion_cells(target, answers)

@@ -42,6 +42,7 @@ class TrainedOn:
     :param rows: training rows.
     :param simple_prediction: what a model that knows nothing would always answer: the median or the most frequent
         label of the training rows. Every challenger has to beat it.
+    :param class_shares: share of each label among the training rows; empty for a regression.
     """
 
     dataset_digest: str
@@ -52,6 +53,7 @@ class TrainedOn:
     window_end: datetime | None = None
     rows: int
     simple_prediction: float | str
+    class_shares: dict[str, float] = field(default_factory=dict)
 
     @property
     def window(self) -> Window | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.evaluation import EvaluationReport
+    from airflow_mlops.core.evaluation import EvaluationReport, MetricComparison, Rival
     from airflow_mlops.core.fairness import FairnessReport
     from airflow_mlops.core.slices import SliceReport
 
@@ -19,7 +18,7 @@ class Verdict(StrEnum):
 
     PROMOTE = "promote"
     REJECT = "reject"
-    NOT_MEASURED = "not_measured"
+    NO_VERDICT = "no_verdict"
 
 
 class Outcome(StrEnum):
@@ -32,15 +31,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromotionPolicy:
-    """What a challenger has to show.
+    """What a challenger has to show. With neither threshold nothing can be concluded: there is no verdict then.
 
-    :param minimum_uplift: relative improvement over the champion, 0.01 is one percent.
-    :param significance: largest p-value, the rate at which an equally good challenger would be promoted.
+    :param minimum_uplift: relative improvement over the champion, 0.01 is one percent; ``None`` asks for none.
+    :param significance: largest p-value, the rate at which an equally good challenger would be promoted; ``None`` takes the
+        numbers as they are, however few rows they come from.
     :param maximum_group_difference: largest difference of selection or error rates between groups; ``None``: reported only.
     """
 
-    minimum_uplift: float = 0.0
-    significance: float = 0.05
+    minimum_uplift: float | None = 0.0
+    significance: float | None = 0.05
     maximum_group_difference: float | None = None
 
 
@@ -48,7 +48,7 @@ class PromotionPolicy:
 class Check:
     """One thing that was looked at.
 
-    :param name: ``baseline``, ``champion``, ``slices``, ``groups``, ``artifact``.
+    :param name: ``champion``, ``baseline``, ``slices``, ``artifact``, or ``groups by`` a column.
     :param outcome: pass, fail, or not measured.
     :param reason: one sentence.
     """
@@ -77,16 +77,19 @@ def decide_promotion(
 ) -> PromotionDecision:
     """Join all checks into one verdict: any failure rejects; what could not be measured is never a pass.
 
-    Without a champion the challenger has to beat the simple baseline beyond its interval; with one, it has to be better by
-    the policy's uplift and significantly so, still beat the baseline, and get no slice significantly worse.
+    A first model has to be better than every simple guess; a later one than the champion as well. Better means by the
+    policy's uplift (the champion only) and at its significance. No slice may get significantly worse.
 
     :param report: the numbers.
     :param policy: what has to be shown.
-    :param slices: of challenger against champion; ``None`` when there is no champion.
+    :param slices: of challenger against champion; ``None`` when there is no champion, or none were asked for.
     :param groups: per column that was asked for.
     :param further: checks made elsewhere, such as of the artifact.
     """
-    checks = [_against_baseline(report), _against_champion(report, policy)]
+    checks = []
+    if report.deciding.champion is not None:
+        checks.append(_against_champion(report, report.deciding.champion, policy))
+    checks.append(_against_baselines(report.deciding, policy))
     if slices is not None:
         checks.append(_slices(slices))
     checks += [_groups(group, policy.maximum_group_difference) for group in groups]
@@ -96,60 +99,71 @@ def decide_promotion(
     if failed:
         verdict, told = Verdict.REJECT, failed
     elif unmeasured:
-        verdict, told = Verdict.NOT_MEASURED, unmeasured
+        verdict, told = Verdict.NO_VERDICT, unmeasured
     else:
-        verdict, told = Verdict.PROMOTE, [checks[1], *(check for check in checks[2:])][:1]
+        verdict, told = Verdict.PROMOTE, checks[:1]
+    first = "first model: " if report.deciding.champion is None else ""
     return PromotionDecision(
-        verdict=verdict, reason="; ".join(check.reason for check in told), checks=tuple(checks)
+        verdict=verdict, reason=first + "; ".join(check.reason for check in told), checks=tuple(checks)
     )
 
 
-def _against_baseline(report: EvaluationReport) -> Check:
+def _against_champion(report: EvaluationReport, champion: Rival, policy: PromotionPolicy) -> Check:
     deciding = report.deciding
-    name, challenger, baseline = deciding.metric.upper(), deciding.challenger, deciding.baseline
-    if baseline is None or not all(map(math.isfinite, (challenger.value, baseline.value))):
-        return Check(
-            name="baseline", outcome=Outcome.NOT_MEASURED, reason=f"{name} of a simple guess could not be measured"
-        )
-    better = challenger.low > baseline.value if deciding.greater_is_better else challenger.high < baseline.value
-    if not better:
+    numbers = (
+        f"{deciding.metric.upper()} {deciding.challenger.value:.4g} against the champion's {champion.value.value:.4g} "
+        f"on the same {report.row_count} rows ({_uplift(champion)}p = {champion.p_value:.2g})"
+    )
+    return _judge(
+        "champion", champion, numbers, significance=policy.significance, uplift=policy.minimum_uplift
+    )
+
+
+def _against_baselines(deciding: MetricComparison, policy: PromotionPolicy) -> Check:
+    name = deciding.metric.upper()
+    if not deciding.baselines:
         return Check(
             name="baseline",
-            outcome=Outcome.FAIL,
-            reason=f"{name} {challenger.value:.4g} is no better than a simple guess ({baseline.value:.4g})",
+            outcome=Outcome.NOT_MEASURED,
+            reason=f"{name} of a simple guess could not be measured, so there is nothing to compare with",
         )
-    return Check(
-        name="baseline",
-        outcome=Outcome.PASS,
-        reason=f"{name} {challenger.value:.4g} against {baseline.value:.4g} for a simple guess",
-    )
+    judged = [
+        _judge(
+            "baseline",
+            guess,
+            f"{name} {deciding.challenger.value:.4g} against {guess.value.value:.4g} for {kind}",
+            significance=policy.significance,
+            uplift=0.0 if policy.minimum_uplift is not None else None,
+        )
+        for kind, guess in deciding.baselines.items()
+    ]
+    outcomes = {check.outcome for check in judged}
+    outcome = next(one for one in (Outcome.FAIL, Outcome.NOT_MEASURED, Outcome.PASS) if one in outcomes)
+    told = "; ".join(check.reason for check in judged if check.outcome is outcome)
+    return Check(name="baseline", outcome=outcome, reason=told)
 
 
-def _against_champion(report: EvaluationReport, policy: PromotionPolicy) -> Check:
-    deciding = report.deciding
-    name, challenger, champion = deciding.metric.upper(), deciding.challenger, deciding.champion
-    if champion is None:
-        baseline = f" against {deciding.baseline.value:.4g} for a simple guess" if deciding.baseline else ""
+def _judge(
+    name: str, rival: Rival, numbers: str, *, significance: float | None, uplift: float | None
+) -> Check:
+    if significance is None and uplift is None:
         return Check(
-            name="champion", outcome=Outcome.PASS, reason=f"first model: {name} {challenger.value:.4g}{baseline}"
+            name=name, outcome=Outcome.NOT_MEASURED, reason=f"no threshold is set to judge by: {numbers}"
         )
-    if deciding.uplift is None or deciding.p_value is None:
+    gained = rival.uplift if rival.uplift is not None else rival.difference.value
+    if gained <= 0.0:
+        return Check(name=name, outcome=Outcome.FAIL, reason=f"no better: {numbers}")
+    if significance is not None and rival.p_value > significance:
+        return Check(name=name, outcome=Outcome.FAIL, reason=f"not beyond chance: {numbers}")
+    if uplift is not None and gained < uplift:
         return Check(
-            name="champion", outcome=Outcome.NOT_MEASURED, reason=f"{name} can't be compared with the champion's"
+            name=name, outcome=Outcome.FAIL, reason=f"less than the {uplift:.1%} asked for: {numbers}"
         )
-    numbers = (
-        f"{name} {challenger.value:.4g} against the champion's {champion.value:.4g} on the same "
-        f"{report.row_count} rows ({deciding.uplift:+.1%} better, p = {deciding.p_value:.2g})"
-    )
-    if deciding.p_value > policy.significance:
-        return Check(name="champion", outcome=Outcome.FAIL, reason=f"not beyond chance: {numbers}")
-    if deciding.uplift < policy.minimum_uplift:
-        return Check(
-            name="champion",
-            outcome=Outcome.FAIL,
-            reason=f"less than the {policy.minimum_uplift:.1%} asked for: {numbers}",
-        )
-    return Check(name="champion", outcome=Outcome.PASS, reason=numbers)
+    return Check(name=name, outcome=Outcome.PASS, reason=numbers)
+
+
+def _uplift(rival: Rival) -> str:
+    return f"{rival.uplift:+.1%} better, " if rival.uplift is not None else ""
 
 
 def _slices(slices: SliceReport) -> Check:
@@ -161,28 +175,32 @@ def _slices(slices: SliceReport) -> Check:
         )
     worst = slices.broken[0]
     more = f" and {len(slices.broken) - 1} more" if len(slices.broken) > 1 else ""
+    by = f"{worst.regression:+.0%}, " if worst.regression is not None else ""
     return Check(
         name="slices",
         outcome=Outcome.FAIL,
-        reason=f"worse than the champion where {worst}: loss {worst.challenger:.4g} against {worst.champion:.4g} on "
-        f"{worst.row_count} rows ({worst.regression:+.0%}, adjusted p = {worst.p_value:.2g}){more}",
+        reason=f"worse than the champion where {worst}: {slices.loss} {worst.challenger:.4g} against "
+        f"{worst.champion:.4g} on {worst.row_count} rows ({by}adjusted p = {worst.p_value:.2g}){more}",
     )
 
 
 def _groups(report: FairnessReport, limit: float | None) -> Check:
-    differences = [
-        value
-        for value in (report.demographic_parity_difference, report.equalized_odds_difference)
-        if value is not None
-    ]
     name = f"groups by {report.column}"
+    apart = report.largest_difference
     if limit is None:
-        shown = f", rates up to {max(differences):.2f} apart" if differences else ""
+        shown = _apart(report, apart) if apart is not None else "too few rows to compare"
+        return Check(name=name, outcome=Outcome.PASS, reason=f"{name}: {shown}; no limit is set")
+    if apart is None:
         return Check(
-            name=name, outcome=Outcome.PASS, reason=f"{len(report.groups)} {name}{shown}; no limit was set"
+            name=name,
+            outcome=Outcome.NOT_MEASURED,
+            reason=f"{name}: fewer than two groups with enough rows to compare",
         )
-    if not differences:
-        return Check(name=name, outcome=Outcome.NOT_MEASURED, reason=f"{name}: no rates to compare")
-    apart = max(differences)
-    words = f"{name}: rates are {apart:.2f} apart (limit {limit:.2f})"
+    words = f"{name}: {_apart(report, apart)} (limit {limit:.2f})"
     return Check(name=name, outcome=Outcome.FAIL if apart > limit else Outcome.PASS, reason=words)
+
+
+def _apart(report: FairnessReport, difference: float) -> str:
+    if report.positive is None:
+        return f"the mean loss of the worst group is {difference:.0%} above the best's"
+    return f"selection or error rates are {difference:.2f} apart"

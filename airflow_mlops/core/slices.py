@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ Array = NDArray[Any]
 
 #: Parts a number is cut into, at its quantiles, and categories kept by name; the rest is one part together.
 NUMBER_PARTS, NAMED_PARTS = 5, 12
+#: Columns whose pairs are searched: more make hundreds of thousands of slices, and each has to be paid for in power.
+PAIRED_COLUMNS = 20
 #: Slices a report shows.
 SHOWN_SLICES = 10
 
@@ -45,7 +47,8 @@ class Slice:
     :param row_count: rows in it.
     :param challenger: mean loss of the challenger.
     :param champion: mean loss of the champion.
-    :param regression: how much worse the challenger is, relative to the champion; below zero is better.
+    :param regression: how much worse the challenger is, relative to the champion; below zero is better; ``None`` where the
+        champion makes no loss at all.
     :param p_value: probability of so large a worsening by chance, adjusted for the number of slices looked at.
     """
 
@@ -53,7 +56,7 @@ class Slice:
     row_count: int
     challenger: float
     champion: float
-    regression: float
+    regression: float | None
     p_value: float
 
     def __str__(self) -> str:
@@ -65,11 +68,13 @@ class Slice:
 class SliceReport:
     """What the search found.
 
+    :param loss: what is compared, such as ``mae`` or ``error rate``.
     :param looked_at: slices with enough rows.
     :param worst: the ones that got worst, relative to the champion.
     :param broken: those of them that got worse beyond tolerance and beyond chance.
     """
 
+    loss: str
     looked_at: int
     worst: tuple[Slice, ...]
     broken: tuple[Slice, ...]
@@ -84,7 +89,13 @@ class _Parts:
 
 
 def find_worse_slices(
-    columns: Mapping[str, Array], challenger: Array, champion: Array, starts: Array, policy: SlicePolicy
+    columns: Mapping[str, Array],
+    challenger: Array,
+    champion: Array,
+    starts: Array,
+    policy: SlicePolicy,
+    *,
+    loss: str = "loss",
 ) -> SliceReport:
     """Look at every part of every column, and of every pair of columns, for rows on which the challenger is worse.
 
@@ -100,25 +111,30 @@ def find_worse_slices(
     :param champion: its loss per row.
     :param starts: first row of each block of neighbors.
     :param policy: when a slice counts.
+    :param loss: what the losses are called.
     """
     parts = {name: _cut(column) for name, column in columns.items()}
     blocks = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(challenger))))
     groups: list[tuple[str, ...]] = [(name,) for name in parts]
     if policy.pairs:
-        groups += list(itertools.combinations(parts, 2))
+        groups += list(itertools.combinations(list(parts)[:PAIRED_COLUMNS], 2))
     found: list[Slice] = []
     for group in groups:
         found += _slices(group, parts, challenger, champion, blocks, len(starts), policy.minimum_rows)
     adjusted = _holm([item.p_value for item in found])
-    judged = [_with_p(item, p) for item, p in zip(found, adjusted, strict=True)]
-    worst = sorted(judged, key=lambda item: (item.p_value, -item.regression))
+    judged = [replace(item, p_value=p) for item, p in zip(found, adjusted, strict=True)]
+    worst = sorted(judged, key=lambda item: (item.p_value, item.champion - item.challenger))
     broken = [
         item
         for item in worst
-        if item.p_value <= policy.significance and item.regression > policy.maximum_regression
+        if item.p_value <= policy.significance
+        and item.challenger - item.champion > policy.maximum_regression * item.champion
     ]
     return SliceReport(
-        looked_at=len(judged), worst=tuple(worst[:SHOWN_SLICES]), broken=tuple(broken[:SHOWN_SLICES])
+        loss=loss,
+        looked_at=len(judged),
+        worst=tuple(worst[:SHOWN_SLICES]),
+        broken=tuple(broken[:SHOWN_SLICES]),
     )
 
 
@@ -131,8 +147,12 @@ def _cut_numbers(column: Array) -> _Parts:
     known = values[np.isfinite(values)]
     distinct = np.unique(known)
     if len(distinct) <= NAMED_PARTS:
-        numbers = np.where(np.isfinite(values), np.searchsorted(distinct, np.nan_to_num(values)), len(distinct))
-        return _Parts(np.minimum(numbers, len(distinct)), (*(f"{value:.6g}" for value in distinct), "missing"))
+        numbers = np.where(
+            np.isfinite(values), np.searchsorted(distinct, np.nan_to_num(values)), len(distinct)
+        )
+        return _Parts(
+            np.minimum(numbers, len(distinct)), (*(f"{value:.6g}" for value in distinct), "missing")
+        )
     cuts = np.unique(np.quantile(known, np.linspace(0.0, 1.0, NUMBER_PARTS + 1)))
     numbers = np.clip(np.searchsorted(cuts, values, side="right") - 1, 0, len(cuts) - 2)
     names = [f"{low:.6g} to {high:.6g}" for low, high in itertools.pairwise(cuts)]
@@ -162,7 +182,9 @@ def _slices(
     size = math.prod(sizes)
     place = blocks * size + cells
     rows = np.bincount(place, minlength=block_count * size).reshape(block_count, size)
-    worse = np.bincount(place, weights=challenger - champion, minlength=block_count * size).reshape(block_count, size)
+    worse = np.bincount(place, weights=challenger - champion, minlength=block_count * size).reshape(
+        block_count, size
+    )
     old = np.bincount(cells, weights=champion, minlength=size)
     counts = rows.sum(axis=0)
     found = []
@@ -176,7 +198,7 @@ def _slices(
                 row_count=count,
                 challenger=before + mean,
                 champion=before,
-                regression=mean / before if before else math.copysign(math.inf, mean) if mean else 0.0,
+                regression=mean / before if before else None,
                 p_value=_p_value(worse[:, cell], rows[:, cell], mean),
             )
         )
@@ -202,14 +224,3 @@ def _holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
         adjusted[place] = highest
     return [float(value) for value in adjusted]
-
-
-def _with_p(item: Slice, p_value: float) -> Slice:
-    return Slice(
-        where=item.where,
-        row_count=item.row_count,
-        challenger=item.challenger,
-        champion=item.champion,
-        regression=item.regression,
-        p_value=p_value,
-    )

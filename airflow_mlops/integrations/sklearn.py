@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.extension import load_object
+from airflow_mlops.core.metrics import Predictions
 from airflow_mlops.core.tuning import Candidate, Range
 
 if TYPE_CHECKING:
@@ -92,6 +93,20 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
     if weights is None:
         return pipeline.fit(features, target)
     return pipeline.fit(features, target, **{_weight_argument(pipeline): weights})
+
+
+def predict(pipeline: Any, features: pd.DataFrame) -> Predictions:
+    """Answer rows, with probabilities where the pipeline gives them."""
+    import numpy as np
+
+    values = np.asarray(pipeline.predict(features))
+    if not is_classification(pipeline):
+        return Predictions(values=values)
+    return Predictions(
+        values=values,
+        probabilities=pipeline.predict_proba(features) if hasattr(pipeline, "predict_proba") else None,
+        classes=tuple(str(label) for label in pipeline.classes_),
+    )
 
 
 def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:

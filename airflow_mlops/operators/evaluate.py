@@ -11,18 +11,27 @@ from airflow_mlops.links import MLflowRunLink
 from airflow_mlops.operators.base import StepOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
 
 class EvaluateModelOperator(StepOperator):
-    """Compare challenger, champion and a simple baseline on the rows the training held out, and judge.
+    """Compare challenger, champion and simple guesses on the rows the training held out, and judge.
 
     :param training: what the training task returned. (templated)
-    :param metric: name of a built-in metric, or import path of one; default the training's. (templated)
-    :param minimum_uplift: relative improvement the challenger has to show, 0.01 is one percent. (templated)
-    :param significance: largest p-value, the rate at which an equally good challenger would pass. (templated)
+    :param metric: name of a built-in metric, or import path of one; default the training's. It decides. (templated)
+    :param metrics: further metrics to report; default the usual ones of the task. (templated)
+    :param last_value: whether the target of the row before is a guess to beat as well; for one time series.
+    :param minimum_uplift: relative improvement the challenger has to show, 0.01 is one percent; ``None`` asks for none.
+        (templated)
+    :param significance: largest p-value, the rate at which an equally good challenger would pass; ``None`` tests nothing.
+        With neither threshold there is no verdict. (templated)
+    :param slices: columns whose parts may not get significantly worse; default the model's inputs, ``[]`` none. (templated)
+    :param slice_policy: fields of :class:`~airflow_mlops.core.slices.SlicePolicy` that differ from its defaults.
+    :param groups: columns with groups of people whose selection and error rates are compared. (templated)
+    :param maximum_group_difference: largest difference between their rates; default: reported only. (templated)
+    :param artifact_limits: fields of :class:`~airflow_mlops.core.artifact.ArtifactLimits` that differ from its defaults.
     :param decision_key: retraining decision that is being carried out; a rejection closes it. (templated)
     :param on_reject: ``fail`` the task (a gate), or ``skip`` what follows: not every retraining has to win.
     """
@@ -33,8 +42,12 @@ class EvaluateModelOperator(StepOperator):
     template_fields: Sequence[str] = (
         "training",
         "metric",
+        "metrics",
         "minimum_uplift",
         "significance",
+        "slices",
+        "groups",
+        "maximum_group_difference",
         "decision_key",
     )
 
@@ -43,8 +56,15 @@ class EvaluateModelOperator(StepOperator):
         *,
         training: Any,
         metric: str | None = None,
-        minimum_uplift: float | str = 0.0,
-        significance: float | str = 0.05,
+        metrics: Sequence[str] | None = None,
+        last_value: bool = False,
+        minimum_uplift: float | str | None = 0.0,
+        significance: float | str | None = 0.05,
+        slices: Sequence[str] | None = None,
+        slice_policy: Mapping[str, Any] | None = None,
+        groups: Sequence[str] = (),
+        maximum_group_difference: float | str | None = None,
+        artifact_limits: Mapping[str, Any] | None = None,
         decision_key: str | None = None,
         on_reject: Literal["fail", "skip"] = "fail",
         **kwargs: Any,
@@ -52,8 +72,15 @@ class EvaluateModelOperator(StepOperator):
         super().__init__(**kwargs)
         self.training = training
         self.metric = metric
+        self.metrics = metrics
+        self.last_value = last_value
         self.minimum_uplift = minimum_uplift
         self.significance = significance
+        self.slices = slices
+        self.slice_policy = slice_policy
+        self.groups = groups
+        self.maximum_group_difference = maximum_group_difference
+        self.artifact_limits = artifact_limits
         self.decision_key = decision_key
         self.on_reject = on_reject
 
@@ -67,10 +94,17 @@ class EvaluateModelOperator(StepOperator):
             "window": training["holdout"],
             "time_column": training["dataset"]["time_column"],
             "metric": self.metric or training["metric"],
+            "metrics": self.metrics,
+            "last_value": self.last_value,
+            "slices": self.slices,
+            "groups": list(self.groups),
             "policy": {
-                "minimum_uplift": float(self.minimum_uplift),
-                "significance": float(self.significance),
+                "minimum_uplift": _number(self.minimum_uplift),
+                "significance": _number(self.significance),
+                "maximum_group_difference": _number(self.maximum_group_difference),
             },
+            "slice_policy": dict(self.slice_policy or {}),
+            "artifact_limits": dict(self.artifact_limits or {}),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:
@@ -115,5 +149,10 @@ class EvaluateModelOperator(StepOperator):
             raise AirflowSkipException(f"{result['verdict']}: {result['reason']}; the champion stays")
         raise PromotionRejectedError(
             f"{result['verdict']}: {result['reason']}; the champion stays",
-            evidence={"report": result["report"]},
+            evidence={"checks": result["checks"], "evaluation": result["evaluation_url"]},
         )
+
+
+def _number(value: float | str | None) -> float | None:
+    """Read a threshold; a template that renders to nothing means none."""
+    return None if value in {None, "", "None"} else float(str(value))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airflow_mlops.core.metrics import Predictions
 from airflow_mlops.core.package import PackageManifest
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.serving.package import read_verified
@@ -90,6 +91,14 @@ class ServedModel:
         :raises SignatureMismatchError: naming the row and field that does not fit.
         """
         return self.predict_columns(self.manifest.signature.columns_from_records(rows))
+
+    def answer(self, columns: Columns) -> Predictions:
+        """Predict from columns, with the probabilities of the classes where the model gives them."""
+        return Predictions(
+            values=np.asarray(self.predict_columns(columns)),
+            probabilities=self.probabilities(columns) if self.probabilities else None,
+            classes=self.manifest.classes or (),
+        )
 
 
 def allowed_types() -> set[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from airflow_mlops.core.signature import ModelSignature
     from airflow_mlops.core.windows import Window
 
 #: A dataset version as a former step returned it, or the URI of a table (its newest version is meant).
@@ -49,3 +50,22 @@ def read_rows(
 def work_key(step: str, *parts: object) -> str:
     """Digest of a step's inputs: equal work has an equal key, so a retry finds what is already done."""
     return hashlib.sha256(canonical_json([step, *map(str, parts)]).encode()).hexdigest()[:32]
+
+
+def model_columns(rows: pl.DataFrame, signature: ModelSignature) -> dict[str, Any]:
+    """Give table rows as a model takes them: numbers as float with NaN for missing, all else as text or ``None``.
+
+    :raises SchemaMismatchError: a number is wanted where the table holds something else.
+    """
+    columns: dict[str, Any] = {}
+    for field in signature.inputs:
+        column = rows[field.name]
+        if field.type == "string":
+            columns[field.name] = column.cast(str).to_list()
+        elif column.dtype.is_numeric() or column.dtype == bool or column.null_count() == len(column):
+            columns[field.name] = column.cast(float).to_numpy()
+        else:
+            raise SchemaMismatchError(
+                f"column {field.name!r} holds {column.dtype}, the model takes a number there"
+            )
+    return columns

@@ -1,4 +1,4 @@
-"""Evaluate: challenger, champion and a simple baseline on the same rows, and one verdict with its reason."""
+"""Evaluate: challenger, champion and simple guesses on the same rows, and one verdict with its reason."""
 
 from __future__ import annotations
 
@@ -9,21 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits
+from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.evaluation import compare_models
-from airflow_mlops.core.promotion import PromotionPolicy, Verdict, decide_promotion
+from airflow_mlops.core.evaluation import EvaluationReport, compare_models
+from airflow_mlops.core.evaluation_text import describe_evaluation
+from airflow_mlops.core.fairness import FairnessReport
+from airflow_mlops.core.metrics import DEFAULT_METRICS, Predictions, resolve_metric, row_losses
+from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
+from airflow_mlops.core.resampling import Blocks
+from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.integrations import fairlearn
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.model import ServedModel, load_model
+from airflow_mlops.serving.probe import check_artifact
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
 
 if TYPE_CHECKING:
     import polars as pl
+    from numpy.typing import NDArray
 
     from airflow_mlops.services import Services
+
+EVALUATION_FOLDER = "evaluation"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +45,17 @@ class EvaluateSpec:
     :param model_name: registered model whose champion is the rival.
     :param run_id: MLflow run of the challenger.
     :param window: rows to judge on; neither model may have been trained on them (the training's held-out window).
-    :param time_column: places a row in the window.
+    :param time_column: places a row in the window, and rows in order.
     :param target: column to predict; default the challenger's own.
-    :param metric: name of a built-in metric or import path of one.
+    :param metric: name of a built-in metric or import path of one; it decides.
+    :param metrics: further ones that are reported; ``None``: the usual ones of the task.
+    :param last_value: whether the target of the row before is a guess to beat; for a table that is one time series.
+    :param slices: columns whose parts may not get worse; ``None``: the inputs of the challenger; empty: none.
+    :param groups: columns with groups of people whose rates are compared.
     :param champion_alias: alias of the rival.
     :param policy: what a challenger has to show.
+    :param slice_policy: when a slice counts.
+    :param artifact_limits: what the packaged model may cost.
     :param seed: of the resampling.
     """
 
@@ -49,24 +66,40 @@ class EvaluateSpec:
     time_column: str
     target: str | None = None
     metric: str = "mae"
+    metrics: tuple[str, ...] | None = None
+    last_value: bool = False
+    slices: tuple[str, ...] | None = None
+    groups: tuple[str, ...] = ()
     champion_alias: str = "champion"
     policy: PromotionPolicy = field(default_factory=PromotionPolicy)
+    slice_policy: SlicePolicy = field(default_factory=SlicePolicy)
+    artifact_limits: ArtifactLimits = field(default_factory=ArtifactLimits)
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateResult:
-    """The verdict and the numbers behind it."""
+    """The verdict, what it follows from, and the numbers behind it.
+
+    :param evaluation_url: page of the whole evaluation on the challenger's run.
+    :param checks: everything that was looked at, each with its outcome and a sentence.
+    :param artifact: what the packaged model costs; ``None`` when it did not answer.
+    """
 
     model_name: str
     run_id: str
     run_url: str
+    evaluation_url: str
     champion_version: str | None
     dataset: DatasetVersion
     window: Window
     verdict: Verdict
     reason: str
-    report: dict[str, Any]
+    checks: tuple[Check, ...]
+    report: EvaluationReport
+    slices: SliceReport | None
+    groups: tuple[FairnessReport, ...]
+    artifact: ArtifactFacts | None
 
 
 def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
@@ -74,64 +107,179 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
 
     :raises InsufficientDataError: no rows in the window, or a metric that can't be measured on them.
     :raises ModelVersionNotFoundError: the run has no package.
+    :raises SchemaMismatchError: a column that is not there, or a champion that answers something else.
     """
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     champion_version = registry.find_alias(spec.model_name, spec.champion_alias)
     with tempfile.TemporaryDirectory() as temporary:
-        challenger = _load(registry, spec.run_id, Path(temporary) / "challenger")
-        champion = (
-            _load(
-                registry,
-                champion_version.run_id,
-                Path(temporary) / "champion",
-                champion_version.package_digest,
+        package = registry.download_package(spec.run_id, Path(temporary))
+        challenger = load_model(package)
+        artifact, costs = check_artifact(package, spec.artifact_limits)
+    champion = None
+    if champion_version is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            champion = load_model(
+                registry.download_package(champion_version.run_id, Path(temporary)),
+                expected_digest=champion_version.package_digest,
             )
-            if champion_version
-            else None
-        )
-        rows = _rows(spec, dataset, challenger)
-        target = rows[spec.target or challenger.manifest.target].to_numpy()
-        report = compare_models(
-            target=target,
-            challenger=np.asarray(challenger.predict_records(rows.to_dicts())),
-            champion=np.asarray(champion.predict_records(rows.to_dicts())) if champion else None,
-            baseline=np.full(len(target), challenger.manifest.trained_on.simple_prediction),
-            metric=spec.metric,
-            seed=spec.seed,
-        )
-    decision = decide_promotion(report, spec.policy)
-    experiment_id = registry.client.get_run(spec.run_id).info.experiment_id
-    registry.log(
-        spec.run_id, params={}, metrics={f"evaluation_{spec.metric}": report.challenger.value}, tags={}
+        _require_comparable(challenger, champion)
+    rows = _rows(spec, dataset, [model for model in (challenger, champion) if model is not None])
+    judged = _judge(spec, rows, challenger, champion)
+    decision = decide_promotion(
+        judged.report, spec.policy, slices=judged.slices, groups=judged.groups, further=[artifact]
     )
-    registry.client.set_tag(spec.run_id, "airflow_mlops.verdict", decision.verdict)
-    registry.client.set_tag(spec.run_id, "airflow_mlops.verdict_reason", decision.reason)
-    return EvaluateResult(
+    experiment_id = registry.client.get_run(spec.run_id).info.experiment_id
+    result = EvaluateResult(
         model_name=spec.model_name,
         run_id=spec.run_id,
         run_url=registry.run_url(experiment_id, spec.run_id),
+        evaluation_url=registry.run_url(experiment_id, spec.run_id, f"{EVALUATION_FOLDER}/evaluation.md"),
         champion_version=champion_version.model_version if champion_version else None,
         dataset=dataset,
         window=spec.window,
         verdict=decision.verdict,
         reason=decision.reason,
-        report=to_dict(report),
+        checks=decision.checks,
+        report=judged.report,
+        slices=judged.slices,
+        groups=judged.groups,
+        artifact=costs,
+    )
+    _publish(registry, result)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    report: EvaluationReport
+    slices: SliceReport | None
+    groups: tuple[FairnessReport, ...]
+
+
+def _judge(
+    spec: EvaluateSpec, rows: pl.DataFrame, challenger: ServedModel, champion: ServedModel | None
+) -> _Judged:
+    manifest = challenger.manifest
+    target = rows[spec.target or manifest.target].to_numpy()
+    metric = resolve_metric(spec.metric)
+    answers = challenger.answer(model_columns(rows, manifest.signature))
+    rival = champion.answer(model_columns(rows, champion.manifest.signature)) if champion else None
+    blocks = Blocks.draw(len(target), seed=spec.seed)
+    further = DEFAULT_METRICS[manifest.task] if spec.metrics is None else spec.metrics
+    report = compare_models(
+        target=target,
+        challenger=answers,
+        champion=rival,
+        baselines=_guesses(spec, challenger, target),
+        metrics=[spec.metric, *further],
+        blocks=blocks,
+    )
+    loss, losses = row_losses(metric, target, answers)
+    slices = None
+    columns = manifest.signature.names if spec.slices is None else spec.slices
+    if rival is not None and columns:
+        _, old = row_losses(metric, target, rival)
+        cut = {name: _slice_column(rows[name]) for name in columns}
+        slices = find_worse_slices(cut, losses, old, blocks.starts, spec.slice_policy, loss=loss)
+    groups = tuple(
+        fairlearn.compare_groups(
+            name,
+            rows[name].cast(str).fill_null("").to_numpy(),
+            target=target,
+            predicted=answers.values,
+            losses=losses,
+            positive=manifest.classes[-1] if manifest.classes else None,
+        )
+        for name in spec.groups
+    )
+    return _Judged(report, slices, groups)
+
+
+def _guesses(spec: EvaluateSpec, challenger: ServedModel, target: NDArray[Any]) -> dict[str, Predictions]:
+    """Give what somebody would answer who knows only the training rows' target, or the row before."""
+    known, classes = challenger.manifest.trained_on, challenger.manifest.classes or ()
+    shares = [known.class_shares.get(label, 0.0) for label in classes]
+    constant = np.full(len(target), known.simple_prediction)
+    guesses = {
+        "a simple guess": Predictions(
+            values=constant,
+            probabilities=np.tile(shares, (len(target), 1)) if sum(shares) > 0 else None,
+            classes=classes,
+        )
+    }
+    if spec.last_value:
+        before = np.concatenate([constant[:1].astype(target.dtype), target[:-1]])
+        guesses["the value before"] = Predictions(values=before, classes=classes)
+    return guesses
+
+
+def _slice_column(column: pl.Series) -> NDArray[Any]:
+    """Give numbers as floats, missing ones as NaN, and all else as text."""
+    if column.dtype.is_numeric():
+        return column.cast(float).to_numpy()
+    return column.cast(str).fill_null("").to_numpy()
+
+
+def _rows(spec: EvaluateSpec, dataset: DatasetVersion, models: list[ServedModel]) -> pl.DataFrame:
+    """Read what all models need, oldest row first."""
+    target = spec.target or models[0].manifest.target
+    inputs = [name for model in models for name in model.manifest.signature.names]
+    if target in inputs:
+        raise SchemaMismatchError(f"target {target!r} is also an input of the model of run {spec.run_id}")
+    columns = [*dict.fromkeys([*inputs, target, spec.time_column, *(spec.slices or ()), *spec.groups])]
+    rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)
+    return rows.drop_nulls([target]).sort(spec.time_column)
+
+
+def _require_comparable(challenger: ServedModel, champion: ServedModel) -> None:
+    new, old = challenger.manifest, champion.manifest
+    if new.task != old.task:
+        raise SchemaMismatchError(
+            f"the challenger is a {new.task} and the champion a {old.task}: they have no metric in common; "
+            "give the new model a name of its own"
+        )
+
+
+def _publish(registry: Registry, result: EvaluateResult) -> None:
+    """Put the evaluation on the challenger's run."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / EVALUATION_FOLDER
+        folder.mkdir()
+        (folder / "evaluation.json").write_text(canonical_json(to_dict(result)))
+        (folder / "evaluation.md").write_text(
+            describe_evaluation(
+                result.report,
+                verdict=result.verdict,
+                reason=result.reason,
+                checks=result.checks,
+                slices=result.slices,
+                groups=result.groups,
+            )
+        )
+        registry.upload(result.run_id, folder, EVALUATION_FOLDER)
+    registry.log_dataset(result.run_id, result.dataset, "evaluation")
+    registry.log(
+        result.run_id,
+        params={},
+        metrics=_numbers(result),
+        tags={"airflow_mlops.verdict": result.verdict, "airflow_mlops.verdict_reason": result.reason},
     )
 
 
-def _load(registry: Registry, run_id: str, folder: Path, digest: str | None = None) -> ServedModel:
-    folder.mkdir()
-    return load_model(registry.download_package(run_id, folder), expected_digest=digest)
+def _numbers(result: EvaluateResult) -> dict[str, float]:
+    numbers = {}
+    for item in result.report.metrics:
+        numbers[f"evaluation_{_key(item.metric)}"] = item.challenger.value
+        if item.champion is not None:
+            numbers[f"evaluation_{_key(item.metric)}_champion"] = item.champion.value.value
+    costs = to_dict(result.artifact) if result.artifact else {}
+    return numbers | {f"artifact_{name}": value for name, value in costs.items()}
 
 
-def _rows(spec: EvaluateSpec, dataset: DatasetVersion, model: ServedModel) -> pl.DataFrame:
-    target = spec.target or model.manifest.target
-    names = model.manifest.signature.names
-    if target in names:
-        raise SchemaMismatchError(f"target {target!r} is also an input of the model of run {spec.run_id}")
-    rows = read_rows(dataset, columns=[*names, target], time_column=spec.time_column, window=spec.window)
-    return rows.drop_nulls([target])
+def _key(metric: str) -> str:
+    """MLflow takes no ``:`` or ``@`` in the name of a metric."""
+    return "".join(sign if sign.isalnum() or sign in "_-. /" else "_" for sign in metric)
 
 
 STEP = Step(name="evaluate", spec=EvaluateSpec, result=EvaluateResult, run=run)

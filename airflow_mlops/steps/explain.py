@@ -29,7 +29,7 @@ from airflow_mlops.integrations import plots, shap
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
 
 if TYPE_CHECKING:
     import polars as pl
@@ -152,13 +152,11 @@ def _table(model: ServedModel, rows: pl.DataFrame) -> dict[str, NDArray[Any]]:
     """
     if model.manifest.target in model.manifest.signature.names:
         raise SchemaMismatchError(f"target {model.manifest.target!r} is also an input of the model")
-    columns = model.manifest.signature.columns_from_records(rows.to_dicts())
-    kinds = {field.name: field.type for field in model.manifest.signature.inputs}
     return {
-        name: np.asarray(values, dtype=np.float64)
-        if kinds[name] == "number"
+        name: values
+        if isinstance(values, np.ndarray)
         else np.array(["" if value is None else value for value in values], dtype=object)
-        for name, values in columns.items()
+        for name, values in model_columns(rows, model.manifest.signature).items()
     }
 
 
@@ -183,9 +181,7 @@ def _score(model: ServedModel, label: str | None) -> tuple[Score, str]:
 def _loss(model: ServedModel, metric: str, target: NDArray[Any]) -> Callable[[Table], float]:
     how = resolve_metric(metric)
     sign = -1.0 if how.greater_is_better else 1.0
-    return lambda table: (
-        sign * evaluate_metric(how, target=target, prediction=np.asarray(model.predict_columns(table))).value
-    )
+    return lambda table: sign * evaluate_metric(how, target=target, prediction=model.answer(table)).value
 
 
 def _counterfactuals(

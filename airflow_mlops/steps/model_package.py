@@ -14,7 +14,7 @@ from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import onnx, sklearn
 from airflow_mlops.serving.model import allowed_types
 from airflow_mlops.serving.package import hash_files
-from airflow_mlops.steps.training_rows import simple_prediction
+from airflow_mlops.steps.training_rows import class_shares, simple_prediction
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,6 +101,7 @@ def write_package(
             window_end=split.training_window.end,
             rows=split.training.height,
             simple_prediction=simple_prediction(split.training[columns.target]),
+            class_shares=class_shares(split.training[columns.target]) if fitted.classification else {},
         ),
         holdout=Holdout(
             metric=fitted.score.metric,

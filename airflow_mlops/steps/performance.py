@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
+from airflow_mlops.core.metrics import MetricValue, Predictions, evaluate_metric, resolve_metric
 from airflow_mlops.core.performance import PerformancePolicy, judge_performance
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
@@ -85,9 +85,8 @@ def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
             "wait with LabelsArrivedSensor, or check id_column"
         )
     metric = resolve_metric(spec.metric)
-    current = evaluate_metric(
-        metric, target=labelled[spec.target].to_numpy(), prediction=labelled["prediction"].to_numpy()
-    )
+    answers = Predictions(values=labelled["prediction"].to_numpy(), classes=manifest.classes or ())
+    current = evaluate_metric(metric, target=labelled[spec.target].to_numpy(), prediction=answers)
     reference = _reference(manifest.holdout, current)
     report = judge_performance(
         current=current,

@@ -13,7 +13,7 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services
@@ -78,7 +78,7 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
         predictions = rows.select(
             spec.id_column,
             spec.time_column,
-            pl.Series("prediction", model.predict_records(rows.select(names).to_dicts())),
+            pl.Series("prediction", model.predict_columns(model_columns(rows, model.manifest.signature))),
             pl.lit(version.model_version).alias("model_version"),
         )
     written = delta.replace_window(spec.table, predictions, time_column=spec.time_column, window=spec.window)

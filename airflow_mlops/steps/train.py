@@ -308,11 +308,11 @@ def _fit(
     pipeline = _pipeline(work, candidate)
     sklearn.fit(pipeline, features, target, weights)
     holdout = sklearn.to_features(work.split.holdout, work.columns)
-    predictions = pipeline.predict(holdout)
+    predictions = sklearn.predict(pipeline, holdout)
     score = evaluate_metric(
         work.metric, target=work.split.holdout[work.spec.target].to_numpy(), prediction=predictions
     )
-    return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions, score=score)
+    return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions.values, score=score)
 
 
 def _pipeline(work: _Work, candidate: Candidate) -> Any:
@@ -345,8 +345,8 @@ def _search(
         sklearn.fit(
             pipeline, features.iloc[learn], target[learn], None if weights is None else weights[learn]
         )
-        prediction = pipeline.predict(features.iloc[check])
-        return evaluate_metric(work.metric, target=target[check], prediction=prediction).value
+        predictions = sklearn.predict(pipeline, features.iloc[check])
+        return evaluate_metric(work.metric, target=target[check], prediction=predictions).value
 
     def tell(number: int, trial: Trial) -> None:
         work.registry.log_step(work.run_id, f"trial_{work.metric.name}", trial.value, number)
@@ -379,7 +379,10 @@ def _halving(
     sign = 1.0 if work.metric.greater_is_better else -1.0
 
     def scorer(estimator: Any, rows: Any, truth: Any) -> float:
-        return sign * evaluate_metric(work.metric, target=truth, prediction=estimator.predict(rows)).value
+        return (
+            sign
+            * evaluate_metric(work.metric, target=truth, prediction=sklearn.predict(estimator, rows)).value
+        )
 
     trials: list[Trial] = []
     winners: list[tuple[float, Candidate]] = []

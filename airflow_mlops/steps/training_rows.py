@@ -140,6 +140,12 @@ def simple_prediction(target: pl.Series) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def class_shares(target: pl.Series) -> dict[str, float]:
+    """Share of each label."""
+    counts = target.cast(str).value_counts(sort=True)
+    return {str(label): count / len(target) for label, count in counts.rows()}
+
+
 def _last_change(model_name: str, window: Window, services: Services) -> datetime:
     """Find where the world last changed, as the decisions have it; nothing decided: the window's own start."""
     from airflow_mlops.ledger import EntryKind, Ledger

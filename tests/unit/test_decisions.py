@@ -1,21 +1,15 @@
-"""What is decided: metrics, evaluation, promotion, performance and retraining against independent numbers."""
+"""What is decided: performance and retraining against independent numbers."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from scipy import stats
-from sklearn import metrics as oracle
 
-from airflow_mlops.core.evaluation import compare_models
-from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
+from airflow_mlops.core.metrics import MetricValue
 from airflow_mlops.core.performance import PerformancePolicy, judge_performance
-from airflow_mlops.core.promotion import PromotionPolicy, Verdict, decide_promotion
 from airflow_mlops.core.retraining import (
     Outcome,
     RetrainingHistory,
@@ -24,105 +18,6 @@ from airflow_mlops.core.retraining import (
     decide_retraining,
 )
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
-
-RANDOM = np.random.default_rng(3)
-TARGET, GUESS = RANDOM.normal(10, 3, 500), RANDOM.normal(10, 3, 500)
-LABELS, GUESSED = RANDOM.choice(["a", "b", "c"], 500, p=[0.7, 0.2, 0.1]), RANDOM.choice(["a", "b", "c"], 500)
-
-
-class TestMetrics:
-    @pytest.mark.parametrize(
-        ("name", "expected"),
-        [
-            ("mae", oracle.mean_absolute_error(TARGET, GUESS)),
-            ("rmse", math.sqrt(oracle.mean_squared_error(TARGET, GUESS))),
-            ("r2", oracle.r2_score(TARGET, GUESS)),
-        ],
-    )
-    def test_of_numbers(self, name: str, expected: float) -> None:
-        assert evaluate_metric(resolve_metric(name), target=TARGET, prediction=GUESS).value == pytest.approx(
-            expected
-        )
-
-    @pytest.mark.parametrize(
-        ("name", "expected"),
-        [
-            ("accuracy", oracle.accuracy_score(LABELS, GUESSED)),
-            ("balanced_accuracy", oracle.balanced_accuracy_score(LABELS, GUESSED)),
-        ],
-    )
-    def test_of_labels(self, name: str, expected: float) -> None:
-        got = evaluate_metric(resolve_metric(name), target=LABELS, prediction=GUESSED)
-        assert got.value == pytest.approx(expected)
-
-    def test_not_a_number_is_not_measured(self) -> None:
-        with pytest.raises(InsufficientDataError, match="mae is nan on 2 rows"):
-            evaluate_metric(
-                resolve_metric("mae"), target=np.array([1.0, np.nan]), prediction=np.array([1.0, 1.0])
-            )
-
-    def test_no_rows_are_not_measured(self) -> None:
-        with pytest.raises(InsufficientDataError, match="no rows"):
-            evaluate_metric(resolve_metric("mae"), target=np.array([]), prediction=np.array([]))
-
-    def test_a_users_own_by_import_path(self) -> None:
-        value = evaluate_metric(
-            resolve_metric("numpy:dot"), target=np.array([1.0, 2.0]), prediction=np.array([3.0, 4.0])
-        )
-        assert value.value == 11.0
-
-
-def compare(
-    challenger: np.ndarray, champion: np.ndarray | None, target: np.ndarray = TARGET, metric: str = "mae"
-):
-    return compare_models(
-        target=target, challenger=challenger, champion=champion, baseline=np.full(len(target), 10.0), metric=metric,
-        resamples=200,
-    )  # fmt: skip
-
-
-class TestPromotion:
-    def test_the_paired_test_is_the_textbooks(self) -> None:
-        challenger, champion = TARGET + RANDOM.normal(0, 1, 500), TARGET + RANDOM.normal(0, 1.1, 500)
-        report = compare(challenger, champion)
-        gains = np.abs(champion - TARGET) - np.abs(challenger - TARGET)
-        assert report.p_value == pytest.approx(
-            stats.ttest_1samp(gains, 0, alternative="greater").pvalue, abs=2e-3
-        )
-
-    def test_a_first_model_has_to_beat_a_constant(self) -> None:
-        good, bad = compare(TARGET + 0.1, None), compare(np.full(500, 10.5), None)
-        assert decide_promotion(good, PromotionPolicy()).verdict is Verdict.PROMOTE
-        assert decide_promotion(bad, PromotionPolicy()).verdict is Verdict.REJECT
-
-    def test_better_is_promoted_worse_is_not(self) -> None:
-        near, far = TARGET + RANDOM.normal(0, 0.5, 500), TARGET + RANDOM.normal(0, 1.5, 500)
-        assert decide_promotion(compare(near, far), PromotionPolicy()).verdict is Verdict.PROMOTE
-        assert decide_promotion(compare(far, near), PromotionPolicy()).verdict is Verdict.REJECT
-
-    def test_an_uplift_that_is_too_small_is_said(self) -> None:
-        near, far = TARGET + RANDOM.normal(0, 0.5, 500), TARGET + RANDOM.normal(0, 1.5, 500)
-        decision = decide_promotion(compare(near, far), PromotionPolicy(minimum_uplift=0.99))
-        assert decision.verdict is Verdict.REJECT
-        assert decision.reason.startswith("less than the 99.0% asked for")
-
-    def test_not_a_number_is_no_verdict(self) -> None:
-        report = compare(TARGET + 0.1, TARGET + 0.5)
-        lost = replace(report, challenger=replace(report.challenger, value=math.nan))
-        assert decide_promotion(lost, PromotionPolicy()).verdict is Verdict.NOT_MEASURED
-
-    def test_equal_models_are_promoted_at_the_nominal_rate(self) -> None:
-        """600 pairs of equally good models; five percent of 600 is 30, with a standard deviation of 5.3."""
-        random = np.random.default_rng(11)
-        promoted = 0
-        for _ in range(600):
-            target = random.normal(10, 3, 400)
-            report = compare(target + random.normal(0, 1, 400), target + random.normal(0, 1, 400), target)
-            promoted += (
-                decide_promotion(report, PromotionPolicy(significance=0.05)).verdict is Verdict.PROMOTE
-            )
-        assert 10 <= promoted <= 46
 
 
 def value(mean: float, *, spread: float = 2.0, rows: int = 2000) -> MetricValue:

@@ -1,0 +1,111 @@
+"""Probe: load a packaged model in a new process, as a service would, and measure what it costs.
+
+``python -m airflow_mlops.serving.probe FOLDER`` prints the measurements as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits, judge_artifact
+from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.promotion import Check, Outcome
+
+#: Rows answered one by one, and how many of them warm up.
+REQUESTS, WARM_UP = 500, 50
+
+#: All a model may see of the environment: nothing that opens a door (credentials, connections) is handed on.
+_KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+    "AIRFLOW_MLOPS_TRUSTED_TYPES",
+)
+
+_STARTED = "AIRFLOW_MLOPS_PROBE_STARTED"
+
+
+def check_artifact(
+    folder: Path, limits: ArtifactLimits, *, timeout_seconds: float = 120.0
+) -> tuple[Check, ArtifactFacts | None]:
+    """Run the probe and hold what it measured against the limits.
+
+    :param folder: a verified package folder.
+    :param limits: what it may cost.
+    :param timeout_seconds: it is ended then, which is a failure.
+    :returns: what follows, and what was measured; ``None`` when the model did not answer.
+    """
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    environment |= {"OMP_NUM_THREADS": "1", _STARTED: str(time.time())}
+    try:
+        done = subprocess.run(  # noqa: S603 - this package, with a folder of ours
+            [sys.executable, "-m", "airflow_mlops.serving.probe", str(folder)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return _failed(f"the packaged model did not answer within {timeout_seconds:g} s in a new process")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        return _failed(f"the packaged model could not be used in a new process: {last[:500]}")
+    facts = from_dict(ArtifactFacts, json.loads(done.stdout.splitlines()[-1]))
+    return judge_artifact(facts, limits), facts
+
+
+def measure(folder: Path, *, started: float) -> ArtifactFacts:
+    """Load the model, let it answer, and measure.
+
+    :param folder: package folder.
+    :param started: when this process was started, in seconds since 1970.
+    :raises ArtifactIntegrityError: it can't be loaded, or does not answer as it did when it was packaged.
+    """
+    from airflow_mlops.serving.model import load_model
+
+    model = load_model(folder)  # lets it answer the known rows
+    cold_start = time.time() - started
+    rows = model.manifest.known_rows
+    spent = []
+    for number in range(REQUESTS):
+        begun = time.perf_counter()
+        model.predict_records([rows[number % len(rows)]])
+        spent.append(time.perf_counter() - begun)
+    return ArtifactFacts(
+        size_mb=sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
+        cold_start_seconds=cold_start,
+        p99_milliseconds=sorted(spent[WARM_UP:])[-max(1, (REQUESTS - WARM_UP) // 100)] * 1e3,
+        memory_mb=_peak_memory_mb(),
+    )
+
+
+def _peak_memory_mb() -> float:
+    try:
+        # The peak that getrusage knows is the larger of ours and that of the process we were forked from.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) * 1024 / 1e6
+    except (OSError, KeyError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _failed(reason: str) -> tuple[Check, None]:
+    return Check(name="artifact", outcome=Outcome.FAIL, reason=reason), None
+
+
+if __name__ == "__main__":
+    facts = measure(Path(sys.argv[1]), started=float(os.environ[_STARTED]))
+    sys.stdout.write(f"{json.dumps(to_dict(facts))}\n")
