@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -63,3 +65,32 @@ def from_dict(cls: type[T], data: Any) -> T:
 def canonical_json(value: Any) -> str:
     """Serialize with sorted keys and no spaces, so equal values give equal text (for digests)."""
     return json.dumps(json_safe(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def unknown_fields(cls: type[Any], data: Mapping[str, Any], path: str = "") -> list[str]:
+    """List the names in ``data`` that ``cls`` has no field for, at any depth of dataclasses.
+
+    Stored documents may come from a newer version, so reading ignores such names; what a user writes is checked.
+
+    >>> from airflow_mlops.core.promotion import PromotionPolicy
+    >>> unknown_fields(PromotionPolicy, {"uplift": 0.1, "significance": 0.01})
+    ['uplift']
+    """
+    types = get_type_hints(cls)
+    unknown = [f"{path}{name}" for name in data if name not in types]
+    for name, value in data.items():
+        inner = _only_dataclass(types.get(name))
+        items = value if isinstance(value, list | tuple) else [value]
+        for item in items:
+            if inner is not None and isinstance(item, Mapping):
+                unknown += unknown_fields(inner, item, f"{path}{name}.")
+    return unknown
+
+
+def _only_dataclass(annotation: Any) -> type[Any] | None:
+    """Give the dataclass that a field holds, alone, in a union or in a sequence; ``None`` where several could be meant."""
+    inside = (
+        get_args(annotation) if get_origin(annotation) in {Union, UnionType, tuple, list} else (annotation,)
+    )
+    found = [part for part in inside if isinstance(part, type) and is_dataclass(part)]
+    return found[0] if len(found) == 1 else None

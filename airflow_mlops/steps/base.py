@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.codec import from_dict, to_dict, unknown_fields
 from airflow_mlops.services import Services
 
 #: XCom and the task state store are no place for data: a result holds names, numbers and URIs.
@@ -67,6 +67,10 @@ def run_step(name: str, spec: dict[str, Any], services: Services) -> dict[str, A
     :raises ValueError: when the spec does not fit, or the result is larger than :data:`MAX_RESULT_BYTES`.
     """
     step = load_step(name)
+    unknown = unknown_fields(step.spec, spec)
+    if unknown:
+        known = ", ".join(field.name for field in fields(step.spec))
+        raise ValueError(f"step {name!r} knows no {', '.join(unknown)}; known: {known}")
     result = to_dict(step.run(from_dict(step.spec, spec), services))
     size = len(json.dumps(result))
     if size > MAX_RESULT_BYTES:

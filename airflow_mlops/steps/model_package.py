@@ -100,7 +100,9 @@ def write_package(
             window_start=split.training_window.start,
             window_end=split.training_window.end,
             rows=split.training.height,
-            simple_prediction=simple_prediction(split.training[columns.target]),
+            simple_prediction=simple_prediction(
+                split.training[columns.target], classification=fitted.classification
+            ),
             class_shares=class_shares(split.training[columns.target]) if fitted.classification else {},
         ),
         holdout=Holdout(

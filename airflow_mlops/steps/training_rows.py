@@ -134,10 +134,12 @@ def row_weights(
     return recency if weights is None else recency * weights
 
 
-def simple_prediction(target: pl.Series) -> Any:
-    """Median of a number (best constant under absolute error), most frequent value of a label."""
-    value: Any = target.median() if target.dtype.is_numeric() else target.mode().sort()[0]
-    return value.item() if hasattr(value, "item") else value
+def simple_prediction(target: pl.Series, *, classification: bool) -> float | str:
+    """Median of a number (best constant under absolute error), most frequent value of a label, which may be a number too."""
+    if classification:
+        return str(target.mode().sort()[0])
+    median: Any = target.median()
+    return float(median)
 
 
 def class_shares(target: pl.Series) -> dict[str, float]:

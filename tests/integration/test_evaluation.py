@@ -1,0 +1,315 @@
+"""Evaluation on real streams and a real MLflow server: what decides, what is reported, and who is turned away."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn import metrics as oracle
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.services import Services
+from airflow_mlops.serving.model import load_model
+from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.common import model_columns
+
+pytestmark = pytest.mark.integration
+
+INPUTS = ["nswprice", "nswdemand", "vicprice", "vicdemand", "transfer", "period"]
+
+
+@pytest.fixture
+def services(mlflow_server: str, tmp_path: Path) -> Services:
+    return Services(tracking_uri=mlflow_server, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+@pytest.fixture(scope="module")
+def electricity(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pl.DataFrame]:
+    """Half-hourly prices, up or down; the last 12,000 half hours."""
+    frame = pl.read_parquet(shared_data / "elec2.parquet").tail(12_000)
+    frame = frame.with_columns(
+        pl.col("timestamp").dt.replace_time_zone("UTC").dt.cast_time_unit("us"),
+        pl.when(pl.col("day_of_week") > 5).then(pl.lit("weekend")).otherwise(pl.lit("weekday")).alias("week"),
+    )
+    uri = str(tmp_path_factory.mktemp("tables") / "electricity")
+    delta.replace_window(uri, frame, time_column="timestamp", window=window_of(frame, "timestamp"))
+    return uri, frame
+
+
+def window_of(frame: pl.DataFrame, time: str) -> Window:
+    times = frame[time].dt.convert_time_zone("UTC")
+    first, last = times.min(), times.max()
+    assert isinstance(first, datetime)
+    assert isinstance(last, datetime)
+    return Window(start=first, end=last + timedelta(seconds=1))
+
+
+def train(services: Services, table: str, name: str, **more: Any) -> dict[str, Any]:
+    return run_step(
+        "train",
+        {
+            "dataset": table,
+            "model_name": name,
+            "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
+            "estimator_params": {"max_iter": 60},
+            "target": "target",
+            "numeric": INPUTS,
+            "time_column": "timestamp",
+            "metric": "log_loss",
+            **more,
+        },
+        services,
+    )
+
+
+def evaluate(services: Services, training: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return run_step(
+        "evaluate",
+        {
+            "dataset": training["dataset"],
+            "model_name": training["model_name"],
+            "run_id": training["run_id"],
+            "window": training["holdout"],
+            "time_column": training["dataset"]["time_column"],
+            "metric": training["metric"],
+            **more,
+        },
+        services,
+    )
+
+
+def crown(services: Services, training: dict[str, Any]) -> None:
+    version = run_step(
+        "register",
+        {key: training[key] for key in ("model_name", "run_id", "package_digest", "model_id")},
+        services,
+    )
+    promotion = {
+        "model_name": training["model_name"],
+        "model_version": version["model_version"],
+        "actor": "test",
+        "now": datetime.now(UTC).isoformat(),
+    }
+    run_step("promote", promotion, services)
+
+
+def outcomes(result: dict[str, Any]) -> dict[str, str]:
+    return {check["name"]: check["outcome"] for check in result["checks"]}
+
+
+def test_a_classifier_on_a_real_stream(
+    electricity: tuple[str, pl.DataFrame], services: Services, tmp_path: Path
+) -> None:
+    table, frame = electricity
+    weak = train(services, table, "electricity", numeric=["nswprice"], estimator_params={"max_iter": 3})
+    first = evaluate(services, weak)
+    assert first["verdict"] == "promote", first["reason"]
+    assert first["reason"].startswith("first model: LOG_LOSS ")
+    crown(services, weak)
+    strong = train(services, table, "electricity")
+    second = evaluate(services, strong, groups=["week"])
+    assert second["verdict"] == "promote", second["checks"]
+    assert outcomes(second) == dict.fromkeys(
+        ["champion", "baseline", "slices", "groups by week", "artifact"], "pass"
+    )
+    assert second["slices"]["looked_at"] > 50
+    assert {group["group"] for group in second["groups"][0]["groups"]} == {"weekday", "weekend"}
+
+    # Every number, computed again without any of the code that is tested.
+    registry = Registry.connect(services)
+    model = load_model(registry.download_package(strong["run_id"], tmp_path))
+    held_out = frame.filter(
+        pl.col("timestamp").is_between(
+            datetime.fromisoformat(strong["holdout"]["start"]),
+            datetime.fromisoformat(strong["holdout"]["end"]),
+            closed="left",
+        )
+    )
+    truth = held_out["target"].to_numpy()
+    columns = model_columns(held_out, model.manifest.signature)
+    assert model.probabilities is not None
+    up = model.probabilities(columns)[:, 1]
+    label = np.array(model.predict_columns(columns)).astype(int)
+    expected = {
+        "log_loss": oracle.log_loss(truth, up),
+        "accuracy": oracle.accuracy_score(truth, label),
+        "balanced_accuracy": oracle.balanced_accuracy_score(truth, label),
+        "precision": oracle.precision_score(truth, label),
+        "recall": oracle.recall_score(truth, label),
+        "f1": oracle.f1_score(truth, label),
+        "roc_auc": oracle.roc_auc_score(truth, up),
+        "pr_auc": oracle.average_precision_score(truth, up),
+        "brier": oracle.brier_score_loss(truth, up),
+    }
+    report = second["report"]
+    measured = {item["metric"]: item for item in [report["deciding"], *report["others"]]}
+    assert set(measured) == {*expected, "calibration_error"}
+    assert {name: measured[name]["challenger"]["value"] for name in expected} == pytest.approx(expected)
+    assert all(
+        item["challenger"]["low"] < item["challenger"]["value"] < item["challenger"]["high"]
+        for name, item in measured.items()
+        if name != "calibration_error"  # resampling adds noise to every bin, so it is biased upwards
+    )
+    guess = measured["log_loss"]["baselines"]["a simple guess"]["value"]["value"]
+    share = first["report"]["deciding"]["baselines"]["a simple guess"]["value"]["value"]
+    assert guess == pytest.approx(share)
+    assert 0.6 < guess < 0.75  # of a coin: 0.693
+
+    # And on the run, for people.
+    run = registry.client.get_run(strong["run_id"])
+    assert run.data.metrics["evaluation_roc_auc"] == pytest.approx(expected["roc_auc"])
+    assert run.data.metrics["artifact_p99_milliseconds"] < 100
+    assert run.data.tags["airflow_mlops.verdict"] == "promote"
+    page = Path(
+        registry.client.download_artifacts(strong["run_id"], "evaluation/evaluation.md", str(tmp_path))
+    )
+    assert "## Groups by week" in page.read_text()
+    stored = Path(
+        registry.client.download_artifacts(strong["run_id"], "evaluation/evaluation.json", str(tmp_path))
+    )
+    assert json.loads(stored.read_text()) == second
+
+
+def test_the_same_model_again_is_no_improvement(
+    electricity: tuple[str, pl.DataFrame], services: Services
+) -> None:
+    table, _ = electricity
+    champion = train(services, table, "electricity_again")
+    crown(services, champion)
+    again = evaluate(
+        services, train(services, table, "electricity_again", seed=7, estimator_params={"max_iter": 61})
+    )
+    assert again["verdict"] == "reject"
+    assert outcomes(again)["champion"] == "fail"
+
+
+def test_better_on_the_whole_and_worse_somewhere(services: Services, tmp_path: Path) -> None:
+    """The new model does not know one of the shops, where the old one was right."""
+    random, count = np.random.default_rng(0), 8_000
+    times = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=place) for place in range(count)]
+    shop = random.choice(np.array(["a", "b", "c"]), count, p=[0.4, 0.4, 0.2])
+    level = np.select([shop == "a", shop == "b"], [10.0, 20.0], 30.0)
+    price = random.uniform(0, 10, count)
+    frame = pl.DataFrame(
+        {"t": times, "shop": shop, "price": price, "sold": level + 2.0 * price + random.normal(0, 0.5, count)}
+    )
+    frame = frame.with_columns(
+        pl.when(pl.col("shop") == "c").then(pl.lit("b")).otherwise(pl.col("shop")).alias("region"),
+    )
+    table = str(tmp_path / "shops")
+    delta.replace_window(table, frame, time_column="t", window=window_of(frame, "t"))
+    common: dict[str, Any] = {
+        "estimator": "sklearn.linear_model.LinearRegression",
+        "estimator_params": {},
+        "target": "sold",
+        "time_column": "t",
+        "metric": "mae",
+    }
+    old = train(services, table, "shops", numeric=[], categorical=["shop"], **common)
+    crown(services, old)
+    new = train(services, table, "shops", numeric=["price"], categorical=["region"], **common)
+    result = evaluate(services, new, slices=["shop"])
+    assert outcomes(result)["champion"] == "pass"
+    assert outcomes(result)["slices"] == "fail"
+    assert result["verdict"] == "reject"
+    assert result["reason"].startswith("worse than the champion where shop c: mae ")
+    assert evaluate(services, new, slices=[])["verdict"] == "promote"
+    tolerant = evaluate(services, new, slices=["shop"], slice_policy={"maximum_regression": 50.0})
+    assert tolerant["verdict"] == "promote"
+
+
+def test_a_time_series_has_to_beat_the_value_before(
+    shared_data: Path, services: Services, tmp_path: Path
+) -> None:
+    """Bicycles per hour: a model of the weather alone beats any constant, and not the hour before."""
+    frame = pl.read_parquet(shared_data / "bike_sharing.parquet").with_columns(
+        pl.col("timestamp").dt.replace_time_zone("UTC").dt.cast_time_unit("us"), pl.col("cnt").cast(float)
+    )
+    table = str(tmp_path / "bikes")
+    delta.replace_window(table, frame, time_column="timestamp", window=window_of(frame, "timestamp"))
+    weather = train(
+        services,
+        table,
+        "bikes",
+        estimator="sklearn.ensemble.HistGradientBoostingRegressor",
+        target="cnt",
+        numeric=["temp", "hum", "windspeed"],
+        metric="mae",
+    )
+    assert evaluate(services, weather)["verdict"] == "promote"
+    result = evaluate(services, weather, last_value=True)
+    assert result["verdict"] == "reject"
+    assert "for the value before" in result["reason"]
+    held_out = frame.filter(pl.col("timestamp") >= datetime.fromisoformat(weather["holdout"]["start"]))
+    steps = held_out["cnt"].diff().abs().drop_nulls()
+    measured = result["report"]["deciding"]["baselines"]["the value before"]["value"]["value"]
+    assert measured == pytest.approx(steps.mean(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"memory_mb": 10}, r"the packaged model takes \d+ MB of memory \(limit 10\)"),
+        ({"cold_start_seconds": 0.001}, r"s to the first answer \(limit 0.001\)"),
+        ({"size_mb": 0.001}, r"MB on disk \(limit 0.001\)"),
+    ],
+)
+def test_a_model_that_costs_too_much(
+    electricity: tuple[str, pl.DataFrame], services: Services, limits: dict[str, float], reason: str
+) -> None:
+    import re
+
+    training = train(services, electricity[0], "electricity_costs")
+    result = evaluate(services, training, artifact_limits=limits)
+    assert result["verdict"] == "reject"
+    assert re.search(reason, result["reason"]), result["reason"]
+
+
+def test_a_model_that_only_loads_where_it_was_made(
+    electricity: tuple[str, pl.DataFrame],
+    services: Services,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its class is on this process' path alone; a service would not find it."""
+    (tmp_path / "homemade.py").write_text(
+        "from sklearn.linear_model import LogisticRegression\nclass Homemade(LogisticRegression):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "homemade.Homemade")
+    training = train(
+        services, electricity[0], "electricity_homemade", estimator="homemade.Homemade", estimator_params={}
+    )
+    assert training["serving_form"] == "sklearn"
+    result = evaluate(services, training)
+    assert result["verdict"] == "reject"
+    assert "could not be used in a new process" in result["reason"]
+    assert "homemade" in result["reason"]
+
+
+def test_a_champion_of_another_kind_is_named(
+    electricity: tuple[str, pl.DataFrame], services: Services
+) -> None:
+    crown(services, train(services, electricity[0], "electricity_kinds"))
+    number = train(
+        services,
+        electricity[0],
+        "electricity_kinds",
+        estimator="sklearn.linear_model.LinearRegression",
+        estimator_params={},
+        target="nswprice",
+        numeric=["nswdemand"],
+        metric="mae",
+    )
+    with pytest.raises(
+        SchemaMismatchError, match="the challenger is a regression and the champion a classification"
+    ):
+        evaluate(services, number)
