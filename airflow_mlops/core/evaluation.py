@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from airflow_mlops.core.metrics import Metric, Predictions, evaluate_metric, resolve_metric
+from airflow_mlops.core.metrics import Graded, Metric, Predictions, measure, resolve_metric
 from airflow_mlops.core.resampling import (
     Blocks,
     percentile_interval,
@@ -132,7 +132,13 @@ def compare_models(
     if len(target) == 0:
         raise InsufficientDataError("there are no rows to compare models on")
     drawn = blocks or Blocks.draw(len(target))
-    field_of = _Field(target, challenger, champion, baselines, drawn, (1.0 - confidence) / 2.0)
+    field_of = _Field(
+        challenger=Graded(target, challenger),
+        champion=Graded(target, champion) if champion is not None else None,
+        baselines={name: Graded(target, guess) for name, guess in baselines.items()},
+        blocks=drawn,
+        tail=(1.0 - confidence) / 2.0,
+    )
     deciding, *others = dict.fromkeys(metrics)
     compared = [field_of.compare(resolve_metric(deciding))]
     not_measured = {}
@@ -164,10 +170,9 @@ def normal_tail(z: float) -> float:
 class _Field:
     """Everybody who takes part, on the rows they are compared on."""
 
-    target: Array
-    challenger: Predictions
-    champion: Predictions | None
-    baselines: Mapping[str, Predictions]
+    challenger: Graded
+    champion: Graded | None
+    baselines: Mapping[str, Graded]
     blocks: Blocks
     tail: float
 
@@ -183,21 +188,21 @@ class _Field:
             baselines={
                 name: self._against(metric, value, drawn, guess)
                 for name, guess in self.baselines.items()
-                if not metric.needs_probabilities or guess.probabilities is not None
+                if not metric.needs_probabilities or guess.answers.probabilities is not None
             },
         )
 
-    def _measure(self, metric: Metric, answers: Predictions) -> tuple[float, Array]:
-        value = evaluate_metric(metric, target=self.target, prediction=answers).value
-        return value, self.blocks.resample(metric, self.target, answers)
+    def _measure(self, metric: Metric, graded: Graded) -> tuple[float, Array]:
+        value = measure(metric, graded)
+        return value, self.blocks.resample(metric, graded, value)
 
     def _interval(self, value: float, drawn: Array) -> MetricInterval:
         ends = percentile_interval(value, drawn, self.blocks.count, self.tail)
         low, high = ends or (None, None)
         return MetricInterval(value=value, low=low, high=high)
 
-    def _against(self, metric: Metric, value: float, drawn: Array, answers: Predictions) -> Rival:
-        rival, rival_drawn = self._measure(metric, answers)
+    def _against(self, metric: Metric, value: float, drawn: Array, graded: Graded) -> Rival:
+        rival, rival_drawn = self._measure(metric, graded)
         sign = 1.0 if metric.greater_is_better else -1.0
         gain, gains = sign * (value - rival), sign * (drawn - rival_drawn)
         error = standard_error(gains, self.blocks.count)

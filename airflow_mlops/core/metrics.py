@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,88 @@ class Predictions:
         return Predictions(values=self.values[rows], probabilities=chosen, classes=self.classes)
 
 
-#: ``rows(target, predictions) -> (n, k)``: what each row adds to the sums.
-RowTerms = Callable[[Array, Predictions], Array]
-#: ``cells(target, predictions) -> ((n,) cell numbers, number of cells)``: which count each row adds one to; ``None``
-#: where counting won't do.
-RowCells = Callable[[Array, Predictions], tuple[Array, int] | None]
+class Graded:
+    """Predictions beside what turned out; what several metrics need to know of them is worked out once.
+
+    :param target: what turned out, shape ``(n,)``.
+    :param answers: what was predicted.
+    """
+
+    def __init__(self, target: Array, answers: Predictions) -> None:
+        self.target = target
+        self.answers = answers
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, rows: Array) -> Graded:
+        """Give some rows, by number or mask."""
+        return Graded(self.target[rows], self.answers.take(rows))
+
+    @cached_property
+    def errors(self) -> Array:
+        """Prediction less target, shape ``(n,)``."""
+        return np.asarray(self.answers.values.astype(np.float64) - self.target.astype(np.float64))
+
+    @property
+    def label_count(self) -> int:
+        """How many labels there are: the model's own, and what else turned out or was answered."""
+        return self._coded[2]
+
+    @property
+    def truth(self) -> Array:
+        """Number of each row's true label: the model's own come first, in its order."""
+        return self._coded[0]
+
+    @property
+    def answered(self) -> Array:
+        """Number of the label each row was given."""
+        return self._coded[1]
+
+    @property
+    def probabilities(self) -> Array:
+        """Of the model's own labels, shape ``(n, labels)``."""
+        if self.answers.probabilities is None:
+            raise ValueError("the model gives no probabilities")
+        return self.answers.probabilities
+
+    @cached_property
+    def ranked(self) -> tuple[Array, Array, Array]:
+        """Of two labels: the distinct scores of the positive one, ascending, and the number of each row's score and of its
+        rows by label, shape ``(scores, 2)``.
+        """
+        scores, places = np.unique(self.probabilities[:, 1], return_inverse=True)
+        counts = np.bincount(places * 2 + (self.truth == 1), minlength=2 * len(scores))
+        return scores, places, counts.reshape(-1, 2).astype(np.float64)
+
+    @cached_property
+    def _coded(self) -> tuple[Array, Array, int]:
+        labels = {label: number for number, label in enumerate(self.answers.classes)}
+        truth, answered = _codes(self.target, labels), _codes(self.answers.values, labels)
+        return truth, answered, len(labels)
+
+
+def _codes(values: Array, labels: dict[str, int]) -> Array:
+    """Give each value the number of its label; new labels are added, in the order of their texts."""
+    if values.dtype.kind in "biuf":
+        distinct, places = np.unique(values, return_inverse=True)
+        texts = distinct.astype(str).tolist()
+    else:
+        import polars as pl
+
+        column = pl.Series(values.astype(str).tolist() if values.dtype.kind != "O" else map(str, values))
+        texts = column.unique().sort().to_list()
+        places = column.replace_strict(texts, range(len(texts)), return_dtype=pl.Int64).to_numpy()
+    for text in texts:
+        labels.setdefault(text, len(labels))
+    return np.array([labels[text] for text in texts], dtype=np.int64)[places]
+
+
+#: ``rows(graded) -> (n, k)``: what each row adds to the sums.
+RowTerms = Callable[[Graded], Array]
+#: ``cells(graded) -> ((n,) cell numbers, number of cells, (n,) weights)``: which sum each row adds its weight to (one when
+#: the weights are ``None``); ``None`` where that won't do.
+RowCells = Callable[[Graded], tuple[Array, int, Array | None] | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +136,7 @@ class Metric:
 
     :param name: name, or import path of a user's own.
     :param greater_is_better: direction of the value.
-    :param score: ``score(target, predictions) -> float``, exact.
+    :param score: ``score(graded) -> float``, exact.
     :param terms: what each row adds to the sums; ``None`` when rows are counted in ``cells``, or for a metric that is only
         a number.
     :param cells: which count each row adds one to.
@@ -71,30 +149,30 @@ class Metric:
 
     name: str
     greater_is_better: bool
-    score: Callable[[Array, Predictions], float]
+    score: Callable[[Graded], float]
     terms: RowTerms | None = None
     cells: RowCells | None = None
     of_sums: Callable[[Array], Array] | None = None
-    losses: Callable[[Array, Predictions], Array] | None = None
+    losses: Callable[[Graded], Array] | None = None
     mean_loss: Callable[[float], float] | None = None
     needs_probabilities: bool = False
 
-    def block_sums(self, target: Array, predictions: Predictions, starts: Array) -> Array | None:
+    def block_sums(self, graded: Graded, starts: Array) -> Array | None:
         """Sum what the rows add, block by block.
 
         :param starts: first row of each block, ascending, shape ``(blocks,)``.
         :returns: shape ``(blocks, k + 1)``, row counts last; ``None`` for a metric that is only a number.
         """
-        ends = np.append(starts[1:], len(target))
+        ends = np.append(starts[1:], len(graded))
         counts = (ends - starts).astype(np.float64)[:, None]
         if self.terms is not None:
-            return np.hstack([np.add.reduceat(self.terms(target, predictions), starts, axis=0), counts])
-        counted = self.cells(target, predictions) if self.cells else None
+            return np.hstack([np.add.reduceat(self.terms(graded), starts, axis=0), counts])
+        counted = self.cells(graded) if self.cells else None
         if counted is None:
             return None
-        numbers, size = counted
+        numbers, size, weights = counted
         blocks = np.repeat(np.arange(len(starts)), ends - starts)
-        table = np.bincount(blocks * size + numbers, minlength=len(starts) * size)
+        table = np.bincount(blocks * size + numbers, weights=weights, minlength=len(starts) * size)
         return np.hstack([table.reshape(len(starts), size).astype(np.float64), counts])
 
 
@@ -168,82 +246,83 @@ def evaluate_metric(metric: Metric, *, target: Array, prediction: Array | Predic
     >>> evaluate_metric(resolve_metric("mae"), target=np.array([1.0, 2.0]), prediction=np.array([1.0, 4.0])).value
     1.0
     """
-    target = np.asarray(target)
     answers = (
         prediction if isinstance(prediction, Predictions) else Predictions(values=np.asarray(prediction))
     )
-    if len(target) != len(answers):
-        raise ValueError(f"{len(target)} targets and {len(answers)} predictions")
-    if len(target) == 0:
-        raise InsufficientDataError(f"{metric.name} can't be measured on no rows")
-    if metric.needs_probabilities and answers.probabilities is None:
-        raise ValueError(
-            f"{metric.name} needs probabilities, and the model gives none: choose accuracy, f1 or another metric of labels"
-        )
-    value = float(metric.score(target, answers))
-    if not math.isfinite(value):
-        raise InsufficientDataError(
-            f"{metric.name} is {value} on {len(target)} rows: look for missing or infinite targets and predictions, or "
-            "for a class that does not occur"
-        )
-    losses = metric.losses(target, answers) if metric.losses else None
+    graded = Graded(np.asarray(target), answers)
+    value = measure(metric, graded)
+    losses = metric.losses(graded) if metric.losses else None
     return MetricValue(
         metric=metric.name,
         value=value,
         standard_deviation=float(np.std(losses)) if losses is not None else None,
-        row_count=len(target),
+        row_count=len(graded),
     )
 
 
-def row_losses(metric: Metric, target: Array, predictions: Predictions) -> tuple[str, Array]:
+def measure(metric: Metric, graded: Graded) -> float:
+    """Give the metric's value; see :func:`evaluate_metric` for what may be wrong."""
+    if len(graded.target) != len(graded.answers):
+        raise ValueError(f"{len(graded.target)} targets and {len(graded.answers)} predictions")
+    if len(graded) == 0:
+        raise InsufficientDataError(f"{metric.name} can't be measured on no rows")
+    if metric.needs_probabilities and graded.answers.probabilities is None:
+        raise ValueError(
+            f"{metric.name} needs probabilities, and the model gives none: choose accuracy, f1 or another metric of labels"
+        )
+    value = float(metric.score(graded))
+    if not math.isfinite(value):
+        raise InsufficientDataError(
+            f"{metric.name} is {value} on {len(graded)} rows: look for missing or infinite targets and predictions, or "
+            "for a class that does not occur"
+        )
+    return value
+
+
+def row_losses(metric: Metric, graded: Graded) -> tuple[str, Array]:
     """Give a loss per row for parts of the rows: the metric's own, else mistakes of labels or absolute errors of numbers.
 
     :returns: what the loss is, and the losses, shape ``(n,)``, smaller is better.
     """
     if metric.losses is not None:
-        return metric.name, metric.losses(target, predictions)
-    if predictions.classes:
-        return "error rate", _mistakes(target, predictions)
-    return "absolute error", _absolute_errors(target, predictions)
+        return metric.name, metric.losses(graded)
+    if graded.answers.classes:
+        return "error rate", _mistakes(graded)
+    return "absolute error", _absolute_errors(graded)
 
 
 # -- numbers -------------------------------------------------------------------------------------------------
 
 
-def _errors(target: Array, answers: Predictions) -> Array:
-    errors: Array = answers.values.astype(np.float64) - target.astype(np.float64)
-    return errors
+def _absolute_errors(graded: Graded) -> Array:
+    return np.abs(graded.errors)
 
 
-def _absolute_errors(target: Array, answers: Predictions) -> Array:
-    return np.abs(_errors(target, answers))
+def _squared_errors(graded: Graded) -> Array:
+    return np.square(graded.errors)
 
 
-def _squared_errors(target: Array, answers: Predictions) -> Array:
-    return np.square(_errors(target, answers))
-
-
-def _relative_errors(target: Array, answers: Predictions) -> Array:
+def _relative_errors(graded: Graded) -> Array:
     """Absolute errors as a share of the target; where that is zero, of the smallest number, as scikit-learn has it."""
-    return _absolute_errors(target, answers) / np.maximum(np.abs(target.astype(np.float64)), _SMALLEST)
+    return np.abs(graded.errors) / np.maximum(np.abs(graded.target.astype(np.float64)), _SMALLEST)
 
 
-def _r2_terms(target: Array, answers: Predictions) -> Array:
-    numbers = target.astype(np.float64)
-    return np.column_stack([_squared_errors(target, answers), numbers, np.square(numbers)])
+def _r2_terms(graded: Graded) -> Array:
+    numbers = graded.target.astype(np.float64)
+    # The spread is the same about any point, and sums about the mean lose no digits.
+    about = numbers - np.mean(numbers)
+    return np.column_stack([np.square(graded.errors), about, np.square(about)])
 
 
 def _r2_of_sums(sums: Array) -> Array:
+    """Share of the target's variance that is explained.
+
+    Source: Wright, "Correlation and causation", Journal of Agricultural Research 20, 1921.
+    """
     residual, total, squares, count = (sums[..., place] for place in range(4))
     spread = squares - np.square(total) / count
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(spread > 0.0, 1.0 - residual / spread, np.nan))
-
-
-def _r2(target: Array, answers: Predictions) -> float:
-    numbers = target.astype(np.float64)
-    spread = np.sum(np.square(numbers - np.mean(numbers)))
-    return float(1.0 - np.sum(_squared_errors(target, answers)) / spread) if spread > 0 else math.nan
 
 
 def _quantile_loss(name: str, level: str) -> Metric:
@@ -258,8 +337,8 @@ def _quantile_loss(name: str, level: str) -> Metric:
     if not 0.0 < share < 1.0:
         raise ValueError(f"{name!r}: give the quantile between 0 and 1, such as quantile_loss@0.9")
 
-    def losses(target: Array, answers: Predictions) -> Array:
-        short = -_errors(target, answers)
+    def losses(graded: Graded) -> Array:
+        short = -graded.errors
         return np.maximum(share * short, (share - 1.0) * short)
 
     return _mean_metric(name, losses)
@@ -268,28 +347,13 @@ def _quantile_loss(name: str, level: str) -> Metric:
 # -- labels --------------------------------------------------------------------------------------------------
 
 
-def _mistakes(target: Array, answers: Predictions) -> Array:
-    return np.asarray(target.astype(str) != answers.values.astype(str), dtype=np.float64)
+def _mistakes(graded: Graded) -> Array:
+    return np.asarray(graded.truth != graded.answered, dtype=np.float64)
 
 
-def _labels(target: Array, answers: Predictions) -> Array:
-    """Every label there is: the model's own in its order, then what else turned out or was answered."""
-    seen = np.unique(np.concatenate([target.astype(str), answers.values.astype(str)]))
-    own = np.asarray(answers.classes, dtype=str)
-    return np.concatenate([own, seen[~np.isin(seen, own)]])
-
-
-def _numbers(values: Array, labels: Array) -> Array:
-    """Give each value's place among the labels; -1 for one that is not there."""
-    texts, order = values.astype(str), np.argsort(labels)
-    found = order[np.minimum(np.searchsorted(labels, texts, sorter=order), len(labels) - 1)]
-    return np.where(labels[found] == texts, found, -1)
-
-
-def _confusion_cells(target: Array, answers: Predictions) -> tuple[Array, int]:
-    labels = _labels(target, answers)
-    size = len(labels)
-    return _numbers(target, labels) * size + _numbers(answers.values, labels), size * size
+def _confusion_cells(graded: Graded) -> tuple[Array, int, None]:
+    size = graded.label_count
+    return graded.truth * size + graded.answered, size * size, None
 
 
 def _confusion(sums: Array) -> tuple[Array, Array, Array]:
@@ -340,50 +404,36 @@ def _f1_of_sums(sums: Array) -> Array:
 # -- probabilities -------------------------------------------------------------------------------------------
 
 
-def _probabilities(answers: Predictions) -> Array:
-    if answers.probabilities is None:
-        raise ValueError("the model gives no probabilities")
-    return answers.probabilities
-
-
-def _places(target: Array, answers: Predictions) -> Array:
-    """Give the column of each row's true label; -1 for a label the model does not know."""
-    return _numbers(target, np.asarray(answers.classes, dtype=str))
-
-
-def _log_losses(target: Array, answers: Predictions) -> Array:
+def _log_losses(graded: Graded) -> Array:
     """Minus the logarithm of what was given to what happened.
 
     Source: Good, "Rational decisions", JRSS B 14, 1952.
     """
-    places = _places(target, answers)
-    given = _probabilities(answers)[np.arange(len(places)), places]
-    return np.asarray(-np.log(np.clip(np.where(places < 0, 0.0, given), _SMALLEST, 1.0)))
+    given = graded.probabilities
+    known = graded.truth < given.shape[1]
+    happened = given[np.arange(len(given)), np.where(known, graded.truth, 0)]
+    return np.asarray(-np.log(np.clip(np.where(known, happened, 0.0), _SMALLEST, 1.0)))
 
 
-def _brier_losses(target: Array, answers: Predictions) -> Array:
+def _brier_losses(graded: Graded) -> Array:
     """Squared distance between the probabilities and what happened; of two labels, of the positive one alone.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
     """
-    places, given = _places(target, answers), _probabilities(answers)
+    given = graded.probabilities
     if given.shape[1] == 2:
-        return np.asarray(np.square(given[:, 1] - (places == 1)))
-    happened = places[:, None] == np.arange(given.shape[1])
+        return np.asarray(np.square(given[:, 1] - (graded.truth == 1)))
+    happened = graded.truth[:, None] == np.arange(given.shape[1])
     return np.asarray(np.square(given - happened).sum(axis=1))
 
 
-def _calibration_terms(target: Array, answers: Predictions) -> Array:
-    """Give, per bin of confidence, whether the row is in it, its confidence there, and whether it was right there."""
-    given = _probabilities(answers)
+def _calibration_cells(graded: Graded) -> tuple[Array, int, Array]:
+    """Give each row's bin of confidence, and how far its confidence is above what turned out, 1 for right and 0 for wrong."""
+    given = graded.probabilities
     confidence = given.max(axis=1)
-    right = given.argmax(axis=1) == _places(target, answers)
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    terms = np.zeros((len(bins), 2 * CALIBRATION_BINS))
-    rows = np.arange(len(bins))
-    terms[rows, bins] = confidence
-    terms[rows, CALIBRATION_BINS + bins] = right
-    return terms
+    right = given.argmax(axis=1) == graded.truth
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    return bins, CALIBRATION_BINS, confidence - right
 
 
 def _calibration_of_sums(sums: Array) -> Array:
@@ -391,41 +441,33 @@ def _calibration_of_sums(sums: Array) -> Array:
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
     """
-    confident, right = sums[..., :CALIBRATION_BINS], sums[..., CALIBRATION_BINS:-1]
-    return np.asarray(np.abs(confident - right).sum(axis=-1) / sums[..., -1])
+    return np.asarray(np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1])
 
 
-def _roc_auc(target: Array, answers: Predictions) -> float:
+def _roc_auc(graded: Graded) -> float:
     """Probability that a positive row gets the higher score; of more than two labels, the mean of one against the rest.
 
     Source: Hanley and McNeil, "The meaning and use of the area under a ROC curve", Radiology 143, 1982.
     """
-    return _one_against_rest(target, answers, _rank_auc)
+    return _one_against_rest(graded, _rank_auc_of_counts)
 
 
-def _pr_auc(target: Array, answers: Predictions) -> float:
+def _pr_auc(graded: Graded) -> float:
     """Average precision: the step-wise area under precision over recall, as scikit-learn has it."""
-    return _one_against_rest(target, answers, _average_precision)
+    return _one_against_rest(graded, _average_precision_of_counts)
 
 
-def _one_against_rest(target: Array, answers: Predictions, area: Callable[[Array, Array], float]) -> float:
-    places, given = _places(target, answers), _probabilities(answers)
-    labels = [1] if given.shape[1] == 2 else range(given.shape[1])
-    return float(np.mean([area(places == label, given[:, label]) for label in labels]))
-
-
-def _tie_counts(positive: Array, scores: Array) -> tuple[Array, Array]:
-    """Count positive and negative rows per distinct score, ascending."""
-    _, places = np.unique(scores, return_inverse=True)
-    return np.bincount(places, weights=positive), np.bincount(places, weights=~positive)
-
-
-def _rank_auc(positive: Array, scores: Array) -> float:
-    return float(_rank_auc_of_counts(*_tie_counts(positive, scores)))
-
-
-def _average_precision(positive: Array, scores: Array) -> float:
-    return float(_average_precision_of_counts(*_tie_counts(positive, scores)))
+def _one_against_rest(graded: Graded, area: Callable[[Array, Array], Array]) -> float:
+    given = graded.probabilities
+    if given.shape[1] == 2:
+        _, _, counts = graded.ranked
+        return float(area(counts[:, 1], counts[:, 0]))
+    areas = []
+    for label in range(given.shape[1]):
+        _, places = np.unique(given[:, label], return_inverse=True)
+        positive = graded.truth == label
+        areas.append(area(np.bincount(places, weights=positive), np.bincount(places, weights=~positive)))
+    return float(np.mean(areas))
 
 
 def _rank_auc_of_counts(hits: Array, misses: Array) -> Array:
@@ -444,14 +486,15 @@ def _average_precision_of_counts(hits: Array, misses: Array) -> Array:
         return np.asarray((precision * hits[..., ::-1]).sum(axis=-1) / hits.sum(axis=-1))
 
 
-def _ranking_cells(target: Array, answers: Predictions) -> tuple[Array, int] | None:
-    """Count positive and negative rows in bins of the score, cut at its quantiles; two labels only."""
-    if len(answers.classes) != 2:
+def _ranking_cells(graded: Graded) -> tuple[Array, int, None] | None:
+    """Count positive and negative rows in bins of the score that hold equally many rows; two labels only."""
+    if len(graded.answers.classes) != 2:
         return None
-    score = _probabilities(answers)[:, 1]
-    cuts = np.unique(np.quantile(score, np.linspace(0.0, 1.0, RANKING_BINS + 1)[1:-1]))
-    bins = np.searchsorted(cuts, score, side="right")
-    return bins * 2 + (_places(target, answers) == 1), 2 * RANKING_BINS
+    _, places, counts = graded.ranked
+    rows = counts.sum(axis=1)
+    middle = np.cumsum(rows) - rows / 2.0
+    bins = np.minimum((middle * (RANKING_BINS / len(graded))).astype(np.int64), RANKING_BINS - 1)
+    return bins[places] * 2 + (graded.truth == 1), 2 * RANKING_BINS, None
 
 
 def _ranking(area: Callable[[Array, Array], Array]) -> Callable[[Array], Array]:
@@ -466,17 +509,14 @@ def _mean_of_sums(sums: Array) -> Array:
 
 
 def _mean_metric(
-    name: str,
-    losses: Callable[[Array, Predictions], Array],
-    *,
-    needs_probabilities: bool = False,
+    name: str, losses: Callable[[Graded], Array], *, needs_probabilities: bool = False
 ) -> Metric:
     """Make a metric that is the mean of per-row losses."""
     return Metric(
         name=name,
         greater_is_better=False,
-        score=lambda target, answers: float(np.mean(losses(target, answers))),
-        terms=lambda target, answers: losses(target, answers)[:, None],
+        score=lambda graded: float(np.mean(losses(graded))),
+        terms=lambda graded: losses(graded)[:, None],
         of_sums=_mean_of_sums,
         losses=losses,
         mean_loss=lambda value: value,
@@ -484,14 +524,31 @@ def _mean_metric(
     )
 
 
-def _count_metric(name: str, of_sums: Callable[[Array], Array]) -> Metric:
-    """Make a metric of the confusion table."""
+def _count_metric(
+    name: str,
+    cells: RowCells,
+    of_sums: Callable[[Array], Array],
+    *,
+    greater_is_better: bool = True,
+    needs_probabilities: bool = False,
+) -> Metric:
+    """Make a metric of counts of rows by cell."""
 
-    def score(target: Array, answers: Predictions) -> float:
-        numbers, size = _confusion_cells(target, answers)
-        return float(of_sums(np.append(np.bincount(numbers, minlength=size), len(target)).astype(np.float64)))
+    def score(graded: Graded) -> float:
+        counted = cells(graded)
+        if counted is None:
+            return math.nan
+        numbers, size, weights = counted
+        return float(of_sums(np.append(np.bincount(numbers, weights=weights, minlength=size), len(graded))))
 
-    return Metric(name=name, greater_is_better=True, score=score, cells=_confusion_cells, of_sums=of_sums)
+    return Metric(
+        name=name,
+        greater_is_better=greater_is_better,
+        score=score,
+        cells=cells,
+        of_sums=of_sums,
+        needs_probabilities=needs_probabilities,
+    )
 
 
 def _users(name: str, function: Callable[[Array, Array], Any]) -> Metric:
@@ -500,20 +557,20 @@ def _users(name: str, function: Callable[[Array, Array], Any]) -> Metric:
         return Metric(
             name=name,
             greater_is_better=greater_is_better,
-            score=lambda target, answers: float(function(target, answers.values)),
+            score=lambda graded: float(function(graded.target, graded.answers.values)),
         )
 
-    def per_row(target: Array, answers: Predictions) -> Array:
-        return np.asarray(function(target, answers.values), dtype=np.float64)
+    def per_row(graded: Graded) -> Array:
+        return np.asarray(function(graded.target, graded.answers.values), dtype=np.float64)
 
     sign = -1.0 if greater_is_better else 1.0
     return Metric(
         name=name,
         greater_is_better=greater_is_better,
-        score=lambda target, answers: float(np.mean(per_row(target, answers))),
-        terms=lambda target, answers: per_row(target, answers)[:, None],
+        score=lambda graded: float(np.mean(per_row(graded))),
+        terms=lambda graded: per_row(graded)[:, None],
         of_sums=_mean_of_sums,
-        losses=lambda target, answers: sign * per_row(target, answers),
+        losses=lambda graded: sign * per_row(graded),
         mean_loss=lambda value: sign * value,
     )
 
@@ -526,8 +583,8 @@ _BUILT_IN = {
         Metric(
             name="rmse",
             greater_is_better=False,
-            score=lambda target, answers: float(np.sqrt(np.mean(_squared_errors(target, answers)))),
-            terms=lambda target, answers: _squared_errors(target, answers)[:, None],
+            score=lambda graded: float(np.sqrt(np.mean(_squared_errors(graded)))),
+            terms=lambda graded: _squared_errors(graded)[:, None],
             of_sums=lambda sums: np.sqrt(_mean_of_sums(sums)),
             losses=_squared_errors,
             mean_loss=lambda value: value**2,
@@ -535,7 +592,7 @@ _BUILT_IN = {
         Metric(
             name="r2",
             greater_is_better=True,
-            score=_r2,
+            score=lambda graded: float(_r2_of_sums(np.append(_r2_terms(graded).sum(axis=0), len(graded)))),
             terms=_r2_terms,
             of_sums=_r2_of_sums,
             losses=_squared_errors,
@@ -543,16 +600,16 @@ _BUILT_IN = {
         Metric(
             name="accuracy",
             greater_is_better=True,
-            score=lambda target, answers: float(1.0 - np.mean(_mistakes(target, answers))),
-            terms=lambda target, answers: _mistakes(target, answers)[:, None],
+            score=lambda graded: float(1.0 - np.mean(_mistakes(graded))),
+            terms=lambda graded: _mistakes(graded)[:, None],
             of_sums=lambda sums: 1.0 - _mean_of_sums(sums),
             losses=_mistakes,
             mean_loss=lambda value: 1.0 - value,
         ),
-        _count_metric("balanced_accuracy", _balanced_accuracy_of_sums),
-        _count_metric("precision", _precision_of_sums),
-        _count_metric("recall", _recall_of_sums),
-        _count_metric("f1", _f1_of_sums),
+        _count_metric("balanced_accuracy", _confusion_cells, _balanced_accuracy_of_sums),
+        _count_metric("precision", _confusion_cells, _precision_of_sums),
+        _count_metric("recall", _confusion_cells, _recall_of_sums),
+        _count_metric("f1", _confusion_cells, _f1_of_sums),
         Metric(
             name="roc_auc",
             greater_is_better=True,
@@ -571,14 +628,11 @@ _BUILT_IN = {
         ),
         _mean_metric("log_loss", _log_losses, needs_probabilities=True),
         _mean_metric("brier", _brier_losses, needs_probabilities=True),
-        Metric(
-            name="calibration_error",
+        _count_metric(
+            "calibration_error",
+            _calibration_cells,
+            _calibration_of_sums,
             greater_is_better=False,
-            score=lambda target, answers: float(
-                _calibration_of_sums(np.append(_calibration_terms(target, answers).sum(axis=0), len(target)))
-            ),
-            terms=_calibration_terms,
-            of_sums=_calibration_of_sums,
             needs_probabilities=True,
         ),
     )

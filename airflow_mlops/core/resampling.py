@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.metrics import Metric, Predictions
+    from airflow_mlops.core.metrics import Graded, Metric
 
 Array = NDArray[Any]
 
@@ -67,39 +67,39 @@ class Blocks:
         """Number of blocks."""
         return len(self.starts)
 
-    def resample(self, metric: Metric, target: Array, predictions: Predictions) -> Array:
+    def resample(self, metric: Metric, graded: Graded, value: float) -> Array:
         """Give the metric on every resample.
 
         Metrics that are functions of sums over rows cost one pass over the rows and one matrix product. Where the sums are
         coarser than the metric (ranking, in bins of the score), the resamples are moved by what the binning takes.
 
+        :param value: the metric on all rows.
         :returns: shape ``(resamples,)``; fewer for a metric that is only a number.
         """
-        sums = self._sums(metric, target, predictions)
+        sums = self._sums(metric, graded)
         if sums is None or metric.of_sums is None:
-            return self._score_again(metric, target, predictions)
-        values = metric.of_sums(self.weights @ sums)
+            return self._score_again(metric, graded)
         whole = float(metric.of_sums(sums.sum(axis=0)))
-        return np.asarray(values + (metric.score(target, predictions) - whole))
+        return np.asarray(metric.of_sums(self.weights @ sums) + (value - whole))
 
-    def _sums(self, metric: Metric, target: Array, predictions: Predictions) -> Array | None:
+    def _sums(self, metric: Metric, graded: Graded) -> Array | None:
         if metric.cells is None:
-            return metric.block_sums(target, predictions, self.starts)
-        key = (metric.cells, id(predictions))
+            return metric.block_sums(graded, self.starts)
+        key = (metric.cells, id(graded))
         if key not in self._counted:
-            sums = metric.block_sums(target, predictions, self.starts)
+            sums = metric.block_sums(graded, self.starts)
             if sums is None:
                 return None
             self._counted[key] = sums
         return self._counted[key]
 
-    def _score_again(self, metric: Metric, target: Array, predictions: Predictions) -> Array:
+    def _score_again(self, metric: Metric, graded: Graded) -> Array:
         ends = np.append(self.starts[1:], self.row_count)
         rows = [np.arange(start, end) for start, end in zip(self.starts, ends, strict=True)]
         values = []
         for weights in self.weights[:SLOW_RESAMPLES].astype(int):
             drawn = np.concatenate([rows[block] for block in np.repeat(np.arange(self.count), weights)])
-            values.append(metric.score(target[drawn], predictions.take(drawn)))
+            values.append(metric.score(graded.take(drawn)))
         return np.array(values)
 
 

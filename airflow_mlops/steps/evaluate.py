@@ -15,7 +15,7 @@ from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.evaluation import EvaluationReport, compare_models
 from airflow_mlops.core.evaluation_text import describe_evaluation
 from airflow_mlops.core.fairness import FairnessReport
-from airflow_mlops.core.metrics import DEFAULT_METRICS, Predictions, resolve_metric, row_losses
+from airflow_mlops.core.metrics import DEFAULT_METRICS, Graded, Predictions, resolve_metric, row_losses
 from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
 from airflow_mlops.core.resampling import Blocks
 from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
@@ -175,11 +175,11 @@ def _judge(
         metrics=[spec.metric, *further],
         blocks=blocks,
     )
-    loss, losses = row_losses(metric, target, answers)
+    loss, losses = row_losses(metric, Graded(target, answers))
     slices = None
     columns = manifest.signature.names if spec.slices is None else spec.slices
     if rival is not None and columns:
-        _, old = row_losses(metric, target, rival)
+        _, old = row_losses(metric, Graded(target, rival))
         cut = {name: _slice_column(rows[name]) for name in columns}
         slices = find_worse_slices(cut, losses, old, blocks.starts, spec.slice_policy, loss=loss)
     groups = tuple(

@@ -23,6 +23,7 @@ from airflow_mlops.core.evaluation import EvaluationReport, MetricInterval, comp
 from airflow_mlops.core.evaluation_text import describe_evaluation
 from airflow_mlops.core.metrics import (
     DEFAULT_METRICS,
+    Graded,
     Predictions,
     evaluate_metric,
     resolve_metric,
@@ -148,11 +149,11 @@ class TestMetrics:
             "calibration_error",
         ):
             metric = resolve_metric(name)
-            sums = metric.block_sums(truth, answers, starts)
+            sums = metric.block_sums(Graded(truth, answers), starts)
             assert sums is not None
             assert metric.of_sums is not None
             assert float(metric.of_sums(sums.sum(axis=0))) == pytest.approx(
-                metric.score(truth, answers), abs=1e-9
+                metric.score(Graded(truth, answers)), abs=1e-9
             )
 
     def test_not_a_number_is_not_measured(self) -> None:
@@ -484,7 +485,7 @@ class TestGroups:
 
         random = np.random.default_rng(0)
         groups = random.choice(np.array(["x", "y", "z"]), len(TRUTH), p=[0.5, 0.3, 0.2])
-        _, losses = row_losses(resolve_metric("accuracy"), TRUTH, ANSWERS)
+        _, losses = row_losses(resolve_metric("accuracy"), Graded(TRUTH, ANSWERS))
         report = compare_groups(
             "sex", groups, target=TRUTH, predicted=ANSWERS.values, losses=losses, positive="b"
         )
