@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.exceptions import ModelVersionNotFoundError, RegistryUnavailableError
+from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES
+from airflow_mlops.core.signing import SIGNATURE_FILE, PackageSignature
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    ModelVersionNotFoundError,
+    RegistryUnavailableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +33,15 @@ PACKAGE_FOLDER = "package"
 STEP_KEY_TAG = "airflow_mlops.step_key"
 PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
 RUN_ID_TAG = "airflow_mlops.run_id"
+#: Tag of a model version: the package's signature as this model, see :mod:`airflow_mlops.core.signing`.
+SIGNATURE_TAG = "airflow_mlops.signature"
+
+#: MLflow's databases cut longer ones off, or refuse them.
+DESCRIPTION_CHARACTERS = 5000
+TAG_CHARACTERS = 5000
+
+#: Rows of MLflow's input example.
+_EXAMPLE_ROWS = 3
 
 # MLflow's own defaults retry for about four minutes; a task should fail soon and let Airflow retry it.
 _HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -34,12 +49,30 @@ _HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIM
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegisteredVersion:
-    """A model version as the registry knows it."""
+    """A model version as the registry knows it.
+
+    :param signature: text of its package's signature; ``None`` when it was registered without a key.
+    """
 
     model_name: str
     model_version: str
     run_id: str
     package_digest: str
+    signature: str | None = None
+
+    def package_signature(self) -> PackageSignature | None:
+        """Read the signature.
+
+        :raises ArtifactIntegrityError: the tag holds none.
+        """
+        if self.signature is None:
+            return None
+        try:
+            return PackageSignature.from_text(self.signature)
+        except ValueError as err:
+            raise ArtifactIntegrityError(
+                f"tag {SIGNATURE_TAG} of {self.model_name} version {self.model_version} is no signature: {err}"
+            ) from err
 
 
 class Registry:
@@ -154,16 +187,34 @@ class Registry:
         """Download the model package of a run.
 
         :raises ModelVersionNotFoundError: when the run has no package.
+        :raises ArtifactIntegrityError: when it is too large to be one.
         """
         from mlflow.exceptions import MlflowException
 
         try:
+            listed = self.client.list_artifacts(run_id, PACKAGE_FOLDER)
+            size = sum(item.file_size or 0 for item in listed)
+            if size > MAXIMUM_PACKAGE_BYTES:
+                raise ArtifactIntegrityError(
+                    f"the package of run {run_id} has {size} bytes; at most {MAXIMUM_PACKAGE_BYTES} are loaded. "
+                    "It was not downloaded"
+                )
             return Path(self.client.download_artifacts(run_id, PACKAGE_FOLDER, str(destination)))
         except (MlflowException, OSError) as err:
             raise ModelVersionNotFoundError(
                 f"run {run_id} at {self.tracking_uri} has no artifact folder {PACKAGE_FOLDER!r}: "
                 f"was it trained by TrainModelOperator? ({err})"
             ) from err
+
+    def download_version(self, version: RegisteredVersion, destination: Path) -> Path:
+        """Download the package of a version, with its signature beside it.
+
+        :raises ModelVersionNotFoundError: when its run has no package.
+        """
+        folder = self.download_package(version.run_id, destination)
+        if version.signature is not None:
+            (folder / SIGNATURE_FILE).write_text(version.signature)
+        return folder
 
     # -- models -------------------------------------------------------------------------------------------
 
@@ -194,6 +245,7 @@ class Registry:
                 serialization_format="skops",
                 skops_trusted_types=list(untrusted),
                 signature=infer_signature(features.head(100), pipeline.predict(features.head(100))),
+                input_example=features.head(_EXAMPLE_ROWS),
                 pip_requirements=[f"{package}=={_version(package)}" for package in ("scikit-learn", "skops")],
             )
             with _translated(f"log model to run {run_id}"):
@@ -212,26 +264,52 @@ class Registry:
         tags: Mapping[str, str],
         description: str,
     ) -> RegisteredVersion:
-        """Create a version, or find the one that already holds this package."""
+        """Create a version, or find the one that already holds this package, and write its tags and description.
+
+        MLflow can't make a tag unique, so of two processes that register the same package at once both create a version.
+        Numbers are given in order: whoever finds a lower one with the same package takes its own back.
+
+        :param tags: facts about it; a value longer than MLflow stores is cut off.
+        """
+        wanted = {PACKAGE_DIGEST_TAG: package_digest, RUN_ID_TAG: run_id}
+        with _translated(f"register {model_name!r}"):
+            self._ensure_model(model_name)
+            standing = self._holding(model_name, package_digest)
+            if not standing:
+                created = self.client.create_model_version(
+                    model_name,
+                    source=f"models:/{model_id}" if model_id else f"runs:/{run_id}/{PACKAGE_FOLDER}",
+                    run_id=run_id,
+                    model_id=model_id,
+                    tags=wanted,
+                )
+                standing = self._holding(model_name, package_digest)
+                if str(standing[0].version) != str(created.version):
+                    self.client.delete_model_version(model_name, created.version)
+            number = str(standing[0].version)
+            for name, value in tags.items():
+                if standing[0].tags.get(name) != value[:TAG_CHARACTERS]:
+                    self.client.set_model_version_tag(model_name, number, name, value[:TAG_CHARACTERS])
+            self.client.update_model_version(model_name, number, description[:DESCRIPTION_CHARACTERS])
+            return _registered(self.client.get_model_version(model_name, number))
+
+    def _ensure_model(self, model_name: str) -> None:
         from mlflow.exceptions import MlflowException
 
-        with _translated(f"register {model_name!r}"):
+        try:
+            self.client.get_registered_model(model_name)
+        except MlflowException:
             try:
-                self.client.get_registered_model(model_name)
-            except MlflowException:
                 self.client.create_registered_model(model_name)
-            for version in self.client.search_model_versions(f"name = '{model_name}'"):
-                if version.tags.get(PACKAGE_DIGEST_TAG) == package_digest:
-                    return _registered(version)
-            created = self.client.create_model_version(
-                model_name,
-                source=f"models:/{model_id}" if model_id else f"runs:/{run_id}/{PACKAGE_FOLDER}",
-                run_id=run_id,
-                model_id=model_id,
-                tags={PACKAGE_DIGEST_TAG: package_digest, RUN_ID_TAG: run_id, **tags},
-                description=description,
-            )
-            return _registered(self.client.get_model_version(model_name, created.version))
+            except MlflowException as err:  # somebody else was faster
+                if err.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+
+    def _holding(self, model_name: str, package_digest: str) -> list[Any]:
+        """List the versions with this package, lowest number first."""
+        found = self.client.search_model_versions(f"name = '{model_name}'")
+        same = [item for item in found if item.tags.get(PACKAGE_DIGEST_TAG) == package_digest]
+        return sorted(same, key=lambda item: int(item.version))
 
     def version(self, model_name: str, model_version: str) -> RegisteredVersion:
         """Look a version up by number.
@@ -261,6 +339,11 @@ class Registry:
         with _translated(f"model {model_name!r} alias {alias!r}"):
             self.client.set_registered_model_alias(model_name, alias, model_version)
 
+    def clear_alias(self, model_name: str, alias: str) -> None:
+        """Take an alias away; one that is not there is fine."""
+        with _translated(f"model {model_name!r} alias {alias!r}"):
+            self.client.delete_registered_model_alias(model_name, alias)
+
     # -- links --------------------------------------------------------------------------------------------
 
     def run_url(self, experiment_id: str, run_id: str, artifact: str | None = None) -> str:
@@ -282,7 +365,11 @@ def _registered(version: Any) -> RegisteredVersion:
             f"(tag {PACKAGE_DIGEST_TAG} is missing); register the run again with it"
         )
     return RegisteredVersion(
-        model_name=version.name, model_version=str(version.version), run_id=run_id, package_digest=digest
+        model_name=version.name,
+        model_version=str(version.version),
+        run_id=run_id,
+        package_digest=digest,
+        signature=version.tags.get(SIGNATURE_TAG),
     )
 
 

@@ -12,6 +12,7 @@ from airflow_mlops.hooks.bentoml import BentoMLHook
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.hooks.services import services_from_connections
+from airflow_mlops.hooks.signing import SigningHook
 from airflow_mlops.runners.in_process import InProcessRunner
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class StepOperator(BaseOperator):
     :param mlflow_conn_id: MLflow connection.
     :param bentoml_conn_id: connection of the model service.
     :param ledger_conn_id: connection of the ledger.
+    :param signing_conn_id: connection with the keys packages are signed and verified with.
     :param runner: where the step runs; default this task's own process.
     """
 
@@ -46,6 +48,7 @@ class StepOperator(BaseOperator):
         mlflow_conn_id: str = MLflowHook.default_conn_name,
         bentoml_conn_id: str = BentoMLHook.default_conn_name,
         ledger_conn_id: str = LedgerHook.default_conn_name,
+        signing_conn_id: str = SigningHook.default_conn_name,
         runner: Runner | None = None,
         **kwargs: Any,
     ) -> None:
@@ -53,9 +56,11 @@ class StepOperator(BaseOperator):
         self.mlflow_conn_id = mlflow_conn_id
         self.bentoml_conn_id = bentoml_conn_id
         self.ledger_conn_id = ledger_conn_id
+        self.signing_conn_id = signing_conn_id
         self.runner = runner
 
-    #: Which of the three connections the step needs; the others may be undefined.
+    #: Which of the connections ``mlflow``, ``bentoml`` and ``ledger`` the step needs; the others may be undefined. ``signing``
+    #: is for steps that sign; public keys go to every step that reads from MLflow.
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -87,6 +92,8 @@ class StepOperator(BaseOperator):
             mlflow_conn_id=self.mlflow_conn_id if "mlflow" in self.needs else None,
             bentoml_conn_id=self.bentoml_conn_id if "bentoml" in self.needs else None,
             ledger_conn_id=self.ledger_conn_id if "ledger" in self.needs else None,
+            signing_conn_id=self.signing_conn_id if "mlflow" in self.needs else None,
+            may_sign="signing" in self.needs,
         )
 
     @property

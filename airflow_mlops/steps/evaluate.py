@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,14 +14,15 @@ from airflow_mlops.core.promotion import PromotionPolicy, Verdict, decide_promot
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, read_rows, resolve_dataset
+from airflow_mlops.steps.packages import load_run, load_version
 
 if TYPE_CHECKING:
     import polars as pl
 
     from airflow_mlops.services import Services
+    from airflow_mlops.serving.model import ServedModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +32,8 @@ class EvaluateSpec:
     :param dataset: dataset version, or table URI for its newest.
     :param model_name: registered model whose champion is the rival.
     :param run_id: MLflow run of the challenger.
+    :param package_digest: digest its package must have, from the training's result; needed where signing keys are
+        configured, as a challenger is not signed yet.
     :param window: rows to judge on; neither model may have been trained on them (the training's held-out window).
     :param time_column: places a row in the window.
     :param target: column to predict; default the challenger's own.
@@ -45,6 +46,7 @@ class EvaluateSpec:
     dataset: DatasetRef
     model_name: str
     run_id: str
+    package_digest: str | None = None
     window: Window
     time_column: str
     target: str | None = None
@@ -78,28 +80,18 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     champion_version = registry.find_alias(spec.model_name, spec.champion_alias)
-    with tempfile.TemporaryDirectory() as temporary:
-        challenger = _load(registry, spec.run_id, Path(temporary) / "challenger")
-        champion = (
-            _load(
-                registry,
-                champion_version.run_id,
-                Path(temporary) / "champion",
-                champion_version.package_digest,
-            )
-            if champion_version
-            else None
-        )
-        rows = _rows(spec, dataset, challenger)
-        target = rows[spec.target or challenger.manifest.target].to_numpy()
-        report = compare_models(
-            target=target,
-            challenger=np.asarray(challenger.predict_records(rows.to_dicts())),
-            champion=np.asarray(champion.predict_records(rows.to_dicts())) if champion else None,
-            baseline=np.full(len(target), challenger.manifest.trained_on.simple_prediction),
-            metric=spec.metric,
-            seed=spec.seed,
-        )
+    challenger = load_run(registry, spec.run_id, services, package_digest=spec.package_digest)
+    champion = load_version(registry, champion_version, services) if champion_version else None
+    rows = _rows(spec, dataset, challenger)
+    target = rows[spec.target or challenger.manifest.target].to_numpy()
+    report = compare_models(
+        target=target,
+        challenger=np.asarray(challenger.predict_records(rows.to_dicts())),
+        champion=np.asarray(champion.predict_records(rows.to_dicts())) if champion else None,
+        baseline=np.full(len(target), challenger.manifest.trained_on.simple_prediction),
+        metric=spec.metric,
+        seed=spec.seed,
+    )
     decision = decide_promotion(report, spec.policy)
     experiment_id = registry.client.get_run(spec.run_id).info.experiment_id
     registry.log(spec.run_id, params={}, metrics={f"evaluation_{spec.metric}": report.challenger.value})
@@ -116,11 +108,6 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
         reason=decision.reason,
         report=to_dict(report),
     )
-
-
-def _load(registry: Registry, run_id: str, folder: Path, digest: str | None = None) -> ServedModel:
-    folder.mkdir()
-    return load_model(registry.download_package(run_id, folder), expected_digest=digest)
 
 
 def _rows(spec: EvaluateSpec, dataset: DatasetVersion, model: ServedModel) -> pl.DataFrame:
