@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 #: Sources a page may not load from: the reader's browser must talk to nobody.
 _REMOTE = re.compile(r"""<(?:script|link|img)\b[^>]*\b(?:src|href)=["']https?://[^>]*>(?:\s*</script>)?""")
 
+#: MLflow shows a page in a frame about 650 pixels wide. Evidently's cards wrap as columns do, which makes each as wide
+#: as its widest table and cuts off what does not fit; unwrapped they fit the frame, and the table scrolls.
+_FIT_NARROW_FRAMES = "<style>.MuiGrid-direction-xs-column { flex-wrap: nowrap !important }</style>"
+
 
 def write_drift_report(
     *,
@@ -24,6 +28,7 @@ def write_drift_report(
     current: pd.DataFrame,
     numeric: Sequence[str],
     categorical: Sequence[str],
+    share_threshold: float,
     path: Path,
 ) -> Path:
     """Write Evidently's drift preset over both windows.
@@ -32,6 +37,7 @@ def write_drift_report(
     :param current: rows of the window, the same columns.
     :param numeric: numeric columns.
     :param categorical: columns of categories.
+    :param share_threshold: share of drifted columns from which the page says that the dataset drifted.
     :param path: where to write.
     :raises InsufficientDataError: one of the windows has no rows.
     """
@@ -45,7 +51,8 @@ def write_drift_report(
 
         definition = DataDefinition(numerical_columns=list(numeric), categorical_columns=list(categorical))
         sides = [Dataset.from_pandas(side, data_definition=definition) for side in (current, reference)]
-        snapshot = Report([DataDriftPreset()], include_tests=True).run(*sides)
+        snapshot = Report([DataDriftPreset(drift_share=share_threshold)], include_tests=True).run(*sides)
         snapshot.save_html(str(path))
-    path.write_text(_REMOTE.sub("", path.read_text()))
+    page = _REMOTE.sub("", path.read_text())
+    path.write_text(page.replace("</head>", f"{_FIT_NARROW_FRAMES}</head>", 1))
     return path

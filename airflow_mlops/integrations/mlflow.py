@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
     ModelVersionNotFoundError,
     RegistryUnavailableError,
+    TransientError,
 )
 
 if TYPE_CHECKING:
@@ -131,25 +132,55 @@ class Registry:
                 [experiment_id], f"tags.`{STEP_KEY_TAG}` = '{step_key}' and attributes.status = 'RUNNING'"
             )
             for run in runs:
-                self.client.set_terminated(run.info.run_id, status="FAILED")
+                self._fail(experiment_id, run.info.run_id)
         return len(runs)
+
+    def require_running(self, run_id: str) -> None:
+        """See that no other attempt at the same work has closed this run: whoever closes a run takes its place.
+
+        :raises TransientError: it is closed; trying again finds what the other attempt made.
+        """
+        with _translated(f"run {run_id}"):
+            status = self.client.get_run(run_id).info.status
+        if status != "RUNNING":
+            raise TransientError(
+                f"run {run_id} is {status}: another attempt at the same work took this one for dead and closed it; "
+                "try again to get what that one made"
+            )
 
     @contextmanager
     def run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
         """Open a run; it ends FINISHED, or FAILED when the block raises."""
+        from mlflow.exceptions import MlflowException
+
         with _translated("create run"):
             run_id = str(self.client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
         try:
             yield run_id
         except BaseException:
-            self.client.set_terminated(run_id, status="FAILED")
+            # Should MLflow be gone, then the error to report is the one that brought us here; a retry closes the run.
+            with suppress(MlflowException):
+                self._fail(experiment_id, run_id)
             raise
         with _translated("end run"):
             self.client.set_terminated(run_id, status="FINISHED")
 
-    def log(self, run_id: str, *, params: Mapping[str, Any], metrics: Mapping[str, float | None]) -> None:
-        """Log parameters and metrics; a metric that could not be measured (``None``) is left out."""
-        from mlflow.entities import Metric, Param
+    def _fail(self, experiment_id: str, run_id: str) -> None:
+        """End a run as failed, and with it the models it logged: nobody may take one of them for finished."""
+        self.client.set_terminated(run_id, status="FAILED")
+        for model in self.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+            self.client.finalize_logged_model(model.model_id, "FAILED")
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float | None],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Log in one request, all or nothing; a metric that could not be measured (``None``) is left out."""
+        from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
         with _translated(f"log to run {run_id}"):
@@ -157,6 +188,7 @@ class Registry:
                 run_id,
                 params=[Param(key, str(value)[:500]) for key, value in params.items()],
                 metrics=[Metric(key, value, now, 0) for key, value in metrics.items() if value is not None],
+                tags=[RunTag(key, value) for key, value in tags.items()],
             )
 
     def log_step(self, run_id: str, key: str, value: float | None, step: int) -> None:

@@ -12,9 +12,10 @@ from airflow_mlops.core.drift import compare_profiles
 from airflow_mlops.core.profile import profile_frame
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta, evidently
-from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.integrations.mlflow import STEP_KEY_TAG, Registry
 from airflow_mlops.serving.inference_log import read_inference_log
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.common import work_key
 from airflow_mlops.steps.labels import labelled_predictions
 from airflow_mlops.steps.packages import champion_profile
 
@@ -149,9 +150,10 @@ def _explain(
     ).with_columns(pl.col(name).cast(pl.String) for name in categorical)
     columns = [*numeric, *categorical, *([target] if target else [])]
     experiment_id = registry.experiment_id(MONITORING_EXPERIMENT.format(model_name=spec.model_name))
-    with registry.run(
-        experiment_id, f"window {spec.window}", {"airflow_mlops.window": spec.window.key}
-    ) as run_id:
+    key = work_key("drift", to_dict(spec), trained.dataset_digest)
+    registry.close_interrupted_runs(experiment_id, key)
+    tags = {STEP_KEY_TAG: key, "airflow_mlops.window": spec.window.key}
+    with registry.run(experiment_id, f"window {spec.window}", tags) as run_id:
         with tempfile.TemporaryDirectory() as temporary:
             evidently.write_drift_report(
                 reference=_sample(reference.collect(), columns),
@@ -161,6 +163,7 @@ def _explain(
                     *categorical,
                     *([target] if target and manifest.task == "classification" else []),
                 ],
+                share_threshold=spec.share_threshold,
                 path=Path(temporary) / REPORT_FILE,
             )
             registry.upload(run_id, Path(temporary), "")

@@ -193,6 +193,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
 
     :raises SchemaMismatchError: naming a column the table does not have.
     :raises InsufficientDataError: too few rows to train and hold out.
+    :raises TransientError: another attempt at the same training took this one for dead, and replaced it.
     :raises UnsafeModelError: the model can be stored in no form that is safe to load.
     :raises ValueError: an estimator path or parameter that is wrong, or a column with two roles.
     """
@@ -281,6 +282,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
         metric_value=fitted.score.value,
         reused=False,
     )
+    registry.require_running(work.run_id)
     registry.log(
         work.run_id,
         params=_flat(spec, winner) | _facts(work),
@@ -290,9 +292,8 @@ def _train(work: _Work, services: Services) -> TrainResult:
             f"validation_{fitted.score.metric}": result.validation_value,
             "peak_memory_mb": _peak_memory_mb(),
         },
+        tags={PACKAGE_DIGEST_TAG: digest, _RESULT_TAG: canonical_json(to_dict(result))},
     )
-    registry.client.set_tag(work.run_id, PACKAGE_DIGEST_TAG, digest)
-    registry.client.set_tag(work.run_id, _RESULT_TAG, canonical_json(to_dict(result)))
     return result
 
 

@@ -1,0 +1,191 @@
+"""Killed in the middle, as the kernel or a lost worker does it: what a retry finds, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, Registry
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+from tests.integration.stalling_proxy import StallingProxy
+
+pytestmark = pytest.mark.integration
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> str:
+    x = np.random.default_rng(0).normal(size=600)
+    times = [START + timedelta(hours=hour) for hour in range(600)]
+    uri = str(tmp_path_factory.mktemp("table") / "rows")
+    window = Window(start=START, end=START + timedelta(days=25))
+    delta.replace_window(
+        uri, pl.DataFrame({"t": times, "x": x, "y": 2.0 * x}), time_column="t", window=window
+    )
+    return uri
+
+
+@pytest.fixture
+def services(mlflow_server: str, tmp_path: Path) -> Services:
+    return Services(tracking_uri=mlflow_server, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+def training(table: str, name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "dataset": table,
+        "model_name": name,
+        "estimator": "sklearn.linear_model.LinearRegression",
+        "target": "y",
+        "numeric": ["x"],
+        "time_column": "t",
+        **more,
+    }
+
+
+def start(spec: dict[str, Any], services: Services, folder: Path, **variables: str) -> subprocess.Popen[str]:
+    """Run a training as a pod or another environment does."""
+    (folder / "spec.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "airflow_mlops.steps", "train", "--spec", str(folder / "spec.json")]
+    environment = {**os.environ, **services.to_environment(), **variables}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline, "the step did not come to where it was to be killed"
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate(timeout=30)
+    assert process.returncode == -9
+
+
+def assert_one_training(services: Services, result: dict[str, Any], *, failed: int) -> None:
+    """One finished run with one package and one model; what the killed attempts left can't be taken for one."""
+    registry = Registry.connect(services)
+    experiment = registry.experiment_id(result["model_name"])
+    runs = {run.info.run_id: run for run in registry.client.search_runs([experiment])}
+    statuses = sorted(run.info.status for run in runs.values())
+    assert statuses == ["FAILED"] * failed + ["FINISHED"]
+    assert runs[result["run_id"]].info.status == "FINISHED"
+    (found,) = [run_id for run_id, run in runs.items() if run.data.tags.get(PACKAGE_DIGEST_TAG)]
+    assert found == result["run_id"]
+    models = registry.client.search_logged_models([experiment])
+    assert [model.source_run_id for model in models if model.status == "READY"] == [result["run_id"]]
+    assert {str(model.status) for model in models} <= {"READY", "FAILED"}  # none stays pending
+    version = {key: result[key] for key in ("model_name", "run_id", "package_digest", "model_id")}
+    assert run_step("register", version, services)["model_version"] == "1"
+
+
+BLOCKING_MODEL = '''
+import os, pathlib, time
+from sklearn.linear_model import LinearRegression
+
+class Blocking(LinearRegression):
+    """Says that it is being fitted, and then takes for ever, as long as there is somebody to tell."""
+
+    def fit(self, X, y, sample_weight=None):
+        if "FITTING" in os.environ:
+            pathlib.Path(os.environ["FITTING"]).touch()
+            time.sleep(600)
+        return super().fit(X, y, sample_weight)
+'''
+
+
+def test_killed_while_it_fits(table: str, services: Services, tmp_path: Path) -> None:
+    (tmp_path / "blocking_model.py").write_text(BLOCKING_MODEL)
+    spec = training(table, "killed_in_fit", estimator="blocking_model.Blocking")
+    variables = {
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "AIRFLOW_MLOPS_TRUSTED_TYPES": "blocking_model.Blocking",
+    }
+    fitting = tmp_path / "fitting"
+    for _ in range(2):  # the retry may be killed as well
+        first = start(spec, services, tmp_path, FITTING=str(fitting), **variables)
+        wait_for(fitting.exists, first)
+        kill(first)
+        fitting.unlink()
+    again = start(spec, services, tmp_path, **variables)
+    output, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors[-3000:]
+    assert_one_training(services, json.loads(output), failed=2)
+
+
+def nth(count: int, method: str, part: str) -> Callable[[str, str], bool]:
+    """Choose the n-th request of a kind."""
+    seen = 0
+
+    def here(requested: str, text: str) -> bool:
+        nonlocal seen
+        seen += requested == method and part in text
+        return seen == count
+
+    return here
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("half_a_package", nth(2, "PUT", "/artifacts/package/")),
+        ("half_a_model", nth(2, "PUT", "/models/m-")),
+        ("everything_but_the_result", nth(1, "POST", "/runs/log-batch")),
+    ],
+)
+def test_killed_while_it_writes(
+    table: str, services: Services, tmp_path: Path, name: str, here: Callable[[str, str], bool]
+) -> None:
+    spec = training(table, f"killed_with_{name}")
+    with StallingProxy(str(services.tracking_uri), here).serving() as proxy:
+        first = start(spec, replace(services, tracking_uri=proxy.url), tmp_path)
+        wait_for(proxy.held.is_set, first)
+        kill(first)
+    assert_one_training(services, run_step("train", spec, services), failed=1)
+
+
+def test_killed_when_all_was_done(table: str, services: Services, tmp_path: Path) -> None:
+    spec = training(table, "killed_when_done")
+    finished = nth(1, "POST", "/runs/update")
+    with StallingProxy(str(services.tracking_uri), finished, answered=True).serving() as proxy:
+        first = start(spec, replace(services, tracking_uri=proxy.url), tmp_path)
+        wait_for(proxy.held.is_set, first)
+        kill(first)
+    result = run_step("train", spec, services)
+    assert result["reused"]
+    assert_one_training(services, result, failed=0)
+
+
+def test_an_attempt_that_was_only_slow_gives_way(table: str, services: Services, tmp_path: Path) -> None:
+    spec = training(table, "taken_for_dead")
+    with StallingProxy(str(services.tracking_uri), nth(1, "PUT", "/artifacts/package/")).serving() as proxy:
+        slow = start(spec, replace(services, tracking_uri=proxy.url), tmp_path)
+        wait_for(proxy.held.is_set, slow)
+        result = run_step("train", spec, services)  # Airflow retries a task whose worker it can't hear
+        proxy.release()
+        _, errors = slow.communicate(timeout=120)
+    assert slow.returncode == 1
+    assert "TransientError" in errors
+    assert "another attempt at the same work took this one for dead" in errors
+    assert_one_training(services, result, failed=1)
+    assert run_step("train", spec, services)["run_id"] == result["run_id"]
