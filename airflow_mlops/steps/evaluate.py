@@ -94,7 +94,9 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     )
     decision = decide_promotion(report, spec.policy)
     experiment_id = registry.client.get_run(spec.run_id).info.experiment_id
-    registry.log(spec.run_id, params={}, metrics={f"evaluation_{spec.metric}": report.challenger.value})
+    registry.log(
+        spec.run_id, params={}, metrics={f"evaluation_{spec.metric}": report.challenger.value}, tags={}
+    )
     registry.client.set_tag(spec.run_id, "airflow_mlops.verdict", decision.verdict)
     registry.client.set_tag(spec.run_id, "airflow_mlops.verdict_reason", decision.reason)
     return EvaluateResult(
