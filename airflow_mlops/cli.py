@@ -10,7 +10,8 @@ from pathlib import Path
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run the command and give its exit code."""
     args = _parser().parse_args(argv)
-    return _demo(args) if args.command == "demo" else _ledger(args)
+    commands = {"demo": _demo, "ledger": _ledger, "signing-key": _signing_key}
+    return commands[args.command](args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
             "ledger", help="print the newest entries of the ledger, or bring its schema up to date"
         )
     )
+    commands.add_parser("signing-key", help="make a key that model packages are signed with")
     return parser
 
 
@@ -83,6 +85,18 @@ def _ledger(args: argparse.Namespace) -> int:
     except MLOpsError as err:
         sys.stderr.write(f"{err}\n")
         return 1
+    return 0
+
+
+def _signing_key(args: argparse.Namespace) -> int:
+    from airflow_mlops.core.signing import SigningKey, key_id_of
+
+    key = SigningKey.generate()
+    sys.stdout.write(
+        f"private key (Password of the signing connection): {key.to_text()}\n"
+        f"public key (Extra public_keys, where packages are only verified): {key.public_text()}\n"
+        f"key id: {key_id_of(key.public_key)}\n"
+    )
     return 0
 
 

@@ -33,7 +33,6 @@ def get_provider_info() -> dict[str, Any]:
 
 
 _OPERATORS = (
-    "approval",
     "deploy",
     "drift",
     "evaluate",

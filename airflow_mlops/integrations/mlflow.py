@@ -35,7 +35,7 @@ STEP_KEY_TAG = "airflow_mlops.step_key"
 PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
 RUN_ID_TAG = "airflow_mlops.run_id"
 #: Tag of a model version: the package's signature as this model, see :mod:`airflow_mlops.core.signing`.
-SIGNATURE_TAG = "airflow_mlops.signature"
+SIGNATURE_TAG = "airflow_mlops.package_signature"
 
 #: MLflow's databases cut longer ones off, or refuse them.
 DESCRIPTION_CHARACTERS = 5000

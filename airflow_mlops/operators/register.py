@@ -22,7 +22,7 @@ class RegisterModelOperator(StepOperator):
     """
 
     step = "register"
-    needs = frozenset({"mlflow"})
+    needs = frozenset({"mlflow", "signing"})
     operator_extra_links = (ModelVersionLink(),)
     template_fields: Sequence[str] = ("training", "evaluation", "alias")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,11 +132,12 @@ def _read_plain(path: Path, maximum_bytes: int) -> bytes:
     except OSError as err:
         raise ArtifactIntegrityError(f"{path} cannot be read as a plain file: {err.strerror}") from err
     with os.fdopen(descriptor, "rb") as file:
-        try:
-            data = file.read(maximum_bytes + 1)
-        except IsADirectoryError as err:
-            raise ArtifactIntegrityError(f"{path} is a folder; a package holds only plain files") from err
-    if len(data) > maximum_bytes:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactIntegrityError(f"{path} is not a plain file; a package holds nothing else")
+        # The size is looked at before memory is taken, and the reading bounded, as the file may grow meanwhile.
+        data = file.read(maximum_bytes + 1) if status.st_size <= maximum_bytes else None
+    if data is None or len(data) > maximum_bytes:
         raise ArtifactIntegrityError(
             f"{path} makes the package larger than {MAXIMUM_PACKAGE_BYTES} bytes (the manifest: {MAXIMUM_MANIFEST_BYTES}); "
             "it was not loaded"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.packages import require_signed
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services
@@ -56,9 +57,11 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
 
     :raises PromotionConflictError: somebody promoted another version first.
     :raises ModelVersionNotFoundError: no such version.
+    :raises ArtifactIntegrityError: signatures are asked for, and it has none that is trusted.
     """
     registry = Registry.connect(services)
     version = registry.version(spec.model_name, spec.model_version)
+    require_signed(version, services)
     ledger = Ledger.open(services.require("ledger_url"))
     try:
         _adopt(ledger, registry, spec)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.core.signing import SigningKey
+from airflow_mlops.exceptions import ConnectionConfigError
+from airflow_mlops.integrations.mlflow import SIGNATURE_TAG, Registry
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.steps.base import Step
 
@@ -38,12 +40,16 @@ class RegisterSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegisterResult:
-    """The version."""
+    """The version.
+
+    :param signed_by: id of the key it is signed with; ``None`` when it is not.
+    """
 
     model_name: str
     model_version: str
     run_id: str
     package_digest: str
+    signed_by: str | None
     version_url: str
 
 
@@ -52,7 +58,9 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
 
     :raises ArtifactIntegrityError: the stored package is not the one with ``package_digest``.
     :raises ModelVersionNotFoundError: the run has no package.
+    :raises ConnectionConfigError: signatures are asked for, and there is no key to sign with.
     """
+    signature = _sign(spec, services)
     registry = Registry.connect(services)
     with tempfile.TemporaryDirectory() as temporary:
         folder = registry.download_package(spec.run_id, Path(temporary))
@@ -65,6 +73,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         tags={
             "airflow_mlops.dataset_digest": manifest.trained_on.dataset_digest,
             "airflow_mlops.serving_form": manifest.serving_form,
+            **signature,
         },
         description=model_card(spec, manifest),
     )
@@ -75,8 +84,23 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         model_version=version.model_version,
         run_id=version.run_id,
         package_digest=version.package_digest,
+        signed_by=signed.key_id if (signed := version.package_signature()) else None,
         version_url=registry.version_url(version),
     )
+
+
+def _sign(spec: RegisterSpec, services: Services) -> dict[str, str]:
+    """Give the tag that vouches for the package, or none where nothing is signed."""
+    if services.signing_key:
+        key = SigningKey.parse(services.signing_key)
+        signed = key.sign(model_name=spec.model_name, package_digest=spec.package_digest)
+        return {SIGNATURE_TAG: signed.to_text()}
+    if services.signing_public_keys:
+        raise ConnectionConfigError(
+            f"{spec.model_name} was not registered: versions must be signed here, and the signing connection holds public "
+            "keys only. Put the private key into its Password where models are registered"
+        )
+    return {}
 
 
 def model_card(spec: RegisterSpec, manifest: PackageManifest) -> str:

@@ -10,6 +10,7 @@ from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.packages import require_signed
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services
@@ -50,6 +51,7 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
     """Move the alias back.
 
     :raises ModelVersionNotFoundError: there is no champion, or none before it.
+    :raises ArtifactIntegrityError: signatures are asked for, and the version has none that is trusted.
     :raises PromotionConflictError: somebody moved the alias meanwhile.
     """
     registry = Registry.connect(services)
@@ -63,6 +65,7 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
             current = _current(ledger, spec)
             target = spec.model_version or _before(ledger, spec, current)
         version = registry.version(spec.model_name, target)
+        require_signed(version, services)
         ledger.move_alias(
             model_name=spec.model_name,
             alias=spec.alias,

@@ -31,7 +31,7 @@ OPERATORS = {
     "SelectModelOperator", "ExplainModelOperator",
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
-HOOKS = {"MLflowHook", "BentoMLHook", "LedgerHook"}
+HOOKS = {"MLflowHook", "BentoMLHook", "LedgerHook", "SigningHook"}
 HEAVY = {
     "mlflow", "bentoml", "sklearn", "great_expectations", "evidently", "onnxruntime", "skl2onnx", "deltalake", "polars",
     "pandas", "pyarrow", "skops", "matplotlib", "optuna", "shap",
