@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -74,6 +75,18 @@ class RegisteredVersion:
             raise ArtifactIntegrityError(
                 f"tag {SIGNATURE_TAG} of {self.model_name} version {self.model_version} is no signature: {err}"
             ) from err
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRun:
+    """What a run says about itself.
+
+    :param experiment_id: its experiment.
+    :param params: its parameters.
+    """
+
+    experiment_id: str
+    params: dict[str, str]
 
 
 class Registry:
@@ -248,6 +261,37 @@ class Registry:
             (folder / SIGNATURE_FILE).write_text(version.signature)
         return folder
 
+    def training_run(self, run_id: str) -> TrainingRun:
+        """Read what a run says about itself.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        with _translated(f"run {run_id}"):
+            run = self.client.get_run(run_id)
+        return TrainingRun(experiment_id=str(run.info.experiment_id), params=dict(run.data.params))
+
+    def read_text(self, run_id: str, path: str, *, maximum_bytes: int) -> str | None:
+        """Read an artifact of a run; ``None`` when there is none.
+
+        :raises ArtifactIntegrityError: it is larger than that, or no text.
+        """
+        folder = path.rpartition("/")[0]
+        with _translated(f"artifact {path} of run {run_id}"):
+            found = {item.path: item for item in self.client.list_artifacts(run_id, folder)}
+            if path not in found:
+                return None
+            size = found[path].file_size or 0
+            if size > maximum_bytes:
+                raise ArtifactIntegrityError(
+                    f"{path} of run {run_id} has {size} bytes; at most {maximum_bytes} are read"
+                )
+            with tempfile.TemporaryDirectory() as temporary:
+                data = Path(self.client.download_artifacts(run_id, path, temporary)).read_bytes()
+        try:
+            return data.decode()
+        except UnicodeDecodeError as err:
+            raise ArtifactIntegrityError(f"{path} of run {run_id} is no text: {err}") from err
+
     # -- models -------------------------------------------------------------------------------------------
 
     def log_model(
@@ -303,7 +347,9 @@ class Registry:
 
         :param tags: facts about it; a value longer than MLflow stores is cut off.
         """
-        wanted = {PACKAGE_DIGEST_TAG: package_digest, RUN_ID_TAG: run_id}
+        facts = {_tag_name(name): value[:TAG_CHARACTERS] for name, value in tags.items()}
+        wanted = {PACKAGE_DIGEST_TAG: package_digest, RUN_ID_TAG: run_id, **facts}
+        text = description[:DESCRIPTION_CHARACTERS]
         with _translated(f"register {model_name!r}"):
             self._ensure_model(model_name)
             standing = self._holding(model_name, package_digest)
@@ -314,15 +360,17 @@ class Registry:
                     run_id=run_id,
                     model_id=model_id,
                     tags=wanted,
+                    description=text,
                 )
                 standing = self._holding(model_name, package_digest)
                 if str(standing[0].version) != str(created.version):
                     self.client.delete_model_version(model_name, created.version)
-            number = str(standing[0].version)
-            for name, value in tags.items():
-                if standing[0].tags.get(name) != value[:TAG_CHARACTERS]:
-                    self.client.set_model_version_tag(model_name, number, name, value[:TAG_CHARACTERS])
-            self.client.update_model_version(model_name, number, description[:DESCRIPTION_CHARACTERS])
+            number, current = str(standing[0].version), standing[0]
+            for name, value in facts.items():
+                if current.tags.get(name) != value:
+                    self.client.set_model_version_tag(model_name, number, name, value)
+            if current.description != text:
+                self.client.update_model_version(model_name, number, text)
             return _registered(self.client.get_model_version(model_name, number))
 
     def _ensure_model(self, model_name: str) -> None:
@@ -403,6 +451,11 @@ def _registered(version: Any) -> RegisteredVersion:
         package_digest=digest,
         signature=version.tags.get(SIGNATURE_TAG),
     )
+
+
+def _tag_name(name: str) -> str:
+    """Replace what MLflow does not take in the name of a tag, such as in a metric's import path."""
+    return re.sub(r"[^\w./ -]", "_", name)[:250]
 
 
 def _configure_process(services: Services) -> None:
