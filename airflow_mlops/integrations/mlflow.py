@@ -419,10 +419,14 @@ class Registry:
         with _translated(f"model {model_name!r} alias {alias!r}"):
             self.client.set_registered_model_alias(model_name, alias, model_version)
 
-    def clear_alias(self, model_name: str, alias: str) -> None:
-        """Take an alias away; one that is not there is fine."""
-        with _translated(f"model {model_name!r} alias {alias!r}"):
-            self.client.delete_registered_model_alias(model_name, alias)
+    def aliases(self, model_name: str) -> dict[str, str]:
+        """Give every alias of a model with the version it points at.
+
+        :raises ModelVersionNotFoundError: there is no such model.
+        """
+        with _translated(f"model {model_name!r}"):
+            found = self.client.get_registered_model(model_name).aliases
+        return {alias: str(version) for alias, version in found.items()}
 
     # -- links --------------------------------------------------------------------------------------------
 

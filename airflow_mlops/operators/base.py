@@ -17,7 +17,6 @@ from airflow_mlops.runners.in_process import InProcessRunner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from airflow.sdk import BaseOperatorLink, Context
 
@@ -153,12 +152,6 @@ def actor(context: Context) -> str:
     """Name the task instance in the ledger's words: Dag, run, task."""
     instance = context["ti"]
     return f"{instance.dag_id}/{instance.run_id}/{instance.task_id}"
-
-
-def run_time(context: Context) -> datetime:
-    """Give the time of the Dag run: the same on every retry."""
-    run_after: datetime = context["dag_run"].run_after
-    return run_after
 
 
 def window_spec(start: Any, end: Any) -> dict[str, str] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import timezone
 
 from airflow_mlops.links import ModelVersionLink
-from airflow_mlops.operators.base import StepOperator, actor, part_of, run_time
+from airflow_mlops.operators.base import StepOperator, actor, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ class PromoteModelOperator(StepOperator):
     :param model_name: registered model. (templated)
     :param model_version: the version that earned it, or what the registration task returned. (templated)
     :param evaluation: what the evaluation task returned: whom it beat, and why. (templated)
-    :param alias: the alias to move; the version it leaves gets ``previous``. (templated)
+    :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``. (templated)
     :param decision_key: retraining decision that this promotion answers. (templated)
     """
 
@@ -107,14 +107,15 @@ class RollBackModelOperator(StepOperator):
         self.reason = reason
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give a :class:`~airflow_mlops.steps.roll_back.RollBackSpec`; its time is the run's, so a retry is no second step back."""
+        """Give a :class:`~airflow_mlops.steps.roll_back.RollBackSpec`; it is named after the task, so a retry is no second step back."""
         return {
             "model_name": self.model_name,
             "model_version": self.model_version or None,
             "alias": self.alias,
             "reason": self.reason,
             "actor": actor(context),
-            "now": run_time(context).isoformat(),
+            "now": timezone.utcnow().isoformat(),
+            "request": actor(context),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:
