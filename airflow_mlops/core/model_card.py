@@ -9,8 +9,9 @@ import html
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest
@@ -26,10 +27,11 @@ _CHARACTERS, _ROWS = 600, 60
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f4b; --bad: #c0392b; --unknown: #9a6700; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: .2rem; } h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; border-bottom: 1px solid var(--line); }
+h1 { margin-bottom: .2rem; } h2 { margin: 2rem 0 .5rem; font-size: 1.2rem; border-bottom: 1px solid var(--line); }
 p.lead { font-size: 1.1rem; margin-top: 0; } p, td, dd { overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .2rem 1.5rem; }
 dt { opacity: .7; } dd { margin: 0; }
+h3 { margin: 1.2rem 0 .3rem; font-size: 1rem; font-weight: 600; }
 table { border-collapse: collapse; width: 100%; display: block; overflow-x: auto; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; } svg { display: block; margin: .8rem 0; max-width: 100%; }
@@ -82,6 +84,20 @@ class Section:
     def empty(self) -> bool:
         """Whether there is nothing to show."""
         return not (self.facts or self.notes or self.tables)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A parameter of the training that was another one for the champion.
+
+    :param name: the parameter.
+    :param champion: its value then; ``None``: it had none.
+    :param challenger: its value now.
+    """
+
+    name: str
+    champion: str | None
+    challenger: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +155,7 @@ def describe_model(
     package_digest: str,
     evaluation: Mapping[str, Any] | None = None,
     training: Mapping[str, str] | None = None,
+    changes: Sequence[Change] = (),
     signed_by: str | None = None,
 ) -> ModelCard:
     """Compose a card from what is known; what was not measured is said, not left out.
@@ -150,6 +167,7 @@ def describe_model(
     :param evaluation: result of the evaluation, with all of ``evaluation.json`` where it wrote one; ``None``: there was
         none. Keys that are absent are said to be not measured.
     :param training: parameters of the training run.
+    :param changes: what was done differently for the champion.
     :param signed_by: id of the key that signed it.
     """
     found = _Evaluation(evaluation or {})
@@ -165,6 +183,7 @@ def describe_model(
                 _quality(manifest, found),
                 _limits(manifest, found),
                 _slices(found),
+                _changed(changes),
                 _data(manifest),
                 _method(manifest, training or {}),
                 _lineage(manifest, run_id, package_digest, signed_by),
@@ -172,6 +191,39 @@ def describe_model(
             if not section.empty
         ),
     )
+
+
+def describe_request(
+    *,
+    model_name: str,
+    model_version: str,
+    evaluation: Mapping[str, Any],
+    changes: Sequence[Change],
+    links: Mapping[str, str],
+) -> str:
+    """Write what a person who approves a version wants to see, as Markdown.
+
+    :param evaluation: as :func:`describe_model` takes it.
+    :param changes: what was done differently for the champion.
+    :param links: label to address.
+    """
+    found = _Evaluation(evaluation)
+    pages = [
+        f"[{_markdown(label)}]({_address(url)})"
+        for label, url in links.items()
+        if url.startswith(("http://", "https://"))
+    ]
+    parts = [
+        f"Shall version {_markdown(model_version)} of **{_markdown(model_name)}** become champion?\n",
+        *(_section_markdown(section) for section in (_compared(found), _slices(found)) if not section.empty),
+        "\n".join(f"* {_markdown(note)}" for note in _unmeasured(found)),
+    ]
+    changed = _changed(changes)
+    if not changed.empty:
+        parts.append(_section_markdown(changed))
+    if pages:
+        parts.append(f"\n{' · '.join(pages)}\n")
+    return "\n".join(parts)
 
 
 class _Evaluation:
@@ -196,12 +248,18 @@ class _Evaluation:
 
 def _quality(manifest: PackageManifest, found: _Evaluation) -> Section:
     holdout = manifest.holdout
-    facts = [
-        (
-            f"{holdout.metric} when it was new",
-            f"{_number(holdout.value)} on {holdout.row_count} rows it was not trained on{_between(holdout.window_start, holdout.window_end)}",
-        )
-    ]
+    new = (
+        f"{holdout.metric} when it was new",
+        f"{_number(holdout.value)} on {holdout.row_count} rows it was not trained on"
+        f"{_between(holdout.window_start, holdout.window_end)}",
+    )
+    compared = _compared(found)
+    return replace(compared, facts=(new, *compared.facts))
+
+
+def _compared(found: _Evaluation) -> Section:
+    """Say what the evaluation concluded, from which numbers and checks."""
+    facts: list[tuple[str, str]] = []
     if found.there:
         champion = found.result.get("champion_version")
         facts += [
@@ -238,6 +296,12 @@ def _quality(manifest: PackageManifest, found: _Evaluation) -> Section:
     )
 
 
+def _changed(changes: Sequence[Change]) -> Section:
+    rows = tuple((change.name, change.champion or "-", change.challenger or "-") for change in changes)
+    table = Table(header=("Parameter", "Champion", "This model"), rows=rows[:_ROWS])
+    return Section(title="What was done differently", tables=(("Since the champion", table),) if rows else ())
+
+
 def _limits(manifest: PackageManifest, found: _Evaluation) -> Section:
     trained = manifest.trained_on
     notes = [
@@ -261,11 +325,16 @@ def _limits(manifest: PackageManifest, found: _Evaluation) -> Section:
         for item in found.checks
         if item.get("outcome") == "not_measured"
     ]
+    return Section(title="Limits", notes=(*notes, *_unmeasured(found)))
+
+
+def _unmeasured(found: _Evaluation) -> list[str]:
+    notes = []
     if not found.slices_looked_at:
         notes.append("Whether it is worse for some kinds of rows than for others was not measured.")
     if not found.groups:
         notes.append("Whether it treats groups of people alike was not measured.")
-    return Section(title="Limits", notes=tuple(notes))
+    return notes
 
 
 def _slices(found: _Evaluation) -> Section:
@@ -450,6 +519,11 @@ def _html(text: str) -> str:
     '&lt;b title=&#x27;x&#x27;&gt;'
     """
     return html.escape(_plain(text), quote=True)
+
+
+def _address(url: str) -> str:
+    """Escape an address for a Markdown link."""
+    return quote(_plain(url), safe=":/?#[]@!$&*+,;=%~")
 
 
 def _html_class(verdict: str) -> str:

@@ -20,6 +20,7 @@ class EntryKind(StrEnum):
     EVALUATION = "evaluation"
     EXPLANATION = "explanation"
     REGISTRATION = "registration"
+    APPROVAL = "approval"
     PROMOTION = "promotion"
     ROLLBACK = "rollback"
     DEPLOYMENT = "deployment"

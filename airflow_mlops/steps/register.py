@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import canonical_json
-from airflow_mlops.core.model_card import ModelCard, describe_model
+from airflow_mlops.core.model_card import Change, ModelCard, describe_model
 from airflow_mlops.core.signing import PackageSignature, SigningKey
-from airflow_mlops.exceptions import ArtifactIntegrityError, ConnectionConfigError
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    ConnectionConfigError,
+    ModelVersionNotFoundError,
+)
 from airflow_mlops.integrations.mlflow import (
     DESCRIPTION_CHARACTERS,
     SIGNATURE_TAG,
@@ -20,6 +24,7 @@ from airflow_mlops.integrations.mlflow import (
     TrainingRun,
 )
 from airflow_mlops.serving.package import read_package
+from airflow_mlops.steps.aliases import CHAMPION
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
@@ -33,6 +38,8 @@ CARD_FILE, PAGE_FILE, VERDICT_FILE = "model_card.md", "model_card.html", "evalua
 #: What the evaluation may have written beside its result: all metrics, slices and groups.
 _DETAILS = "evaluation/evaluation.json"
 _MAXIMUM_DETAILS_BYTES = 16 * 1024**2
+#: The result goes through XCom.
+_MAXIMUM_CHANGES = 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +69,7 @@ class RegisterResult:
     :param signed_by: id of the key it is signed with; ``None`` when it is not.
     :param version_url: its page in MLflow.
     :param card_url: its model card.
+    :param changes: parameters of the training that were others for the champion, at most 40.
     """
 
     model_name: str
@@ -71,6 +79,7 @@ class RegisterResult:
     signed_by: str | None
     version_url: str
     card_url: str
+    changes: tuple[Change, ...]
 
 
 def run(spec: RegisterSpec, services: Services) -> RegisterResult:
@@ -87,6 +96,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         manifest = read_package(folder, expected_digest=spec.package_digest)
     training = registry.training_run(spec.run_id)
     evaluation = _evaluation(spec, registry)
+    changes = _changes(spec, registry, training)
     card = describe_model(
         manifest,
         model_name=spec.model_name,
@@ -94,6 +104,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         package_digest=spec.package_digest,
         evaluation=evaluation,
         training=training.params,
+        changes=changes,
         signed_by=signature.key_id if signature else None,
     )
     # Before the version: whoever sees the version finds its card.
@@ -123,6 +134,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         signed_by=signed.key_id if signed else None,
         version_url=registry.version_url(version),
         card_url=card_url,
+        changes=changes,
     )
 
 
@@ -151,6 +163,28 @@ def _evaluation(spec: RegisterSpec, registry: Registry) -> dict[str, Any] | None
         raise ArtifactIntegrityError(
             f"{_DETAILS} of run {spec.run_id} is no JSON object; evaluate again ({err})"
         ) from err
+
+
+def _changes(spec: RegisterSpec, registry: Registry, training: TrainingRun) -> tuple[Change, ...]:
+    """Compare the parameters of the training with those of the champion's."""
+    champion = registry.find_alias(spec.model_name, CHAMPION)
+    if champion is None or champion.run_id == spec.run_id:
+        return ()
+    try:
+        before = registry.training_run(champion.run_id).params
+    except ModelVersionNotFoundError:  # old runs get deleted
+        return ()
+    names = sorted({*before, *training.params})
+    changed = [
+        Change(name=name, champion=_short(before.get(name)), challenger=_short(training.params.get(name)))
+        for name in names
+        if before.get(name) != training.params.get(name)
+    ]
+    return tuple(changed[:_MAXIMUM_CHANGES])
+
+
+def _short(text: str | None) -> str | None:
+    return None if text is None else text[:200]
 
 
 def _facts(manifest: PackageManifest) -> dict[str, str]:

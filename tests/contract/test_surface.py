@@ -28,7 +28,7 @@ OPERATORS = {
     "IngestDatasetOperator", "ValidateDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
     "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "DecideRetrainingOperator",
-    "SelectModelOperator", "ExplainModelOperator",
+    "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator",
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
 HOOKS = {"MLflowHook", "BentoMLHook", "LedgerHook", "SigningHook"}

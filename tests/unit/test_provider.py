@@ -22,7 +22,7 @@ def test_every_module_and_class_named_is_there() -> None:
         for item in info[kind]
         for name in item["python-modules"]
     ]
-    assert len(modules) == 23
+    assert len(modules) == 24
     for name in modules:
         importlib.import_module(name)
     classes = [*info["extra-links"], *(item["hook-class-name"] for item in info["connection-types"])]
