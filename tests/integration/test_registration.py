@@ -74,6 +74,8 @@ def test_the_version_says_what_it_was_registered_on(runs: Runs) -> None:
     assert "a.b.C" in runs.artifact(training["run_id"], "model_card/model_card.html")
     assert result["card_url"].endswith("model_card/model_card.html")
     assert version.aliases == ["challenger"]
+    filters = "name = 'said' AND tags.`airflow_mlops.verdict` = 'promote'"
+    assert [found.version for found in runs.client.search_model_versions(filters)] == [version.version]
 
 
 def test_all_the_evaluation_wrote_is_used(runs: Runs, tmp_path: Path) -> None:
