@@ -1,4 +1,4 @@
-"""The common Great Expectations expectations as polars expressions: one streaming pass instead of a pandas copy.
+"""The common Great Expectations expectations as polars expressions, instead of a pandas copy of the rows.
 
 An expectation whose type or arguments are not covered here is judged by Great Expectations itself; the two are held together by
 a parity test. Semantics (nulls left out of the count except by ``not_be_null``, ``mostly`` as a share of
