@@ -113,7 +113,7 @@ class ApproveModelOperator(ApprovalOperator):
                 "This version": registration["version_url"],
                 **({f"Champion, version {champion}": f"{page}/{champion}"} if champion else {}),
                 "Model card": registration["card_url"],
-                "Evaluation": self.evaluation["run_url"],
+                "Evaluation": self.evaluation.get("run_url", ""),
             },
         )
 
