@@ -155,7 +155,10 @@ def test_an_alias_moves_by_compare_and_set(url: str) -> None:
         assert (period.since, period.until) == (START, START + timedelta(days=3))
         last = ledger.last_move("m", "champion")
         assert last is not None
-        assert (last.actor, [item.subject for item in ledger.moves("m")]) == ("a/b/c", ["1", "2"])
+        assert (last.actor, [item.payload["model_version"] for item in ledger.moves("m")]) == (
+            "a/b/c",
+            ["1", "2"],
+        )
 
 
 @pytest.mark.parametrize("expected", ["1", None])
