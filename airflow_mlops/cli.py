@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run the command and give its exit code."""
     args = _parser().parse_args(argv)
-    return _demo(args) if args.command == "demo" else _ledger(args)
+    commands = {
+        "demo": _demo,
+        "ledger": _ledger,
+        "who-was-champion": _who_was_champion,
+        "signing-key": _signing_key,
+    }
+    return commands[args.command](args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +46,16 @@ def _parser() -> argparse.ArgumentParser:
             "ledger", help="print the newest entries of the ledger, or bring its schema up to date"
         )
     )
+    who = commands.add_parser(
+        "who-was-champion", help="print which version of a model was champion at a time"
+    )
+    who.add_argument("model", metavar="MODEL", help="registered model")
+    who.add_argument(
+        "--at", type=_time, metavar="TIME", help="ISO 8601, UTC unless it says otherwise (default: now)"
+    )
+    who.add_argument("--alias", default="champion", help="another alias (default: champion)")
+    who.add_argument("--ledger", metavar="URL", help="SQLAlchemy URL (default: $AIRFLOW_MLOPS_LEDGER_URL)")
+    commands.add_parser("signing-key", help="make a key that model packages are signed with")
     return parser
 
 
@@ -83,6 +100,53 @@ def _ledger(args: argparse.Namespace) -> int:
     except MLOpsError as err:
         sys.stderr.write(f"{err}\n")
         return 1
+    return 0
+
+
+def _who_was_champion(args: argparse.Namespace) -> int:
+    from airflow_mlops.exceptions import MLOpsError
+    from airflow_mlops.ledger import Ledger
+    from airflow_mlops.services import Services
+
+    at = args.at or datetime.now(tz=UTC)
+    try:
+        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+            found = ledger.who_was_champion(args.model, at, alias=args.alias)
+    except MLOpsError as err:
+        sys.stderr.write(f"{err}\n")
+        return 1
+    if found is None:
+        sys.stderr.write(f"{args.model} had no {args.alias} at {at:%Y-%m-%d %H:%M:%S %Z}.\n")
+        return 1
+    until = f"until {found.until:%Y-%m-%d %H:%M:%S}" if found.until else "to this day"
+    sys.stdout.write(
+        f"version {found.model_version}, from {found.since:%Y-%m-%d %H:%M:%S} {until} (UTC)\n"
+        f"moved there by {found.actor}: {found.summary}\n"
+    )
+    return 0
+
+
+def _time(text: str) -> datetime:
+    """Read a time; without an offset it is UTC.
+
+    :raises argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-03-01T12:00:00") from err
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _signing_key(args: argparse.Namespace) -> int:
+    from airflow_mlops.core.signing import SigningKey, key_id_of
+
+    key = SigningKey.generate()
+    sys.stdout.write(
+        f"private key (Password of the signing connection): {key.to_text()}\n"
+        f"public key (Extra public_keys, where packages are only verified): {key.public_text()}\n"
+        f"key id: {key_id_of(key.public_key)}\n"
+    )
     return 0
 
 

@@ -25,14 +25,15 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "operators": [_modules("operators", _OPERATORS)],
         "sensors": [_modules("sensors", _SENSORS)],
-        "hooks": [_modules("hooks", ("bentoml", "ledger", "mlflow"))],
+        "hooks": [_modules("hooks", ("bentoml", "ledger", "mlflow", "signing"))],
         "triggers": [_modules("triggers", ("poll",))],
-        "connection-types": [_mlflow(), _bentoml(), _ledger()],
+        "connection-types": [_mlflow(), _bentoml(), _ledger(), _signing()],
         "extra-links": [f"airflow_mlops.links.{name}" for name in _LINKS],
     }
 
 
 _OPERATORS = (
+    "approval",
     "deploy",
     "drift",
     "evaluate",
@@ -126,5 +127,25 @@ def _ledger() -> dict[str, Any]:
             "hidden-fields": [],
             "relabeling": {"schema": "Database"},
             "placeholders": {"host": "postgres.example.org", "port": "5432", "schema": "mlops"},
+        },
+    }
+
+
+def _signing() -> dict[str, Any]:
+    return {
+        "connection-type": "airflow_mlops_signing",
+        "hook-class-name": "airflow_mlops.hooks.signing.SigningHook",
+        "hook-name": "Model signing",
+        "conn-fields": {
+            "public_keys": {
+                "label": "Public keys",
+                "description": "Also trusted, separated by spaces: keys used before, or of others who sign",
+                "schema": _TEXT,
+            }
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": ["host", "port", "schema", "login"],
+            "relabeling": {"password": "Private key (Ed25519)"},
+            "placeholders": {"password": "what `airflow-mlops signing-key` printed; empty: only verify"},
         },
     }

@@ -28,6 +28,9 @@ class Services:
     :param endpoint_url: model service, ``http(s)://host:port``.
     :param endpoint_token: bearer token of the model service.
     :param serving_dir: folder of the local service: desired state, verified model copies, inference log.
+    :param signing_key: private key packages are signed with when they are registered.
+    :param signing_public_keys: keys a package must be signed with before it is loaded, separated by white space;
+        without any, digests are checked and signatures are not.
     """
 
     tracking_uri: str | None = None
@@ -38,6 +41,8 @@ class Services:
     endpoint_url: str | None = None
     endpoint_token: str | None = field(default=None, repr=False)
     serving_dir: str | None = None
+    signing_key: str | None = field(default=None, repr=False)
+    signing_public_keys: str | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Services:

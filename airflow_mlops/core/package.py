@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.signature import ModelSignature
+from airflow_mlops.core.signing import SIGNATURE_FILE
 from airflow_mlops.core.windows import Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Name of the manifest inside a package folder; the one file that ``files`` does not list.
+#: Name of the manifest inside a package folder; beside the signature the one file that ``files`` does not list.
 MANIFEST_FILE = "package.json"
+
+#: A manifest holds a few rows and names; one that is larger is no manifest.
+MAXIMUM_MANIFEST_BYTES = 4 * 1024**2
+#: Files of a package together, as stored and as unpacked: a model that is loaded must fit into memory several times.
+MAXIMUM_PACKAGE_BYTES = 2 * 1024**3
 
 #: How far a prediction may be from the known one. Wide enough for float32 against float64 (measured: at most
 #: 2e-5 over the estimators that convert), far too narrow for another model.
@@ -121,7 +127,7 @@ class PackageManifest:
 
     def __post_init__(self) -> None:
         for name in self.files:
-            if not is_plain_name(name) or name == MANIFEST_FILE:
+            if not is_plain_name(name) or name in {MANIFEST_FILE, SIGNATURE_FILE}:
                 raise ValueError(f"files: {name!r} is not the name of a file inside the package")
         if self.model_file not in self.files:
             raise ValueError(f"model_file {self.model_file!r} is not listed in files")

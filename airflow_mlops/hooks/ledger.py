@@ -14,9 +14,11 @@ from airflow_mlops.hooks.base import extra_of, read_connection
 from airflow_mlops.services import Services
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow.sdk import Connection
 
-    from airflow_mlops.ledger import Ledger
+    from airflow_mlops.ledger import ChampionPeriod, Ledger
 
 #: File of the default ledger, in ``AIRFLOW_HOME``.
 DEFAULT_FILE = "airflow_mlops_ledger.db"
@@ -60,6 +62,15 @@ class LedgerHook(BaseHook):
         from airflow_mlops.ledger import Ledger
 
         return Ledger.open(self.services().require("ledger_url"))
+
+    def who_was_champion(self, model_name: str, at: datetime) -> ChampionPeriod | None:
+        """Tell which version was champion at a time, since and until when, and who made it so.
+
+        :param at: the time; naive values are taken as UTC.
+        :returns: ``None`` when there was no champion yet.
+        """
+        with self.get_conn() as ledger:
+            return ledger.who_was_champion(model_name, at)
 
     def test_connection(self) -> tuple[bool, str]:
         """Open the ledger and read a line."""

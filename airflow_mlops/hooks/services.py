@@ -7,6 +7,7 @@ from dataclasses import replace
 from airflow_mlops.hooks.bentoml import BentoMLHook
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
+from airflow_mlops.hooks.signing import SigningHook
 from airflow_mlops.services import Services
 
 
@@ -15,8 +16,12 @@ def services_from_connections(
     mlflow_conn_id: str | None = None,
     bentoml_conn_id: str | None = None,
     ledger_conn_id: str | None = None,
+    signing_conn_id: str | None = None,
+    may_sign: bool = False,
 ) -> Services:
     """Resolve the connections that are named and leave the rest empty.
+
+    :param may_sign: whether the step gets the private key as well; it goes only where packages are signed.
 
     :raises ConnectionConfigError: a named connection is missing or incomplete.
     """
@@ -41,5 +46,12 @@ def services_from_connections(
     if ledger_conn_id is not None:
         services = replace(
             services, ledger_url=LedgerHook(ledger_conn_id=ledger_conn_id).services().ledger_url
+        )
+    if signing_conn_id is not None:
+        signing = SigningHook(signing_conn_id=signing_conn_id).services()
+        services = replace(
+            services,
+            signing_key=signing.signing_key if may_sign else None,
+            signing_public_keys=signing.signing_public_keys,
         )
     return services

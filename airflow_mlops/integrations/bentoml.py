@@ -49,15 +49,23 @@ class LocalServer:
     :param host: address to listen on.
     :param port: port to listen on.
     :param token: bearer token requests must bring.
+    :param public_keys: keys a package must be signed with before the service loads it.
     """
 
     def __init__(
-        self, serving_dir: Path, *, host: str = "127.0.0.1", port: int, token: str | None = None
+        self,
+        serving_dir: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int,
+        token: str | None = None,
+        public_keys: str | None = None,
     ) -> None:
         self.serving_dir = serving_dir
         self.host = host
         self.port = port
         self.token = token
+        self.public_keys = public_keys
 
     @property
     def url(self) -> str:
@@ -90,6 +98,9 @@ class LocalServer:
         environment.pop("AIRFLOW_MLOPS_ENDPOINT_TOKEN", None)
         if self.token:
             environment["AIRFLOW_MLOPS_ENDPOINT_TOKEN"] = self.token
+        environment.pop("AIRFLOW_MLOPS_SIGNING_KEY", None)  # a service verifies, it never signs
+        if self.public_keys:
+            environment["AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS"] = self.public_keys
         command = [
             sys.executable,
             "-m",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -10,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.exceptions import ModelVersionNotFoundError, RegistryUnavailableError, TransientError
+from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES
+from airflow_mlops.core.signing import SIGNATURE_FILE, PackageSignature
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    ModelVersionNotFoundError,
+    RegistryUnavailableError,
+    TransientError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +35,15 @@ PACKAGE_FOLDER = "package"
 STEP_KEY_TAG = "airflow_mlops.step_key"
 PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
 RUN_ID_TAG = "airflow_mlops.run_id"
+#: Tag of a model version: the package's signature as this model, see :mod:`airflow_mlops.core.signing`.
+SIGNATURE_TAG = "airflow_mlops.package_signature"
+
+#: MLflow's databases cut longer ones off, or refuse them.
+DESCRIPTION_CHARACTERS = 5000
+TAG_CHARACTERS = 5000
+
+#: Rows of MLflow's input example.
+_EXAMPLE_ROWS = 3
 
 # MLflow's own defaults retry for about four minutes; a task should fail soon and let Airflow retry it.
 _HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -34,12 +51,42 @@ _HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIM
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegisteredVersion:
-    """A model version as the registry knows it."""
+    """A model version as the registry knows it.
+
+    :param signature: text of its package's signature; ``None`` when it was registered without a key.
+    """
 
     model_name: str
     model_version: str
     run_id: str
     package_digest: str
+    signature: str | None = None
+
+    def package_signature(self) -> PackageSignature | None:
+        """Read the signature.
+
+        :raises ArtifactIntegrityError: the tag holds none.
+        """
+        if self.signature is None:
+            return None
+        try:
+            return PackageSignature.from_text(self.signature)
+        except ValueError as err:
+            raise ArtifactIntegrityError(
+                f"tag {SIGNATURE_TAG} of {self.model_name} version {self.model_version} is no signature: {err}"
+            ) from err
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRun:
+    """What a run says about itself.
+
+    :param experiment_id: its experiment.
+    :param params: its parameters.
+    """
+
+    experiment_id: str
+    params: dict[str, str]
 
 
 class Registry:
@@ -185,16 +232,65 @@ class Registry:
         """Download the model package of a run.
 
         :raises ModelVersionNotFoundError: when the run has no package.
+        :raises ArtifactIntegrityError: when it is too large to be one.
         """
         from mlflow.exceptions import MlflowException
 
         try:
+            listed = self.client.list_artifacts(run_id, PACKAGE_FOLDER)
+            size = sum(item.file_size or 0 for item in listed)
+            if size > MAXIMUM_PACKAGE_BYTES:
+                raise ArtifactIntegrityError(
+                    f"the package of run {run_id} has {size} bytes; at most {MAXIMUM_PACKAGE_BYTES} are loaded. "
+                    "It was not downloaded"
+                )
             return Path(self.client.download_artifacts(run_id, PACKAGE_FOLDER, str(destination)))
         except (MlflowException, OSError) as err:
             raise ModelVersionNotFoundError(
                 f"run {run_id} at {self.tracking_uri} has no artifact folder {PACKAGE_FOLDER!r}: "
                 f"was it trained by TrainModelOperator? ({err})"
             ) from err
+
+    def download_version(self, version: RegisteredVersion, destination: Path) -> Path:
+        """Download the package of a version, with its signature beside it.
+
+        :raises ModelVersionNotFoundError: when its run has no package.
+        """
+        folder = self.download_package(version.run_id, destination)
+        if version.signature is not None:
+            (folder / SIGNATURE_FILE).write_text(version.signature)
+        return folder
+
+    def training_run(self, run_id: str) -> TrainingRun:
+        """Read what a run says about itself.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        with _translated(f"run {run_id}"):
+            run = self.client.get_run(run_id)
+        return TrainingRun(experiment_id=str(run.info.experiment_id), params=dict(run.data.params))
+
+    def read_text(self, run_id: str, path: str, *, maximum_bytes: int) -> str | None:
+        """Read an artifact of a run; ``None`` when there is none.
+
+        :raises ArtifactIntegrityError: it is larger than that, or no text.
+        """
+        folder = path.rpartition("/")[0]
+        with _translated(f"artifact {path} of run {run_id}"):
+            found = {item.path: item for item in self.client.list_artifacts(run_id, folder)}
+            if path not in found:
+                return None
+            size = found[path].file_size or 0
+            if size > maximum_bytes:
+                raise ArtifactIntegrityError(
+                    f"{path} of run {run_id} has {size} bytes; at most {maximum_bytes} are read"
+                )
+            with tempfile.TemporaryDirectory() as temporary:
+                data = Path(self.client.download_artifacts(run_id, path, temporary)).read_bytes()
+        try:
+            return data.decode()
+        except UnicodeDecodeError as err:
+            raise ArtifactIntegrityError(f"{path} of run {run_id} is no text: {err}") from err
 
     # -- models -------------------------------------------------------------------------------------------
 
@@ -225,6 +321,7 @@ class Registry:
                 serialization_format="skops",
                 skops_trusted_types=list(untrusted),
                 signature=infer_signature(features.head(100), pipeline.predict(features.head(100))),
+                input_example=features.head(_EXAMPLE_ROWS),
                 pip_requirements=[f"{package}=={_version(package)}" for package in ("scikit-learn", "skops")],
             )
             with _translated(f"log model to run {run_id}"):
@@ -243,26 +340,56 @@ class Registry:
         tags: Mapping[str, str],
         description: str,
     ) -> RegisteredVersion:
-        """Create a version, or find the one that already holds this package."""
+        """Create a version, or find the one that already holds this package, and write its tags and description.
+
+        MLflow can't make a tag unique, so of two processes that register the same package at once both create a version.
+        Numbers are given in order: whoever finds a lower one with the same package takes its own back.
+
+        :param tags: facts about it; a value longer than MLflow stores is cut off.
+        """
+        facts = {_tag_name(name): value[:TAG_CHARACTERS] for name, value in tags.items()}
+        wanted = {PACKAGE_DIGEST_TAG: package_digest, RUN_ID_TAG: run_id, **facts}
+        text = description[:DESCRIPTION_CHARACTERS]
+        with _translated(f"register {model_name!r}"):
+            self._ensure_model(model_name)
+            standing = self._holding(model_name, package_digest)
+            if not standing:
+                created = self.client.create_model_version(
+                    model_name,
+                    source=f"models:/{model_id}" if model_id else f"runs:/{run_id}/{PACKAGE_FOLDER}",
+                    run_id=run_id,
+                    model_id=model_id,
+                    tags=wanted,
+                    description=text,
+                )
+                standing = self._holding(model_name, package_digest)
+                if str(standing[0].version) != str(created.version):
+                    self.client.delete_model_version(model_name, created.version)
+            number, current = str(standing[0].version), standing[0]
+            for name, value in facts.items():
+                if current.tags.get(name) != value:
+                    self.client.set_model_version_tag(model_name, number, name, value)
+            if current.description != text:
+                self.client.update_model_version(model_name, number, text)
+            return _registered(self.client.get_model_version(model_name, number))
+
+    def _ensure_model(self, model_name: str) -> None:
         from mlflow.exceptions import MlflowException
 
-        with _translated(f"register {model_name!r}"):
+        try:
+            self.client.get_registered_model(model_name)
+        except MlflowException:
             try:
-                self.client.get_registered_model(model_name)
-            except MlflowException:
                 self.client.create_registered_model(model_name)
-            for version in self.client.search_model_versions(f"name = '{model_name}'"):
-                if version.tags.get(PACKAGE_DIGEST_TAG) == package_digest:
-                    return _registered(version)
-            created = self.client.create_model_version(
-                model_name,
-                source=f"models:/{model_id}" if model_id else f"runs:/{run_id}/{PACKAGE_FOLDER}",
-                run_id=run_id,
-                model_id=model_id,
-                tags={PACKAGE_DIGEST_TAG: package_digest, RUN_ID_TAG: run_id, **tags},
-                description=description,
-            )
-            return _registered(self.client.get_model_version(model_name, created.version))
+            except MlflowException as err:  # somebody else was faster
+                if err.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+
+    def _holding(self, model_name: str, package_digest: str) -> list[Any]:
+        """List the versions with this package, lowest number first."""
+        found = self.client.search_model_versions(f"name = '{model_name}'")
+        same = [item for item in found if item.tags.get(PACKAGE_DIGEST_TAG) == package_digest]
+        return sorted(same, key=lambda item: int(item.version))
 
     def version(self, model_name: str, model_version: str) -> RegisteredVersion:
         """Look a version up by number.
@@ -292,6 +419,15 @@ class Registry:
         with _translated(f"model {model_name!r} alias {alias!r}"):
             self.client.set_registered_model_alias(model_name, alias, model_version)
 
+    def aliases(self, model_name: str) -> dict[str, str]:
+        """Give every alias of a model with the version it points at.
+
+        :raises ModelVersionNotFoundError: there is no such model.
+        """
+        with _translated(f"model {model_name!r}"):
+            found = self.client.get_registered_model(model_name).aliases
+        return {alias: str(version) for alias, version in found.items()}
+
     # -- links --------------------------------------------------------------------------------------------
 
     def run_url(self, experiment_id: str, run_id: str, artifact: str | None = None) -> str:
@@ -313,8 +449,17 @@ def _registered(version: Any) -> RegisteredVersion:
             f"(tag {PACKAGE_DIGEST_TAG} is missing); register the run again with it"
         )
     return RegisteredVersion(
-        model_name=version.name, model_version=str(version.version), run_id=run_id, package_digest=digest
+        model_name=version.name,
+        model_version=str(version.version),
+        run_id=run_id,
+        package_digest=digest,
+        signature=version.tags.get(SIGNATURE_TAG),
     )
+
+
+def _tag_name(name: str) -> str:
+    """Replace what MLflow does not take in the name of a tag, such as in a metric's import path."""
+    return re.sub(r"[^\w./ -]", "_", name)[:250]
 
 
 def _configure_process(services: Services) -> None:

@@ -20,6 +20,7 @@ class EntryKind(StrEnum):
     EVALUATION = "evaluation"
     EXPLANATION = "explanation"
     REGISTRATION = "registration"
+    APPROVAL = "approval"
     PROMOTION = "promotion"
     ROLLBACK = "rollback"
     DEPLOYMENT = "deployment"
@@ -64,3 +65,23 @@ class Recorded:
 
     entry: LedgerEntry
     created: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChampionPeriod:
+    """A stretch of time in which one version had an alias.
+
+    :param model_name: registered model.
+    :param model_version: the version.
+    :param since: when it got the alias.
+    :param until: when another one did; ``None``: it still has it.
+    :param actor: who gave it the alias.
+    :param summary: and why, in a sentence.
+    """
+
+    model_name: str
+    model_version: str
+    since: datetime
+    until: datetime | None
+    actor: str
+    summary: str

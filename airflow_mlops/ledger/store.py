@@ -27,7 +27,7 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     StorageError,
 )
-from airflow_mlops.ledger.entries import EntryKind, LedgerEntry, Recorded
+from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded
 from airflow_mlops.ledger.tables import aliases, entries
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ class Ledger:
         model_version: str,
         expected_version: str | None,
         entry: LedgerEntry,
+        also: Sequence[LedgerEntry] = (),
     ) -> Recorded:
         """Point an alias at a version if it still points where the caller believes; entry and pointer change together.
 
@@ -165,6 +166,7 @@ class Ledger:
 
         :param expected_version: where the alias points now; ``None``: it is not set yet.
         :param entry: what to write; a revision is appended to its key, so that A to B to A to B is four entries.
+        :param also: further entries that are written with it, or with the retry that finds it done.
         :raises PromotionConflictError: somebody else moved the alias; the message says who and where to.
         """
         with self._writing() as connection:
@@ -174,11 +176,15 @@ class Ledger:
             row = connection.execute(sa.select(aliases).where(*this)).one_or_none()
             current = row.model_version if row else None
             if row is not None and current == model_version:
+                for further in also:
+                    _append(connection, further)
                 return Recorded(entry=_entry(_last_move(connection, row)), created=False)
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
             revision = row.revision + 1 if row else 1
             recorded = _append(connection, replace(entry, key=f"{entry.key}|{revision}"))
+            for further in also:
+                _append(connection, further)
             pointer = {
                 "model_version": model_version,
                 "revision": revision,
@@ -190,21 +196,58 @@ class Ledger:
                 connection.execute(aliases.update().where(*this).values(**pointer))
             return recorded
 
-    def champion_at(self, model_name: str, at: datetime, *, alias: str = "champion") -> str | None:
-        """Tell which version an alias pointed at, at a time; ``None``: at none yet."""
+    def last_move(self, model_name: str, alias: str) -> LedgerEntry | None:
+        """Find the entry that put an alias where it points now; ``None`` when it points nowhere."""
         query = (
             sa.select(entries)
-            .where(
-                entries.c.model_name == model_name,
-                entries.c.kind.in_([str(EntryKind.PROMOTION), str(EntryKind.ROLLBACK)]),
-                entries.c.payload["alias"].as_string() == alias,
-                entries.c.recorded_at <= at,
-            )
-            .order_by(entries.c.recorded_at.desc(), entries.c.entry_id.desc())
+            .join(aliases, aliases.c.entry_id == entries.c.entry_id)
+            .where(aliases.c.model_name == model_name, aliases.c.alias == alias)
+        )
+        found = self._query(query)
+        return found[0] if found else None
+
+    def moves(self, model_name: str, alias: str = "champion") -> list[LedgerEntry]:
+        """List every move of an alias, the first one first."""
+        return self._query(_moves(model_name, alias).order_by(entries.c.entry_id))
+
+    def champion_at(self, model_name: str, at: datetime, *, alias: str = "champion") -> str | None:
+        """Tell which version an alias pointed at, at a time; ``None``: at none yet."""
+        found = self.who_was_champion(model_name, at, alias=alias)
+        return found.model_version if found else None
+
+    def who_was_champion(
+        self, model_name: str, at: datetime, *, alias: str = "champion"
+    ) -> ChampionPeriod | None:
+        """Tell which version an alias pointed at, at a time, since and until when, and who moved it there.
+
+        Moves are told apart by the order they were written in, not by the clocks of those who wrote them.
+
+        :param at: the time; naive values are taken as UTC.
+        :returns: ``None`` when it pointed at none yet.
+        """
+        before = self._query(
+            _moves(model_name, alias)
+            .where(entries.c.recorded_at <= at)
+            .order_by(entries.c.entry_id.desc())
             .limit(1)
         )
-        moves = self._query(query)
-        return str(moves[0].payload["model_version"]) if moves else None
+        if not before:
+            return None
+        move = before[0]
+        after = self._query(
+            _moves(model_name, alias)
+            .where(entries.c.entry_id > move.entry_id)
+            .order_by(entries.c.entry_id)
+            .limit(1)
+        )
+        return ChampionPeriod(
+            model_name=model_name,
+            model_version=str(move.payload["model_version"]),
+            since=move.recorded_at,
+            until=after[0].recorded_at if after else None,
+            actor=move.actor,
+            summary=move.summary,
+        )
 
     # -- the loop -----------------------------------------------------------------------------------------
 
@@ -268,6 +311,14 @@ class Ledger:
     def _writing(self) -> Iterator[sa.Connection]:
         with _translated(self._engine), self._engine.begin() as connection:
             yield connection
+
+
+def _moves(model_name: str, alias: str) -> sa.Select[Any]:
+    return sa.select(entries).where(
+        entries.c.model_name == model_name,
+        entries.c.kind.in_([str(EntryKind.PROMOTION), str(EntryKind.ROLLBACK)]),
+        entries.c.payload["alias"].as_string() == alias,
+    )
 
 
 def _append(connection: sa.Connection, entry: LedgerEntry) -> Recorded:

@@ -12,11 +12,11 @@ from airflow_mlops.hooks.bentoml import BentoMLHook
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.hooks.services import services_from_connections
+from airflow_mlops.hooks.signing import SigningHook
 from airflow_mlops.runners.in_process import InProcessRunner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from airflow.sdk import BaseOperatorLink, Context
 
@@ -34,6 +34,7 @@ class StepOperator(BaseOperator):
     :param mlflow_conn_id: MLflow connection.
     :param bentoml_conn_id: connection of the model service.
     :param ledger_conn_id: connection of the ledger.
+    :param signing_conn_id: connection with the keys packages are signed and verified with.
     :param runner: where the step runs; default this task's own process.
     """
 
@@ -46,6 +47,7 @@ class StepOperator(BaseOperator):
         mlflow_conn_id: str = MLflowHook.default_conn_name,
         bentoml_conn_id: str = BentoMLHook.default_conn_name,
         ledger_conn_id: str = LedgerHook.default_conn_name,
+        signing_conn_id: str = SigningHook.default_conn_name,
         runner: Runner | None = None,
         **kwargs: Any,
     ) -> None:
@@ -53,9 +55,11 @@ class StepOperator(BaseOperator):
         self.mlflow_conn_id = mlflow_conn_id
         self.bentoml_conn_id = bentoml_conn_id
         self.ledger_conn_id = ledger_conn_id
+        self.signing_conn_id = signing_conn_id
         self.runner = runner
 
-    #: Which of the three connections the step needs; the others may be undefined.
+    #: Which of the connections ``mlflow``, ``bentoml`` and ``ledger`` the step needs; the others may be undefined. ``signing``
+    #: is for steps that sign; public keys go to every step that reads from MLflow.
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -87,6 +91,8 @@ class StepOperator(BaseOperator):
             mlflow_conn_id=self.mlflow_conn_id if "mlflow" in self.needs else None,
             bentoml_conn_id=self.bentoml_conn_id if "bentoml" in self.needs else None,
             ledger_conn_id=self.ledger_conn_id if "ledger" in self.needs else None,
+            signing_conn_id=self.signing_conn_id if "mlflow" in self.needs else None,
+            may_sign="signing" in self.needs,
         )
 
     @property
@@ -146,12 +152,6 @@ def actor(context: Context) -> str:
     """Name the task instance in the ledger's words: Dag, run, task."""
     instance = context["ti"]
     return f"{instance.dag_id}/{instance.run_id}/{instance.task_id}"
-
-
-def run_time(context: Context) -> datetime:
-    """Give the time of the Dag run: the same on every retry."""
-    run_after: datetime = context["dag_run"].run_after
-    return run_after
 
 
 def window_spec(start: Any, end: Any) -> dict[str, str] | None:

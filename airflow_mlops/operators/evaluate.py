@@ -91,6 +91,7 @@ class EvaluateModelOperator(StepOperator):
             "dataset": training["dataset"],
             "model_name": training["model_name"],
             "run_id": training["run_id"],
+            "package_digest": training["package_digest"],
             "window": training["holdout"],
             "time_column": training["dataset"]["time_column"],
             "metric": self.metric or training["metric"],

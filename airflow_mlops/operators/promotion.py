@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import timezone
 
+from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.links import ModelVersionLink
-from airflow_mlops.operators.base import StepOperator, actor, part_of, run_time
+from airflow_mlops.operators.base import StepOperator, actor, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +24,9 @@ class PromoteModelOperator(StepOperator):
     :param model_name: registered model. (templated)
     :param model_version: the version that earned it, or what the registration task returned. (templated)
     :param evaluation: what the evaluation task returned: whom it beat, and why. (templated)
-    :param alias: the alias to move; the version it leaves gets ``previous``. (templated)
+    :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``. (templated)
     :param decision_key: retraining decision that this promotion answers. (templated)
+    :param approval: what the approval task returned, where a person is asked; without a yes nothing is promoted. (templated)
     """
 
     step = "promote"
@@ -36,6 +38,7 @@ class PromoteModelOperator(StepOperator):
         "evaluation",
         "alias",
         "decision_key",
+        "approval",
     )
 
     def __init__(
@@ -46,6 +49,7 @@ class PromoteModelOperator(StepOperator):
         evaluation: Any,
         alias: str = "champion",
         decision_key: str | None = None,
+        approval: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -54,19 +58,35 @@ class PromoteModelOperator(StepOperator):
         self.evaluation = evaluation
         self.alias = alias
         self.decision_key = decision_key
+        self.approval = approval
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give a :class:`~airflow_mlops.steps.promote.PromoteSpec`."""
+        """Give a :class:`~airflow_mlops.steps.promote.PromoteSpec`.
+
+        :raises PromotionRejectedError: a person was asked and did not approve this version.
+        """
+        version = str(part_of(self.model_version, "model_version"))
         return {
             "model_name": self.model_name,
-            "model_version": str(part_of(self.model_version, "model_version")),
+            "model_version": version,
             "expected_version": self.evaluation["champion_version"],
             "alias": self.alias,
-            "reason": self.evaluation["reason"],
+            "reason": self.evaluation["reason"] + self._approved(version),
             "decision_key": self.decision_key or None,
             "actor": actor(context),
             "now": timezone.utcnow().isoformat(),
         }
+
+    def _approved(self, version: str) -> str:
+        """Say who approved, or stop."""
+        if not self.approval:
+            return ""
+        if not self.approval["approved"] or str(self.approval["model_version"]) != version:
+            raise PromotionRejectedError(
+                f"version {version} of {self.model_name} was not approved; the champion stays",
+                evidence={"approval": self.approval},
+            )
+        return f"; approved by {self.approval['responded_by']['name']}"
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Link to the version; the ledger was written by the step, in one transaction with the alias."""
@@ -107,14 +127,15 @@ class RollBackModelOperator(StepOperator):
         self.reason = reason
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give a :class:`~airflow_mlops.steps.roll_back.RollBackSpec`; its time is the run's, so a retry is no second step back."""
+        """Give a :class:`~airflow_mlops.steps.roll_back.RollBackSpec`; it is named after the task, so a retry is no second step back."""
         return {
             "model_name": self.model_name,
             "model_version": self.model_version or None,
             "alias": self.alias,
             "reason": self.reason,
             "actor": actor(context),
-            "now": run_time(context).isoformat(),
+            "now": timezone.utcnow().isoformat(),
+            "request": actor(context),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

@@ -17,12 +17,13 @@ class RegisterModelOperator(StepOperator):
     """Make a model version of a finished training; the same package twice gives the same version.
 
     :param training: what the training task returned. (templated)
-    :param evaluation: what the evaluation task returned; its sentence goes into the model card. (templated)
+    :param evaluation: what the evaluation task returned; its verdict and numbers go to the version and its
+        model card. (templated)
     :param alias: alias to set on the version. (templated)
     """
 
     step = "register"
-    needs = frozenset({"mlflow"})
+    needs = frozenset({"mlflow", "signing"})
     operator_extra_links = (ModelVersionLink(),)
     template_fields: Sequence[str] = ("training", "evaluation", "alias")
 
@@ -43,7 +44,7 @@ class RegisterModelOperator(StepOperator):
             "package_digest": training["package_digest"],
             "model_id": training["model_id"],
             "alias": self.alias,
-            "verdict_reason": self.evaluation["reason"] if self.evaluation else None,
+            "evaluation": self.evaluation or None,
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

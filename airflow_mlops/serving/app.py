@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.rollout import DesiredState
+from airflow_mlops.core.signing import Trust
 from airflow_mlops.exceptions import SignatureMismatchError
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.serving.metrics import EndpointMetrics
@@ -62,11 +63,20 @@ class EndpointApp:
     :param serving_dir: serving folder.
     :param token: bearer token every request must bring; ``None``: no authentication.
     :param poll_seconds: how often the desired state is looked at.
+    :param public_keys: keys a package must be signed with before it is loaded; ``None`` checks digests only.
     """
 
-    def __init__(self, serving_dir: Path, *, token: str | None = None, poll_seconds: float = 0.2) -> None:
+    def __init__(
+        self,
+        serving_dir: Path,
+        *,
+        token: str | None = None,
+        poll_seconds: float = 0.2,
+        public_keys: str | None = None,
+    ) -> None:
         self.serving_dir = serving_dir
         self.token = token
+        self.public_keys = public_keys
         self.poll_seconds = poll_seconds
         self.live: LiveVersion | None = None
         self.error: str | None = None
@@ -110,7 +120,11 @@ class EndpointApp:
             if self.live and self.live.state.serves(desired.model_version, desired.package_digest):
                 self.live = LiveVersion(state=desired, model=self.live.model)
             else:
-                model = load_model(self.serving_dir / desired.folder, expected_digest=desired.package_digest)
+                model = load_model(
+                    self.serving_dir / desired.folder,
+                    expected_digest=desired.package_digest,
+                    trust=Trust.of(self.public_keys, desired.model_name),
+                )
                 self.live = LiveVersion(state=desired, model=model)
             self.error = None
             logger.info("serving %s version %s", desired.model_name, desired.model_version)

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.rollout import DesiredState, next_state
+from airflow_mlops.core.signing import Trust
 from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, wait_until
 from airflow_mlops.serving.app import DESIRED_FILE
 from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.model import load_model
+from airflow_mlops.serving.package import read_signature, write_signature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,9 +53,11 @@ def deploy_package(
     port: int,
     token: str | None,
     timeout_seconds: float,
+    public_keys: str | None = None,
 ) -> Deployment:
     """Make the folder's service answer with a version; the old version answers until the new one does.
 
+    :param public_keys: keys the package must be signed with, here and in the service; ``None`` asks for no signature.
     :raises RolloutError: the new version did not answer in time, or the port is taken; says what serves now.
     :raises ArtifactIntegrityError: the package is not the registered one, or can't be loaded.
     :raises StorageError: the folder can't be written.
@@ -67,9 +71,9 @@ def deploy_package(
             current, model_name=model_name, model_version=model_version, package_digest=package_digest
         )
         # Proved loadable here first: what can't be served never becomes desired.
-        load_model(package_folder, expected_digest=package_digest)
+        load_model(package_folder, expected_digest=package_digest, trust=Trust.of(public_keys, model_name))
         _copy_package(package_folder, serving_dir / desired.folder)
-        server = LocalServer(serving_dir, host=host, port=port, token=token)
+        server = LocalServer(serving_dir, host=host, port=port, token=token, public_keys=public_keys)
         running = server.running()
         write_whole(serving_dir / DESIRED_FILE, desired.to_bytes())
         try:
@@ -112,6 +116,7 @@ def _read_desired(serving_dir: Path) -> DesiredState | None:
 def _copy_package(source: Path, destination: Path) -> None:
     """Copy under a temporary name and rename, so that a version's folder is whole or not there."""
     if destination.exists():
+        _copy_signature(source, destination)
         return
     temporary = destination.parent / f".{destination.name}-{uuid.uuid4().hex}"
     with storage_errors(f"copy the model to {destination}"):
@@ -121,6 +126,13 @@ def _copy_package(source: Path, destination: Path) -> None:
             temporary.rename(destination)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy_signature(source: Path, destination: Path) -> None:
+    """Bring the signature of a folder that is already there up to date: it may have been signed since, or again."""
+    signature = read_signature(source)
+    if signature is not None:
+        write_signature(destination, signature)
 
 
 def _wait_until_live(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airflow_mlops.core.metrics import Predictions
-from airflow_mlops.core.package import PackageManifest
+from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES, PackageManifest, is_plain_name
 from airflow_mlops.exceptions import ArtifactIntegrityError
+from airflow_mlops.integrations.onnx_file import asks_for_files
 from airflow_mlops.serving.package import read_verified
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.signing import Trust
 
 #: Types a skops file may hold beside skops' own list of estimators, numbers and arrays. It is ours and fixed:
 #: a list stored with the model could allow anything. All are plain parts of fitted scikit-learn estimators. skops
@@ -107,15 +112,18 @@ def allowed_types() -> set[str]:
     return {*ALLOWED_TYPES, *(name.strip() for name in own if name.strip())}
 
 
-def load_model(folder: str | Path, expected_digest: str | None = None) -> ServedModel:
+def load_model(
+    folder: str | Path, expected_digest: str | None = None, *, trust: Trust | None = None
+) -> ServedModel:
     """Verify a package, load its model and let it predict the known rows.
 
     :param folder: package folder.
     :param expected_digest: the registered package digest.
-    :raises ArtifactIntegrityError: when a file differs, the file holds types that are not allowed, or the known
-        rows do not give the known predictions.
+    :param trust: whose signature it must carry; ``None`` asks for none.
+    :raises ArtifactIntegrityError: when a file differs, the signature is not the one wanted, the file holds what is not
+        allowed, or the known rows do not give the known predictions.
     """
-    manifest, contents = read_verified(folder, expected_digest)
+    manifest, contents = read_verified(folder, expected_digest, trust=trust)
     path = Path(folder) / manifest.model_file
     load = _load_onnx if manifest.serving_form == "onnx" else _load_sklearn
     predictor, probabilities = load(contents[manifest.model_file], manifest, path)
@@ -133,6 +141,7 @@ def load_model(folder: str | Path, expected_digest: str | None = None) -> Served
 def _load_onnx(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_Predictor, _Predictor | None]:
     import onnxruntime
 
+    _require_whole_onnx(data, path)
     options = onnxruntime.SessionOptions()
     # One thread per prediction: requests run beside each other, and idle pool threads would spin.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -162,6 +171,19 @@ def _load_onnx(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_Pre
     return predict, probabilities if manifest.task == "classification" and len(names) > 1 else None
 
 
+def _require_whole_onnx(data: bytes, path: Path) -> None:
+    """Refuse a model that would make the runtime open other files; old runtimes do, wherever they are."""
+    try:
+        elsewhere = asks_for_files(data)
+    except ValueError as err:
+        raise ArtifactIntegrityError(f"{path} is not an ONNX model: {err}") from err
+    if elsewhere:
+        raise ArtifactIntegrityError(
+            f"{path} keeps tensors in other files (external data), which no digest covers; "
+            "save the model in one file"
+        )
+
+
 def _tensor(values: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[Any]:
     """Give one ONNX input of shape ``[rows, 1]``."""
     if kind == "tensor(float)":
@@ -175,6 +197,7 @@ def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_
     from skops import io as skops_io
     from skops.io.exceptions import UntrustedTypesFoundException
 
+    _require_sane_zip(data, path)
     try:
         estimator = skops_io.loads(data, trusted=sorted(allowed_types()))
     except UntrustedTypesFoundException as err:
@@ -182,8 +205,6 @@ def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_
             f"{path} holds types that are not allowed: {err}; export the model as ONNX, or use an estimator "
             "of scikit-learn"
         ) from err
-    except zipfile.BadZipFile as err:
-        raise ArtifactIntegrityError(f"{path} is not a skops file; pickles are never loaded") from err
     except Exception as err:  # a crafted or foreign file fails anywhere inside skops
         raise ArtifactIntegrityError(f"{path} cannot be loaded by skops: {err!r:.300}") from err
     inputs = manifest.signature.inputs
@@ -205,3 +226,24 @@ def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_
         return np.asarray(estimator.predict_proba(frame_of(columns)))
 
     return predict, probabilities if hasattr(estimator, "predict_proba") else None
+
+
+def _require_sane_zip(data: bytes, path: Path) -> None:
+    """Refuse archives made to be read in two ways, or to fill the memory when they are unpacked."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as err:
+        raise ArtifactIntegrityError(f"{path} is not a skops file; pickles are never loaded") from err
+    unpacked = sum(member.file_size for member in members)
+    names = [member.filename for member in members]
+    if unpacked > MAXIMUM_PACKAGE_BYTES:
+        raise ArtifactIntegrityError(
+            f"{path} unpacks to {unpacked} bytes; at most {MAXIMUM_PACKAGE_BYTES} are read. It was not loaded"
+        )
+    if len(set(names)) != len(names):
+        raise ArtifactIntegrityError(
+            f"{path} holds two files of one name, so what is checked need not be what is read"
+        )
+    if any(not is_plain_name(name) for name in names):
+        raise ArtifactIntegrityError(f"{path} holds files in folders; a skops file is flat")

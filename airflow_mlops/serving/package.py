@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from airflow_mlops.core.package import MANIFEST_FILE, PackageManifest, file_digest, package_digest
+from airflow_mlops.core.package import (
+    MANIFEST_FILE,
+    MAXIMUM_MANIFEST_BYTES,
+    MAXIMUM_PACKAGE_BYTES,
+    PackageManifest,
+    file_digest,
+    package_digest,
+)
+from airflow_mlops.core.signing import SIGNATURE_FILE, PackageSignature
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.serving.files import write_whole
 
+if TYPE_CHECKING:
+    from airflow_mlops.core.signing import Trust
+
 
 def hash_files(folder: str | Path) -> dict[str, str]:
-    """Hash every file of a package folder but the manifest, as :attr:`PackageManifest.files` wants it."""
+    """Hash every file of a package folder but manifest and signature, as :attr:`PackageManifest.files` wants it."""
     return {
         path.name: file_digest(path.read_bytes())
         for path in sorted(Path(folder).iterdir())
-        if path.name != MANIFEST_FILE
+        if path.name not in {MANIFEST_FILE, SIGNATURE_FILE}
     }
 
 
@@ -30,61 +43,103 @@ def write_manifest(folder: str | Path, manifest: PackageManifest) -> str:
     return package_digest(data)
 
 
-def read_package(folder: str | Path, expected_digest: str | None = None) -> PackageManifest:
+def write_signature(folder: str | Path, signature: PackageSignature) -> None:
+    """Write ``package.sig`` beside the manifest.
+
+    :raises StorageError: when the folder cannot be written.
+    """
+    write_whole(Path(folder) / SIGNATURE_FILE, signature.to_text().encode())
+
+
+def read_package(
+    folder: str | Path, expected_digest: str | None = None, *, trust: Trust | None = None
+) -> PackageManifest:
     """Read the manifest after checking that the folder holds exactly what it lists.
 
     :param folder: package folder.
     :param expected_digest: digest under which the package was registered; ``None`` checks only that the folder
         agrees with itself.
-    :raises ArtifactIntegrityError: naming the first file that is missing, changed, unlisted or a link.
+    :param trust: whose signature it must carry; ``None`` asks for none.
+    :raises ArtifactIntegrityError: naming the first file that is missing, changed, unlisted, too large or a link, or
+        saying what is wrong with the signature.
     """
-    manifest, _ = read_verified(folder, expected_digest)
+    manifest, _ = read_verified(folder, expected_digest, trust=trust)
     return manifest
 
 
 def read_verified(
-    folder: str | Path, expected_digest: str | None = None
+    folder: str | Path, expected_digest: str | None = None, *, trust: Trust | None = None
 ) -> tuple[PackageManifest, dict[str, bytes]]:
     """Read a package once and give the very bytes that were checked, so none can be swapped in between."""
     root = Path(folder)
     if not root.is_dir():
         raise ArtifactIntegrityError(f"{root} is not a package: no such folder")
-    manifest_bytes = _read_plain(root / MANIFEST_FILE)
+    manifest_bytes = _read_plain(root / MANIFEST_FILE, MAXIMUM_MANIFEST_BYTES)
     digest = package_digest(manifest_bytes)
     if expected_digest is not None and digest != expected_digest:
         raise ArtifactIntegrityError(
             f"{root / MANIFEST_FILE} has digest {digest}, registered was {expected_digest}: "
             "this is not the package that was registered"
         )
+    if trust is not None:  # before a byte of it is parsed
+        trust.require(read_signature(root), package_digest=digest, where=str(root))
     try:
         manifest = PackageManifest.from_bytes(manifest_bytes)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ArtifactIntegrityError(f"{root / MANIFEST_FILE} is not a package manifest: {err}") from err
-    unlisted = sorted({entry.name for entry in os.scandir(root)} - set(manifest.files) - {MANIFEST_FILE})
+    known = {*manifest.files, MANIFEST_FILE, SIGNATURE_FILE}
+    unlisted = sorted({entry.name for entry in os.scandir(root)} - known)
     if unlisted:
         raise ArtifactIntegrityError(
             f"{root / unlisted[0]} is not listed in {MANIFEST_FILE}: packages hold no other files"
         )
-    contents = {}
+    return manifest, _read_files(root, manifest)
+
+
+def read_signature(folder: str | Path) -> PackageSignature | None:
+    """Read ``package.sig``; ``None`` when there is none.
+
+    :raises ArtifactIntegrityError: the file is no signature.
+    """
+    path = Path(folder) / SIGNATURE_FILE
+    if not os.path.lexists(path):
+        return None
+    try:
+        return PackageSignature.from_text(_read_plain(path, MAXIMUM_MANIFEST_BYTES).decode())
+    except ValueError as err:
+        raise ArtifactIntegrityError(f"{path} is not a package signature: {err}") from err
+
+
+def _read_files(root: Path, manifest: PackageManifest) -> dict[str, bytes]:
+    contents: dict[str, bytes] = {}
+    room = MAXIMUM_PACKAGE_BYTES
     for name, expected in sorted(manifest.files.items()):
-        contents[name] = _read_plain(root / name)
+        contents[name] = _read_plain(root / name, room)
+        room -= len(contents[name])
         if file_digest(contents[name]) != expected:
             raise ArtifactIntegrityError(
                 f"{root / name} was changed after packaging: SHA-256 {file_digest(contents[name])}, manifest says {expected}"
             )
-    return manifest, contents
+    return contents
 
 
-def _read_plain(path: Path) -> bytes:
-    """Read a regular file; a link could point anywhere and change later."""
+def _read_plain(path: Path, maximum_bytes: int) -> bytes:
+    """Read a regular file; a link could point anywhere and change later, a pipe would never end."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as err:
         raise ArtifactIntegrityError(f"{path} is missing from the package") from err
     except OSError as err:
         raise ArtifactIntegrityError(f"{path} cannot be read as a plain file: {err.strerror}") from err
     with os.fdopen(descriptor, "rb") as file:
-        try:
-            return file.read()
-        except IsADirectoryError as err:
-            raise ArtifactIntegrityError(f"{path} is a folder; a package holds only plain files") from err
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactIntegrityError(f"{path} is not a plain file; a package holds nothing else")
+        # The size is looked at before memory is taken, and the reading bounded, as the file may grow meanwhile.
+        data = file.read(maximum_bytes + 1) if status.st_size <= maximum_bytes else None
+    if data is None or len(data) > maximum_bytes:
+        raise ArtifactIntegrityError(
+            f"{path} makes the package larger than {MAXIMUM_PACKAGE_BYTES} bytes (the manifest: {MAXIMUM_MANIFEST_BYTES}); "
+            "it was not loaded"
+        )
+    return data

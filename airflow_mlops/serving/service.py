@@ -15,6 +15,7 @@ from airflow_mlops.serving.app import EndpointApp
 APP = EndpointApp(
     Path(os.environ.get("AIRFLOW_MLOPS_SERVING_DIR", ".")),
     token=os.environ.get("AIRFLOW_MLOPS_ENDPOINT_TOKEN") or None,
+    public_keys=os.environ.get("AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS") or None,
 )
 
 

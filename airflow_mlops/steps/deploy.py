@@ -67,7 +67,7 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
     with tempfile.TemporaryDirectory() as temporary:
         deployment = deploy_package(
             serving_dir=Path(services.require("serving_dir")),
-            package_folder=registry.download_package(version.run_id, Path(temporary)),
+            package_folder=registry.download_version(version, Path(temporary)),
             model_name=version.model_name,
             model_version=version.model_version,
             package_digest=version.package_digest,
@@ -75,6 +75,7 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
             port=url.port,
             token=services.endpoint_token,
             timeout_seconds=spec.timeout_seconds,
+            public_keys=services.signing_public_keys,
         )
     return DeployResult(
         model_name=version.model_name,

@@ -13,9 +13,9 @@ from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.evaluation import EvaluationReport, compare_models
-from airflow_mlops.core.evaluation_text import describe_evaluation
 from airflow_mlops.core.fairness import FairnessReport
 from airflow_mlops.core.metrics import DEFAULT_METRICS, Graded, Predictions, resolve_metric, row_losses
+from airflow_mlops.core.model_card import describe_evaluation
 from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
 from airflow_mlops.core.resampling import Blocks
 from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
@@ -23,16 +23,17 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import fairlearn
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.serving.probe import check_artifact
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
+from airflow_mlops.steps.packages import load_version, run_package
 
 if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
     from airflow_mlops.services import Services
+    from airflow_mlops.serving.model import ServedModel
 
 EVALUATION_FOLDER = "evaluation"
 
@@ -44,6 +45,8 @@ class EvaluateSpec:
     :param dataset: dataset version, or table URI for its newest.
     :param model_name: registered model whose champion is the rival.
     :param run_id: MLflow run of the challenger.
+    :param package_digest: digest its package must have, from the training's result; needed where signing keys are
+        configured, as a challenger is not signed yet.
     :param window: rows to judge on; neither model may have been trained on them (the training's held-out window).
     :param time_column: places a row in the window, and rows in order.
     :param target: column to predict; default the challenger's own.
@@ -62,6 +65,7 @@ class EvaluateSpec:
     dataset: DatasetRef
     model_name: str
     run_id: str
+    package_digest: str | None = None
     window: Window
     time_column: str
     target: str | None = None
@@ -112,17 +116,13 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     champion_version = registry.find_alias(spec.model_name, spec.champion_alias)
-    with tempfile.TemporaryDirectory() as temporary:
-        package = registry.download_package(spec.run_id, Path(temporary))
-        challenger = load_model(package)
-        artifact, costs = check_artifact(package, spec.artifact_limits)
-    champion = None
-    if champion_version is not None:
-        with tempfile.TemporaryDirectory() as temporary:
-            champion = load_model(
-                registry.download_package(champion_version.run_id, Path(temporary)),
-                expected_digest=champion_version.package_digest,
-            )
+    with run_package(registry, spec.run_id, services, package_digest=spec.package_digest) as (
+        folder,
+        challenger,
+    ):
+        artifact, costs = check_artifact(folder, spec.artifact_limits)
+    champion = load_version(registry, champion_version, services) if champion_version else None
+    if champion is not None:
         _require_comparable(challenger, champion)
     rows = _rows(spec, dataset, [model for model in (challenger, champion) if model is not None])
     judged = _judge(spec, rows, challenger, champion)
@@ -134,7 +134,7 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
         model_name=spec.model_name,
         run_id=spec.run_id,
         run_url=registry.run_url(experiment_id, spec.run_id),
-        evaluation_url=registry.run_url(experiment_id, spec.run_id, f"{EVALUATION_FOLDER}/evaluation.md"),
+        evaluation_url=registry.run_url(experiment_id, spec.run_id, f"{EVALUATION_FOLDER}/evaluation.html"),
         champion_version=champion_version.model_version if champion_version else None,
         dataset=dataset,
         window=spec.window,
@@ -246,17 +246,9 @@ def _publish(registry: Registry, result: EvaluateResult) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / EVALUATION_FOLDER
         folder.mkdir()
-        (folder / "evaluation.json").write_text(canonical_json(to_dict(result)))
-        (folder / "evaluation.md").write_text(
-            describe_evaluation(
-                result.report,
-                verdict=result.verdict,
-                reason=result.reason,
-                checks=result.checks,
-                slices=result.slices,
-                groups=result.groups,
-            )
-        )
+        plain = to_dict(result)
+        (folder / "evaluation.json").write_text(canonical_json(plain))
+        (folder / "evaluation.html").write_text(describe_evaluation(plain).to_html())
         registry.upload(result.run_id, folder, EVALUATION_FOLDER)
     registry.log_dataset(result.run_id, result.dataset, "evaluation")
     registry.log(

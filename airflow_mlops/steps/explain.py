@@ -27,15 +27,16 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import plots, shap
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
+from airflow_mlops.steps.packages import run_package
 
 if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
     from airflow_mlops.services import Services
+    from airflow_mlops.serving.model import ServedModel
 
 EXPLANATION_FOLDER = "explanation"
 
@@ -50,6 +51,7 @@ class ExplainSpec:
     :param dataset: dataset version, or table URI for its newest.
     :param model_name: name of the model.
     :param run_id: MLflow run that holds the package.
+    :param package_digest: digest it must have, from the training's result; needed where signing keys are configured.
     :param window: rows to explain on, best those the training held out.
     :param time_column: places a row in the window.
     :param metric: name of a built-in metric or import path of one.
@@ -64,6 +66,7 @@ class ExplainSpec:
     dataset: DatasetRef
     model_name: str
     run_id: str
+    package_digest: str | None = None
     window: Window
     time_column: str
     metric: str = "mae"
@@ -102,9 +105,8 @@ def run(spec: ExplainSpec, services: Services) -> ExplainResult:
     """
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
-    with tempfile.TemporaryDirectory() as temporary:
-        model = load_model(registry.download_package(spec.run_id, Path(temporary)))
-    names = list(model.manifest.signature.names)
+    with run_package(registry, spec.run_id, services, package_digest=spec.package_digest) as (_, model):
+        names = list(model.manifest.signature.names)
     rows = read_rows(
         dataset, columns=[*names, model.manifest.target], time_column=spec.time_column, window=spec.window
     ).drop_nulls([model.manifest.target])

@@ -1,18 +1,72 @@
-"""Reading what a champion was trained on and promised, from its package in the registry."""
+"""Packages from the registry: loaded when they are who they should be, or read for what the model was trained on."""
 
 from __future__ import annotations
 
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.profile import Profile
+from airflow_mlops.core.signing import Trust
+from airflow_mlops.exceptions import ArtifactIntegrityError
+from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.serving.package import read_package
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow_mlops.core.package import PackageManifest
-    from airflow_mlops.integrations.mlflow import Registry
+    from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
+    from airflow_mlops.services import Services
+
+
+def load_version(registry: Registry, version: RegisteredVersion, services: Services) -> ServedModel:
+    """Load a registered version: its digest is the registered one and, where keys are configured, it is signed.
+
+    :raises ArtifactIntegrityError: it is not, or the file is not safe.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        return load_model(
+            registry.download_version(version, Path(temporary)),
+            expected_digest=version.package_digest,
+            trust=Trust.of(services.signing_public_keys, version.model_name),
+        )
+
+
+@contextmanager
+def run_package(
+    registry: Registry, run_id: str, services: Services, *, package_digest: str | None
+) -> Iterator[tuple[Path, ServedModel]]:
+    """Get the package of a run that is not registered yet, and so not signed: what the training reported vouches for it.
+
+    :param package_digest: digest from the training's result, which does not come from MLflow.
+    :returns: its folder, which is gone afterwards, and the loaded model.
+    :raises ArtifactIntegrityError: it is another package; or keys are configured and no digest is given.
+    """
+    if package_digest is None and services.signing_public_keys:
+        raise ArtifactIntegrityError(
+            f"the package of run {run_id} is not signed, as it is not registered; give package_digest (from the training's "
+            "result), so that it can be verified before it is loaded"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = registry.download_package(run_id, Path(temporary))
+        yield folder, load_model(folder, expected_digest=package_digest)
+
+
+def require_signed(version: RegisteredVersion, services: Services) -> None:
+    """Refuse a version nobody trusted has signed, where keys are configured.
+
+    :raises ArtifactIntegrityError: saying what is wrong with its signature.
+    """
+    trust = Trust.of(services.signing_public_keys, version.model_name)
+    if trust is not None:
+        trust.require(
+            version.package_signature(),
+            package_digest=version.package_digest,
+            where=f"{version.model_name} version {version.model_version}",
+        )
 
 
 def champion_manifest(registry: Registry, model_name: str, alias: str) -> PackageManifest:

@@ -1,4 +1,4 @@
-"""Promote: move the champion alias by compare-and-set in the ledger, then in MLflow."""
+"""Promote: move the champion alias by compare-and-set in the ledger, then show it in MLflow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.steps.aliases import show_aliases
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.packages import require_signed
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services
@@ -22,7 +24,7 @@ class PromoteSpec:
     :param model_version: the version that earned it.
     :param expected_version: the champion it was compared with; ``None`` when there was none. Somebody else's
         promotion in between makes this one lose.
-    :param alias: the alias to move; the version it leaves gets ``previous``.
+    :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``.
     :param reason: sentence for the ledger.
     :param decision_key: retraining decision this promotion answers; the decision is closed with it.
     :param actor: who promotes (Dag, run and task, or a person).
@@ -54,13 +56,18 @@ class PromoteResult:
 def run(spec: PromoteSpec, services: Services) -> PromoteResult:
     """Move the alias. Running it again, also after a crash half-way, ends in the same state.
 
+    A former run that was killed after the ledger had decided is completed first, whatever this one then comes to.
+
     :raises PromotionConflictError: somebody promoted another version first.
     :raises ModelVersionNotFoundError: no such version.
+    :raises ArtifactIntegrityError: signatures are asked for, and it has none that is trusted.
     """
     registry = Registry.connect(services)
     version = registry.version(spec.model_name, spec.model_version)
+    require_signed(version, services)
     ledger = Ledger.open(services.require("ledger_url"))
     try:
+        show_aliases(registry, ledger, spec.model_name)
         _adopt(ledger, registry, spec)
         recorded = ledger.move_alias(
             model_name=spec.model_name,
@@ -84,13 +91,10 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
                 actor=spec.actor,
                 recorded_at=spec.now,
             ),
+            also=[retraining_outcome(spec, "promoted")] if spec.decision_key is not None else [],
         )
-        # The ledger has decided; from here on every step may be repeated.
-        if spec.expected_version is not None and spec.expected_version != spec.model_version:
-            registry.set_alias(spec.model_name, "previous", spec.expected_version)
-        registry.set_alias(spec.model_name, spec.alias, spec.model_version)
-        if spec.decision_key is not None:
-            ledger.record(retraining_outcome(spec, "promoted"))
+        # The ledger has decided; from here on every step may be repeated, by anybody.
+        show_aliases(registry, ledger, spec.model_name)
     finally:
         ledger.close()
     return PromoteResult(

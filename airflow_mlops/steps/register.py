@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.core.codec import canonical_json
+from airflow_mlops.core.model_card import Change, ModelCard, describe_model
+from airflow_mlops.core.signing import PackageSignature, SigningKey
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    ConnectionConfigError,
+    ModelVersionNotFoundError,
+)
+from airflow_mlops.integrations.mlflow import (
+    DESCRIPTION_CHARACTERS,
+    SIGNATURE_TAG,
+    TAG_CHARACTERS,
+    Registry,
+    TrainingRun,
+)
 from airflow_mlops.serving.package import read_package
+from airflow_mlops.steps.aliases import CHAMPION
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest
     from airflow_mlops.services import Services
+
+#: Folder of the run's artifacts with the card and the verdict it was registered on.
+CARD_FOLDER = "model_card"
+CARD_FILE, PAGE_FILE, VERDICT_FILE = "model_card.md", "model_card.html", "evaluation.json"
+
+#: What the evaluation may have written beside its result: all metrics, slices and groups.
+_DETAILS = "evaluation/evaluation.json"
+_MAXIMUM_DETAILS_BYTES = 16 * 1024**2
+#: The result goes through XCom.
+_MAXIMUM_CHANGES = 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +51,7 @@ class RegisterSpec:
     :param package_digest: digest the package must have.
     :param model_id: MLflow logged model of the same run, which ``mlflow.pyfunc`` loads.
     :param alias: set on the version; ``None`` sets none.
-    :param verdict_reason: sentence of the evaluation, for the model card.
+    :param evaluation: result of the evaluation, for the tags and the model card.
     """
 
     model_name: str
@@ -33,67 +59,184 @@ class RegisterSpec:
     package_digest: str
     model_id: str | None = None
     alias: str | None = "challenger"
-    verdict_reason: str | None = None
+    evaluation: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegisterResult:
-    """The version."""
+    """The version.
+
+    :param signed_by: id of the key it is signed with; ``None`` when it is not.
+    :param version_url: its page in MLflow.
+    :param card_url: its model card.
+    :param changes: parameters of the training that were others for the champion, at most 40.
+    """
 
     model_name: str
     model_version: str
     run_id: str
     package_digest: str
+    signed_by: str | None
     version_url: str
+    card_url: str
+    changes: tuple[Change, ...]
 
 
 def run(spec: RegisterSpec, services: Services) -> RegisterResult:
-    """Verify the package, then register it.
+    """Verify the package, then register it with its card. Running it again, also after a crash, gives the same version.
 
     :raises ArtifactIntegrityError: the stored package is not the one with ``package_digest``.
     :raises ModelVersionNotFoundError: the run has no package.
+    :raises ConnectionConfigError: signatures are asked for, and there is no key to sign with.
     """
+    signature = _sign(spec, services)
     registry = Registry.connect(services)
     with tempfile.TemporaryDirectory() as temporary:
         folder = registry.download_package(spec.run_id, Path(temporary))
         manifest = read_package(folder, expected_digest=spec.package_digest)
+    training = registry.training_run(spec.run_id)
+    evaluation = _evaluation(spec, registry)
+    changes = _changes(spec, registry, training)
+    card = describe_model(
+        manifest,
+        model_name=spec.model_name,
+        run_id=spec.run_id,
+        package_digest=spec.package_digest,
+        evaluation=evaluation,
+        training=training.params,
+        changes=changes,
+        signed_by=signature.key_id if signature else None,
+    )
+    # Before the version: whoever sees the version finds its card.
+    _upload(registry, spec.run_id, card, evaluation)
+    card_url = _artifact_url(registry, training, spec.run_id, PAGE_FILE)
     version = registry.register(
         spec.model_name,
         run_id=spec.run_id,
         model_id=spec.model_id,
         package_digest=spec.package_digest,
         tags={
-            "airflow_mlops.dataset_digest": manifest.trained_on.dataset_digest,
-            "airflow_mlops.serving_form": manifest.serving_form,
+            **_facts(manifest),
+            **_verdict(evaluation, _artifact_url(registry, training, spec.run_id, VERDICT_FILE)),
+            "airflow_mlops.model_card": card_url,
+            **({SIGNATURE_TAG: signature.to_text()} if signature else {}),
         },
-        description=model_card(spec, manifest),
+        description=card.to_markdown(DESCRIPTION_CHARACTERS),
     )
     if spec.alias is not None:
         registry.set_alias(spec.model_name, spec.alias, version.model_version)
+    signed = version.package_signature()
     return RegisterResult(
         model_name=spec.model_name,
         model_version=version.model_version,
         run_id=version.run_id,
         package_digest=version.package_digest,
+        signed_by=signed.key_id if signed else None,
         version_url=registry.version_url(version),
+        card_url=card_url,
+        changes=changes,
     )
 
 
-def model_card(spec: RegisterSpec, manifest: PackageManifest) -> str:
-    """Write the version's description: what it is, learned from what, how good, served how."""
-    trained, holdout = manifest.trained_on, manifest.holdout
-    inputs = ", ".join(f"`{field.name}` ({field.type})" for field in manifest.signature.inputs)
-    lines = [
-        f"**{spec.model_name}** predicts `{manifest.target}` ({manifest.task}) from {inputs}.",
-        "",
-        f"* Learned from {trained.rows} rows of `{trained.dataset_uri}` version {trained.dataset_version}, "
-        f"{trained.window_start} to {trained.window_end} (`{trained.dataset_digest}`).",
-        f"* {holdout.metric.upper()} {holdout.value:.4g} on {holdout.row_count} newer rows it never saw.",
-        f"* Served as {manifest.serving_form}: {manifest.serving_reason}.",
+def _sign(spec: RegisterSpec, services: Services) -> PackageSignature | None:
+    """Vouch for the package; ``None`` where nothing is signed."""
+    if services.signing_key:
+        key = SigningKey.parse(services.signing_key)
+        return key.sign(model_name=spec.model_name, package_digest=spec.package_digest)
+    if services.signing_public_keys:
+        raise ConnectionConfigError(
+            f"{spec.model_name} was not registered: versions must be signed here, and the signing connection holds public "
+            "keys only. Put the private key into its Password where models are registered"
+        )
+    return None
+
+
+def _evaluation(spec: RegisterSpec, registry: Registry) -> dict[str, Any] | None:
+    """Join the evaluation's result with what it wrote to the run."""
+    if spec.evaluation is None:
+        return None
+    text = registry.read_text(spec.run_id, _DETAILS, maximum_bytes=_MAXIMUM_DETAILS_BYTES)
+    try:
+        details = json.loads(text) if text is not None else {}
+        return {**details, **spec.evaluation}
+    except (ValueError, TypeError, RecursionError) as err:
+        raise ArtifactIntegrityError(
+            f"{_DETAILS} of run {spec.run_id} is no JSON object; evaluate again ({err})"
+        ) from err
+
+
+def _changes(spec: RegisterSpec, registry: Registry, training: TrainingRun) -> tuple[Change, ...]:
+    """Compare the parameters of the training with those of the champion's."""
+    champion = registry.find_alias(spec.model_name, CHAMPION)
+    if champion is None or champion.run_id == spec.run_id:
+        return ()
+    try:
+        before = registry.training_run(champion.run_id).params
+    except ModelVersionNotFoundError:  # old runs get deleted
+        return ()
+    names = sorted({*before, *training.params})
+    changed = [
+        Change(name=name, champion=_short(before.get(name)), challenger=_short(training.params.get(name)))
+        for name in names
+        if before.get(name) != training.params.get(name)
     ]
-    if spec.verdict_reason:
-        lines.append(f"* Evaluation: {spec.verdict_reason}")
-    return "\n".join(lines)
+    return tuple(changed[:_MAXIMUM_CHANGES])
+
+
+def _short(text: str | None) -> str | None:
+    return None if text is None else text[:200]
+
+
+def _facts(manifest: PackageManifest) -> dict[str, str]:
+    """Give the tags one may search versions by, and those that say what is in the package."""
+    trained = manifest.trained_on
+    facts = {
+        "airflow_mlops.dataset_uri": trained.dataset_uri,
+        "airflow_mlops.dataset_version": str(trained.dataset_version),
+        "airflow_mlops.dataset_digest": trained.dataset_digest,
+        "airflow_mlops.serving_form": manifest.serving_form,
+        "airflow_mlops.input_example": canonical_json(manifest.known_rows[0]),
+        "airflow_mlops.files": canonical_json(manifest.files),
+    }
+    # JSON that is cut off is none; all of it is in package.json.
+    return {name: value for name, value in facts.items() if len(value) <= TAG_CHARACTERS}
+
+
+def _verdict(evaluation: dict[str, Any] | None, url: str) -> dict[str, str]:
+    """Give the tags of the verdict, and where all of it is."""
+    if evaluation is None:
+        return {"airflow_mlops.verdict": "none"}
+    inner = evaluation.get("report")
+    report = {**inner, **evaluation} if isinstance(inner, dict) else evaluation
+    measured = [report.get("deciding") or report, *(report.get("others") or ())]
+    values = {
+        f"airflow_mlops.metric.{item['metric']}": f"{item['challenger']['value']:.6g}"
+        for item in measured
+        if isinstance(item, dict)
+        and "metric" in item
+        and isinstance(item.get("challenger"), dict)
+        and isinstance(item["challenger"].get("value"), int | float)
+    }
+    return {
+        "airflow_mlops.verdict": str(evaluation.get("verdict") or "none"),
+        "airflow_mlops.verdict_reason": str(evaluation.get("reason") or ""),
+        "airflow_mlops.evaluation": url,
+        **values,
+    }
+
+
+def _upload(registry: Registry, run_id: str, card: ModelCard, evaluation: dict[str, Any] | None) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / CARD_FILE).write_text(card.to_markdown())
+        (folder / PAGE_FILE).write_text(card.to_html())
+        if evaluation is not None:
+            (folder / VERDICT_FILE).write_text(canonical_json(evaluation))
+        registry.upload(run_id, folder, CARD_FOLDER)
+
+
+def _artifact_url(registry: Registry, training: TrainingRun, run_id: str, name: str) -> str:
+    return registry.run_url(training.experiment_id, run_id, f"{CARD_FOLDER}/{name}")
 
 
 STEP = Step(name="register", spec=RegisterSpec, result=RegisterResult, run=run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.steps.aliases import show_aliases
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.packages import require_signed
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services
@@ -24,7 +27,8 @@ class RollBackSpec:
     :param alias: the alias to move.
     :param reason: sentence for the ledger.
     :param actor: who rolls back.
-    :param now: time of the rollback; also makes its ledger key unique, so a retry must give the same.
+    :param now: time of the rollback.
+    :param request: names this rollback, so that a retry is no second step back; default its time.
     """
 
     model_name: str
@@ -33,6 +37,7 @@ class RollBackSpec:
     reason: str = "rolled back"
     actor: str
     now: datetime
+    request: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +55,13 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
     """Move the alias back.
 
     :raises ModelVersionNotFoundError: there is no champion, or none before it.
+    :raises ArtifactIntegrityError: signatures are asked for, and the version has none that is trusted.
     :raises PromotionConflictError: somebody moved the alias meanwhile.
     """
     registry = Registry.connect(services)
     ledger = Ledger.open(services.require("ledger_url"))
-    key = f"{spec.model_name}|{spec.alias}|{spec.now.isoformat()}"
+    request = hashlib.sha256(spec.request.encode()).hexdigest()[:32] if spec.request else spec.now.isoformat()
+    key = f"{spec.model_name}|{spec.alias}|{request}"
     try:
         done = _already(ledger, spec.model_name, key)
         if done is not None:
@@ -63,6 +70,7 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
             current = _current(ledger, spec)
             target = spec.model_version or _before(ledger, spec, current)
         version = registry.version(spec.model_name, target)
+        require_signed(version, services)
         ledger.move_alias(
             model_name=spec.model_name,
             alias=spec.alias,
@@ -86,8 +94,7 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
                 recorded_at=spec.now,
             ),
         )
-        registry.set_alias(spec.model_name, "previous", current)
-        registry.set_alias(spec.model_name, spec.alias, target)
+        show_aliases(registry, ledger, spec.model_name)
     finally:
         ledger.close()
     return RollBackResult(
@@ -115,19 +122,21 @@ def _current(ledger: Ledger, spec: RollBackSpec) -> str:
 
 
 def _before(ledger: Ledger, spec: RollBackSpec, current: str) -> str:
-    """Find the version that was there before the current one came."""
-    moves = ledger.entries(
-        kind=(EntryKind.PROMOTION, EntryKind.ROLLBACK), model_name=spec.model_name, limit=1000
-    )
-    for move in moves:
-        if move.payload.get("alias") == spec.alias and move.payload.get("model_version") == current:
-            before = move.payload.get("previous_version")
-            if before is not None:
-                return str(before)
-            break
-    raise ModelVersionNotFoundError(
-        f"version {current} is the first {spec.alias} of {spec.model_name!r}: there is none before it; name model_version"
-    )
+    """Find the version that was there before the current one came; going back twice goes two steps back."""
+    stack: list[str] = []
+    for move in ledger.moves(spec.model_name, spec.alias):
+        version = str(move.payload["model_version"])
+        if move.kind is EntryKind.ROLLBACK and version in stack:
+            while stack[-1] != version:
+                stack.pop()
+        else:
+            stack.append(version)
+    if len(stack) < 2:  # the current one, and the one before it
+        raise ModelVersionNotFoundError(
+            f"version {current} is the first {spec.alias} of {spec.model_name!r}: there is none before it; "
+            "name model_version"
+        )
+    return stack[-2]
 
 
 STEP = Step(name="roll-back", spec=RollBackSpec, result=RollBackResult, run=run)

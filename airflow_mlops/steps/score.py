@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.serving.model import load_model
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
+from airflow_mlops.steps.packages import load_version
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services
@@ -69,18 +67,16 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
         else registry.version_by_alias(spec.model_name, spec.alias)
     )
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = registry.download_package(version.run_id, Path(temporary))
-        model = load_model(folder, expected_digest=version.package_digest)
-        names = model.manifest.signature.names
-        columns = [*dict.fromkeys([spec.id_column, spec.time_column, *names])]
-        rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)
-        predictions = rows.select(
-            spec.id_column,
-            spec.time_column,
-            pl.Series("prediction", model.predict_columns(model_columns(rows, model.manifest.signature))),
-            pl.lit(version.model_version).alias("model_version"),
-        )
+    model = load_version(registry, version, services)
+    names = model.manifest.signature.names
+    columns = [*dict.fromkeys([spec.id_column, spec.time_column, *names])]
+    rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)
+    predictions = rows.select(
+        spec.id_column,
+        spec.time_column,
+        pl.Series("prediction", model.predict_columns(model_columns(rows, model.manifest.signature))),
+        pl.lit(version.model_version).alias("model_version"),
+    )
     written = delta.replace_window(spec.table, predictions, time_column=spec.time_column, window=spec.window)
     return ScoreResult(
         dataset=dataset,

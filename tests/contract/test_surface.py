@@ -28,10 +28,10 @@ OPERATORS = {
     "IngestDatasetOperator", "ValidateDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
     "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "DecideRetrainingOperator",
-    "SelectModelOperator", "ExplainModelOperator",
+    "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator",
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
-HOOKS = {"MLflowHook", "BentoMLHook", "LedgerHook"}
+HOOKS = {"MLflowHook", "BentoMLHook", "LedgerHook", "SigningHook"}
 HEAVY = {
     "mlflow", "bentoml", "sklearn", "great_expectations", "evidently", "onnxruntime", "skl2onnx", "deltalake", "polars",
     "pandas", "pyarrow", "skops", "matplotlib", "optuna", "shap",

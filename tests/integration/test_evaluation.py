@@ -169,9 +169,9 @@ def test_a_classifier_on_a_real_stream(
     assert run.data.metrics["artifact_p99_milliseconds"] < 100
     assert run.data.tags["airflow_mlops.verdict"] == "promote"
     page = Path(
-        registry.client.download_artifacts(strong["run_id"], "evaluation/evaluation.md", str(tmp_path))
+        registry.client.download_artifacts(strong["run_id"], "evaluation/evaluation.html", str(tmp_path))
     )
-    assert "## Groups by week" in page.read_text()
+    assert "Groups of week" in page.read_text()
     stored = Path(
         registry.client.download_artifacts(strong["run_id"], "evaluation/evaluation.json", str(tmp_path))
     )

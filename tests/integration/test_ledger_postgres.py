@@ -150,6 +150,15 @@ def test_an_alias_moves_by_compare_and_set(url: str) -> None:
             move(ledger, "3", "1")
         assert ledger.champion_at("m", START + timedelta(days=1)) == "1"
         assert ledger.champion_at("m", START + timedelta(days=3)) == "2"
+        period = ledger.who_was_champion("m", START + timedelta(days=1))
+        assert period is not None
+        assert (period.since, period.until) == (START, START + timedelta(days=3))
+        last = ledger.last_move("m", "champion")
+        assert last is not None
+        assert (last.actor, [item.payload["model_version"] for item in ledger.moves("m")]) == (
+            "a/b/c",
+            ["1", "2"],
+        )
 
 
 @pytest.mark.parametrize("expected", ["1", None])

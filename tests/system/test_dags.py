@@ -28,6 +28,7 @@ def test_they_parse_and_explain_themselves() -> None:
         "retrain_on_drift",
         "score_batch",
         "tune_and_train",
+        "promote_with_approval",
     }
     for dag in bag.dags.values():
         assert dag.doc_md.startswith("### ")

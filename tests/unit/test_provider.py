@@ -22,11 +22,11 @@ def test_every_module_and_class_named_is_there() -> None:
         for item in info[kind]
         for name in item["python-modules"]
     ]
-    assert len(modules) == 22
+    assert len(modules) == 24
     for name in modules:
         importlib.import_module(name)
     classes = [*info["extra-links"], *(item["hook-class-name"] for item in info["connection-types"])]
-    assert len(classes) == 7
+    assert len(classes) == 8
     for path in classes:
         module, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(module), name)
@@ -37,7 +37,7 @@ def test_airflow_finds_hooks_and_links() -> None:
     from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
     hooks = ProvidersManagerTaskRuntime().hooks
-    for conn_type in ("mlflow", "bentoml", "mlops_ledger"):
+    for conn_type in ("mlflow", "bentoml", "mlops_ledger", "airflow_mlops_signing"):
         assert hooks[conn_type].hook_class_name.startswith("airflow_mlops.hooks.")
     manager = ProvidersManager()
     assert "airflow_mlops.links.ReportLink" in manager.extra_links_class_names

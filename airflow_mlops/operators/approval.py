@@ -1,0 +1,183 @@
+"""Ask a person whether a version may become champion."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Param, timezone
+
+from airflow_mlops.hooks.ledger import LedgerHook
+from airflow_mlops.hooks.mlflow import MLflowHook
+from airflow_mlops.links import ModelVersionLink
+from airflow_mlops.operators.base import actor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from airflow.sdk import Context
+
+#: How long a person has. After it the answer is no.
+RESPONSE_TIMEOUT = timedelta(days=3)
+
+_MAXIMUM_EVALUATION_BYTES = 16 * 1024**2
+
+
+class ApproveModelOperator(ApprovalOperator):
+    """Airflow's approval, asked with what one has to know: the verdict, metrics, slices, what was done differently, and links.
+
+    The task waits without a worker until somebody answers under Required Actions. No answer in time is a no. Who answered, when,
+    and their comment are in the ledger before anything follows. After a no what follows is skipped, the champion stays, and the
+    retraining decision is closed. All further arguments are those of Airflow's ``ApprovalOperator``: ``assigned_users``,
+    ``notifiers``, ``fail_on_reject``.
+
+    :param registration: what the registration task returned. (templated)
+    :param evaluation: what the evaluation task returned. (templated)
+    :param decision_key: retraining decision that a promotion would answer. (templated)
+    :param response_timeout: how long a person has to answer.
+    :param mlflow_conn_id: MLflow connection.
+    :param ledger_conn_id: connection of the ledger.
+    """
+
+    operator_extra_links = (ModelVersionLink(),)
+    template_fields: Sequence[str] = ("registration", "evaluation", "decision_key")
+
+    def __init__(
+        self,
+        *,
+        registration: Any,
+        evaluation: Any,
+        decision_key: str | None = None,
+        response_timeout: timedelta = RESPONSE_TIMEOUT,
+        mlflow_conn_id: str = MLflowHook.default_conn_name,
+        ledger_conn_id: str = LedgerHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            subject="Promote a model?",  # the names are known when it runs
+            defaults=self.REJECT,
+            response_timeout=response_timeout,
+            **{"params": {"comment": Param("", type=["string", "null"], title="Comment")}} | kwargs,
+        )
+        self.registration = registration
+        self.evaluation = evaluation
+        self.decision_key = decision_key
+        self.mlflow_conn_id = mlflow_conn_id
+        self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Ask, then wait without a worker."""
+        name, version = self.registration["model_name"], self.registration["model_version"]
+        self.subject = f"Promote {name} version {version}?"
+        self.body = self._question()
+        return dict(super().execute(context))
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Write the answer down, then let what follows run, or skip it.
+
+        :returns: ``approved``, ``responded_by``, ``responded_at``, ``comment``, ``timed_out`` and the version.
+        """
+        answer = self._answer(event) if "error" not in event else {}
+        if answer:
+            self.validate_chosen_options(event["chosen_options"])
+            self._record(answer, context)
+        super().execute_complete(context, event)
+        return answer
+
+    def _question(self) -> str:
+        """Compose the text from the evaluation, all of which the registration left with the run."""
+        import json
+
+        from airflow_mlops.core.codec import from_dict
+        from airflow_mlops.core.model_card import Change, describe_request
+        from airflow_mlops.integrations.mlflow import Registry
+        from airflow_mlops.steps.register import CARD_FOLDER, VERDICT_FILE
+
+        registration = self.registration
+        registry = Registry.connect(MLflowHook(mlflow_conn_id=self.mlflow_conn_id).services())
+        stored = registry.read_text(
+            registration["run_id"],
+            f"{CARD_FOLDER}/{VERDICT_FILE}",
+            maximum_bytes=_MAXIMUM_EVALUATION_BYTES,
+        )
+        page, _, _ = registration["version_url"].rpartition("/")
+        champion = self.evaluation["champion_version"]
+        return describe_request(
+            model_name=registration["model_name"],
+            model_version=registration["model_version"],
+            evaluation={**(json.loads(stored) if stored else {}), **self.evaluation},
+            changes=[from_dict(Change, change) for change in registration.get("changes", ())],
+            links={
+                "This version": registration["version_url"],
+                **({f"Champion, version {champion}": f"{page}/{champion}"} if champion else {}),
+                "Model card": registration["card_url"],
+                "Evaluation": self.evaluation.get("evaluation_url", ""),
+            },
+        )
+
+    def _answer(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        user = event.get("responded_by_user") or {}
+        return {
+            "approved": event["chosen_options"] == [self.APPROVE],
+            "model_name": self.registration["model_name"],
+            "model_version": self.registration["model_version"],
+            "package_digest": self.registration["package_digest"],
+            "champion_version": self.evaluation["champion_version"],
+            "responded_by": {"id": user["id"], "name": user["name"]} if user else None,
+            "responded_at": event["responded_at"].isoformat(),
+            "comment": (event.get("params_input") or {}).get("comment") or None,
+            "timed_out": bool(event.get("timedout")) or not user,
+        }
+
+    def _record(self, answer: dict[str, Any], context: Context) -> None:
+        """Write who decided what; a no also closes the retraining decision."""
+        from airflow_mlops.ledger import EntryKind, LedgerEntry
+
+        name, version = answer["model_name"], answer["model_version"]
+        who = answer["responded_by"]["name"] if answer["responded_by"] else "nobody"
+        said = (
+            f"nobody answered in time whether version {version} of {name} may become champion: no"
+            if answer["timed_out"]
+            else f"{who} {'approved' if answer['approved'] else 'rejected'} version {version} of {name}"
+            + (f": {answer['comment']}" if answer["comment"] else "")
+        )
+        new = [
+            LedgerEntry(
+                kind=EntryKind.APPROVAL,
+                key=f"{name}|{version}|{_question_id(context)}",
+                model_name=name,
+                window=None,
+                subject=version,
+                summary=said,
+                payload={**answer, "asked_by": actor(context)},
+                actor=actor(context) if answer["timed_out"] else who,
+                recorded_at=timezone.utcnow(),
+            )
+        ]
+        if not answer["approved"] and self.decision_key:
+            new.append(
+                LedgerEntry(
+                    kind=EntryKind.RETRAINING_OUTCOME,
+                    key=self.decision_key,
+                    model_name=name,
+                    window=None,
+                    subject=version,
+                    summary=f"the retraining of {name} ended without a new champion: {said}",
+                    payload={"outcome": "rejected", "reason": said, "model_version": version},
+                    actor=actor(context),
+                    recorded_at=timezone.utcnow(),
+                )
+            )
+        self.log.info("%s", said)
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            ledger.record_all(new)
+        self.found_links = {str(ModelVersionLink.name): self.registration["version_url"]}
+
+
+def _question_id(context: Context) -> str:
+    """Name one question: a task that is cleared or tried again asks anew. Short, as a ledger's key has an end."""
+    instance = context["ti"]
+    told = f"{actor(context)}|{instance.map_index}|{instance.try_number}"
+    return hashlib.sha256(told.encode()).hexdigest()[:32]

@@ -1,0 +1,112 @@
+"""The snippets for users of airflow-provider-mlflow: they parse as one Dag, and those that talk to a server are run against one."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+
+from airflow_mlops.exceptions import ModelVersionNotFoundError
+from airflow_mlops.integrations.bentoml import LocalServer
+from airflow_mlops.serving.local import deploy_package
+from tests.conftest import REPOSITORY
+from tests.integration.test_registration import Runs
+from tests.packages import ROWS, build_package
+
+pytestmark = pytest.mark.integration
+
+PAGE = REPOSITORY / "docs" / "how-to" / "migrate-from-airflow-provider-mlflow.md"
+#: Every operator of its last release.
+THERE = {
+    "CreateRegisteredModelOperator", "GetRegisteredModelOperator", "DeleteRegisteredModelOperator",
+    "GetLatestModelVersionsOperator", "CreateModelVersionOperator", "GetModelVersionOperator",
+    "DeleteModelVersionOperator", "TransitionModelVersionStageOperator", "ModelLoadAndPredictOperator",
+    "CreateDeploymentOperator", "PredictOperator",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def snippets() -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert len(blocks) > 10
+    with DAG("migrated", schedule=None):
+        for block in blocks:
+            exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102 - our own page
+    return names
+
+
+@pytest.fixture
+def call(snippets: dict[str, Any], mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    connection = {"conn_type": "mlflow", "extra": {"tracking_uri": mlflow_server}}
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(connection))
+    return lambda name, *arguments: snippets[name].function(*arguments)
+
+
+def test_every_operator_is_in_the_table_and_has_code() -> None:
+    text = PAGE.read_text()
+    table = {
+        name
+        for row in re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+        for name in re.findall(r"`(\w+Operator)`", row)
+    }
+    assert table == THERE
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    coded = {section.split("\n")[0] for section in sections if "```python" in section}
+    assert coded >= THERE
+
+
+def test_the_snippets_are_tasks(snippets: dict[str, Any]) -> None:
+    tasks = {name for name, value in snippets.items() if hasattr(value, "task_id")}
+    assert tasks == {
+        "train", "evaluate", "register", "new_champion", "promote", "back", "by_hand", "score", "deploy",
+    }  # fmt: skip
+
+
+def test_what_talks_to_mlflow_does(call: Callable[..., Any], mlflow_server: str, tmp_path: Path) -> None:
+    call("create_registered_model", "migrated_by_hand")
+    assert call("get_registered_model", "migrated_by_hand") == {}
+    call("delete_registered_model", "migrated_by_hand")
+    with pytest.raises(ModelVersionNotFoundError):
+        call("get_registered_model", "migrated_by_hand")
+    runs = Runs(mlflow_server, tmp_path)
+    training = runs.add()
+    runs.register("migrated", training, alias="champion")
+    assert call("get_registered_model", "migrated") == {"champion": "1"}
+    assert call("get_model_version", "migrated", "1") == training
+    assert call("get_champion", "migrated") == "1"
+    call("delete_model_version", "migrated", "1")
+    with pytest.raises(ModelVersionNotFoundError):
+        call("get_model_version", "migrated", "1")
+
+
+def test_what_talks_to_the_service_does(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    digest = build_package(tmp_path / "package")
+    connection = {"conn_type": "bentoml", "host": "127.0.0.1", "port": port, "password": "token"}
+    monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", json.dumps(connection))
+    try:
+        deploy_package(
+            serving_dir=tmp_path / "serving",
+            package_folder=tmp_path / "package",
+            model_name="m",
+            model_version="1",
+            package_digest=digest,
+            host="127.0.0.1",
+            port=port,
+            token="token",
+            timeout_seconds=60,
+        )
+        assert call("predict", ROWS[:1]) == pytest.approx([2.0], abs=0.6)
+    finally:
+        LocalServer(tmp_path / "serving", port=port).stop()

@@ -1,0 +1,312 @@
+"""Promotion in real processes: of two that race one wins, and what a killed one left is completed by the next."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_mlops import cli
+from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
+from airflow_mlops.hooks.ledger import LedgerHook
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+from tests.integration.stalling_proxy import StallingProxy
+from tests.integration.test_registration import Runs
+
+pytestmark = pytest.mark.integration
+
+NOW = "2026-03-01T12:00:00Z"
+
+
+@pytest.fixture
+def services(mlflow_server: str, tmp_path: Path) -> Services:
+    return Services(tracking_uri=mlflow_server, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+@pytest.fixture(scope="module")
+def trainings(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    runs = Runs(mlflow_server, tmp_path_factory.mktemp("trainings"))
+    return [runs.add(slope=slope) for slope in (2.0, 3.0, 4.0)]
+
+
+@pytest.fixture
+def model(services: Services, trainings: list[dict[str, Any]]) -> str:
+    """A model with three versions, the first of which is champion."""
+    name = f"promoted_{uuid.uuid4().hex}"
+    for training in trainings:
+        run_step("register", {"model_name": name, **training}, services)
+    run_step("promote", promotion(name, "1", None), services)
+    return name
+
+
+def promotion(name: str, version: str, expected: str | None, **more: Any) -> dict[str, Any]:
+    given = {"actor": f"dag/run/promote_{version}", "now": NOW, "reason": "better"}
+    return {"model_name": name, "model_version": version, "expected_version": expected} | given | more
+
+
+def start(step: str, spec: dict[str, Any], services: Services, folder: Path) -> subprocess.Popen[str]:
+    file = folder / f"{time.monotonic_ns()}.json"
+    file.write_text(json.dumps(spec))
+    return subprocess.Popen(
+        [sys.executable, "-m", "airflow_mlops.steps", step, "--spec", str(file)],
+        env={**os.environ, **services.to_environment()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stalled(process: subprocess.Popen[str], proxy: StallingProxy) -> None:
+    deadline = time.monotonic() + 60
+    while not proxy.held.is_set():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def aliases(services: Services, name: str) -> dict[str, str]:
+    found = Registry.connect(services).aliases(name)
+    return {alias: found[alias] for alias in ("champion", "previous") if alias in found}
+
+
+def sets(alias: str) -> Callable[[str, str], bool]:
+    """Choose the request that writes an alias."""
+    return lambda method, text: (
+        method == "POST" and "registered-models/alias" in text and f'"{alias}"' in text
+    )
+
+
+def test_of_two_processes_one_wins_and_the_other_says_who(
+    services: Services, model: str, tmp_path: Path
+) -> None:
+    """Both have read what they need and are held before the ledger decides; then both go on at once."""
+    asks = "model-versions/get"
+    with (
+        StallingProxy(str(services.tracking_uri), lambda _, text: asks in text).serving() as one,
+        StallingProxy(str(services.tracking_uri), lambda _, text: asks in text).serving() as two,
+    ):
+        racing = {
+            version: start(
+                "promote",
+                promotion(model, version, "1"),
+                replace(services, tracking_uri=proxy.url),
+                tmp_path,
+            )
+            for version, proxy in (("2", one), ("3", two))
+        }
+        for process, proxy in zip(racing.values(), (one, two), strict=True):
+            stalled(process, proxy)
+        one.release()
+        two.release()
+        ended = {version: process.communicate(timeout=60) for version, process in racing.items()}
+    codes = {version: process.returncode for version, process in racing.items()}
+    assert sorted(codes.values()) == [0, 1], ended
+    winner, loser = sorted(codes, key=lambda version: codes[version])
+    assert "PromotionConflictError" in ended[loser][1]
+    assert (
+        f"dag/run/promote_{winner} moved it to version {winner}; version {loser} was not" in ended[loser][1]
+    )
+    assert aliases(services, model) == {"champion": winner, "previous": "1"}
+
+
+class TestKilled:
+    @pytest.fixture(
+        params=[("previous", False), ("champion", False), ("champion", True)],
+        ids=["before_previous", "before_champion", "after_champion"],
+    )
+    def killed(self, request: pytest.FixtureRequest, services: Services, model: str, tmp_path: Path) -> str:
+        """Version 2 was promoted, and the process was killed at one of its writes to MLflow."""
+        alias, answered = request.param
+        decided = promotion(model, "2", "1", decision_key="decision")
+        with StallingProxy(str(services.tracking_uri), sets(alias), answered=answered).serving() as proxy:
+            process = start("promote", decided, replace(services, tracking_uri=proxy.url), tmp_path)
+            stalled(process, proxy)
+            process.kill()
+            process.communicate(timeout=30)
+        assert process.returncode == -9
+        with Ledger.open(str(services.ledger_url)) as ledger:
+            assert ledger.aliases(model) == {"champion": "2"}
+            assert ledger.find(EntryKind.RETRAINING_OUTCOME, "decision") is not None
+        if not answered:
+            assert aliases(services, model)["champion"] == "1"
+        return model
+
+    def test_a_retry_completes_it(self, killed: str, services: Services) -> None:
+        result = run_step("promote", promotion(killed, "2", "1", decision_key="decision"), services)
+        assert not result["moved"]
+        assert aliases(services, killed) == {"champion": "2", "previous": "1"}
+
+    def test_another_promotion_completes_it_and_says_who_won(self, killed: str, services: Services) -> None:
+        with pytest.raises(PromotionConflictError, match="promote_2 moved it to version 2"):
+            run_step("promote", promotion(killed, "3", "1"), services)
+        assert aliases(services, killed) == {"champion": "2", "previous": "1"}
+
+    def test_a_rollback_goes_back_from_what_was_decided(self, killed: str, services: Services) -> None:
+        back = run_step("roll-back", {"model_name": killed, "actor": "anna", "now": NOW}, services)
+        assert (back["previous_version"], back["model_version"]) == ("2", "1")
+        assert aliases(services, killed) == {"champion": "1", "previous": "2"}
+
+
+def test_killed_before_the_ledger_decided_nothing_happened(
+    services: Services, model: str, tmp_path: Path
+) -> None:
+    asks = "model-versions/get"
+    with StallingProxy(str(services.tracking_uri), lambda _, text: asks in text).serving() as proxy:
+        process = start(
+            "promote", promotion(model, "2", "1"), replace(services, tracking_uri=proxy.url), tmp_path
+        )
+        stalled(process, proxy)
+        process.kill()
+        process.communicate(timeout=30)
+    assert aliases(services, model) == {"champion": "1"}
+    assert run_step("promote", promotion(model, "3", "1"), services)["moved"]
+
+
+def test_who_was_slow_does_not_write_what_is_no_longer_true(
+    services: Services, model: str, tmp_path: Path
+) -> None:
+    """Held before it writes champion 2 to MLflow; meanwhile 3 is promoted after it."""
+    with StallingProxy(str(services.tracking_uri), sets("champion")).serving() as proxy:
+        slow = start(
+            "promote", promotion(model, "2", "1"), replace(services, tracking_uri=proxy.url), tmp_path
+        )
+        stalled(slow, proxy)
+        run_step("promote", promotion(model, "3", "2"), services)
+        proxy.release()
+        _, errors = slow.communicate(timeout=60)
+    assert slow.returncode == 0, errors
+    assert aliases(services, model) == {"champion": "3", "previous": "2"}
+
+
+def test_an_alias_moved_by_hand_is_put_back(services: Services, model: str) -> None:
+    registry = Registry.connect(services)
+    registry.set_alias(model, "champion", "3")
+    with pytest.raises(PromotionConflictError):
+        run_step("promote", promotion(model, "2", "3"), services)
+    assert aliases(services, model) == {"champion": "1"}
+
+
+def test_a_version_deleted_from_mlflow_is_said_and_stops_nobody(
+    services: Services, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_step("promote", promotion(model, "2", "1"), services)
+    Registry.connect(services).client.delete_model_version(model, "1")
+    with caplog.at_level(logging.WARNING):
+        assert run_step("promote", promotion(model, "3", "2"), services)["moved"]
+    assert f"previous of {model} is version 1, which MLflow no longer has" in caplog.text
+    assert aliases(services, model) == {"champion": "3", "previous": "2"}
+
+
+def test_another_alias_leaves_champion_and_previous_alone(services: Services, model: str) -> None:
+    run_step("promote", promotion(model, "2", None, alias="shadow"), services)
+    run_step("promote", promotion(model, "3", "2", alias="shadow"), services)
+    assert aliases(services, model) == {"champion": "1"}
+    assert Registry.connect(services).aliases(model)["shadow"] == "3"
+
+
+def test_going_back_twice_goes_two_steps_back(services: Services, model: str) -> None:
+    run_step("promote", promotion(model, "2", "1"), services)
+    run_step("promote", promotion(model, "3", "2"), services)
+    back = {"model_name": model, "actor": "anna", "now": NOW}
+    targets = [
+        run_step("roll-back", back | {"request": request}, services)["model_version"]
+        for request in ("first", "first", "second")  # the second one is a retry
+    ]
+    assert targets == ["2", "2", "1"]
+    with pytest.raises(ModelVersionNotFoundError, match="version 1 is the first champion"):
+        run_step("roll-back", back | {"request": "third"}, services)
+    assert (
+        run_step("roll-back", back | {"request": "named", "model_version": "3"}, services)["previous_version"]
+        == "1"
+    )
+    assert aliases(services, model) == {"champion": "3", "previous": "1"}
+
+
+def test_who_was_champion(
+    services: Services, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made champion on the 1st; 2 on the 10th; back on the 20th; 3 on the 25th, by a worker whose clock is slow."""
+    run_step("promote", promotion(model, "2", "1", now="2026-03-10T00:00:00Z"), services)
+    back = {"model_name": model, "actor": "anna", "reason": "complaints", "now": "2026-03-20T00:00:00Z"}
+    run_step("roll-back", back, services)
+    run_step("promote", promotion(model, "3", "1", now="2026-03-19T23:59:59Z"), services)
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_AUDIT", json.dumps({"conn_type": "mlops_ledger", "extra": {"url": services.ledger_url}})
+    )
+    hook = LedgerHook(ledger_conn_id="audit")
+    versions = {}
+    for day in (28, 1, 9, 10, 19, 20, 26):
+        at = datetime(2026, 3 if day != 28 else 2, day, 12, tzinfo=UTC)
+        found = hook.who_was_champion(model, at)
+        versions[at.strftime("%m-%d")] = found.model_version if found else None
+    assert versions == {
+        "02-28": None, "03-01": "1", "03-09": "1", "03-10": "2", "03-19": "2", "03-20": "3", "03-26": "3",
+    }  # fmt: skip
+    period = hook.who_was_champion(model, datetime(2026, 3, 15, tzinfo=UTC))
+    assert period is not None
+    assert (period.since.day, period.until and period.until.day, period.actor) == (
+        10,
+        20,
+        "dag/run/promote_2",
+    )
+    command = ["who-was-champion", model, "--ledger", str(services.ledger_url)]
+    assert cli.main([*command, "--at", "2026-03-15"]) == 0
+    told = capsys.readouterr().out
+    assert "version 2, from 2026-03-10 00:00:00 until 2026-03-20 00:00:00 (UTC)" in told
+    assert "moved there by dag/run/promote_2: version 2 became champion" in told
+    assert cli.main(command) == 0
+    assert "version 3, from 2026-03-19 23:59:59 to this day (UTC)" in capsys.readouterr().out
+    assert cli.main([*command, "--at", "2026-03-01T10:00:00+05:00"]) == 1
+    assert f"{model} had no champion at 2026-03-01 05:00:00 UTC." in capsys.readouterr().err
+
+
+def test_the_ledger_survives_an_answer_that_came_twice(services: Services, model: str) -> None:
+    """A retry after everything was done, with a retraining to close, writes nothing twice."""
+    for _ in range(2):
+        run_step("promote", promotion(model, "2", "1", decision_key="k"), services)
+    with Ledger.open(str(services.ledger_url)) as ledger:
+        kinds = [entry.kind for entry in ledger.entries(model_name=model)]
+    assert sorted(kinds) == [EntryKind.PROMOTION, EntryKind.PROMOTION, EntryKind.RETRAINING_OUTCOME]
+
+
+def test_further_entries_are_written_with_the_move_or_not_at_all(services: Services) -> None:
+    def entry(key: str, **more: Any) -> LedgerEntry:
+        return LedgerEntry(
+            kind=EntryKind.PROMOTION,
+            key=key,
+            model_name="m",
+            window=None,
+            subject="1",
+            summary="s",
+            payload={"alias": "champion", "model_version": "1"},
+            actor="a",
+            recorded_at=datetime(2026, 3, 1, tzinfo=UTC),
+            **more,
+        )
+
+    with Ledger.open(str(services.ledger_url)) as ledger:
+        with pytest.raises(ValueError, match="600"):
+            ledger.move_alias(
+                model_name="m",
+                alias="champion",
+                model_version="1",
+                expected_version=None,
+                entry=entry("k"),
+                also=[replace(entry("x" * 600), kind=EntryKind.RETRAINING_OUTCOME)],
+            )
+        assert ledger.aliases("m") == {}
+        assert ledger.entries(model_name="m") == []

@@ -1,0 +1,156 @@
+"""Registration on a real MLflow: the same package is one version, whoever registers it, and the version says it all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from airflow_mlops.exceptions import ArtifactIntegrityError
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+from tests.packages import build_package
+from tests.unit.test_model_card import EVERYTHING, ONE_METRIC
+
+pytestmark = pytest.mark.integration
+
+
+class Runs:
+    """An MLflow server with finished runs that hold a package."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.services = Services(tracking_uri=url, ledger_url=f"sqlite:///{folder / 'ledger.db'}")
+        self.client = MlflowClient(url)
+        self.experiment = self.client.create_experiment(f"registration {folder.name}")
+
+    def add(self, *, slope: float = 2.0) -> dict[str, Any]:
+        run_id = self.client.create_run(self.experiment).info.run_id
+        self.client.log_param(run_id, "estimator", "a.b.C")
+        with tempfile.TemporaryDirectory() as temporary:
+            digest = build_package(Path(temporary) / "package", slope=slope)
+            self.client.log_artifacts(run_id, str(Path(temporary) / "package"), "package")
+        self.client.set_terminated(run_id)
+        return {"run_id": run_id, "package_digest": digest}
+
+    def register(self, name: str, training: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return run_step("register", {"model_name": name, **training, **more}, self.services)
+
+    def artifact(self, run_id: str, path: str) -> str:
+        with tempfile.TemporaryDirectory() as temporary:
+            return Path(self.client.download_artifacts(run_id, path, temporary)).read_text()
+
+
+@pytest.fixture
+def runs(mlflow_server: str, tmp_path: Path) -> Runs:
+    return Runs(mlflow_server, tmp_path)
+
+
+def test_the_version_says_what_it_was_registered_on(runs: Runs) -> None:
+    training = runs.add()
+    result = runs.register("said", training, evaluation=ONE_METRIC)
+    version = runs.client.get_model_version("said", result["model_version"])
+    tags = {name.removeprefix("airflow_mlops."): value for name, value in version.tags.items()}
+    assert tags["verdict"] == "promote"
+    assert tags["verdict_reason"] == "MAE 2.5 against 3.1"
+    assert tags["metric.mae"] == "2.5"
+    assert tags["package_digest"] == training["package_digest"]
+    assert tags["dataset_uri"] == "memory"
+    assert tags["dataset_version"] == "0"
+    assert tags["dataset_digest"] == "sha256:0"
+    assert json.loads(tags["input_example"]) == {"x": 1.0, "kind": "a"}
+    package = json.loads(runs.artifact(training["run_id"], "package/package.json"))
+    assert json.loads(tags["files"]) == package["files"]
+    assert tags["evaluation"].endswith(f"runs/{training['run_id']}/artifacts/model_card/evaluation.json")
+    assert json.loads(runs.artifact(training["run_id"], "model_card/evaluation.json")) == ONE_METRIC
+    assert "2.5 (2.4 to 2.6)" in version.description
+    assert runs.artifact(training["run_id"], "model_card/model_card.md").startswith("# said\n")
+    assert "a.b.C" in runs.artifact(training["run_id"], "model_card/model_card.html")
+    assert result["card_url"].endswith("model_card/model_card.html")
+    assert version.aliases == ["challenger"]
+    filters = "name = 'said' AND tags.`airflow_mlops.verdict` = 'promote'"
+    assert [found.version for found in runs.client.search_model_versions(filters)] == [version.version]
+
+
+def test_all_the_evaluation_wrote_is_used(runs: Runs, tmp_path: Path) -> None:
+    training = runs.add()
+    (tmp_path / "evaluation.json").write_text(json.dumps(EVERYTHING))
+    runs.client.log_artifact(training["run_id"], str(tmp_path / "evaluation.json"), "evaluation")
+    result = {"verdict": "reject", "reason": "a slice got worse", "champion_version": "4"}
+    runs.register("all", training, evaluation=result)
+    version = runs.client.get_model_version("all", "1")
+    assert version.tags["airflow_mlops.metric.rmse"] == "2.5"
+    assert "airflow_mlops.metric.log_loss" not in version.tags
+    assert "Groups of sex" in runs.artifact(training["run_id"], "model_card/model_card.html")
+    (tmp_path / "evaluation.json").write_text("[1")
+    runs.client.log_artifact(training["run_id"], str(tmp_path / "evaluation.json"), "evaluation")
+    with pytest.raises(ArtifactIntegrityError, match=r"evaluation/evaluation\.json of run .* evaluate again"):
+        runs.register("all", training, evaluation=result)
+
+
+def test_a_metric_by_import_path_and_long_texts(runs: Runs) -> None:
+    report = ONE_METRIC["report"] | {"metric": "my_team.metrics:cost per trip"}
+    runs.register("long", runs.add(), evaluation=ONE_METRIC | {"report": report, "reason": "x" * 20_000})
+    version = runs.client.get_model_version("long", "1")
+    assert version.tags["airflow_mlops.metric.my_team.metrics_cost per trip"] == "2.5"
+    assert len(version.tags["airflow_mlops.verdict_reason"]) == 5000
+
+
+def test_the_same_package_of_another_run_is_the_same_version(runs: Runs) -> None:
+    first, second, other = runs.add(), runs.add(), runs.add(slope=3.0)
+    assert first["package_digest"] == second["package_digest"] != other["package_digest"]
+    assert [runs.register("same", training)["model_version"] for training in (first, second, other)] == [
+        "1",
+        "1",
+        "2",
+    ]
+    assert runs.register("same", first)["run_id"] == first["run_id"]
+
+
+def test_of_processes_that_register_at_once_all_get_one_version(runs: Runs, tmp_path: Path) -> None:
+    """Five rounds of three processes that wait for each other at the door."""
+    training = runs.add()
+    code = """
+import json, pathlib, sys, time
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step, load_step
+load_step("register"); import mlflow
+door, number = pathlib.Path(sys.argv[1]), sys.argv[2]
+for round in range(5):
+    (door / f"{round}-{number}").touch()
+    while len(list(door.glob(f"{round}-*"))) < 3:
+        time.sleep(0.001)
+    spec = json.loads(sys.argv[3]) | {"model_name": f"raced_{round}"}
+    print(run_step("register", spec, Services.from_environment())["model_version"])
+"""
+    door = tmp_path / "door"
+    door.mkdir()
+    environment = {**os.environ, **runs.services.to_environment()}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(door), str(number), json.dumps(training)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    try:
+        done = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0, 0], done
+    answers = [out.split() for out, _ in done]
+    assert answers[0] == answers[1] == answers[2]
+    for index, number in enumerate(answers[0]):
+        versions = runs.client.search_model_versions(f"name = 'raced_{index}'")
+        assert [str(version.version) for version in versions] == [number]
+        assert runs.client.get_model_version_by_alias(f"raced_{index}", "challenger").version == number

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.standard.exceptions import HITLTriggerEventError
+from airflow.sdk import DAG
+
+from airflow_mlops.core.model_card import Change, describe_request
+from airflow_mlops.exceptions import PromotionRejectedError
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.operators.approval import ApproveModelOperator
+from airflow_mlops.operators.promotion import PromoteModelOperator
+from tests.unit.test_model_card import EVERYTHING, HOSTILE, ONE_METRIC, rendered
+
+REGISTRATION = {
+    "model_name": "fare",
+    "model_version": "5",
+    "run_id": "run",
+    "package_digest": "sha256:1",
+    "version_url": "http://mlflow/#/models/fare/versions/5",
+    "card_url": "http://mlflow/card",
+}
+EVALUATION = ONE_METRIC | {"run_url": "http://mlflow/run"}
+
+
+@pytest.fixture
+def ledger_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    connection = {"conn_type": "mlops_ledger", "extra": {"url": url}}
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps(connection))
+    return url
+
+
+def context(try_number: int = 1) -> dict[str, Any]:
+    instance = SimpleNamespace(
+        dag_id="dag", run_id="run", task_id="approve", map_index=-1, try_number=try_number
+    )
+    return {"ti": instance}
+
+
+def event(option: str, **more: Any) -> dict[str, Any]:
+    return {
+        "chosen_options": [option],
+        "params_input": {"comment": "fine"},
+        "responded_at": datetime(2026, 3, 1, tzinfo=UTC),
+        "responded_by_user": {"id": "7", "name": "anna"},
+        "timedout": False,
+        **more,
+    }
+
+
+def asking(**more: Any) -> ApproveModelOperator:
+    with DAG("dag", schedule=None):
+        return ApproveModelOperator(
+            task_id="approve", registration=REGISTRATION, evaluation=EVALUATION, **more
+        )
+
+
+def written(url: str) -> list[LedgerEntry]:
+    with Ledger.open(url) as ledger:
+        return ledger.entries(newest_first=False)
+
+
+class TestAnswer:
+    def test_a_yes_is_written_down(self, ledger_url: str) -> None:
+        task = asking(decision_key="decision")
+        answer = task.execute_complete(context(), event("Approve"))  # type: ignore[arg-type]
+        assert json.loads(json.dumps(answer)) == {
+            "approved": True,
+            "model_name": "fare",
+            "model_version": "5",
+            "package_digest": "sha256:1",
+            "champion_version": "4",
+            "responded_by": {"id": "7", "name": "anna"},
+            "responded_at": "2026-03-01T00:00:00+00:00",
+            "comment": "fine",
+            "timed_out": False,
+        }
+        (entry,) = written(ledger_url)
+        assert (entry.kind, entry.actor) == (EntryKind.APPROVAL, "anna")
+        assert entry.summary == "anna approved version 5 of fare: fine"
+        assert entry.payload["asked_by"] == "dag/run/approve"
+        assert task.found_links == {"Model version": REGISTRATION["version_url"]}
+
+    def test_a_no_closes_the_retraining(self, ledger_url: str) -> None:
+        asking(decision_key="decision").execute_complete(context(), event("Reject"))  # type: ignore[arg-type]
+        approval, outcome = written(ledger_url)
+        assert approval.summary == "anna rejected version 5 of fare: fine"
+        assert (outcome.kind, outcome.key) == (EntryKind.RETRAINING_OUTCOME, "decision")
+        assert outcome.payload["outcome"] == "rejected"
+
+    def test_each_question_has_its_answer(self, ledger_url: str) -> None:
+        for number, option in ((1, "Reject"), (1, "Reject"), (2, "Approve")):  # the second one is a repeat
+            asking().execute_complete(context(number), event(option))  # type: ignore[arg-type]
+        assert [entry.payload["approved"] for entry in written(ledger_url)] == [False, True]
+
+    def test_what_is_no_answer_is_not_written_down(self, ledger_url: str) -> None:
+        with pytest.raises(HITLTriggerEventError):
+            asking().execute_complete(context(), {"error": "broken", "error_type": "unknown"})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="Maybe"):
+            asking().execute_complete(context(), event("Maybe"))  # type: ignore[arg-type]
+        assert written(ledger_url) == []
+
+    def test_the_default_is_no_and_can_not_be_made_yes(self) -> None:
+        assert asking().defaults == ["Reject"]
+        with pytest.raises(TypeError, match="defaults"):
+            asking(defaults="Approve")
+
+
+class TestPromotion:
+    @staticmethod
+    def spec(approval: dict[str, Any] | None) -> dict[str, Any]:
+        with DAG("dag", schedule=None):
+            task = PromoteModelOperator(
+                task_id="promote",
+                model_name="fare",
+                model_version=REGISTRATION,
+                evaluation=EVALUATION,
+                approval=approval,
+            )
+        return task.build_spec(context())  # type: ignore[arg-type]
+
+    def test_who_approved_is_part_of_the_reason(self) -> None:
+        yes = {"approved": True, "model_version": "5", "responded_by": {"name": "anna"}}
+        assert self.spec(yes)["reason"] == "MAE 2.5 against 3.1; approved by anna"
+        assert self.spec(None)["reason"] == "MAE 2.5 against 3.1"
+
+    @pytest.mark.parametrize(
+        "approval",
+        [
+            {"approved": False, "model_version": "5", "responded_by": {"name": "anna"}},
+            {"approved": True, "model_version": "4", "responded_by": {"name": "anna"}},
+        ],
+    )
+    def test_without_a_yes_for_this_version_nothing_is_promoted(self, approval: dict[str, Any]) -> None:
+        with pytest.raises(PromotionRejectedError, match="version 5 of fare was not approved"):
+            self.spec(approval)
+
+
+class TestQuestion:
+    def test_it_says_what_one_has_to_know(self) -> None:
+        text = describe_request(
+            model_name="fare",
+            model_version="5",
+            evaluation=EVERYTHING,
+            changes=[Change(name="seed", champion="1", challenger=None)],
+            links={"This version": "http://mlflow/#/models/my fare(1)/versions/5"},
+        )
+        shown = rendered(text).text
+        for words in (
+            "Shall version 5",
+            "2.5 (2.4 to 2.6)",
+            "kind b",
+            "Groups of sex",
+            "seed",
+            "This version",
+        ):
+            assert words in shown, words
+        (link,) = [given["href"] for tag, given in rendered(text).tags if tag == "a"]
+        assert link == "http://mlflow/#/models/my%20fare%281%29/versions/5"
+
+    def test_names_from_outside_are_text(self) -> None:
+        text = describe_request(
+            model_name=HOSTILE,
+            model_version=HOSTILE,
+            evaluation=EVERYTHING | {"reason": HOSTILE, "slices": [{"where": {HOSTILE: HOSTILE}}]},
+            changes=[Change(name=HOSTILE, champion=HOSTILE, challenger=HOSTILE)],
+            links={HOSTILE: "javascript:alert(1)", "x": f"http://h/{HOSTILE}"},
+        )
+        page = rendered(text)
+        assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "h1", "code"})
+        assert [given["href"][:9] for tag, given in page.tags if tag == "a"] == ["http://h/"]
