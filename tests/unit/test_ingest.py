@@ -7,22 +7,46 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import CommitConflictError, MLOpsError, StorageError
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    DatasetNotFoundError,
+    InsufficientDataError,
+    MLOpsError,
+    SchemaMismatchError,
+    StorageError,
+)
 from airflow_mlops.integrations import delta
+from airflow_mlops.operators.ingest import IngestDatasetOperator
+from airflow_mlops.operators.validate import ValidateDatasetOperator
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
 from tests.conftest import REPOSITORY
 
 JANUARY, FEBRUARY = Window.parse("2024-01-01", "2024-02-01"), Window.parse("2024-02-01", "2024-03-01")
+
+SUITE = {
+    "name": "s",
+    "expectations": [{"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "x"}}],
+}
 
 
 def rows(window: Window, count: int = 20_000) -> pl.DataFrame:
     times = pl.Series("t", [window.start] * count, dtype=pl.Datetime("us", "UTC"))
     return pl.DataFrame({"t": times, "x": [float(window.start.month)] * count})
+
+
+def land(folder: Path, name: str = "rows.parquet", **columns: list) -> str:
+    """Write a source file."""
+    pl.DataFrame(columns).write_parquet(folder / name)
+    return str(folder / name)
 
 
 def race(table: str, *windows: Window) -> list[int | MLOpsError]:
@@ -99,6 +123,78 @@ class TestAFolderThatDenies:
         with immutable(tmp_path), pytest.raises(StorageError, match=r"could not write .*check free space"):
             delta.replace_window(str(tmp_path / "new"), rows(JANUARY, 10), time_column="t", window=JANUARY)
         assert not delta.table_exists(str(tmp_path / "new"))
+
+
+class TestWindows:
+    def test_a_window_without_a_time_column_is_refused(self, tmp_path: Path) -> None:
+        table = str(tmp_path / "table")
+        source = land(tmp_path, t=[datetime(2024, 1, 2)], x=[1.0])
+        window = {"window_start": "2024-01-01", "window_end": "2024-02-01"}
+        ingest = IngestDatasetOperator(task_id="ingest", source=source, table=table, **window)
+        validate = ValidateDatasetOperator(task_id="validate", dataset=table, suite=SUITE, **window)
+        with pytest.raises(ValueError, match=r"needs time_column.*give no window to replace the whole table"):
+            run_step("ingest", ingest.build_spec({}), Services())
+        assert not delta.table_exists(table)
+        with pytest.raises(ValueError, match=r"needs time_column.*give no window to judge the whole dataset"):
+            run_step("validate", validate.build_spec({}), Services())
+
+    def test_the_runs_own_window_is_left_aside_without_one(self) -> None:
+        ingest = IngestDatasetOperator(task_id="ingest", source="a.csv", table="t")
+        validate = ValidateDatasetOperator(task_id="validate", dataset="t", suite=SUITE)
+        for task in (ingest, validate):
+            task.window_start, task.window_end = "2024-01-01", "2024-02-01"  # as Airflow renders the defaults
+            assert task.build_spec({})["window"] is None
+
+    def test_an_empty_window(self, tmp_path: Path) -> None:
+        source = land(tmp_path, t=[datetime(2024, 1, 2)], x=[1.0])
+        spec = {"source": source, "table": str(tmp_path / "table"), "time_column": "t"}
+        with pytest.raises(InsufficientDataError, match=r"has no rows in window \[2024-02-01, 2024-03-01\)"):
+            run_step("ingest", spec | {"window": to_dict(FEBRUARY)}, Services())
+        assert not delta.table_exists(spec["table"])
+        run_step("ingest", spec | {"window": to_dict(JANUARY)}, Services())
+        judged = {"dataset": spec["table"], "suite": SUITE, "time_column": "t", "window": to_dict(FEBRUARY)}
+        with pytest.raises(
+            InsufficientDataError, match=r"window \[2024-02-01, 2024-03-01\) of .* has no rows"
+        ):
+            run_step("validate", judged, Services())
+
+
+class TestSources:
+    """What is wrong with the files is said in the words of the declaration, and nothing is written."""
+
+    def refuse(self, folder: Path, source: str, **spec: object) -> SchemaMismatchError:
+        table = str(folder / "table")
+        with pytest.raises(SchemaMismatchError) as refused:
+            run_step("ingest", {"source": source, "table": table, "time_column": "t"} | spec, Services())
+        assert source in str(refused.value)
+        assert not delta.table_exists(table)
+        return refused.value
+
+    def test_a_text_that_is_no_time(self, tmp_path: Path) -> None:
+        (tmp_path / "rows.csv").write_text("t,x\n2024-01-02,1\nyesterday,2\n")
+        error = self.refuse(tmp_path, str(tmp_path / "rows.csv"))
+        assert "column 't'" in str(error)
+        assert "yesterday" in str(error)
+
+    def test_files_that_differ(self, tmp_path: Path) -> None:
+        land(tmp_path, "a.parquet", t=[datetime(2024, 1, 2)], x=[1.0])
+        land(tmp_path, "b.parquet", t=[datetime(2024, 1, 2)], y=[1.0])
+        assert "b.parquet" in str(self.refuse(tmp_path, str(tmp_path / "*.parquet")))
+
+    def test_a_file_that_is_broken(self, tmp_path: Path) -> None:
+        land(tmp_path, "a.parquet", t=[datetime(2024, 1, 2)], x=[1.0])
+        (tmp_path / "b.parquet").write_bytes(b"garbage")
+        self.refuse(tmp_path, str(tmp_path / "*.parquet"))
+
+    def test_a_file_without_a_line(self, tmp_path: Path) -> None:
+        (tmp_path / "rows.csv").write_text("")
+        with pytest.raises(DatasetNotFoundError, match=r"no readable file matches .*rows\.csv"):
+            run_step("ingest", {"source": str(tmp_path / "rows.csv"), "table": "t"}, Services())
+
+    @pytest.mark.parametrize("window", [None, to_dict(JANUARY)])
+    def test_a_row_without_a_time_is_counted_not_dropped(self, tmp_path: Path, window: object) -> None:
+        source = land(tmp_path, t=[None, datetime(2024, 1, 2), None], x=[1.0, 2.0, 3.0])
+        assert "time column 't' has 2 nulls" in str(self.refuse(tmp_path, source, window=window))
 
 
 def test_reference_dags_write_their_tables_one_run_at_a_time() -> None:
