@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -10,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.exceptions import ModelVersionNotFoundError, RegistryUnavailableError, TransientError
+from airflow_mlops.core.addresses import require_http_url
+from airflow_mlops.exceptions import (
+    MLOpsError,
+    ModelVersionNotFoundError,
+    RegistryUnavailableError,
+    StorageError,
+    TransientError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +36,9 @@ PACKAGE_FOLDER = "package"
 STEP_KEY_TAG = "airflow_mlops.step_key"
 PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
 RUN_ID_TAG = "airflow_mlops.run_id"
+
+# What the operating system says when a file can't be written here; MLflow passes on only the text of it.
+_LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 # MLflow's own defaults retry for about four minutes; a task should fail soon and let Airflow retry it.
 _HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -57,11 +69,12 @@ class Registry:
     def connect(cls, services: Services) -> Registry:
         """Connect and see that the server answers.
 
+        :raises ConnectionConfigError: the address is none.
         :raises RegistryUnavailableError: naming the address.
         """
         import httpx
 
-        uri = services.require("tracking_uri")
+        uri = require_http_url(services.require("tracking_uri"), purpose="MLflow")
         try:
             httpx.get(f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
         except httpx.HTTPError as err:
@@ -184,17 +197,45 @@ class Registry:
     def download_package(self, run_id: str, destination: Path) -> Path:
         """Download the model package of a run.
 
-        :raises ModelVersionNotFoundError: when the run has no package.
+        :raises ModelVersionNotFoundError: when there is no such run, or it has no package.
+        :raises StorageError: the package can't be written here.
+        :raises RegistryUnavailableError: the server failed, or went away meanwhile.
         """
+        from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
+        with _translated(f"run {run_id}"):
+            root = self.client.get_run(run_id).info.artifact_uri
         try:
-            return Path(self.client.download_artifacts(run_id, PACKAGE_FOLDER, str(destination)))
+            # By its own address: asked by run, MLflow calls every failure a path that is not correct.
+            return Path(
+                download_artifacts(
+                    artifact_uri=f"{root}/{PACKAGE_FOLDER}",
+                    dst_path=str(destination),
+                    tracking_uri=self.tracking_uri,
+                )
+            )
         except (MlflowException, OSError) as err:
-            raise ModelVersionNotFoundError(
+            raise self._download_error(run_id, destination, err) from err
+
+    def _download_error(self, run_id: str, destination: Path, err: Exception) -> MLOpsError:
+        """Tell what a download failed of: this machine's disk, a package that is not there, or the server."""
+        text = " ".join(str(err).split())[:600]
+        if any(int(number) in _LOCAL_ERRORS for number in re.findall(r"\[Errno (\d+)\]", text)):
+            return StorageError(
+                f"could not write the model package of run {run_id} to {destination}: {text}. "
+                "Check free space and write permission, then run the task again"
+            )
+        with _translated(f"artifacts of run {run_id}"):
+            there = self.client.list_artifacts(run_id, PACKAGE_FOLDER)
+        if not there:
+            return ModelVersionNotFoundError(
                 f"run {run_id} at {self.tracking_uri} has no artifact folder {PACKAGE_FOLDER!r}: "
-                f"was it trained by TrainModelOperator? ({err})"
-            ) from err
+                f"was it trained by TrainModelOperator? ({text})"
+            )
+        return RegistryUnavailableError(
+            f"MLflow at {self.tracking_uri} did not give the model package of run {run_id}: {text}"
+        )
 
     # -- models -------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from airflow_mlops.runners.python import PythonRunner
 from airflow_mlops.sensors import polls
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import STEP_MODULES, run_step
+from tests.disks import small_disk
 
 pytestmark = pytest.mark.integration
 
@@ -475,16 +475,10 @@ class TestStorage:
             delta.replace_window(str(tmp_path / "file" / "table"), self.ROWS, time_column=None, window=None)
 
     def test_a_full_disk_leaves_the_old_version(self, tmp_path: Path) -> None:
-        mount = shutil.which("mount")
-        command = [str(mount), "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
-        if mount is None or subprocess.run(command, capture_output=True).returncode != 0:
-            pytest.skip("a small disk to fill needs the right to mount one")
-        try:
+        with small_disk(tmp_path):
             table = str(tmp_path / "table")
             delta.replace_window(table, self.ROWS.head(10), time_column=None, window=None)
             before = delta.describe(table)
             with pytest.raises(StorageError, match="previous version is untouched"):
                 delta.replace_window(table, self.ROWS, time_column=None, window=None)
             assert delta.describe(table) == before
-        finally:
-            subprocess.run([str(shutil.which("umount")), str(tmp_path)], check=True)

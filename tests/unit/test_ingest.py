@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -29,6 +25,7 @@ from airflow_mlops.operators.validate import ValidateDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.conftest import REPOSITORY
+from tests.disks import immutable
 
 JANUARY, FEBRUARY = Window.parse("2024-01-01", "2024-02-01"), Window.parse("2024-02-01", "2024-03-01")
 
@@ -68,18 +65,6 @@ def race(table: str, *windows: Window) -> list[int | MLOpsError]:
         thread.join(timeout=60)
     assert len(outcomes) == len(windows)
     return outcomes
-
-
-@contextmanager
-def immutable(path: Path) -> Iterator[None]:
-    """Deny writing to a folder even to root, who is above permissions."""
-    chattr = shutil.which("chattr")
-    if chattr is None or subprocess.run([chattr, "+i", str(path)], capture_output=True).returncode != 0:
-        pytest.skip("denying a folder needs chattr, the right to use it, and a file system that knows it")
-    try:
-        yield
-    finally:
-        subprocess.run([chattr, "-i", str(path)], check=True)
 
 
 class TestRaces:
