@@ -26,6 +26,7 @@ correct the connection
     try:
         parts = urlsplit(text)
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and text.count("://") == 1
+        fits = fits and not re.search(r"\s", text)
         _ = parts.port  # reads the number, or refuses
     except ValueError:
         fits = False

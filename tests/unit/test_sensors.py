@@ -213,6 +213,64 @@ class TestConnections:
         with pytest.raises(ConnectionConfigError, match=r"Host is empty; Port is empty; Schema is 'ftp'"):
             BentoMLHook().services()
 
+    @pytest.mark.parametrize(
+        ("extra", "words"),
+        [
+            ("{bad", "Extra is not a JSON object"),
+            ("[1]", "Extra is not a JSON object"),
+            ('"x"', "Extra is not a JSON object"),
+            ('{"tracking_uri": 5000}', "Extra field tracking_uri must be a text in quotes"),
+            ('{"tracking_uri": "http://mlflow:port"}', "'http://mlflow:port' is no address such as"),
+            ('{"tracking_uri": "mlflow:5000"}', "'mlflow:5000' is no address such as"),
+            (
+                '{"tracking_uri": "http://me:secret@mlflow:port"}',
+                r"'http://\*\*\*@mlflow:port' is no address",
+            ),
+        ],
+    )
+    def test_an_extra_that_is_wrong(self, monkeypatch: pytest.MonkeyPatch, extra: str, words: str) -> None:
+        from airflow_mlops.hooks.mlflow import MLflowHook
+
+        fields = {"conn_type": "mlflow", "host": "mlflow", "port": 5000, "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(fields))
+        with pytest.raises(ConnectionConfigError, match=f"connection 'mlflow_default'.*{words}"):
+            MLflowHook().services()
+        assert MLflowHook().test_connection()[0] is False
+
+    @pytest.mark.parametrize("hook", ["mlflow.MLflowHook", "bentoml.BentoMLHook", "ledger.LedgerHook"])
+    @pytest.mark.parametrize("value", ["{not json", "mlflow://host:port"])
+    def test_a_variable_that_airflow_cannot_read_is_not_called_missing(
+        self, monkeypatch: pytest.MonkeyPatch, hook: str, value: str
+    ) -> None:
+        from airflow_mlops.core.extension import load_object
+
+        made = load_object(f"airflow_mlops.hooks.{hook.replace('.', ':')}")()
+        variable = f"AIRFLOW_CONN_{made.default_conn_name.upper()}"
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(
+            ConnectionConfigError, match=f"{variable} is set, but holds neither a JSON object"
+        ):
+            made.services()
+
+    @pytest.mark.parametrize("host", ["http://localhost", "local host", "[::1"])
+    def test_a_host_that_is_none(self, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+        from airflow_mlops.hooks.bentoml import BentoMLHook
+
+        fields = {"conn_type": "bentoml", "host": host, "port": 3000}
+        monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", json.dumps(fields))
+        with pytest.raises(
+            ConnectionConfigError, match=r"connection 'bentoml_default': .* is no address such as"
+        ):
+            BentoMLHook().services()
+
+    def test_a_ledger_url_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from airflow_mlops.hooks.ledger import LedgerHook
+
+        fields = {"conn_type": "mlops_ledger", "extra": {"url": "ledger.db"}}
+        monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps(fields))
+        with pytest.raises(ConnectionConfigError):
+            LedgerHook().get_conn()
+
     def test_the_default_ledger_needs_no_connection(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
