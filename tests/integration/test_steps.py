@@ -434,7 +434,8 @@ class TestSensorsOnRealServers:
         found = {"model_name": loop.model_name, "alias": "champion", "mlflow_conn_id": "mlflow_default"}
         assert polls.model_version(**found, not_version=None)["model_version"] == "1"
         assert polls.model_version(**found, not_version="1") is None
-        assert polls.model_version(**found | {"model_name": "nobody"}, not_version=None) is None
+        for missing in ({"model_name": "nobody"}, {"alias": "nobody"}):
+            assert polls.model_version(**found | missing, not_version=None) is None
 
     def test_endpoint(self, loop: Loop) -> None:
         found = {"model_name": loop.model_name, "bentoml_conn_id": "bentoml_default"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,7 +16,12 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ConnectionConfigError, MLOpsError
+from airflow_mlops.exceptions import (
+    ConnectionConfigError,
+    RegistryUnavailableError,
+    SchemaMismatchError,
+    StorageError,
+)
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.sensors import polls
 from airflow_mlops.sensors.drift import DriftSensor
@@ -111,7 +117,10 @@ def test_an_alias_that_moves(server: Server) -> None:
         task_id="wait", model_name="m", not_version="1", deferrable=True, poke_interval=0.1
     )
     arguments = sensor.poll_arguments()
-    assert polls.model_version(**arguments) is None  # 404: no such alias yet
+    server.answers[path] = (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such model"})
+    assert polls.model_version(**arguments) is None
+    server.answers[path] = (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "alias not found"})
+    assert polls.model_version(**arguments) is None
     server.answers[path] = (200, {"model_version": {"version": "1"}})
     assert polls.model_version(**arguments) is None  # the one already known
     server.answers[path] = (503, {})  # a server that fails is waited for
@@ -124,10 +133,59 @@ def test_an_alias_that_moves(server: Server) -> None:
 def test_a_refused_login_ends_the_wait(server: Server) -> None:
     server.answers["/api/2.0/mlflow/registered-models/alias"] = (401, {})
     sensor = ModelVersionSensor(task_id="wait", model_name="m", deferrable=True, poke_interval=0.1)
-    with pytest.raises(
-        MLOpsError, match=r"ConnectionConfigError: MLflow refuses connection 'mlflow_default' \(401\)"
-    ):
+    with pytest.raises(ConnectionConfigError, match=r"MLflow refuses connection 'mlflow_default' \(401\)"):
         waited(sensor)
+
+
+def locked(**arguments: Any) -> None:
+    raise StorageError("no space in /data")
+
+
+def garbled(**arguments: Any) -> None:
+    json.loads("{")
+
+
+@pytest.mark.parametrize(("poll", "error"), [(locked, StorageError), (garbled, ValueError)])
+def test_an_error_is_the_same_wherever_the_wait_was(
+    monkeypatch: pytest.MonkeyPatch, poll: Any, error: type[Exception]
+) -> None:
+    from airflow_mlops.policies import MLOPS_RETRY_POLICY
+
+    actions = []
+    for deferrable in (True, False):
+        sensor = NewDataSensor(task_id="wait", source="*", deferrable=deferrable, poke_interval=0.1)
+        monkeypatch.setattr(NewDataSensor, "poll", f"{__name__}:{poll.__name__}")
+        with pytest.raises(error) as raised:
+            waited(sensor) if deferrable else sensor.execute({"ti": None})
+        actions.append(_action(MLOPS_RETRY_POLICY, raised.value))
+    assert actions[0] == actions[1] == ("RETRY" if poll is locked else "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (404, {}, ConnectionConfigError),  # something else answers there, or the path is wrong
+        (405, {}, ConnectionConfigError),
+        (301, {}, ConnectionConfigError),
+        (200, "<html>", ConnectionConfigError),
+        (200, {"model_version": {}}, ConnectionConfigError),
+        (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Invalid alias name"}, ValueError),
+        (429, {}, RegistryUnavailableError),
+        (503, {}, RegistryUnavailableError),
+    ],
+)
+def test_an_answer_that_is_not_mlflows_is_no_not_yet(
+    server: Server, status: int, body: Any, error: type[Exception]
+) -> None:
+    server.answers["/api/2.0/mlflow/registered-models/alias"] = (status, body)
+    with pytest.raises(error) as raised:
+        polls.model_version(
+            model_name="m", alias="champion", not_version=None, mlflow_conn_id="mlflow_default"
+        )
+    assert type(raised.value) is error
+    if error is ConnectionConfigError:
+        assert f"answered {status}" in str(raised.value)
+        assert "'mlflow_default'" in str(raised.value)
 
 
 def test_an_endpoint_with_the_right_version(server: Server) -> None:
@@ -162,7 +220,9 @@ def test_a_check_that_found_something(ledger: Ledger) -> None:
     assert waited(sensor)["found"] is True
 
 
-def test_labels_nobody_has_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_nobody_has_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     import polars as pl
 
     from airflow_mlops.integrations import delta
@@ -189,9 +249,14 @@ def test_labels_nobody_has_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         predictions=[1.0, 2.0], latency_ms=1.0,
     )  # fmt: skip
     log.flush()
-    assert polls.labels_arrived(**sensor.poll_arguments()) is None  # no labels
+    with caplog.at_level(logging.INFO):
+        assert polls.labels_arrived(**sensor.poll_arguments()) is None  # no labels
+    assert f"no Delta table at {table}" in caplog.text  # so that a mistyped path is seen
     delta.replace_window(table, pl.DataFrame({"id": ["a"], "y": [1.0]}), time_column=None, window=None)
     assert waited(sensor)["labelled_share"] == 0.5
+    for wrong in ({"target": "yy"}, {"id_column": "idd"}):
+        with pytest.raises(SchemaMismatchError, match="has no column"):
+            polls.labels_arrived(**sensor.poll_arguments() | wrong)
 
 
 class TestConnections:
