@@ -110,7 +110,7 @@ class RollBackModelOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.roll_back.RollBackSpec`; its time is the run's, so a retry is no second step back."""
         return {
             "model_name": self.model_name,
-            "model_version": self.model_version or None,
+            "model_version": str(self.model_version) if self.model_version else None,
             "alias": self.alias,
             "reason": self.reason,
             "actor": actor(context),
