@@ -92,7 +92,7 @@ def waited(sensor: Any, seconds: float = 10.0) -> Any:
         return await asyncio.wait_for(anext(PollTrigger(**kwargs).run()), seconds)
 
     event = asyncio.run(first())
-    return getattr(sensor, deferred.value.method_name)({}, event.payload)
+    return getattr(sensor, deferred.value.method_name)({}, json.loads(json.dumps(event.payload)))
 
 
 def test_new_data_waits_for_all_files(tmp_path: Path) -> None:
