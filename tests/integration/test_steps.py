@@ -371,6 +371,12 @@ class TestBadInput:
         with pytest.raises(InsufficientDataError, match=r"none of the \d+ predictions .* has a label yet"):
             run_step("performance", loop.specs["performance"] | {"labels": table}, loop.services)
 
+    @pytest.mark.parametrize("change", [{"target": "tip"}, {"id_column": "ride"}])
+    def test_labels_without_the_column(self, loop: Loop, change: dict) -> None:
+        (name,) = change.values()
+        with pytest.raises(SchemaMismatchError, match=f"{loop.table} has no column {name}; it has trip_id"):
+            run_step("performance", loop.specs["performance"] | change, loop.services)
+
     def test_mlflow_that_does_not_answer(self, loop: Loop) -> None:
         nowhere = replace(loop.services, tracking_uri="http://127.0.0.1:9")
         with pytest.raises(

@@ -18,6 +18,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
+    EndpointUnavailableError,
     RegistryUnavailableError,
     SchemaMismatchError,
     StorageError,
@@ -37,7 +38,7 @@ WINDOW = Window.parse("2019-01-01", "2019-02-01")
 class Server:
     """Answers what a test puts into it: path to status and body."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.answers: dict[str, tuple[int, Any]] = {}
         answers = self.answers
 
@@ -53,8 +54,12 @@ class Server:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
 
     def connection(self, conn_type: str) -> str:
         host, port = self.http.server_address
@@ -67,8 +72,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", made.connection("mlflow"))
     monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", made.connection("bentoml"))
     yield made
-    made.http.shutdown()
-    made.http.server_close()
+    made.close()
 
 
 @pytest.fixture
@@ -199,6 +203,28 @@ def test_an_endpoint_with_the_right_version(server: Server) -> None:
         0.3, server.answers.__setitem__, ["/status", (200, status | {"model_version": "2"})]
     ).start()
     assert waited(sensor)["model_version"] == "2"
+
+
+def test_a_service_that_is_not_up_yet_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Server()
+    monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", made.connection("bentoml"))
+    host, port = made.http.server_address
+    made.close()
+    sensor = EndpointReadySensor(task_id="wait", model_name="m", deferrable=True, poke_interval=0.1)
+    with pytest.raises(EndpointUnavailableError, match=f"{host}:{port}"):
+        polls.endpoint_ready(**sensor.poll_arguments())
+    later: list[Server] = []
+
+    def start() -> None:
+        later.append(Server(port))
+        later[0].answers["/status"] = (200, {"ready": True, "model_name": "m", "model_version": "1"})
+
+    threading.Timer(0.5, start).start()
+    assert waited(sensor)["model_version"] == "1"
+    later[0].close()
+    assert caplog.text.count("waiting on:") == 1  # said once, not at every look
 
 
 def test_a_check_that_found_something(ledger: Ledger) -> None:
