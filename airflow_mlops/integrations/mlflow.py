@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.addresses import require_http_url
 from airflow_mlops.exceptions import (
+    ConnectionConfigError,
     MLOpsError,
     ModelVersionNotFoundError,
     RegistryUnavailableError,
@@ -69,14 +70,20 @@ class Registry:
     def connect(cls, services: Services) -> Registry:
         """Connect and see that the server answers.
 
-        :raises ConnectionConfigError: the address is none.
+        :raises ConnectionConfigError: the address is none, or not MLflow's.
         :raises RegistryUnavailableError: naming the address.
         """
         import httpx
 
         uri = require_http_url(services.require("tracking_uri"), purpose="MLflow")
         try:
-            httpx.get(f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
+            answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=10)
+            if 300 <= answer.status_code < 500 and answer.status_code != 429:
+                raise ConnectionConfigError(
+                    f"{uri} answered {answer.status_code} to MLflow's health check: it is no MLflow, or its path or login "
+                    "is wrong; check the MLflow connection"
+                )
+            answer.raise_for_status()
         except httpx.HTTPError as err:
             raise RegistryUnavailableError(
                 f"MLflow at {uri} does not answer ({err}); check that it runs and the MLflow connection's address"
@@ -384,7 +391,7 @@ def _version(package: str) -> str:
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Translate MLflow's one exception into ours: not there, or not reachable."""
+    """Translate MLflow's one exception into ours: not there, not allowed, not right, or not reachable."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -394,6 +401,10 @@ def _translated(what: str) -> Iterator[None]:
             err.error_code == "INVALID_PARAMETER_VALUE" and "not found" in str(err)
         ):
             raise ModelVersionNotFoundError(f"MLflow has no {what}: {err}") from err
+        if err.error_code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+            raise ConnectionConfigError(
+                f"MLflow refuses {what}: {err}; check Login and Password, or the token, of the MLflow connection"
+            ) from err
         if err.error_code == "INVALID_PARAMETER_VALUE":
             raise ValueError(f"MLflow refused {what}: {err}") from err
         raise RegistryUnavailableError(f"MLflow failed on {what}: {err}") from err

@@ -44,14 +44,14 @@ def run_id(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class BreakingProxy(StallingProxy):
-    """Breaks the connection, or answers 503, whenever the chosen request comes."""
+    """Breaks the connection, or answers with a status, whenever a certain path is asked for."""
 
-    def __init__(self, target: str, *, status: int | None) -> None:
+    def __init__(self, target: str, path: str, *, status: int | None) -> None:
         super().__init__(target, lambda method, text: False)
-        self.status = status
+        self.path, self.status = path, status
 
     def pass_on(self, request: BaseHTTPRequestHandler) -> None:
-        if "/mlflow-artifacts/artifacts/" not in request.path:
+        if self.path not in request.path:
             return super().pass_on(request)
         if self.status is None:
             return request.connection.shutdown(socket.SHUT_RDWR)
@@ -94,7 +94,9 @@ class TestDownload:
         status: int | None,
     ) -> None:
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        with BreakingProxy(registry.tracking_uri, status=status).serving() as proxy:
+        with BreakingProxy(
+            registry.tracking_uri, "/mlflow-artifacts/artifacts/", status=status
+        ).serving() as proxy:
             through = Registry.connect(Services(tracking_uri=proxy.url))
             with pytest.raises(
                 RegistryUnavailableError, match=f"did not give the model package of run {run_id}"
@@ -118,6 +120,37 @@ class TestNames:
         services = Services(tracking_uri=registry.tracking_uri, endpoint_url="http://127.0.0.1:9", serving_dir=str(tmp_path))  # fmt: skip
         with pytest.raises(ModelVersionNotFoundError, match=f"MLflow has no {words}"):
             run_step("deploy", {"model_name": MODEL, **asked}, services)
+
+
+class TestAnswers:
+    """A server that refuses is no outage: waiting for it would not help."""
+
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_a_login_that_is_refused(self, registry: Registry, status: int) -> None:
+        with BreakingProxy(registry.tracking_uri, "/registered-models/", status=status).serving() as proxy:
+            through = Registry.connect(Services(tracking_uri=proxy.url))
+            with pytest.raises(
+                ConnectionConfigError, match=r"MLflow refuses model .*check Login and Password"
+            ):
+                through.version_by_alias(MODEL, "champion")
+
+    @pytest.mark.parametrize(
+        ("status", "error"),
+        [
+            (301, ConnectionConfigError),
+            (404, ConnectionConfigError),
+            (429, RegistryUnavailableError),
+            (503, RegistryUnavailableError),
+        ],
+    )
+    def test_a_health_check_that_is_not_answered_well(
+        self, registry: Registry, status: int, error: type[Exception]
+    ) -> None:
+        with (
+            BreakingProxy(registry.tracking_uri, "/health", status=status).serving() as proxy,
+            pytest.raises(error, match=str(status)),
+        ):
+            Registry.connect(Services(tracking_uri=proxy.url))
 
 
 @pytest.mark.parametrize("uri", ["http://mlflow:port", "mlflow:5000", "http://http://mlflow:5000", "http://"])

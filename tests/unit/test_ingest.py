@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +22,7 @@ from airflow_mlops.exceptions import (
 from airflow_mlops.integrations import delta
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.operators.validate import ValidateDatasetOperator
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.conftest import REPOSITORY
@@ -88,6 +89,8 @@ class TestRaces:
             assert isinstance(error, CommitConflictError)
             assert f"another write to {table} came first" in str(error)
             assert "run the task again" in str(error)
+        decision = MLOPS_RETRY_POLICY.evaluate(errors[0], 1, 3)
+        assert (decision.action.name, decision.retry_delay) == ("RETRY", timedelta(seconds=30))
         assert delta.describe(table).row_count == 20_000
 
 
