@@ -46,8 +46,8 @@ def read_connection(conn_id: str, conn_type: str) -> Connection:
     return connection
 
 
-def extra_of(connection: Connection, *names: str) -> dict[str, str | None]:
-    """Read named fields of the connection's Extra.
+def extra_of(connection: Connection, *names: str) -> dict[str, Any]:
+    """Read the connection's Extra; the named fields are there, as texts or ``None``.
 
     Airflow's own ``extra_dejson`` takes what it can't read for empty, so a typing error would look like a missing field.
 
@@ -65,7 +65,7 @@ def extra_of(connection: Connection, *names: str) -> dict[str, str | None]:
             f"connection {connection.conn_id!r}: Extra field {', '.join(wrong)} must be a text in quotes"
         )
     _ = connection.extra_dejson  # has Airflow mask the secrets in it
-    return {name: fields.get(name) for name in names}
+    return dict.fromkeys(names) | fields
 
 
 def _no_object(connection: Connection) -> ConnectionConfigError:
