@@ -33,6 +33,10 @@ class LedgerUnavailableError(TransientError):
     """The ledger database could not be reached or is locked."""
 
 
+class CommitConflictError(TransientError):
+    """Another write to the same table was committed first; nothing was written."""
+
+
 class GateFailedError(MLOpsError):
     """A gate ran and said no.
 

@@ -25,6 +25,7 @@ with DAG(
     doc_md=__doc__,
     schedule=CronTriggerTimetable("0 5 1 * *", timezone="UTC", interval=relativedelta(months=1)),
     catchup=False,
+    max_active_runs=1,  # one commit to the table of predictions at a time
     render_template_as_native_obj=True,  # a number in params stays a number
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={"alias": Param("champion", type="string", description="Which version scores")},

@@ -1,16 +1,35 @@
-"""Reading a connection: what is missing is said in the words of the form, all at once."""
+"""Reading a connection: what is missing or wrong is said in the words of the form, all at once."""
 
 from __future__ import annotations
 
+import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
+from airflow_mlops.core.addresses import require_http_url
 from airflow_mlops.exceptions import ConnectionConfigError
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
+
+
+def find_connection(conn_id: str) -> Connection | None:
+    """Get a connection, or ``None`` when nobody defined it.
+
+    :raises ConnectionConfigError: somebody did, in a way Airflow can't read; it calls that "not defined".
+    """
+    try:
+        return BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException as err:
+        variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+        if os.environ.get(variable):
+            raise ConnectionConfigError(
+                f"connection {conn_id!r}: {variable} is set, but holds neither a JSON object nor a URI with a numeric port"
+            ) from err
+        return None
 
 
 def read_connection(conn_id: str, conn_type: str) -> Connection:
@@ -18,24 +37,41 @@ def read_connection(conn_id: str, conn_type: str) -> Connection:
 
     :raises ConnectionConfigError: it is not defined; says how to define it.
     """
-    try:
-        return BaseHook.get_connection(conn_id)
-    except AirflowNotFoundException as err:
+    connection = find_connection(conn_id)
+    if connection is None:
         raise ConnectionConfigError(
             f"connection {conn_id!r} is not defined: create it under Admin > Connections (type {conn_type}), with "
             f"`airflow connections add {conn_id} --conn-type {conn_type} ...`, or export AIRFLOW_CONN_{conn_id.upper()}"
-        ) from err
+        )
+    return connection
 
 
-def extra_of(connection: Connection) -> dict[str, Any]:
-    """Read the connection's extra fields.
+def extra_of(connection: Connection, *names: str) -> dict[str, Any]:
+    """Read the connection's Extra; the named fields are there, as texts or ``None``.
 
-    :raises ConnectionConfigError: they are not JSON.
+    Airflow's own ``extra_dejson`` takes what it can't read for empty, so a typing error would look like a missing field.
+
+    :raises ConnectionConfigError: Extra is no JSON object, or one of these fields no text.
     """
     try:
-        return dict(connection.extra_dejson)
+        fields: Any = json.loads(connection.extra or "{}")
     except ValueError as err:
-        raise ConnectionConfigError(f"connection {connection.conn_id!r}: Extra is not a JSON object") from err
+        raise _no_object(connection) from err
+    if not isinstance(fields, dict):
+        raise _no_object(connection)
+    wrong = [name for name in names if not isinstance(fields.get(name), str | None)]
+    if wrong:
+        raise ConnectionConfigError(
+            f"connection {connection.conn_id!r}: Extra field {', '.join(wrong)} must be a text in quotes"
+        )
+    _ = connection.extra_dejson  # has Airflow mask the secrets in it
+    return dict.fromkeys(names) | fields
+
+
+def _no_object(connection: Connection) -> ConnectionConfigError:
+    return ConnectionConfigError(
+        f'connection {connection.conn_id!r}: Extra is not a JSON object such as {{"name": "value"}}; correct it'
+    )
 
 
 def http_address(connection: Connection, *, purpose: str) -> str:
@@ -55,4 +91,6 @@ def http_address(connection: Connection, *, purpose: str) -> str:
         raise ConnectionConfigError(
             f"connection {connection.conn_id!r} does not say where {purpose} is: {'; '.join(problems)}"
         )
-    return f"{scheme}://{connection.host}:{connection.port}"
+    return require_http_url(
+        f"{scheme}://{connection.host}:{connection.port}", purpose=f"connection {connection.conn_id!r}"
+    )

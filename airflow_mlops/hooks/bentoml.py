@@ -41,7 +41,7 @@ class BentoMLHook(BaseHook):
         return Services(
             endpoint_url=http_address(connection, purpose="the model service"),
             endpoint_token=connection.password,
-            serving_dir=extra_of(connection).get("serving_dir"),
+            serving_dir=extra_of(connection, "serving_dir")["serving_dir"],
         )
 
     def get_conn(self) -> EndpointClient:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from airflow.sdk import BaseHook
 
 from airflow_mlops.exceptions import ConnectionConfigError
-from airflow_mlops.hooks.base import extra_of, read_connection
+from airflow_mlops.hooks.base import extra_of, find_connection, read_connection
 from airflow_mlops.services import Services
 
 if TYPE_CHECKING:
@@ -48,14 +48,11 @@ class LedgerHook(BaseHook):
 
         :raises ConnectionConfigError: a connection other than the default is missing, or it is incomplete.
         """
-        try:
-            connection = read_connection(self.ledger_conn_id, self.conn_type)
-        except ConnectionConfigError:
-            if self.ledger_conn_id != self.default_conn_name:
-                raise
+        if self.ledger_conn_id == self.default_conn_name and find_connection(self.ledger_conn_id) is None:
             home = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
             return Services(ledger_url=f"sqlite:///{home / DEFAULT_FILE}")
-        return Services(ledger_url=extra_of(connection).get("url") or _url_from_fields(connection))
+        connection = read_connection(self.ledger_conn_id, self.conn_type)
+        return Services(ledger_url=extra_of(connection, "url")["url"] or _url_from_fields(connection))
 
     def get_conn(self) -> Ledger:
         """Open the ledger; use it as a context manager."""
@@ -95,7 +92,7 @@ def _url_from_fields(connection: Connection) -> str:
             f"connection {connection.conn_id!r} does not say where the ledger is: {', '.join(missing)} empty; "
             "fill them in, or put a SQLAlchemy URL into Extra as url"
         )
-    dialect = extra_of(connection).get("dialect") or "postgresql+psycopg2"
+    dialect = extra_of(connection, "dialect")["dialect"] or "postgresql+psycopg2"
     login = quote(connection.login or "", safe="")
     password = f":{quote(connection.password, safe='')}" if connection.password else ""
     port = f":{connection.port}" if connection.port else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from airflow.sdk import BaseHook
 
+from airflow_mlops.core.addresses import require_http_url
 from airflow_mlops.hooks.base import extra_of, http_address, read_connection
 from airflow_mlops.services import Services
 
@@ -38,12 +39,13 @@ class MLflowHook(BaseHook):
         :raises ConnectionConfigError: it is missing or incomplete.
         """
         connection = read_connection(self.mlflow_conn_id, self.conn_type)
-        extra = extra_of(connection)
+        extra = extra_of(connection, "tracking_uri", "token")
+        uri = extra["tracking_uri"] or http_address(connection, purpose="MLflow")
         return Services(
-            tracking_uri=extra.get("tracking_uri") or http_address(connection, purpose="MLflow"),
+            tracking_uri=require_http_url(uri, purpose=f"connection {self.mlflow_conn_id!r}"),
             tracking_username=connection.login,
             tracking_password=connection.password,
-            tracking_token=extra.get("token"),
+            tracking_token=extra["token"],
         )
 
     def get_conn(self) -> Registry:

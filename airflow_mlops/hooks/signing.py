@@ -8,7 +8,7 @@ from airflow.sdk import BaseHook
 
 from airflow_mlops.core.signing import SigningKey, parse_public_keys
 from airflow_mlops.exceptions import ConnectionConfigError
-from airflow_mlops.hooks.base import extra_of, read_connection
+from airflow_mlops.hooks.base import extra_of, find_connection, read_connection
 from airflow_mlops.services import Services
 
 
@@ -37,13 +37,10 @@ class SigningHook(BaseHook):
 
         :raises ConnectionConfigError: a connection other than the default is missing, a key is none, or there is no key.
         """
-        try:
-            connection = read_connection(self.signing_conn_id, self.conn_type)
-        except ConnectionConfigError:
-            if self.signing_conn_id != self.default_conn_name:
-                raise
+        if self.signing_conn_id == self.default_conn_name and find_connection(self.signing_conn_id) is None:
             return Services()
-        public = [str(extra_of(connection).get("public_keys") or "")]
+        connection = read_connection(self.signing_conn_id, self.conn_type)
+        public = [extra_of(connection, "public_keys")["public_keys"] or ""]
         try:
             if connection.password:
                 public.append(SigningKey.parse(connection.password).public_text())

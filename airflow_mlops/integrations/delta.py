@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.digest import RowDigest
-from airflow_mlops.exceptions import DatasetNotFoundError, SchemaMismatchError, StorageError
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    DatasetNotFoundError,
+    SchemaMismatchError,
+    StorageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,6 +23,9 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from airflow_mlops.core.windows import Window
+
+#: delta-rs colors its messages for terminals.
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def read_table(
@@ -70,24 +79,35 @@ def table_exists(uri: str) -> bool:
 def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, window: Window | None) -> int:
     """Make ``rows`` the content of one window (or of the whole table) in a single commit.
 
-    A retry writes the same window again and so changes nothing; readers see the old version until the commit.
+    A retry writes the same window again and so changes nothing; readers see the old version until the commit. A missing
+    table is created empty first, so that of two first windows neither takes itself for the whole table.
 
     :param rows: the new rows; all of them inside ``window``.
     :param window: ``None`` replaces the whole table.
-    :returns: the Delta version that holds the rows.
+    :returns: the Delta version of this commit.
     :raises SchemaMismatchError: naming the column and both types when the table's schema differs.
+    :raises CommitConflictError: another write changed the same rows meanwhile; nothing was written.
     :raises StorageError: no permission or no space; the previous version stays.
     """
+    import polars as pl
     from deltalake import DeltaTable, write_deltalake
 
+    data = rows.to_arrow()
+    with _write_errors(uri):
+        table = (
+            DeltaTable(uri)
+            if DeltaTable.is_deltatable(uri)
+            else DeltaTable.create(uri, data.schema, mode="ignore")
+        )
+    _require_same_schema(pl.scan_delta(table).collect_schema(), rows.schema, uri)
     predicate = None
-    if DeltaTable.is_deltatable(uri):
-        _require_same_schema(read_table(uri).collect_schema(), rows.schema, uri)
-        if window is not None:
-            predicate = f"{time_column} >= '{window.start.isoformat()}' AND {time_column} < '{window.end.isoformat()}'"
-    with _storage_errors(uri):
-        write_deltalake(uri, rows.to_arrow(), mode="overwrite", predicate=predicate)
-        return DeltaTable(uri).version()
+    if window is not None:
+        predicate = (
+            f"{time_column} >= '{window.start.isoformat()}' AND {time_column} < '{window.end.isoformat()}'"
+        )
+    with _write_errors(uri):
+        write_deltalake(table, data, mode="overwrite", predicate=predicate)
+    return table.version()
 
 
 def describe(uri: str, *, version: int | None = None, time_column: str | None = None) -> DatasetVersion:
@@ -144,14 +164,23 @@ def _require_same_schema(table: Any, rows: Any, uri: str) -> None:
 
 
 @contextmanager
-def _storage_errors(uri: str) -> Iterator[None]:
-    """delta-rs reports a full disk or a missing permission as a bare OSError or as its own error."""
-    from deltalake.exceptions import DeltaError
+def _write_errors(uri: str) -> Iterator[None]:
+    """Tell a lost race, which passes, from a full disk or a missing permission, which somebody has to mend.
+
+    delta-rs reports all three as errors of its own, or as a bare OSError. It calls a commit it could not write for want
+    of space or permission "failed" like one that lost; only the operating system's error number in the text tells.
+    """
+    from deltalake.exceptions import CommitFailedError, DeltaError
 
     try:
         yield
     except (OSError, DeltaError) as err:
+        text = _COLORS.sub("", " ".join(str(err).split())).rstrip(".")
+        if isinstance(err, CommitFailedError) and "os error" not in text:
+            raise CommitConflictError(
+                f"another write to {uri} came first: {text}. Nothing was written; run the task again"
+            ) from err
         raise StorageError(
-            f"could not write {uri}: {' '.join(str(err).split())}. The previous version is untouched; "
+            f"could not write {uri}: {text}. The previous version is untouched; "
             "check free space and write permission, then run the task again"
         ) from err

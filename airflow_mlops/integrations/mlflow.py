@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -11,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.addresses import require_http_url
 from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES
 from airflow_mlops.core.signing import SIGNATURE_FILE, PackageSignature
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
+    ConnectionConfigError,
+    MLOpsError,
     ModelVersionNotFoundError,
     RegistryUnavailableError,
+    StorageError,
     TransientError,
 )
 
@@ -44,6 +49,9 @@ TAG_CHARACTERS = 5000
 
 #: Rows of MLflow's input example.
 _EXAMPLE_ROWS = 3
+
+# What the operating system says when a file can't be written here; MLflow passes on only the text of it.
+_LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 # MLflow's own defaults retry for about four minutes; a task should fail soon and let Airflow retry it.
 _HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -104,13 +112,20 @@ class Registry:
     def connect(cls, services: Services) -> Registry:
         """Connect and see that the server answers.
 
+        :raises ConnectionConfigError: the address is none, or not MLflow's.
         :raises RegistryUnavailableError: naming the address.
         """
         import httpx
 
-        uri = services.require("tracking_uri")
+        uri = require_http_url(services.require("tracking_uri"), purpose="MLflow")
         try:
-            httpx.get(f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
+            answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=10)
+            if 300 <= answer.status_code < 500 and answer.status_code != 429:
+                raise ConnectionConfigError(
+                    f"{uri} answered {answer.status_code} to MLflow's health check: it is no MLflow, or its path or login "
+                    "is wrong; check the MLflow connection"
+                )
+            answer.raise_for_status()
         except httpx.HTTPError as err:
             raise RegistryUnavailableError(
                 f"MLflow at {uri} does not answer ({err}); check that it runs and the MLflow connection's address"
@@ -231,25 +246,53 @@ class Registry:
     def download_package(self, run_id: str, destination: Path) -> Path:
         """Download the model package of a run.
 
-        :raises ModelVersionNotFoundError: when the run has no package.
-        :raises ArtifactIntegrityError: when it is too large to be one.
+        :raises ModelVersionNotFoundError: when there is no such run, or it has no package.
+        :raises ArtifactIntegrityError: it is too large to be one.
+        :raises StorageError: the package can't be written here.
+        :raises RegistryUnavailableError: the server failed, or went away meanwhile.
         """
+        from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        try:
+        with _translated(f"run {run_id}"):
+            root = self.client.get_run(run_id).info.artifact_uri
             listed = self.client.list_artifacts(run_id, PACKAGE_FOLDER)
-            size = sum(item.file_size or 0 for item in listed)
-            if size > MAXIMUM_PACKAGE_BYTES:
-                raise ArtifactIntegrityError(
-                    f"the package of run {run_id} has {size} bytes; at most {MAXIMUM_PACKAGE_BYTES} are loaded. "
-                    "It was not downloaded"
+        size = sum(item.file_size or 0 for item in listed)
+        if size > MAXIMUM_PACKAGE_BYTES:
+            raise ArtifactIntegrityError(
+                f"the package of run {run_id} has {size} bytes; at most {MAXIMUM_PACKAGE_BYTES} are loaded. "
+                "It was not downloaded"
+            )
+        try:
+            # By its own address: asked by run, MLflow calls every failure a path that is not correct.
+            return Path(
+                download_artifacts(
+                    artifact_uri=f"{root}/{PACKAGE_FOLDER}",
+                    dst_path=str(destination),
+                    tracking_uri=self.tracking_uri,
                 )
-            return Path(self.client.download_artifacts(run_id, PACKAGE_FOLDER, str(destination)))
+            )
         except (MlflowException, OSError) as err:
-            raise ModelVersionNotFoundError(
+            raise self._download_error(run_id, destination, err) from err
+
+    def _download_error(self, run_id: str, destination: Path, err: Exception) -> MLOpsError:
+        """Tell what a download failed of: this machine's disk, a package that is not there, or the server."""
+        text = " ".join(str(err).split())[:600]
+        if any(int(number) in _LOCAL_ERRORS for number in re.findall(r"\[Errno (\d+)\]", text)):
+            return StorageError(
+                f"could not write the model package of run {run_id} to {destination}: {text}. "
+                "Check free space and write permission, then run the task again"
+            )
+        with _translated(f"artifacts of run {run_id}"):
+            there = self.client.list_artifacts(run_id, PACKAGE_FOLDER)
+        if not there:
+            return ModelVersionNotFoundError(
                 f"run {run_id} at {self.tracking_uri} has no artifact folder {PACKAGE_FOLDER!r}: "
-                f"was it trained by TrainModelOperator? ({err})"
-            ) from err
+                f"was it trained by TrainModelOperator? ({text})"
+            )
+        return RegistryUnavailableError(
+            f"MLflow at {self.tracking_uri} did not give the model package of run {run_id}: {text}"
+        )
 
     def download_version(self, version: RegisteredVersion, destination: Path) -> Path:
         """Download the package of a version, with its signature beside it.
@@ -269,28 +312,6 @@ class Registry:
         with _translated(f"run {run_id}"):
             run = self.client.get_run(run_id)
         return TrainingRun(experiment_id=str(run.info.experiment_id), params=dict(run.data.params))
-
-    def read_text(self, run_id: str, path: str, *, maximum_bytes: int) -> str | None:
-        """Read an artifact of a run; ``None`` when there is none.
-
-        :raises ArtifactIntegrityError: it is larger than that, or no text.
-        """
-        folder = path.rpartition("/")[0]
-        with _translated(f"artifact {path} of run {run_id}"):
-            found = {item.path: item for item in self.client.list_artifacts(run_id, folder)}
-            if path not in found:
-                return None
-            size = found[path].file_size or 0
-            if size > maximum_bytes:
-                raise ArtifactIntegrityError(
-                    f"{path} of run {run_id} has {size} bytes; at most {maximum_bytes} are read"
-                )
-            with tempfile.TemporaryDirectory() as temporary:
-                data = Path(self.client.download_artifacts(run_id, path, temporary)).read_bytes()
-        try:
-            return data.decode()
-        except UnicodeDecodeError as err:
-            raise ArtifactIntegrityError(f"{path} of run {run_id} is no text: {err}") from err
 
     # -- models -------------------------------------------------------------------------------------------
 
@@ -488,7 +509,7 @@ def _version(package: str) -> str:
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Translate MLflow's one exception into ours: not there, or not reachable."""
+    """Translate MLflow's one exception into ours: not there, not allowed, not right, or not reachable."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -498,6 +519,10 @@ def _translated(what: str) -> Iterator[None]:
             err.error_code == "INVALID_PARAMETER_VALUE" and "not found" in str(err)
         ):
             raise ModelVersionNotFoundError(f"MLflow has no {what}: {err}") from err
+        if err.error_code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+            raise ConnectionConfigError(
+                f"MLflow refuses {what}: {err}; check Login and Password, or the token, of the MLflow connection"
+            ) from err
         if err.error_code == "INVALID_PARAMETER_VALUE":
             raise ValueError(f"MLflow refused {what}: {err}") from err
         raise RegistryUnavailableError(f"MLflow failed on {what}: {err}") from err

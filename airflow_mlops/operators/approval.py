@@ -10,7 +10,6 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, timezone
 
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.links import ModelVersionLink
 from airflow_mlops.operators.base import actor
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 #: How long a person has. After it the answer is no.
 RESPONSE_TIMEOUT = timedelta(days=3)
-
-_MAXIMUM_EVALUATION_BYTES = 16 * 1024**2
 
 
 class ApproveModelOperator(ApprovalOperator):
@@ -37,7 +34,6 @@ class ApproveModelOperator(ApprovalOperator):
     :param evaluation: what the evaluation task returned. (templated)
     :param decision_key: retraining decision that a promotion would answer. (templated)
     :param response_timeout: how long a person has to answer.
-    :param mlflow_conn_id: MLflow connection.
     :param ledger_conn_id: connection of the ledger.
     """
 
@@ -51,7 +47,6 @@ class ApproveModelOperator(ApprovalOperator):
         evaluation: Any,
         decision_key: str | None = None,
         response_timeout: timedelta = RESPONSE_TIMEOUT,
-        mlflow_conn_id: str = MLflowHook.default_conn_name,
         ledger_conn_id: str = LedgerHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -64,7 +59,6 @@ class ApproveModelOperator(ApprovalOperator):
         self.registration = registration
         self.evaluation = evaluation
         self.decision_key = decision_key
-        self.mlflow_conn_id = mlflow_conn_id
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -87,27 +81,17 @@ class ApproveModelOperator(ApprovalOperator):
         return answer
 
     def _question(self) -> str:
-        """Compose the text from the evaluation, all of which the registration left with the run."""
-        import json
-
+        """Compose the text from the evaluation."""
         from airflow_mlops.core.codec import from_dict
         from airflow_mlops.core.model_card import Change, describe_request
-        from airflow_mlops.integrations.mlflow import Registry
-        from airflow_mlops.steps.register import CARD_FOLDER, VERDICT_FILE
 
         registration = self.registration
-        registry = Registry.connect(MLflowHook(mlflow_conn_id=self.mlflow_conn_id).services())
-        stored = registry.read_text(
-            registration["run_id"],
-            f"{CARD_FOLDER}/{VERDICT_FILE}",
-            maximum_bytes=_MAXIMUM_EVALUATION_BYTES,
-        )
         page, _, _ = registration["version_url"].rpartition("/")
         champion = self.evaluation["champion_version"]
         return describe_request(
             model_name=registration["model_name"],
             model_version=registration["model_version"],
-            evaluation={**(json.loads(stored) if stored else {}), **self.evaluation},
+            evaluation=self.evaluation,
             changes=[from_dict(Change, change) for change in registration.get("changes", ())],
             links={
                 "This version": registration["version_url"],

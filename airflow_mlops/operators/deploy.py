@@ -51,7 +51,7 @@ class DeployModelOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.deploy.DeploySpec`."""
         return {
             "model_name": self.model_name,
-            "model_version": self.model_version or None,
+            "model_version": str(self.model_version) if self.model_version else None,
             "alias": self.alias,
             "timeout_seconds": float(self.timeout_seconds),
         }

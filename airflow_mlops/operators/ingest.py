@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.operators.base import StepOperator, window_spec
+from airflow_mlops.operators.windows import RUN_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +20,9 @@ class IngestDatasetOperator(StepOperator):
 
     :param source: path, glob or URI of ``.parquet``, ``.csv`` or ``.jsonl`` files. (templated)
     :param table: URI of the Delta table; created when missing. (templated)
-    :param time_column: column that places a row in a window; naive times are UTC. (templated)
+    :param time_column: column that places a row in a window, needed when one is given; naive times are UTC. (templated)
     :param id_column: column that must be unique and not null in the window. (templated)
-    :param window_start: first instant of the window; default the run's data interval. (templated)
+    :param window_start: first instant of the window; default the run's data interval, or all rows without ``time_column``. (templated)
     :param window_end: first instant after it. (templated)
     """
 
@@ -42,8 +43,8 @@ class IngestDatasetOperator(StepOperator):
         table: str,
         time_column: str | None = None,
         id_column: str | None = None,
-        window_start: str | None = "{{ data_interval_start }}",
-        window_end: str | None = "{{ data_interval_end }}",
+        window_start: str | None = RUN_WINDOW[0],
+        window_end: str | None = RUN_WINDOW[1],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -53,6 +54,7 @@ class IngestDatasetOperator(StepOperator):
         self.id_column = id_column
         self.window_start = window_start
         self.window_end = window_end
+        self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give an :class:`~airflow_mlops.steps.ingest.IngestSpec`."""
@@ -61,7 +63,9 @@ class IngestDatasetOperator(StepOperator):
             "table": self.table,
             "time_column": self.time_column,
             "id_column": self.id_column,
-            "window": window_spec(self.window_start, self.window_end) if self.time_column else None,
+            "window": window_spec(self.window_start, self.window_end)
+            if self.time_column or self.window_given
+            else None,
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

@@ -130,7 +130,7 @@ class RollBackModelOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.roll_back.RollBackSpec`; it is named after the task, so a retry is no second step back."""
         return {
             "model_name": self.model_name,
-            "model_version": self.model_version or None,
+            "model_version": str(self.model_version) if self.model_version else None,
             "alias": self.alias,
             "reason": self.reason,
             "actor": actor(context),

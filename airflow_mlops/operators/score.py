@@ -71,7 +71,7 @@ class ScoreBatchOperator(StepOperator):
             "dataset": part_of(self.dataset, "dataset"),
             "table": self.table,
             "model_name": self.model_name,
-            "model_version": self.model_version or None,
+            "model_version": str(self.model_version) if self.model_version else None,
             "alias": self.alias,
             "id_column": self.id_column,
             "time_column": self.time_column,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.exceptions import DataQualityError
 from airflow_mlops.operators.base import StepOperator, actor, part_of, window_spec
+from airflow_mlops.operators.windows import RUN_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,8 +20,8 @@ class ValidateDatasetOperator(StepOperator):
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
     :param suite: path of the suite's JSON file, or the suite itself. (templated)
     :param action: ``gate`` fails the task when an expectation does, ``warn`` only writes it down.
-    :param time_column: column that places a row in the window. (templated)
-    :param window_start: first instant of the window; default the run's data interval. (templated)
+    :param time_column: column that places a row in the window; needed when one is given. (templated)
+    :param window_start: first instant of the window; default the run's data interval, or all rows without ``time_column``. (templated)
     :param window_end: first instant after it. (templated)
     :param engine: ``auto`` judges the common expectations in polars, ``great_expectations`` leaves all to it.
     """
@@ -41,8 +42,8 @@ class ValidateDatasetOperator(StepOperator):
         suite: str | Mapping[str, Any],
         action: Literal["gate", "warn"] = "gate",
         time_column: str | None = None,
-        window_start: str | None = "{{ data_interval_start }}",
-        window_end: str | None = "{{ data_interval_end }}",
+        window_start: str | None = RUN_WINDOW[0],
+        window_end: str | None = RUN_WINDOW[1],
         engine: Literal["auto", "great_expectations"] = "auto",
         **kwargs: Any,
     ) -> None:
@@ -53,6 +54,7 @@ class ValidateDatasetOperator(StepOperator):
         self.time_column = time_column
         self.window_start = window_start
         self.window_end = window_end
+        self.window_given = (window_start, window_end) != RUN_WINDOW
         self.engine = engine
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -61,7 +63,9 @@ class ValidateDatasetOperator(StepOperator):
             "dataset": part_of(self.dataset, "dataset"),
             "suite": self.suite,
             "time_column": self.time_column,
-            "window": window_spec(self.window_start, self.window_end) if self.time_column else None,
+            "window": window_spec(self.window_start, self.window_end)
+            if self.time_column or self.window_given
+            else None,
             "engine": self.engine,
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops import exceptions
+from airflow_mlops.core.errors import rebuild_error
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services
@@ -72,7 +71,10 @@ class PythonRunner:
                 result: dict[str, Any] = outcome
                 return result
         ended = _how_it_ended(self._process.returncode)
-        raise _rebuild(outcome, f"step {name!r} in {self.python} {ended}:\n{last}")
+        told = f"step {name!r} in {self.python} {ended}:\n{last}"
+        if outcome is None or "error" not in outcome:
+            raise RuntimeError(told)
+        raise rebuild_error(outcome["error"], details=told)
 
     def cancel(self) -> None:
         """Ask the step's process and those it started to end, then insist."""
@@ -100,18 +102,3 @@ def _how_it_ended(code: int) -> str:
         return f"ended with {code}"
     name = signal.Signals(-code).name
     return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
-def _rebuild(outcome: dict[str, Any] | None, fallback: str) -> Exception:
-    """Turn a reported error into the class it was, so that retry policy and callers treat it alike."""
-    error = (outcome or {}).get("error")
-    if not error:
-        return RuntimeError(fallback)
-    cls = getattr(exceptions, error["type"], None) or getattr(
-        importlib.import_module("builtins"), error["type"], None
-    )
-    if isinstance(cls, type) and issubclass(cls, exceptions.GateFailedError):
-        return cls(error["message"], evidence=error.get("evidence", {}))
-    if isinstance(cls, type) and issubclass(cls, Exception):
-        return cls(error["message"])
-    return RuntimeError(f"{error['type']}: {error['message']}\n{fallback}")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
 
+from airflow_mlops.core.errors import rebuild_error
 from airflow_mlops.core.extension import load_object
-from airflow_mlops.exceptions import MLOpsError, TransientError
+from airflow_mlops.exceptions import TransientError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -61,12 +62,9 @@ class PollSensor(BaseSensorOperator):
         return PokeReturnValue(is_done=found is not None, xcom_value=found)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Give what was found.
-
-        :raises MLOpsError: the wait could not go on.
-        """
+        """Give what was found, or raise what ended the wait: the same error as in a worker, so it is retried alike."""
         if "error" in event:
-            raise MLOpsError(f"{self.task_id} could not go on waiting: {event['error']}")
+            raise rebuild_error(event["error"])
         found: dict[str, Any] = event["found"]
         self.log.info("found %s", found)
         return found

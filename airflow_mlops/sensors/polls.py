@@ -7,6 +7,7 @@ no credential is stored with a trigger.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from typing import Any
 from urllib.parse import urlencode
@@ -14,10 +15,17 @@ from urllib.parse import urlencode
 import httpx
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ConnectionConfigError, InsufficientDataError, RegistryUnavailableError
+from airflow_mlops.exceptions import (
+    ConnectionConfigError,
+    DatasetNotFoundError,
+    InsufficientDataError,
+    RegistryUnavailableError,
+)
 from airflow_mlops.hooks.bentoml import BentoMLHook
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
+
+log = logging.getLogger(__name__)
 
 
 def new_data(*, source: str, min_files: int) -> dict[str, Any] | None:
@@ -51,14 +59,15 @@ def labels_arrived(
 
     from airflow_mlops.steps.labels import labelled_share
 
-    log = (
+    folder = (
         Path(BentoMLHook(bentoml_conn_id=bentoml_conn_id).services().require("serving_dir")) / "inference_log"
     )
     window = Window.parse(window_start, window_end)
     try:
-        share = labelled_share(log, model_name, window, labels=labels, id_column=id_column, target=target)
-    except (InsufficientDataError, LookupError):
-        return None  # nothing predicted or labelled yet
+        share = labelled_share(folder, model_name, window, labels=labels, id_column=id_column, target=target)
+    except (InsufficientDataError, DatasetNotFoundError) as err:
+        log.info("waiting for labels: %s", err)  # said, as a mistyped table looks the same
+        return None
     if share < minimum_labelled_share:
         return None
     return {"model_name": model_name, "window": window.key, "labelled_share": share}
@@ -81,16 +90,8 @@ def model_version(
         )
     except httpx.HTTPError as err:
         raise RegistryUnavailableError(f"MLflow at {services.tracking_uri} does not answer: {err}") from err
-    if answer.status_code in {401, 403}:
-        raise ConnectionConfigError(
-            f"MLflow refuses connection {mlflow_conn_id!r} ({answer.status_code}): check Login and Password"
-        )
-    if answer.status_code >= 500:
-        raise RegistryUnavailableError(f"MLflow at {services.tracking_uri} failed with {answer.status_code}")
-    if answer.status_code != 200:  # no such model or alias yet
-        return None
-    version = str(answer.json()["model_version"]["version"])
-    if version == not_version:
+    version = _version_in(answer, f"connection {mlflow_conn_id!r}")
+    if version is None or version == not_version:
         return None
     return {"model_name": model_name, "alias": alias, "model_version": version}
 
@@ -138,6 +139,33 @@ def check_recorded(
         "found": found,
         "summary": entry.summary,
     }
+
+
+def _version_in(answer: httpx.Response, connection: str) -> str | None:
+    """Read MLflow's answer; ``None`` only where MLflow itself says that there is no such model or alias yet.
+
+    :raises RegistryUnavailableError: the server failed, or asks for patience.
+    :raises ConnectionConfigError: it refuses the login, or is no MLflow.
+    :raises ValueError: MLflow refuses the names.
+    """
+    status = answer.status_code
+    if status in {401, 403}:
+        raise ConnectionConfigError(f"MLflow refuses {connection} ({status}): check Login and Password")
+    if status == 429 or status >= 500:
+        raise RegistryUnavailableError(f"MLflow at {answer.url} failed with {status}")
+    try:
+        body = answer.json()
+        if status == 200:
+            return str(body["model_version"]["version"])
+        code, message = body["error_code"], str(body["message"])
+    except (ValueError, TypeError, KeyError) as err:
+        raise ConnectionConfigError(
+            f"{answer.url} answered {status}, not as MLflow does: check the address of {connection}, its path included"
+        ) from err
+    missing = code == "INVALID_PARAMETER_VALUE" and "not found" in message  # what MLflow says of an alias
+    if code == "RESOURCE_DOES_NOT_EXIST" or missing:
+        return None
+    raise ValueError(f"MLflow refused to look up {answer.url.params}: {message}")
 
 
 def _sizes(source: str) -> dict[str, int]:

@@ -11,8 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from airflow_mlops.core.codec import json_safe
-from airflow_mlops.exceptions import GateFailedError
+from airflow_mlops.core.errors import describe_error
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import STEP_MODULES, run_step
 
@@ -24,12 +23,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--spec", type=Path, required=True, help="JSON file with the step's spec")
     parser.add_argument("--result", type=Path, help="where to write the result (default: standard output)")
     args = parser.parse_args(argv)
+    if args.result is not None and not args.result.parent.is_dir():
+        parser.error(f"--result {args.result}: there is no folder {args.result.parent}")
+    try:
+        spec = _read_spec(args.spec)
+    except ValueError as err:
+        if args.result is not None:
+            _write_whole(args.result, json.dumps({"error": describe_error(err)}))
+        parser.error(str(err))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
-        outcome = run_step(args.name, json.loads(args.spec.read_text()), Services.from_environment())
+        outcome = run_step(args.name, spec, Services.from_environment())
     except Exception as err:
         if args.result is not None:
-            _write_whole(args.result, json.dumps({"error": _describe(err)}))
+            _write_whole(args.result, json.dumps({"error": describe_error(err)}))
         raise
     text = json.dumps(outcome, indent=2, allow_nan=False)
     if args.result is None:
@@ -39,10 +46,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _describe(err: Exception) -> dict[str, Any]:
-    """Say what went wrong in a form the caller can raise again."""
-    evidence = {"evidence": json_safe(err.evidence)} if isinstance(err, GateFailedError) else {}
-    return {"type": type(err).__name__, "message": str(err), **evidence}
+def _read_spec(path: Path) -> dict[str, Any]:
+    """Read the spec.
+
+    :raises ValueError: there is no such file, or it holds no JSON object.
+    """
+    try:
+        spec: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as err:
+        raise ValueError(
+            f"--spec {path} can't be read: {err}; give a file with the step's spec as JSON"
+        ) from err
+    if not isinstance(spec, dict):
+        raise ValueError(f"--spec {path} holds no JSON object but {type(spec).__name__}")
+    return spec
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -51,8 +51,14 @@ def run(spec: IngestSpec, services: Services) -> IngestResult:
 
     :raises DatasetNotFoundError: no file matches ``source``.
     :raises InsufficientDataError: the files have no rows in the window.
-    :raises SchemaMismatchError: a column is missing, or has another type than the table's.
+    :raises SchemaMismatchError: a column is missing, has another type than the table's, or holds what is no time; or
+        the files differ.
     """
+    if spec.window is not None and spec.time_column is None:
+        raise ValueError(
+            f"a window of {spec.source} needs time_column, which places a row in it; "
+            "give no window to replace the whole table"
+        )
     rows = _read_source(spec)
     if rows.height == 0:
         raise InsufficientDataError(
@@ -74,13 +80,20 @@ def _read_source(spec: IngestSpec) -> pl.DataFrame:
         [name for name in (spec.time_column, spec.id_column) if name], schema.names(), spec.source
     )
     if spec.time_column is not None:
+        time = pl.col(spec.time_column)
         frame = frame.with_columns(_utc(spec.time_column, schema))
         if spec.window is not None:
-            inside = pl.col(spec.time_column).is_between(spec.window.start, spec.window.end, closed="left")
-            frame = frame.filter(inside)
-    elif spec.window is not None:
-        raise ValueError("ingesting a window needs time_column")
-    return frame.collect()
+            inside = time.is_between(spec.window.start, spec.window.end, closed="left")
+            frame = frame.filter(inside | time.is_null())
+    try:
+        rows = frame.collect()
+    except pl.exceptions.PolarsError as err:
+        raise SchemaMismatchError(
+            f"{spec.source} can't be read as one table: {str(err).splitlines()[0]}. Fix what it names at the source"
+        ) from err
+    if spec.time_column is not None:
+        _require_times(rows, spec.time_column, spec.source)
+    return rows
 
 
 def _scan(source: str) -> pl.LazyFrame:
@@ -97,7 +110,7 @@ def _scan(source: str) -> pl.LazyFrame:
     try:
         frame = scanner(source)
         frame.collect_schema()
-    except (FileNotFoundError, pl.exceptions.ComputeError) as err:
+    except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
         raise DatasetNotFoundError(f"no readable file matches {source}: {err}") from err
     return frame
 
@@ -115,6 +128,15 @@ def _utc(column: str, schema: pl.Schema) -> pl.Expr:
     if dtype.time_zone is None:
         return value.dt.cast_time_unit("us").dt.replace_time_zone("UTC")
     return value.dt.cast_time_unit("us").dt.convert_time_zone("UTC")
+
+
+def _require_times(rows: pl.DataFrame, column: str, source: str) -> None:
+    """Refuse rows without a time: they are in no window, so they would be missing from all of them unnoticed."""
+    nulls = rows[column].null_count()
+    if nulls:
+        raise SchemaMismatchError(
+            f"{source}: time column {column!r} has {nulls} nulls; fill them in or remove the rows at the source"
+        )
 
 
 def _require_unique(rows: pl.DataFrame, column: str, source: str) -> None:

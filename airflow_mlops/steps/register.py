@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.model_card import Change, ModelCard, describe_model
 from airflow_mlops.core.signing import PackageSignature, SigningKey
 from airflow_mlops.exceptions import (
-    ArtifactIntegrityError,
     ConnectionConfigError,
     ModelVersionNotFoundError,
 )
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
 CARD_FOLDER = "model_card"
 CARD_FILE, PAGE_FILE, VERDICT_FILE = "model_card.md", "model_card.html", "evaluation.json"
 
-#: What the evaluation may have written beside its result: all metrics, slices and groups.
-_DETAILS = "evaluation/evaluation.json"
-_MAXIMUM_DETAILS_BYTES = 16 * 1024**2
 #: The result goes through XCom.
 _MAXIMUM_CHANGES = 40
 
@@ -95,20 +90,19 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         folder = registry.download_package(spec.run_id, Path(temporary))
         manifest = read_package(folder, expected_digest=spec.package_digest)
     training = registry.training_run(spec.run_id)
-    evaluation = _evaluation(spec, registry)
     changes = _changes(spec, registry, training)
     card = describe_model(
         manifest,
         model_name=spec.model_name,
         run_id=spec.run_id,
         package_digest=spec.package_digest,
-        evaluation=evaluation,
+        evaluation=spec.evaluation,
         training=training.params,
         changes=changes,
         signed_by=signature.key_id if signature else None,
     )
     # Before the version: whoever sees the version finds its card.
-    _upload(registry, spec.run_id, card, evaluation)
+    _upload(registry, spec.run_id, card, spec.evaluation)
     card_url = _artifact_url(registry, training, spec.run_id, PAGE_FILE)
     version = registry.register(
         spec.model_name,
@@ -117,7 +111,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         package_digest=spec.package_digest,
         tags={
             **_facts(manifest),
-            **_verdict(evaluation, _artifact_url(registry, training, spec.run_id, VERDICT_FILE)),
+            **_verdict(spec.evaluation, _artifact_url(registry, training, spec.run_id, VERDICT_FILE)),
             "airflow_mlops.model_card": card_url,
             **({SIGNATURE_TAG: signature.to_text()} if signature else {}),
         },
@@ -149,20 +143,6 @@ def _sign(spec: RegisterSpec, services: Services) -> PackageSignature | None:
             "keys only. Put the private key into its Password where models are registered"
         )
     return None
-
-
-def _evaluation(spec: RegisterSpec, registry: Registry) -> dict[str, Any] | None:
-    """Join the evaluation's result with what it wrote to the run."""
-    if spec.evaluation is None:
-        return None
-    text = registry.read_text(spec.run_id, _DETAILS, maximum_bytes=_MAXIMUM_DETAILS_BYTES)
-    try:
-        details = json.loads(text) if text is not None else {}
-        return {**details, **spec.evaluation}
-    except (ValueError, TypeError, RecursionError) as err:
-        raise ArtifactIntegrityError(
-            f"{_DETAILS} of run {spec.run_id} is no JSON object; evaluate again ({err})"
-        ) from err
 
 
 def _changes(spec: RegisterSpec, registry: Registry, training: TrainingRun) -> tuple[Change, ...]:
@@ -206,16 +186,10 @@ def _verdict(evaluation: dict[str, Any] | None, url: str) -> dict[str, str]:
     """Give the tags of the verdict, and where all of it is."""
     if evaluation is None:
         return {"airflow_mlops.verdict": "none"}
-    inner = evaluation.get("report")
-    report = {**inner, **evaluation} if isinstance(inner, dict) else evaluation
-    measured = [report.get("deciding") or report, *(report.get("others") or ())]
+    report = evaluation.get("report") or {}
+    measured = [item for item in (report.get("deciding"), *(report.get("others") or ())) if item]
     values = {
-        f"airflow_mlops.metric.{item['metric']}": f"{item['challenger']['value']:.6g}"
-        for item in measured
-        if isinstance(item, dict)
-        and "metric" in item
-        and isinstance(item.get("challenger"), dict)
-        and isinstance(item["challenger"].get("value"), int | float)
+        f"airflow_mlops.metric.{item['metric']}": f"{item['challenger']['value']:.6g}" for item in measured
     }
     return {
         "airflow_mlops.verdict": str(evaluation.get("verdict") or "none"),

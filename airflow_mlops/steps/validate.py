@@ -59,6 +59,10 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
     :raises InsufficientDataError: no rows; an empty window proves nothing.
     :raises ExpectationError: an expectation could not be evaluated.
     """
+    if spec.window is not None and spec.time_column is None:
+        raise ValueError(
+            "a window of a dataset needs time_column, which places a row in it; give no window to judge the whole dataset"
+        )
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     rows = delta.read_table(
         dataset.uri, version=dataset.version, window=spec.window, time_column=spec.time_column

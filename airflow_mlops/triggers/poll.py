@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_mlops.core.errors import describe_error
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.exceptions import TransientError
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 class PollTrigger(BaseTrigger):
     """Call a poll again and again, off the triggerer's event loop.
 
-    A service that does not answer is waited for; any other error ends the wait and fails the task.
+    A service that does not answer is waited for; any other error ends the wait, and the task raises it.
 
     :param poll: import path of the poll.
     :param arguments: its arguments, JSON; no credentials.
@@ -53,7 +54,7 @@ class PollTrigger(BaseTrigger):
                     logger.warning("waiting on: %s", err)
             except Exception as err:
                 logger.exception("the wait can't go on")
-                yield TriggerEvent({"error": f"{type(err).__name__}: {err}"})
+                yield TriggerEvent({"error": describe_error(err)})
                 return
             if found is not None:
                 yield TriggerEvent({"found": found})

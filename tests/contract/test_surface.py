@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import importlib
 import inspect
 import json
@@ -9,16 +11,23 @@ import pkgutil
 import re
 import subprocess
 import sys
+import types
 import typing
+from datetime import UTC, datetime
 
 import pytest
 from airflow.sdk import BaseHook, BaseOperator
+from airflow.triggers.base import BaseTrigger
 
 import airflow_mlops.hooks
 import airflow_mlops.operators
 import airflow_mlops.sensors
 import airflow_mlops.triggers
+from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.windows import Window
+from airflow_mlops.operators.base import StepOperator
 from airflow_mlops.sensors.base import PollSensor
+from airflow_mlops.steps.base import STEP_MODULES, load_step
 from airflow_mlops.triggers.poll import PollTrigger
 
 if typing.TYPE_CHECKING:
@@ -45,13 +54,15 @@ def discover(package: typing.Any, base: type) -> Iterator[type]:
                 yield cls
 
 
+BASES = (StepOperator, PollSensor)  # to derive from, not to use
 TASKS = [
     cls
     for package in (airflow_mlops.operators, airflow_mlops.sensors)
     for cls in discover(package, BaseOperator)
-    if cls.__name__ in OPERATORS | SENSORS
+    if cls not in BASES
 ]
 FOUND_HOOKS = list(discover(airflow_mlops.hooks, BaseHook))
+FOUND_TRIGGERS = list(discover(airflow_mlops.triggers, BaseTrigger))
 
 
 def own_arguments(cls: type) -> dict[str, inspect.Parameter]:
@@ -82,6 +93,35 @@ def arguments_for(cls: type) -> dict[str, typing.Any]:
 def test_discovery_found_everything() -> None:
     assert {cls.__name__ for cls in TASKS} == OPERATORS | SENSORS
     assert {cls.__name__ for cls in FOUND_HOOKS} == HOOKS
+    assert {cls.__name__ for cls in FOUND_TRIGGERS} == {"PollTrigger"}
+    assert {cls.step for cls in TASKS if issubclass(cls, StepOperator)} == set(STEP_MODULES)
+
+
+#: An example of each type that the results of the steps are made of; the first ones where there are several.
+VALUES = {
+    str: "3", int: 3, float: 0.5, bool: True, typing.Any: "anything", datetime: datetime(2024, 1, 1, tzinfo=UTC),
+    Window: Window.parse("2024-01-01", "2024-02-01"),
+}  # fmt: skip
+
+
+def a_value(kind: typing.Any) -> typing.Any:
+    """A value of a type, by its annotations; what may be missing is there."""
+    if kind in VALUES:
+        return VALUES[kind]
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return a_value(parts[0])
+    if origin is typing.Literal:
+        return parts[0]
+    if origin is tuple:
+        return tuple(a_value(part) for part in parts if part is not ...)
+    if origin is dict:
+        return {a_value(parts[0]): a_value(parts[1])}
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{field.name: a_value(hints[field.name]) for field in dataclasses.fields(kind)})
+    assert isinstance(kind, enum.EnumType), f"no example of {kind}"
+    return next(iter(kind))
 
 
 @pytest.mark.parametrize("cls", TASKS, ids=lambda cls: cls.__name__)
@@ -109,9 +149,27 @@ class TestTask:
     def test_template_fields_are_arguments(self, cls: type) -> None:
         assert set(cls.template_fields) <= set(own_arguments(cls))
 
-    def test_result_is_a_dict(self, cls: type) -> None:
-        result = typing.get_type_hints(cls.execute, include_extras=False, localns={"Context": dict})["return"]
-        assert "dict[str" in str(result)
+    def test_result_is_json(self, cls: type) -> None:
+        """What XCom gets is what the next task reads."""
+        given = arguments_for(cls)
+        if "fail_on_drift" in given:
+            given["fail_on_drift"] = False  # the example drifted
+        task = cls(task_id="task", **given)
+        if issubclass(cls, StepOperator):
+            step = load_step(cls.step)
+            made = a_value(step.result)
+            result = to_dict(made)
+            assert from_dict(step.result, json.loads(json.dumps(result))) == made
+            result = task.decide(result, {})
+        elif issubclass(cls, PollSensor):
+            result = task.execute_complete({}, {"found": {"what": "it waited for"}})
+        else:  # one of Airflow's own, derived: what it may give is only declared
+            hints = typing.get_type_hints(cls.execute, localns={"Context": dict})
+            assert typing.get_origin(hints["return"]) is dict
+            return
+        assert isinstance(result, dict)
+        assert result
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 def test_triggers_survive_a_round_trip() -> None:

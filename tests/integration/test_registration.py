@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.packages import build_package
@@ -78,24 +77,18 @@ def test_the_version_says_what_it_was_registered_on(runs: Runs) -> None:
     assert [found.version for found in runs.client.search_model_versions(filters)] == [version.version]
 
 
-def test_all_the_evaluation_wrote_is_used(runs: Runs, tmp_path: Path) -> None:
+def test_all_metrics_become_tags(runs: Runs) -> None:
     training = runs.add()
-    (tmp_path / "evaluation.json").write_text(json.dumps(EVERYTHING))
-    runs.client.log_artifact(training["run_id"], str(tmp_path / "evaluation.json"), "evaluation")
-    result = {"verdict": "reject", "reason": "a slice got worse", "champion_version": "4"}
-    runs.register("all", training, evaluation=result)
+    runs.register("all", training, evaluation=EVERYTHING)
     version = runs.client.get_model_version("all", "1")
     assert version.tags["airflow_mlops.metric.rmse"] == "2.5"
     assert "airflow_mlops.metric.log_loss" not in version.tags
     assert "Groups of sex" in runs.artifact(training["run_id"], "model_card/model_card.html")
-    (tmp_path / "evaluation.json").write_text("[1")
-    runs.client.log_artifact(training["run_id"], str(tmp_path / "evaluation.json"), "evaluation")
-    with pytest.raises(ArtifactIntegrityError, match=r"evaluation/evaluation\.json of run .* evaluate again"):
-        runs.register("all", training, evaluation=result)
 
 
 def test_a_metric_by_import_path_and_long_texts(runs: Runs) -> None:
-    report = ONE_METRIC["report"] | {"metric": "my_team.metrics:cost per trip"}
+    deciding = ONE_METRIC["report"]["deciding"] | {"metric": "my_team.metrics:cost per trip"}
+    report = ONE_METRIC["report"] | {"deciding": deciding}
     runs.register("long", runs.add(), evaluation=ONE_METRIC | {"report": report, "reason": "x" * 20_000})
     version = runs.client.get_model_version("long", "1")
     assert version.tags["airflow_mlops.metric.my_team.metrics_cost per trip"] == "2.5"

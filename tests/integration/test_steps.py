@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from airflow_mlops.runners.python import PythonRunner
 from airflow_mlops.sensors import polls
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import STEP_MODULES, run_step
+from tests.disks import small_disk
 
 pytestmark = pytest.mark.integration
 
@@ -376,6 +376,12 @@ class TestBadInput:
         with pytest.raises(InsufficientDataError, match=r"none of the \d+ predictions .* has a label yet"):
             run_step("performance", loop.specs["performance"] | {"labels": table}, loop.services)
 
+    @pytest.mark.parametrize("change", [{"target": "tip"}, {"id_column": "ride"}])
+    def test_labels_without_the_column(self, loop: Loop, change: dict) -> None:
+        (name,) = change.values()
+        with pytest.raises(SchemaMismatchError, match=f"{loop.table} has no column {name}; it has trip_id"):
+            run_step("performance", loop.specs["performance"] | change, loop.services)
+
     def test_mlflow_that_does_not_answer(self, loop: Loop) -> None:
         nowhere = replace(loop.services, tracking_uri="http://127.0.0.1:9")
         with pytest.raises(
@@ -439,7 +445,8 @@ class TestSensorsOnRealServers:
         found = {"model_name": loop.model_name, "alias": "champion", "mlflow_conn_id": "mlflow_default"}
         assert polls.model_version(**found, not_version=None)["model_version"] == "1"
         assert polls.model_version(**found, not_version="1") is None
-        assert polls.model_version(**found | {"model_name": "nobody"}, not_version=None) is None
+        for missing in ({"model_name": "nobody"}, {"alias": "nobody"}):
+            assert polls.model_version(**found | missing, not_version=None) is None
 
     def test_endpoint(self, loop: Loop) -> None:
         found = {"model_name": loop.model_name, "bentoml_conn_id": "bentoml_default"}
@@ -480,16 +487,10 @@ class TestStorage:
             delta.replace_window(str(tmp_path / "file" / "table"), self.ROWS, time_column=None, window=None)
 
     def test_a_full_disk_leaves_the_old_version(self, tmp_path: Path) -> None:
-        mount = shutil.which("mount")
-        command = [str(mount), "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
-        if mount is None or subprocess.run(command, capture_output=True).returncode != 0:
-            pytest.skip("a small disk to fill needs the right to mount one")
-        try:
+        with small_disk(tmp_path):
             table = str(tmp_path / "table")
             delta.replace_window(table, self.ROWS.head(10), time_column=None, window=None)
             before = delta.describe(table)
             with pytest.raises(StorageError, match="previous version is untouched"):
                 delta.replace_window(table, self.ROWS, time_column=None, window=None)
             assert delta.describe(table) == before
-        finally:
-            subprocess.run([str(shutil.which("umount")), str(tmp_path)], check=True)

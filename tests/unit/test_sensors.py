@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,7 +16,13 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ConnectionConfigError, MLOpsError
+from airflow_mlops.exceptions import (
+    ConnectionConfigError,
+    EndpointUnavailableError,
+    RegistryUnavailableError,
+    SchemaMismatchError,
+    StorageError,
+)
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.sensors import polls
 from airflow_mlops.sensors.drift import DriftSensor
@@ -31,7 +38,7 @@ WINDOW = Window.parse("2019-01-01", "2019-02-01")
 class Server:
     """Answers what a test puts into it: path to status and body."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.answers: dict[str, tuple[int, Any]] = {}
         answers = self.answers
 
@@ -47,8 +54,12 @@ class Server:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
 
     def connection(self, conn_type: str) -> str:
         host, port = self.http.server_address
@@ -61,8 +72,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", made.connection("mlflow"))
     monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", made.connection("bentoml"))
     yield made
-    made.http.shutdown()
-    made.http.server_close()
+    made.close()
 
 
 @pytest.fixture
@@ -86,7 +96,7 @@ def waited(sensor: Any, seconds: float = 10.0) -> Any:
         return await asyncio.wait_for(anext(PollTrigger(**kwargs).run()), seconds)
 
     event = asyncio.run(first())
-    return getattr(sensor, deferred.value.method_name)({}, event.payload)
+    return getattr(sensor, deferred.value.method_name)({}, json.loads(json.dumps(event.payload)))
 
 
 def test_new_data_waits_for_all_files(tmp_path: Path) -> None:
@@ -111,7 +121,10 @@ def test_an_alias_that_moves(server: Server) -> None:
         task_id="wait", model_name="m", not_version="1", deferrable=True, poke_interval=0.1
     )
     arguments = sensor.poll_arguments()
-    assert polls.model_version(**arguments) is None  # 404: no such alias yet
+    server.answers[path] = (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such model"})
+    assert polls.model_version(**arguments) is None
+    server.answers[path] = (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "alias not found"})
+    assert polls.model_version(**arguments) is None
     server.answers[path] = (200, {"model_version": {"version": "1"}})
     assert polls.model_version(**arguments) is None  # the one already known
     server.answers[path] = (503, {})  # a server that fails is waited for
@@ -124,10 +137,59 @@ def test_an_alias_that_moves(server: Server) -> None:
 def test_a_refused_login_ends_the_wait(server: Server) -> None:
     server.answers["/api/2.0/mlflow/registered-models/alias"] = (401, {})
     sensor = ModelVersionSensor(task_id="wait", model_name="m", deferrable=True, poke_interval=0.1)
-    with pytest.raises(
-        MLOpsError, match=r"ConnectionConfigError: MLflow refuses connection 'mlflow_default' \(401\)"
-    ):
+    with pytest.raises(ConnectionConfigError, match=r"MLflow refuses connection 'mlflow_default' \(401\)"):
         waited(sensor)
+
+
+def locked(**arguments: Any) -> None:
+    raise StorageError("no space in /data")
+
+
+def garbled(**arguments: Any) -> None:
+    json.loads("{")
+
+
+@pytest.mark.parametrize(("poll", "error"), [(locked, StorageError), (garbled, ValueError)])
+def test_an_error_is_the_same_wherever_the_wait_was(
+    monkeypatch: pytest.MonkeyPatch, poll: Any, error: type[Exception]
+) -> None:
+    from airflow_mlops.policies import MLOPS_RETRY_POLICY
+
+    actions = []
+    for deferrable in (True, False):
+        sensor = NewDataSensor(task_id="wait", source="*", deferrable=deferrable, poke_interval=0.1)
+        monkeypatch.setattr(NewDataSensor, "poll", f"{__name__}:{poll.__name__}")
+        with pytest.raises(error) as raised:
+            waited(sensor) if deferrable else sensor.execute({"ti": None})
+        actions.append(_action(MLOPS_RETRY_POLICY, raised.value))
+    assert actions[0] == actions[1] == ("RETRY" if poll is locked else "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (404, {}, ConnectionConfigError),  # something else answers there, or the path is wrong
+        (405, {}, ConnectionConfigError),
+        (301, {}, ConnectionConfigError),
+        (200, "<html>", ConnectionConfigError),
+        (200, {"model_version": {}}, ConnectionConfigError),
+        (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Invalid alias name"}, ValueError),
+        (429, {}, RegistryUnavailableError),
+        (503, {}, RegistryUnavailableError),
+    ],
+)
+def test_an_answer_that_is_not_mlflows_is_no_not_yet(
+    server: Server, status: int, body: Any, error: type[Exception]
+) -> None:
+    server.answers["/api/2.0/mlflow/registered-models/alias"] = (status, body)
+    with pytest.raises(error) as raised:
+        polls.model_version(
+            model_name="m", alias="champion", not_version=None, mlflow_conn_id="mlflow_default"
+        )
+    assert type(raised.value) is error
+    if error is ConnectionConfigError:
+        assert f"answered {status}" in str(raised.value)
+        assert "'mlflow_default'" in str(raised.value)
 
 
 def test_an_endpoint_with_the_right_version(server: Server) -> None:
@@ -141,6 +203,28 @@ def test_an_endpoint_with_the_right_version(server: Server) -> None:
         0.3, server.answers.__setitem__, ["/status", (200, status | {"model_version": "2"})]
     ).start()
     assert waited(sensor)["model_version"] == "2"
+
+
+def test_a_service_that_is_not_up_yet_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Server()
+    monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", made.connection("bentoml"))
+    host, port = made.http.server_address
+    made.close()
+    sensor = EndpointReadySensor(task_id="wait", model_name="m", deferrable=True, poke_interval=0.1)
+    with pytest.raises(EndpointUnavailableError, match=f"{host}:{port}"):
+        polls.endpoint_ready(**sensor.poll_arguments())
+    later: list[Server] = []
+
+    def start() -> None:
+        later.append(Server(port))
+        later[0].answers["/status"] = (200, {"ready": True, "model_name": "m", "model_version": "1"})
+
+    threading.Timer(0.5, start).start()
+    assert waited(sensor)["model_version"] == "1"
+    later[0].close()
+    assert caplog.text.count("waiting on:") == 1  # said once, not at every look
 
 
 def test_a_check_that_found_something(ledger: Ledger) -> None:
@@ -162,7 +246,9 @@ def test_a_check_that_found_something(ledger: Ledger) -> None:
     assert waited(sensor)["found"] is True
 
 
-def test_labels_nobody_has_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_nobody_has_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     import polars as pl
 
     from airflow_mlops.integrations import delta
@@ -189,9 +275,14 @@ def test_labels_nobody_has_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         predictions=[1.0, 2.0], latency_ms=1.0,
     )  # fmt: skip
     log.flush()
-    assert polls.labels_arrived(**sensor.poll_arguments()) is None  # no labels
+    with caplog.at_level(logging.INFO):
+        assert polls.labels_arrived(**sensor.poll_arguments()) is None  # no labels
+    assert f"no Delta table at {table}" in caplog.text  # so that a mistyped path is seen
     delta.replace_window(table, pl.DataFrame({"id": ["a"], "y": [1.0]}), time_column=None, window=None)
     assert waited(sensor)["labelled_share"] == 0.5
+    for wrong in ({"target": "yy"}, {"id_column": "idd"}):
+        with pytest.raises(SchemaMismatchError, match="has no column"):
+            polls.labels_arrived(**sensor.poll_arguments() | wrong)
 
 
 class TestConnections:
@@ -212,6 +303,64 @@ class TestConnections:
         )
         with pytest.raises(ConnectionConfigError, match=r"Host is empty; Port is empty; Schema is 'ftp'"):
             BentoMLHook().services()
+
+    @pytest.mark.parametrize(
+        ("extra", "words"),
+        [
+            ("{bad", "Extra is not a JSON object"),
+            ("[1]", "Extra is not a JSON object"),
+            ('"x"', "Extra is not a JSON object"),
+            ('{"tracking_uri": 5000}', "Extra field tracking_uri must be a text in quotes"),
+            ('{"tracking_uri": "http://mlflow:port"}', "'http://mlflow:port' is no address such as"),
+            ('{"tracking_uri": "mlflow:5000"}', "'mlflow:5000' is no address such as"),
+            (
+                '{"tracking_uri": "http://me:secret@mlflow:port"}',
+                r"'http://\*\*\*@mlflow:port' is no address",
+            ),
+        ],
+    )
+    def test_an_extra_that_is_wrong(self, monkeypatch: pytest.MonkeyPatch, extra: str, words: str) -> None:
+        from airflow_mlops.hooks.mlflow import MLflowHook
+
+        fields = {"conn_type": "mlflow", "host": "mlflow", "port": 5000, "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(fields))
+        with pytest.raises(ConnectionConfigError, match=f"connection 'mlflow_default'.*{words}"):
+            MLflowHook().services()
+        assert MLflowHook().test_connection()[0] is False
+
+    @pytest.mark.parametrize("hook", ["mlflow.MLflowHook", "bentoml.BentoMLHook", "ledger.LedgerHook"])
+    @pytest.mark.parametrize("value", ["{not json", "mlflow://host:port"])
+    def test_a_variable_that_airflow_cannot_read_is_not_called_missing(
+        self, monkeypatch: pytest.MonkeyPatch, hook: str, value: str
+    ) -> None:
+        from airflow_mlops.core.extension import load_object
+
+        made = load_object(f"airflow_mlops.hooks.{hook.replace('.', ':')}")()
+        variable = f"AIRFLOW_CONN_{made.default_conn_name.upper()}"
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(
+            ConnectionConfigError, match=f"{variable} is set, but holds neither a JSON object"
+        ):
+            made.services()
+
+    @pytest.mark.parametrize("host", ["http://localhost", "local host", "[::1"])
+    def test_a_host_that_is_none(self, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+        from airflow_mlops.hooks.bentoml import BentoMLHook
+
+        fields = {"conn_type": "bentoml", "host": host, "port": 3000}
+        monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", json.dumps(fields))
+        with pytest.raises(
+            ConnectionConfigError, match=r"connection 'bentoml_default': .* is no address such as"
+        ):
+            BentoMLHook().services()
+
+    def test_a_ledger_url_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from airflow_mlops.hooks.ledger import LedgerHook
+
+        fields = {"conn_type": "mlops_ledger", "extra": {"url": "ledger.db"}}
+        monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps(fields))
+        with pytest.raises(ConnectionConfigError):
+            LedgerHook().get_conn()
 
     def test_the_default_ledger_needs_no_connection(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

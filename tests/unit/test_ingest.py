@@ -1,0 +1,193 @@
+"""Ingest and the tables it writes: races, windows, times, and a disk that refuses."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    DatasetNotFoundError,
+    InsufficientDataError,
+    MLOpsError,
+    SchemaMismatchError,
+    StorageError,
+)
+from airflow_mlops.integrations import delta
+from airflow_mlops.operators.ingest import IngestDatasetOperator
+from airflow_mlops.operators.validate import ValidateDatasetOperator
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+from tests.conftest import REPOSITORY
+from tests.disks import immutable
+
+JANUARY, FEBRUARY = Window.parse("2024-01-01", "2024-02-01"), Window.parse("2024-02-01", "2024-03-01")
+
+SUITE = {
+    "name": "s",
+    "expectations": [{"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "x"}}],
+}
+
+
+def rows(window: Window, count: int = 20_000) -> pl.DataFrame:
+    times = pl.Series("t", [window.start] * count, dtype=pl.Datetime("us", "UTC"))
+    return pl.DataFrame({"t": times, "x": [float(window.start.month)] * count})
+
+
+def land(folder: Path, name: str = "rows.parquet", **columns: list) -> str:
+    """Write a source file."""
+    pl.DataFrame(columns).write_parquet(folder / name)
+    return str(folder / name)
+
+
+def race(table: str, *windows: Window) -> list[int | MLOpsError]:
+    """Write all windows at the same moment; what each gave, a version or an error."""
+    together = threading.Barrier(len(windows))
+    outcomes: list[int | MLOpsError] = []
+
+    def write(window: Window) -> None:
+        together.wait(timeout=30)
+        try:
+            outcomes.append(delta.replace_window(table, rows(window), time_column="t", window=window))
+        except MLOpsError as err:
+            outcomes.append(err)
+
+    threads = [threading.Thread(target=write, args=(window,)) for window in windows]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(outcomes) == len(windows)
+    return outcomes
+
+
+class TestRaces:
+    def test_two_first_windows_are_both_kept(self, tmp_path: Path) -> None:
+        for attempt in range(20):
+            table = str(tmp_path / f"table{attempt}")
+            outcomes = race(table, JANUARY, FEBRUARY)
+            versions = [outcome for outcome in outcomes if isinstance(outcome, int)]
+            lost = [outcome for outcome in outcomes if not isinstance(outcome, int)]
+            assert all(isinstance(error, CommitConflictError) for error in lost)
+            assert len(set(versions)) == len(versions)  # each names its own commit
+            assert pl.read_delta(table)["x"].n_unique() == len(versions) > 0
+
+    def test_the_same_window_twice_is_a_conflict_to_try_again(self, tmp_path: Path) -> None:
+        table = str(tmp_path / "table")
+        delta.replace_window(table, rows(JANUARY), time_column="t", window=JANUARY)
+        outcomes = [outcome for _ in range(10) for outcome in race(table, JANUARY, JANUARY)]
+        errors = [outcome for outcome in outcomes if not isinstance(outcome, int)]
+        assert errors
+        for error in errors:
+            assert isinstance(error, CommitConflictError)
+            assert f"another write to {table} came first" in str(error)
+            assert "run the task again" in str(error)
+        decision = MLOPS_RETRY_POLICY.evaluate(errors[0], 1, 3)
+        assert (decision.action.name, decision.retry_delay) == ("RETRY", timedelta(seconds=30))
+        assert delta.describe(table).row_count == 20_000
+
+
+class TestAFolderThatDenies:
+    @pytest.mark.parametrize("part", ["", "_delta_log"])
+    def test_the_table_stays_as_it_was(self, tmp_path: Path, part: str) -> None:
+        table = tmp_path / "table"
+        delta.replace_window(str(table), rows(JANUARY, 10), time_column="t", window=JANUARY)
+        before = delta.describe(str(table))
+        with immutable(table / part), pytest.raises(StorageError) as denied:
+            delta.replace_window(str(table), rows(FEBRUARY), time_column="t", window=FEBRUARY)
+        assert f"could not write {table}" in str(denied.value)
+        assert "check free space and write permission" in str(denied.value)
+        assert "\x1b" not in str(denied.value)
+        assert delta.describe(str(table)) == before
+
+    def test_a_table_that_cannot_be_created(self, tmp_path: Path) -> None:
+        with immutable(tmp_path), pytest.raises(StorageError, match=r"could not write .*check free space"):
+            delta.replace_window(str(tmp_path / "new"), rows(JANUARY, 10), time_column="t", window=JANUARY)
+        assert not delta.table_exists(str(tmp_path / "new"))
+
+
+class TestWindows:
+    def test_a_window_without_a_time_column_is_refused(self, tmp_path: Path) -> None:
+        table = str(tmp_path / "table")
+        source = land(tmp_path, t=[datetime(2024, 1, 2)], x=[1.0])
+        window = {"window_start": "2024-01-01", "window_end": "2024-02-01"}
+        ingest = IngestDatasetOperator(task_id="ingest", source=source, table=table, **window)
+        validate = ValidateDatasetOperator(task_id="validate", dataset=table, suite=SUITE, **window)
+        with pytest.raises(ValueError, match=r"needs time_column.*give no window to replace the whole table"):
+            run_step("ingest", ingest.build_spec({}), Services())
+        assert not delta.table_exists(table)
+        with pytest.raises(ValueError, match=r"needs time_column.*give no window to judge the whole dataset"):
+            run_step("validate", validate.build_spec({}), Services())
+
+    def test_the_runs_own_window_is_left_aside_without_one(self) -> None:
+        ingest = IngestDatasetOperator(task_id="ingest", source="a.csv", table="t")
+        validate = ValidateDatasetOperator(task_id="validate", dataset="t", suite=SUITE)
+        for task in (ingest, validate):
+            task.window_start, task.window_end = "2024-01-01", "2024-02-01"  # as Airflow renders the defaults
+            assert task.build_spec({})["window"] is None
+
+    def test_an_empty_window(self, tmp_path: Path) -> None:
+        source = land(tmp_path, t=[datetime(2024, 1, 2)], x=[1.0])
+        spec = {"source": source, "table": str(tmp_path / "table"), "time_column": "t"}
+        with pytest.raises(InsufficientDataError, match=r"has no rows in window \[2024-02-01, 2024-03-01\)"):
+            run_step("ingest", spec | {"window": to_dict(FEBRUARY)}, Services())
+        assert not delta.table_exists(spec["table"])
+        run_step("ingest", spec | {"window": to_dict(JANUARY)}, Services())
+        judged = {"dataset": spec["table"], "suite": SUITE, "time_column": "t", "window": to_dict(FEBRUARY)}
+        with pytest.raises(
+            InsufficientDataError, match=r"window \[2024-02-01, 2024-03-01\) of .* has no rows"
+        ):
+            run_step("validate", judged, Services())
+
+
+class TestSources:
+    """What is wrong with the files is said in the words of the declaration, and nothing is written."""
+
+    def refuse(self, folder: Path, source: str, **spec: object) -> SchemaMismatchError:
+        table = str(folder / "table")
+        with pytest.raises(SchemaMismatchError) as refused:
+            run_step("ingest", {"source": source, "table": table, "time_column": "t"} | spec, Services())
+        assert source in str(refused.value)
+        assert not delta.table_exists(table)
+        return refused.value
+
+    def test_a_text_that_is_no_time(self, tmp_path: Path) -> None:
+        (tmp_path / "rows.csv").write_text("t,x\n2024-01-02,1\nyesterday,2\n")
+        error = self.refuse(tmp_path, str(tmp_path / "rows.csv"))
+        assert "column 't'" in str(error)
+        assert "yesterday" in str(error)
+
+    def test_files_that_differ(self, tmp_path: Path) -> None:
+        land(tmp_path, "a.parquet", t=[datetime(2024, 1, 2)], x=[1.0])
+        land(tmp_path, "b.parquet", t=[datetime(2024, 1, 2)], y=[1.0])
+        assert "b.parquet" in str(self.refuse(tmp_path, str(tmp_path / "*.parquet")))
+
+    def test_a_file_that_is_broken(self, tmp_path: Path) -> None:
+        land(tmp_path, "a.parquet", t=[datetime(2024, 1, 2)], x=[1.0])
+        (tmp_path / "b.parquet").write_bytes(b"garbage")
+        self.refuse(tmp_path, str(tmp_path / "*.parquet"))
+
+    def test_a_file_without_a_line(self, tmp_path: Path) -> None:
+        (tmp_path / "rows.csv").write_text("")
+        with pytest.raises(DatasetNotFoundError, match=r"no readable file matches .*rows\.csv"):
+            run_step("ingest", {"source": str(tmp_path / "rows.csv"), "table": "t"}, Services())
+
+    @pytest.mark.parametrize("window", [None, to_dict(JANUARY)])
+    def test_a_row_without_a_time_is_counted_not_dropped(self, tmp_path: Path, window: object) -> None:
+        source = land(tmp_path, t=[None, datetime(2024, 1, 2), None], x=[1.0, 2.0, 3.0])
+        assert "time column 't' has 2 nulls" in str(self.refuse(tmp_path, source, window=window))
+
+
+def test_reference_dags_write_their_tables_one_run_at_a_time() -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    dags = DagBag(str(REPOSITORY / "dags")).dags
+    assert len(dags) >= 5
+    assert [dag_id for dag_id, dag in dags.items() if dag.max_active_runs != 1] == []

@@ -1,0 +1,40 @@
+"""What rendering makes of arguments, and what the operators make of that."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, timezone
+
+from airflow_mlops.core.codec import from_dict
+from airflow_mlops.operators.deploy import DeployModelOperator
+from airflow_mlops.operators.promotion import PromoteModelOperator, RollBackModelOperator
+from airflow_mlops.operators.score import ScoreBatchOperator
+from airflow_mlops.steps.base import load_step
+
+VERSION = "{{ params.version }}"
+TASKS = {
+    DeployModelOperator: {},
+    RollBackModelOperator: {},
+    PromoteModelOperator: {"evaluation": {"champion_version": None, "reason": "better"}},
+    ScoreBatchOperator: {"dataset": "rows", "table": "predictions", "id_column": "id", "time_column": "t"},
+}
+
+
+@pytest.mark.parametrize("cls", TASKS, ids=lambda cls: cls.__name__)
+def test_a_version_that_native_rendering_made_a_number(cls: Any) -> None:
+    with DAG("native", render_template_as_native_obj=True):
+        task = cls(task_id="task", model_name="m", model_version=VERSION, **TASKS[cls])
+    now = timezone.utcnow()
+    context = {
+        "params": {"version": "3"},
+        "data_interval_start": "2024-01-01",
+        "data_interval_end": "2024-02-01",
+        "ti": SimpleNamespace(dag_id="native", run_id="run", task_id="task"),
+        "dag_run": SimpleNamespace(run_after=now),
+    }
+    task.render_template_fields(context)
+    assert task.model_version == 3
+    assert from_dict(load_step(cls.step).spec, task.build_spec(context)).model_version == "3"
