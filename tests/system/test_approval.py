@@ -125,6 +125,7 @@ def test_a_no_leaves_everything_as_it_was_and_a_yes_promotes(airflow: Airflow) -
     assert question["subject"] == "Promote trip_fare version 2?"
     assert question["options"] == ["Approve", "Reject"]
     assert question["defaults"] == ["Reject"]
+    assert set(question["params"]) == {"comment"}
     body = question["body"]
     for words in (
         "Shall version 2 of **trip\\_fare** become champion?",
