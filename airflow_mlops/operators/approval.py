@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, timezone
+from airflow.sdk.definitions.param import ParamsDict
 
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import ModelVersionLink
@@ -50,11 +51,15 @@ class ApproveModelOperator(ApprovalOperator):
         ledger_conn_id: str = LedgerHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
+        # Airflow adds the Dag's params to ours, and shows only those that are the task's own.
+        params = ParamsDict({"comment": Param("", type=["string", "null"], title="Comment", source="task")})
+        params.update(kwargs.pop("params", None) or {})
         super().__init__(
             subject="Promote a model?",  # the names are known when it runs
             defaults=self.REJECT,
             response_timeout=response_timeout,
-            **{"params": {"comment": Param("", type=["string", "null"], title="Comment")}} | kwargs,
+            params=params,
+            **kwargs,
         )
         self.registration = registration
         self.evaluation = evaluation

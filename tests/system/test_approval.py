@@ -43,15 +43,14 @@ class Airflow:
         return self.client.trigger(dag_id, window=Window.parse("2018-06-01", f"2018-08-{day:02}"))
 
     def question(self, run: DagRun) -> dict[str, Any]:
-        """Wait until the person is asked."""
+        """Wait until the task waits: SQLite has no row locks, so an answer that comes while it is parked may get lost."""
         deadline = time.monotonic() + 120
-        while True:
-            found = self.request("GET", f"{run.dag_id}/dagRuns/{run.dag_run_id}/hitlDetails")["hitl_details"]
-            if found:
-                return found[0]
+        while {task.task_id: task.state for task in self.client.tasks(run)}["approve"] != "awaiting_input":
             assert self.client.run(run.dag_id, run.dag_run_id).state != "failed", self.client.failure(run)
             assert time.monotonic() < deadline, self.client.tasks(run)
             time.sleep(0.5)
+        (asked,) = self.request("GET", f"{run.dag_id}/dagRuns/{run.dag_run_id}/hitlDetails")["hitl_details"]
+        return dict(asked)
 
     def answer(self, run: DagRun, option: str, comment: str) -> None:
         path = f"{run.dag_id}/dagRuns/{run.dag_run_id}/taskInstances/approve/-1/hitlDetails"
@@ -126,6 +125,7 @@ def test_a_no_leaves_everything_as_it_was_and_a_yes_promotes(airflow: Airflow) -
     assert question["subject"] == "Promote trip_fare version 2?"
     assert question["options"] == ["Approve", "Reject"]
     assert question["defaults"] == ["Reject"]
+    assert set(question["params"]) == {"comment"}
     body = question["body"]
     for words in (
         "Shall version 2 of **trip\\_fare** become champion?",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.standard.exceptions import HITLTriggerEventError
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Param
 
 from airflow_mlops.core.model_card import Change, describe_request
 from airflow_mlops.exceptions import PromotionRejectedError
@@ -110,6 +110,19 @@ class TestAnswer:
         assert asking().defaults == ["Reject"]
         with pytest.raises(TypeError, match="defaults"):
             asking(defaults="Approve")
+
+
+class TestComment:
+    def test_it_is_asked_for_also_where_the_dag_has_params(self) -> None:
+        assert set(asking().serialized_params) == {"comment"}
+        with DAG("dag", schedule=None, params={"minimum_uplift": Param(0.1, type="number")}):
+            task = ApproveModelOperator(task_id="approve", registration=REGISTRATION, evaluation=EVALUATION)
+        assert set(task.serialized_params) == {"comment"}
+        assert task.serialized_params["comment"]["schema"]["title"] == "Comment"
+
+    def test_further_questions_may_be_asked(self) -> None:
+        task = asking(params={"ticket": Param("", type="string")})
+        assert set(task.serialized_params) == {"comment", "ticket"}
 
 
 class TestPromotion:
