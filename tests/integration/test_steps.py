@@ -368,8 +368,9 @@ class TestBadInput:
         delta.replace_window(
             table, pl.DataFrame({stream.ID: ["other"], stream.TARGET: [1.0]}), time_column=None, window=None
         )
-        with pytest.raises(InsufficientDataError, match=r"none of the \d+ predictions .* has a label yet"):
-            run_step("performance", loop.specs["performance"] | {"labels": table}, loop.services)
+        result = run_step("performance", loop.specs["performance"] | {"labels": table}, loop.services)
+        assert (result["measured"], result["awaits_labels"]) == (False, True)
+        assert "do labels and predictions not share their ids?" in result["reason"]
 
     def test_mlflow_that_does_not_answer(self, loop: Loop) -> None:
         nowhere = replace(loop.services, tracking_uri="http://127.0.0.1:9")

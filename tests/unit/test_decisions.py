@@ -161,7 +161,21 @@ class TestPerformance:
             current=value(9.0), reference=value(1.0), labelled_share=0.42, policy=PerformancePolicy()
         )
         assert (report.measured, report.degraded) == (False, False)
-        assert report.reason == "42% labelled so far, 80% needed to judge"
+        assert report.reason == "performance not measured: 42% labelled so far, 80% needed to judge"
+
+    @pytest.mark.parametrize(
+        ("share", "minimum", "why"),
+        [
+            (0.0, 0.8, "no label so far"),
+            (1.0, 0.8, "0 labelled rows, 100 needed"),
+            (0.1, 0.0, "0 labelled rows"),
+        ],
+    )
+    def test_no_labels_are_not_fine(self, share: float, minimum: float, why: str) -> None:
+        policy = PerformancePolicy(minimum_labelled_share=minimum)
+        report = judge_performance(current=None, reference=value(1.0), labelled_share=share, policy=policy)
+        assert not report.measured
+        assert why in report.reason
 
 
 def evidence(
