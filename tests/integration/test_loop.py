@@ -194,3 +194,19 @@ class TestChampion:
         assert (result["model_version"], result["model_versions"]) == ("2", ["1", "2"])
         assert result["value"] == pytest.approx(world.manifest.holdout.value)
         assert "answers not given by the champion, version 2" in result["reason"]
+
+
+class TestStandingVerdict:
+    """What the ledger holds is what is told on."""
+
+    @pytest.mark.parametrize("labels", ["labels", "mistyped"])
+    def test_a_report_that_fails_does_not_take_the_verdict_with_it(
+        self, world: World, labels: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        world.answer(AUGUST, shift=50.0)
+        world.land(SEPTEMBER)  # none of August's
+        verdict = world.check_drift(AUGUST, labels=str(world.folder / labels), id_column=stream.ID)
+        assert verdict["drifted"]
+        assert verdict["report_url"] is None
+        assert len(world.entries(EntryKind.DRIFT_CHECK)) == 1
+        assert f"no report for {MODEL} in [2018-08-01, 2018-09-01)" in caplog.text
