@@ -199,6 +199,18 @@ class TestChampion:
 class TestStandingVerdict:
     """What the ledger holds is what is told on."""
 
+    def test_a_report_that_was_drawn_later_belongs_to_the_verdict(self, world: World) -> None:
+        world.answer(AUGUST)
+        verdict = world.check_drift(AUGUST, report="never")
+        drawn = world.check_drift(AUGUST, report="always")
+        assert drawn["report_url"]
+        assert drawn | {"report_url": None} == verdict
+        assert world.check_drift(AUGUST, report="never") == verdict
+        assert [bool(entry.payload["report_url"]) for entry in world.entries(EntryKind.DRIFT_CHECK)] == [
+            False,
+            True,
+        ]
+
     @pytest.mark.parametrize("labels", ["labels", "mistyped"])
     def test_a_report_that_fails_does_not_take_the_verdict_with_it(
         self, world: World, labels: str, caplog: pytest.LogCaptureFixture
