@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import timezone
 
+from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import ModelVersionLink
 from airflow_mlops.operators.base import StepOperator, actor, part_of, run_time
 
@@ -24,7 +25,7 @@ class PromoteModelOperator(StepOperator):
     :param model_version: the version that earned it, or what the registration task returned. (templated)
     :param evaluation: what the evaluation task returned: whom it beat, and why. (templated)
     :param alias: the alias to move; the version it leaves gets ``previous``. (templated)
-    :param decision_key: retraining decision that this promotion answers. (templated)
+    :param decision_key: retraining decision that this promotion answers; the deployment closes it. (templated)
     """
 
     step = "promote"
@@ -56,7 +57,13 @@ class PromoteModelOperator(StepOperator):
         self.decision_key = decision_key
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give a :class:`~airflow_mlops.steps.promote.PromoteSpec`."""
+        """Give a :class:`~airflow_mlops.steps.promote.PromoteSpec`.
+
+        :raises ValueError: ``decision_key`` names no retraining decision of this model.
+        """
+        if self.decision_key:
+            with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+                ledger.require_decision(self.decision_key, self.model_name)
         return {
             "model_name": self.model_name,
             "model_version": str(part_of(self.model_version, "model_version")),

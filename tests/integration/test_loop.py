@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from airflow.sdk import Asset
 
 from airflow_mlops.core.package import PackageManifest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
+from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.operators.drift import CheckDriftOperator
 from airflow_mlops.operators.performance import CheckPerformanceOperator
+from airflow_mlops.operators.promotion import PromoteModelOperator
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.steps.base import run_step
@@ -181,6 +184,88 @@ def world(
     return World(folder=tmp_path, services=services, manifest=manifest)
 
 
+class TestLateLabels:
+    """A window is decided in the end, whatever is late, and never twice."""
+
+    def test_it_waits_and_the_next_run_grades_it(self, world: World) -> None:
+        world.answer(AUGUST, error=3.0)
+        world.land(AUGUST, share=0.12)
+        world.check_drift(AUGUST)
+        early = world.check_performance(AUGUST)
+        assert (early["measured"], early["awaits_labels"]) == (False, True)
+        assert early["reason"] == "performance not measured: 12% labelled so far, 80% needed to judge"
+        waiting = world.decide()
+        assert (waiting["retrain"], waiting["decisions"]) == (False, [])
+        assert "12% labelled so far" in waiting["waiting"][0]["reason"]
+        assert world.decisions() == []
+
+        world.land(AUGUST)  # the rest, and a month later
+        world.answer(SEPTEMBER)
+        world.land(SEPTEMBER)
+        world.check_drift(SEPTEMBER)
+        assert world.check_performance(SEPTEMBER)["reason"].startswith(("as promised", "within"))
+        assert world.decide()["retrain"]
+        assert world.decisions() == [(str(AUGUST), "retrain"), (str(SEPTEMBER), "nothing")]
+        assert world.decide()["decisions"] == []
+        assert [entry.payload["measured"] for entry in world.entries(EntryKind.PERFORMANCE_CHECK)] == [
+            False,
+            True,
+            True,
+        ]
+
+    def test_a_month_nobody_asked_in_does_not_keep_late_labels_from_being_seen(self, world: World) -> None:
+        world.answer(AUGUST)
+        world.land(AUGUST, share=0.12)
+        world.check_performance(AUGUST)
+        world.land(AUGUST)
+        with pytest.raises(InsufficientDataError, match="nothing was predicted"):
+            world.check_performance(SEPTEMBER)
+        assert world.entries(EntryKind.PERFORMANCE_CHECK)[-1].payload["measured"]
+
+    def test_no_label_at_all_is_a_finding_and_no_failure(self, world: World) -> None:
+        world.answer(AUGUST)
+        world.land(SEPTEMBER)
+        result = world.check_performance(AUGUST)
+        assert result["reason"].startswith("performance not measured: no label so far")
+        assert result["value"] is None
+        assert world.entries(EntryKind.PERFORMANCE_CHECK)[0].summary.endswith(result["reason"])
+
+    def test_the_same_shortage_is_written_once(self, world: World) -> None:
+        world.answer(AUGUST)
+        for share in (0.12, 0.12, 0.2):
+            world.land(AUGUST, share)
+            world.check_performance(AUGUST)
+        shares = [entry.payload["labelled_share"] for entry in world.entries(EntryKind.PERFORMANCE_CHECK)]
+        assert shares == pytest.approx([0.12, 0.2])
+
+    def test_after_patience_drift_alone_decides(self, world: World) -> None:
+        world.answer(AUGUST, shift=50.0)
+        assert world.check_drift(AUGUST)["drifted"]  # and the performance check never came
+        assert world.decide(days_later=44)["decisions"] == []
+        (decision,) = world.decide(days_later=46)["decisions"]
+        assert decision["outcome"] == "alert"
+        assert decision["reason"].startswith("performance not measured: no check of it; ")
+        world.land(AUGUST)
+        world.check_performance(AUGUST)
+        assert world.decide(days_later=90)["decisions"] == []  # decided is decided
+
+    def test_after_patience_the_policy_may_retrain_on_drift(self, world: World) -> None:
+        world.answer(AUGUST, shift=50.0)
+        world.land(AUGUST, share=0.12)
+        world.check_drift(AUGUST)
+        world.check_performance(AUGUST)
+        assert not world.decide(retrain_on_drift=True)["retrain"]
+        assert world.decide(days_later=46, retrain_on_drift=True)["retrain"]
+
+    def test_never_graded_is_not_fine(self, world: World) -> None:
+        world.answer(AUGUST)
+        world.land(AUGUST, share=0.12)
+        world.check_drift(AUGUST)
+        world.check_performance(AUGUST)
+        world.decide(days_later=46)
+        assert world.decisions() == [(str(AUGUST), "alert")]
+
+
 class TestChampion:
     """Who is graded: the champion alone, by what it answered itself."""
 
@@ -195,9 +280,39 @@ class TestChampion:
         assert result["value"] == pytest.approx(world.manifest.holdout.value)
         assert "answers not given by the champion, version 2" in result["reason"]
 
+    def test_a_champion_that_did_not_answer_leaves_nothing_to_wait_for(self, world: World) -> None:
+        world.answer(AUGUST, version="1", error=4.0)
+        world.land(AUGUST)
+        world.check_drift(AUGUST)
+        result = world.check_performance(AUGUST)
+        assert (result["measured"], result["awaits_labels"], result["row_count"]) == (False, False, 0)
+        world.decide()
+        assert world.decisions() == [(str(AUGUST), "nothing")]
+
 
 class TestStandingVerdict:
     """What the ledger holds is what is told on."""
+
+    def test_a_second_grade_gives_way_to_the_first(self, world: World) -> None:
+        asset = Asset("monitoring")
+        world.answer(AUGUST)
+        world.land(AUGUST)
+        first = world.check_performance(AUGUST)
+        operator = CheckPerformanceOperator(
+            task_id="again",
+            model_name=MODEL,
+            labels=world.labels,
+            id_column=stream.ID,
+            target=stream.TARGET,
+            outlets=[asset],
+        )
+        told = context("again", operator)
+        other = first | {"degraded": True, "reason": "degraded: MAE 9"}
+        assert operator.record(other, told) == first
+        assert told["outlet_events"][asset].extra["airflow_mlops"]["degraded"] is False
+        assert len(world.entries(EntryKind.PERFORMANCE_CHECK)) == 1
+        # Nor does a later look that finds another champion take the grade back.
+        assert operator.record(other | {"measured": False, "model_version": "3"}, told) == first
 
     def test_a_report_that_was_drawn_later_belongs_to_the_verdict(self, world: World) -> None:
         world.answer(AUGUST)
@@ -222,3 +337,40 @@ class TestStandingVerdict:
         assert verdict["report_url"] is None
         assert len(world.entries(EntryKind.DRIFT_CHECK)) == 1
         assert f"no report for {MODEL} in [2018-08-01, 2018-09-01)" in caplog.text
+
+
+class TestRetraining:
+    """From the decision to the version that serves."""
+
+    def decided(self, world: World) -> str:
+        """Degrade, check, decide to retrain; give the decision's key."""
+        world.answer(AUGUST, error=3.0)
+        world.land(AUGUST)
+        world.check_drift(AUGUST)
+        world.check_performance(AUGUST)
+        return str(world.decide()["decision_key"])
+
+    def promote(self, world: World, decision_key: str) -> None:
+        operator = PromoteModelOperator(
+            task_id="promote",
+            model_name=MODEL,
+            model_version="2",
+            evaluation={"champion_version": None, "reason": "better"},
+            decision_key=decision_key,
+        )
+        operator.execute(context("promote", operator))
+
+    def test_a_promotion_for_no_decision_is_refused(self, world: World) -> None:
+        with pytest.raises(ValueError, match="decision key 'None' names no retraining decision of loop_fare"):
+            self.promote(world, "None")
+        assert world.entries(EntryKind.PROMOTION) == []
+
+    def test_a_retraining_that_has_not_ended_cools_down_too(self, world: World) -> None:
+        for window in (AUGUST, SEPTEMBER):
+            world.answer(window, error=3.0)
+            world.land(window)
+            world.check_drift(window)
+            world.check_performance(window)
+            world.decide(cool_down_days=365)
+        assert world.decisions() == [(str(AUGUST), "retrain"), (str(SEPTEMBER), "alert")]
+        assert "cooling down for 365 days" in world.entries(EntryKind.RETRAINING_DECISION)[1].summary
