@@ -24,7 +24,7 @@ class PromoteSpec:
         promotion in between makes this one lose.
     :param alias: the alias to move; the version it leaves gets ``previous``.
     :param reason: sentence for the ledger.
-    :param decision_key: retraining decision this promotion answers; the decision is closed with it.
+    :param decision_key: retraining decision this promotion answers; it is closed when the version serves.
     :param actor: who promotes (Dag, run and task, or a person).
     :param now: time of the promotion.
     """
@@ -89,8 +89,6 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
         if spec.expected_version is not None and spec.expected_version != spec.model_version:
             registry.set_alias(spec.model_name, "previous", spec.expected_version)
         registry.set_alias(spec.model_name, spec.alias, spec.model_version)
-        if spec.decision_key is not None:
-            ledger.record(retraining_outcome(spec, "promoted"))
     finally:
         ledger.close()
     return PromoteResult(
@@ -100,21 +98,6 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
         alias=spec.alias,
         moved=recorded.created,
         version_url=registry.version_url(version),
-    )
-
-
-def retraining_outcome(spec: PromoteSpec, outcome: str) -> LedgerEntry:
-    """Build the entry that closes a retraining decision."""
-    return LedgerEntry(
-        kind=EntryKind.RETRAINING_OUTCOME,
-        key=str(spec.decision_key),
-        model_name=spec.model_name,
-        window=None,
-        subject=spec.model_version,
-        summary=f"the retraining ended: version {spec.model_version} {outcome}",
-        payload={"outcome": outcome, "model_version": spec.model_version, "reason": spec.reason},
-        actor=spec.actor,
-        recorded_at=spec.now,
     )
 
 

@@ -14,17 +14,21 @@ import numpy as np
 import polars as pl
 import pytest
 from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_mlops.core.package import PackageManifest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import InsufficientDataError, RolloutError
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.operators.deploy import DeployModelOperator
 from airflow_mlops.operators.drift import CheckDriftOperator
 from airflow_mlops.operators.performance import CheckPerformanceOperator
 from airflow_mlops.operators.promotion import PromoteModelOperator
+from airflow_mlops.operators.retraining import DecideRetrainingOperator
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.steps.base import run_step
@@ -359,6 +363,47 @@ class TestRetraining:
             decision_key=decision_key,
         )
         operator.execute(context("promote", operator))
+
+    def deploy(self) -> None:
+        DeployModelOperator(task_id="deploy", model_name=MODEL).execute(context("deploy"))
+
+    def test_a_failed_deployment_is_made_up_for_before_the_retraining_is_closed(self, world: World) -> None:
+        key = self.decided(world)
+        self.promote(world, key)
+        port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+            other.listen()
+            with pytest.raises(RolloutError):
+                self.deploy()
+        assert world.entries(EntryKind.RETRAINING_OUTCOME) == []
+
+        again = world.decide()
+        assert (again["retrain"], again["deploy"], again["decision_key"]) == (False, True, key)
+        try:
+            self.deploy()
+        finally:
+            LocalServer(world.folder / "serving", port=port).stop()
+        (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
+        assert (outcome.key, outcome.subject, outcome.payload["outcome"]) == (key, "2", "promoted")
+        assert not world.decide()["deploy"]
+
+    def test_only_the_deployment_follows(self, world: World) -> None:
+        from airflow.sdk import DAG
+
+        self.promote(world, self.decided(world))
+        with DAG(dag_id="owed"):
+            decide = DecideRetrainingOperator(task_id="decide", model_name=MODEL, deploy_task_id="deploy")
+            train, deploy = (
+                CheckDriftOperator(task_id=name, model_name=MODEL) for name in ("train", "deploy")
+            )
+            decide >> [train, deploy]
+        with pytest.raises(DownstreamTasksSkipped) as skipped:
+            decide.execute(context("decide"))
+        assert skipped.value.tasks == ["train"]
+        lonely = DecideRetrainingOperator(task_id="lonely", model_name=MODEL)
+        with pytest.raises(AirflowSkipException, match="its deployment was never recorded"):
+            lonely.execute(context("lonely"))
 
     def test_a_promotion_for_no_decision_is_refused(self, world: World) -> None:
         with pytest.raises(ValueError, match="decision key 'None' names no retraining decision of loop_fare"):
