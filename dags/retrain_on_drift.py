@@ -4,7 +4,8 @@ Reads from the ledger which checked windows nobody has decided on, decides each 
 train → evaluate → register → promote → deploy. A challenger that does not beat the champion is not promoted.
 
 The asset event of `monitor` wakes it, and so does the clock once a day: an event that Airflow lost, merged or
-sent twice changes nothing.
+sent twice changes nothing. A month whose labels are late stays undecided until they are there, or patience is over.
+A model that was promoted and could not be deployed is deployed by the next run.
 
 * **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`).
 * **Variable**: `mlops_data_root`.
@@ -50,6 +51,7 @@ with DAG(
         task_id="decide",
         model_name=MODEL,
         policy={"minimum_training_rows": "{{ params.minimum_training_rows }}"},
+        deploy_task_id="deploy",
     )
     train = TrainModelOperator(
         task_id="train",
@@ -88,7 +90,10 @@ with DAG(
         decision_key="{{ ti.xcom_pull('decide').decision_key }}",
         outlets=[model_asset(MODEL)],
     )
-    deploy = DeployModelOperator(task_id="deploy", model_name=MODEL)
+    deploy = DeployModelOperator(
+        task_id="deploy", model_name=MODEL, trigger_rule="none_failed_min_one_success"
+    )
 
     decide >> train >> evaluate >> register >> promote >> deploy
+    decide >> deploy  # what was promoted in an earlier run, but could not be deployed
 # [END retrain_on_drift]

@@ -38,14 +38,19 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
+def shared_data_folder() -> Path:
+    """Where the real streams are, if they are anywhere."""
+    return Path(os.environ.get("AIRFLOW_MLOPS_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data(shared_data_folder: Path) -> Path:
     """Real streams, kept beside the checkout; a test that needs them is skipped where they are not."""
-    folder = Path(os.environ.get("AIRFLOW_MLOPS_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not (folder / "nyc_taxi.parquet").is_file():
+    if not (shared_data_folder / "nyc_taxi.parquet").is_file():
         pytest.skip(
-            f"the real data sets are not at {folder}; set AIRFLOW_MLOPS_SHARED_DATA to where they are"
+            f"the real data sets are not at {shared_data_folder}; set AIRFLOW_MLOPS_SHARED_DATA to where they are"
         )
-    return folder
+    return shared_data_folder
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ class PerformanceReport:
 
 
 def judge_performance(
-    *, current: MetricValue, reference: MetricValue, labelled_share: float, policy: PerformancePolicy
+    *, current: MetricValue | None, reference: MetricValue, labelled_share: float, policy: PerformancePolicy
 ) -> PerformanceReport:
     """Compare the window's metric with the reference.
 
@@ -55,15 +55,20 @@ def judge_performance(
     Source: Welch, "The generalization of Student's problem when several different population variances are
     involved", Biometrika 34, 1947.
 
-    :param current: the window's metric.
+    :param current: the window's metric; ``None``: not one row has a label.
     :param reference: the same metric on rows held out at training.
     :param labelled_share: share of the window's predictions that have a label, in ``[0, 1]``.
     :param policy: when a change counts.
     """
-    short = _too_little(current, labelled_share, policy)
-    if short is not None:
+    short = _too_little(current.row_count if current else 0, labelled_share, policy)
+    if current is None or short is not None:
         return PerformanceReport(
-            relative_change=None, z_score=None, p_value=None, measured=False, degraded=False, reason=short
+            relative_change=None,
+            z_score=None,
+            p_value=None,
+            measured=False,
+            degraded=False,
+            reason=f"performance not measured: {short or 'no labelled rows'}",
         )
     greater_is_better = resolve_metric(current.metric).greater_is_better
     scale = abs(reference.value) or 1.0
@@ -82,11 +87,13 @@ def judge_performance(
     )
 
 
-def _too_little(current: MetricValue, labelled_share: float, policy: PerformancePolicy) -> str | None:
+def _too_little(row_count: int, labelled_share: float, policy: PerformancePolicy) -> str | None:
+    if row_count == 0 and labelled_share == 0.0:
+        return "no label so far (or do labels and predictions not share their ids?)"
     if labelled_share < policy.minimum_labelled_share:
         return f"{labelled_share:.0%} labelled so far, {policy.minimum_labelled_share:.0%} needed to judge"
-    if current.row_count < policy.minimum_rows:
-        return f"{current.row_count} labelled rows, {policy.minimum_rows} needed to judge"
+    if row_count < policy.minimum_rows:
+        return f"{row_count} labelled rows, {policy.minimum_rows} needed to judge"
     return None
 
 

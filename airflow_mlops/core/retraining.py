@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Outcome(StrEnum):
-    """What was decided for a window."""
+    """What was decided for a window; ``WAIT_FOR_LABELS`` is no decision: the window stays undecided."""
 
     RETRAIN = "retrain"
     ALERT = "alert"
@@ -31,17 +31,24 @@ class WindowEvidence:
     :param performance: payload of its performance check; ``None`` when there was none.
     :param drift: payload of its drift check; ``None`` when there was none.
     :param row_count: labelled rows in the window.
+    :param waited_days: time since its first check.
     """
 
     window: Window
     performance: dict[str, Any] | None
     drift: dict[str, Any] | None
     row_count: int
+    waited_days: float = 0.0
 
     @property
     def measured(self) -> bool:
         """Whether realized performance is known."""
         return bool(self.performance and self.performance.get("measured"))
+
+    @property
+    def awaits_labels(self) -> bool:
+        """Whether realized performance is unknown and labels may still come."""
+        return not self.measured and (self.performance or {}).get("awaits_labels", True)
 
     @property
     def degraded(self) -> bool:
@@ -77,6 +84,8 @@ class RetrainingPolicy:
     :param trailing_days: training window otherwise, back from the end of the decided window.
     :param half_life_days: weight of a row halves with this age in the trailing window; ``None``: equal weights.
     :param retrain_on_drift: retrain when only the inputs moved; by default that is an alert.
+    :param patience_days: how long a window waits for labels and checks that are late, from its first check on; then
+        it is decided without them. 0: there are no labels to wait for.
     """
 
     cool_down_days: float = 0.0
@@ -84,6 +93,7 @@ class RetrainingPolicy:
     trailing_days: float = 92.0
     half_life_days: float | None = 30.0
     retrain_on_drift: bool = False
+    patience_days: float = 45.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,18 +131,19 @@ def decide_retraining(
 ) -> list[RetrainingDecision]:
     """Decide every undecided window, oldest first; of several that call for a retraining the newest gets it.
 
-    Degraded performance calls for a retraining. Moved inputs alone do not: a model may not care.
+    Degraded performance calls for a retraining. Moved inputs alone do not: a model may not care. A window whose labels
+    are late waits for them, then for no longer than the policy's patience.
 
     :param evidence: windows nobody has decided on yet, oldest first.
     :param history: earlier retrainings.
     :param policy: when and on what.
-    :param previous_checks: windows before the first of ``evidence``, oldest first, whatever was decided for them.
+    :param previous_checks: windows that were decided before, oldest first, whatever was decided for them.
     :returns: one decision per window of ``evidence``, in the same order.
     """
-    seen = list(previous_checks)
+    known = sorted([*previous_checks, *evidence], key=lambda item: item.window)
     decisions = []
     for window_evidence in evidence:
-        seen.append(window_evidence)
+        seen = [item for item in known if item.window <= window_evidence.window]
         decisions.append(_decide(window_evidence, seen, history, policy))
     return _only_newest_retrains(decisions)
 
@@ -143,32 +154,32 @@ def _decide(
     history: RetrainingHistory,
     policy: RetrainingPolicy,
 ) -> RetrainingDecision:
-    window, performance = evidence.window, evidence.performance or {}
-    drift_note = str((evidence.drift or {}).get("headline", "inputs were not checked"))
-    if not evidence.measured:
-        why = performance.get("reason", "performance was not measured")
-        return RetrainingDecision(
-            window=window, outcome=Outcome.WAIT_FOR_LABELS, reason=f"{why}; {drift_note}"
-        )
+    window, found = evidence.window, _findings(evidence)
+    if evidence.awaits_labels and evidence.waited_days < policy.patience_days:
+        return RetrainingDecision(window=window, outcome=Outcome.WAIT_FOR_LABELS, reason=found)
     if not evidence.degraded and not (evidence.drifted and policy.retrain_on_drift):
-        outcome = Outcome.ALERT if evidence.drifted else Outcome.NOTHING
-        return RetrainingDecision(
-            window=window, outcome=outcome, reason=f"{performance['reason']}; {drift_note}"
-        )
+        # Never graded is not the same as fine, unless nobody wanted to wait for labels.
+        given_up = evidence.awaits_labels and policy.patience_days > 0
+        outcome = Outcome.ALERT if evidence.drifted or given_up else Outcome.NOTHING
+        return RetrainingDecision(window=window, outcome=outcome, reason=found)
     since = history.last_retraining_window_end
+    if since is not None and window.end <= since:
+        why = f"covered by the retraining decided for a window that ended on {since:%Y-%m-%d}"
+        return RetrainingDecision(window=window, outcome=Outcome.COVERED, reason=f"{found}; {why}")
     if since is not None and window.end < since + timedelta(days=policy.cool_down_days):
-        return RetrainingDecision(
-            window=window,
-            outcome=Outcome.ALERT,
-            reason=f"{performance['reason']}; cooling down for {policy.cool_down_days:g} days after the last retraining",
-        )
+        why = f"cooling down for {policy.cool_down_days:g} days after the last retraining"
+        return RetrainingDecision(window=window, outcome=Outcome.ALERT, reason=f"{found}; {why}")
     training = _choose_training(seen, history, policy)
     return RetrainingDecision(
-        window=window,
-        outcome=Outcome.RETRAIN,
-        reason=f"{performance['reason']}; {drift_note}; {training.why}",
-        training=training,
+        window=window, outcome=Outcome.RETRAIN, reason=f"{found}; {training.why}", training=training
     )
+
+
+def _findings(evidence: WindowEvidence) -> str:
+    """Say what both checks found."""
+    performance = (evidence.performance or {}).get("reason", "performance not measured: no check of it")
+    drift = (evidence.drift or {}).get("headline", "inputs were not checked")
+    return f"{performance}; {drift}"
 
 
 def _choose_training(

@@ -198,7 +198,7 @@ class Demo:
             reason=str(decision.payload["reason"]),
             promoted_version=self._promoted(decision),
         )
-        self._report(told, self._check(EntryKind.DRIFT_CHECK, month.window).get("report_url"))
+        self._report(told, self._drift_report(month.window))
         return told
 
     def finish(self, peak_memory_mb: float) -> None:
@@ -385,6 +385,11 @@ class Demo:
                 f"the ledger has no {kind} for {window}: the month could not be judged; see {self.stack.airflow_url}"
             )
         return entry.payload
+
+    def _drift_report(self, window: Window) -> str | None:
+        """Find the window's report, if one was drawn: with the verdict, or after it."""
+        checks = self.ledger.entries(kind=EntryKind.DRIFT_CHECK, model_name=MODEL, window=window)
+        return next((check.payload["report_url"] for check in checks if check.payload["report_url"]), None)
 
     def _newest(self, kind: EntryKind) -> LedgerEntry:
         return self.ledger.entries(kind=kind, model_name=MODEL, limit=1)[0]

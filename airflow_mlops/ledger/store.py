@@ -50,6 +50,9 @@ _READS_ONLY = "airflow_mlops_reads_only"
 #: What SQLite says when waiting does not help, as the driver has no error classes for it.
 _STORAGE_TROUBLE = ("readonly", "disk is full", "unable to open", "not a database", "malformed")
 
+#: What is found out about a window.
+_CHECKS = (str(EntryKind.PERFORMANCE_CHECK), str(EntryKind.DRIFT_CHECK))
+
 _DRIVERS = {"sqlite": "", "postgresql": "pip install psycopg2-binary"}
 
 
@@ -103,7 +106,8 @@ class Ledger:
     def record_all(self, new: Sequence[LedgerEntry]) -> list[Recorded]:
         """Append several entries in one transaction.
 
-        :raises ValueError: an entry can't be stored: a text is too long or the payload is not JSON. None is written.
+        :raises ValueError: an entry can't be stored: a text is too long, the payload is not JSON, or it is the outcome of
+            a retraining that nobody decided. None is written.
         """
         with self._writing() as connection:
             return [_append(connection, entry) for entry in new]
@@ -158,7 +162,6 @@ class Ledger:
         model_version: str,
         expected_version: str | None,
         entry: LedgerEntry,
-        also: Sequence[LedgerEntry] = (),
     ) -> Recorded:
         """Point an alias at a version if it still points where the caller believes; entry and pointer change together.
 
@@ -166,7 +169,6 @@ class Ledger:
 
         :param expected_version: where the alias points now; ``None``: it is not set yet.
         :param entry: what to write; a revision is appended to its key, so that A to B to A to B is four entries.
-        :param also: further entries that are written with it, or with the retry that finds it done.
         :raises PromotionConflictError: somebody else moved the alias; the message says who and where to.
         """
         with self._writing() as connection:
@@ -176,15 +178,11 @@ class Ledger:
             row = connection.execute(sa.select(aliases).where(*this)).one_or_none()
             current = row.model_version if row else None
             if row is not None and current == model_version:
-                for further in also:
-                    _append(connection, further)
                 return Recorded(entry=_entry(_last_move(connection, row)), created=False)
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
             revision = row.revision + 1 if row else 1
             recorded = _append(connection, replace(entry, key=f"{entry.key}|{revision}"))
-            for further in also:
-                _append(connection, further)
             pointer = {
                 "model_version": model_version,
                 "revision": revision,
@@ -252,35 +250,67 @@ class Ledger:
     # -- the loop -----------------------------------------------------------------------------------------
 
     def undecided_windows(
-        self, model_name: str, *, required: Sequence[EntryKind] = (EntryKind.PERFORMANCE_CHECK,)
+        self,
+        model_name: str,
+        *,
+        required: Sequence[EntryKind] = (EntryKind.PERFORMANCE_CHECK,),
+        overdue_since: datetime | None = None,
     ) -> list[Window]:
         """List the windows whose required checks are all here and that no retraining decision covers, oldest first.
 
         This, not an event, is what a decider works from: an event that was lost, merged or sent twice changes nothing.
+
+        :param overdue_since: a window whose first check is older than this is listed with whatever checks it has.
         """
-        checks, decided = entries.alias("checks"), entries.alias("decided")
+        checks = entries.alias("checks")
+        wanted = {str(kind) for kind in required}
         query = (
             sa.select(checks.c.window_start, checks.c.window_end)
             .where(
                 checks.c.model_name == model_name,
-                checks.c.kind.in_([str(kind) for kind in required]),
+                checks.c.kind.in_(wanted | set(_CHECKS)),
                 checks.c.window_start.is_not(None),
-                ~sa.exists().where(
-                    decided.c.kind == str(EntryKind.RETRAINING_DECISION),
-                    decided.c.model_name == model_name,
-                    decided.c.window_start == checks.c.window_start,
-                    decided.c.window_end == checks.c.window_end,
-                ),
+                ~_decided(checks),
             )
             .group_by(checks.c.window_start, checks.c.window_end)
-            .having(sa.func.count(sa.distinct(checks.c.kind)) == len(set(required)))
             .order_by(checks.c.window_start, checks.c.window_end)
         )
-        with self._reading() as connection:
-            return [Window(start=row.window_start, end=row.window_end) for row in connection.execute(query)]
+        present = sa.case((checks.c.kind.in_(wanted), checks.c.kind))
+        complete = sa.func.count(sa.distinct(present)) == len(wanted)
+        overdue = sa.func.min(checks.c.recorded_at) <= overdue_since if overdue_since else sa.false()
+        return self._windows(query.having(sa.or_(complete, overdue)))
 
-    def open_retraining(self, model_name: str) -> LedgerEntry | None:
-        """Find the newest decision to retrain, unless its outcome is written: older ones are covered by it."""
+    def ungraded_windows(self, model_name: str, *, before: datetime) -> list[Window]:
+        """List the undecided windows that were checked, but whose performance could not be measured yet, oldest first.
+
+        :param before: only those that ended by then.
+        """
+        checks, grades = entries.alias("checks"), entries.alias("grades")
+        graded = sa.exists().where(
+            grades.c.kind == str(EntryKind.PERFORMANCE_CHECK),
+            grades.c.model_name == checks.c.model_name,
+            grades.c.window_start == checks.c.window_start,
+            grades.c.window_end == checks.c.window_end,
+            sa.or_(
+                grades.c.payload["measured"].as_boolean(), ~grades.c.payload["awaits_labels"].as_boolean()
+            ),
+        )
+        query = (
+            sa.select(checks.c.window_start, checks.c.window_end)
+            .where(
+                checks.c.model_name == model_name,
+                checks.c.kind.in_(_CHECKS),
+                checks.c.window_end <= before,
+                ~graded,
+                ~_decided(checks),
+            )
+            .distinct()
+            .order_by(checks.c.window_start, checks.c.window_end)
+        )
+        return self._windows(query)
+
+    def retrainings(self, model_name: str, *, limit: int = 1) -> list[LedgerEntry]:
+        """List the decisions to retrain, newest first."""
         query = (
             sa.select(entries)
             .where(
@@ -289,14 +319,45 @@ class Ledger:
                 entries.c.payload["outcome"].as_string() == "retrain",
             )
             .order_by(entries.c.entry_id.desc())
-            .limit(1)
+            .limit(limit)
         )
-        newest = self._query(query)
+        return self._query(query)
+
+    def open_retraining(self, model_name: str) -> LedgerEntry | None:
+        """Find the newest decision to retrain, unless its outcome is written: older ones are covered by it."""
+        newest = self.retrainings(model_name)
         if not newest or self.find(EntryKind.RETRAINING_OUTCOME, newest[0].key):
             return None
         return newest[0]
 
+    def require_decision(self, key: str, model_name: str) -> None:
+        """Refuse a key that names no retraining decision of the model.
+
+        :raises ValueError: it does not.
+        """
+        with self._reading() as connection:
+            _require_decision(connection, key, model_name)
+
+    def promotion_for(self, decision: LedgerEntry) -> LedgerEntry | None:
+        """Find the promotion that answered a decision to retrain."""
+        query = (
+            sa.select(entries)
+            .where(
+                entries.c.kind == str(EntryKind.PROMOTION),
+                entries.c.model_name == decision.model_name,
+                entries.c.payload["decision_key"].as_string() == decision.key,
+            )
+            .order_by(entries.c.entry_id.desc())
+            .limit(1)
+        )
+        found = self._query(query)
+        return found[0] if found else None
+
     # -- connections --------------------------------------------------------------------------------------
+
+    def _windows(self, query: sa.Select[Any]) -> list[Window]:
+        with self._reading() as connection:
+            return [Window(start=row.window_start, end=row.window_end) for row in connection.execute(query)]
 
     def _query(self, query: sa.Select[Any]) -> list[LedgerEntry]:
         with self._reading() as connection:
@@ -321,8 +382,21 @@ def _moves(model_name: str, alias: str) -> sa.Select[Any]:
     )
 
 
+def _decided(checks: Any) -> sa.ColumnElement[bool]:
+    """Tell whether a retraining decision covers a check's window."""
+    decided = entries.alias("decided")
+    return sa.exists().where(
+        decided.c.kind == str(EntryKind.RETRAINING_DECISION),
+        decided.c.model_name == checks.c.model_name,
+        decided.c.window_start == checks.c.window_start,
+        decided.c.window_end == checks.c.window_end,
+    )
+
+
 def _append(connection: sa.Connection, entry: LedgerEntry) -> Recorded:
     """Insert, or read what stands under the same kind and key."""
+    if entry.kind is EntryKind.RETRAINING_OUTCOME:
+        _require_decision(connection, entry.key, entry.model_name)
     values = {
         "kind": str(entry.kind),
         "key": entry.key,
@@ -350,6 +424,19 @@ def _append(connection: sa.Connection, entry: LedgerEntry) -> Recorded:
 def _standing(connection: sa.Connection, entry: LedgerEntry) -> Any:
     same = (entries.c.kind == str(entry.kind), entries.c.key == entry.key)
     return connection.execute(sa.select(entries).where(*same)).one_or_none()
+
+
+def _require_decision(connection: sa.Connection, key: str, model_name: str | None) -> None:
+    """Refuse a key that names no decision, such as a template that rendered to "None"."""
+    query = sa.select(entries.c.model_name).where(
+        entries.c.kind == str(EntryKind.RETRAINING_DECISION), entries.c.key == key
+    )
+    decision = connection.execute(query).one_or_none()
+    if decision is None or decision.model_name != model_name:
+        raise ValueError(
+            f"decision key {key!r} names no retraining decision of {model_name}: "
+            "pass the decision_key that DecideRetrainingOperator returned"
+        )
 
 
 def _require_fits(entry: LedgerEntry, values: Mapping[str, Any]) -> None:

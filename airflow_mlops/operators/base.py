@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import BaseOperatorLink, Context
 
-    from airflow_mlops.ledger import EntryKind
+    from airflow_mlops.ledger import EntryKind, LedgerEntry
     from airflow_mlops.runners.base import Runner
     from airflow_mlops.services import Services
 
@@ -65,8 +65,7 @@ class StepOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step, write down what it saw, then let :meth:`decide` return, skip or raise."""
         result = self._runner.run(self.step, self.build_spec(context), self.services())
-        self.record(result, context)
-        return self.decide(result, context)
+        return self.decide(self.record(result, context) or result, context)
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Turn the rendered arguments into the step's spec (JSON)."""
@@ -74,8 +73,11 @@ class StepOperator(BaseOperator):
             f"{type(self).__name__} must say how its arguments become the spec of step {self.step!r}"
         )
 
-    def record(self, result: dict[str, Any], context: Context) -> None:
-        """Write to the ledger, the log, the links and the asset events what the step found."""
+    def record(self, result: dict[str, Any], context: Context) -> dict[str, Any] | None:
+        """Write to the ledger, the log, the links and the asset events what the step found.
+
+        :returns: the result to go on with where the ledger already holds another; by default the step's own.
+        """
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Return the XCom value, raise :class:`~airflow_mlops.exceptions.GateFailedError`, or skip what follows."""
@@ -114,14 +116,16 @@ class StepOperator(BaseOperator):
         summary: str,
         payload: Mapping[str, Any],
         subject: str | None = None,
-    ) -> None:
-        """Append one entry to the ledger and one line to the log; the same key twice is one entry."""
+    ) -> LedgerEntry:
+        """Append one entry to the ledger and one line to the log.
+
+        :returns: the entry that stands: the same key twice is one entry, the first.
+        """
         from airflow_mlops.core.codec import from_dict
         from airflow_mlops.ledger import LedgerEntry
 
-        self.log.info("%s", summary)
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            ledger.record(
+            recorded = ledger.record(
                 LedgerEntry(
                     kind=kind,
                     key=key,
@@ -134,6 +138,12 @@ class StepOperator(BaseOperator):
                     recorded_at=timezone.utcnow(),
                 )
             )
+        standing = recorded.entry
+        if recorded.created:
+            self.log.info("%s", summary)
+        else:
+            self.log.info("in the ledger already, by %s: %s", standing.actor, standing.summary)
+        return standing
 
     def note_link(self, link: type[BaseOperatorLink], url: str) -> None:
         """Put an address behind one of the operator's links."""

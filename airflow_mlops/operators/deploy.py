@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import EndpointLink
 from airflow_mlops.operators.base import StepOperator
 
@@ -17,6 +18,7 @@ class DeployModelOperator(StepOperator):
     """Make the local BentoML service answer with a version; it is started when it does not run.
 
     The old version answers until the new one is loaded, verified and warm; if that fails, it goes on answering.
+    A retraining whose version serves now is closed in the ledger.
 
     :param model_name: registered model. (templated)
     :param model_version: version number; default the one ``alias`` points at. (templated)
@@ -71,4 +73,29 @@ class DeployModelOperator(StepOperator):
             summary=f"{result['endpoint_url']} serves {result['model_name']} version {result['model_version']} "
             f"after {result['seconds']:.1f} s",
             payload=result,
+        )
+        self._close_retraining(result, context)
+
+    def _close_retraining(self, result: dict[str, Any], context: Context) -> None:
+        """Write the outcome of the retraining that this version was promoted for: it serves."""
+        from airflow_mlops.ledger import EntryKind
+
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            opened = ledger.open_retraining(result["model_name"])
+            promotion = ledger.promotion_for(opened) if opened else None
+        if opened is None or promotion is None or promotion.subject != result["model_version"]:
+            return
+        self.write_entry(
+            context,
+            kind=EntryKind.RETRAINING_OUTCOME,
+            key=opened.key,
+            model_name=result["model_name"],
+            window=None,
+            subject=result["model_version"],
+            summary=f"the retraining of {result['model_name']} ended: version {result['model_version']} serves",
+            payload={
+                "outcome": "promoted",
+                "model_version": result["model_version"],
+                "reason": promotion.payload["reason"],
+            },
         )

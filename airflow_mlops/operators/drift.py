@@ -81,25 +81,35 @@ class CheckDriftOperator(StepOperator):
             "id_column": self.id_column,
         }
 
-    def record(self, result: dict[str, Any], context: Context) -> None:
-        """Write the verdict to the ledger and link to the report."""
+    def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Write the verdict to the ledger and link to the report.
+
+        :returns: the verdict that stands: a window gets one.
+        """
+        verdict = self._write(result, context, key=check_key(result))
+        if result["report_url"] and not verdict["report_url"]:  # it was drawn after the verdict
+            verdict = self._write(
+                verdict | {"report_url": result["report_url"]}, context, key=f"{check_key(result)}|report"
+            )
+        if verdict["report_url"]:
+            self.note_link(ReportLink, verdict["report_url"])
+        facts = {name: verdict[name] for name in ("window", "drifted", "headline")}
+        self.fill_outlets(context, facts)
+        return verdict
+
+    def _write(self, verdict: dict[str, Any], context: Context, *, key: str) -> dict[str, Any]:
         from airflow_mlops.ledger import EntryKind
 
-        if result["report_url"]:
-            self.note_link(ReportLink, result["report_url"])
-        window = window_spec(self.window_start, self.window_end)
-        self.write_entry(
+        standing = self.write_entry(
             context,
             kind=EntryKind.DRIFT_CHECK,
-            key=check_key(result),
-            model_name=result["model_name"],
-            window=window,
-            summary=f"drift of {result['model_name']}: {result['headline']}",
-            payload=result,
+            key=key,
+            model_name=verdict["model_name"],
+            window=verdict["window"],
+            summary=f"drift of {verdict['model_name']}: {verdict['headline']}",
+            payload=verdict,
         )
-        self.fill_outlets(
-            context, {"window": window, "drifted": result["drifted"], "headline": result["headline"]}
-        )
+        return standing.payload
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Pass on the verdict.

@@ -37,7 +37,7 @@ class EvaluateModelOperator(StepOperator):
     """
 
     step = "evaluate"
-    needs = frozenset({"mlflow"})
+    needs = frozenset({"mlflow", "ledger"})
     operator_extra_links = (MLflowRunLink(),)
     template_fields: Sequence[str] = (
         "training",

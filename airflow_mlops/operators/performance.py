@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.operators.base import StepOperator, check_key, part_of, window_spec
 
 if TYPE_CHECKING:
@@ -15,7 +18,8 @@ if TYPE_CHECKING:
 class CheckPerformanceOperator(StepOperator):
     """Join a window's predictions with their labels and compare with what was promised at training.
 
-    A finding does not fail the task: it goes into the ledger, where the retraining decision reads it.
+    A finding does not fail the task: it goes into the ledger, where the retraining decision reads it. So does a window
+    that has too few labels yet; later runs grade it again, until it is graded or decided without.
 
     :param model_name: model whose inference log is read. (templated)
     :param labels: what holds the labels: an ingest or validation task's result, a dataset version or a table URI. (templated)
@@ -82,26 +86,58 @@ class CheckPerformanceOperator(StepOperator):
             },
         }
 
-    def record(self, result: dict[str, Any], context: Context) -> None:
-        """Write the grade to the ledger: one per model and window, once it was measured."""
-        if not result["measured"]:
-            self.log.warning(
-                "%s of %s not measured: %s", result["metric"], result["model_name"], result["reason"]
-            )
-            return
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Grade the earlier windows whose labels were late, then this one; the result is about this one."""
+        spec = self.build_spec(context)
+        for window in self._ungraded(spec["window"]):
+            try:
+                late = self._runner.run(self.step, spec | {"window": window}, self.services())
+            except InsufficientDataError as err:
+                self.log.warning("an earlier window can't be graded: %s", err)
+            else:
+                self._write(late, context)
+        return super().execute(context)
+
+    def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Write the grade to the ledger.
+
+        :returns: the grade that stands: a window gets one.
+        """
+        grade = self._write(result, context)
+        facts = {name: grade[name] for name in ("window", "measured", "degraded", "reason")}
+        self.fill_outlets(context, facts)
+        return grade
+
+    def _write(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Write one grade per window; before that, what is missing for it, each time that is something else."""
         from airflow_mlops.ledger import EntryKind
 
-        window = window_spec(self.window_start, self.window_end)
-        self.write_entry(
+        key = check_key(result)
+        if not result["measured"]:
+            with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+                graded = ledger.find(EntryKind.PERFORMANCE_CHECK, key)
+            if graded is not None:
+                return graded.payload
+            key += f"|version {result['model_version']}|{result['row_count']} labelled"
+        standing = self.write_entry(
             context,
             kind=EntryKind.PERFORMANCE_CHECK,
-            key=check_key(result),
+            key=key,
             model_name=result["model_name"],
-            window=window,
-            subject=",".join(result["model_versions"]),
+            window=result["window"],
+            subject=result["model_version"],
             summary=f"performance of {result['model_name']}: {result['reason']}",
             payload=result,
         )
-        self.fill_outlets(
-            context, {"window": window, "degraded": result["degraded"], "reason": result["reason"]}
-        )
+        return standing.payload
+
+    def _ungraded(self, window: dict[str, str] | None) -> list[dict[str, Any]]:
+        from airflow_mlops.core.codec import to_dict
+
+        if window is None:
+            return []
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            return [
+                to_dict(late)
+                for late in ledger.ungraded_windows(self.model_name, before=Window.parse(**window).start)
+            ]

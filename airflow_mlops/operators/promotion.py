@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import timezone
 
 from airflow_mlops.exceptions import PromotionRejectedError
+from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import ModelVersionLink
 from airflow_mlops.operators.base import StepOperator, actor, part_of
 
@@ -25,7 +26,7 @@ class PromoteModelOperator(StepOperator):
     :param model_version: the version that earned it, or what the registration task returned. (templated)
     :param evaluation: what the evaluation task returned: whom it beat, and why. (templated)
     :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``. (templated)
-    :param decision_key: retraining decision that this promotion answers. (templated)
+    :param decision_key: retraining decision that this promotion answers; the deployment closes it. (templated)
     :param approval: what the approval task returned, where a person is asked; without a yes nothing is promoted. (templated)
     """
 
@@ -64,7 +65,11 @@ class PromoteModelOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.promote.PromoteSpec`.
 
         :raises PromotionRejectedError: a person was asked and did not approve this version.
+        :raises ValueError: ``decision_key`` names no retraining decision of this model.
         """
+        if self.decision_key:
+            with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+                ledger.require_decision(self.decision_key, self.model_name)
         version = str(part_of(self.model_version, "model_version"))
         return {
             "model_name": self.model_name,

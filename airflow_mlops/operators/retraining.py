@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import timezone
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_mlops.operators.base import StepOperator, actor
 
@@ -20,12 +20,14 @@ class DecideRetrainingOperator(StepOperator):
 
     It works from the ledger, not from the event that woke it: lost, merged or repeated events change nothing. When a retraining is
     due, the result holds its window (``training``) and ``decision_key``; otherwise what follows is skipped.
-    A retraining that was decided but never ended is taken up again.
+    A retraining that was decided but never ended is taken up again. If its version was promoted and could not be deployed,
+    only ``deploy_task_id`` follows.
 
     :param model_name: registered model. (templated)
     :param policy: parameters of :class:`~airflow_mlops.core.retraining.RetrainingPolicy`. (templated)
     :param decide_function: import path of the decision, a pure function. (templated)
-    :param required_checks: a window is ripe when these checks are in the ledger.
+    :param required_checks: a window is ripe when these checks are in the ledger, or the policy's patience is over.
+    :param deploy_task_id: task after this one that deploys the champion, to run it alone.
     """
 
     step = "retraining"
@@ -39,6 +41,7 @@ class DecideRetrainingOperator(StepOperator):
         policy: Mapping[str, Any] | None = None,
         decide_function: str = "airflow_mlops.core.retraining:decide_retraining",
         required_checks: Sequence[str] = ("performance_check", "drift_check"),
+        deploy_task_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -46,6 +49,7 @@ class DecideRetrainingOperator(StepOperator):
         self.policy = policy
         self.decide_function = decide_function
         self.required_checks = required_checks
+        self.deploy_task_id = deploy_task_id
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.retraining.RetrainingSpec`."""
@@ -62,12 +66,17 @@ class DecideRetrainingOperator(StepOperator):
         """Log the decisions; the ledger was written by the step, in one transaction."""
         for decision in result["decisions"]:
             self.log.info("%s: %s: %s", decision["window"], decision["outcome"], decision["reason"])
-        if result["resumed"]:
+        for window in result["waiting"]:
+            self.log.info("%s: not decided yet: %s", window["window"], window["reason"])
+        if result["retrain"] and result["resumed"]:
             self.log.info("taking up the retraining that was decided as %s", result["decision_key"])
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Pass the training on, or skip what follows."""
-        if not result["retrain"]:
-            raise AirflowSkipException(result["reason"])
-        self.fill_outlets(context, {"decision_key": result["decision_key"], "reason": result["reason"]})
-        return result
+        """Pass the training on, or skip what follows, but for a deployment that is owed."""
+        if result["retrain"]:
+            self.fill_outlets(context, {"decision_key": result["decision_key"], "reason": result["reason"]})
+            return result
+        if result["deploy"] and self.deploy_task_id in self.downstream_task_ids:
+            self.log.info("%s: going on with %s", result["reason"], self.deploy_task_id)
+            raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids - {self.deploy_task_id}))
+        raise AirflowSkipException(result["reason"])

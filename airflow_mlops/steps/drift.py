@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from airflow_mlops.core.package import PackageManifest
     from airflow_mlops.services import Services
+
+_LOG = logging.getLogger(__name__)
 
 #: Experiment that holds the reports of a model's windows.
 MONITORING_EXPERIMENT = "{model_name} monitoring"
@@ -75,6 +78,8 @@ class DriftResult:
 def run(spec: DriftSpec, services: Services) -> DriftResult:
     """Profile the window, compare with the reference profile, explain when it fired.
 
+    The verdict stands without its explanation: a report that can't be written is logged and left out.
+
     :raises InsufficientDataError: nothing was predicted in the window.
     """
     registry = Registry.connect(services)
@@ -90,7 +95,12 @@ def run(spec: DriftSpec, services: Services) -> DriftResult:
     )
     url = None
     if spec.report == "always" or (spec.report == "fired" and report.drifted):
-        url = _explain(spec, registry, manifest, rows, log, numeric=numeric, categorical=categorical)
+        try:
+            url = _explain(spec, registry, manifest, rows, log, numeric=numeric, categorical=categorical)
+        except Exception:  # noqa: BLE001 - labels that are late or mistyped, Evidently, MLflow, the disk
+            _LOG.exception(
+                "no report for %s in %s: the verdict is recorded without it", spec.model_name, spec.window
+            )
     return DriftResult(
         model_name=spec.model_name,
         window=spec.window,

@@ -23,7 +23,9 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import fairlearn
 from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.probe import check_artifact
+from airflow_mlops.steps.aliases import show_aliases
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
 from airflow_mlops.steps.packages import load_version, run_package
@@ -115,6 +117,11 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     """
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
+    if (
+        services.ledger_url is not None
+    ):  # a promotion that was cut short is completed, so that the real champion is met
+        with Ledger.open(services.ledger_url) as ledger:
+            show_aliases(registry, ledger, spec.model_name)
     champion_version = registry.find_alias(spec.model_name, spec.champion_alias)
     with run_package(registry, spec.run_id, services, package_digest=spec.package_digest) as (
         folder,

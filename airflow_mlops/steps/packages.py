@@ -69,9 +69,8 @@ def require_signed(version: RegisteredVersion, services: Services) -> None:
         )
 
 
-def champion_manifest(registry: Registry, model_name: str, alias: str) -> PackageManifest:
-    """Read the manifest of the version an alias points at."""
-    version = registry.version_by_alias(model_name, alias)
+def version_manifest(registry: Registry, version: RegisteredVersion) -> PackageManifest:
+    """Read the manifest of a registered version."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = registry.download_package(version.run_id, Path(temporary))
         return read_package(folder, expected_digest=version.package_digest)

@@ -26,7 +26,7 @@ class PromoteSpec:
         promotion in between makes this one lose.
     :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``.
     :param reason: sentence for the ledger.
-    :param decision_key: retraining decision this promotion answers; the decision is closed with it.
+    :param decision_key: retraining decision this promotion answers; it is closed when the version serves.
     :param actor: who promotes (Dag, run and task, or a person).
     :param now: time of the promotion.
     """
@@ -91,7 +91,6 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
                 actor=spec.actor,
                 recorded_at=spec.now,
             ),
-            also=[retraining_outcome(spec, "promoted")] if spec.decision_key is not None else [],
         )
         # The ledger has decided; from here on every step may be repeated, by anybody.
         show_aliases(registry, ledger, spec.model_name)
@@ -104,21 +103,6 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
         alias=spec.alias,
         moved=recorded.created,
         version_url=registry.version_url(version),
-    )
-
-
-def retraining_outcome(spec: PromoteSpec, outcome: str) -> LedgerEntry:
-    """Build the entry that closes a retraining decision."""
-    return LedgerEntry(
-        kind=EntryKind.RETRAINING_OUTCOME,
-        key=str(spec.decision_key),
-        model_name=spec.model_name,
-        window=None,
-        subject=spec.model_version,
-        summary=f"the retraining ended: version {spec.model_version} {outcome}",
-        payload={"outcome": outcome, "model_version": spec.model_version, "reason": spec.reason},
-        actor=spec.actor,
-        recorded_at=spec.now,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
@@ -31,7 +31,7 @@ class RetrainingSpec:
     """What to decide.
 
     :param model_name: registered model.
-    :param required_checks: a window is ripe when these are in the ledger.
+    :param required_checks: a window is ripe when these are in the ledger, or the policy's patience is over.
     :param policy: parameters of the decision.
     :param decide: import path of the decision, ``decide(evidence, history, policy, previous_checks=...)``.
     :param actor: who decides.
@@ -55,6 +55,9 @@ class RetrainingResult:
     :param training: window to train on.
     :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
     :param resumed: the decision was taken earlier, its training never ended.
+    :param deploy: its version was promoted, but does not serve yet: it only has to be deployed.
+    :param decisions: what was decided now, window by window.
+    :param waiting: windows that stay undecided for now, and why.
     """
 
     model_name: str
@@ -64,97 +67,153 @@ class RetrainingResult:
     training: Window | None = None
     half_life_days: float | None = None
     resumed: bool = False
+    deploy: bool = False
     decisions: tuple[dict[str, Any], ...] = ()
+    waiting: tuple[dict[str, Any], ...] = ()
 
 
 def run(spec: RetrainingSpec, services: Services) -> RetrainingResult:
     """Decide all windows that are ripe; what another decider wrote first stands."""
-    ledger = Ledger.open(services.require("ledger_url"))
-    try:
-        windows = ledger.undecided_windows(spec.model_name, required=spec.required_checks)
-        decided = _decide(ledger, spec, windows) if windows else []
-        return _result(spec, decided, ledger.open_retraining(spec.model_name))
-    finally:
-        ledger.close()
+    with Ledger.open(services.require("ledger_url")) as ledger:
+        decisions = _decide(ledger, spec)
+        waiting = [item for item in decisions if item.outcome is Outcome.WAIT_FOR_LABELS]
+        new = [_entry(spec, item) for item in decisions if item not in waiting]
+        written = ledger.record_all(new) if new else []
+        return _result(ledger, spec, [item.entry for item in written if item.created], waiting)
 
 
-def _decide(ledger: Ledger, spec: RetrainingSpec, windows: list[Window]) -> list[LedgerEntry]:
+def _decide(ledger: Ledger, spec: RetrainingSpec) -> list[RetrainingDecision]:
+    windows = ledger.undecided_windows(
+        spec.model_name,
+        required=spec.required_checks,
+        overdue_since=spec.now - timedelta(days=spec.policy.patience_days),
+    )
+    if not windows:
+        return []
     decide: Any = load_object(spec.decide)
     decisions: list[RetrainingDecision] = decide(
-        [_evidence(ledger, spec.model_name, window) for window in windows],
+        [_evidence(ledger, spec, window) for window in windows],
         _history(ledger, spec.model_name),
         spec.policy,
-        previous_checks=_previous(ledger, spec.model_name, before=windows[0]),
+        previous_checks=_previous(ledger, spec, windows),
     )
-    entries = [
-        LedgerEntry(
-            kind=EntryKind.RETRAINING_DECISION,
-            key=f"{spec.model_name}|{decision.window.key}",
-            model_name=spec.model_name,
-            window=decision.window,
-            subject=None,
-            summary=f"{decision.outcome} for {decision.window}: {decision.reason}",
-            payload=to_dict(decision),
-            actor=spec.actor,
-            recorded_at=spec.now,
-        )
-        for decision in decisions
-    ]
-    return [recorded.entry for recorded in ledger.record_all(entries) if recorded.created]
+    return decisions
 
 
-def _result(spec: RetrainingSpec, decided: list[LedgerEntry], opened: LedgerEntry | None) -> RetrainingResult:
-    decisions = tuple(
-        {"window": entry.window.key if entry.window else None, **_brief(entry)} for entry in decided
-    )
-    if opened is None:
-        reason = decided[-1].summary if decided else f"no undecided window of {spec.model_name}"
-        return RetrainingResult(model_name=spec.model_name, retrain=False, reason=reason, decisions=decisions)
-    training = opened.payload["training"]
-    return RetrainingResult(
+def _entry(spec: RetrainingSpec, decision: RetrainingDecision) -> LedgerEntry:
+    return LedgerEntry(
+        kind=EntryKind.RETRAINING_DECISION,
+        key=f"{spec.model_name}|{decision.window.key}",
         model_name=spec.model_name,
+        window=decision.window,
+        subject=None,
+        summary=f"{decision.outcome} for {decision.window}: {decision.reason}",
+        payload=to_dict(decision),
+        actor=spec.actor,
+        recorded_at=spec.now,
+    )
+
+
+def _result(
+    ledger: Ledger, spec: RetrainingSpec, decided: list[LedgerEntry], waiting: list[RetrainingDecision]
+) -> RetrainingResult:
+    """Say what is to be done: an open retraining comes first, whenever it was decided."""
+    told = RetrainingResult(
+        model_name=spec.model_name,
+        retrain=False,
+        reason=_idle(spec, decided, waiting),
+        decisions=tuple(
+            {"window": entry.window.key if entry.window else None, **_brief(entry)} for entry in decided
+        ),
+        waiting=tuple({"window": item.window.key, "reason": item.reason} for item in waiting),
+    )
+    opened = ledger.open_retraining(spec.model_name)
+    if opened is None:
+        return told
+    promotion = ledger.promotion_for(opened)
+    if promotion is not None:
+        return _promoted(ledger, told, opened, promotion)
+    training = opened.payload["training"]
+    return replace(
+        told,
         retrain=True,
         reason=opened.payload["reason"],
         decision_key=opened.key,
         training=Window.parse(training["start"], training["end"]),
         half_life_days=training["half_life_days"],
         resumed=all(entry.key != opened.key for entry in decided),
-        decisions=decisions,
     )
+
+
+def _promoted(
+    ledger: Ledger, told: RetrainingResult, opened: LedgerEntry, promotion: LedgerEntry
+) -> RetrainingResult:
+    """Have the promoted version deployed, not trained again; nothing when somebody has moved the alias on since."""
+    alias, version = str(promotion.payload["alias"]), str(promotion.payload["model_version"])
+    current = ledger.aliases(told.model_name).get(alias)
+    if current != version:
+        return replace(
+            told, reason=f"{told.reason}; version {version} was promoted, and version {current} since"
+        )
+    return replace(
+        told,
+        deploy=True,
+        decision_key=opened.key,
+        resumed=True,
+        reason=f"version {version} was promoted for {opened.window}, but its deployment was never recorded",
+    )
+
+
+def _idle(spec: RetrainingSpec, decided: list[LedgerEntry], waiting: list[RetrainingDecision]) -> str:
+    if decided:
+        return decided[-1].summary
+    if waiting:
+        return f"{waiting[-1].window} waits for labels: {waiting[-1].reason}"
+    return f"no undecided window of {spec.model_name}"
 
 
 def _brief(entry: LedgerEntry) -> dict[str, Any]:
     return {"outcome": Outcome(entry.payload["outcome"]), "reason": entry.payload["reason"]}
 
 
-def _evidence(ledger: Ledger, model_name: str, window: Window) -> WindowEvidence:
-    key = f"{model_name}|{window.key}"
-    performance = ledger.find(EntryKind.PERFORMANCE_CHECK, key)
-    drift = ledger.find(EntryKind.DRIFT_CHECK, key)
-    checked = performance or drift
+def _evidence(ledger: Ledger, spec: RetrainingSpec, window: Window) -> WindowEvidence:
+    """Collect what the checks of a window found; of several of a kind the newest counts, a grade more than none."""
+    checks = ledger.entries(
+        kind=(EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK), model_name=spec.model_name, window=window
+    )
+    drift = next((check for check in checks if check.kind is EntryKind.DRIFT_CHECK), None)
+    grades = [check for check in checks if check.kind is EntryKind.PERFORMANCE_CHECK]
+    grades.sort(key=lambda check: not check.payload.get("measured"))
+    checked = grades[0] if grades else drift
+    first = min(check.recorded_at for check in checks)
     return WindowEvidence(
         window=window,
-        performance=performance.payload if performance else None,
+        performance=grades[0].payload if grades else None,
         drift=drift.payload if drift else None,
         row_count=int(checked.payload["row_count"]) if checked else 0,
+        waited_days=(spec.now - first) / timedelta(days=1),
     )
 
 
-def _previous(ledger: Ledger, model_name: str, *, before: Window) -> list[WindowEvidence]:
-    """Give the checks of the windows before, oldest first."""
+def _previous(ledger: Ledger, spec: RetrainingSpec, undecided: list[Window]) -> list[WindowEvidence]:
+    """Give what was found in the windows before the newest undecided one, oldest first."""
     checks = ledger.entries(
-        kind=(EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK), model_name=model_name, limit=4 * LOOK_BACK
+        kind=(EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK),
+        model_name=spec.model_name,
+        limit=4 * LOOK_BACK,
     )
-    earlier = sorted({check.window for check in checks if check.window and check.window.end <= before.start})
-    return [_evidence(ledger, model_name, window) for window in earlier[-LOOK_BACK:]]
+    earlier = {check.window for check in checks if check.window and check.window.end <= undecided[-1].start}
+    return [_evidence(ledger, spec, window) for window in sorted(earlier - set(undecided))[-LOOK_BACK:]]
 
 
 def _history(ledger: Ledger, model_name: str) -> RetrainingHistory:
+    retrainings = ledger.retrainings(model_name, limit=10)
     outcomes = ledger.entries(kind=EntryKind.RETRAINING_OUTCOME, model_name=model_name, limit=10)
-    ends = [Window.from_key(entry.key.split("|", 1)[1]).end for entry in outcomes]
     champion_moves = ledger.entries(kind=EntryKind.PROMOTION, model_name=model_name, limit=1)
     return RetrainingHistory(
-        last_retraining_window_end=max(ends, default=None),
+        last_retraining_window_end=max(
+            (entry.window.end for entry in retrainings if entry.window), default=None
+        ),
         champion_since=champion_moves[0].recorded_at if champion_moves else None,
         recent_outcomes=tuple(str(entry.payload["outcome"]) for entry in outcomes),
     )

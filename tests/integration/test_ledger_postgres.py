@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -139,6 +140,24 @@ def test_windows_and_retrainings_are_found(url: str) -> None:
         assert ledger.open_retraining("m") == decided
         ledger.record(entry(EntryKind.RETRAINING_OUTCOME, decided.key, outcome="promoted"))
         assert ledger.open_retraining("m") is None
+
+
+def test_late_windows_are_found(url: str) -> None:
+    short = replace(check(0), key="short", payload={"measured": False, "awaits_labels": True})
+    settled = replace(check(1), payload={"measured": False, "awaits_labels": False})
+    both = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK)
+    with Ledger.open(url) as ledger:
+        ledger.record_all([short, settled, check(2, EntryKind.DRIFT_CHECK)])
+        assert ledger.ungraded_windows("m", before=window(9).start) == [window(0), window(2)]
+        ledger.record(replace(check(0), payload={"measured": True}))
+        assert ledger.ungraded_windows("m", before=window(9).start) == [window(2)]
+        assert ledger.undecided_windows("m", required=both) == []
+        assert len(ledger.undecided_windows("m", required=both, overdue_since=START)) == 3
+        decided = ledger.record(decision(0, "retrain")).entry
+        ledger.record(entry(EntryKind.PROMOTION, "p", decision_key=decided.key))
+        found = ledger.promotion_for(decided)
+        assert found is not None
+        assert found.key == "p"
 
 
 def test_an_alias_moves_by_compare_and_set(url: str) -> None:

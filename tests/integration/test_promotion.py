@@ -21,7 +21,7 @@ from airflow_mlops import cli
 from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.integration.stalling_proxy import StallingProxy
@@ -281,32 +281,3 @@ def test_the_ledger_survives_an_answer_that_came_twice(services: Services, model
     with Ledger.open(str(services.ledger_url)) as ledger:
         kinds = [entry.kind for entry in ledger.entries(model_name=model)]
     assert sorted(kinds) == [EntryKind.PROMOTION, EntryKind.PROMOTION, EntryKind.RETRAINING_OUTCOME]
-
-
-def test_further_entries_are_written_with_the_move_or_not_at_all(services: Services) -> None:
-    def entry(key: str, **more: Any) -> LedgerEntry:
-        return LedgerEntry(
-            kind=EntryKind.PROMOTION,
-            key=key,
-            model_name="m",
-            window=None,
-            subject="1",
-            summary="s",
-            payload={"alias": "champion", "model_version": "1"},
-            actor="a",
-            recorded_at=datetime(2026, 3, 1, tzinfo=UTC),
-            **more,
-        )
-
-    with Ledger.open(str(services.ledger_url)) as ledger:
-        with pytest.raises(ValueError, match="600"):
-            ledger.move_alias(
-                model_name="m",
-                alias="champion",
-                model_version="1",
-                expected_version=None,
-                entry=entry("k"),
-                also=[replace(entry("x" * 600), kind=EntryKind.RETRAINING_OUTCOME)],
-            )
-        assert ledger.aliases("m") == {}
-        assert ledger.entries(model_name="m") == []

@@ -373,8 +373,9 @@ class TestBadInput:
         delta.replace_window(
             table, pl.DataFrame({stream.ID: ["other"], stream.TARGET: [1.0]}), time_column=None, window=None
         )
-        with pytest.raises(InsufficientDataError, match=r"none of the \d+ predictions .* has a label yet"):
-            run_step("performance", loop.specs["performance"] | {"labels": table}, loop.services)
+        result = run_step("performance", loop.specs["performance"] | {"labels": table}, loop.services)
+        assert (result["measured"], result["awaits_labels"]) == (False, True)
+        assert "do labels and predictions not share their ids?" in result["reason"]
 
     @pytest.mark.parametrize("change", [{"target": "tip"}, {"id_column": "ride"}])
     def test_labels_without_the_column(self, loop: Loop, change: dict) -> None:

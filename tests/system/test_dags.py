@@ -87,7 +87,7 @@ def outcome(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def test_every_task_succeeds_under_dag_test(outcome: dict) -> None:
     states = outcome["states"]
-    for dag_id in ("train_and_deploy", "monitor", "score_batch"):
+    for dag_id in ("train_and_deploy", "monitor, early", "monitor", "score_batch"):
         assert set(states[dag_id].values()) == {"success"}, (states[dag_id], outcome["output"])
     # Every candidate was tried, one was chosen and judged; whether it won is the data's business.
     tuned = states["tune_and_train"]
@@ -95,13 +95,15 @@ def test_every_task_succeeds_under_dag_test(outcome: dict) -> None:
     assert {tuned[name] for name in ("train[0]", "train[1]", "train[2]", "select")} == {"success"}
     assert tuned["evaluate"] in {"success", "skipped"}
     # Nothing had changed, so nothing was to be retrained: the rest is skipped.
-    assert states["retrain_on_drift"]["decide"] == "skipped"
-    assert states["retrain_on_drift"]["run"] == "success"
+    for dag_id in ("retrain_on_drift, early", "retrain_on_drift"):
+        assert set(states[dag_id].values()) == {"skipped", "success"}, states[dag_id]
+        assert (states[dag_id]["decide"], states[dag_id]["deploy"]) == ("skipped", "skipped")
+        assert states[dag_id]["run"] == "success"
 
 
 def test_the_world_outside_changed(outcome: dict) -> None:
     kinds = [kind for kind, _, _ in outcome["entries"]]
-    assert kinds.count("dataset") == 2
+    assert kinds.count("dataset") == 3
     assert {
         "validation",
         "training",
@@ -111,10 +113,35 @@ def test_the_world_outside_changed(outcome: dict) -> None:
         "deployment",
         "scoring",
     } <= set(kinds)
-    decisions = [entry for entry in outcome["entries"] if entry[0] == "retraining_decision"]
-    assert [window for _, _, window in decisions] == ["2018-08-01T00:00:00Z/2018-09-01T00:00:00Z"]
     assert next(summary for kind, summary, _ in outcome["entries"] if kind == "selection").count(",") == 2
     assert outcome["champion"] in {"1", "2"}
+
+
+def test_a_month_with_late_labels_is_decided_when_they_are_there(outcome: dict) -> None:
+    august, september = (
+        "2018-08-01T00:00:00Z/2018-09-01T00:00:00Z",
+        "2018-09-01T00:00:00Z/2018-10-01T00:00:00Z",
+    )
+    watched = [
+        (kind, window, "not measured: 40% labelled so far" in summary)
+        for kind, summary, window in outcome["entries"]
+        if kind in {"performance_check", "retraining_decision"} and not summary.startswith("retrain ")
+    ]
+    assert watched == [
+        ("performance_check", august, True),
+        ("performance_check", august, False),
+        ("performance_check", september, False),
+        ("retraining_decision", august, False),
+        ("retraining_decision", september, False),
+    ]
+
+
+def test_a_deployment_that_is_owed_is_all_that_follows(outcome: dict) -> None:
+    states = outcome["states"]["retrain_on_drift, owed"]
+    assert {name for name, state in states.items() if state == "success"} == {"decide", "deploy", "run"}
+    assert {states[name] for name in ("train", "evaluate", "register", "promote")} == {"skipped"}
+    (closed,) = [summary for kind, summary, _ in outcome["entries"] if kind == "retraining_outcome"]
+    assert closed == f"the retraining of trip_fare ended: version {outcome['champion']} serves"
 
 
 def test_the_buttons_lead_somewhere(outcome: dict, mlflow_server: str) -> None:

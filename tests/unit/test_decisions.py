@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -56,18 +57,44 @@ class TestPerformance:
             current=value(9.0), reference=value(1.0), labelled_share=0.42, policy=PerformancePolicy()
         )
         assert (report.measured, report.degraded) == (False, False)
-        assert report.reason == "42% labelled so far, 80% needed to judge"
+        assert report.reason == "performance not measured: 42% labelled so far, 80% needed to judge"
+
+    @pytest.mark.parametrize(
+        ("share", "minimum", "why"),
+        [
+            (0.0, 0.8, "no label so far"),
+            (1.0, 0.8, "0 labelled rows, 100 needed"),
+            (0.1, 0.0, "0 labelled rows"),
+        ],
+    )
+    def test_no_labels_are_not_fine(self, share: float, minimum: float, why: str) -> None:
+        policy = PerformancePolicy(minimum_labelled_share=minimum)
+        report = judge_performance(current=None, reference=value(1.0), labelled_share=share, policy=policy)
+        assert not report.measured
+        assert why in report.reason
 
 
 def evidence(
-    index: int, *, degraded: bool = False, drifted: bool = False, measured: bool = True, rows: int = 5000
+    index: int,
+    *,
+    degraded: bool = False,
+    drifted: bool = False,
+    measured: bool = True,
+    rows: int = 5000,
+    **more,
 ):
     start = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=30 * index)
     return WindowEvidence(
         window=Window(start=start, end=start + timedelta(days=30)),
-        performance={"measured": measured, "degraded": degraded, "reason": "graded"},
+        performance={
+            "measured": measured,
+            "degraded": degraded,
+            "reason": "graded" if measured else "performance not measured: 12% labelled so far",
+            "awaits_labels": not measured,
+        },
         drift={"drifted": drifted, "headline": "inputs"},
         row_count=rows,
+        **more,
     )
 
 
@@ -102,6 +129,37 @@ class TestRetraining:
     def test_nothing_and_not_yet(self) -> None:
         assert decide([evidence(1)])[0].outcome is Outcome.NOTHING
         assert decide([evidence(1, measured=False)])[0].outcome is Outcome.WAIT_FOR_LABELS
+
+    @pytest.mark.parametrize("drifted", [True, False])
+    def test_labels_that_do_not_come_are_not_waited_for_for_ever(self, drifted: bool) -> None:
+        late = evidence(1, measured=False, drifted=drifted, waited_days=8)
+        assert decide([late], patience_days=9)[0].outcome is Outcome.WAIT_FOR_LABELS
+        (decision,) = decide([late], patience_days=7)
+        assert decision.outcome is Outcome.ALERT  # drifted or not: never graded is not fine
+        assert decision.reason == "performance not measured: 12% labelled so far; inputs"
+        wanted = Outcome.RETRAIN if drifted else Outcome.ALERT
+        assert decide([late], patience_days=7, retrain_on_drift=True)[0].outcome is wanted
+
+    def test_without_labels_drift_alone_decides_at_once(self) -> None:
+        unlabelled = [replace(evidence(index, drifted=index == 2), performance=None) for index in (1, 2)]
+        outcomes = [item.outcome for item in decide(unlabelled, patience_days=0)]
+        assert outcomes == [Outcome.NOTHING, Outcome.ALERT]
+
+    def test_what_no_label_can_measure_is_not_waited_for(self) -> None:
+        settled = evidence(1, measured=False)
+        settled = replace(settled, performance=settled.performance | {"awaits_labels": False})
+        assert decide([settled])[0].outcome is Outcome.NOTHING
+
+    def test_a_late_window_is_covered_by_a_newer_retraining(self) -> None:
+        history = RetrainingHistory(last_retraining_window_end=evidence(3).window.end)
+        (decision,) = decide_retraining([evidence(2, degraded=True)], history, RetrainingPolicy())
+        assert decision.outcome is Outcome.COVERED
+
+    def test_a_window_decided_in_between_belongs_to_the_run_of_bad_ones(self) -> None:
+        late, between = evidence(4, measured=False), evidence(5, degraded=True)
+        decisions = decide([late, evidence(6, degraded=True)], previous=[evidence(3), between])
+        assert decisions[-1].training is not None
+        assert decisions[-1].training.start == between.window.start
 
     def test_of_several_windows_the_newest_is_retrained(self) -> None:
         decisions = decide([evidence(1, degraded=True), evidence(2, degraded=True), evidence(3)])

@@ -114,6 +114,52 @@ def test_a_window_is_ripe_when_all_its_checks_are_there(url: str) -> None:
         assert ledger.undecided_windows("m") == [window(1)]
 
 
+def test_a_window_is_overdue_by_its_first_check(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        ledger.record_all(
+            [check(0, EntryKind.DRIFT_CHECK), replace(check(1), recorded_at=START + timedelta(days=9))]
+        )
+        both = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK)
+        for required in (both, both[:1]):
+            listed = ledger.undecided_windows("m", required=required, overdue_since=START + timedelta(days=5))
+            assert listed[0] == window(0)
+        assert ledger.undecided_windows("m", required=both, overdue_since=START - timedelta(days=1)) == []
+
+
+def test_a_window_is_ungraded_until_it_is_measured_or_decided(url: str) -> None:
+    short = check(0)
+    short = replace(short, key=f"{short.key}|12", payload={"measured": False, "awaits_labels": True})
+    settled = replace(check(1), payload={"measured": False, "awaits_labels": False})
+    with Ledger.open(url) as ledger:
+        ledger.record_all([short, settled, check(2, EntryKind.DRIFT_CHECK)])
+        assert ledger.ungraded_windows("m", before=window(9).start) == [window(0), window(2)]
+        assert ledger.ungraded_windows("m", before=window(1).start) == [window(0)]
+        ledger.record_all([replace(check(0), payload={"measured": True}), decision(2)])
+        assert ledger.ungraded_windows("m", before=window(9).start) == []
+
+
+@pytest.mark.parametrize("key", ["None", f"m|{window(0).key}"])
+def test_an_outcome_of_no_decision_is_refused(url: str, key: str) -> None:
+    with Ledger.open(url) as ledger:
+        outcome = replace(entry(EntryKind.RETRAINING_OUTCOME, key), model_name="other")
+        ledger.record(decision(0, "retrain"))
+        with pytest.raises(ValueError, match=r"names no retraining decision of other: pass the decision_key"):
+            ledger.record(outcome)
+        assert ledger.entries(kind=EntryKind.RETRAINING_OUTCOME) == []
+
+
+def test_a_promotion_is_found_by_its_decision(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        decided = ledger.record(decision(0, "retrain")).entry
+        assert ledger.promotion_for(decided) is None
+        move(ledger, "1", None)
+        promoted = entry(EntryKind.PROMOTION, "p", decision_key=decided.key)
+        ledger.record(promoted)
+        found = ledger.promotion_for(decided)
+        assert found is not None
+        assert found.key == "p"
+
+
 def test_a_retraining_is_open_until_its_outcome(url: str) -> None:
     with Ledger.open(url) as ledger:
         decided = ledger.record(decision(0, "retrain")).entry

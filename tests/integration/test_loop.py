@@ -1,0 +1,421 @@
+"""Watching and deciding for real: labels that are late, champions that change, retrainings that get stuck half-way."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+
+from airflow_mlops.core.package import PackageManifest
+from airflow_mlops.core.windows import Window
+from airflow_mlops.demo import stream
+from airflow_mlops.exceptions import InsufficientDataError, RolloutError
+from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.bentoml import LocalServer
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.operators.deploy import DeployModelOperator
+from airflow_mlops.operators.drift import CheckDriftOperator
+from airflow_mlops.operators.performance import CheckPerformanceOperator
+from airflow_mlops.operators.promotion import PromoteModelOperator
+from airflow_mlops.operators.retraining import DecideRetrainingOperator
+from airflow_mlops.services import Services
+from airflow_mlops.serving.inference_log import InferenceLog
+from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.packages import version_manifest
+from tests.integration.test_steps import TRAIN
+
+pytestmark = pytest.mark.integration
+
+TRIPS = stream.simulate(3, trips_per_month=1000)
+AUGUST, SEPTEMBER = Window.parse("2018-08-01", "2018-09-01"), Window.parse("2018-09-01", "2018-10-01")
+MODEL = "loop_fare"
+
+
+@dataclass
+class World:
+    """Folders and services of one test; the model has two versions, and version 2 is the champion."""
+
+    folder: Path
+    services: Services
+    manifest: PackageManifest
+
+    @property
+    def labels(self) -> str:
+        return str(self.folder / "labels")
+
+    def answer(self, window: Window, *, error: float = 1.0, version: str = "2", shift: float = 0.0) -> None:
+        """Log answers to a window's trips: off by ``error`` times what was promised, asked for inputs that moved by ``shift``."""
+        rows = trips_of(window)
+        sign = np.where(np.arange(rows.height) % 2, 1.0, -1.0)
+        predictions = rows[stream.TARGET].to_numpy() + sign * error * self.manifest.holdout.value
+        log = InferenceLog(self.folder / "serving" / "inference_log")
+        columns = {
+            field.name: rows[field.name].cast(pl.String).to_list()
+            if field.type == "string"
+            else (rows[field.name].cast(pl.Float64) + shift).to_list()
+            for field in self.manifest.signature.inputs
+        }
+        log.append(
+            model_name=MODEL,
+            model_version=version,
+            signature=self.manifest.signature,
+            prediction_ids=rows[stream.ID].to_list(),
+            times=rows[stream.TIME].to_list(),
+            columns=columns,
+            predictions=predictions.tolist(),
+            latency_ms=1.0,
+        )
+        log.flush()
+
+    def land(self, window: Window, share: float = 1.0) -> None:
+        """Let the labels of the first part of a window's trips arrive."""
+        rows = trips_of(window)
+        delta.replace_window(
+            self.labels, rows.head(int(rows.height * share)), time_column=stream.TIME, window=window
+        )
+
+    def check_performance(self, window: Window, **arguments: Any) -> dict[str, Any]:
+        operator = CheckPerformanceOperator(
+            task_id="check_performance",
+            model_name=MODEL,
+            labels=self.labels,
+            id_column=stream.ID,
+            target=stream.TARGET,
+            window_start=window.start.isoformat(),
+            window_end=window.end.isoformat(),
+            **arguments,
+        )
+        return operator.execute(context("check_performance", operator))
+
+    def check_drift(self, window: Window, **arguments: Any) -> dict[str, Any]:
+        operator = CheckDriftOperator(
+            task_id="check_drift",
+            model_name=MODEL,
+            window_start=window.start.isoformat(),
+            window_end=window.end.isoformat(),
+            **arguments,
+        )
+        return operator.execute(context("check_drift", operator))
+
+    def decide(self, *, days_later: float = 0.0, **policy: Any) -> dict[str, Any]:
+        now = datetime.now(UTC) + timedelta(days=days_later)
+        spec = {"model_name": MODEL, "policy": policy, "actor": "test", "now": now.isoformat()}
+        return run_step("retraining", spec, self.services)
+
+    def decisions(self) -> list[tuple[str, str]]:
+        return [
+            (str(entry.window), entry.payload["outcome"])
+            for entry in self.entries(EntryKind.RETRAINING_DECISION)
+        ]
+
+    def entries(self, kind: EntryKind) -> list[LedgerEntry]:
+        with self.ledger() as ledger:
+            return ledger.entries(kind=kind, newest_first=False)
+
+    def ledger(self) -> Ledger:
+        return Ledger.open(str(self.services.ledger_url))
+
+
+def trips_of(window: Window) -> pl.DataFrame:
+    return TRIPS.filter(pl.col(stream.TIME).is_between(window.start, window.end, closed="left"))
+
+
+def context(task_id: str, operator: Any = None) -> dict[str, Any]:
+    instance = SimpleNamespace(dag_id="dag", run_id="run", task_id=task_id)
+    outlets = operator.outlets if operator else []
+    return {"ti": instance, "outlet_events": {outlet: SimpleNamespace(extra={}) for outlet in outlets}}
+
+
+@pytest.fixture(scope="module")
+def manifest(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> PackageManifest:
+    """Train and register two versions; give the manifest of the second."""
+    folder = tmp_path_factory.mktemp("models")
+    services = Services(tracking_uri=mlflow_server, ledger_url=f"sqlite:///{folder}/ledger.db")
+    delta.replace_window(
+        str(folder / "trips"),
+        trips_of(Window.parse("2018-07-01", "2018-08-01")),
+        time_column=stream.TIME,
+        window=None,
+    )
+    for iterations in (5, 20):
+        params = TRAIN | {"estimator_params": {"max_iter": iterations}}
+        spec = {"dataset": str(folder / "trips"), "model_name": MODEL, **params}
+        trained = run_step("train", spec, services)
+        spec = {"model_name": MODEL, "run_id": trained["run_id"], "package_digest": trained["package_digest"]}
+        run_step("register", spec, services)
+    registry = Registry.connect(services)
+    registry.set_alias(MODEL, "champion", "2")
+    return version_manifest(registry, registry.version(MODEL, "2"))
+
+
+@pytest.fixture
+def world(
+    manifest: PackageManifest, mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> World:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    host, mlflow_port = mlflow_server.removeprefix("http://").split(":")
+    services = Services(
+        tracking_uri=mlflow_server,
+        ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        serving_dir=str(tmp_path / "serving"),
+    )
+    connections = {
+        "MLFLOW": {"conn_type": "mlflow", "host": host, "port": int(mlflow_port), "schema": "http"},
+        "BENTOML": {
+            "conn_type": "bentoml",
+            "host": "127.0.0.1",
+            "port": port,
+            "extra": {"serving_dir": services.serving_dir},
+        },
+        "LEDGER": {"conn_type": "mlops_ledger", "extra": {"url": services.ledger_url}},
+    }
+    for name, connection in connections.items():
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}_DEFAULT", json.dumps(connection))
+    return World(folder=tmp_path, services=services, manifest=manifest)
+
+
+class TestLateLabels:
+    """A window is decided in the end, whatever is late, and never twice."""
+
+    def test_it_waits_and_the_next_run_grades_it(self, world: World) -> None:
+        world.answer(AUGUST, error=3.0)
+        world.land(AUGUST, share=0.12)
+        world.check_drift(AUGUST)
+        early = world.check_performance(AUGUST)
+        assert (early["measured"], early["awaits_labels"]) == (False, True)
+        assert early["reason"] == "performance not measured: 12% labelled so far, 80% needed to judge"
+        waiting = world.decide()
+        assert (waiting["retrain"], waiting["decisions"]) == (False, [])
+        assert "12% labelled so far" in waiting["waiting"][0]["reason"]
+        assert world.decisions() == []
+
+        world.land(AUGUST)  # the rest, and a month later
+        world.answer(SEPTEMBER)
+        world.land(SEPTEMBER)
+        world.check_drift(SEPTEMBER)
+        assert world.check_performance(SEPTEMBER)["reason"].startswith(("as promised", "within"))
+        assert world.decide()["retrain"]
+        assert world.decisions() == [(str(AUGUST), "retrain"), (str(SEPTEMBER), "nothing")]
+        assert world.decide()["decisions"] == []
+        assert [entry.payload["measured"] for entry in world.entries(EntryKind.PERFORMANCE_CHECK)] == [
+            False,
+            True,
+            True,
+        ]
+
+    def test_a_month_nobody_asked_in_does_not_keep_late_labels_from_being_seen(self, world: World) -> None:
+        world.answer(AUGUST)
+        world.land(AUGUST, share=0.12)
+        world.check_performance(AUGUST)
+        world.land(AUGUST)
+        with pytest.raises(InsufficientDataError, match="nothing was predicted"):
+            world.check_performance(SEPTEMBER)
+        assert world.entries(EntryKind.PERFORMANCE_CHECK)[-1].payload["measured"]
+
+    def test_no_label_at_all_is_a_finding_and_no_failure(self, world: World) -> None:
+        world.answer(AUGUST)
+        world.land(SEPTEMBER)
+        result = world.check_performance(AUGUST)
+        assert result["reason"].startswith("performance not measured: no label so far")
+        assert result["value"] is None
+        assert world.entries(EntryKind.PERFORMANCE_CHECK)[0].summary.endswith(result["reason"])
+
+    def test_the_same_shortage_is_written_once(self, world: World) -> None:
+        world.answer(AUGUST)
+        for share in (0.12, 0.12, 0.2):
+            world.land(AUGUST, share)
+            world.check_performance(AUGUST)
+        shares = [entry.payload["labelled_share"] for entry in world.entries(EntryKind.PERFORMANCE_CHECK)]
+        assert shares == pytest.approx([0.12, 0.2])
+
+    def test_after_patience_drift_alone_decides(self, world: World) -> None:
+        world.answer(AUGUST, shift=50.0)
+        assert world.check_drift(AUGUST)["drifted"]  # and the performance check never came
+        assert world.decide(days_later=44)["decisions"] == []
+        (decision,) = world.decide(days_later=46)["decisions"]
+        assert decision["outcome"] == "alert"
+        assert decision["reason"].startswith("performance not measured: no check of it; ")
+        world.land(AUGUST)
+        world.check_performance(AUGUST)
+        assert world.decide(days_later=90)["decisions"] == []  # decided is decided
+
+    def test_after_patience_the_policy_may_retrain_on_drift(self, world: World) -> None:
+        world.answer(AUGUST, shift=50.0)
+        world.land(AUGUST, share=0.12)
+        world.check_drift(AUGUST)
+        world.check_performance(AUGUST)
+        assert not world.decide(retrain_on_drift=True)["retrain"]
+        assert world.decide(days_later=46, retrain_on_drift=True)["retrain"]
+
+    def test_never_graded_is_not_fine(self, world: World) -> None:
+        world.answer(AUGUST)
+        world.land(AUGUST, share=0.12)
+        world.check_drift(AUGUST)
+        world.check_performance(AUGUST)
+        world.decide(days_later=46)
+        assert world.decisions() == [(str(AUGUST), "alert")]
+
+
+class TestChampion:
+    """Who is graded: the champion alone, by what it answered itself."""
+
+    def test_another_versions_errors_are_not_the_champions(self, world: World) -> None:
+        middle = datetime(2018, 8, 11, tzinfo=UTC)
+        world.answer(Window(start=AUGUST.start, end=middle), version="1", error=4.0)
+        world.answer(Window(start=middle, end=AUGUST.end), version="2", error=1.0)
+        world.land(AUGUST)
+        result = world.check_performance(AUGUST)
+        assert not result["degraded"]
+        assert (result["model_version"], result["model_versions"]) == ("2", ["1", "2"])
+        assert result["value"] == pytest.approx(world.manifest.holdout.value)
+        assert "answers not given by the champion, version 2" in result["reason"]
+
+    def test_a_champion_that_did_not_answer_leaves_nothing_to_wait_for(self, world: World) -> None:
+        world.answer(AUGUST, version="1", error=4.0)
+        world.land(AUGUST)
+        world.check_drift(AUGUST)
+        result = world.check_performance(AUGUST)
+        assert (result["measured"], result["awaits_labels"], result["row_count"]) == (False, False, 0)
+        world.decide()
+        assert world.decisions() == [(str(AUGUST), "nothing")]
+
+
+class TestStandingVerdict:
+    """What the ledger holds is what is told on."""
+
+    def test_a_second_grade_gives_way_to_the_first(self, world: World) -> None:
+        asset = Asset("monitoring")
+        world.answer(AUGUST)
+        world.land(AUGUST)
+        first = world.check_performance(AUGUST)
+        operator = CheckPerformanceOperator(
+            task_id="again",
+            model_name=MODEL,
+            labels=world.labels,
+            id_column=stream.ID,
+            target=stream.TARGET,
+            outlets=[asset],
+        )
+        told = context("again", operator)
+        other = first | {"degraded": True, "reason": "degraded: MAE 9"}
+        assert operator.record(other, told) == first
+        assert told["outlet_events"][asset].extra["airflow_mlops"]["degraded"] is False
+        assert len(world.entries(EntryKind.PERFORMANCE_CHECK)) == 1
+        # Nor does a later look that finds another champion take the grade back.
+        assert operator.record(other | {"measured": False, "model_version": "3"}, told) == first
+
+    def test_a_report_that_was_drawn_later_belongs_to_the_verdict(self, world: World) -> None:
+        world.answer(AUGUST)
+        verdict = world.check_drift(AUGUST, report="never")
+        drawn = world.check_drift(AUGUST, report="always")
+        assert drawn["report_url"]
+        assert drawn | {"report_url": None} == verdict
+        assert world.check_drift(AUGUST, report="never") == verdict
+        assert [bool(entry.payload["report_url"]) for entry in world.entries(EntryKind.DRIFT_CHECK)] == [
+            False,
+            True,
+        ]
+
+    @pytest.mark.parametrize("labels", ["labels", "mistyped"])
+    def test_a_report_that_fails_does_not_take_the_verdict_with_it(
+        self, world: World, labels: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        world.answer(AUGUST, shift=50.0)
+        world.land(SEPTEMBER)  # none of August's
+        verdict = world.check_drift(AUGUST, labels=str(world.folder / labels), id_column=stream.ID)
+        assert verdict["drifted"]
+        assert verdict["report_url"] is None
+        assert len(world.entries(EntryKind.DRIFT_CHECK)) == 1
+        assert f"no report for {MODEL} in [2018-08-01, 2018-09-01)" in caplog.text
+
+
+class TestRetraining:
+    """From the decision to the version that serves."""
+
+    def decided(self, world: World) -> str:
+        """Degrade, check, decide to retrain; give the decision's key."""
+        world.answer(AUGUST, error=3.0)
+        world.land(AUGUST)
+        world.check_drift(AUGUST)
+        world.check_performance(AUGUST)
+        return str(world.decide()["decision_key"])
+
+    def promote(self, world: World, decision_key: str) -> None:
+        operator = PromoteModelOperator(
+            task_id="promote",
+            model_name=MODEL,
+            model_version="2",
+            evaluation={"champion_version": None, "reason": "better"},
+            decision_key=decision_key,
+        )
+        operator.execute(context("promote", operator))
+
+    def deploy(self) -> None:
+        DeployModelOperator(task_id="deploy", model_name=MODEL).execute(context("deploy"))
+
+    def test_a_failed_deployment_is_made_up_for_before_the_retraining_is_closed(self, world: World) -> None:
+        key = self.decided(world)
+        self.promote(world, key)
+        port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+            other.listen()
+            with pytest.raises(RolloutError):
+                self.deploy()
+        assert world.entries(EntryKind.RETRAINING_OUTCOME) == []
+
+        again = world.decide()
+        assert (again["retrain"], again["deploy"], again["decision_key"]) == (False, True, key)
+        try:
+            self.deploy()
+        finally:
+            LocalServer(world.folder / "serving", port=port).stop()
+        (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
+        assert (outcome.key, outcome.subject, outcome.payload["outcome"]) == (key, "2", "promoted")
+        assert not world.decide()["deploy"]
+
+    def test_only_the_deployment_follows(self, world: World) -> None:
+        from airflow.sdk import DAG
+
+        self.promote(world, self.decided(world))
+        with DAG(dag_id="owed"):
+            decide = DecideRetrainingOperator(task_id="decide", model_name=MODEL, deploy_task_id="deploy")
+            train, deploy = (
+                CheckDriftOperator(task_id=name, model_name=MODEL) for name in ("train", "deploy")
+            )
+            decide >> [train, deploy]
+        with pytest.raises(DownstreamTasksSkipped) as skipped:
+            decide.execute(context("decide"))
+        assert skipped.value.tasks == ["train"]
+        lonely = DecideRetrainingOperator(task_id="lonely", model_name=MODEL)
+        with pytest.raises(AirflowSkipException, match="its deployment was never recorded"):
+            lonely.execute(context("lonely"))
+
+    def test_a_promotion_for_no_decision_is_refused(self, world: World) -> None:
+        with pytest.raises(ValueError, match="decision key 'None' names no retraining decision of loop_fare"):
+            self.promote(world, "None")
+        assert world.entries(EntryKind.PROMOTION) == []
+
+    def test_a_retraining_that_has_not_ended_cools_down_too(self, world: World) -> None:
+        for window in (AUGUST, SEPTEMBER):
+            world.answer(window, error=3.0)
+            world.land(window)
+            world.check_drift(window)
+            world.check_performance(window)
+            world.decide(cool_down_days=365)
+        assert world.decisions() == [(str(AUGUST), "retrain"), (str(SEPTEMBER), "alert")]
+        assert "cooling down for 365 days" in world.entries(EntryKind.RETRAINING_DECISION)[1].summary
