@@ -25,7 +25,7 @@ REGISTRATION = {
     "version_url": "http://mlflow/#/models/fare/versions/5",
     "card_url": "http://mlflow/card",
 }
-EVALUATION = ONE_METRIC | {"run_url": "http://mlflow/run"}
+EVALUATION = ONE_METRIC | {"evaluation_url": "http://mlflow/run"}
 
 
 @pytest.fixture
@@ -88,8 +88,21 @@ class TestAnswer:
         assert task.found_links == {"Model version": REGISTRATION["version_url"]}
 
     def test_a_no_closes_the_retraining(self, ledger_url: str) -> None:
+        decision = LedgerEntry(
+            kind=EntryKind.RETRAINING_DECISION,
+            key="decision",
+            model_name="fare",
+            window=None,
+            subject=None,
+            summary="retrain",
+            payload={"outcome": "retrain"},
+            actor="dag/run/decide",
+            recorded_at=datetime(2026, 2, 1, tzinfo=UTC),
+        )
+        with Ledger.open(ledger_url) as ledger:
+            ledger.record(decision)
         asking(decision_key="decision").execute_complete(context(), event("Reject"))  # type: ignore[arg-type]
-        approval, outcome = written(ledger_url)
+        _, approval, outcome = written(ledger_url)
         assert approval.summary == "anna rejected version 5 of fare: fine"
         assert (outcome.kind, outcome.key) == (EntryKind.RETRAINING_OUTCOME, "decision")
         assert outcome.payload["outcome"] == "rejected"
