@@ -169,7 +169,7 @@ def _idle(spec: RetrainingSpec, decided: list[LedgerEntry], waiting: list[Retrai
         return decided[-1].summary
     if waiting:
         return f"{waiting[-1].window} waits for labels: {waiting[-1].reason}"
-    return f"no undecided window of {spec.model_name}"
+    return f"no window of {spec.model_name} is ripe for a decision"
 
 
 def _brief(entry: LedgerEntry) -> dict[str, Any]:
