@@ -65,7 +65,7 @@ class ModelSignature:
                     raise SignatureMismatchError(f"rows[{index}].{field.name}: null is not allowed")
                 try:
                     values.append(convert(value))
-                except TypeError as err:
+                except (TypeError, ValueError, OverflowError) as err:
                     raise SignatureMismatchError(
                         f"rows[{index}].{field.name}: expected {field.type}, got {value!r:.60}"
                     ) from err
@@ -77,12 +77,18 @@ def _to_number(value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, int | float):  # bool is an int: True is 1.0, as numpy and sklearn have it
-        return float(value)
+        number = float(value)
+        if math.isinf(number):
+            raise ValueError("infinite")
+        return number
     raise TypeError(type(value).__name__)
 
 
 def _to_string(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
+    if value is None:
+        return value
+    if isinstance(value, str):
+        value.encode()  # half a character (a lone surrogate) can be sent, and stored nowhere
         return value
     if isinstance(value, int):  # categories such as rate codes often travel as integers
         return str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import signal
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 import psutil
 
-from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
+from airflow_mlops.core.environment import bare_environment
 from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError, SignatureMismatchError
 
 if TYPE_CHECKING:
@@ -35,11 +38,13 @@ class RunningServer:
     :param pid: leader of its own process group.
     :param process_started: its start time; with the pid it names the process, also after pids were reused.
     :param url: address.
+    :param settings: digest of what it was started with, see :attr:`LocalServer.settings`.
     """
 
     pid: int
     process_started: float
     url: str
+    settings: str = ""
 
 
 class LocalServer:
@@ -72,6 +77,15 @@ class LocalServer:
         """Address of the endpoint."""
         return f"http://{self.host}:{self.port}"
 
+    @property
+    def settings(self) -> str:
+        """Digest of address, token and keys; a service that runs with others has to be started again."""
+        text = canonical_json([self.url, self.token, self.public_keys, str(self.serving_dir)])
+        # Slow on purpose: a token that people chose could be guessed from a plain digest.
+        return hashlib.scrypt(
+            text.encode(), salt=b"airflow-mlops endpoint", n=2**14, r=8, p=1, dklen=16
+        ).hex()
+
     def running(self) -> RunningServer | None:
         """Find the process this folder's service runs in, if it still does."""
         try:
@@ -87,18 +101,15 @@ class LocalServer:
 
         :raises RolloutError: the port is taken by somebody else.
         """
-        self._require_free_port()
-        environment = {
-            **os.environ,
+        self.require_free_port()
+        environment = bare_environment() | {
             "AIRFLOW_MLOPS_SERVING_DIR": str(self.serving_dir),
             "BENTOML_DO_NOT_TRACK": "True",
             # Every start of BentoML empties its metrics folder: each service needs a home of its own.
             "BENTOML_HOME": str(self.serving_dir / ".bentoml"),
         }
-        environment.pop("AIRFLOW_MLOPS_ENDPOINT_TOKEN", None)
         if self.token:
             environment["AIRFLOW_MLOPS_ENDPOINT_TOKEN"] = self.token
-        environment.pop("AIRFLOW_MLOPS_SIGNING_KEY", None)  # a service verifies, it never signs
         if self.public_keys:
             environment["AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS"] = self.public_keys
         command = [
@@ -123,9 +134,13 @@ class LocalServer:
                 start_new_session=True,
             )
         server = RunningServer(
-            pid=process.pid, process_started=psutil.Process(process.pid).create_time(), url=self.url
+            pid=process.pid,
+            process_started=psutil.Process(process.pid).create_time(),
+            url=self.url,
+            settings=self.settings,
         )
         temporary = self.serving_dir / f".{ENDPOINT_FILE}.tmp"
+        temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(to_dict(server)))
         os.replace(temporary, self.serving_dir / ENDPOINT_FILE)
         return server
@@ -151,15 +166,18 @@ class LocalServer:
         except FileNotFoundError:
             return "(no log)"
 
-    def _require_free_port(self) -> None:
+    def require_free_port(self) -> None:
+        """See that the service could listen.
+
+        :raises RolloutError: it could not; says why.
+        """
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((self.host, self.port))
             except OSError as err:
                 raise RolloutError(
-                    f"port {self.port} on {self.host} is in use by another program; give the BentoML "
-                    "connection another port, or end that program. Nothing was changed"
+                    f"{_why_not_bound(err, self.host, self.port)}. Nothing was changed"
                 ) from err
 
 
@@ -241,6 +259,17 @@ def wait_until(condition: Any, *, timeout_seconds: float, interval_seconds: floa
             return True
         time.sleep(interval_seconds)
     return bool(condition())
+
+
+def _why_not_bound(err: OSError, host: str, port: int) -> str:
+    if err.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use by another program; give the BentoML connection another port, or end that program"
+    if err.errno in {errno.EACCES, errno.EPERM}:
+        return f"this user may not listen on port {port} of {host}; give the BentoML connection a port above 1023"
+    return (
+        f"{host} is no address of this machine ({err.strerror or err}); a service of the local kind runs where the task runs: "
+        "give the BentoML connection this machine's address, such as 127.0.0.1"
+    )
 
 
 def _error_of(answer: httpx.Response) -> str:

@@ -37,6 +37,8 @@ LOG_FOLDER = "inference_log"
 
 MAXIMUM_ROWS = 10_000
 MAXIMUM_BYTES = 16 * 1024 * 1024
+#: Characters of a prediction id.
+MAXIMUM_ID = 256
 #: From this many rows on a prediction leaves the event loop, so that small requests are not held up.
 THREAD_ROWS = 64
 
@@ -237,7 +239,25 @@ def _parse(body: Any) -> tuple[list[dict[str, Any]], list[str], list[datetime] |
         ids = [uuid.uuid4().hex for _ in rows]
     elif not isinstance(ids, list) or len(ids) != len(rows):
         raise RequestError(422, f"prediction_ids: a list of {len(rows)} ids is needed, one per row")
-    return rows, [str(item) for item in ids], _parse_times(body.get("times"), len(rows))
+    return (
+        rows,
+        [_parse_id(index, item) for index, item in enumerate(ids)],
+        _parse_times(body.get("times"), len(rows)),
+    )
+
+
+def _parse_id(index: int, item: Any) -> str:
+    text = str(item)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = ""
+    if not isinstance(item, str | int) or not 0 < len(text) <= MAXIMUM_ID:
+        raise RequestError(
+            422,
+            f"prediction_ids[{index}]: a text of 1 to {MAXIMUM_ID} characters is needed, got {item!r:.60}",
+        )
+    return text
 
 
 def _parse_times(times: Any, count: int) -> list[datetime] | None:
@@ -249,9 +269,9 @@ def _parse_times(times: Any, count: int) -> list[datetime] | None:
     for index, item in enumerate(times):
         try:
             instant = datetime.fromisoformat(item)
-        except (TypeError, ValueError) as err:
+            parsed.append(instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC))
+        except (TypeError, ValueError, OverflowError) as err:
             raise RequestError(422, f"times[{index}]: {item!r:.60} is not an ISO 8601 time") from err
-        parsed.append(instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC))
     return parsed
 
 

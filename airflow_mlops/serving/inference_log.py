@@ -132,19 +132,29 @@ class InferenceLog:
             kinds = {
                 name: pl.Float64 if kind == "number" else pl.String for name, kind in batch.types.items()
             }
-            frames.append(
-                pl.DataFrame(
-                    batch.columns,
-                    schema_overrides={"time": stamp, "received_at": stamp, **kinds},
-                    strict=False,
+            try:
+                frames.append(
+                    pl.DataFrame(
+                        batch.columns,
+                        schema_overrides={"time": stamp, "received_at": stamp, **kinds},
+                        strict=False,
+                    )
                 )
-            )
+            except Exception:  # one request's rows must not cost the others theirs
+                lost = len(batch.columns["prediction_id"])
+                logger.exception("%d rows of %s can't be stored and are lost", lost, model_name)
+                self.shed_rows += lost
+        if not frames:
+            return
+        rows = pl.concat(frames, how="diagonal_relaxed")
         folder = self.root / model_name / f"hour={datetime.now(UTC):%Y-%m-%dT%H}"
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"part-{os.getpid()}-{uuid.uuid4().hex}.parquet"
+        first, last = rows["time"].min(), rows["time"].max()
+        # The range of event times in the name: a reader opens only the files that can matter.
+        name = f"part-{_stamp(first)}-{_stamp(last)}-{os.getpid()}-{uuid.uuid4().hex}.parquet"
         temporary = folder / f".{name}.tmp"
         try:
-            pl.concat(frames, how="diagonal_relaxed").write_parquet(temporary)
+            rows.write_parquet(temporary)
             os.replace(temporary, folder / name)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -163,10 +173,13 @@ def read_inference_log(root: Path, model_name: str, window: Window) -> pl.DataFr
     import polars as pl
 
     files = sorted((root / model_name).glob("hour=*/part-*.parquet"))
+    matching = [file for file in files if _may_hold(file.name, window)]
     rows = None
-    if files:
+    if matching:
         rows = (
-            pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore", hive_partitioning=False)
+            pl.scan_parquet(
+                matching, missing_columns="insert", extra_columns="ignore", hive_partitioning=False
+            )
             .filter(pl.col("time").is_between(window.start, window.end, closed="left"))
             .collect()
         )
@@ -176,3 +189,14 @@ def read_inference_log(root: Path, model_name: str, window: Window) -> pl.DataFr
             "row in the window; has the service been asked, with these times?"
         )
     return rows
+
+
+def _may_hold(name: str, window: Window) -> bool:
+    """Tell by a file's name whether it can hold a row of the window."""
+    _, first, last, *_ = name.split("-")
+    return first < _stamp(window.end) and last >= _stamp(window.start)
+
+
+def _stamp(instant: Any) -> str:
+    """Write an instant of UTC so that texts are in the order of time."""
+    return f"{instant.year:04}{instant:%m%dT%H%M%S.%f}"

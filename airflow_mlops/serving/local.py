@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import shutil
 import time
 import uuid
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from airflow_mlops.core.rollout import DesiredState, next_state
 from airflow_mlops.core.signing import Trust
 from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError
-from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, wait_until
+from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, RunningServer, wait_until
 from airflow_mlops.serving.app import DESIRED_FILE
 from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.model import load_model
@@ -22,6 +23,8 @@ from airflow_mlops.serving.package import read_signature, write_signature
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +78,8 @@ def deploy_package(
         _copy_package(package_folder, serving_dir / desired.folder)
         server = LocalServer(serving_dir, host=host, port=port, token=token, public_keys=public_keys)
         running = server.running()
+        if running is not None and running.settings != server.settings:
+            running = _restart(server, running)
         write_whole(serving_dir / DESIRED_FILE, desired.to_bytes())
         try:
             process = running or server.start()
@@ -96,6 +101,15 @@ def deploy_package(
         seconds=time.monotonic() - started_at,
         started=running is None,
     )
+
+
+def _restart(server: LocalServer, running: RunningServer) -> RunningServer:
+    """Start the service again with another address, token or keys; what it serves stays the same."""
+    if running.url != server.url:
+        server.require_free_port()
+    log.info("starting the service of %s again: its address, token or keys have changed", server.serving_dir)
+    server.stop()
+    return server.start()
 
 
 @contextmanager
@@ -122,7 +136,9 @@ def _copy_package(source: Path, destination: Path) -> None:
     with storage_errors(f"copy the model to {destination}"):
         destination.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copytree(source, temporary)
+            temporary.mkdir()
+            for file in source.iterdir():  # a package is flat; copytree would hide what the disk said
+                shutil.copyfile(file, temporary / file.name)
             temporary.rename(destination)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

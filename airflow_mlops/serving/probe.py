@@ -14,23 +14,11 @@ from pathlib import Path
 
 from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits, judge_artifact
 from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.environment import bare_environment
 from airflow_mlops.core.promotion import Check, Outcome
 
 #: Rows answered one by one, and how many of them warm up.
 REQUESTS, WARM_UP = 500, 50
-
-#: All a model may see of the environment: nothing that opens a door (credentials, connections) is handed on.
-_KEPT = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "TMPDIR",
-    "PYTHONPATH",
-    "LD_LIBRARY_PATH",
-    "AIRFLOW_MLOPS_TRUSTED_TYPES",
-)
 
 _STARTED = "AIRFLOW_MLOPS_PROBE_STARTED"
 
@@ -45,8 +33,7 @@ def check_artifact(
     :param timeout_seconds: it is ended then, which is a failure.
     :returns: what follows, and what was measured; ``None`` when the model did not answer.
     """
-    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    environment |= {"OMP_NUM_THREADS": "1", _STARTED: str(time.time())}
+    environment = bare_environment() | {"OMP_NUM_THREADS": "1", _STARTED: str(time.time())}
     try:
         done = subprocess.run(  # noqa: S603 - this package, with a folder of ours
             [sys.executable, "-m", "airflow_mlops.serving.probe", str(folder)],

@@ -19,10 +19,12 @@ from airflow_mlops.exceptions import (
     EndpointUnavailableError,
     RolloutError,
     SignatureMismatchError,
+    StorageError,
 )
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
 from airflow_mlops.serving.inference_log import read_inference_log
 from airflow_mlops.serving.local import Deployment, deploy_package
+from tests.disks import immutable, small_disk
 from tests.packages import ROWS, build_package
 
 pytestmark = pytest.mark.integration
@@ -159,6 +161,75 @@ def test_a_port_in_use_is_found_before_anything_is_touched(
             endpoint.deploy(*packages["1"], "1")
     assert not (endpoint.folder / "desired.json").exists()
     assert endpoint.server.running() is None
+
+
+def test_a_host_that_is_not_ours_is_said(tmp_path: Path) -> None:
+    server = LocalServer(tmp_path, host="192.0.2.1", port=free_port())
+    with pytest.raises(RolloutError, match=r"192\.0\.2\.1 is no address of this machine"):
+        server.start()
+
+
+def test_a_new_token_and_a_new_port_start_it_again(
+    endpoint: Endpoint, packages: dict[str, tuple[Path, str]]
+) -> None:
+    first_pid = endpoint.deploy(*packages["1"], "1").pid
+    assert endpoint.deploy(*packages["1"], "1").pid == first_pid
+    package, digest = packages["1"]
+    common = {
+        "serving_dir": endpoint.folder,
+        "package_folder": package,
+        "model_name": "m",
+        "model_version": "1",
+        "package_digest": digest,
+        "host": "127.0.0.1",
+        "timeout_seconds": 60.0,
+    }
+    changed = deploy_package(**common, port=endpoint.port, token="another")
+    assert changed.pid != first_pid
+    with pytest.raises(ValueError, match="bearer token is missing or wrong"):
+        endpoint.client.ready()
+    elsewhere = free_port()
+    moved = deploy_package(**common, port=elsewhere, token="another")
+    try:
+        with EndpointClient(moved.endpoint_url, "another") as client:
+            assert client.ready()["model_version"] == "1"
+        with pytest.raises(EndpointUnavailableError):
+            endpoint.client.ready()
+        assert (endpoint.folder / "endpoint.json").stat().st_mode & 0o077 == 0
+    finally:
+        LocalServer(endpoint.folder, port=elsewhere, token="another").stop()
+
+
+def test_the_service_sees_no_secret_of_the_task(
+    endpoint: Endpoint, packages: dict[str, tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AIRFLOW__CORE__FERNET_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "s3cret")
+    process = psutil.Process(endpoint.deploy(*packages["1"], "1").pid)
+    for member in [process, *process.children(recursive=True)]:
+        assert "s3cret" not in member.environ().values()
+
+
+def test_a_full_disk_leaves_the_old_version_serving(
+    endpoint: Endpoint, packages: dict[str, tuple[Path, str]]
+) -> None:
+    """The second version's folder is on a disk with no room for it."""
+    endpoint.deploy(*packages["1"], "1")
+    (live,) = (path for path in endpoint.folder.glob("*/m/1") if path.is_dir())
+    with small_disk(versions := live.parent):
+        (versions / "filler").write_bytes(b"0" * 390_000)
+        with pytest.raises(StorageError, match="free space on that disk"):
+            endpoint.deploy(*packages["2"], "2")
+        assert [path.name for path in versions.iterdir()] == ["filler"]
+    assert endpoint.client.ready()["model_version"] == "1"
+    assert first(endpoint) == pytest.approx(2.0, abs=0.6)
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, packages: dict[str, tuple[Path, str]]) -> None:
+    denied = tmp_path / "denied"
+    denied.mkdir()
+    with immutable(denied), pytest.raises(StorageError, match="give this user write permission there"):
+        Endpoint(denied / "serving").deploy(*packages["1"], "1")
 
 
 def test_stop_leaves_no_process(endpoint: Endpoint, packages: dict[str, tuple[Path, str]]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import pickle
 import zipfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -133,6 +133,28 @@ class TestInferenceLog:
         log.flush()
         assert log.shed_rows == 1
 
+    def test_rows_that_fit_nowhere_cost_no_others_theirs(self, tmp_path: Path) -> None:
+        log = InferenceLog(tmp_path)
+        instant = datetime(2024, 1, 5, tzinfo=UTC)
+        self._append(log, ids=["good"], times=[instant])
+        self._append(log, ids=["\ud800"], times=[instant])  # half a character, which no file can hold
+        log.flush()
+        window = Window(start=instant, end=instant + timedelta(days=1))
+        assert read_inference_log(tmp_path, "m", window)["prediction_id"].to_list() == ["good"]
+        assert log.shed_rows == 1
+
+    def test_only_files_that_can_matter_are_opened(self, tmp_path: Path) -> None:
+        log = InferenceLog(tmp_path)
+        days = [datetime(2024, 1, day, tzinfo=UTC) for day in (1, 2, 3)]
+        for day in days:
+            self._append(log, ids=[f"{day:%d}a", f"{day:%d}b"], times=[day, day + timedelta(hours=23)])
+            log.flush()
+        window = Window(start=days[1], end=days[2])
+        files = sorted(tmp_path.rglob("part-*.parquet"), key=lambda path: path.name)
+        for other in (files[0], files[2]):
+            other.write_bytes(b"opening this is an error")
+        assert read_inference_log(tmp_path, "m", window)["prediction_id"].sort().to_list() == ["02a", "02b"]
+
     def test_it_flushes_by_itself_and_at_the_end(self, tmp_path: Path) -> None:
         log = InferenceLog(tmp_path, flush_seconds=30)
         log.start()
@@ -209,6 +231,13 @@ class TestApp:
             (b"{", 422, "not JSON"),
             (b'{"rows": [{"x": NaN, "kind": "a"}]}', 422, "send null"),
             ({"rows": [ROWS[0]] * 10_001}, 413, "at most 10000"),
+            (b'{"rows": [{"x": 1' + b"0" * 400 + b', "kind": "a"}]}', 422, "rows[0].x: expected number"),
+            (b'{"rows": [{"x": 1e999, "kind": "a"}]}', 422, "rows[0].x: expected number, got inf"),
+            (b'{"rows": [{"x": 1.0, "kind": "\\ud800"}]}', 422, "rows[0].kind: expected string"),
+            ({"rows": ROWS[:1], "times": ["0001-01-01T00:00:00+10:00"]}, 422, "times[0]: '0001-01-01"),
+            (b'{"rows": [{"x": 1.0, "kind": "a"}], "prediction_ids": ["\\ud800"]}', 422, "prediction_ids[0]"),
+            ({"rows": ROWS[:1], "prediction_ids": [None]}, 422, "prediction_ids[0]: a text of 1 to 256"),
+            ({"rows": ROWS[:1], "prediction_ids": ["x" * 257]}, 422, "prediction_ids[0]"),
         ],
     )
     def test_what_does_not_fit_is_named(
