@@ -86,7 +86,7 @@ def evaluate(services: Services, training: dict[str, Any], **more: Any) -> dict[
     )
 
 
-def crown(services: Services, training: dict[str, Any]) -> None:
+def crown(services: Services, training: dict[str, Any], *, expected: str | None = None) -> None:
     version = run_step(
         "register",
         {key: training[key] for key in ("model_name", "run_id", "package_digest", "model_id")},
@@ -95,6 +95,7 @@ def crown(services: Services, training: dict[str, Any]) -> None:
     promotion = {
         "model_name": training["model_name"],
         "model_version": version["model_version"],
+        "expected_version": expected,
         "actor": "test",
         "now": datetime.now(UTC).isoformat(),
     }
@@ -252,6 +253,22 @@ def test_a_time_series_has_to_beat_the_value_before(
     steps = held_out["cnt"].diff().abs().drop_nulls()
     measured = result["report"]["deciding"]["baselines"]["the value before"]["value"]["value"]
     assert measured == pytest.approx(steps.mean(), rel=0.01)
+
+
+def test_the_rival_is_the_champion_of_the_ledger(
+    electricity: tuple[str, pl.DataFrame], services: Services
+) -> None:
+    """A promotion whose process died between the ledger and MLflow is completed before anything is compared."""
+    first = train(services, electricity[0], "electricity_cut_short")
+    crown(services, first)
+    second = train(
+        services, electricity[0], "electricity_cut_short", seed=1, estimator_params={"max_iter": 5}
+    )
+    crown(services, second, expected="1")
+    registry = Registry.connect(services)
+    registry.set_alias("electricity_cut_short", "champion", "1")
+    assert evaluate(services, first)["champion_version"] == "2"
+    assert registry.version_by_alias("electricity_cut_short", "champion").model_version == "2"
 
 
 @pytest.mark.parametrize(
