@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from airflow_mlops.core.resampling import describe_p
+
 if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest
 
@@ -26,9 +28,9 @@ _CHARACTERS, _ROWS = 600, 60
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f4b; --bad: #c0392b; --unknown: #9a6700; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: .2rem; } h2 { margin: 2rem 0 .5rem; font-size: 1.2rem; border-bottom: 1px solid var(--line); }
-p.lead { font-size: 1.1rem; margin-top: 0; } p, td, dd { overflow-wrap: anywhere; }
+p.lead { font-size: 1.1rem; margin-top: 0; } p, dd { overflow-wrap: anywhere; } td { overflow-wrap: break-word; }
 dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .2rem 1.5rem; }
 dt { opacity: .7; } dd { margin: 0; }
 h3 { margin: 1.2rem 0 .3rem; font-size: 1rem; font-weight: 600; }
@@ -285,6 +287,12 @@ def _compared(found: _Evaluation) -> Section:
         if found.result.get("row_count"):
             facts.append(("Rows", f"{found.result['row_count']}, the same for all"))
     tables = []
+    if found.checks:
+        checked = tuple(
+            (str(item.get("name", "")), _words(str(item.get("outcome", ""))), _told(item))
+            for item in found.checks
+        )
+        tables.append(("Checks", Table(header=("Check", "Outcome", ""), rows=checked[:_ROWS])))
     if found.metrics:
         guesses = list(
             dict.fromkeys(name for item in found.metrics for name in _mapping(item.get("baselines")))
@@ -299,12 +307,6 @@ def _compared(found: _Evaluation) -> Section:
         header = ("Metric", "Better", f"This model{with_interval}", "Champion", *map(_heading, guesses))
         judged = (*header, "Improvement", "p", "Detectable")
         tables.append(("Measured on the same rows", Table(header=judged, rows=tuple(rows[:_ROWS]))))
-    if found.checks:
-        checked = tuple(
-            (str(item.get("name", "")), _words(str(item.get("outcome", ""))), _told(item))
-            for item in found.checks
-        )
-        tables.append(("Checks", Table(header=("Check", "Outcome", ""), rows=checked[:_ROWS])))
     return Section(
         title="How good it is",
         facts=tuple(facts),
@@ -331,7 +333,7 @@ def _metric_row(item: Mapping[str, Any], guesses: Sequence[str]) -> tuple[str, .
         _interval(_mapping(item.get("champion")).get("value")),
         *(_interval(_mapping(baselines.get(name)).get("value")) for name in guesses),
         uplift,
-        _number(rival.get("p_value")),
+        _p(rival.get("p_value")),
         _number(rival.get("minimum_detectable_difference")),
     )
 
@@ -399,7 +401,7 @@ def _slices(found: _Evaluation) -> Section:
                 _interval(item.get("challenger")),
                 _interval(item.get("champion")),
                 _share(item.get("regression")),
-                _number(item.get("p_value")),
+                _p(item.get("p_value")),
             )
             for item in found.slices
         )
@@ -493,6 +495,10 @@ def _number(value: Any) -> str:
 
 def _share(value: Any) -> str:
     return f"{value:+.1%}" if _finite(value) else "-"
+
+
+def _p(value: Any) -> str:
+    return describe_p(value).removeprefix("p ").removeprefix("= ") if _finite(value) else _number(value)
 
 
 def _interval(value: Any) -> str:

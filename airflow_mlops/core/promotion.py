@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from airflow_mlops.core.resampling import describe_p
+
 if TYPE_CHECKING:
     from airflow_mlops.core.evaluation import EvaluationReport, MetricComparison, Rival
     from airflow_mlops.core.fairness import FairnessReport
@@ -112,7 +114,7 @@ def _against_champion(report: EvaluationReport, champion: Rival, policy: Promoti
     deciding = report.deciding
     numbers = (
         f"{deciding.metric.upper()} {deciding.challenger.value:.4g} against the champion's {champion.value.value:.4g} "
-        f"on the same {report.row_count} rows ({_uplift(champion)}p = {champion.p_value:.2g})"
+        f"on the same {report.row_count} rows ({_uplift(champion)}{describe_p(champion.p_value)})"
     )
     return _judge(
         "champion", champion, numbers, significance=policy.significance, uplift=policy.minimum_uplift
@@ -180,7 +182,7 @@ def _slices(slices: SliceReport) -> Check:
         name="slices",
         outcome=Outcome.FAIL,
         reason=f"worse than the champion where {worst}: {slices.loss} {worst.challenger:.4g} against "
-        f"{worst.champion:.4g} on {worst.row_count} rows ({by}adjusted p = {worst.p_value:.2g}){more}",
+        f"{worst.champion:.4g} on {worst.row_count} rows ({by}adjusted {describe_p(worst.p_value)}){more}",
     )
 
 

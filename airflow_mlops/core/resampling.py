@@ -151,6 +151,15 @@ def upper_tail(t: float, degrees_of_freedom: int) -> float:
     return float(stdtr(degrees_of_freedom, -t))
 
 
+def describe_p(p_value: float) -> str:
+    """Write a p-value for people: beyond four digits nobody should read anything into it.
+
+    >>> describe_p(0.0312), describe_p(3e-19)
+    ('p = 0.031', 'p < 0.0001')
+    """
+    return f"p = {p_value:.2g}" if p_value >= 1e-4 else "p < 0.0001"
+
+
 def t_quantile(probability: float, degrees_of_freedom: int) -> float:
     """Quantile of Student's t.
 
