@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.errors import rebuild_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow_mlops.services import Services
 
 
@@ -22,6 +33,11 @@ log = logging.getLogger(__name__)
 
 #: Lines of the step's output that an error repeats.
 _LAST_LINES = 40
+
+#: How often output and end of a step are looked at.
+_POLL_SECONDS = 0.1
+
+_SPEC, _RESULT, _OUTPUT, _PROCESS = "spec.json", "result.json", "output.log", "process.json"
 
 
 class PythonRunner:
@@ -32,72 +48,131 @@ class PythonRunner:
 
     :param python: interpreter of an environment that has ``airflow-mlops`` and the step's tools.
     :param env: variables set in addition to the task's own, such as ``PYTHONPATH`` or ``OMP_NUM_THREADS``.
+    :param resume_in: folder of this machine in which running steps are remembered. A step outlives a task that is killed; with
+        this, the task's next attempt goes on with it instead of starting another. Default: every attempt starts anew.
     """
 
-    def __init__(self, python: str, *, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, python: str, *, env: dict[str, str] | None = None, resume_in: str | None = None
+    ) -> None:
         self.python = python
         self.env = env or {}
-        self._process: subprocess.Popen[str] | None = None
+        self.resume_in = resume_in
+        self._process: psutil.Process | None = None
 
     def run(self, name: str, spec: dict[str, Any], services: Services) -> dict[str, Any]:
         """Run the step there; an error of this package's tree is raised again here as what it was.
 
         :raises RuntimeError: with the end of the step's output, when it failed otherwise.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            spec_file, result_file = Path(folder) / "spec.json", Path(folder) / "result.json"
-            spec_file.write_text(json.dumps(spec, allow_nan=False))
-            self._process = subprocess.Popen(  # noqa: S603 - the interpreter the Dag author named
-                [
-                    self.python,
-                    "-m",
-                    "airflow_mlops.steps",
-                    name,
-                    "--spec",
-                    str(spec_file),
-                    "--result",
-                    str(result_file),
-                ],
-                env={**os.environ, **self.env, **services.to_environment()},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # so that what the step itself started can be ended with it
-            )
-            last = self._relay(self._process)
-            outcome = json.loads(result_file.read_text()) if result_file.exists() else None
-            if self._process.returncode == 0 and outcome is not None:
-                result: dict[str, Any] = outcome
-                return result
-        ended = _how_it_ended(self._process.returncode)
-        told = f"step {name!r} in {self.python} {ended}:\n{last}"
-        if outcome is None or "error" not in outcome:
+        with self._job(name, spec) as folder:
+            process = _remembered(folder)
+            if process is None and not (folder / _RESULT).exists():
+                process = self._start(folder, name, spec, services)
+            else:
+                log.info("going on with step %r, which an earlier attempt started", name)
+            self._process = process
+            last, code = _follow(process, folder / _OUTPUT)
+            outcome = json.loads((folder / _RESULT).read_text()) if (folder / _RESULT).exists() else None
+        if outcome is not None and "error" not in outcome:
+            result: dict[str, Any] = outcome
+            return result
+        told = f"step {name!r} in {self.python} {_how_it_ended(code)}:\n{last}"
+        if outcome is None:
             raise RuntimeError(told)
         raise rebuild_error(outcome["error"], details=told)
 
     def cancel(self) -> None:
         """Ask the step's process and those it started to end, then insist."""
-        if self._process is None or self._process.poll() is not None:
+        process = self._process
+        if process is None or not _alive(process):
             return
-        os.killpg(self._process.pid, signal.SIGTERM)
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + 10.0
+            while _alive(process) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+            if _alive(process):
+                os.killpg(process.pid, signal.SIGKILL)
 
-    @staticmethod
-    def _relay(process: subprocess.Popen[str]) -> str:
-        """Pass the output on line by line until the process ends; give its last lines."""
-        last: deque[str] = deque(maxlen=_LAST_LINES)
-        with process:
-            for line in process.stdout or ():
-                log.info("%s", line.rstrip("\n"))
-                last.append(line)
-        return "".join(last)
+    @contextmanager
+    def _job(self, name: str, spec: dict[str, Any]) -> Iterator[Path]:
+        """Give the folder of this work. It goes with the work's end, whatever that is, but not with a kill of this process."""
+        if self.resume_in is None:
+            with tempfile.TemporaryDirectory() as temporary:
+                yield Path(temporary)
+            return
+        text = canonical_json([self.python, name, spec])
+        folder = Path(self.resume_in) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # An attempt that was only taken for dead may be following as well: one at a time.
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _start(self, folder: Path, name: str, spec: dict[str, Any], services: Services) -> psutil.Popen:
+        (folder / _SPEC).write_text(json.dumps(spec, allow_nan=False))
+        command = [self.python, "-m", "airflow_mlops.steps", name]
+        command += ["--spec", str(folder / _SPEC), "--result", str(folder / _RESULT)]
+        with (folder / _OUTPUT).open("wb") as output:
+            process = psutil.Popen(
+                command,
+                env={**os.environ, **self.env, **services.to_environment()},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # it outlives this task, and what it started can be ended with it
+            )
+        known = {"pid": process.pid, "started": process.create_time()}
+        temporary = folder / f".{_PROCESS}"
+        temporary.write_text(json.dumps(known))
+        os.replace(temporary, folder / _PROCESS)
+        return process
 
 
-def _how_it_ended(code: int) -> str:
+def _remembered(folder: Path) -> psutil.Process | None:
+    """Find the process an earlier attempt started, if it still runs."""
+    try:
+        known = json.loads((folder / _PROCESS).read_text())
+        process = psutil.Process(known["pid"])
+        same = abs(process.create_time() - known["started"]) < 1.0  # pids are used again
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return None
+    return process if same and _alive(process) else None
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _follow(process: psutil.Process | None, output: Path) -> tuple[str, int | None]:
+    """Pass the output on until the process ends; give its last lines and, of a process of our own, its exit code."""
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    begun = b""
+    with output.open("rb") as file:
+        running = True
+        while running:
+            running = process is not None and _alive(process)
+            *lines, begun = (begun + file.read()).split(b"\n")
+            if not running and begun:
+                lines.append(begun)
+            for line in lines:
+                text = line.decode(errors="replace")
+                log.info("%s", text)
+                last.append(f"{text}\n")
+            if running:
+                time.sleep(_POLL_SECONDS)
+    return "".join(last), process.wait(timeout=10) if process is not None else None
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "ended without a result"
     if code >= 0:
         return f"ended with {code}"
     name = signal.Signals(-code).name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -129,3 +130,95 @@ def test_a_step_that_is_killed_says_by_what(endless: tuple[PythonRunner, Path], 
     os.kill(child, signal.SIGKILL)
     thread.join(timeout=20)
     assert "was ended by SIGKILL (out of memory?)" in str(problems[0])
+
+
+ATTEMPT = """
+import json, os, sys
+from airflow_mlops.runners.python import PythonRunner
+from airflow_mlops.services import Services
+runner = PythonRunner(sys.argv[1], env=json.loads(sys.argv[3]), resume_in=sys.argv[4])
+print(json.dumps(runner.run("ingest", json.loads(sys.argv[2]), Services())), flush=True)
+"""
+
+PATIENT = """
+import os, time
+with open(os.environ["STARTS"], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+while not os.path.exists(os.environ["GO"]):
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def attempt(other_python: str, spec: dict[str, Any], tmp_path: Path) -> Any:
+    """Start an attempt of a task whose step waits for a file to appear."""
+    (tmp_path / "patient").mkdir()
+    (tmp_path / "patient" / "sitecustomize.py").write_text(PATIENT)
+    env = {
+        "PYTHONPATH": str(tmp_path / "patient"),
+        "STARTS": str(tmp_path / "starts"),
+        "GO": str(tmp_path / "go"),
+    }
+    processes = []
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", ATTEMPT, other_python, json.dumps(spec), json.dumps(env)]
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "jobs")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=10)
+    for line in starts(tmp_path):
+        if not gone(int(line)):
+            os.kill(int(line), signal.SIGKILL)
+
+
+def starts(folder: Path) -> list[str]:
+    return (folder / "starts").read_text().split() if (folder / "starts").exists() else []
+
+
+def wait_for_a_start(folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not starts(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert starts(folder)
+
+
+@pytest.mark.parametrize("ends", ["after_the_retry", "before_the_retry"])
+def test_a_retry_goes_on_with_the_step_of_a_killed_task(attempt: Any, tmp_path: Path, ends: str) -> None:
+    first = attempt()
+    wait_for_a_start(tmp_path)
+    first.kill()
+    first.communicate(timeout=10)
+    (step,) = starts(tmp_path)
+    assert not gone(int(step))
+    if ends == "before_the_retry":
+        (tmp_path / "go").touch()
+        while not gone(int(step)):
+            time.sleep(0.05)
+    second = attempt()
+    if ends == "after_the_retry":
+        time.sleep(1.0)
+        (tmp_path / "go").touch()
+    told, errors = second.communicate(timeout=60)
+    assert second.returncode == 0, errors
+    assert json.loads(told)["row_count"] == 3
+    assert starts(tmp_path) == [step]  # no second one was started
+    assert not [path for path in (tmp_path / "jobs").iterdir() if path.is_dir()]
+
+
+def test_a_step_that_died_with_its_task_is_started_again(attempt: Any, tmp_path: Path) -> None:
+    first = attempt()
+    wait_for_a_start(tmp_path)
+    first.kill()
+    first.communicate(timeout=10)
+    os.kill(int(starts(tmp_path)[0]), signal.SIGKILL)
+    (tmp_path / "go").touch()
+    told, errors = attempt().communicate(timeout=60)
+    assert json.loads(told)["row_count"] == 3, errors
+    assert len(starts(tmp_path)) == 2
