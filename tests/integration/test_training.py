@@ -17,11 +17,12 @@ import polars as pl
 import pytest
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import InsufficientDataError, UnsafeModelError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
+from airflow_mlops.serving.model import load_model
 from airflow_mlops.steps.base import run_step
 
 pytestmark = pytest.mark.integration
@@ -238,3 +239,45 @@ def test_mistakes_are_named_before_anything_runs(table: str, services: Services)
         with pytest.raises(ValueError, match=said):
             run_step("train", spec(table, "mistakes", **wrong), services)
     assert Registry.connect(services).client.get_experiment_by_name("mistakes") is None
+
+
+@pytest.mark.parametrize(
+    ("library", "estimator", "types"),
+    [
+        (
+            "lightgbm",
+            "lightgbm.LGBMRegressor",
+            "collections.OrderedDict,lightgbm.basic.Booster,lightgbm.sklearn.LGBMRegressor",
+        ),
+        (
+            "xgboost",
+            "xgboost.XGBRegressor",
+            "xgboost.core.Booster,xgboost.sklearn.XGBRegressor",
+        ),
+    ],
+)
+def test_boosting_of_other_libraries(
+    table: str,
+    services: Services,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+    estimator: str,
+    types: str,
+) -> None:
+    """Through their scikit-learn classes, once the people who run the service vouch for their types."""
+    pytest.importorskip(library)
+    args = spec(table, library, estimator=estimator, estimator_params={"n_estimators": 20}, rows="all")
+    with pytest.raises(UnsafeModelError, match=types.split(",")[-1]):
+        run_step("train", args, services)
+    monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", types)
+    told = run_step("train", args, services)
+    assert told["serving_form"] == "sklearn"
+    assert told["serving_reason"].startswith("no ONNX form")
+    model = load_model(
+        Registry.connect(services).download_package(told["run_id"], tmp_path), told["package_digest"]
+    )
+    rows = [{"x": -1.0}, {"x": 0.0}, {"x": 1.0}, {"x": None}]
+    low, middle, high, _ = model.predict_records(rows)
+    assert low < middle < high  # type: ignore[operator]
+    assert run_step("train", args | {"seed": 1}, services)["package_digest"] != told["package_digest"]
