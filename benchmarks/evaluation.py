@@ -28,7 +28,8 @@ columns = {{f"x{{i}}": rng.normal(size=n) for i in range(8)}} | {{"zone": rng.in
 """
 
 LABELS = """
-from airflow_mlops.core.metrics import DEFAULT_METRICS, Predictions
+from airflow_mlops.core.metrics import DEFAULT_METRICS
+from airflow_mlops.core.predictions import Predictions
 def answers(p): return Predictions(values=(p > 0.5).astype(int), probabilities=np.column_stack([1 - p, p]), classes=("0", "1"))
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import signal, stats
 
 from airflow_mlops.core.evaluation import compare_models
-from airflow_mlops.core.metrics import Predictions
+from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.promotion import PromotionPolicy, Verdict, decide_promotion
 
 TRIALS = 1_000

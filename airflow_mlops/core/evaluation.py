@@ -9,7 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from airflow_mlops.core.metrics import Graded, Metric, Predictions, measure, resolve_metric
+from airflow_mlops.core.metrics import Metric, measure, resolve_metric
+from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.resampling import (
     Blocks,
     percentile_interval,

@@ -5,87 +5,19 @@ Source: Mitchell et al., "Model Cards for Model Reporting", FAT* 2019, section 4
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
+from airflow_mlops.core.page import Interval, Page, Section, Table, link_address, markdown, section_markdown
 from airflow_mlops.core.resampling import describe_p
 
 if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest
 
-#: Characters that mean something in Markdown, or begin HTML in it.
-_MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]<>|#~&!])")
-#: White space, control characters, and marks that turn the direction of text around.
-_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
-
-#: Longest value and most rows a card shows; all of it is in the run.
-_CHARACTERS, _ROWS = 600, 60
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f4b; --bad: #c0392b; --unknown: #9a6700; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: .2rem; } h2 { margin: 2rem 0 .5rem; font-size: 1.2rem; border-bottom: 1px solid var(--line); }
-p.lead { font-size: 1.1rem; margin-top: 0; } p, dd { overflow-wrap: anywhere; } td { overflow-wrap: break-word; }
-dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .2rem 1.5rem; }
-dt { opacity: .7; } dd { margin: 0; }
-h3 { margin: 1.2rem 0 .3rem; font-size: 1rem; font-weight: 600; }
-table { border-collapse: collapse; width: 100%; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; } svg { display: block; margin: .8rem 0; max-width: 100%; }
-svg text { font: 13px system-ui, sans-serif; fill: currentColor; } svg line { stroke: currentColor; } svg circle { fill: currentColor; }
-.verdict { display: inline-block; border: 1px solid; border-radius: 1rem; padding: 0 .7rem; font-weight: 600; }
-.promote { color: var(--good); } .reject { color: var(--bad); } .no_verdict { color: var(--unknown); }
-"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """Cells as text.
-
-    :param header: names of the columns.
-    :param rows: each as long as the header.
-    """
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A number with its interval, drawn as a dot on a line."""
-
-    label: str
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
-    """One part of a card.
-
-    :param title: its heading.
-    :param facts: label and value.
-    :param notes: sentences.
-    :param tables: title and table.
-    :param intervals: drawn in HTML; Markdown has them in a table.
-    """
-
-    title: str
-    facts: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
-    tables: tuple[tuple[str, Table], ...] = ()
-    intervals: tuple[Interval, ...] = ()
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to show."""
-        return not (self.facts or self.notes or self.tables)
+#: Most rows a table shows; all of them are in the run.
+_ROWS = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,53 +34,6 @@ class Change:
     challenger: str | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelCard:
-    """A card, ready to be written. Its texts are plain: both writers escape them.
-
-    :param title: name of the model.
-    :param lead: what it does, in a sentence.
-    :param verdict: what the evaluation concluded; ``None`` when there was none.
-    :param sections: its parts, the most important first.
-    """
-
-    title: str
-    lead: str
-    verdict: str | None
-    sections: tuple[Section, ...]
-
-    def to_markdown(self, maximum: int | None = None) -> str:
-        """Write Markdown.
-
-        :param maximum: most characters; whole sections are left out at the end, and it is said.
-        """
-        parts = [f"# {_markdown(self.title)}\n\n{_markdown(self.lead)}\n"]
-        parts += [_section_markdown(section) for section in self.sections]
-        text = "\n".join(parts)
-        if maximum is None or len(text) <= maximum:
-            return text
-        rest = "\nThe rest of the card is with the run's artifacts.\n"
-        while len(parts) > 1 and len("\n".join(parts)) + len(rest) > maximum:
-            parts.pop()
-        return ("\n".join(parts)[: maximum - len(rest)] + rest)[:maximum]
-
-    def to_html(self) -> str:
-        """Write one HTML page that loads nothing and runs nothing."""
-        badge = (
-            f'<p><span class="verdict {_html_class(self.verdict)}">{_html(self.verdict)}</span></p>'
-            if self.verdict
-            else ""
-        )
-        body = "\n".join(_section_html(section) for section in self.sections)
-        return (
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{_html(self.title)}</title>\n<style>{_STYLE}</style></head>\n"
-            f'<body><h1>{_html(self.title)}</h1>\n<p class="lead">{_html(self.lead)}</p>\n{badge}\n{body}\n</body></html>\n'
-        )
-
-
 def describe_model(
     manifest: PackageManifest,
     *,
@@ -159,7 +44,7 @@ def describe_model(
     training: Mapping[str, str] | None = None,
     changes: Sequence[Change] = (),
     signed_by: str | None = None,
-) -> ModelCard:
+) -> Page:
     """Compose a card from what is known; what was not measured is said, not left out.
 
     :param manifest: of the package.
@@ -175,7 +60,7 @@ def describe_model(
     found = _Evaluation(evaluation or {})
     kind = "a number" if manifest.task == "regression" else f"one of {_listed(manifest.classes or ())}"
     fields = _listed(manifest.signature.names)
-    return ModelCard(
+    return Page(
         title=model_name,
         lead=f"Predicts {manifest.target} ({kind}) from {fields}.",
         verdict=found.verdict,
@@ -195,14 +80,14 @@ def describe_model(
     )
 
 
-def describe_evaluation(evaluation: Mapping[str, Any]) -> ModelCard:
+def describe_evaluation(evaluation: Mapping[str, Any]) -> Page:
     """Compose the page of an evaluation: the verdict and all it follows from.
 
     :param evaluation: its result.
     """
     found = _Evaluation(evaluation)
     sections = (_compared(found), _slices(found), Section(title="Limits", notes=tuple(_unmeasured(found))))
-    return ModelCard(
+    return Page(
         title=f"{evaluation.get('model_name', 'Model')}: evaluation",
         lead=str(evaluation.get("reason", "")),
         verdict=found.verdict,
@@ -226,18 +111,18 @@ def describe_request(
     """
     found = _Evaluation(evaluation)
     pages = [
-        f"[{_markdown(label)}]({_address(url)})"
+        f"[{markdown(label)}]({link_address(url)})"
         for label, url in links.items()
         if url.startswith(("http://", "https://"))
     ]
     parts = [
-        f"Shall version {_markdown(model_version)} of **{_markdown(model_name)}** become champion?\n",
-        *(_section_markdown(section) for section in (_compared(found), _slices(found)) if not section.empty),
-        "\n".join(f"* {_markdown(note)}" for note in _unmeasured(found)),
+        f"Shall version {markdown(model_version)} of **{markdown(model_name)}** become champion?\n",
+        *(section_markdown(section) for section in (_compared(found), _slices(found)) if not section.empty),
+        "\n".join(f"* {markdown(note)}" for note in _unmeasured(found)),
     ]
     changed = _changed(changes)
     if not changed.empty:
-        parts.append(_section_markdown(changed))
+        parts.append(section_markdown(changed))
     if pages:
         parts.append(f"\n{' · '.join(pages)}\n")
     return "\n".join(parts)
@@ -558,93 +443,3 @@ def _listed(names: Iterable[str], most: int = 12) -> str:
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
-
-
-# -- writers: all that comes from outside goes through one of two functions ------------------------------------
-
-
-def _plain(text: str) -> str:
-    """Bring a text onto one line, without signs that can't be seen, and to a length one can read."""
-    line = _UNPRINTABLE.sub(" ", str(text)).strip()
-    return line if len(line) <= _CHARACTERS else f"{line[: _CHARACTERS - 1]}…"
-
-
-def _markdown(text: str) -> str:
-    r"""Escape for Markdown, also in a table.
-
-    >>> _markdown("<b>[x](y)|")
-    '\\<b\\>\\[x\\](y)\\|'
-    """
-    return _MARKDOWN_SIGNS.sub(r"\\\1", _plain(text))
-
-
-def _html(text: str) -> str:
-    """Escape for HTML, also in an attribute.
-
-    >>> _html("<b title='x'>")
-    '&lt;b title=&#x27;x&#x27;&gt;'
-    """
-    return html.escape(_plain(text), quote=True)
-
-
-def _address(url: str) -> str:
-    """Escape an address for a Markdown link."""
-    return quote(_plain(url), safe=":/?#[]@!$&*+,;=%~")
-
-
-def _html_class(verdict: str) -> str:
-    return verdict if re.fullmatch(r"[a-z_]+", verdict) else "no_verdict"
-
-
-def _section_markdown(section: Section) -> str:
-    lines = [f"## {_markdown(section.title)}", ""]
-    lines += [f"* {_markdown(label)}: {_markdown(value)}" for label, value in section.facts]
-    lines += [f"* {_markdown(note)}" for note in section.notes]
-    for title, table in section.tables:
-        lines += [*([""] if lines[-1] else []), f"**{_markdown(title)}**", ""]
-        lines += [_row(table.header), _row(["---"] * len(table.header), raw=True)]
-        lines += [_row(row) for row in table.rows]
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: Sequence[str], *, raw: bool = False) -> str:
-    return f"| {' | '.join(cell if raw else _markdown(cell) for cell in cells)} |"
-
-
-def _section_html(section: Section) -> str:
-    parts = [f"<section><h2>{_html(section.title)}</h2>"]
-    if section.facts:
-        parts.append(
-            f"<dl>{''.join(f'<dt>{_html(label)}</dt><dd>{_html(value)}</dd>' for label, value in section.facts)}</dl>"
-        )
-    parts.append(_drawing(section.intervals))
-    if section.notes:
-        parts.append(f"<ul>{''.join(f'<li>{_html(note)}</li>' for note in section.notes)}</ul>")
-    for title, table in section.tables:
-        header = "".join(f"<th>{_html(cell)}</th>" for cell in table.header)
-        rows = "".join(f"<tr>{''.join(f'<td>{_html(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
-        parts.append(
-            f"<h3>{_html(title)}</h3><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
-        )
-    return "".join([*parts, "</section>"])
-
-
-def _drawing(intervals: Sequence[Interval]) -> str:
-    """Draw each interval as a line with a dot, on one scale."""
-    if not intervals:
-        return ""
-    low, high = min(item.low for item in intervals), max(item.high for item in intervals)
-    width = (high - low) or 1.0
-
-    def place(value: float) -> float:
-        return round(130 + 380 * (value - low) / width, 1)
-
-    rows = "".join(
-        f'<text x="0" y="{y + 5}">{_html(item.label)}</text>'
-        f'<line x1="{place(item.low)}" x2="{place(item.high)}" y1="{y}" y2="{y}" stroke-width="2"/>'
-        f'<circle cx="{place(item.value)}" cy="{y}" r="4"/>'
-        f'<text x="530" y="{y + 5}">{_html(_number(item.value))}</text>'
-        for y, item in ((16 + 24 * index, item) for index, item in enumerate(intervals))
-    )
-    height = 24 * len(intervals) + 8
-    return f'<svg role="img" aria-label="Intervals" viewBox="0 0 620 {height}" width="620" height="{height}">{rows}</svg>'

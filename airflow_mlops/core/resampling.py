@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.metrics import Graded, Metric
+    from airflow_mlops.core.metrics import Metric
+    from airflow_mlops.core.predictions import Graded
 
 Array = NDArray[Any]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.extension import load_object
-from airflow_mlops.core.metrics import Predictions
+from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.tuning import Candidate, Range
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.metrics import Predictions
 from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES, PackageManifest, is_plain_name
+from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.integrations.onnx_file import asks_for_files
 from airflow_mlops.serving.package import read_verified

@@ -14,8 +14,9 @@ from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.evaluation import EvaluationReport, compare_models
 from airflow_mlops.core.fairness import FairnessReport
-from airflow_mlops.core.metrics import DEFAULT_METRICS, Graded, Predictions, resolve_metric, row_losses
+from airflow_mlops.core.metrics import DEFAULT_METRICS, resolve_metric, row_losses
 from airflow_mlops.core.model_card import describe_evaluation
+from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
 from airflow_mlops.core.resampling import Blocks
 from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices

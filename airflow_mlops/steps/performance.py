@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.metrics import MetricValue, Predictions, evaluate_metric, resolve_metric
+from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.performance import PerformancePolicy, judge_performance
+from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step

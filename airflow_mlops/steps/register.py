@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import canonical_json
-from airflow_mlops.core.model_card import Change, ModelCard, describe_model
+from airflow_mlops.core.model_card import Change, describe_model
 from airflow_mlops.core.signing import PackageSignature, SigningKey
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
@@ -27,6 +27,7 @@ from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.page import Page
     from airflow_mlops.services import Services
 
 #: Folder of the run's artifacts with the card and the verdict it was registered on.
@@ -199,7 +200,7 @@ def _verdict(evaluation: dict[str, Any] | None, url: str) -> dict[str, str]:
     }
 
 
-def _upload(registry: Registry, run_id: str, card: ModelCard, evaluation: dict[str, Any] | None) -> None:
+def _upload(registry: Registry, run_id: str, card: Page, evaluation: dict[str, Any] | None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / CARD_FILE).write_text(card.to_markdown())

@@ -19,14 +19,8 @@ from statsmodels.stats.multitest import multipletests
 from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits, judge_artifact
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.evaluation import EvaluationReport, MetricInterval, compare_models
-from airflow_mlops.core.metrics import (
-    DEFAULT_METRICS,
-    Graded,
-    Predictions,
-    evaluate_metric,
-    resolve_metric,
-    row_losses,
-)
+from airflow_mlops.core.metrics import DEFAULT_METRICS, evaluate_metric, resolve_metric, row_losses
+from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.promotion import (
     Outcome,
     PromotionDecision,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from markdown_it import MarkdownIt
 
-from airflow_mlops.core.model_card import ModelCard, describe_model
+from airflow_mlops.core.model_card import describe_model
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.serving.package import read_package
 from tests.packages import build_package
 
 if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.page import Page
 
 HOSTILE = (
     "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>|[a](javascript:alert(3))`x`\n\n# heading\u202e"
@@ -75,12 +76,12 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> PackageManifest:
     return read_package(folder)
 
 
-def card(manifest: PackageManifest, evaluation: dict[str, Any] | None = None, **more: Any) -> ModelCard:
+def card(manifest: PackageManifest, evaluation: dict[str, Any] | None = None, **more: Any) -> Page:
     given = {"model_name": "fare", "run_id": "run", "package_digest": "sha256:1"} | more
     return describe_model(manifest, evaluation=evaluation, **given)
 
 
-class Page(HTMLParser):
+class Seen(HTMLParser):
     """What a browser would see: tags with their attributes, and the text."""
 
     def __init__(self, page: str) -> None:
@@ -96,14 +97,14 @@ class Page(HTMLParser):
         self.text += data
 
 
-def rendered(markdown: str) -> Page:
+def rendered(markdown: str) -> Seen:
     """As a renderer that lets raw HTML through shows it: the worst case."""
-    return Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
+    return Seen(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
 
 
 def test_it_says_what_was_measured(manifest: PackageManifest) -> None:
     made = card(manifest, ONE_METRIC, signed_by="abc", training={"seed": "7", "unset": "None"})
-    for text in (rendered(made.to_markdown()).text, Page(made.to_html()).text):
+    for text in (rendered(made.to_markdown()).text, Seen(made.to_html()).text):
         assert "Predicts y (a number) from x, kind." in text
         assert "2.5 (2.4 to 2.6)" in text
         assert "95% interval" in text
@@ -119,7 +120,7 @@ def test_it_says_what_was_measured(manifest: PackageManifest) -> None:
 
 def test_it_says_everything_there_is(manifest: PackageManifest) -> None:
     made = card(manifest, EVERYTHING)
-    for text in (rendered(made.to_markdown()).text, Page(made.to_html()).text):
+    for text in (rendered(made.to_markdown()).text, Seen(made.to_html()).text):
         assert "not measured: it gives no probabilities" in text
         assert "kind is worse" in text.replace("kind b is", "kind is")
         assert "Artifact: not measured. no service to ask" in text
@@ -163,7 +164,7 @@ def test_whatever_shape_the_evaluation_has_there_is_a_card(
 
 class TestHostileNames:
     @pytest.fixture
-    def hostile(self, manifest: PackageManifest) -> ModelCard:
+    def hostile(self, manifest: PackageManifest) -> Page:
         signature = ModelSignature(
             inputs=tuple(FieldSpec(name=HOSTILE + str(index), type="number") for index in range(2)),
             output="y",
@@ -196,11 +197,9 @@ class TestHostileNames:
             signed_by=HOSTILE,
         )
 
-    def test_the_page_runs_nothing_and_loads_nothing(
-        self, hostile: ModelCard, manifest: PackageManifest
-    ) -> None:
-        page = Page(hostile.to_html())
-        harmless = {tag for tag, _ in Page(card(manifest, EVERYTHING).to_html()).tags}
+    def test_the_page_runs_nothing_and_loads_nothing(self, hostile: Page, manifest: PackageManifest) -> None:
+        page = Seen(hostile.to_html())
+        harmless = {tag for tag, _ in Seen(card(manifest, EVERYTHING).to_html()).tags}
         assert {tag for tag, _ in page.tags} <= harmless
         assert not {"script", "img", "a", "iframe", "link"} & harmless
         attributes = {name for _, given in page.tags for name in given}
@@ -208,7 +207,7 @@ class TestHostileNames:
         assert "<script>alert(1)</script>" in page.text  # shown, not run
         assert "\u202e" not in hostile.to_html()
 
-    def test_markdown_shows_it_as_text(self, hostile: ModelCard, manifest: PackageManifest) -> None:
+    def test_markdown_shows_it_as_text(self, hostile: Page, manifest: PackageManifest) -> None:
         page = rendered(hostile.to_markdown())
         harmless = {tag for tag, _ in rendered(card(manifest, EVERYTHING).to_markdown()).tags}
         assert {tag for tag, _ in page.tags} <= harmless
@@ -224,5 +223,5 @@ def test_a_short_description_ends_with_a_whole_section(manifest: PackageManifest
     for maximum in (200, 800, 1500):
         short = made.to_markdown(maximum)
         assert len(short) <= maximum
-        assert short.endswith("The rest of the card is with the run's artifacts.\n")
+        assert short.endswith("The rest is with the run's artifacts.\n")
     assert "## How good it is" in made.to_markdown(1500)

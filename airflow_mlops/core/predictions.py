@@ -1,0 +1,111 @@
+"""Predictions, and predictions beside what turned out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """What a model answered.
+
+    :param values: numbers, or labels as text, shape ``(n,)``.
+    :param probabilities: of the classes, shape ``(n, len(classes))``; ``None`` for numbers and bare labels.
+    :param classes: labels in the order of the columns. Of two, the last is the positive one.
+    """
+
+    values: Array
+    probabilities: Array | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: Array) -> Predictions:
+        """Give some rows, by number or mask."""
+        chosen = self.probabilities[rows] if self.probabilities is not None else None
+        return Predictions(values=self.values[rows], probabilities=chosen, classes=self.classes)
+
+
+class Graded:
+    """Predictions beside what turned out; what several metrics need to know of them is worked out once.
+
+    :param target: what turned out, shape ``(n,)``.
+    :param answers: what was predicted.
+    """
+
+    def __init__(self, target: Array, answers: Predictions) -> None:
+        self.target = target
+        self.answers = answers
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, rows: Array) -> Graded:
+        """Give some rows, by number or mask."""
+        return Graded(self.target[rows], self.answers.take(rows))
+
+    @cached_property
+    def errors(self) -> Array:
+        """Prediction less target, shape ``(n,)``."""
+        return np.asarray(self.answers.values.astype(np.float64) - self.target.astype(np.float64))
+
+    @property
+    def label_count(self) -> int:
+        """How many labels there are: the model's own, and what else turned out or was answered."""
+        return self._coded[2]
+
+    @property
+    def truth(self) -> Array:
+        """Number of each row's true label: the model's own come first, in its order."""
+        return self._coded[0]
+
+    @property
+    def answered(self) -> Array:
+        """Number of the label each row was given."""
+        return self._coded[1]
+
+    @property
+    def probabilities(self) -> Array:
+        """Of the model's own labels, shape ``(n, labels)``."""
+        if self.answers.probabilities is None:
+            raise ValueError("the model gives no probabilities")
+        return self.answers.probabilities
+
+    @cached_property
+    def ranked(self) -> tuple[Array, Array, Array]:
+        """Of two labels: the distinct scores of the positive one, ascending, and the number of each row's score and of its
+        rows by label, shape ``(scores, 2)``.
+        """
+        scores, places = np.unique(self.probabilities[:, 1], return_inverse=True)
+        counts = np.bincount(places * 2 + (self.truth == 1), minlength=2 * len(scores))
+        return scores, places, counts.reshape(-1, 2).astype(np.float64)
+
+    @cached_property
+    def _coded(self) -> tuple[Array, Array, int]:
+        labels = {label: number for number, label in enumerate(self.answers.classes)}
+        truth, answered = _codes(self.target, labels), _codes(self.answers.values, labels)
+        return truth, answered, len(labels)
+
+
+def _codes(values: Array, labels: dict[str, int]) -> Array:
+    """Give each value the number of its label; new labels are added, in the order of their texts."""
+    if values.dtype.kind in "biuf":
+        distinct, places = np.unique(values, return_inverse=True)
+        texts = distinct.astype(str).tolist()
+    else:
+        import polars as pl
+
+        column = pl.Series(values.astype(str).tolist() if values.dtype.kind != "O" else map(str, values))
+        texts = column.unique().sort().to_list()
+        places = column.replace_strict(texts, range(len(texts)), return_dtype=pl.Int64).to_numpy()
+    for text in texts:
+        labels.setdefault(text, len(labels))
+    return np.array([labels[text] for text in texts], dtype=np.int64)[places]
