@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.metrics import Metric, measure, resolve_metric
-from airflow_mlops.core.predictions import Graded, Predictions
+from airflow_mlops.core.metrics import Metric, measure, resolve_metric, row_losses
+from airflow_mlops.core.predictions import Graded, Predictions, text_codes
 from airflow_mlops.core.resampling import (
     Blocks,
     percentile_interval,
@@ -125,22 +126,23 @@ def compare_models(
     :param champion: its answers; ``None`` when there is no champion.
     :param baselines: answers of guesses that know nothing, by name.
     :param metrics: names or import paths; the first one decides.
-    :param blocks: how the rows are resampled; default 1,000 draws with seed 0.
+    :param blocks: how the rows are resampled; default :func:`draw_blocks`.
     :param confidence: of the intervals, in ``(0, 1)``.
     :raises InsufficientDataError: no rows, or the deciding metric is not a number on them.
     :raises ValueError: the deciding metric does not fit what the models answer.
     """
     if len(target) == 0:
         raise InsufficientDataError("there are no rows to compare models on")
-    drawn = blocks or Blocks.draw(len(target))
-    field_of = _Field(
-        challenger=Graded(target, challenger),
-        champion=Graded(target, champion) if champion is not None else None,
-        baselines={name: Graded(target, guess) for name, guess in baselines.items()},
-        blocks=drawn,
-        tail=(1.0 - confidence) / 2.0,
-    )
     deciding, *others = dict.fromkeys(metrics)
+    labels = _labels(target, [challenger, *([champion] if champion is not None else [])])
+    new = Graded(target, challenger.among(labels))
+    old = Graded(target, champion.among(labels)) if champion is not None else None
+    guesses = {name: Graded(target, guess.among(labels)) for name, guess in baselines.items()}
+    rival = old or next(iter(guesses.values()), None)
+    drawn = blocks or draw_blocks(resolve_metric(deciding), new, rival)
+    field_of = _Field(
+        challenger=new, champion=old, baselines=guesses, blocks=drawn, tail=(1.0 - confidence) / 2.0
+    )
     compared = [field_of.compare(resolve_metric(deciding))]
     not_measured = {}
     for name in others:
@@ -156,6 +158,29 @@ def compare_models(
         others=tuple(compared[1:]),
         not_measured=not_measured,
     )
+
+
+def draw_blocks(metric: Metric, challenger: Graded, rival: Graded | None, *, seed: int = 0) -> Blocks:
+    """Draw blocks that are as long as the difference between the models remembers.
+
+    :param metric: the one that decides.
+    :param challenger: the candidate.
+    :param rival: whom it is held against; ``None``: nobody.
+    :param seed: of the draws.
+    """
+    kind, differences = row_losses(metric, challenger)
+    if rival is not None:
+        same, losses = row_losses(metric, rival)
+        differences = differences - losses if same == kind else differences
+    return Blocks.draw(len(challenger), differences=np.nan_to_num(differences), seed=seed)
+
+
+def _labels(target: Array, models: Sequence[Predictions]) -> list[str]:
+    """Every label that a model knows or that turned out: with the same ones, all are measured by the same formulas."""
+    if not any(model.classes for model in models):
+        return []
+    texts, _ = text_codes(target)
+    return list(dict.fromkeys([*(label for model in models for label in model.classes), *texts]))
 
 
 def normal_tail(z: float) -> float:

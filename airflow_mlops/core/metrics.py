@@ -185,7 +185,9 @@ def row_losses(metric: Metric, graded: Graded) -> tuple[str, Array]:
 
     :returns: what the loss is, and the losses, shape ``(n,)``, smaller is better.
     """
-    if metric.losses is not None:
+    if metric.losses is not None and not (
+        metric.needs_probabilities and graded.answers.probabilities is None
+    ):
         return metric.name, metric.losses(graded)
     if graded.answers.classes:
         return "error rate", _mistakes(graded)
@@ -310,10 +312,8 @@ def _log_losses(graded: Graded) -> Array:
 
     Source: Good, "Rational decisions", JRSS B 14, 1952.
     """
-    given = graded.probabilities
-    known = graded.truth < given.shape[1]
-    happened = given[np.arange(len(given)), np.where(known, graded.truth, 0)]
-    return np.asarray(-np.log(np.clip(np.where(known, happened, 0.0), _SMALLEST, 1.0)))
+    happened = graded.probabilities[np.arange(len(graded)), graded.truth]
+    return np.asarray(-np.log(np.clip(happened, _SMALLEST, 1.0)))
 
 
 def _brier_losses(graded: Graded) -> Array:
@@ -389,7 +389,7 @@ def _average_precision_of_counts(hits: Array, misses: Array) -> Array:
 
 def _ranking_cells(graded: Graded) -> tuple[Array, int, None] | None:
     """Count positive and negative rows in bins of the score that hold equally many rows; two labels only."""
-    if len(graded.answers.classes) != 2:
+    if graded.label_count != 2:
         return None
     _, places, counts = graded.ranked
     rows = counts.sum(axis=1)
@@ -458,11 +458,11 @@ def _users(name: str, function: Callable[[Array, Array], Any]) -> Metric:
         return Metric(
             name=name,
             greater_is_better=greater_is_better,
-            score=lambda graded: float(function(graded.target, graded.answers.values)),
+            score=lambda graded: float(function(graded.target, graded.native_answers)),
         )
 
     def per_row(graded: Graded) -> Array:
-        return np.asarray(function(graded.target, graded.answers.values), dtype=np.float64)
+        return np.asarray(function(graded.target, graded.native_answers), dtype=np.float64)
 
     sign = -1.0 if greater_is_better else 1.0
     return Metric(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +34,19 @@ class Predictions:
         chosen = self.probabilities[rows] if self.probabilities is not None else None
         return Predictions(values=self.values[rows], probabilities=chosen, classes=self.classes)
 
+    def among(self, classes: Sequence[str]) -> Predictions:
+        """Give the same answers as those of a model that knows these labels; the ones it does not know it holds impossible.
+
+        :param classes: all of its own, and more; in any order.
+        """
+        if not self.classes:
+            return self
+        given = None
+        if self.probabilities is not None:
+            given = np.zeros((len(self), len(classes)))
+            given[:, [list(classes).index(label) for label in self.classes]] = self.probabilities
+        return Predictions(values=self.values, probabilities=given, classes=tuple(classes))
+
 
 class Graded:
     """Predictions beside what turned out; what several metrics need to know of them is worked out once.
@@ -57,6 +71,16 @@ class Graded:
         """Prediction less target, shape ``(n,)``."""
         return np.asarray(self.answers.values.astype(np.float64) - self.target.astype(np.float64))
 
+    @cached_property
+    def native_answers(self) -> Array:
+        """Answers of the target's own kind, for a function of the user: models answer labels as text."""
+        values = self.answers.values
+        if values.dtype.kind in "biuf" or self.target.dtype.kind not in "biuf":
+            return values
+        if self.target.dtype.kind == "b":
+            return np.asarray(values.astype(str) == "True")
+        return values.astype(np.float64).astype(self.target.dtype)
+
     @property
     def label_count(self) -> int:
         """How many labels there are: the model's own, and what else turned out or was answered."""
@@ -72,12 +96,14 @@ class Graded:
         """Number of the label each row was given."""
         return self._coded[1]
 
-    @property
+    @cached_property
     def probabilities(self) -> Array:
-        """Of the model's own labels, shape ``(n, labels)``."""
-        if self.answers.probabilities is None:
+        """Of all labels, shape ``(n, label_count)``; zero for those the model does not know."""
+        given = self.answers.probabilities
+        if given is None:
             raise ValueError("the model gives no probabilities")
-        return self.answers.probabilities
+        unknown = self.label_count - given.shape[1]
+        return np.pad(given, ((0, 0), (0, unknown))) if unknown else given
 
     @cached_property
     def ranked(self) -> tuple[Array, Array, Array]:
@@ -95,17 +121,25 @@ class Graded:
         return truth, answered, len(labels)
 
 
-def _codes(values: Array, labels: dict[str, int]) -> Array:
-    """Give each value the number of its label; new labels are added, in the order of their texts."""
+def text_codes(values: Array) -> tuple[list[str], Array]:
+    """Give the different texts of values, and the number of each value's text.
+
+    :param values: shape ``(n,)``.
+    :returns: the different texts, sorted (numbers by size), and the number of each value's text.
+    """
     if values.dtype.kind in "biuf":
         distinct, places = np.unique(values, return_inverse=True)
-        texts = distinct.astype(str).tolist()
-    else:
-        import polars as pl
+        return distinct.astype(str).tolist(), places
+    import polars as pl
 
-        column = pl.Series(values.astype(str).tolist() if values.dtype.kind != "O" else map(str, values))
-        texts = column.unique().sort().to_list()
-        places = column.replace_strict(texts, range(len(texts)), return_dtype=pl.Int64).to_numpy()
+    column = pl.Series([str(value) for value in values.tolist()], dtype=pl.String)
+    texts = column.unique().sort().to_list()
+    return texts, column.replace_strict(texts, range(len(texts)), return_dtype=pl.Int64).to_numpy()
+
+
+def _codes(values: Array, labels: dict[str, int]) -> Array:
+    """Give each value the number of its label; new labels are added, in the order of their texts."""
+    texts, places = text_codes(values)
     for text in texts:
         labels.setdefault(text, len(labels))
     return np.array([labels[text] for text in texts], dtype=np.int64)[places]

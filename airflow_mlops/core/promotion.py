@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -169,6 +170,15 @@ def _uplift(rival: Rival) -> str:
 
 
 def _slices(slices: SliceReport) -> Check:
+    if not slices.broken and slices.doubtful:
+        worst = slices.doubtful[0]
+        return Check(
+            name="slices",
+            outcome=Outcome.NOT_MEASURED,
+            reason=f"worse than the champion where {worst}: {slices.loss} {worst.challenger:.4g} against "
+            f"{worst.champion:.4g} on {worst.row_count} rows; but these lie so close together in time that it may be "
+            "chance: judge on a longer window",
+        )
     if not slices.broken:
         return Check(
             name="slices",
@@ -204,5 +214,7 @@ def _groups(report: FairnessReport, limit: float | None) -> Check:
 
 def _apart(report: FairnessReport, difference: float) -> str:
     if report.positive is None:
+        if math.isinf(difference):
+            return "one group has no loss at all, and another has"
         return f"the mean loss of the worst group is {difference:.0%} above the best's"
     return f"selection or error rates are {difference:.2f} apart"

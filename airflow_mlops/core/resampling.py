@@ -18,9 +18,11 @@ Array = NDArray[Any]
 
 #: More blocks make the standard error no better worth having, and the matrix product slower.
 MOST_BLOCKS = 1_000
-#: Rows per block, in cube roots of all rows. With 3, two equal models whose errors are related over a dozen rows
-#: (autocorrelation 0.8) are told apart in 6 to 7 % of trials at a level of 5 %; with 1, in up to 10 %.
-BLOCK_LENGTH_FACTOR = 3.0
+#: Rows per block at least, in cube roots of all rows, and multiple of the length that estimates the error best. Longer blocks
+#: than that estimate it less well but err to the safe side: see ``benchmarks/false_promotion.py``.
+BLOCK_LENGTH_FACTOR, SAFETY_FACTOR = 3.0, 2.0
+#: Blocks at least, however long the rows remember: of fewer, no error can be estimated.
+FEWEST_BLOCKS = 8
 #: A metric that is only a number is scored again on every resample; so many are affordable.
 SLOW_RESAMPLES = 200
 
@@ -48,16 +50,23 @@ class Blocks:
     _counted: dict[tuple[Any, int], Array] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def draw(cls, row_count: int, *, resamples: int = 1_000, seed: int = 0) -> Blocks:
+    def draw(
+        cls, row_count: int, *, differences: Array | None = None, resamples: int = 1_000, seed: int = 0
+    ) -> Blocks:
         """Cut and draw.
 
         :param row_count: at least one.
+        :param differences: per row, between the losses that are compared; how long they remember decides the length of the
+            blocks.
         :param resamples: bootstrap samples.
         :param seed: of the draws.
         """
         length = max(
             math.ceil(BLOCK_LENGTH_FACTOR * row_count ** (1.0 / 3.0)), math.ceil(row_count / MOST_BLOCKS)
         )
+        if differences is not None:
+            longest = max(length, row_count // FEWEST_BLOCKS)
+            length = min(max(length, math.ceil(SAFETY_FACTOR * best_block_length(differences))), longest)
         count = max(1, row_count // length)
         starts = np.linspace(0, row_count, count, endpoint=False).astype(np.int64)
         draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=resamples)
@@ -102,6 +111,37 @@ class Blocks:
             drawn = np.concatenate([rows[block] for block in np.repeat(np.arange(self.count), weights)])
             values.append(metric.score(graded.take(drawn)))
         return np.array(values)
+
+
+def best_block_length(series: Array) -> float:
+    """Give the length of blocks with which the error of the series' mean is estimated best.
+
+    Source: Politis and White, "Automatic block-length selection for the dependent bootstrap", Econometric Reviews 23,
+    2004, section 3.2, with the correction of Patton, Politis and White, Econometric Reviews 28, 2009.
+
+    :param series: shape ``(n,)``, in time order.
+    """
+    count = len(series)
+    if count < 4:
+        return 1.0
+    centered = np.asarray(series, dtype=np.float64) - np.mean(series)
+    power = np.abs(np.fft.rfft(centered, 2 * count)) ** 2
+    lags = np.fft.irfft(power)[: count // 2] / count
+    if not lags[0] > 0.0:
+        return 1.0
+    # The first lag after which a run of lags is no larger than chance.
+    run = min(max(5, math.ceil(math.sqrt(math.log10(count)))), len(lags) - 1)
+    small = np.abs(lags[1:] / lags[0]) < 2.0 * math.sqrt(math.log10(max(count, 10)) / count)
+    runs = np.flatnonzero(np.convolve(small, np.ones(run), mode="valid") == run)
+    memory = int(runs[0]) if runs.size else len(small)
+    reach = min(max(1, 2 * memory), len(lags) - 1)
+    distance = np.arange(1, reach + 1)
+    taper = np.clip(2.0 * (1.0 - distance / reach), 0.0, 1.0)
+    spectrum = lags[0] + 2.0 * float(np.sum(taper * lags[1 : reach + 1]))
+    slope = 2.0 * float(np.sum(taper * distance * lags[1 : reach + 1]))
+    if spectrum <= 0.0:
+        return 1.0
+    return max(1.0, float((1.5 * (slope / spectrum) ** 2 * count) ** (1.0 / 3.0)))
 
 
 def standard_error(resampled: Array, blocks: int) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airflow_mlops.core.predictions import text_codes
 from airflow_mlops.core.resampling import upper_tail
 
 Array = NDArray[Any]
@@ -19,6 +20,8 @@ Array = NDArray[Any]
 NUMBER_PARTS, NAMED_PARTS = 5, 12
 #: Columns whose pairs are searched: more make hundreds of thousands of slices, and each has to be paid for in power.
 PAIRED_COLUMNS = 20
+#: Rows of fewer blocks of neighbors say nothing about other times.
+FEWEST_BLOCKS = 3
 #: Slices a report shows.
 SHOWN_SLICES = 10
 
@@ -50,6 +53,7 @@ class Slice:
     :param regression: how much worse the challenger is, relative to the champion; below zero is better; ``None`` where the
         champion makes no loss at all.
     :param p_value: probability of so large a worsening by chance, adjusted for the number of slices looked at.
+    :param block_count: blocks of neighbors its rows lie in.
     """
 
     where: dict[str, str]
@@ -58,6 +62,7 @@ class Slice:
     champion: float
     regression: float | None
     p_value: float
+    block_count: int
 
     def __str__(self) -> str:
         """``rate_code_id 2 and hour 17 to 23``."""
@@ -72,12 +77,15 @@ class SliceReport:
     :param looked_at: slices with enough rows.
     :param worst: the ones that got worst, relative to the champion.
     :param broken: those of them that got worse beyond tolerance and beyond chance.
+    :param doubtful: those that got worse beyond tolerance, and beyond chance if all their rows were independent; but they lie in
+        fewer than three blocks of neighbors, so that nobody can tell.
     """
 
     loss: str
     looked_at: int
     worst: tuple[Slice, ...]
     broken: tuple[Slice, ...]
+    doubtful: tuple[Slice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +132,25 @@ def find_worse_slices(
     adjusted = _holm([item.p_value for item in found])
     judged = [replace(item, p_value=p) for item, p in zip(found, adjusted, strict=True)]
     worst = sorted(judged, key=lambda item: (item.p_value, item.champion - item.challenger))
-    broken = [
+    beyond = [
         item
         for item in worst
         if item.p_value <= policy.significance
         and item.challenger - item.champion > policy.maximum_regression * item.champion
     ]
+    broken = [item for item in beyond if item.block_count >= FEWEST_BLOCKS]
+    doubtful = [item for item in beyond if item.block_count < FEWEST_BLOCKS]
     return SliceReport(
         loss=loss,
         looked_at=len(judged),
         worst=tuple(worst[:SHOWN_SLICES]),
         broken=tuple(broken[:SHOWN_SLICES]),
+        doubtful=tuple(doubtful[:SHOWN_SLICES]),
     )
+
+
+def _short(text: str) -> str:
+    return (text if len(text) <= 60 else f"{text[:59]}…") or "(empty)"
 
 
 def _cut(column: Array) -> _Parts:
@@ -160,11 +175,12 @@ def _cut_numbers(column: Array) -> _Parts:
 
 
 def _cut_text(column: Array) -> _Parts:
-    values, numbers, counts = np.unique(column.astype(str), return_inverse=True, return_counts=True)
+    values, numbers = text_codes(column)
+    counts = np.bincount(numbers)
     named = np.argsort(-counts, kind="stable")[:NAMED_PARTS]
     places = np.full(len(values), len(named))
     places[named] = np.arange(len(named))
-    return _Parts(places[numbers], (*(str(values[place]) or "(empty)" for place in named), "(any other)"))
+    return _Parts(places[numbers], (*(_short(values[place]) for place in named), "(any other)"))
 
 
 def _slices(
@@ -182,9 +198,9 @@ def _slices(
     size = math.prod(sizes)
     place = blocks * size + cells
     rows = np.bincount(place, minlength=block_count * size).reshape(block_count, size)
-    worse = np.bincount(place, weights=challenger - champion, minlength=block_count * size).reshape(
-        block_count, size
-    )
+    differences = challenger - champion
+    worse = np.bincount(place, weights=differences, minlength=block_count * size).reshape(block_count, size)
+    squares = np.bincount(cells, weights=np.square(differences), minlength=size)
     old = np.bincount(cells, weights=champion, minlength=size)
     counts = rows.sum(axis=0)
     found = []
@@ -192,6 +208,7 @@ def _slices(
         count, mean = int(counts[cell]), float(worse[:, cell].sum() / counts[cell])
         before = float(old[cell] / count)
         names = np.unravel_index(cell, sizes)
+        in_blocks = int(np.count_nonzero(rows[:, cell]))
         found.append(
             Slice(
                 where={name: parts[name].names[int(part)] for name, part in zip(group, names, strict=True)},
@@ -199,21 +216,34 @@ def _slices(
                 challenger=before + mean,
                 champion=before,
                 regression=mean / before if before else None,
-                p_value=_p_value(worse[:, cell], rows[:, cell], mean),
+                p_value=_of_blocks(worse[:, cell], rows[:, cell], mean)
+                if in_blocks >= FEWEST_BLOCKS
+                else _of_rows(mean, float(squares[cell]), count),
+                block_count=in_blocks,
             )
         )
     return found
 
 
-def _p_value(worse: Array, rows: Array, mean: float) -> float:
+def _of_blocks(worse: Array, rows: Array, mean: float) -> float:
     """Judge a mean whose rows come in clusters."""
     clusters = int(np.count_nonzero(rows))
     residuals = worse - mean * rows
-    squares = float(np.sum(np.square(residuals)))
-    if clusters < 3 or squares == 0.0:
-        return 1.0
-    error = math.sqrt(squares * clusters / (clusters - 1.0)) / float(rows.sum())
-    return upper_tail(mean / error, clusters - 1)
+    error = math.sqrt(float(np.sum(np.square(residuals))) * clusters / (clusters - 1.0)) / float(rows.sum())
+    return _tail(mean, error, clusters - 1)
+
+
+def _of_rows(mean: float, squares: float, count: int) -> float:
+    """Judge a mean as if its rows were independent, which makes any worsening look surer than it is."""
+    variance = max(0.0, squares / count - mean**2) * count / (count - 1.0) if count > 1 else math.inf
+    return _tail(mean, math.sqrt(variance / count), count - 1)
+
+
+def _tail(mean: float, error: float, freedom: int) -> float:
+    """Give the p-value; without any spread a worsening is certain."""
+    if error <= abs(mean) * 1e-12:
+        return 0.0 if mean > 0.0 else 1.0
+    return upper_tail(mean / error, freedom)
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:

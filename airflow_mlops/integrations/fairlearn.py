@@ -6,8 +6,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.fairness import FairnessReport, GroupRates
+from airflow_mlops.core.predictions import text_codes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 #: Smaller groups are left out: their rates are mostly chance.
@@ -23,38 +26,59 @@ def compare_groups(
     target: NDArray[Any],
     predicted: NDArray[Any],
     losses: NDArray[Any],
-    positive: str | None,
+    labels: Sequence[str],
 ) -> FairnessReport:
     """Measure each group.
+
+    Of two labels the rates of the positive, last one are compared; of more, those of the label that is given most differently.
 
     :param column: name of the column.
     :param groups: group of each row, shape ``(n,)``.
     :param target: what turned out, shape ``(n,)``.
     :param predicted: what was answered, shape ``(n,)``.
     :param losses: per row, shape ``(n,)``.
-    :param positive: label whose rates are compared; ``None`` for numbers.
+    :param labels: of the model, in its order; empty for numbers.
     :raises ImportError: fairlearn is not installed.
     """
     import numpy as np
 
-    names, numbers, counts = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
+    names, numbers = text_codes(groups)
+    counts = np.bincount(numbers)
     large = np.argsort(-counts, kind="stable")[:MOST_GROUPS]
     judged = np.isin(numbers, large[counts[large] >= MINIMUM_ROWS])
+    compared: list[str | None] = [None] if not labels else list(labels[-1:] if len(labels) == 2 else labels)
     if not judged.any():
-        return FairnessReport(column=column, positive=positive, groups=())
-    frame = _frame(
-        names[numbers[judged]],
-        target=target[judged],
-        predicted=predicted[judged],
-        losses=losses[judged],
-        positive=positive,
-    )
+        return FairnessReport(column=column, positive=compared[-1], groups=())
+    reports = [
+        _compare(
+            column,
+            np.array(names, dtype=object)[numbers[judged]],
+            target=target[judged],
+            predicted=predicted[judged],
+            losses=losses[judged],
+            positive=label,
+        )
+        for label in compared
+    ]
+    return max(reports, key=lambda report: report.largest_difference or 0.0)
+
+
+def _compare(
+    column: str,
+    groups: NDArray[Any],
+    *,
+    target: NDArray[Any],
+    predicted: NDArray[Any],
+    losses: NDArray[Any],
+    positive: str | None,
+) -> FairnessReport:
+    frame = _frame(groups, target=target, predicted=predicted, losses=losses, positive=positive)
     rates = frame.by_group.to_dict(orient="index")
     spread, ratio = frame.difference(), frame.ratio()
     odds = [_number(spread[name]) for name in ("true_positive_rate", "false_positive_rate") if name in spread]
     known = [value for value in odds if value is not None]
     alone = len(rates) < 2
-    losses_apart = _number(ratio["mean_loss"])
+    means = [float(row["mean_loss"]) for row in rates.values()]
     return FairnessReport(
         column=column,
         positive=positive,
@@ -62,8 +86,14 @@ def compare_groups(
         demographic_parity_difference=None if alone else _number(spread.get("selection_rate")),
         demographic_parity_ratio=None if alone else _number(ratio.get("selection_rate")),
         equalized_odds_difference=None if alone else max(known, default=None),
-        loss_ratio=1.0 / losses_apart if losses_apart and not alone else None,
+        loss_ratio=None if alone else _loss_ratio(min(means), max(means)),
     )
+
+
+def _loss_ratio(least: float, most: float) -> float:
+    if least == most:
+        return 1.0
+    return most / least if least > 0.0 else math.inf
 
 
 def _frame(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowSkipException
@@ -116,7 +118,7 @@ class EvaluateModelOperator(StepOperator):
         self.write_entry(
             context,
             kind=EntryKind.EVALUATION,
-            key=f"{result['run_id']}|{result['champion_version']}",
+            key=f"{result['run_id']}|{result['champion_version']}|{result['verdict']}|{_digest(self.build_spec(context))}",
             model_name=result["model_name"],
             window=result["window"],
             subject=result["run_id"],
@@ -152,6 +154,11 @@ class EvaluateModelOperator(StepOperator):
             f"{result['verdict']}: {result['reason']}; the champion stays",
             evidence={"checks": result["checks"], "evaluation": result["evaluation_url"]},
         )
+
+
+def _digest(spec: dict[str, Any]) -> str:
+    """Name what was asked: asked otherwise, or of a newer dataset, it is another verdict."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _number(value: float | str | None) -> float | None:

@@ -12,16 +12,15 @@ import numpy as np
 from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.evaluation import EvaluationReport, compare_models
+from airflow_mlops.core.evaluation import EvaluationReport, compare_models, draw_blocks
 from airflow_mlops.core.fairness import FairnessReport
 from airflow_mlops.core.metrics import DEFAULT_METRICS, resolve_metric, row_losses
 from airflow_mlops.core.model_card import describe_evaluation
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
-from airflow_mlops.core.resampling import Blocks
 from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import fairlearn
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import Ledger
@@ -132,7 +131,8 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     champion = load_version(registry, champion_version, services) if champion_version else None
     if champion is not None:
         _require_comparable(challenger, champion)
-    rows = _rows(spec, dataset, [model for model in (challenger, champion) if model is not None])
+    window = _unseen(spec, challenger, champion)
+    rows = _rows(spec, window, dataset, [model for model in (challenger, champion) if model is not None])
     judged = _judge(spec, rows, challenger, champion)
     decision = decide_promotion(
         judged.report, spec.policy, slices=judged.slices, groups=judged.groups, further=[artifact]
@@ -145,7 +145,7 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
         evaluation_url=registry.run_url(experiment_id, spec.run_id, f"{EVALUATION_FOLDER}/evaluation.html"),
         champion_version=champion_version.model_version if champion_version else None,
         dataset=dataset,
-        window=spec.window,
+        window=window,
         verdict=decision.verdict,
         reason=decision.reason,
         checks=decision.checks,
@@ -173,23 +173,27 @@ def _judge(
     metric = resolve_metric(spec.metric)
     answers = challenger.answer(model_columns(rows, manifest.signature))
     rival = champion.answer(model_columns(rows, champion.manifest.signature)) if champion else None
-    blocks = Blocks.draw(len(target), seed=spec.seed)
+    graded = Graded(target, answers)
+    old = Graded(target, rival) if rival is not None else None
+    guesses = _guesses(spec, challenger, target)
+    blocks = draw_blocks(metric, graded, old or Graded(target, next(iter(guesses.values()))), seed=spec.seed)
     further = DEFAULT_METRICS[manifest.task] if spec.metrics is None else spec.metrics
     report = compare_models(
         target=target,
         challenger=answers,
         champion=rival,
-        baselines=_guesses(spec, challenger, target),
+        baselines=guesses,
         metrics=[spec.metric, *further],
         blocks=blocks,
     )
-    loss, losses = row_losses(metric, Graded(target, answers))
+    loss, losses = row_losses(metric, graded)
     slices = None
     columns = manifest.signature.names if spec.slices is None else spec.slices
-    if rival is not None and columns:
-        _, old = row_losses(metric, Graded(target, rival))
+    if old is not None and columns:
         cut = {name: _slice_column(rows[name]) for name in columns}
-        slices = find_worse_slices(cut, losses, old, blocks.starts, spec.slice_policy, loss=loss)
+        slices = find_worse_slices(
+            cut, losses, row_losses(metric, old)[1], blocks.starts, spec.slice_policy, loss=loss
+        )
     groups = tuple(
         fairlearn.compare_groups(
             name,
@@ -197,7 +201,7 @@ def _judge(
             target=target,
             predicted=answers.values,
             losses=losses,
-            positive=manifest.classes[-1] if manifest.classes else None,
+            labels=manifest.classes or (),
         )
         for name in spec.groups
     )
@@ -229,15 +233,49 @@ def _slice_column(column: pl.Series) -> NDArray[Any]:
     return column.cast(str).fill_null("").to_numpy()
 
 
-def _rows(spec: EvaluateSpec, dataset: DatasetVersion, models: list[ServedModel]) -> pl.DataFrame:
-    """Read what all models need, oldest row first."""
+def _unseen(spec: EvaluateSpec, challenger: ServedModel, champion: ServedModel | None) -> Window:
+    """Give the part of the window that begins after the training of both models: rows one has learned by heart prove nothing.
+
+    :raises InsufficientDataError: nothing is left of it.
+    """
+    start = spec.window.start
+    for who, model in (("challenger", challenger), ("champion", champion)):
+        trained = model.manifest.trained_on.window if model is not None else None
+        if trained is None or trained.end <= start:
+            continue
+        if trained.end >= spec.window.end:
+            raise InsufficientDataError(
+                f"the {who} was trained on rows until {trained.end:%Y-%m-%d %H:%M}, so it has seen all of window "
+                f"{spec.window}: judge on later rows"
+            )
+        start = trained.end
+    return Window(start=start, end=spec.window.end)
+
+
+def _rows(
+    spec: EvaluateSpec, window: Window, dataset: DatasetVersion, models: list[ServedModel]
+) -> pl.DataFrame:
+    """Read what all models need, oldest row first.
+
+    :raises InsufficientDataError: no row has a target yet.
+    """
+    import polars as pl
+
     target = spec.target or models[0].manifest.target
     inputs = [name for model in models for name in model.manifest.signature.names]
     if target in inputs:
         raise SchemaMismatchError(f"target {target!r} is also an input of the model of run {spec.run_id}")
     columns = [*dict.fromkeys([*inputs, target, spec.time_column, *(spec.slices or ()), *spec.groups])]
-    rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)
-    return rows.drop_nulls([target]).sort(spec.time_column)
+    rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=window)
+    known = pl.col(target).is_not_null()
+    if rows.schema[target].is_float():
+        known &= pl.col(target).is_not_nan()
+    judged = rows.filter(known).sort(spec.time_column)
+    if judged.height == 0:
+        raise InsufficientDataError(
+            f"none of the {rows.height} rows of {dataset.uri} in {window} has a {target!r}: wait for the labels"
+        )
+    return judged
 
 
 def _require_comparable(challenger: ServedModel, champion: ServedModel) -> None:

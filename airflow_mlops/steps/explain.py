@@ -110,8 +110,8 @@ def run(spec: ExplainSpec, services: Services) -> ExplainResult:
     rows = read_rows(
         dataset, columns=[*names, model.manifest.target], time_column=spec.time_column, window=spec.window
     ).drop_nulls([model.manifest.target])
-    if rows.height > spec.maximum_rows:
-        rows = rows.sample(spec.maximum_rows, seed=spec.seed)
+    # Shuffled, so that the first rows of the table are rows of any time.
+    rows = rows.sample(min(rows.height, spec.maximum_rows), shuffle=True, seed=spec.seed)
     table, target = _table(model, rows), rows[model.manifest.target].to_numpy()
     score, output = _score(model, spec.explained_label)
     importances = permutation_importance(_loss(model, spec.metric, target), table, seed=spec.seed)
@@ -122,7 +122,7 @@ def run(spec: ExplainSpec, services: Services) -> ExplainResult:
     explained = _head(table, spec.explained_rows)
     contributions, mean = shap.explain_rows(score, explained, _tail(table, BACKGROUND_ROWS), seed=spec.seed)
     ranked = rank_contributions(names, contributions)
-    counterfactuals = _counterfactuals(spec, model, score, explained, table)
+    counterfactuals = _counterfactuals(spec, model, explained, table)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / EXPLANATION_FOLDER
         folder.mkdir()
@@ -187,29 +187,40 @@ def _loss(model: ServedModel, metric: str, target: NDArray[Any]) -> Callable[[Ta
 
 
 def _counterfactuals(
-    spec: ExplainSpec, model: ServedModel, score: Score, explained: Table, pool: Table
+    spec: ExplainSpec, model: ServedModel, explained: Table, pool: Table
 ) -> list[Counterfactual | None]:
-    if spec.counterfactual_shift is None:
+    """Find, for each row, the smallest change to another label, or of the answer by the shift that is asked for."""
+    shift = spec.counterfactual_shift
+    if shift is None:
         return []
-    classification = model.manifest.classes is not None
-    found = []
-    scores = score(explained)
-    for number, own in enumerate(scores):
-        found.append(
-            find_counterfactual(
-                score,
-                {name: column[number] for name, column in explained.items()},
-                pool,
-                _other_side(0.5, own >= 0.5)
-                if classification
-                else _beyond(float(own), spec.counterfactual_shift),
-            )
+    count = len(next(iter(explained.values())))
+    rows = [{name: column[number] for name, column in explained.items()} for number in range(count)]
+    answers = model.predict_columns(explained)
+    if model.manifest.classes is not None:
+        return [
+            find_counterfactual(_lead_of(model, str(own)), row, pool, lambda lead: lead < 0.0)
+            for row, own in zip(rows, answers, strict=True)
+        ]
+    return [
+        find_counterfactual(
+            lambda table: np.asarray(model.predict_columns(table)), row, pool, _beyond(float(str(own)), shift)
         )
-    return found
+        for row, own in zip(rows, answers, strict=True)
+    ]
 
 
-def _other_side(threshold: float, above: bool) -> Callable[[NDArray[Any]], NDArray[np.bool_]]:
-    return lambda scores: scores < threshold if above else scores >= threshold
+def _lead_of(model: ServedModel, label: str) -> Score:
+    """Give how far a label is ahead of the best other one; below zero another is answered."""
+    classes, probabilities = model.manifest.classes or (), model.probabilities
+    if probabilities is None:
+        return lambda table: np.where(np.asarray(model.predict_columns(table)) == label, 1.0, -1.0)
+    place = classes.index(label)
+
+    def lead(table: Table) -> NDArray[Any]:
+        given = np.asarray(probabilities(table))
+        return np.asarray(given[:, place] - np.delete(given, place, axis=1).max(axis=1))
+
+    return lead
 
 
 def _beyond(own: float, shift: float) -> Callable[[NDArray[Any]], NDArray[np.bool_]]:

@@ -349,7 +349,7 @@ class TestPromotion:
             target=TRUTH,
             challenger=ANSWERS,
             champion=None,
-            baselines={"a": Predictions(values=TRUTH)},
+            baselines={"a": Predictions(values=TRUTH, classes=("a", "b"))},
             metrics=["brier"],
         )
         decision = decide_promotion(report, PromotionPolicy())
@@ -479,7 +479,7 @@ class TestGroups:
         groups = random.choice(np.array(["x", "y", "z"]), len(TRUTH), p=[0.5, 0.3, 0.2])
         _, losses = row_losses(resolve_metric("accuracy"), Graded(TRUTH, ANSWERS))
         report = compare_groups(
-            "sex", groups, target=TRUTH, predicted=ANSWERS.values, losses=losses, positive="b"
+            "sex", groups, target=TRUTH, predicted=ANSWERS.values, losses=losses, labels="ab"
         )
         given: dict[str, Any] = {
             "y_true": TRUTH == "b",
@@ -502,7 +502,7 @@ class TestGroups:
     def test_a_limit_makes_it_a_gate(self, limit: float | None, outcome: Outcome) -> None:
         groups = np.where(np.arange(len(TRUTH)) % 3 == 0, "x", "")
         report = compare_groups(
-            "sex", groups, target=TRUTH, predicted=ANSWERS.values, losses=np.zeros(len(TRUTH)), positive="b"
+            "sex", groups, target=TRUTH, predicted=ANSWERS.values, losses=np.zeros(len(TRUTH)), labels="ab"
         )
         assert {group.group for group in report.groups} == {"x", "(empty)"}
         decision = decide_promotion(
@@ -513,7 +513,7 @@ class TestGroups:
     def test_one_group_is_nothing_to_compare(self) -> None:
         groups = np.array(["x"] * 690 + ["y"] * 10)
         report = compare_groups(
-            "sex", groups, target=TRUTH, predicted=ANSWERS.values, losses=np.zeros(len(TRUTH)), positive="b"
+            "sex", groups, target=TRUTH, predicted=ANSWERS.values, losses=np.zeros(len(TRUTH)), labels="ab"
         )
         policy = PromotionPolicy(maximum_group_difference=0.1)
         decision = decide_promotion(compare(NEAR, FAR), policy, groups=[report])
@@ -522,7 +522,7 @@ class TestGroups:
     def test_numbers_are_compared_by_their_loss(self) -> None:
         groups = np.where(np.arange(500) % 2 == 0, "x", "y")
         losses = np.where(groups == "x", 1.0, 1.5)
-        report = compare_groups("sex", groups, target=TARGET, predicted=GUESS, losses=losses, positive=None)
+        report = compare_groups("sex", groups, target=TARGET, predicted=GUESS, losses=losses, labels=())
         assert report.loss_ratio == pytest.approx(1.5)
         assert report.largest_difference == pytest.approx(0.5)
 
