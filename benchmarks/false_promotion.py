@@ -1,7 +1,7 @@
 """How often a challenger that is no better is promoted, and how often one that is better is found; 1,000 trials each.
 
 Two equally good models: the share of promotions has to stay near the significance asked for. Errors are independent, heavy-tailed
-(Student's t, 3 degrees of freedom), or related (each resembles the one before, autocorrelation 0.5 or 0.8), those of both models
+(Student's t, 3 degrees of freedom), or related (each resembles the one before, autocorrelation 0.5 to 0.99), those of both models
 as well as of the rows. A plain paired t-test on rows (a peer) stands beside ours. Power: the share of promotions when the challenger is
 better by the minimum detectable difference that the evaluation itself reports; 80 % is promised.
 """
@@ -18,7 +18,14 @@ from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.promotion import PromotionPolicy, Verdict, decide_promotion
 
 TRIALS = 1_000
-KINDS = ("independent", "heavy-tailed", "autocorrelation 0.5", "autocorrelation 0.8")
+KINDS = (
+    "independent",
+    "heavy-tailed",
+    "autocorrelation 0.5",
+    "autocorrelation 0.8",
+    "autocorrelation 0.95",
+    "autocorrelation 0.99",
+)
 
 
 def noise(random: np.random.Generator, kind: str, count: int) -> np.ndarray:

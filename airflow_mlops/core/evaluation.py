@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from airflow_mlops.core.metrics import Metric, measure, resolve_metric, row_losses
 from airflow_mlops.core.predictions import Graded, Predictions, text_codes
 from airflow_mlops.core.resampling import (
+    FEWEST_PIECES,
     Blocks,
     percentile_interval,
-    standard_error,
     t_quantile,
     upper_tail,
 )
@@ -84,6 +84,7 @@ class EvaluationReport:
 
     :param row_count: rows all models were scored on.
     :param block_count: blocks of neighbors they were cut into for resampling.
+    :param conclusive: whether the rows are enough for a test, given how much each resembles its neighbors.
     :param confidence: of the intervals.
     :param deciding: the metric that decides.
     :param others: metrics that are reported beside it.
@@ -92,6 +93,7 @@ class EvaluationReport:
 
     row_count: int
     block_count: int
+    conclusive: bool
     confidence: float
     deciding: MetricComparison
     others: tuple[MetricComparison, ...] = ()
@@ -116,7 +118,7 @@ def compare_models(
     """Score all models on the same rows and test the challenger against every rival, block by block.
 
     Both models are resampled with the same blocks, so that what makes rows hard for either cancels out. The improvement
-    over its standard error is judged by Student's t with one degree of freedom per block but one.
+    over its standard error is judged by Student's t with one degree of freedom per independent piece but one.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 13 and 16; see
     :class:`~airflow_mlops.core.resampling.Blocks` for the blocks.
@@ -153,6 +155,7 @@ def compare_models(
     return EvaluationReport(
         row_count=len(target),
         block_count=drawn.count,
+        conclusive=drawn.pieces >= FEWEST_PIECES,
         confidence=confidence,
         deciding=compared[0],
         others=tuple(compared[1:]),
@@ -223,7 +226,7 @@ class _Field:
         return value, self.blocks.resample(metric, graded, value)
 
     def _interval(self, value: float, drawn: Array) -> MetricInterval:
-        ends = percentile_interval(value, drawn, self.blocks.count, self.tail)
+        ends = percentile_interval(value, drawn, self.blocks, self.tail)
         low, high = ends or (None, None)
         return MetricInterval(value=value, low=low, high=high)
 
@@ -231,8 +234,8 @@ class _Field:
         rival, rival_drawn = self._measure(metric, graded)
         sign = 1.0 if metric.greater_is_better else -1.0
         gain, gains = sign * (value - rival), sign * (drawn - rival_drawn)
-        error = standard_error(gains, self.blocks.count)
-        freedom = max(1, self.blocks.count - 1)
+        error = self.blocks.standard_error(gains)
+        freedom = self.blocks.freedom
         return Rival(
             value=self._interval(rival, rival_drawn),
             uplift=gain / abs(rival) if rival else None,
@@ -242,13 +245,13 @@ class _Field:
         )
 
 
-def _p_value(gain: float, error: float, freedom: int) -> float:
+def _p_value(gain: float, error: float, freedom: float) -> float:
     if error == 0.0:
         return 0.5 if gain == 0.0 else float(gain < 0.0)
     return upper_tail(gain / error, freedom)
 
 
-def _detectable(error: float, freedom: int) -> float | None:
+def _detectable(error: float, freedom: float) -> float | None:
     """Improvement at which the test says yes with the stated power.
 
     Source: Cohen, "Statistical Power Analysis for the Behavioral Sciences", 2nd edition, 1988, chapter 2.

@@ -21,8 +21,9 @@ MOST_BLOCKS = 1_000
 #: Rows per block at least, in cube roots of all rows, and multiple of the length that estimates the error best. Longer blocks
 #: than that estimate it less well but err to the safe side: see ``benchmarks/false_promotion.py``.
 BLOCK_LENGTH_FACTOR, SAFETY_FACTOR = 3.0, 2.0
-#: Blocks at least, however long the rows remember: of fewer, no error can be estimated.
-FEWEST_BLOCKS = 8
+#: Blocks at least, however long the rows remember; then the test has as many degrees of freedom as there are independent
+#: pieces, and with fewer than three of those there is none.
+FEWEST_BLOCKS, FEWEST_PIECES = 10, 3
 #: A metric that is only a number is scored again on every resample; so many are affordable.
 SLOW_RESAMPLES = 200
 
@@ -41,11 +42,15 @@ class Blocks:
     :param starts: first row of each block, shape ``(blocks,)``.
     :param row_count: rows in all.
     :param weights: how often each block is drawn, shape ``(resamples, blocks)``.
+    :param pieces: independent pieces the rows amount to; fewer than the blocks where rows remember longer than a block.
+    :param understated: factor by which the blocks' own spread is taken to understate the error where they are too short.
     """
 
     starts: Array
     row_count: int
     weights: Array
+    pieces: float
+    understated: float
     #: Sums of metrics that count the same cells (precision, recall, ...), per answers: counted once.
     _counted: dict[tuple[Any, int], Array] = field(default_factory=dict, repr=False, compare=False)
 
@@ -64,13 +69,38 @@ class Blocks:
         length = max(
             math.ceil(BLOCK_LENGTH_FACTOR * row_count ** (1.0 / 3.0)), math.ceil(row_count / MOST_BLOCKS)
         )
+        wanted = length
         if differences is not None:
-            longest = max(length, row_count // FEWEST_BLOCKS)
-            length = min(max(length, math.ceil(SAFETY_FACTOR * best_block_length(differences))), longest)
+            wanted = max(length, math.ceil(SAFETY_FACTOR * best_block_length(differences)))
+            length = min(wanted, max(length, row_count // FEWEST_BLOCKS))
         count = max(1, row_count // length)
         starts = np.linspace(0, row_count, count, endpoint=False).astype(np.int64)
         draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=resamples)
-        return cls(starts=starts, row_count=row_count, weights=draws.astype(np.float64))
+        return cls(
+            starts=starts,
+            row_count=row_count,
+            weights=draws.astype(np.float64),
+            pieces=min(float(count), row_count / wanted),
+            understated=math.sqrt(wanted / length),
+        )
+
+    def standard_error(self, resampled: Array) -> float:
+        """Give the standard error from resamples; draws from few blocks vary too little by ``sqrt((blocks - 1) / blocks)``.
+
+        Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 5.3.
+
+        :param resampled: shape ``(resamples,)``.
+        :returns: infinite where there is nothing to estimate it from.
+        """
+        known = resampled[np.isfinite(resampled)]
+        if self.count < 2 or len(known) < 2:
+            return math.inf
+        return float(np.std(known, ddof=1)) * math.sqrt(self.count / (self.count - 1.0)) * self.understated
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of an error that is estimated from them."""
+        return max(1.0, self.pieces - 1.0)
 
     @property
     def count(self) -> int:
@@ -144,19 +174,8 @@ def best_block_length(series: Array) -> float:
     return max(1.0, float((1.5 * (slope / spectrum) ** 2 * count) ** (1.0 / 3.0)))
 
 
-def standard_error(resampled: Array, blocks: int) -> float:
-    """Give the standard error from resamples; draws from few blocks vary too little by ``sqrt((blocks - 1) / blocks)``.
-
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 5.3.
-    """
-    known = resampled[np.isfinite(resampled)]
-    if blocks < 2 or len(known) < 2:
-        return math.inf
-    return float(np.std(known, ddof=1)) * math.sqrt(blocks / (blocks - 1.0))
-
-
 def percentile_interval(
-    value: float, resampled: Array, blocks: int, tail: float
+    value: float, resampled: Array, blocks: Blocks, tail: float
 ) -> tuple[float, float] | None:
     """Give a percentile interval, stretched about the value where few blocks would make it too narrow.
 
@@ -165,21 +184,20 @@ def percentile_interval(
 
     :param value: on all rows.
     :param resampled: on the resamples.
-    :param blocks: drawn in each.
+    :param blocks: that were drawn.
     :param tail: probability left out on either side, such as 0.025.
     :returns: lower and upper end; ``None`` with fewer than two blocks.
     """
     known = resampled[np.isfinite(resampled)]
-    if blocks < 2 or len(known) < 2:
+    if blocks.count < 2 or len(known) < 2:
         return None
-    stretch = (
-        t_quantile(1.0 - tail, blocks - 1) / _normal_quantile(1.0 - tail) * math.sqrt(blocks / (blocks - 1.0))
-    )
+    stretch = t_quantile(1.0 - tail, blocks.freedom) / _normal_quantile(1.0 - tail)
+    stretch *= math.sqrt(blocks.count / (blocks.count - 1.0)) * blocks.understated
     low, high = value + stretch * (np.quantile(known, [tail, 1.0 - tail]) - value)
     return float(low), float(high)
 
 
-def upper_tail(t: float, degrees_of_freedom: int) -> float:
+def upper_tail(t: float, degrees_of_freedom: float) -> float:
     """Probability that Student's t exceeds ``t``.
 
     Source: Student, "The probable error of a mean", Biometrika 6, 1908.
@@ -201,7 +219,7 @@ def describe_p(p_value: float) -> str:
     return f"p = {p_value:.2g}" if p_value >= 1e-4 else "p < 0.0001"
 
 
-def t_quantile(probability: float, degrees_of_freedom: int) -> float:
+def t_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Quantile of Student's t.
 
     >>> round(t_quantile(0.95, 10), 3)

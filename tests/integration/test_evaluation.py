@@ -13,7 +13,7 @@ import pytest
 from sklearn import metrics as oracle
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.services import Services
@@ -269,6 +269,50 @@ def test_the_rival_is_the_champion_of_the_ledger(
     registry.set_alias("electricity_cut_short", "champion", "1")
     assert evaluate(services, first)["champion_version"] == "2"
     assert registry.version_by_alias("electricity_cut_short", "champion").model_version == "2"
+
+
+def test_rows_a_champion_has_learned_by_heart_prove_nothing(
+    electricity: tuple[str, pl.DataFrame], services: Services
+) -> None:
+    """A champion trained until later: only what came after its training is judged, or nothing if nothing did."""
+    table, frame = electricity
+    whole = window_of(frame, "timestamp")
+    until = whole.start + 0.85 * (whole.end - whole.start)
+    early = {"start": whole.start.isoformat(), "end": until.isoformat()}
+    challenger = train(services, table, "electricity_heart", window=early)
+    champion = train(services, table, "electricity_heart", holdout_share=0.12)
+    crown(services, champion)
+    later = {"start": challenger["holdout"]["start"], "end": whole.end.isoformat()}
+    result = evaluate(services, challenger, window=later)
+    assert result["window"]["start"] == champion["holdout"]["start"] > challenger["holdout"]["start"]
+    with pytest.raises(
+        InsufficientDataError, match=r"the champion was trained on rows until .* judge on later rows"
+    ):
+        evaluate(services, challenger)
+
+
+def test_labels_that_are_not_there_yet(services: Services, tmp_path: Path) -> None:
+    times = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=place) for place in range(600)]
+    x = np.random.default_rng(0).normal(size=600)
+    frame = pl.DataFrame({"timestamp": times, "x": x, "y": 2.0 * x})
+    table = str(tmp_path / "late")
+    delta.replace_window(table, frame, time_column="timestamp", window=window_of(frame, "timestamp"))
+    training = train(
+        services,
+        table,
+        "late",
+        estimator="sklearn.linear_model.LinearRegression",
+        estimator_params={},
+        target="y",
+        numeric=["x"],
+        metric="mae",
+    )
+    empty = frame.with_columns(y=pl.lit(None, dtype=pl.Float64))
+    delta.replace_window(table, empty, time_column="timestamp", window=window_of(frame, "timestamp"))
+    with pytest.raises(
+        InsufficientDataError, match=r"none of the 120 rows .* has a 'y': wait for the labels"
+    ):
+        evaluate(services, training, dataset=table)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -374,9 +375,19 @@ class TestPromotion:
         assert decision.verdict is Verdict.REJECT
         assert decision.reason == "the packaged model takes 1.8e+02 ms for a row (p99) (limit 100)"
 
-    @pytest.mark.parametrize("correlation", [0.0, 0.8])
+    def test_rows_that_are_all_alike_prove_nothing(self) -> None:
+        """300 rows, each nearly like the one before: about two independent ones."""
+        random = np.random.default_rng(4)
+        verdicts = []
+        for _ in range(200):
+            new, old = (10.0 * related(random, 300, 0.99) for _ in range(2))
+            report = compare(new, old, np.zeros(300))
+            verdicts.append(decide_promotion(report, PromotionPolicy()).verdict)
+        assert verdicts.count(Verdict.PROMOTE) <= 20  # a t-test on rows promotes 85
+
+    @pytest.mark.parametrize("correlation", [0.0, 0.8, 0.95])
     def test_equal_models_are_promoted_at_the_nominal_rate(self, correlation: float) -> None:
-        """600 pairs of equally good models; five percent of 600 is 30, with a standard deviation of 5.3.
+        """600 pairs of equally good models; five percent of 600 is 30, with a standard deviation of 5.3: 46 is three above.
 
         ``benchmarks/false_promotion.py`` gives the rates for more kinds of errors, rows and metrics.
         """
@@ -387,7 +398,7 @@ class TestPromotion:
             new, old = (target + related(random, 1000, correlation) for _ in range(2))
             decision = decide_promotion(compare(new, old, target), PromotionPolicy(significance=0.05))
             promoted += decision.verdict is Verdict.PROMOTE
-        assert 10 <= promoted <= 51
+        assert promoted <= 46
 
 
 def slices_of(columns: dict[str, np.ndarray], new: np.ndarray, old: np.ndarray, **policy: Any) -> SliceReport:
@@ -470,6 +481,66 @@ class TestSlices:
             alarms += bool(slices_of(columns, new, old).broken)
         assert alarms <= 27
 
+    def test_a_slice_that_is_wholly_wrong_is_certain(self) -> None:
+        """No spread at all: every row of the slice is wrong now and was right before."""
+        kind = np.where(np.arange(4_000) % 5 == 0, "electric", "gas")
+        old = np.zeros(4_000)
+        report = slices_of({"kind": kind}, (kind == "electric").astype(float), old)
+        assert [item.where for item in report.broken] == [{"kind": "electric"}]
+        assert report.broken[0].regression is None
+
+    def test_a_slice_of_one_day_is_doubtful(self) -> None:
+        random = np.random.default_rng(0)
+        kind = np.where(np.arange(6_000) < 380, "first", "later")  # rows of one block and a bit
+        old, new = np.abs(random.normal(0, 1, 6_000)), np.abs(random.normal(0, 0.9, 6_000))
+        new[:380] += 50.0
+        report = find_worse_slices(
+            {"kind": kind}, new, old, np.array([0, 200, 400, 600, 3_000]), SlicePolicy(), loss="mae"
+        )
+        assert not report.broken
+        assert report.doubtful[0].where == {"kind": "first"}
+        decision = decide_promotion(compare(NEAR, FAR), PromotionPolicy(), slices=report)
+        assert decision.verdict is Verdict.NO_VERDICT
+        assert "judge on a longer window" in decision.reason
+
+    def test_one_long_text_does_not_cost_a_column_of_long_ones(self) -> None:
+        texts = np.array(["short"] * 99_999 + ["x" * 100_000], dtype=object)
+        tracemalloc.start()
+        slices_of({"text": texts}, np.ones(100_000), np.ones(100_000))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 200e6
+
+
+class TestLabels:
+    def test_models_that_know_different_labels_are_measured_alike(self) -> None:
+        """The same answers; one model has heard of a third label, and gives it nothing."""
+        given = np.column_stack([ANSWERS.probabilities, np.zeros(len(TRUTH))])  # type: ignore[list-item]
+        knows_more = Predictions(values=ANSWERS.values, probabilities=given, classes=("a", "b", "c"))
+        report = compare_models(
+            target=TRUTH,
+            challenger=ANSWERS,
+            champion=knows_more,
+            baselines={},
+            metrics=DEFAULT_METRICS["classification"],
+        )
+        for item in report.metrics:
+            assert item.champion is not None
+            assert item.champion.value.value == pytest.approx(item.challenger.value), item.metric
+
+    def test_a_label_that_no_model_knows_counts_as_missed(self) -> None:
+        truth = np.where(np.arange(len(TRUTH)) % 2 == 0, "z", TRUTH)
+        measured = evaluate_metric(resolve_metric("brier"), target=truth, prediction=ANSWERS)
+        assert measured.value > 0.7
+        assert evaluate_metric(resolve_metric("recall"), target=truth, prediction=ANSWERS).value < 0.7
+
+    @pytest.mark.parametrize("kind", [int, bool, float, str])
+    def test_a_users_metric_sees_answers_of_the_targets_kind(self, kind: type) -> None:
+        truth = np.array([0, 1, 1, 0]).astype(kind)
+        answers = Predictions(values=np.array([str(label) for label in truth[[0, 1, 0, 0]].tolist()]))
+        metric = resolve_metric("sklearn.metrics:accuracy_score")
+        assert evaluate_metric(metric, target=truth, prediction=answers).value == 0.75
+
 
 class TestGroups:
     def test_rates_are_fairlearns(self) -> None:
@@ -509,6 +580,25 @@ class TestGroups:
             compare(NEAR, FAR), PromotionPolicy(maximum_group_difference=limit), groups=[report]
         )
         assert decision.checks[-1].outcome is outcome
+
+    def test_of_several_labels_the_one_that_is_given_most_differently_counts(self) -> None:
+        groups = np.array(["m", "w"] * 300)
+        predicted = np.where(groups == "m", "a", "b")
+        report = compare_groups(
+            "sex", groups, target=predicted, predicted=predicted, losses=np.zeros(600), labels="abc"
+        )
+        assert report.demographic_parity_difference == pytest.approx(1.0)
+        assert report.positive in {"a", "b"}
+
+    def test_a_group_without_any_loss_is_infinitely_better(self) -> None:
+        groups = np.array(["m", "w"] * 300)
+        losses = np.where(groups == "m", 0.0, 1.0)
+        report = compare_groups("sex", groups, target=losses, predicted=losses, losses=losses, labels=())
+        decision = decide_promotion(
+            compare(NEAR, FAR), PromotionPolicy(maximum_group_difference=5.0), groups=[report]
+        )
+        assert decision.verdict is Verdict.REJECT
+        assert "one group has no loss at all" in decision.reason
 
     def test_one_group_is_nothing_to_compare(self) -> None:
         groups = np.array(["x"] * 690 + ["y"] * 10)
