@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from airflow_mlops.core.metrics import Metric, measure, resolve_metric, row_losses
 from airflow_mlops.core.predictions import Graded, Predictions, text_codes
 from airflow_mlops.core.resampling import (
-    FEWEST_PIECES,
     Blocks,
     percentile_interval,
     t_quantile,
@@ -84,7 +83,6 @@ class EvaluationReport:
 
     :param row_count: rows all models were scored on.
     :param block_count: blocks of neighbors they were cut into for resampling.
-    :param conclusive: whether the rows are enough for a test, given how much each resembles its neighbors.
     :param confidence: of the intervals.
     :param deciding: the metric that decides.
     :param others: metrics that are reported beside it.
@@ -93,7 +91,6 @@ class EvaluationReport:
 
     row_count: int
     block_count: int
-    conclusive: bool
     confidence: float
     deciding: MetricComparison
     others: tuple[MetricComparison, ...] = ()
@@ -155,7 +152,6 @@ def compare_models(
     return EvaluationReport(
         row_count=len(target),
         block_count=drawn.count,
-        conclusive=drawn.pieces >= FEWEST_PIECES,
         confidence=confidence,
         deciding=compared[0],
         others=tuple(compared[1:]),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.resampling import FEWEST_PIECES, describe_p
+from airflow_mlops.core.resampling import describe_p
 
 if TYPE_CHECKING:
     from airflow_mlops.core.evaluation import EvaluationReport, MetricComparison, Rival
@@ -51,7 +51,7 @@ class PromotionPolicy:
 class Check:
     """One thing that was looked at.
 
-    :param name: ``champion``, ``baseline``, ``rows``, ``slices``, ``artifact``, or ``groups by`` a column.
+    :param name: ``champion``, ``baseline``, ``slices``, ``artifact``, or ``groups by`` a column.
     :param outcome: pass, fail, or not measured.
     :param reason: one sentence.
     """
@@ -93,15 +93,6 @@ def decide_promotion(
     if report.deciding.champion is not None:
         checks.append(_against_champion(report, report.deciding.champion, policy))
     checks.append(_against_baselines(report.deciding, policy))
-    if policy.significance is not None and not report.conclusive:
-        checks.append(
-            Check(
-                name="rows",
-                outcome=Outcome.NOT_MEASURED,
-                reason=f"neighbors among the {report.row_count} rows resemble each other so much that they amount to fewer "
-                f"than {FEWEST_PIECES} independent pieces: judge on a longer window",
-            )
-        )
     if slices is not None:
         checks.append(_slices(slices))
     checks += [_groups(group, policy.maximum_group_difference) for group in groups]

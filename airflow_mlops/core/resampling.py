@@ -21,9 +21,8 @@ MOST_BLOCKS = 1_000
 #: Rows per block at least, in cube roots of all rows, and multiple of the length that estimates the error best. Longer blocks
 #: than that estimate it less well but err to the safe side: see ``benchmarks/false_promotion.py``.
 BLOCK_LENGTH_FACTOR, SAFETY_FACTOR = 3.0, 2.0
-#: Blocks at least, however long the rows remember; then the test has as many degrees of freedom as there are independent
-#: pieces, and with fewer than three of those there is none.
-FEWEST_BLOCKS, FEWEST_PIECES = 10, 3
+#: Blocks at least, however long the rows remember; the test has as many degrees of freedom as there are independent pieces.
+FEWEST_BLOCKS = 10
 #: A metric that is only a number is scored again on every resample; so many are affordable.
 SLOW_RESAMPLES = 200
 
@@ -43,14 +42,12 @@ class Blocks:
     :param row_count: rows in all.
     :param weights: how often each block is drawn, shape ``(resamples, blocks)``.
     :param pieces: independent pieces the rows amount to; fewer than the blocks where rows remember longer than a block.
-    :param understated: factor by which the blocks' own spread is taken to understate the error where they are too short.
     """
 
     starts: Array
     row_count: int
     weights: Array
     pieces: float
-    understated: float
     #: Sums of metrics that count the same cells (precision, recall, ...), per answers: counted once.
     _counted: dict[tuple[Any, int], Array] = field(default_factory=dict, repr=False, compare=False)
 
@@ -81,7 +78,6 @@ class Blocks:
             row_count=row_count,
             weights=draws.astype(np.float64),
             pieces=min(float(count), row_count / wanted),
-            understated=math.sqrt(wanted / length),
         )
 
     def standard_error(self, resampled: Array) -> float:
@@ -95,12 +91,12 @@ class Blocks:
         known = resampled[np.isfinite(resampled)]
         if self.count < 2 or len(known) < 2:
             return math.inf
-        return float(np.std(known, ddof=1)) * math.sqrt(self.count / (self.count - 1.0)) * self.understated
+        return float(np.std(known, ddof=1)) * math.sqrt(self.count / (self.count - 1.0))
 
     @property
     def freedom(self) -> float:
         """Degrees of freedom of an error that is estimated from them."""
-        return max(1.0, self.pieces - 1.0)
+        return max(2.0, self.pieces - 1.0)
 
     @property
     def count(self) -> int:
@@ -192,7 +188,7 @@ def percentile_interval(
     if blocks.count < 2 or len(known) < 2:
         return None
     stretch = t_quantile(1.0 - tail, blocks.freedom) / _normal_quantile(1.0 - tail)
-    stretch *= math.sqrt(blocks.count / (blocks.count - 1.0)) * blocks.understated
+    stretch *= math.sqrt(blocks.count / (blocks.count - 1.0))
     low, high = value + stretch * (np.quantile(known, [tail, 1.0 - tail]) - value)
     return float(low), float(high)
 
