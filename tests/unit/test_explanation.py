@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from airflow_mlops.core.explanation import (
     rank_contributions,
 )
 from airflow_mlops.integrations import shap
+from airflow_mlops.steps.explain import _counterfactuals
 
 Table = dict[str, Any]
 
@@ -100,3 +102,29 @@ def test_contributions_add_up_to_the_answer(table: Table) -> None:
     assert mean + values.sum(axis=1) == pytest.approx(score(rows))
     assert np.abs(values[:, 3]).max() < 1e-12
     assert rank_contributions(list(table), values)[0][0] == "a"
+
+
+def test_a_counterfactual_of_several_labels_is_another_label() -> None:
+    """A model of three regions on a line: a from 0, b from 1, c from 2."""
+
+    def probabilities(table: Table) -> np.ndarray:
+        x = np.asarray(table["x"], dtype=float)
+        scores = -np.abs(x[:, None] - np.array([0.5, 1.5, 2.5]))
+        return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+
+    def labels(table: Table) -> list[str]:
+        return [str(label) for label in np.array(["a", "b", "c"])[probabilities(table).argmax(axis=1)]]
+
+    model: Any = SimpleNamespace(
+        manifest=SimpleNamespace(classes=("a", "b", "c")), probabilities=probabilities, predict_columns=labels
+    )
+    pool = {"x": np.linspace(0.0, 3.0, 301)}
+    spec: Any = SimpleNamespace(counterfactual_shift=1.0)
+    explained = {"x": np.array([0.2, 1.4, 2.9])}
+    found = _counterfactuals(spec, model, explained, pool)
+    before = labels(explained)
+    assert before == ["a", "b", "c"]
+    for own, other in zip(before, found, strict=True):
+        assert other is not None
+        _, after = other.changes["x"]
+        assert labels({"x": np.array([after])})[0] != own
