@@ -399,6 +399,15 @@ class Registry:
                 _written(self.client.update_model_version, model_name, number, text)
             return _registered(self.client.get_model_version(model_name, number))
 
+    def run_digest(self, run_id: str) -> str | None:
+        """Give the digest of the package a run holds, as its training noted it.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        with _translated(f"run {run_id}"):
+            digest: str | None = self.client.get_run(run_id).data.tags.get(PACKAGE_DIGEST_TAG)
+        return digest
+
     def _ensure_model(self, model_name: str) -> None:
         from mlflow.exceptions import MlflowException
 

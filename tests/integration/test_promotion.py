@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from airflow_mlops import cli
-from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
+from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError, PromotionRejectedError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger
@@ -189,6 +189,56 @@ def test_who_was_slow_does_not_write_what_is_no_longer_true(
         _, errors = slow.communicate(timeout=60)
     assert slow.returncode == 0, errors
     assert aliases(services, model) == {"champion": "3", "previous": "2"}
+
+
+class TestEvaluated:
+    """With an evaluation, it has to be a "promote" about this very package."""
+
+    def test_of_another_run_or_with_another_verdict_it_is_refused(
+        self, services: Services, model: str, trainings: list[dict[str, Any]]
+    ) -> None:
+        second, third = (training["run_id"] for training in trainings[1:])
+        for evaluated, words in (
+            ({"verdict": "promote", "evaluated_run_id": third}, f"its evaluation is about run {third}"),
+            ({"verdict": "reject", "evaluated_run_id": second}, "concluded 'reject': better"),
+            ({"verdict": "none", "evaluated_run_id": second}, "concluded 'none'"),
+            ({"verdict": "promote"}, "does not say which run"),
+            ({"package_digest": "sha256:other"}, "the approval is about package sha256:other"),
+        ):
+            with pytest.raises(PromotionRejectedError, match=words):
+                run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        assert aliases(services, model) == {"champion": "1"}
+        told = {"verdict": "promote", "evaluated_run_id": second}
+        digest = trainings[1]["package_digest"]
+        assert run_step("promote", promotion(model, "2", "1", package_digest=digest, **told), services)[
+            "moved"
+        ]
+
+    def test_another_run_with_the_same_package_will_do(
+        self, services: Services, model: str, trainings: list[dict[str, Any]]
+    ) -> None:
+        client = Registry.connect(services).client
+        original = client.get_run(trainings[1]["run_id"])
+        digest = trainings[1]["package_digest"]
+        again = client.create_run(
+            original.info.experiment_id, tags={"airflow_mlops.package_digest": digest}
+        ).info.run_id
+        told = {"verdict": "promote", "evaluated_run_id": again}
+        assert run_step("promote", promotion(model, "2", "1", **told), services)["moved"]
+
+    def test_by_hand_is_said(self, services: Services, model: str) -> None:
+        spec = {
+            "model_name": model,
+            "model_version": "2",
+            "expected_version": "1",
+            "actor": "anna",
+            "now": NOW,
+        }
+        run_step("promote", spec, services)
+        with Ledger.open(str(services.ledger_url)) as ledger:
+            entry = ledger.entries(model_name=model)[0]
+        assert entry.summary.endswith("promoted by hand, without an evaluation")
+        assert (entry.payload["verdict"], entry.payload["evaluated_run_id"]) == (None, None)
 
 
 def test_an_alias_moved_by_hand_is_put_back(services: Services, model: str) -> None:
