@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.steps.aliases import show_aliases
+from airflow_mlops.steps.aliases import require_movable, show_aliases
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.packages import require_signed
 
@@ -69,8 +69,10 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
     :raises PromotionRejectedError: its evaluation, or the approval, is about another package or is no "promote".
     :raises PromotionConflictError: somebody promoted another version first.
     :raises ModelVersionNotFoundError: no such version.
+    :raises ValueError: ``alias`` is ``previous``, which is never moved by itself.
     :raises ArtifactIntegrityError: signatures are asked for, and it has none that is trusted.
     """
+    require_movable(spec.alias)
     registry = Registry.connect(services)
     version = registry.version(spec.model_name, spec.model_version)
     _require_earned(spec, registry, version)

@@ -267,6 +267,35 @@ def test_another_alias_leaves_champion_and_previous_alone(services: Services, mo
     assert Registry.connect(services).aliases(model)["shadow"] == "3"
 
 
+def test_an_alias_has_one_owner(
+    services: Services, model: str, trainings: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Once the ledger owns it, a registration moves it there, and nobody puts it back."""
+    run_step("promote", promotion(model, "1", None, alias="challenger"), services)
+    newest = {"model_name": model, **trainings[2], "actor": "dag/run/register"}
+    for _ in range(2):
+        run_step("register", newest, services)
+        run_step("promote", promotion(model, "1", None), services)  # any step that shows the aliases
+        assert Registry.connect(services).aliases(model)["challenger"] == "3"
+    with Ledger.open(str(services.ledger_url)) as ledger:
+        moves = [(move.actor, move.subject) for move in ledger.moves(model, "challenger")]
+    assert moves == [("dag/run/promote_1", "1"), ("dag/run/register", "3")]
+
+
+def test_aliases_that_are_moved_by_others_are_refused(
+    services: Services, model: str, trainings: list[dict[str, Any]]
+) -> None:
+    for alias in ("champion", "previous"):
+        with pytest.raises(ValueError, match=f"alias '{alias}'.*promote"):
+            run_step("register", {"model_name": model, **trainings[1], "alias": alias}, services)
+    with pytest.raises(ValueError, match="alias 'previous' follows 'champion'"):
+        run_step("promote", promotion(model, "2", None, alias="previous"), services)
+    back = {"model_name": model, "actor": "anna", "now": NOW, "alias": "previous"}
+    with pytest.raises(ValueError, match="alias 'previous' follows 'champion'"):
+        run_step("roll-back", back, services)
+    assert aliases(services, model) == {"champion": "1"}
+
+
 def test_going_back_twice_goes_two_steps_back(services: Services, model: str) -> None:
     run_step("promote", promotion(model, "2", "1"), services)
     run_step("promote", promotion(model, "3", "2"), services)
