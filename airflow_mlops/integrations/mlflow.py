@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
 import tempfile
 import time
@@ -26,7 +27,7 @@ from airflow_mlops.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mlflow import MlflowClient
 
@@ -49,6 +50,9 @@ TAG_CHARACTERS = 5000
 
 #: Rows of MLflow's input example.
 _EXAMPLE_ROWS = 3
+
+# Of those who write the same row at once each round lets at least one through.
+_WRITE_ATTEMPTS = 5
 
 # What the operating system says when a file can't be written here; MLflow passes on only the text of it.
 _LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -375,7 +379,8 @@ class Registry:
             self._ensure_model(model_name)
             standing = self._holding(model_name, package_digest)
             if not standing:
-                created = self.client.create_model_version(
+                created = _written(
+                    self.client.create_model_version,
                     model_name,
                     source=f"models:/{model_id}" if model_id else f"runs:/{run_id}/{PACKAGE_FOLDER}",
                     run_id=run_id,
@@ -385,14 +390,23 @@ class Registry:
                 )
                 standing = self._holding(model_name, package_digest)
                 if str(standing[0].version) != str(created.version):
-                    self.client.delete_model_version(model_name, created.version)
+                    _written(self.client.delete_model_version, model_name, created.version)
             number, current = str(standing[0].version), standing[0]
             for name, value in facts.items():
                 if current.tags.get(name) != value:
-                    self.client.set_model_version_tag(model_name, number, name, value)
+                    _written(self.client.set_model_version_tag, model_name, number, name, value)
             if current.description != text:
-                self.client.update_model_version(model_name, number, text)
+                _written(self.client.update_model_version, model_name, number, text)
             return _registered(self.client.get_model_version(model_name, number))
+
+    def run_digest(self, run_id: str) -> str | None:
+        """Give the digest of the package a run holds, as its training noted it.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        with _translated(f"run {run_id}"):
+            digest: str | None = self.client.get_run(run_id).data.tags.get(PACKAGE_DIGEST_TAG)
+        return digest
 
     def _ensure_model(self, model_name: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -401,7 +415,7 @@ class Registry:
             self.client.get_registered_model(model_name)
         except MlflowException:
             try:
-                self.client.create_registered_model(model_name)
+                _written(self.client.create_registered_model, model_name)
             except MlflowException as err:  # somebody else was faster
                 if err.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -438,7 +452,12 @@ class Registry:
     def set_alias(self, model_name: str, alias: str, model_version: str) -> None:
         """Point an alias at a version. The ledger decides who may; MLflow has no compare-and-set."""
         with _translated(f"model {model_name!r} alias {alias!r}"):
-            self.client.set_registered_model_alias(model_name, alias, model_version)
+            _written(self.client.set_registered_model_alias, model_name, alias, model_version)
+
+    def set_version_tag(self, model_name: str, model_version: str, name: str, value: str) -> None:
+        """Write a tag of a version."""
+        with _translated(f"model {model_name!r} version {model_version!r}"):
+            _written(self.client.set_model_version_tag, model_name, model_version, name, value)
 
     def aliases(self, model_name: str) -> dict[str, str]:
         """Give every alias of a model with the version it points at.
@@ -459,6 +478,28 @@ class Registry:
     def version_url(self, version: RegisteredVersion) -> str:
         """Page of a model version."""
         return f"{self.tracking_uri}/#/models/{version.model_name}/versions/{version.model_version}"
+
+
+def _written(write: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Write to the registry, again when somebody else wrote the same row at the same time.
+
+    MLflow looks whether a row is there and then inserts it. Who comes second breaks its database's uniqueness, which it
+    answers with 400 BAD_REQUEST, and its client repeats only 408, 429 and 5xx. What is really wrong with a request is an
+    INVALID_PARAMETER_VALUE.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(_WRITE_ATTEMPTS):
+        try:
+            return write(*arguments, **named)
+        except MlflowException as err:
+            if (
+                err.error_code not in {"BAD_REQUEST", "TEMPORARILY_UNAVAILABLE"}
+                or attempt + 1 == _WRITE_ATTEMPTS
+            ):
+                raise
+        time.sleep(random.uniform(0.05, 0.2) * 2**attempt)  # noqa: S311  it only parts the writers
+    raise AssertionError("unreachable")
 
 
 def _registered(version: Any) -> RegisteredVersion:

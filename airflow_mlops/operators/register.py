@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import ModelVersionLink
-from airflow_mlops.operators.base import StepOperator
+from airflow_mlops.operators.base import StepOperator, actor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,11 +19,11 @@ class RegisterModelOperator(StepOperator):
     :param training: what the training task returned. (templated)
     :param evaluation: what the evaluation task returned; its verdict and numbers go to the version and its
         model card. (templated)
-    :param alias: alias to set on the version. (templated)
+    :param alias: alias to set on the version; ``champion`` is promoted instead. (templated)
     """
 
     step = "register"
-    needs = frozenset({"mlflow", "signing"})
+    needs = frozenset({"mlflow", "signing", "ledger"})
     operator_extra_links = (ModelVersionLink(),)
     template_fields: Sequence[str] = ("training", "evaluation", "alias")
 
@@ -45,6 +45,7 @@ class RegisterModelOperator(StepOperator):
             "model_id": training["model_id"],
             "alias": self.alias,
             "evaluation": self.evaluation or None,
+            "actor": actor(context),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

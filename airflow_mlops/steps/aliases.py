@@ -3,19 +3,70 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from airflow_mlops.exceptions import ModelVersionNotFoundError
+from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 
 if TYPE_CHECKING:
     from airflow_mlops.integrations.mlflow import Registry
-    from airflow_mlops.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 #: Points at the version that was champion before; it follows from the ledger and is never moved by itself.
 PREVIOUS = "previous"
+
+
+def require_movable(alias: str, *, registering: bool = False) -> None:
+    """Refuse an alias that follows from others or, when a version is registered, the one that must be earned.
+
+    :raises ValueError: saying who moves it.
+    """
+    if alias == PREVIOUS:
+        raise ValueError(
+            f"alias {PREVIOUS!r} follows {CHAMPION!r} by itself and is not moved; promote, or roll back"
+        )
+    if registering and alias == CHAMPION:
+        raise ValueError(
+            f"alias {CHAMPION!r} is not set by a registration; promote the version after it is registered"
+        )
+
+
+def point_to_newest(
+    registry: Registry, ledger: Ledger, *, model_name: str, alias: str, version: str, actor: str
+) -> bool:
+    """Point an alias that the ledger owns at the version registered last; it owns those that were ever promoted.
+
+    :returns: whether the ledger owns it; MLflow alone says where the others point.
+    """
+    while True:
+        current = ledger.aliases(model_name).get(alias)
+        if current is None:
+            return False
+        try:
+            ledger.move_alias(
+                model_name=model_name,
+                alias=alias,
+                model_version=version,
+                expected_version=current,
+                entry=LedgerEntry(
+                    kind=EntryKind.PROMOTION,
+                    key=f"{model_name}|{alias}|{current}|{version}",
+                    model_name=model_name,
+                    window=None,
+                    subject=version,
+                    summary=f"version {version} became {alias} of {model_name}: it was registered last",
+                    payload={"alias": alias, "model_version": version, "previous_version": current},
+                    actor=actor,
+                    recorded_at=datetime.now(UTC),
+                ),
+            )
+        except PromotionConflictError:  # moved meanwhile: who comes last was registered last
+            continue
+        show_aliases(registry, ledger, model_name)
+        return True
 
 
 def show_aliases(registry: Registry, ledger: Ledger, model_name: str) -> None:

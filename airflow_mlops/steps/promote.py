@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.steps.aliases import show_aliases
+from airflow_mlops.steps.aliases import require_movable, show_aliases
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.packages import require_signed
 
 if TYPE_CHECKING:
+    from airflow_mlops.integrations.mlflow import RegisteredVersion
     from airflow_mlops.services import Services
 
 
@@ -24,8 +26,11 @@ class PromoteSpec:
     :param model_version: the version that earned it.
     :param expected_version: the champion it was compared with; ``None`` when there was none. Somebody else's
         promotion in between makes this one lose.
+    :param verdict: what its evaluation concluded; ``None``, with ``evaluated_run_id``: promoted by hand.
+    :param evaluated_run_id: the run that was evaluated; it must hold this version's package.
+    :param package_digest: of the package a person approved; ``None`` where nobody was asked.
     :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``.
-    :param reason: sentence for the ledger.
+    :param reason: sentence for the ledger; default is what its evaluation concluded, or that there was none.
     :param decision_key: retraining decision this promotion answers; it is closed when the version serves.
     :param actor: who promotes (Dag, run and task, or a person).
     :param now: time of the promotion.
@@ -34,8 +39,11 @@ class PromoteSpec:
     model_name: str
     model_version: str
     expected_version: str | None = None
+    verdict: str | None = None
+    evaluated_run_id: str | None = None
+    package_digest: str | None = None
     alias: str = "champion"
-    reason: str = "promoted"
+    reason: str | None = None
     decision_key: str | None = None
     actor: str
     now: datetime
@@ -58,13 +66,22 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
 
     A former run that was killed after the ledger had decided is completed first, whatever this one then comes to.
 
+    :raises PromotionRejectedError: its evaluation, or the approval, is about another package or is no "promote".
     :raises PromotionConflictError: somebody promoted another version first.
     :raises ModelVersionNotFoundError: no such version.
+    :raises ValueError: ``alias`` is ``previous``, which is never moved by itself.
     :raises ArtifactIntegrityError: signatures are asked for, and it has none that is trusted.
     """
+    require_movable(spec.alias)
     registry = Registry.connect(services)
     version = registry.version(spec.model_name, spec.model_version)
+    _require_earned(spec, registry, version)
     require_signed(version, services)
+    reason = spec.reason or (
+        f"its evaluation concluded {spec.verdict!r}"
+        if spec.verdict
+        else "promoted by hand, without an evaluation"
+    )
     ledger = Ledger.open(services.require("ledger_url"))
     try:
         show_aliases(registry, ledger, spec.model_name)
@@ -80,12 +97,14 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
                 model_name=spec.model_name,
                 window=None,
                 subject=spec.model_version,
-                summary=f"version {spec.model_version} became {spec.alias} of {spec.model_name}: {spec.reason}",
+                summary=f"version {spec.model_version} became {spec.alias} of {spec.model_name}: {reason}",
                 payload={
                     "alias": spec.alias,
                     "model_version": spec.model_version,
                     "previous_version": spec.expected_version,
-                    "reason": spec.reason,
+                    "reason": reason,
+                    "verdict": spec.verdict,
+                    "evaluated_run_id": spec.evaluated_run_id,
                     "decision_key": spec.decision_key,
                 },
                 actor=spec.actor,
@@ -103,6 +122,31 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
         alias=spec.alias,
         moved=recorded.created,
         version_url=registry.version_url(version),
+    )
+
+
+def _require_earned(spec: PromoteSpec, registry: Registry, version: RegisteredVersion) -> None:
+    """See that what was evaluated and approved is this version; by hand neither is given."""
+    run_id = spec.evaluated_run_id
+    if spec.package_digest not in {None, version.package_digest}:
+        why = (
+            f"the approval is about package {spec.package_digest}, the version holds {version.package_digest}"
+        )
+    elif spec.verdict is None and run_id is None:
+        return
+    elif spec.verdict != "promote":
+        why = f"its evaluation concluded {spec.verdict or 'none'!r}: {spec.reason or 'no reason given'}"
+    elif run_id is None:
+        why = "its evaluation does not say which run it is about"
+    # The same package of another run is the same version, which names the first of them.
+    elif run_id != version.run_id and registry.run_digest(run_id) != version.package_digest:
+        why = f"its evaluation is about run {run_id}, the version is of run {version.run_id} and holds another package"
+    else:
+        return
+    raise PromotionRejectedError(
+        f"version {spec.model_version} of {spec.model_name} was not promoted: {why}. Evaluate and register the same training, "
+        "or promote by hand, without an evaluation",
+        evidence={"verdict": spec.verdict, "evaluated_run_id": run_id, "version_run_id": version.run_id},
     )
 
 

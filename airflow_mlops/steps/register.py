@@ -21,8 +21,9 @@ from airflow_mlops.integrations.mlflow import (
     Registry,
     TrainingRun,
 )
+from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.package import read_package
-from airflow_mlops.steps.aliases import CHAMPION
+from airflow_mlops.steps.aliases import CHAMPION, point_to_newest, require_movable
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ class RegisterSpec:
     :param run_id: MLflow run that holds the package.
     :param package_digest: digest the package must have.
     :param model_id: MLflow logged model of the same run, which ``mlflow.pyfunc`` loads.
-    :param alias: set on the version; ``None`` sets none.
+    :param alias: set on the version; ``None`` sets none. ``champion`` and ``previous`` are not set here.
     :param evaluation: result of the evaluation, for the tags and the model card.
+    :param actor: who registers (Dag, run and task, or a person), for the ledger.
     """
 
     model_name: str
@@ -56,6 +58,7 @@ class RegisterSpec:
     model_id: str | None = None
     alias: str | None = "challenger"
     evaluation: dict[str, Any] | None = None
+    actor: str = "register"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +87,10 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
     :raises ArtifactIntegrityError: the stored package is not the one with ``package_digest``.
     :raises ModelVersionNotFoundError: the run has no package.
     :raises ConnectionConfigError: signatures are asked for, and there is no key to sign with.
+    :raises ValueError: ``alias`` is not one that a registration sets.
     """
+    if spec.alias is not None:
+        require_movable(spec.alias, registering=True)
     signature = _sign(spec, services)
     registry = Registry.connect(services)
     with tempfile.TemporaryDirectory() as temporary:
@@ -119,7 +125,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         description=card.to_markdown(DESCRIPTION_CHARACTERS),
     )
     if spec.alias is not None:
-        registry.set_alias(spec.model_name, spec.alias, version.model_version)
+        _point(spec, spec.alias, version.model_version, registry, services)
     signed = version.package_signature()
     return RegisterResult(
         model_name=spec.model_name,
@@ -131,6 +137,17 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         card_url=card_url,
         changes=changes,
     )
+
+
+def _point(spec: RegisterSpec, alias: str, version: str, registry: Registry, services: Services) -> None:
+    """Set the alias where its owner is: in the ledger, once it was promoted there, or else in MLflow."""
+    if services.ledger_url is not None:
+        with Ledger.open(services.ledger_url) as ledger:
+            if point_to_newest(
+                registry, ledger, model_name=spec.model_name, alias=alias, version=version, actor=spec.actor
+            ):
+                return
+    registry.set_alias(spec.model_name, alias, version)
 
 
 def _sign(spec: RegisterSpec, services: Services) -> PackageSignature | None:

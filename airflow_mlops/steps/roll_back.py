@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.steps.aliases import show_aliases
+from airflow_mlops.steps.aliases import require_movable, show_aliases
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.packages import require_signed
 
@@ -57,7 +57,9 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
     :raises ModelVersionNotFoundError: there is no champion, or none before it.
     :raises ArtifactIntegrityError: signatures are asked for, and the version has none that is trusted.
     :raises PromotionConflictError: somebody moved the alias meanwhile.
+    :raises ValueError: ``alias`` is ``previous``, which is never moved by itself.
     """
+    require_movable(spec.alias)
     registry = Registry.connect(services)
     ledger = Ledger.open(services.require("ledger_url"))
     request = hashlib.sha256(spec.request.encode()).hexdigest()[:32] if spec.request else spec.now.isoformat()

@@ -77,7 +77,8 @@ def test_what_talks_to_mlflow_does(call: Callable[..., Any], mlflow_server: str,
         call("get_registered_model", "migrated_by_hand")
     runs = Runs(mlflow_server, tmp_path)
     training = runs.add()
-    runs.register("migrated", training, alias="champion")
+    runs.register("migrated", training, alias=None)
+    runs.client.set_registered_model_alias("migrated", "champion", "1")
     assert call("get_registered_model", "migrated") == {"champion": "1"}
     assert call("get_model_version", "migrated", "1") == training
     assert call("get_champion", "migrated") == "1"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from airflow_mlops import cli
-from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
+from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError, PromotionRejectedError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger
@@ -191,6 +191,56 @@ def test_who_was_slow_does_not_write_what_is_no_longer_true(
     assert aliases(services, model) == {"champion": "3", "previous": "2"}
 
 
+class TestEvaluated:
+    """With an evaluation, it has to be a "promote" about this very package."""
+
+    def test_of_another_run_or_with_another_verdict_it_is_refused(
+        self, services: Services, model: str, trainings: list[dict[str, Any]]
+    ) -> None:
+        second, third = (training["run_id"] for training in trainings[1:])
+        for evaluated, words in (
+            ({"verdict": "promote", "evaluated_run_id": third}, f"its evaluation is about run {third}"),
+            ({"verdict": "reject", "evaluated_run_id": second}, "concluded 'reject': better"),
+            ({"verdict": "none", "evaluated_run_id": second}, "concluded 'none'"),
+            ({"verdict": "promote"}, "does not say which run"),
+            ({"package_digest": "sha256:other"}, "the approval is about package sha256:other"),
+        ):
+            with pytest.raises(PromotionRejectedError, match=words):
+                run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        assert aliases(services, model) == {"champion": "1"}
+        told = {"verdict": "promote", "evaluated_run_id": second}
+        digest = trainings[1]["package_digest"]
+        assert run_step("promote", promotion(model, "2", "1", package_digest=digest, **told), services)[
+            "moved"
+        ]
+
+    def test_another_run_with_the_same_package_will_do(
+        self, services: Services, model: str, trainings: list[dict[str, Any]]
+    ) -> None:
+        client = Registry.connect(services).client
+        original = client.get_run(trainings[1]["run_id"])
+        digest = trainings[1]["package_digest"]
+        again = client.create_run(
+            original.info.experiment_id, tags={"airflow_mlops.package_digest": digest}
+        ).info.run_id
+        told = {"verdict": "promote", "evaluated_run_id": again}
+        assert run_step("promote", promotion(model, "2", "1", **told), services)["moved"]
+
+    def test_by_hand_is_said(self, services: Services, model: str) -> None:
+        spec = {
+            "model_name": model,
+            "model_version": "2",
+            "expected_version": "1",
+            "actor": "anna",
+            "now": NOW,
+        }
+        run_step("promote", spec, services)
+        with Ledger.open(str(services.ledger_url)) as ledger:
+            entry = ledger.entries(model_name=model)[0]
+        assert entry.summary.endswith("promoted by hand, without an evaluation")
+        assert (entry.payload["verdict"], entry.payload["evaluated_run_id"]) == (None, None)
+
+
 def test_an_alias_moved_by_hand_is_put_back(services: Services, model: str) -> None:
     registry = Registry.connect(services)
     registry.set_alias(model, "champion", "3")
@@ -215,6 +265,35 @@ def test_another_alias_leaves_champion_and_previous_alone(services: Services, mo
     run_step("promote", promotion(model, "3", "2", alias="shadow"), services)
     assert aliases(services, model) == {"champion": "1"}
     assert Registry.connect(services).aliases(model)["shadow"] == "3"
+
+
+def test_an_alias_has_one_owner(
+    services: Services, model: str, trainings: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Once the ledger owns it, a registration moves it there, and nobody puts it back."""
+    run_step("promote", promotion(model, "1", None, alias="challenger"), services)
+    newest = {"model_name": model, **trainings[2], "actor": "dag/run/register"}
+    for _ in range(2):
+        run_step("register", newest, services)
+        run_step("promote", promotion(model, "1", None), services)  # any step that shows the aliases
+        assert Registry.connect(services).aliases(model)["challenger"] == "3"
+    with Ledger.open(str(services.ledger_url)) as ledger:
+        moves = [(move.actor, move.subject) for move in ledger.moves(model, "challenger")]
+    assert moves == [("dag/run/promote_1", "1"), ("dag/run/register", "3")]
+
+
+def test_aliases_that_are_moved_by_others_are_refused(
+    services: Services, model: str, trainings: list[dict[str, Any]]
+) -> None:
+    for alias in ("champion", "previous"):
+        with pytest.raises(ValueError, match=f"alias '{alias}'.*promote"):
+            run_step("register", {"model_name": model, **trainings[1], "alias": alias}, services)
+    with pytest.raises(ValueError, match="alias 'previous' follows 'champion'"):
+        run_step("promote", promotion(model, "2", None, alias="previous"), services)
+    back = {"model_name": model, "actor": "anna", "now": NOW, "alias": "previous"}
+    with pytest.raises(ValueError, match="alias 'previous' follows 'champion'"):
+        run_step("roll-back", back, services)
+    assert aliases(services, model) == {"champion": "1"}
 
 
 def test_going_back_twice_goes_two_steps_back(services: Services, model: str) -> None:

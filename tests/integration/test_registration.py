@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
+from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.packages import build_package
@@ -154,3 +159,31 @@ for round in range(5):
         versions = runs.client.search_model_versions(f"name = 'raced_{index}'")
         assert [str(version.version) for version in versions] == [number]
         assert runs.client.get_model_version_by_alias(f"raced_{index}", "challenger").version == number
+
+
+@pytest.fixture
+def database(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the database of the MLflow server."""
+    (found,) = tmp_path_factory.getbasetemp().glob("mlflow[0-9]/mlflow.db")
+    return found
+
+
+def test_who_comes_second_in_the_database_of_mlflow_tries_again(runs: Runs, database: Path) -> None:
+    """Both find no such row and want to insert it; MLflow answers 400 to the second, which its client takes for final."""
+    registry = Registry.connect(runs.services)
+    version = runs.register("collided", runs.add(), alias=None)["model_version"]
+    client = registry.client
+    writes: list[Callable[[], object]] = [
+        lambda: registry.set_alias("collided", "shadow", version),
+        lambda: registry.set_version_tag("collided", version, "mark", "1"),
+    ]
+    with ThreadPoolExecutor(3) as pool, closing(sqlite3.connect(database, isolation_level=None)) as lock:
+        for write in writes:
+            lock.execute("BEGIN IMMEDIATE")
+            waiting = [pool.submit(write) for _ in range(3)]
+            time.sleep(1.5)  # all have read, and wait to write
+            lock.execute("ROLLBACK")
+            for one in waiting:
+                one.result(timeout=60)
+    found = client.get_model_version("collided", version)
+    assert (found.aliases, found.tags["mark"]) == (["shadow"], "1")

@@ -25,7 +25,15 @@ REGISTRATION = {
     "version_url": "http://mlflow/#/models/fare/versions/5",
     "card_url": "http://mlflow/card",
 }
-EVALUATION = ONE_METRIC | {"evaluation_url": "http://mlflow/run"}
+EVALUATION = ONE_METRIC | {"model_name": "fare", "run_id": "run", "evaluation_url": "http://mlflow/run"}
+YES = {
+    "approved": True,
+    "model_name": "fare",
+    "model_version": "5",
+    "package_digest": "sha256:1",
+    "champion_version": "4",
+    "responded_by": {"name": "anna"},
+}
 
 
 @pytest.fixture
@@ -140,32 +148,60 @@ class TestComment:
 
 class TestPromotion:
     @staticmethod
-    def spec(approval: dict[str, Any] | None) -> dict[str, Any]:
+    def spec(approval: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
         with DAG("dag", schedule=None):
             task = PromoteModelOperator(
                 task_id="promote",
-                model_name="fare",
-                model_version=REGISTRATION,
-                evaluation=EVALUATION,
                 approval=approval,
+                **({"model_name": "fare", "model_version": REGISTRATION, "evaluation": EVALUATION} | more),
             )
         return task.build_spec(context())  # type: ignore[arg-type]
 
     def test_who_approved_is_part_of_the_reason(self) -> None:
-        yes = {"approved": True, "model_version": "5", "responded_by": {"name": "anna"}}
-        assert self.spec(yes)["reason"] == "MAE 2.5 against 3.1; approved by anna"
+        spec = self.spec(YES)
+        assert spec["reason"] == "MAE 2.5 against 3.1; approved by anna"
+        assert (spec["verdict"], spec["evaluated_run_id"], spec["package_digest"]) == (
+            "promote",
+            "run",
+            "sha256:1",
+        )
         assert self.spec(None)["reason"] == "MAE 2.5 against 3.1"
+        assert self.spec(None)["package_digest"] is None
 
     @pytest.mark.parametrize(
-        "approval",
+        ("other", "words"),
         [
-            {"approved": False, "model_version": "5", "responded_by": {"name": "anna"}},
-            {"approved": True, "model_version": "4", "responded_by": {"name": "anna"}},
+            ({"approved": False}, "anna said no"),
+            ({"approved": False, "responded_by": None}, "nobody said yes in time"),
+            ({"model_version": "4"}, "about fare version 4 against champion 4"),
+            ({"model_name": "tip"}, "about tip version 5 against champion 4"),
+            ({"champion_version": "3"}, "about fare version 5 against champion 3"),
         ],
     )
-    def test_without_a_yes_for_this_version_nothing_is_promoted(self, approval: dict[str, Any]) -> None:
-        with pytest.raises(PromotionRejectedError, match="version 5 of fare was not approved"):
-            self.spec(approval)
+    def test_without_a_yes_for_this_version_nothing_is_promoted(
+        self, other: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(PromotionRejectedError, match=f"version 5 of fare was not approved.*{words}"):
+            self.spec(YES | other)
+
+    def test_the_evaluation_and_the_version_are_of_this_model(self) -> None:
+        with pytest.raises(PromotionRejectedError, match="evaluation is about 'tip'"):
+            self.spec(None, evaluation=EVALUATION | {"model_name": "tip"})
+        with pytest.raises(PromotionRejectedError, match="model_version is about 'tip'"):
+            self.spec(None, model_version=REGISTRATION | {"model_name": "tip"})
+
+    def test_an_evaluation_without_a_verdict_is_none(self) -> None:
+        without = {name: value for name, value in EVALUATION.items() if name not in {"verdict", "run_id"}}
+        assert self.spec(None, evaluation=without)["verdict"] == "none"
+
+    def test_by_hand_one_says_whom_it_replaces_and_why(self) -> None:
+        by_hand = {"champion_version": 4, "reason": "decided in the review"}
+        spec = self.spec(None, evaluation=by_hand)
+        assert (spec["verdict"], spec["evaluated_run_id"], spec["expected_version"]) == (None, None, "4")
+        assert spec["reason"] == "by hand: decided in the review"
+        for nothing in (None, {"reason": "x"}, by_hand | {"reason": " "}):
+            with pytest.raises(ValueError, match="To promote by hand"):
+                self.spec(None, evaluation=nothing)
 
 
 class TestQuestion:
