@@ -341,10 +341,9 @@ def _search(
 
     def score(candidate: Candidate, fold: int) -> float:
         learn, check = folds[fold]
+        weights = row_weights(work.split.training[learn], work.columns, spec.half_life_days)
         pipeline = _pipeline(work, candidate)
-        sklearn.fit(
-            pipeline, features.iloc[learn], target[learn], None if weights is None else weights[learn]
-        )
+        sklearn.fit(pipeline, features.iloc[learn], target[learn], weights)
         predictions = sklearn.predict(pipeline, features.iloc[check])
         return evaluate_metric(work.metric, target=target[check], prediction=predictions).value
 

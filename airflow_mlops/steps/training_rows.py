@@ -105,9 +105,13 @@ def row_weights(
 ) -> NDArray[np.float64] | None:
     """Weigh rows: the weight column times ``0.5 ** (age / half_life)``, age counted back from the newest row.
 
+    Age only shifts weight between rows: their mean stays that of the weight column, or one. A penalty on the
+    parameters would otherwise count for more the older the rows are.
+
     Source: Klinkenberg, "Learning drifting concepts: example selection vs. example weighting", Intelligent Data
     Analysis 8, 2004.
 
+    :param rows: exactly the rows of one fit, such as those of one fold.
     :param half_life_days: ``None``: age does not count.
     :returns: shape ``(rows,)``; ``None`` when all rows count the same.
     :raises ValueError: a half-life that is not positive, or weights that are missing or negative.
@@ -122,7 +126,7 @@ def row_weights(
         if not (np.isfinite(weights).all() and (weights >= 0.0).all() and weights.sum() > 0.0):
             raise ValueError(
                 f"weight column {columns.weight!r} has missing, negative or only zero values; every training row needs "
-                "a weight of zero or more"
+                "a weight of zero or more, and some row a positive one"
             )
     if half_life_days is None:
         return weights
@@ -130,8 +134,13 @@ def row_weights(
 
     times = pl.col(columns.time)
     age_days = rows.select((times.max() - times).dt.total_seconds()).to_series().to_numpy() / 86_400.0
-    recency = np.asarray(0.5 ** (age_days / half_life_days), dtype=np.float64)
-    return recency if weights is None else recency * weights
+    if weights is None:
+        weights = np.ones(len(age_days))
+    # In logarithms, so that rows that are all old against the half-life still differ.
+    with np.errstate(divide="ignore"):
+        logarithms = np.log(weights) - np.log(2.0) * age_days / half_life_days
+    aged = np.exp(logarithms - logarithms.max())
+    return np.asarray(aged * (weights.mean() / aged.mean()), dtype=np.float64)
 
 
 def simple_prediction(target: pl.Series, *, classification: bool) -> float | str:

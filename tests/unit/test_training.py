@@ -314,12 +314,28 @@ def test_weights_halve_with_age_and_multiply() -> None:
         {"t": [datetime(2024, 1, day, tzinfo=UTC) for day in (1, 11, 21)], "w": [2.0, 1.0, 1.0]}
     )
     columns = ColumnRoles(target="y", time="t", numeric=("a",), weight="w")
-    assert row_weights(frame, columns, 10.0) == pytest.approx([0.5, 0.5, 1.0])
+    assert row_weights(frame, columns, 10.0) == pytest.approx([1.0, 1.0, 2.0])
     assert row_weights(frame, replace(columns, weight=None), None) is None
     with pytest.raises(ValueError, match="weight column 'w' has missing, negative"):
         row_weights(frame.with_columns(w=pl.Series([1.0, None, 1.0])), columns, None)
     with pytest.raises(ValueError, match="half_life_days is 0"):
         row_weights(frame, columns, 0.0)
+
+
+def test_age_shifts_weight_between_rows_and_takes_none_away() -> None:
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    frame = pl.DataFrame({"t": [start + timedelta(days=day) for day in range(4 * 365)]})
+    columns = ColumnRoles(target="y", time="t", numeric=("a",))
+    for part in (frame, frame.head(365)):
+        weights = row_weights(part, columns, 1.0)
+        assert weights is not None
+        assert weights.mean() == pytest.approx(1.0)
+        assert weights[-1] / weights[-2] == pytest.approx(2.0)
+    # The one row that counts is far older than the newest.
+    lone = frame.with_columns(w=pl.Series([3.0] + [0.0] * (frame.height - 1)))
+    weights = row_weights(lone, replace(columns, weight="w"), 1.0)
+    assert weights is not None
+    assert weights.sum() == pytest.approx(3.0)
 
 
 # -- parity --------------------------------------------------------------------------------------------------
