@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.extension import load_object
@@ -11,8 +15,7 @@ from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.tuning import Candidate, Range
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
     import polars as pl
@@ -24,6 +27,9 @@ ESTIMATOR_STEP = "estimator"
 
 #: Libraries of trees beside scikit-learn's, by the first part of their module names.
 _TREE_PACKAGES = ("xgboost", "lightgbm", "catboost")
+
+#: What fits, converts and stores a model beside the estimator's own package.
+_LIBRARIES = ("airflow-mlops", "scikit-learn", "numpy", "scipy", "skl2onnx", "onnxruntime", "skops", "optuna")
 
 #: Words a text column is turned into at most; a factory of your own can do better.
 TEXT_FEATURES = 256
@@ -48,6 +54,36 @@ class FeatureSelection:
 
     method: Literal["rfe", "l1", "importance"]
     keep: int
+
+
+def code_of(path: str) -> dict[str, str]:
+    """Tell by which code an estimator is made: digest of the module the path leads to, and its package's version.
+
+    A module that this one imports is not looked at.
+
+    :raises ValueError: naming the path and the part of it that is not there.
+    """
+    found = load_object(path)
+    module = inspect.getmodule(found)
+    package = (module.__name__ if module else path).partition(".")[0]
+    code = {"path": path, **_versions(packages_distributions().get(package, []))}
+    file = getattr(module, "__file__", None)
+    if file is not None:
+        code["source"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return code
+
+
+def libraries() -> dict[str, str]:
+    """Give the versions of what every training here stands on."""
+    return _versions(_LIBRARIES)
+
+
+def _versions(distributions: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def build_pipeline(

@@ -201,12 +201,6 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     metric = resolve_metric(spec.metric)
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
-    key = work_key("train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest)
-    experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
-    done = registry.finished_run(experiment_id, key)
-    if done is not None:
-        return replace(from_dict(TrainResult, json.loads(done.data.tags[_RESULT_TAG])), reused=True)
-    registry.close_interrupted_runs(experiment_id, key)
     window = choose_window(
         spec.rows,
         spec.window,
@@ -215,6 +209,12 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         model_name=spec.model_name,
         services=services,
     )
+    key = _key(spec, dataset, window)
+    experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
+    done = registry.finished_run(experiment_id, key)
+    if done is not None:
+        return replace(from_dict(TrainResult, json.loads(done.data.tags[_RESULT_TAG])), reused=True)
+    registry.close_interrupted_runs(experiment_id, key)
     split = split_rows(dataset, columns, window, spec.holdout_share)
     tags = {
         STEP_KEY_TAG: key,
@@ -227,6 +227,14 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         return _train(
             _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
         )
+
+
+def _key(spec: TrainSpec, dataset: DatasetVersion, window: Window | None) -> str:
+    """Digest of all that decides the model: what was asked for, the rows, and the code that fits them."""
+    code = [sklearn.code_of(candidate.estimator) for candidate in spec.to_try()]
+    return work_key(
+        "train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest, window, code, sklearn.libraries()
+    )
 
 
 def _train(work: _Work, services: Services) -> TrainResult:

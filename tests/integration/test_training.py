@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -189,12 +190,10 @@ def test_which_rows_are_used(table: str, services: Services) -> None:
     assert start() == END - timedelta(days=10)
     assert start(rows="all") == START
     assert start(rows="trailing", trailing_days=20) == END - timedelta(days=20)
-    with Ledger.open(str(services.ledger_url)) as ledger:
-        for model, first, outcome in (
-            ("rows", CHANGE, "retrain"),
-            ("rows", END - timedelta(days=12), "nothing"),
-        ):
-            seen = Window(start=first, end=first + timedelta(days=5))
+
+    def decide(first: datetime, model: str, outcome: str) -> None:
+        seen = Window(start=first, end=first + timedelta(days=5))
+        with Ledger.open(str(services.ledger_url)) as ledger:
             ledger.record(
                 LedgerEntry(
                     kind=EntryKind.RETRAINING_DECISION,
@@ -208,7 +207,12 @@ def test_which_rows_are_used(table: str, services: Services) -> None:
                     recorded_at=END,
                 )
             )
+
+    decide(CHANGE, "rows", "retrain")
+    decide(END - timedelta(days=12), "rows", "nothing")
     assert start(rows="since_change") == CHANGE
+    decide(CHANGE + timedelta(days=1), "rows", "retrain")
+    assert start(rows="since_change") == CHANGE + timedelta(days=1)  # not the finished run of before
     with pytest.raises(ValueError, match="trailing_days above zero"):
         start(rows="trailing")
     with pytest.raises(ValueError, match="needs the end of a window"):
@@ -216,6 +220,28 @@ def test_which_rows_are_used(table: str, services: Services) -> None:
     early = {"start": "2020-01-01T00:00:00Z", "end": "2020-02-01T00:00:00Z"}
     with pytest.raises(InsufficientDataError, match="no row before"):
         run_step("train", spec(table, "rows", rows="all", window=early), services)
+
+
+def test_other_code_is_another_training(
+    table: str, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "edited_model.py"
+    asked = spec(table, "edited", estimator="edited_model.make")
+
+    def train_with(alpha: float) -> dict[str, Any]:
+        module.write_text(
+            f"from sklearn.linear_model import Ridge\ndef make(): return Ridge(alpha={alpha})\n"
+        )
+        sys.modules.pop("edited_model", None)
+        importlib.invalidate_caches()
+        return run_step("train", asked, services)
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    first, same, other = train_with(1.0), train_with(1.0), train_with(1e6)
+    assert (same["reused"], same["run_id"]) == (True, first["run_id"])
+    assert not other["reused"]
+    assert other["package_digest"] != first["package_digest"]
 
 
 def test_recent_rows_count_more(table: str, services: Services) -> None:
