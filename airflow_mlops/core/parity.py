@@ -58,7 +58,8 @@ def compare_forms(
 
     :param expected: numbers or labels of the trained form, shape ``(n,)``.
     :param got: those of the converted form, shape ``(n,)``.
-    :param expected_probabilities: of the trained form, shape ``(n, classes)``; ``None`` for a regression.
+    :param expected_probabilities: of the trained form, shape ``(n, classes)``; ``None`` for a regression, and for a
+        classifier that gives none: then labels alone are compared.
     :param got_probabilities: of the converted form.
     :param limits: how far apart they may be.
     """
@@ -90,7 +91,9 @@ def compare_forms(
         ),
     ]
     agreed = f"largest difference on {len(expected)} rows is {largest:.2g} {unit}"
-    if not regression:
+    if not regression and expected_probabilities is None:
+        agreed = f"{len(expected) - flips} of {len(expected)} labels agree; the model gives no probabilities to compare"
+    elif not regression:
         agreed = (
             f"all {len(expected)} labels agree; {agreed}" if not flips else f"{flips} labels differ; {agreed}"
         )

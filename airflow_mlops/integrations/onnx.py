@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from airflow_mlops.core.parity import Parity, ParityLimits, compare_forms
+from airflow_mlops.integrations.sklearn import final_estimator, gives_probabilities, is_classification
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,15 +37,25 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
         for field in signature.inputs
     ]
     converters, shapes = _integer_attribute_converters()
-    model = convert_sklearn(
-        pipeline,
-        name="model",  # the default is a random one, and equal models should have equal bytes
-        initial_types=inputs,
-        target_opset=TARGET_OPSET,
-        custom_conversion_functions=converters,
-        custom_shape_calculators=shapes,
-        options={id(pipeline): {"zipmap": False}} if hasattr(pipeline, "classes_") else None,
-    )
+    options: dict[int, dict[str, bool]] | None = None
+    if gives_probabilities(pipeline):
+        options = {id(pipeline): {"zipmap": False}}
+    elif is_classification(pipeline):
+        # Only the labels are read, and LinearSVC does not know the option; naming it keeps skl2onnx from setting it.
+        options = {id(final_estimator(pipeline)[1]): {}}
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # the converter reads attributes that scikit-learn will drop
+        model = convert_sklearn(
+            pipeline,
+            name="model",  # the default is a random one, and equal models should have equal bytes
+            initial_types=inputs,
+            target_opset=TARGET_OPSET,
+            custom_conversion_functions=converters,
+            custom_shape_calculators=shapes,
+            options=options,
+        )
     serialized: bytes = model.SerializeToString()
     return serialized
 
@@ -92,7 +104,7 @@ def check_parity(
         for field in signature.inputs
     }
     outputs = session.run(None, feeds)
-    probabilities = pipeline.predict_proba(features) if hasattr(pipeline, "predict_proba") else None
+    probabilities = pipeline.predict_proba(features) if gives_probabilities(pipeline) else None
     return compare_forms(
         expected=np.asarray(pipeline.predict(features)).reshape(-1),
         got=np.asarray(outputs[0]).reshape(-1),

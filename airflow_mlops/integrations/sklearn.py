@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.tuning import Candidate, Range
@@ -121,6 +123,11 @@ def is_classification(estimator: Any) -> bool:
     return bool(is_classifier(estimator))
 
 
+def gives_probabilities(estimator: Any) -> bool:
+    """Tell whether it is a classifier with a probability per class, not only labels or margins."""
+    return is_classification(estimator) and hasattr(estimator, "predict_proba")
+
+
 def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any] | None) -> Any:
     """Fit, handing row weights to the estimator.
 
@@ -133,14 +140,12 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
 
 def predict(pipeline: Any, features: pd.DataFrame) -> Predictions:
     """Answer rows, with probabilities where the pipeline gives them."""
-    import numpy as np
-
     values = np.asarray(pipeline.predict(features))
     if not is_classification(pipeline):
         return Predictions(values=values)
     return Predictions(
         values=values,
-        probabilities=pipeline.predict_proba(features) if hasattr(pipeline, "predict_proba") else None,
+        probabilities=pipeline.predict_proba(features) if gives_probabilities(pipeline) else None,
         classes=tuple(str(label) for label in pipeline.classes_),
     )
 
@@ -155,6 +160,20 @@ def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
     numbers = [pl.col(name).cast(pl.Float32).cast(pl.Float64) for name in columns.numeric]
     texts = [pl.col(name).cast(pl.String).fill_null("") for name in (*columns.categorical, *columns.text)]
     return rows.select(*numbers, *texts).to_pandas()
+
+
+def to_target(values: pl.Series, pipeline: Any) -> NDArray[Any]:
+    """Give what the pipeline learns to answer: true and false of a classifier as the text they are everywhere else.
+
+    XGBoost takes no text, and its boolean labels become that text with the answer.
+    """
+    import polars as pl
+
+    if values.dtype != pl.Boolean or not is_classification(pipeline):
+        return np.asarray(values.to_numpy())
+    if final_estimator(pipeline)[1].__class__.__module__.startswith("xgboost"):
+        return np.asarray(values.to_numpy())
+    return values.to_numpy().astype(str).astype(object)
 
 
 def halving_search(
@@ -295,18 +314,24 @@ def _selector(selection: FeatureSelection, classification: bool, seed: int) -> A
 
 def _weight_argument(pipeline: Any) -> str:
     """Name the fit argument that reaches the estimator, through pipelines in pipelines."""
-    from sklearn.pipeline import Pipeline
-
-    path, estimator = "", pipeline
-    while isinstance(estimator, Pipeline):
-        name, estimator = estimator.steps[-1]
-        path += f"{name}__"
+    path, estimator = final_estimator(pipeline)
     if "sample_weight" not in inspect.signature(estimator.fit).parameters:
         raise ValueError(
             f"{type(estimator).__name__} takes no row weights: leave half_life_days and weight_column out, or choose "
             "another estimator"
         )
     return f"{path}sample_weight"
+
+
+def final_estimator(pipeline: Any) -> tuple[str, Any]:
+    """Give the last stage of a pipeline, through pipelines in pipelines, and the prefix of its parameters."""
+    from sklearn.pipeline import Pipeline
+
+    path, estimator = "", pipeline
+    while isinstance(estimator, Pipeline):
+        name, estimator = estimator.steps[-1]
+        path += f"{name}__"
+    return path, estimator
 
 
 def _distribution(space: Range | Sequence[Any] | Mapping[str, Any]) -> Any:

@@ -90,6 +90,7 @@ def write_package(
         files=hash_files(folder),
         target=columns.target,
         classes=classes,
+        probabilities=sklearn.gives_probabilities(fitted.pipeline),
         known_rows=tuple(json_safe(fitted.features.head(KNOWN_ROWS).to_dict(orient="records"))),
         known_predictions=tuple(_known(value, fitted) for value in fitted.predictions[:KNOWN_ROWS]),
         trained_on=TrainedOn(

@@ -242,7 +242,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
     clock = _Clock()
     registry.log_dataset(work.run_id, work.dataset, "training")
     features = sklearn.to_features(split.training, work.columns)
-    target = split.training[spec.target].to_numpy()
+    target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0]))
     weights = row_weights(split.training, work.columns, spec.half_life_days)
     clock.lap("prepare_seconds")
     found = _search(work, features, target, weights, services)

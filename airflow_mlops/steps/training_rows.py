@@ -152,8 +152,8 @@ def simple_prediction(target: pl.Series, *, classification: bool) -> float | str
 
 
 def class_shares(target: pl.Series) -> dict[str, float]:
-    """Share of each label."""
-    counts = target.cast(str).value_counts(sort=True)
+    """Share of each label, under the text that the model's labels and what turned out are compared as."""
+    counts = target.value_counts(sort=True)
     return {str(label): count / len(target) for label, count in counts.rows()}
 
 

@@ -18,17 +18,20 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.columns import ColumnRoles
-from airflow_mlops.core.metrics import MetricValue
+from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits, compare_forms
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
+from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import onnx, optuna, sklearn
 from airflow_mlops.ledger.studies import studies_url
-from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE
+from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
+from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import model_package
 from airflow_mlops.steps.train import TrainSpec
-from airflow_mlops.steps.training_rows import row_weights
+from airflow_mlops.steps.training_rows import Split, row_weights
 
 COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
 SIGNATURE = ModelSignature(
@@ -423,6 +426,69 @@ def test_limits_are_limits() -> None:
             limits=ParityLimits(label_flips=share),
         )
         assert (parity.passed, parity.label_flips) == (passed, 1)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "form"),
+    [
+        ("sklearn.svm.SVC", "onnx"),
+        ("sklearn.svm.LinearSVC", "onnx"),
+        ("sklearn.linear_model.RidgeClassifier", None),
+        ("sklearn.linear_model.SGDClassifier", None),
+        ("sklearn.linear_model.Perceptron", None),
+        ("sklearn.linear_model.LogisticRegression", "onnx"),
+    ],
+)
+def test_margins_are_no_probabilities(estimator: str, form: str | None, tmp_path: Path) -> None:
+    columns = ColumnRoles(target="label", time="t", numeric=("a", "b"))
+    frame = rows().with_columns(label=pl.when(pl.col("a") > 0).then(pl.lit("yes")).otherwise(pl.lit("no")))
+    model, served = packaged(Candidate(estimator=estimator), columns, frame, tmp_path)
+    assert form in (None, served.manifest.serving_form), served.manifest.serving_reason
+    answers = served.answer({name: model.features[name].to_numpy() for name in columns.inputs})
+    assert answers.values.tolist() == model.predictions.tolist()
+    if "Logistic" in estimator:
+        assert answers.probabilities is not None
+        assert answers.probabilities == pytest.approx(model.pipeline.predict_proba(model.features), abs=1e-5)
+    else:
+        assert answers.probabilities is None
+        assert "gives no probabilities to compare" in served.manifest.serving_reason
+
+
+def test_true_and_false_are_one_text_everywhere(tmp_path: Path) -> None:
+    columns = ColumnRoles(target="flag", time="t", numeric=("a", "b"))
+    frame = rows().with_columns(flag=pl.col("a") > 0.5)
+    candidate = Candidate(estimator="sklearn.linear_model.LogisticRegression")
+    model, served = packaged(candidate, columns, frame, tmp_path)
+    manifest = served.manifest
+    assert manifest.serving_form == "onnx", manifest.serving_reason
+    assert manifest.classes == ("False", "True")
+    assert manifest.trained_on.class_shares == pytest.approx(
+        {"False": 1 - frame["flag"].head(-200).mean(), "True": frame["flag"].head(-200).mean()}  # type: ignore[operator,dict-item]
+    )
+    assert manifest.trained_on.simple_prediction == "False"
+    answers = served.answer({name: model.features[name].to_numpy() for name in columns.inputs})
+    accuracy = resolve_metric("accuracy")
+    score = evaluate_metric(accuracy, target=frame["flag"].tail(200).to_numpy(), prediction=answers)
+    assert score.value > 0.9
+
+
+def packaged(
+    candidate: Candidate, columns: ColumnRoles, frame: pl.DataFrame, folder: Path
+) -> tuple[model_package.FittedModel, ServedModel]:
+    """Fit on all but the newest 200 rows, package, and load as a service does."""
+    window = Window(start=frame["t"].min(), end=frame["t"].max())  # type: ignore[arg-type]
+    split = Split(frame.head(-200), frame.tail(200), window, window)
+    pipeline = sklearn.build_pipeline(candidate, columns, seed=0)
+    target = sklearn.to_target(split.training[columns.target], pipeline)
+    sklearn.fit(pipeline, sklearn.to_features(split.training, columns), target, None)
+    model = fitted(pipeline, sklearn.to_features(split.holdout, columns))
+    dataset = DatasetVersion(
+        uri="memory", version=0, dataset_digest="sha256:0", row_count=frame.height, columns={}
+    )
+    manifest = model_package.write_package(
+        folder, model, columns, dataset, split, limits=LIMITS, quantize=None
+    )
+    return model, load_model(folder, write_manifest(folder, manifest))
 
 
 class Doubler(TransformerMixin, BaseEstimator):
