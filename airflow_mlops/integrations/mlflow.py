@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.addresses import require_http_url
-from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES
+from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES, file_digest
 from airflow_mlops.core.signing import SIGNATURE_FILE, PackageSignature
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
@@ -242,6 +242,37 @@ class Registry:
         """Upload a folder to the run's artifacts."""
         with _translated(f"upload to run {run_id}"):
             self.client.log_artifacts(run_id, str(folder), artifact_path)
+
+    def write_text(self, run_id: str, artifact_file: str, text: str) -> None:
+        """Store a text among the run's artifacts, with its digest as a tag."""
+        with _translated(f"upload to run {run_id}"):
+            self.client.log_text(run_id, text, artifact_file)
+            self.client.set_tag(run_id, _digest_tag(artifact_file), file_digest(text.encode()))
+
+    def read_text(self, run_id: str, artifact_file: str) -> str:
+        """Read what :meth:`write_text` stored.
+
+        :raises ArtifactIntegrityError: it is not there any more, or is another text.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        with _translated(f"run {run_id}"):
+            run = self.client.get_run(run_id)
+            listed = self.client.list_artifacts(run_id, artifact_file.rpartition("/")[0])
+        data = None
+        if artifact_file in {item.path for item in listed}:
+            with tempfile.TemporaryDirectory() as folder, _translated(f"{artifact_file} of run {run_id}"):
+                address = f"{run.info.artifact_uri}/{artifact_file}"
+                path = download_artifacts(
+                    artifact_uri=address, dst_path=folder, tracking_uri=self.tracking_uri
+                )
+                data = Path(path).read_bytes()
+        if data is None or file_digest(data) != run.data.tags.get(_digest_tag(artifact_file)):
+            raise ArtifactIntegrityError(
+                f"{artifact_file} of run {run_id} is {'missing' if data is None else 'not what was stored'}; "
+                "delete the run in MLflow, and the work is done again"
+            )
+        return data.decode()
 
     def download_package(self, run_id: str, destination: Path) -> Path:
         """Download the model package of a run.
@@ -481,6 +512,10 @@ def _registered(version: Any) -> RegisteredVersion:
 def _tag_name(name: str) -> str:
     """Replace what MLflow does not take in the name of a tag, such as in a metric's import path."""
     return re.sub(r"[^\w./ -]", "_", name)[:250]
+
+
+def _digest_tag(artifact_file: str) -> str:
+    return f"airflow_mlops.{Path(artifact_file).stem}_digest"
 
 
 def _configure_process(services: Services) -> None:

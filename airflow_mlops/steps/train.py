@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Tag of a finished run that holds its result, so that a retry can give it again.
-_RESULT_TAG = "airflow_mlops.result"
-
-#: Folder of the run's artifacts with the trials and the environment.
+#: Folder of the run's artifacts with the trials, the environment and the result.
 TRAINING_FOLDER = "training"
+
+#: Artifact of a finished run, so that a retry can give its result again; a tag would be cut off at 8,000 characters.
+_RESULT_FILE = f"{TRAINING_FOLDER}/result.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +213,8 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
     done = registry.finished_run(experiment_id, key)
     if done is not None:
-        return replace(from_dict(TrainResult, json.loads(done.data.tags[_RESULT_TAG])), reused=True)
+        text = registry.read_text(done.info.run_id, _RESULT_FILE)
+        return replace(from_dict(TrainResult, json.loads(text)), reused=True)
     registry.close_interrupted_runs(experiment_id, key)
     split = split_rows(dataset, columns, window, spec.holdout_share)
     tags = {
@@ -291,6 +292,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
         reused=False,
     )
     registry.require_running(work.run_id)
+    registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
     registry.log(
         work.run_id,
         params=_flat(spec, winner) | _facts(work),
@@ -300,7 +302,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
             f"validation_{fitted.score.metric}": result.validation_value,
             "peak_memory_mb": _peak_memory_mb(),
         },
-        tags={PACKAGE_DIGEST_TAG: digest, _RESULT_TAG: canonical_json(to_dict(result))},
+        tags={PACKAGE_DIGEST_TAG: digest},
     )
     return result
 

@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError, UnsafeModelError
+from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, UnsafeModelError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
@@ -175,7 +175,7 @@ def test_halving_compares_families(table: str, services: Services) -> None:
         run.data.metrics
     )
     names = {item.path for item in registry.client.list_artifacts(told["run_id"], "training")}
-    assert names == {"training/environment.txt", "training/trials.json"}
+    assert names == {"training/environment.txt", "training/result.json", "training/trials.json"}
     (source,) = run.inputs.dataset_inputs
     assert json.loads(source.dataset.source) == {"uri": table, "version": told["dataset"]["version"]}
 
@@ -220,6 +220,23 @@ def test_which_rows_are_used(table: str, services: Services) -> None:
     early = {"start": "2020-01-01T00:00:00Z", "end": "2020-02-01T00:00:00Z"}
     with pytest.raises(InsufficientDataError, match="no row before"):
         run_step("train", spec(table, "rows", rows="all", window=early), services)
+
+
+def test_a_wide_table_is_found_finished(services: Services, tmp_path: Path) -> None:
+    """MLflow cuts a tag off at 8,000 characters."""
+    names = [f"measured_with_a_long_name_{number}" for number in range(200)]
+    frame = pl.DataFrame(
+        {"t": [START + timedelta(hours=hour) for hour in range(100)], "x": range(100), "y": range(100)}
+    ).with_columns(pl.lit(1.0).alias(name) for name in names)
+    uri = str(tmp_path / "wide")
+    delta.replace_window(uri, frame, time_column="t", window=Window(start=START, end=END))
+    first = run_step("train", spec(uri, "wide", id_column=None), services)
+    again = run_step("train", spec(uri, "wide", id_column=None), services)
+    assert again == first | {"reused": True}
+    registry = Registry.connect(services)
+    registry.client.log_text(first["run_id"], "{}", "training/result.json")
+    with pytest.raises(ArtifactIntegrityError, match="not what was stored; delete the run"):
+        run_step("train", spec(uri, "wide", id_column=None), services)
 
 
 def test_other_code_is_another_training(
