@@ -84,7 +84,13 @@ def quantize(model: bytes, how: Quantization) -> bytes:
 
 
 def check_parity(
-    model: bytes, pipeline: Any, features: pd.DataFrame, signature: ModelSignature, limits: ParityLimits
+    model: bytes,
+    pipeline: Any,
+    features: pd.DataFrame,
+    signature: ModelSignature,
+    limits: ParityLimits,
+    *,
+    real_rows: int | None = None,
 ) -> Parity:
     """Compare the ONNX form with the scikit-learn form on the same rows.
 
@@ -92,6 +98,7 @@ def check_parity(
     :param pipeline: the fitted form.
     :param features: rows to compare on, see :func:`hard_rows`.
     :param limits: how far apart they may be.
+    :param real_rows: the first so many rows are real ones; ``None``: all are.
     :raises Exception: whatever onnxruntime raises on a model it can't run.
     """
     import onnxruntime
@@ -111,18 +118,21 @@ def check_parity(
         expected_probabilities=probabilities,
         got_probabilities=np.asarray(outputs[1]) if probabilities is not None else None,
         limits=limits,
+        real_rows=real_rows,
     )
 
 
 def hard_rows(
-    features: pd.DataFrame, signature: ModelSignature, *, rows: int = 8000, seed: int = 0
-) -> pd.DataFrame:
+    pipeline: Any, features: pd.DataFrame, signature: ModelSignature, *, rows: int = 8000, seed: int = 0
+) -> tuple[pd.DataFrame, int]:
     """Give real rows, and rows made of them that converters get wrong: missing values, unseen words, extremes.
 
+    :param pipeline: the fitted form; made rows that it refuses itself are left out.
     :param features: real rows.
     :param rows: real rows to take at most, drawn without replacement.
     :returns: the real rows first; then, per input, up to 20 of them with that input missing, and up to 20 with it unseen
-        (text) or far outside (numbers: ten times the smallest and the largest).
+        (text) or far outside (numbers: ten times their range below the smallest and above the largest); and how
+        many are real.
     """
     import pandas as pd
 
@@ -132,11 +142,23 @@ def hard_rows(
     for field in signature.inputs:
         odd: list[Any] = ["", "never seen before"]
         if field.type == "number":
-            odd = [np.nan, real[field.name].min() * 10.0 - 1.0, real[field.name].max() * 10.0 + 1.0]
+            low, high = real[field.name].min(), real[field.name].max()
+            far = 10.0 * ((high - low) or 1.0)
+            odd = [np.nan, low - far, high + far]
         made += [
             some.assign(**{field.name: pd.Series([value] * len(some), index=some.index)}) for value in odd
         ]
-    return pd.concat([real, *made], ignore_index=True)
+    if not _takes(pipeline, pd.concat(made)):
+        made = [one for one in made if _takes(pipeline, one)]
+    return pd.concat([real, *made], ignore_index=True), len(real)
+
+
+def _takes(pipeline: Any, rows: pd.DataFrame) -> bool:
+    try:
+        pipeline.predict(rows)
+    except Exception:  # noqa: BLE001 - a user's own transformer raises anything
+        return False
+    return True
 
 
 def _integer_attribute_converters() -> tuple[dict[type, Any], dict[type, Any]]:

@@ -192,6 +192,29 @@ def test_an_interrupted_search_goes_on_and_ends_as_one_that_ran_through(tmp_path
     assert resumed.best == whole.best
 
 
+def test_parameters_that_do_not_go_together_fail_one_trial(tmp_path: Path) -> None:
+    def picky(candidate: Candidate, fold: int) -> float:
+        if candidate.params.get("kind") == "bad":
+            raise ValueError("kind 'bad' supports only x = 0")
+        return bowl(candidate, fold)
+
+    found, told = run_search(f"sqlite:///{tmp_path}/picky.db", picky, trials=25)
+    failed = [trial for trial in found.trials if trial.params.get("kind") == "bad"]
+    assert 0 < len(failed) < 8, "the sampler learns what fails"
+    assert all((trial.value, trial.folds) == (None, ()) for trial in failed)
+    assert len(told) == len(found.trials) == 25
+    assert found.best.params.get("kind") != "bad"
+    again, told = run_search(f"sqlite:///{tmp_path}/picky.db", picky, trials=25)
+    assert (again, told) == (found, [])
+
+    def refuses(candidate: Candidate, fold: int) -> float:
+        raise ValueError("no such solver")
+
+    for _ in range(2):  # a retry tries again
+        with pytest.raises(ValueError, match="all 3 trials failed, the last with ValueError: no such solver"):
+            run_search(f"sqlite:///{tmp_path}/refused.db", refuses, trials=3)
+
+
 def test_nothing_to_search_tries_each_candidate_once() -> None:
     flat = (CANDIDATES[0], replace(CANDIDATES[0], params={"level": 4.0}))
     found = optuna.search(
@@ -364,8 +387,8 @@ def test_forms_agree_on_missing_unseen_and_extreme_values(estimator: str) -> Non
     pipeline = sklearn.build_pipeline(Candidate(estimator=estimator), columns, seed=0)
     features = sklearn.to_features(frame, columns)
     sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
-    hard = onnx.hard_rows(features, signature)
-    assert len(hard) == 600 + 20 * (3 + 3 + 2)
+    hard, real = onnx.hard_rows(pipeline, features, signature)
+    assert (len(hard), real) == (600 + 20 * (3 + 3 + 2), 600)
     parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, hard, signature, LIMITS)
     assert parity.passed, parity.reason
 
@@ -393,7 +416,7 @@ def test_the_gate_catches_the_converter_that_is_silently_wrong(tmp_path: Path) -
     assert parity.label_flips > 1000
     form, reason = model_package._write_model(tmp_path, fitted(pipeline, features), signature, LIMITS, None)
     assert form == "sklearn"
-    assert f"of {len(onnx.hard_rows(features, signature))} labels differ" in reason
+    assert f"of {len(onnx.hard_rows(pipeline, features, signature)[0])} labels differ" in reason
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -426,6 +449,54 @@ def test_limits_are_limits() -> None:
             limits=ParityLimits(label_flips=share),
         )
         assert (parity.passed, parity.label_flips) == (passed, 1)
+
+
+def test_made_rows_do_not_widen_the_spread() -> None:
+    real, made = np.random.default_rng(0).normal(size=500), np.array([1e5, -1e5] * 20)
+    expected = np.concatenate([real, made])
+    got = expected.copy()
+    got[:100] += 5.0
+
+    def passes(real_rows: int | None) -> bool:
+        return compare_forms(
+            expected=expected,
+            got=got,
+            expected_probabilities=None,
+            got_probabilities=None,
+            limits=LIMITS,
+            real_rows=real_rows,
+        ).passed
+
+    assert passes(None)
+    assert not passes(500)
+
+
+class Strict(TransformerMixin, BaseEstimator):
+    """Refuses what it does not know, as a lookup in a dictionary does."""
+
+    def fit(self, features: Any, target: Any = None) -> Strict:
+        self.known_ = set(features["kind"])
+        return self
+
+    def transform(self, features: Any) -> Any:
+        unknown = set(features["kind"]) - self.known_
+        if unknown:
+            raise KeyError(unknown.pop())
+        return features[["year"]]
+
+
+def test_only_the_made_rows_that_are_refused_are_left_out() -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("year",), categorical=("kind",))
+    signature = ModelSignature(
+        inputs=(FieldSpec(name="year", type="number"), FieldSpec(name="kind", type="string")), output="y"
+    )
+    frame = rows().with_columns(year=pl.Series(np.random.default_rng(0).integers(2000, 2021, 600)))
+    features = sklearn.to_features(frame, columns).assign(kind=["red", "green"] * 300)
+    pipeline = make_pipeline(Strict(), LinearRegression()).fit(features, frame["y"].to_numpy())
+    hard, real = onnx.hard_rows(pipeline, features, signature)
+    # Missing years and missing or unseen kinds are refused; years far below and far above are not.
+    assert (len(hard), real) == (600 + 2 * 20, 600)
+    assert (hard["year"].min(), hard["year"].max()) == (1800.0, 2220.0)
 
 
 @pytest.mark.parametrize(
