@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -59,6 +59,14 @@ class Candidate:
     def name(self) -> str:
         """The last part of the import path."""
         return self.estimator.replace(":", ".").rpartition(".")[2]
+
+    def example(self) -> Candidate:
+        """Give one of the sets of arguments in the space: enough to ask what kind of estimator it is."""
+        drawn = {
+            name: (int(space.low) if space.integer else space.low) if isinstance(space, Range) else space[0]
+            for name, space in self.space.items()
+        }
+        return replace(self, params=self.params | drawn, space={})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

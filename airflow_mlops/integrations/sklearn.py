@@ -15,6 +15,7 @@ import numpy as np
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.tuning import Candidate, Range
+from airflow_mlops.exceptions import SchemaMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -154,9 +155,20 @@ def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
     """Give the model's input exactly as the service will: numbers rounded to float32, text with "" for missing.
 
     ONNX computes in float32 and knows no missing text, so training sees the same: no split falls between the two.
+
+    :raises SchemaMismatchError: a number is wanted where the table holds something else.
     """
     import polars as pl
 
+    for name in columns.numeric:
+        column = rows[name]
+        if not (
+            column.dtype.is_numeric() or column.dtype == pl.Boolean or column.null_count() == len(column)
+        ):
+            raise SchemaMismatchError(
+                f"column {name!r} holds {column.dtype}, and is declared numeric; make it a number when the data is "
+                "ingested, or declare it categorical"
+            )
     numbers = [pl.col(name).cast(pl.Float32).cast(pl.Float64) for name in columns.numeric]
     texts = [pl.col(name).cast(pl.String).fill_null("") for name in (*columns.categorical, *columns.text)]
     return rows.select(*numbers, *texts).to_pandas()

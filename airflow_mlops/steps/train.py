@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.metrics import Metric, evaluate_metric, resolve_metric
+from airflow_mlops.core.metrics import DEFAULT_METRICS, Metric, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits
 from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, time_ordered_folds
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, STEP_KEY_TAG, Registry
 from airflow_mlops.ledger.studies import studies_url
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pandas as pd
+    import polars as pl
     from numpy.typing import NDArray
 
     from airflow_mlops.services import Services
@@ -74,7 +75,8 @@ class TrainSpec:
     :param trailing_days: for ``trailing``.
     :param half_life_days: weight of a row halves with this age (before the newest row); ``None``: equal weights.
     :param holdout_share: newest share of the rows, never trained on, ``(0, 0.5]``.
-    :param metric: name of a built-in metric or import path of one.
+    :param metric: name of a built-in metric or import path of one; ``None``: ``mae`` for numbers, ``log_loss`` for labels,
+        ``accuracy`` where an estimator gives no probabilities.
     :param parity: how far the ONNX form may be from the scikit-learn form.
     :param quantize: make the ONNX form smaller, if that stays within ``parity``.
     :param seed: random state.
@@ -101,7 +103,7 @@ class TrainSpec:
     trailing_days: float | None = None
     half_life_days: float | None = None
     holdout_share: float = 0.2
-    metric: str = "mae"
+    metric: str | None = None
     parity: ParityLimits = field(default_factory=ParityLimits)
     quantize: onnx.Quantization | None = None
     seed: int = 0
@@ -198,7 +200,8 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     :raises ValueError: an estimator path or parameter that is wrong, or a column with two roles.
     """
     columns, _ = spec.columns(), spec.to_try()
-    metric = resolve_metric(spec.metric)
+    if spec.metric is not None:
+        resolve_metric(spec.metric)
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     window = choose_window(
@@ -217,6 +220,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         return replace(from_dict(TrainResult, json.loads(text)), reused=True)
     registry.close_interrupted_runs(experiment_id, key)
     split = split_rows(dataset, columns, window, spec.holdout_share)
+    metric = _metric(spec, columns, split.training[spec.target])
     tags = {
         STEP_KEY_TAG: key,
         "airflow_mlops.model_name": spec.model_name,
@@ -243,7 +247,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
     clock = _Clock()
     registry.log_dataset(work.run_id, work.dataset, "training")
     features = sklearn.to_features(split.training, work.columns)
-    target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0]))
+    target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0].example()))
     weights = row_weights(split.training, work.columns, spec.half_life_days)
     clock.lap("prepare_seconds")
     found = _search(work, features, target, weights, services)
@@ -317,6 +321,7 @@ def _fit(
     """Fit on all training rows and score on the held-out ones."""
     pipeline = _pipeline(work, candidate)
     sklearn.fit(pipeline, features, target, weights)
+    log.info("training: fitted %s on %d rows", candidate.name, len(features))
     holdout = sklearn.to_features(work.split.holdout, work.columns)
     predictions = sklearn.predict(pipeline, holdout)
     score = evaluate_metric(
@@ -325,11 +330,46 @@ def _fit(
     return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions.values, score=score)
 
 
+def _metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
+    """Find the metric, and see before anything is fitted that it, the target and the estimators fit together.
+
+    :raises SchemaMismatchError: a regression of what is no number.
+    :raises ValueError: classifiers beside regressors, or a metric that can't measure their answers.
+    """
+    estimators = [_build(spec, columns, candidate.example()) for candidate in spec.to_try()]
+    kinds = {sklearn.is_classification(estimator) for estimator in estimators}
+    if len(kinds) > 1:
+        raise ValueError("some candidates are classifiers and some are not; give either, as the target needs")
+    labels = kinds == {True}
+    numbers = target.dtype.is_numeric()
+    if not labels and not numbers and str(target.dtype) != "Boolean":
+        raise SchemaMismatchError(
+            f"target {spec.target!r} holds {target.dtype}, and {spec.to_try()[0].name} predicts numbers; give a classifier"
+        )
+    probabilities = all(sklearn.gives_probabilities(estimator) for estimator in estimators)
+    default = "mae" if not labels else "log_loss" if probabilities else "accuracy"
+    metric = resolve_metric(spec.metric or default)
+    of_numbers = {*DEFAULT_METRICS["regression"]} | {f"quantile_loss@{metric.name.partition('@')[2]}"}
+    if labels and not numbers and metric.name in of_numbers:
+        raise ValueError(
+            f"{metric.name} measures numbers, and {spec.target!r} holds {target.dtype}: choose {default}, or leave metric out"
+        )
+    if metric.needs_probabilities and not probabilities:
+        raise ValueError(
+            f"{metric.name} needs probabilities, and not every estimator here gives them: choose accuracy, f1 or another "
+            "metric of labels"
+        )
+    return metric
+
+
 def _pipeline(work: _Work, candidate: Candidate) -> Any:
-    spec = work.spec
+    return _build(work.spec, work.columns, candidate)
+
+
+def _build(spec: TrainSpec, columns: ColumnRoles, candidate: Candidate) -> Any:
     return sklearn.build_pipeline(
         candidate,
-        work.columns,
+        columns,
         preprocessing=spec.preprocessing,
         selection=spec.feature_selection,
         seed=spec.seed,

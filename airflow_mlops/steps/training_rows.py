@@ -77,6 +77,8 @@ def split_rows(
         raise ValueError(f"holdout_share is {holdout_share}; it must be in (0, 0.5]")
     rows = read_rows(dataset, columns=list(columns.all), time_column=columns.time, window=window)
     rows = rows.drop_nulls([columns.target, columns.time]).sort(columns.time, maintain_order=True)
+    if rows.schema[columns.target].is_float():
+        rows = rows.drop_nans(columns.target)
     if rows.height == 0:
         raise InsufficientDataError(
             f"no row of {dataset.uri} in {window} has a {columns.target}: nothing to train on"

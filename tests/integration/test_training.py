@@ -18,7 +18,12 @@ import polars as pl
 import pytest
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, UnsafeModelError
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    InsufficientDataError,
+    SchemaMismatchError,
+    UnsafeModelError,
+)
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
@@ -259,6 +264,41 @@ def test_other_code_is_another_training(
     assert (same["reused"], same["run_id"]) == (True, first["run_id"])
     assert not other["reused"]
     assert other["package_digest"] != first["package_digest"]
+
+
+def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, tmp_path: Path) -> None:
+    count = 200
+    frame = pl.DataFrame(
+        {
+            "t": [START + timedelta(hours=hour) for hour in range(count)],
+            "x": np.linspace(0.0, 1.0, count),
+            "words": ["1.5"] * (count - 1) + ["n/a"],
+            "label": ["yes", "no"] * (count // 2),
+            "y": [float("nan"), *range(count - 1)],
+        }
+    )
+    uri = str(tmp_path / "mixed")
+    delta.replace_window(uri, frame, time_column="t", window=Window(start=START, end=END))
+
+    def train(**more: Any) -> dict[str, Any]:
+        return run_step("train", spec(uri, "mixed", id_column=None, **more), services)
+
+    logistic = {"estimator": "sklearn.linear_model.LogisticRegression", "target": "label"}
+    perceptron = {"estimator": "sklearn.linear_model.Perceptron", "target": "label"}
+    with pytest.raises(ValueError, match="mae measures numbers, and 'label' holds String: choose log_loss"):
+        train(**logistic, metric="mae")
+    with pytest.raises(ValueError, match="log_loss needs probabilities"):
+        train(**perceptron, metric="log_loss")
+    with pytest.raises(
+        SchemaMismatchError, match="target 'label' holds String, and LinearRegression predicts"
+    ):
+        train(target="label")
+    with pytest.raises(SchemaMismatchError, match="column 'words' holds String, and is declared numeric"):
+        train(numeric=["words"])
+    assert train(**logistic)["metric"] == "log_loss"
+    assert train(**perceptron)["metric"] == "accuracy"
+    numbers = train()  # without the row whose target is no number
+    assert (numbers["metric"], numbers["training_rows"] + numbers["holdout_rows"]) == ("mae", count - 1)
 
 
 def test_recent_rows_count_more(table: str, services: Services) -> None:
