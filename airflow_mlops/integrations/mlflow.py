@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,6 +39,15 @@ PACKAGE_FOLDER = "package"
 
 #: Tag of a run: digest of the step's inputs; a retry finds the finished run by it.
 STEP_KEY_TAG = "airflow_mlops.step_key"
+#: Tag of a run that goes on: another number with every sign of life.
+HEARTBEAT_TAG = "airflow_mlops.heartbeat"
+
+#: A run without a sign of life for so long is dead. Long enough for a busy machine and a slow server; a retry after a
+#: kill waits for it. The variable sets another number, the same for all processes of an installation.
+LEASE_SECONDS = 10.0
+LEASE_VARIABLE = "AIRFLOW_MLOPS_LEASE_SECONDS"
+_BEATS_PER_LEASE = 5
+
 PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
 RUN_ID_TAG = "airflow_mlops.run_id"
 #: Tag of a model version: the package's signature as this model, see :mod:`airflow_mlops.core.signing`.
@@ -152,6 +162,81 @@ class Registry:
                 max_results=1,
             )
         return runs[0] if runs else None
+
+    def take_over_dead_runs(self, experiment_id: str, step_key: str, what: str) -> bool:
+        """Mark runs of this same work whose process is dead as failed; those that live keep the work.
+
+        A run lives while its heartbeat changes. Nothing is read from the clocks of two machines: this waits up to the
+        lease for another heartbeat.
+
+        :param what: what the work is, for the error.
+        :returns: whether there was any, so that the caller looks again for a finished one.
+        :raises TransientError: naming the run that lives.
+        """
+        lease = _lease_seconds()
+        seen = {run.info.run_id: _heartbeat(run) for run in self._running(experiment_id, step_key)}
+        deadline = time.monotonic() + lease
+        waiting = bool(seen)
+        while waiting and time.monotonic() < deadline:
+            time.sleep(lease / (2 * _BEATS_PER_LEASE))
+            running = self._running(experiment_id, step_key)
+            for run in running:
+                if run.info.run_id not in seen or _heartbeat(run) != seen[run.info.run_id]:
+                    raise TransientError(
+                        f"{what} is being trained by run {run.info.run_id}; try again when that has ended, to get what "
+                        "it made"
+                    )
+            waiting = bool(running)
+        if waiting:
+            with _translated("close interrupted runs"):
+                for run in self._running(experiment_id, step_key):
+                    if run.info.run_id in seen and _heartbeat(run) == seen[run.info.run_id]:
+                        self._fail(experiment_id, run.info.run_id)
+        return bool(seen)
+
+    def require_first(self, experiment_id: str, step_key: str, run_id: str, what: str) -> None:
+        """See that of runs that began the same work at once this one is the first.
+
+        :raises TransientError: naming the run that is.
+        """
+        runs = self._running(experiment_id, step_key)
+        first = min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+        if first is not None and first.info.run_id != run_id:
+            raise TransientError(
+                f"{what} is being trained by run {first.info.run_id}; try again when that has ended, to get what it made"
+            )
+
+    def _running(self, experiment_id: str, step_key: str) -> list[Any]:
+        with _translated("search runs"):
+            return list(
+                self.client.search_runs(
+                    [experiment_id],
+                    f"tags.`{STEP_KEY_TAG}` = '{step_key}' and attributes.status = 'RUNNING'",
+                )
+            )
+
+    @contextmanager
+    def heartbeat(self, run_id: str) -> Iterator[None]:
+        """Say again and again that the process of a run lives, while the block goes on."""
+        from mlflow.exceptions import MlflowException
+
+        stop = threading.Event()
+
+        def beat() -> None:
+            number = 0
+            while not stop.wait(_lease_seconds() / _BEATS_PER_LEASE):
+                number += 1
+                # One that is lost does no harm; whether this run was closed meanwhile is asked before it ends.
+                with suppress(MlflowException):
+                    self.client.set_tag(run_id, HEARTBEAT_TAG, str(number))
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=_lease_seconds())
 
     def close_interrupted_runs(self, experiment_id: str, step_key: str) -> int:
         """Mark runs of this same work that never ended as failed: their process was killed."""
@@ -512,6 +597,15 @@ def _registered(version: Any) -> RegisteredVersion:
 def _tag_name(name: str) -> str:
     """Replace what MLflow does not take in the name of a tag, such as in a metric's import path."""
     return re.sub(r"[^\w./ -]", "_", name)[:250]
+
+
+def _heartbeat(run: Any) -> str | None:
+    found: str | None = run.data.tags.get(HEARTBEAT_TAG)
+    return found
+
+
+def _lease_seconds() -> float:
+    return float(os.environ.get(LEASE_VARIABLE) or LEASE_SECONDS)
 
 
 def _digest_tag(artifact_file: str) -> str:

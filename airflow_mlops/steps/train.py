@@ -195,7 +195,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
 
     :raises SchemaMismatchError: naming a column the table does not have.
     :raises InsufficientDataError: too few rows to train and hold out.
-    :raises TransientError: another attempt at the same training took this one for dead, and replaced it.
+    :raises TransientError: another process is at the same training, or took this one for dead and replaced it.
     :raises UnsafeModelError: the model can be stored in no form that is safe to load.
     :raises ValueError: an estimator path or parameter that is wrong, or a column with two roles.
     """
@@ -215,10 +215,11 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     key = _key(spec, dataset, window)
     experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
     done = registry.finished_run(experiment_id, key)
+    if done is None and registry.take_over_dead_runs(experiment_id, key, spec.model_name):
+        done = registry.finished_run(experiment_id, key)
     if done is not None:
         text = registry.read_text(done.info.run_id, _RESULT_FILE)
         return replace(from_dict(TrainResult, json.loads(text)), reused=True)
-    registry.close_interrupted_runs(experiment_id, key)
     split = split_rows(dataset, columns, window, spec.holdout_share)
     metric = _metric(spec, columns, split.training[spec.target])
     tags = {
@@ -228,7 +229,8 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         **{f"airflow_mlops.{name}": value for name, value in code_version().items()},
     }
     name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
-    with registry.run(experiment_id, name, tags) as run_id:
+    with registry.run(experiment_id, name, tags) as run_id, registry.heartbeat(run_id):
+        registry.require_first(experiment_id, key, run_id, spec.model_name)
         return _train(
             _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
         )
