@@ -459,7 +459,7 @@ class Registry:
                 skops_trusted_types=list(untrusted),
                 signature=infer_signature(features.head(100), pipeline.predict(features.head(100))),
                 input_example=features.head(_EXAMPLE_ROWS),
-                pip_requirements=[f"{package}=={_version(package)}" for package in ("scikit-learn", "skops")],
+                pip_requirements=_requirements(untrusted),
             )
             with _translated(f"log model to run {run_id}"):
                 logged = self.client.create_logged_model(experiment_id, name=name, source_run_id=run_id)
@@ -630,10 +630,17 @@ def _configure_process(services: Services) -> None:
         os.environ.setdefault(name, value)
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import version
+def _requirements(types: Sequence[str]) -> list[str]:
+    """Pin what a notebook needs to load the model: scikit-learn, skops, and the packages of other types in it.
 
-    return version(package)
+    A module of your own belongs to no package and can't be pinned.
+    """
+    from importlib.metadata import packages_distributions, version
+
+    packages = packages_distributions()
+    modules = {name.partition(".")[0] for name in types}
+    needed = {"scikit-learn", "skops"} | {name for module in modules for name in packages.get(module, [])}
+    return [f"{name}=={version(name)}" for name in sorted(needed)]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -188,51 +188,25 @@ def to_target(values: pl.Series, pipeline: Any) -> NDArray[Any]:
     return values.to_numpy().astype(str).astype(object)
 
 
-def halving_search(
-    pipeline: Any,
-    candidate: Candidate,
-    features: pd.DataFrame,
-    target: Any,
-    weights: NDArray[Any] | None,
-    *,
-    folds: Sequence[tuple[NDArray[Any], NDArray[Any]]],
-    trials: int,
-    scorer: Any,
-    seed: int,
-) -> list[tuple[dict[str, Any], float, tuple[float, ...]]]:
-    """Try many parameter sets on few rows and the better ones on more: successive halving.
+def draw(candidate: Candidate, count: int, seed: int) -> list[Candidate]:
+    """Draw parameter sets from a candidate's space, no two the same; fewer where there are not so many."""
+    from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-    Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
-    AISTATS 2016.
-
-    :param scorer: ``scorer(estimator, features, target) -> float``, more is better.
-    :returns: parameters, mean and per-fold scores of the sets that reached all rows.
-    """
-    from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - switches the next import on
-    from sklearn.model_selection import HalvingRandomSearchCV
-
-    search = HalvingRandomSearchCV(
-        pipeline,
-        {f"{ESTIMATOR_STEP}__{name}": _distribution(space) for name, space in candidate.space.items()},
-        n_candidates=trials,
-        min_resources="exhaust",  # the default would use a small part of the rows only
-        cv=list(folds),
-        scoring=scorer,
-        random_state=seed,
-        refit=False,
-        error_score="raise",
-    )
-    search.fit(features, target, **({} if weights is None else {_weight_argument(pipeline): weights}))
-    table = search.cv_results_
+    space = {name: _distribution(values) for name, values in candidate.space.items()}
+    if all(isinstance(values, list) for values in space.values()):
+        count = min(count, len(ParameterGrid(space)))
     return [
-        (
-            {name.removeprefix(f"{ESTIMATOR_STEP}__"): value for name, value in table["params"][row].items()},
-            float(table["mean_test_score"][row]),
-            tuple(float(table[f"split{fold}_test_score"][row]) for fold in range(len(folds))),
+        replace(
+            candidate,
+            params=candidate.params | {name: _plain(value) for name, value in drawn.items()},
+            space={},
         )
-        for row in range(len(table["params"]))
-        if table["iter"][row] == search.n_iterations_ - 1
+        for drawn in ParameterSampler(space, count, random_state=seed)
     ]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def save_skops(pipeline: Any, path: Path) -> list[str]:

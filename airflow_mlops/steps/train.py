@@ -13,14 +13,16 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.metrics import DEFAULT_METRICS, Metric, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits
-from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, time_ordered_folds
+from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, rungs, time_ordered_folds
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
+from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, STEP_KEY_TAG, Registry
 from airflow_mlops.ledger.studies import studies_url
@@ -252,7 +254,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
     target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0].example()))
     weights = row_weights(split.training, work.columns, spec.half_life_days)
     clock.lap("prepare_seconds")
-    found = _search(work, features, target, weights, services)
+    found = _search(work, features, target, services)
     clock.lap("search_seconds")
     winner = found.best if found else spec.to_try()[0]
     fitted = _fit(work, winner, features, target, weights)
@@ -382,7 +384,6 @@ def _search(
     work: _Work,
     features: pd.DataFrame,
     target: NDArray[Any],
-    weights: NDArray[Any] | None,
     services: Services,
 ) -> SearchResult | None:
     """Compare the candidates inside the training rows, oldest to newest."""
@@ -391,8 +392,10 @@ def _search(
         return None
     folds = time_ordered_folds(work.split.training[spec.time_column].to_numpy(), settings.folds)
 
-    def score(candidate: Candidate, fold: int) -> float:
+    def score(candidate: Candidate, fold: int, share: float = 1.0) -> float:
         learn, check = folds[fold]
+        if share < 1.0:  # spread over the fold, so that old and new rows are in it
+            learn = learn[np.linspace(0, len(learn) - 1, max(2, int(share * len(learn)))).astype(int)]
         weights = row_weights(work.split.training[learn], work.columns, spec.half_life_days)
         pipeline = _pipeline(work, candidate)
         sklearn.fit(pipeline, features.iloc[learn], target[learn], weights)
@@ -403,7 +406,7 @@ def _search(
         work.registry.log_step(work.run_id, f"trial_{work.metric.name}", trial.value, number)
 
     if settings.method == "halving":
-        return _halving(work, settings, features, target, weights, folds, score, tell)
+        return _halving(work, settings, score, tell)
     return optuna.search(
         spec.to_try(),
         settings,
@@ -419,60 +422,87 @@ def _search(
 def _halving(
     work: _Work,
     settings: Search,
-    features: pd.DataFrame,
-    target: NDArray[Any],
-    weights: NDArray[Any] | None,
-    folds: list[tuple[NDArray[Any], NDArray[Any]]],
-    score: Callable[[Candidate, int], float],
+    score: Callable[[Candidate, int, float], float],
     tell: Callable[[int, Trial], None],
 ) -> SearchResult:
-    """Halve each candidate's parameter sets; the best of the winners is kept."""
+    """Try each candidate's parameter sets on few rows and the better ones on more; keep the best of all on all rows."""
     sign = 1.0 if work.metric.greater_is_better else -1.0
-
-    def scorer(estimator: Any, rows: Any, truth: Any) -> float:
-        return (
-            sign
-            * evaluate_metric(work.metric, target=truth, prediction=sklearn.predict(estimator, rows)).value
-        )
-
-    trials: list[Trial] = []
-    winners: list[tuple[float, Candidate]] = []
-    for candidate in work.spec.to_try():
-        started = time.monotonic()
-        if candidate.space:
-            found = sklearn.halving_search(
-                _pipeline(work, replace(candidate, space={})),
-                candidate,
-                features,
-                target,
-                weights,
-                folds=folds,
-                trials=max(2, settings.trials // len(work.spec.to_try())),
-                scorer=scorer,
-                seed=work.spec.seed,
-            )
-        else:
-            values = tuple(sign * score(candidate, fold) for fold in range(settings.folds))
-            found = [({}, sum(values) / len(values), values)]
-        seconds = (time.monotonic() - started) / len(found)
-        for params, value, per_fold in found:
-            tried = replace(candidate, params=candidate.params | params, space={})
-            winners.append((value, tried))
-            trials.append(
-                Trial(
-                    candidate=candidate.name,
-                    params=tried.params,
-                    value=sign * value,
-                    folds=tuple(sign * one for one in per_fold),
-                    seconds=seconds,
+    started, error = time.monotonic(), None
+    each = max(2, settings.trials // len(work.spec.to_try()))
+    drawn = [sklearn.draw(one, each, work.spec.seed) if one.space else [one] for one in work.spec.to_try()]
+    # Fits weigh as much as the rows they take.
+    total = sum(count * share for sets in drawn for count, share in rungs(len(sets)))
+    done, trials = 0.0, list[tuple[Candidate, Trial]]()
+    for sets in drawn:
+        standing = sets
+        for count, share in rungs(len(sets)):
+            tried: list[tuple[Candidate, Trial]] = []
+            for candidate in standing[:count]:
+                if (
+                    trials
+                    and settings.timeout_seconds is not None
+                    and _since(started) > settings.timeout_seconds
+                ):
+                    log.warning("tuning: stopped after %.0f s", settings.timeout_seconds)
+                    return _best_on_all_rows(trials, sign, error)
+                trial, error = _trial(candidate, share, settings.folds, score, error)
+                done += share
+                left = _since(started) / done * (total - done)
+                value = "failed" if trial.value is None else f"{trial.value:.4g}"
+                log.info(
+                    "tuning: %s on %.0f %% of the rows: %s; about %.0f s to go",
+                    candidate.name,
+                    100 * share,
+                    value,
+                    left,
                 )
-            )
-            tell(len(trials) - 1, trials[-1])
-        log.info("tuning: %s: best %.4g", candidate.name, sign * max(value for _, value, _ in found))
-    value, best = max(winners, key=lambda pair: pair[0])
-    if value != value:  # NaN: nothing to choose by
-        raise InsufficientDataError("tuning: no parameter set could be measured")
-    return SearchResult(best=best, value=sign * value, trials=tuple(trials))
+                tried.append((candidate, trial))
+                if share == 1.0:
+                    trials.append((candidate, trial))
+                    tell(len(trials) - 1, trial)
+            measured = [pair for pair in tried if pair[1].value is not None]
+            measured.sort(key=lambda pair: sign * (pair[1].value or 0.0), reverse=True)
+            standing = [candidate for candidate, _ in measured]
+    return _best_on_all_rows(trials, sign, error)
+
+
+def _trial(
+    candidate: Candidate,
+    share: float,
+    folds: int,
+    score: Callable[[Candidate, int, float], float],
+    error: Exception | None,
+) -> tuple[Trial, Exception | None]:
+    """Score one parameter set; one that fails is logged, and does not end the search."""
+    started, values = time.monotonic(), list[float]()
+    try:
+        values.extend(score(candidate, fold, share) for fold in range(folds))
+    except Exception as err:  # noqa: BLE001 - estimators raise anything on parameters that do not go together
+        log.warning("tuning: %s with %s failed: %r", candidate.name, candidate.params, err)
+        error = err
+    mean = sum(values) / folds if len(values) == folds else None
+    trial = Trial(
+        candidate=candidate.name,
+        params=candidate.params,
+        value=mean,
+        folds=tuple(values),
+        seconds=_since(started),
+    )
+    return trial, error
+
+
+def _best_on_all_rows(
+    trials: list[tuple[Candidate, Trial]], sign: float, error: Exception | None
+) -> SearchResult:
+    measured = [(candidate, trial.value) for candidate, trial in trials if trial.value is not None]
+    if not measured:
+        raise ValueError(f"tuning: every parameter set failed, the last with {error!r}") from error
+    best, value = max(measured, key=lambda pair: sign * pair[1])
+    return SearchResult(best=best, value=value, trials=tuple(trial for _, trial in trials))
+
+
+def _since(started: float) -> float:
+    return time.monotonic() - started
 
 
 def _evidence(folder: Path, found: SearchResult | None) -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,10 +28,11 @@ from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, 
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import onnx, optuna, sklearn
+from airflow_mlops.integrations.mlflow import _requirements
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
-from airflow_mlops.steps import model_package
+from airflow_mlops.steps import model_package, train
 from airflow_mlops.steps.train import TrainSpec
 from airflow_mlops.steps.training_rows import Split, row_weights
 
@@ -215,6 +218,46 @@ def test_parameters_that_do_not_go_together_fail_one_trial(tmp_path: Path) -> No
             run_search(f"sqlite:///{tmp_path}/refused.db", refuses, trials=3)
 
 
+def halve(score: Any, **settings: Any) -> tuple[Any, list[Trial]]:
+    told: list[Trial] = []
+    work: Any = SimpleNamespace(
+        metric=resolve_metric("mae"),
+        spec=TrainSpec(
+            dataset="t", model_name="m", target="y", numeric=("a",), time_column="t", candidates=CANDIDATES
+        ),
+    )
+    search = Search(**{"method": "halving", "trials": 40, "folds": 2, **settings})
+    return train._halving(work, search, score, lambda _, trial: told.append(trial)), told
+
+
+def test_halving_tries_many_on_few_rows_and_few_on_all(caplog: pytest.LogCaptureFixture) -> None:
+    shares: list[float] = []
+
+    def picky(candidate: Candidate, fold: int, share: float) -> float:
+        shares.append(round(share, 2))
+        if candidate.params.get("kind") == "bad":
+            raise ValueError("kind 'bad' supports only x = 0")
+        return bowl(candidate, fold)
+
+    caplog.set_level("INFO")
+    found, told = halve(picky)
+    assert found.best.params["x"] == pytest.approx(3.0, abs=2.0)
+    assert list(found.trials) == told
+    assert [trial.candidate for trial in told] == ["Flat", "Bowl", "Bowl"]
+    assert set(shares) == {0.11, 0.33, 1.0}
+    assert "s to go" in caplog.text
+
+    def refuses(candidate: Candidate, fold: int, share: float) -> float:
+        raise ValueError("no such solver")
+
+    with pytest.raises(
+        ValueError, match="every parameter set failed, the last with"
+    ):
+        halve(refuses)
+    stopped, told = halve(picky, timeout_seconds=0.0)
+    assert (stopped.best.name, len(told)) == ("Flat", 1)
+
+
 def test_nothing_to_search_tries_each_candidate_once() -> None:
     flat = (CANDIDATES[0], replace(CANDIDATES[0], params={"level": 4.0}))
     found = optuna.search(
@@ -362,6 +405,18 @@ def test_age_shifts_weight_between_rows_and_takes_none_away() -> None:
     weights = row_weights(lone, replace(columns, weight="w"), 1.0)
     assert weights is not None
     assert weights.sum() == pytest.approx(3.0)
+
+
+def test_the_estimators_package_is_pinned() -> None:
+    types = [
+        "scipy.interpolate._bsplines.BSpline",
+        "sklearn.tree._tree.Tree",
+        "my_models.Own",
+        "builtins.list",
+    ]
+    pinned = _requirements(types)
+    assert [line.partition("==")[0] for line in pinned] == ["scikit-learn", "scipy", "skops"]
+    assert f"scipy=={version('scipy')}" in pinned
 
 
 # -- parity --------------------------------------------------------------------------------------------------
