@@ -101,6 +101,8 @@ class PackageManifest:
     :param files: every file but the manifest, name to hex SHA-256.
     :param target: name of the target column.
     :param classes: labels as text, in the model's order; ``None`` for a regression.
+    :param probabilities: whether the model gives a probability per class; a second output of one that does not is a
+        distance or a margin, and nothing reads it.
     :param known_rows: input rows whose predictions are known; at least one.
     :param known_predictions: what the model must answer for them.
     :param trained_on: the training rows.
@@ -118,6 +120,7 @@ class PackageManifest:
     files: dict[str, str]
     target: str
     classes: tuple[str, ...] | None = None
+    probabilities: bool = True
     known_rows: tuple[dict[str, Any], ...]
     known_predictions: tuple[float | str, ...]
     trained_on: TrainedOn

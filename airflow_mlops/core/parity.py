@@ -53,18 +53,21 @@ def compare_forms(
     expected_probabilities: Array | None,
     got_probabilities: Array | None,
     limits: ParityLimits,
+    real_rows: int | None = None,
 ) -> Parity:
     """Compare the outputs of both forms on the same rows.
 
     :param expected: numbers or labels of the trained form, shape ``(n,)``.
     :param got: those of the converted form, shape ``(n,)``.
-    :param expected_probabilities: of the trained form, shape ``(n, classes)``; ``None`` for a regression.
+    :param expected_probabilities: of the trained form, shape ``(n, classes)``; ``None`` for a regression, and for a
+        classifier that gives none: then labels alone are compared.
     :param got_probabilities: of the converted form.
     :param limits: how far apart they may be.
+    :param real_rows: the first so many rows are real ones, and the spread of numbers is theirs; ``None``: all are.
     """
     regression = expected.dtype.kind == "f" and got.dtype.kind == "f" and expected_probabilities is None
     if regression:
-        flips, differences, unit = 0, _relative(expected, got), "of the outputs' spread"
+        flips, differences, unit = 0, _relative(expected, got, real_rows), "of the outputs' spread"
     else:
         flips = int(np.sum(got.astype(str) != expected.astype(str)))
         differences = _absolute(expected_probabilities, got_probabilities)
@@ -90,7 +93,9 @@ def compare_forms(
         ),
     ]
     agreed = f"largest difference on {len(expected)} rows is {largest:.2g} {unit}"
-    if not regression:
+    if not regression and expected_probabilities is None:
+        agreed = f"{len(expected) - flips} of {len(expected)} labels agree; the model gives no probabilities to compare"
+    elif not regression:
         agreed = (
             f"all {len(expected)} labels agree; {agreed}" if not flips else f"{flips} labels differ; {agreed}"
         )
@@ -104,8 +109,9 @@ def compare_forms(
     )
 
 
-def _relative(expected: Array, got: Array) -> Array:
-    finite = expected[np.isfinite(expected)]
+def _relative(expected: Array, got: Array, real_rows: int | None) -> Array:
+    real = expected[:real_rows]
+    finite = real[np.isfinite(real)]
     spread = float(np.std(finite)) if finite.size else 0.0
     return _absolute(expected, got) / (spread or 1.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -59,6 +59,14 @@ class Candidate:
     def name(self) -> str:
         """The last part of the import path."""
         return self.estimator.replace(":", ".").rpartition(".")[2]
+
+    def example(self) -> Candidate:
+        """Give one of the sets of arguments in the space: enough to ask what kind of estimator it is."""
+        drawn = {
+            name: (int(space.low) if space.integer else space.low) if isinstance(space, Range) else space[0]
+            for name, space in self.space.items()
+        }
+        return replace(self, params=self.params | drawn, space={})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,3 +179,18 @@ def best_of(results: Sequence[Mapping[str, Any]], *, greater_is_better: bool) ->
         )
     values = [float(result["validation_value"]) for result in results]
     return values.index(max(values) if greater_is_better else min(values))
+
+
+def rungs(sets: int, factor: int = 3) -> list[tuple[int, float]]:
+    """Say how many parameter sets are tried on which share of the rows: a third on three times as many, up to all.
+
+    Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
+    AISTATS 2016 (successive halving).
+
+    >>> [(count, round(share, 3)) for count, share in rungs(20)]
+    [(20, 0.111), (6, 0.333), (2, 1.0)]
+    """
+    counts = [sets]
+    while counts[-1] > factor:
+        counts.append(counts[-1] // factor)
+    return [(count, factor ** -(len(counts) - 1.0 - place)) for place, count in enumerate(counts)]

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.addresses import require_http_url
-from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES
+from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES, file_digest
 from airflow_mlops.core.signing import SIGNATURE_FILE, PackageSignature
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
@@ -39,6 +40,15 @@ PACKAGE_FOLDER = "package"
 
 #: Tag of a run: digest of the step's inputs; a retry finds the finished run by it.
 STEP_KEY_TAG = "airflow_mlops.step_key"
+#: Tag of a run that goes on: another number with every sign of life.
+HEARTBEAT_TAG = "airflow_mlops.heartbeat"
+
+#: A run without a sign of life for so long is dead. Long enough for a busy machine and a slow server; a retry after a
+#: kill waits for it. The variable sets another number, the same for all processes of an installation.
+LEASE_SECONDS = 10.0
+LEASE_VARIABLE = "AIRFLOW_MLOPS_LEASE_SECONDS"
+_BEATS_PER_LEASE = 5
+
 PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
 RUN_ID_TAG = "airflow_mlops.run_id"
 #: Tag of a model version: the package's signature as this model, see :mod:`airflow_mlops.core.signing`.
@@ -157,6 +167,81 @@ class Registry:
             )
         return runs[0] if runs else None
 
+    def take_over_dead_runs(self, experiment_id: str, step_key: str, what: str) -> bool:
+        """Mark runs of this same work whose process is dead as failed; those that live keep the work.
+
+        A run lives while its heartbeat changes. Nothing is read from the clocks of two machines: this waits up to the
+        lease for another heartbeat.
+
+        :param what: what the work is, for the error.
+        :returns: whether there was any, so that the caller looks again for a finished one.
+        :raises TransientError: naming the run that lives.
+        """
+        lease = _lease_seconds()
+        seen = {run.info.run_id: _heartbeat(run) for run in self._running(experiment_id, step_key)}
+        deadline = time.monotonic() + lease
+        waiting = bool(seen)
+        while waiting and time.monotonic() < deadline:
+            time.sleep(lease / (2 * _BEATS_PER_LEASE))
+            running = self._running(experiment_id, step_key)
+            for run in running:
+                if run.info.run_id not in seen or _heartbeat(run) != seen[run.info.run_id]:
+                    raise TransientError(
+                        f"{what} is being trained by run {run.info.run_id}; try again when that has ended, to get what "
+                        "it made"
+                    )
+            waiting = bool(running)
+        if waiting:
+            with _translated("close interrupted runs"):
+                for run in self._running(experiment_id, step_key):
+                    if run.info.run_id in seen and _heartbeat(run) == seen[run.info.run_id]:
+                        self._fail(experiment_id, run.info.run_id)
+        return bool(seen)
+
+    def require_first(self, experiment_id: str, step_key: str, run_id: str, what: str) -> None:
+        """See that of runs that began the same work at once this one is the first.
+
+        :raises TransientError: naming the run that is.
+        """
+        runs = self._running(experiment_id, step_key)
+        first = min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+        if first is not None and first.info.run_id != run_id:
+            raise TransientError(
+                f"{what} is being trained by run {first.info.run_id}; try again when that has ended, to get what it made"
+            )
+
+    def _running(self, experiment_id: str, step_key: str) -> list[Any]:
+        with _translated("search runs"):
+            return list(
+                self.client.search_runs(
+                    [experiment_id],
+                    f"tags.`{STEP_KEY_TAG}` = '{step_key}' and attributes.status = 'RUNNING'",
+                )
+            )
+
+    @contextmanager
+    def heartbeat(self, run_id: str) -> Iterator[None]:
+        """Say again and again that the process of a run lives, while the block goes on."""
+        from mlflow.exceptions import MlflowException
+
+        stop = threading.Event()
+
+        def beat() -> None:
+            number = 0
+            while not stop.wait(_lease_seconds() / _BEATS_PER_LEASE):
+                number += 1
+                # One that is lost does no harm; whether this run was closed meanwhile is asked before it ends.
+                with suppress(MlflowException):
+                    self.client.set_tag(run_id, HEARTBEAT_TAG, str(number))
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=_lease_seconds())
+
     def close_interrupted_runs(self, experiment_id: str, step_key: str) -> int:
         """Mark runs of this same work that never ended as failed: their process was killed."""
         with _translated("search runs"):
@@ -246,6 +331,37 @@ class Registry:
         """Upload a folder to the run's artifacts."""
         with _translated(f"upload to run {run_id}"):
             self.client.log_artifacts(run_id, str(folder), artifact_path)
+
+    def write_text(self, run_id: str, artifact_file: str, text: str) -> None:
+        """Store a text among the run's artifacts, with its digest as a tag."""
+        with _translated(f"upload to run {run_id}"):
+            self.client.log_text(run_id, text, artifact_file)
+            self.client.set_tag(run_id, _digest_tag(artifact_file), file_digest(text.encode()))
+
+    def read_text(self, run_id: str, artifact_file: str) -> str:
+        """Read what :meth:`write_text` stored.
+
+        :raises ArtifactIntegrityError: it is not there any more, or is another text.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        with _translated(f"run {run_id}"):
+            run = self.client.get_run(run_id)
+            listed = self.client.list_artifacts(run_id, artifact_file.rpartition("/")[0])
+        data = None
+        if artifact_file in {item.path for item in listed}:
+            with tempfile.TemporaryDirectory() as folder, _translated(f"{artifact_file} of run {run_id}"):
+                address = f"{run.info.artifact_uri}/{artifact_file}"
+                path = download_artifacts(
+                    artifact_uri=address, dst_path=folder, tracking_uri=self.tracking_uri
+                )
+                data = Path(path).read_bytes()
+        if data is None or file_digest(data) != run.data.tags.get(_digest_tag(artifact_file)):
+            raise ArtifactIntegrityError(
+                f"{artifact_file} of run {run_id} is {'missing' if data is None else 'not what was stored'}; "
+                "delete the run in MLflow, and the work is done again"
+            )
+        return data.decode()
 
     def download_package(self, run_id: str, destination: Path) -> Path:
         """Download the model package of a run.
@@ -347,7 +463,7 @@ class Registry:
                 skops_trusted_types=list(untrusted),
                 signature=infer_signature(features.head(100), pipeline.predict(features.head(100))),
                 input_example=features.head(_EXAMPLE_ROWS),
-                pip_requirements=[f"{package}=={_version(package)}" for package in ("scikit-learn", "skops")],
+                pip_requirements=_requirements(untrusted),
             )
             with _translated(f"log model to run {run_id}"):
                 logged = self.client.create_logged_model(experiment_id, name=name, source_run_id=run_id)
@@ -524,6 +640,19 @@ def _tag_name(name: str) -> str:
     return re.sub(r"[^\w./ -]", "_", name)[:250]
 
 
+def _heartbeat(run: Any) -> str | None:
+    found: str | None = run.data.tags.get(HEARTBEAT_TAG)
+    return found
+
+
+def _lease_seconds() -> float:
+    return float(os.environ.get(LEASE_VARIABLE) or LEASE_SECONDS)
+
+
+def _digest_tag(artifact_file: str) -> str:
+    return f"airflow_mlops.{Path(artifact_file).stem}_digest"
+
+
 def _configure_process(services: Services) -> None:
     """Hand over what MLflow reads only from the environment: credentials, limits, and no telemetry.
 
@@ -542,10 +671,17 @@ def _configure_process(services: Services) -> None:
         os.environ.setdefault(name, value)
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import version
+def _requirements(types: Sequence[str]) -> list[str]:
+    """Pin what a notebook needs to load the model: scikit-learn, skops, and the packages of other types in it.
 
-    return version(package)
+    A module of your own belongs to no package and can't be pinned.
+    """
+    from importlib.metadata import packages_distributions, version
+
+    packages = packages_distributions()
+    modules = {name.partition(".")[0] for name in types}
+    needed = {"scikit-learn", "skops"} | {name for module in modules for name in packages.get(module, [])}
+    return [f"{name}=={version(name)}" for name in sorted(needed)]
 
 
 @contextmanager

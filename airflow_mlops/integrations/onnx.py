@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from airflow_mlops.core.parity import Parity, ParityLimits, compare_forms
+from airflow_mlops.integrations.sklearn import final_estimator, gives_probabilities, is_classification
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,15 +37,25 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
         for field in signature.inputs
     ]
     converters, shapes = _integer_attribute_converters()
-    model = convert_sklearn(
-        pipeline,
-        name="model",  # the default is a random one, and equal models should have equal bytes
-        initial_types=inputs,
-        target_opset=TARGET_OPSET,
-        custom_conversion_functions=converters,
-        custom_shape_calculators=shapes,
-        options={id(pipeline): {"zipmap": False}} if hasattr(pipeline, "classes_") else None,
-    )
+    options: dict[int, dict[str, bool]] | None = None
+    if gives_probabilities(pipeline):
+        options = {id(pipeline): {"zipmap": False}}
+    elif is_classification(pipeline):
+        # Only the labels are read, and LinearSVC does not know the option; naming it keeps skl2onnx from setting it.
+        options = {id(final_estimator(pipeline)[1]): {}}
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # the converter reads attributes that scikit-learn will drop
+        model = convert_sklearn(
+            pipeline,
+            name="model",  # the default is a random one, and equal models should have equal bytes
+            initial_types=inputs,
+            target_opset=TARGET_OPSET,
+            custom_conversion_functions=converters,
+            custom_shape_calculators=shapes,
+            options=options,
+        )
     serialized: bytes = model.SerializeToString()
     return serialized
 
@@ -72,7 +84,13 @@ def quantize(model: bytes, how: Quantization) -> bytes:
 
 
 def check_parity(
-    model: bytes, pipeline: Any, features: pd.DataFrame, signature: ModelSignature, limits: ParityLimits
+    model: bytes,
+    pipeline: Any,
+    features: pd.DataFrame,
+    signature: ModelSignature,
+    limits: ParityLimits,
+    *,
+    real_rows: int | None = None,
 ) -> Parity:
     """Compare the ONNX form with the scikit-learn form on the same rows.
 
@@ -80,6 +98,7 @@ def check_parity(
     :param pipeline: the fitted form.
     :param features: rows to compare on, see :func:`hard_rows`.
     :param limits: how far apart they may be.
+    :param real_rows: the first so many rows are real ones; ``None``: all are.
     :raises Exception: whatever onnxruntime raises on a model it can't run.
     """
     import onnxruntime
@@ -92,25 +111,28 @@ def check_parity(
         for field in signature.inputs
     }
     outputs = session.run(None, feeds)
-    probabilities = pipeline.predict_proba(features) if hasattr(pipeline, "predict_proba") else None
+    probabilities = pipeline.predict_proba(features) if gives_probabilities(pipeline) else None
     return compare_forms(
         expected=np.asarray(pipeline.predict(features)).reshape(-1),
         got=np.asarray(outputs[0]).reshape(-1),
         expected_probabilities=probabilities,
         got_probabilities=np.asarray(outputs[1]) if probabilities is not None else None,
         limits=limits,
+        real_rows=real_rows,
     )
 
 
 def hard_rows(
-    features: pd.DataFrame, signature: ModelSignature, *, rows: int = 8000, seed: int = 0
-) -> pd.DataFrame:
+    pipeline: Any, features: pd.DataFrame, signature: ModelSignature, *, rows: int = 8000, seed: int = 0
+) -> tuple[pd.DataFrame, int]:
     """Give real rows, and rows made of them that converters get wrong: missing values, unseen words, extremes.
 
+    :param pipeline: the fitted form; made rows that it refuses itself are left out.
     :param features: real rows.
     :param rows: real rows to take at most, drawn without replacement.
     :returns: the real rows first; then, per input, up to 20 of them with that input missing, and up to 20 with it unseen
-        (text) or far outside (numbers: ten times the smallest and the largest).
+        (text) or far outside (numbers: ten times their range below the smallest and above the largest); and how
+        many are real.
     """
     import pandas as pd
 
@@ -120,11 +142,23 @@ def hard_rows(
     for field in signature.inputs:
         odd: list[Any] = ["", "never seen before"]
         if field.type == "number":
-            odd = [np.nan, real[field.name].min() * 10.0 - 1.0, real[field.name].max() * 10.0 + 1.0]
+            low, high = real[field.name].min(), real[field.name].max()
+            far = 10.0 * ((high - low) or 1.0)
+            odd = [np.nan, low - far, high + far]
         made += [
             some.assign(**{field.name: pd.Series([value] * len(some), index=some.index)}) for value in odd
         ]
-    return pd.concat([real, *made], ignore_index=True)
+    if not _takes(pipeline, pd.concat(made)):
+        made = [one for one in made if _takes(pipeline, one)]
+    return pd.concat([real, *made], ignore_index=True), len(real)
+
+
+def _takes(pipeline: Any, rows: pd.DataFrame) -> bool:
+    try:
+        pipeline.predict(rows)
+    except Exception:  # noqa: BLE001 - a user's own transformer raises anything
+        return False
+    return True
 
 
 def _integer_attribute_converters() -> tuple[dict[type, Any], dict[type, Any]]:

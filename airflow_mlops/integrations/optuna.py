@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.tuning import Candidate, Range, Search, SearchResult, Trial
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from airflow_mlops.core.tuning import FoldScore
 
 log = logging.getLogger(__name__)
+
+#: Attribute of a trial that failed: with what.
+_ERROR = "error"
 
 
 def search(
@@ -48,10 +51,10 @@ def search(
     :param storage_url: SQLAlchemy URL; ``None`` keeps the study in memory.
     :param seed: of the sampler.
     :param on_trial: told of every trial when it is finished.
-    :raises InsufficientDataError: no trial gave a number.
+    :raises ValueError: every trial failed; with the last one's error.
     """
     study = _open_study(study_name, storage_url, settings, greater_is_better=greater_is_better)
-    started = time.monotonic()
+    started, here = time.monotonic(), 0
     wanted = _wanted_trials(candidates, settings)
     while (done := len(_finished(study))) < wanted:
         if (
@@ -65,8 +68,10 @@ def search(
             break
         trial = _run_trial(study, candidates, settings, score, seed=seed, number=done)
         on_trial(done, trial)
-        log.info("tuning: %s", _progress(study, trial, done + 1, wanted, time.monotonic() - started))
-    return _result(study, candidates, settings)
+        here += 1
+        spent = time.monotonic() - started
+        log.info("tuning: %s", _progress(study, trial, done + 1, wanted, here, spent))
+    return _result(study, candidates, storage_url)
 
 
 def _open_study(
@@ -122,14 +127,34 @@ def _run_trial(
     index = int(asked.suggest_categorical("candidate", list(range(len(candidates)))))
     asked.set_user_attr("candidate", index)
     candidate = candidates[index]
-    candidate = replace(candidate, params=candidate.params | _suggest(asked, index, candidate), space={})
+    drawn = _suggest(asked, index, candidate)
+    candidate = replace(candidate, params=candidate.params | drawn, space={})
     asked.set_user_attr("params", candidate.params)
     started = time.monotonic()
     values: list[float] = []
     mean = math.nan
+    asked.set_user_attr("folds", values)
     state = optuna.trial.TrialState.COMPLETE
     for fold in range(settings.folds):
-        values.append(score(candidate, fold))
+        try:
+            values.append(score(candidate, fold))
+        except TransientError:
+            raise
+        except Exception as err:  # noqa: BLE001 - estimators raise anything on parameters that do not go together
+            log.warning("tuning: trial %d, %s with %s failed: %r", number + 1, candidate.name, drawn, err)
+            asked.set_user_attr(_ERROR, f"{type(err).__name__}: {str(err)[:500]}")
+            # Not FAIL, which the sampler would not learn from: it would draw the like again and again.
+            state = optuna.trial.TrialState.PRUNED
+            break
+        log.info(
+            "tuning: trial %d, %s: fold %d of %d: %.4g after %.1f s",
+            number + 1,
+            candidate.name,
+            fold + 1,
+            settings.folds,
+            values[-1],
+            time.monotonic() - started,
+        )
         mean = sum(values) / len(values)
         asked.report(mean, fold)
         asked.set_user_attr("folds", values)
@@ -163,19 +188,27 @@ def _suggest(asked: optuna.Trial, index: int, candidate: Candidate) -> dict[str,
     return drawn
 
 
-def _progress(study: optuna.Study, trial: Trial, done: int, wanted: int, seconds: float) -> str:
-    value = "given up early" if trial.value is None else f"{trial.value:.4g}"
-    left = seconds / done * (wanted - done)
+def _progress(study: optuna.Study, trial: Trial, done: int, wanted: int, here: int, seconds: float) -> str:
+    value = "given up" if trial.value is None else f"{trial.value:.4g}"
+    # The study's best_value raises while no trial is complete.
+    measured = [one.value for one in study.get_trials(deepcopy=False) if one.value is not None]
+    best = f"best {study.best_value:.4g}" if measured else "none measured yet"
+    left = seconds / here * (wanted - done)
     return (
-        f"trial {done} of {wanted}: {trial.candidate} {value} in {trial.seconds:.1f} s; best {study.best_value:.4g}; "
+        f"trial {done} of {wanted}: {trial.candidate} {value} in {trial.seconds:.1f} s; {best}; "
         f"about {left:.0f} s to go"
     )
 
 
-def _result(study: optuna.Study, candidates: Sequence[Candidate], settings: Search) -> SearchResult:
+def _result(study: optuna.Study, candidates: Sequence[Candidate], storage_url: str | None) -> SearchResult:
+    import optuna
+
     finished = _finished(study)
     if not any(trial.value is not None for trial in finished):
-        raise InsufficientDataError(f"tuning: none of {len(finished)} trials could be measured")
+        errors = [trial.user_attrs[_ERROR] for trial in finished if _ERROR in trial.user_attrs]
+        if storage_url is not None:  # kept, it would leave a retry nothing to try
+            optuna.delete_study(study_name=study.study_name, storage=storage_url)
+        raise ValueError(f"tuning: all {len(finished)} trials failed, the last with {errors[-1]}")
     best = study.best_trial
     candidate = candidates[best.user_attrs["candidate"]]
     return SearchResult(

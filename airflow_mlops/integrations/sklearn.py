@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.tuning import Candidate, Range
+from airflow_mlops.exceptions import SchemaMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
     import polars as pl
@@ -24,6 +30,9 @@ ESTIMATOR_STEP = "estimator"
 
 #: Libraries of trees beside scikit-learn's, by the first part of their module names.
 _TREE_PACKAGES = ("xgboost", "lightgbm", "catboost")
+
+#: What fits, converts and stores a model beside the estimator's own package.
+_LIBRARIES = ("airflow-mlops", "scikit-learn", "numpy", "scipy", "skl2onnx", "onnxruntime", "skops", "optuna")
 
 #: Words a text column is turned into at most; a factory of your own can do better.
 TEXT_FEATURES = 256
@@ -48,6 +57,36 @@ class FeatureSelection:
 
     method: Literal["rfe", "l1", "importance"]
     keep: int
+
+
+def code_of(path: str) -> dict[str, str]:
+    """Tell by which code an estimator is made: digest of the module the path leads to, and its package's version.
+
+    A module that this one imports is not looked at.
+
+    :raises ValueError: naming the path and the part of it that is not there.
+    """
+    found = load_object(path)
+    module = inspect.getmodule(found)
+    package = (module.__name__ if module else path).partition(".")[0]
+    code = {"path": path, **_versions(packages_distributions().get(package, []))}
+    file = getattr(module, "__file__", None)
+    if file is not None:
+        code["source"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return code
+
+
+def libraries() -> dict[str, str]:
+    """Give the versions of what every training here stands on."""
+    return _versions(_LIBRARIES)
+
+
+def _versions(distributions: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def build_pipeline(
@@ -85,6 +124,11 @@ def is_classification(estimator: Any) -> bool:
     return bool(is_classifier(estimator))
 
 
+def gives_probabilities(estimator: Any) -> bool:
+    """Tell whether it is a classifier with a probability per class, not only labels or margins."""
+    return is_classification(estimator) and hasattr(estimator, "predict_proba")
+
+
 def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any] | None) -> Any:
     """Fit, handing row weights to the estimator.
 
@@ -97,14 +141,12 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
 
 def predict(pipeline: Any, features: pd.DataFrame) -> Predictions:
     """Answer rows, with probabilities where the pipeline gives them."""
-    import numpy as np
-
     values = np.asarray(pipeline.predict(features))
     if not is_classification(pipeline):
         return Predictions(values=values)
     return Predictions(
         values=values,
-        probabilities=pipeline.predict_proba(features) if hasattr(pipeline, "predict_proba") else None,
+        probabilities=pipeline.predict_proba(features) if gives_probabilities(pipeline) else None,
         classes=tuple(str(label) for label in pipeline.classes_),
     )
 
@@ -113,59 +155,58 @@ def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
     """Give the model's input exactly as the service will: numbers rounded to float32, text with "" for missing.
 
     ONNX computes in float32 and knows no missing text, so training sees the same: no split falls between the two.
+
+    :raises SchemaMismatchError: a number is wanted where the table holds something else.
     """
     import polars as pl
 
+    for name in columns.numeric:
+        column = rows[name]
+        if not (
+            column.dtype.is_numeric() or column.dtype == pl.Boolean or column.null_count() == len(column)
+        ):
+            raise SchemaMismatchError(
+                f"column {name!r} holds {column.dtype}, and is declared numeric; make it a number when the data is "
+                "ingested, or declare it categorical"
+            )
     numbers = [pl.col(name).cast(pl.Float32).cast(pl.Float64) for name in columns.numeric]
     texts = [pl.col(name).cast(pl.String).fill_null("") for name in (*columns.categorical, *columns.text)]
     return rows.select(*numbers, *texts).to_pandas()
 
 
-def halving_search(
-    pipeline: Any,
-    candidate: Candidate,
-    features: pd.DataFrame,
-    target: Any,
-    weights: NDArray[Any] | None,
-    *,
-    folds: Sequence[tuple[NDArray[Any], NDArray[Any]]],
-    trials: int,
-    scorer: Any,
-    seed: int,
-) -> list[tuple[dict[str, Any], float, tuple[float, ...]]]:
-    """Try many parameter sets on few rows and the better ones on more: successive halving.
+def to_target(values: pl.Series, pipeline: Any) -> NDArray[Any]:
+    """Give what the pipeline learns to answer: true and false of a classifier as the text they are everywhere else.
 
-    Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
-    AISTATS 2016.
-
-    :param scorer: ``scorer(estimator, features, target) -> float``, more is better.
-    :returns: parameters, mean and per-fold scores of the sets that reached all rows.
+    XGBoost takes no text, and its boolean labels become that text with the answer.
     """
-    from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - switches the next import on
-    from sklearn.model_selection import HalvingRandomSearchCV
+    import polars as pl
 
-    search = HalvingRandomSearchCV(
-        pipeline,
-        {f"{ESTIMATOR_STEP}__{name}": _distribution(space) for name, space in candidate.space.items()},
-        n_candidates=trials,
-        min_resources="exhaust",  # the default would use a small part of the rows only
-        cv=list(folds),
-        scoring=scorer,
-        random_state=seed,
-        refit=False,
-        error_score="raise",
-    )
-    search.fit(features, target, **({} if weights is None else {_weight_argument(pipeline): weights}))
-    table = search.cv_results_
+    if values.dtype != pl.Boolean or not is_classification(pipeline):
+        return np.asarray(values.to_numpy())
+    if final_estimator(pipeline)[1].__class__.__module__.startswith("xgboost"):
+        return np.asarray(values.to_numpy())
+    return values.to_numpy().astype(str).astype(object)
+
+
+def draw(candidate: Candidate, count: int, seed: int) -> list[Candidate]:
+    """Draw parameter sets from a candidate's space, no two the same; fewer where there are not so many."""
+    from sklearn.model_selection import ParameterGrid, ParameterSampler
+
+    space = {name: _distribution(values) for name, values in candidate.space.items()}
+    if all(isinstance(values, list) for values in space.values()):
+        count = min(count, len(ParameterGrid(space)))
     return [
-        (
-            {name.removeprefix(f"{ESTIMATOR_STEP}__"): value for name, value in table["params"][row].items()},
-            float(table["mean_test_score"][row]),
-            tuple(float(table[f"split{fold}_test_score"][row]) for fold in range(len(folds))),
+        replace(
+            candidate,
+            params=candidate.params | {name: _plain(value) for name, value in drawn.items()},
+            space={},
         )
-        for row in range(len(table["params"]))
-        if table["iter"][row] == search.n_iterations_ - 1
+        for drawn in ParameterSampler(space, count, random_state=seed)
     ]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def save_skops(pipeline: Any, path: Path) -> list[str]:
@@ -259,18 +300,24 @@ def _selector(selection: FeatureSelection, classification: bool, seed: int) -> A
 
 def _weight_argument(pipeline: Any) -> str:
     """Name the fit argument that reaches the estimator, through pipelines in pipelines."""
-    from sklearn.pipeline import Pipeline
-
-    path, estimator = "", pipeline
-    while isinstance(estimator, Pipeline):
-        name, estimator = estimator.steps[-1]
-        path += f"{name}__"
+    path, estimator = final_estimator(pipeline)
     if "sample_weight" not in inspect.signature(estimator.fit).parameters:
         raise ValueError(
             f"{type(estimator).__name__} takes no row weights: leave half_life_days and weight_column out, or choose "
             "another estimator"
         )
     return f"{path}sample_weight"
+
+
+def final_estimator(pipeline: Any) -> tuple[str, Any]:
+    """Give the last stage of a pipeline, through pipelines in pipelines, and the prefix of its parameters."""
+    from sklearn.pipeline import Pipeline
+
+    path, estimator = "", pipeline
+    while isinstance(estimator, Pipeline):
+        name, estimator = estimator.steps[-1]
+        path += f"{name}__"
+    return path, estimator
 
 
 def _distribution(space: Range | Sequence[Any] | Mapping[str, Any]) -> Any:

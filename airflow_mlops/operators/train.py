@@ -44,7 +44,8 @@ class TrainModelOperator(StepOperator):
     :param trailing_days: for ``trailing``. (templated)
     :param half_life_days: weight of a row halves with this age in days; empty: equal weights. (templated)
     :param holdout_share: newest share of the rows that is held out, in ``(0, 0.5]``. (templated)
-    :param metric: name of a built-in metric, or import path of one. (templated)
+    :param metric: name of a built-in metric, or import path of one; default ``mae`` for numbers, ``log_loss`` for labels,
+        ``accuracy`` where the estimator gives no probabilities. (templated)
     :param parity: how far the ONNX form may be from the scikit-learn form, the fields of
         a :class:`~airflow_mlops.core.parity.ParityLimits`. (templated)
     :param quantize: ``float16`` or ``int8``: a smaller ONNX form, if that stays within ``parity``. (templated)
@@ -106,7 +107,7 @@ class TrainModelOperator(StepOperator):
         trailing_days: float | str | None = None,
         half_life_days: float | str | None = None,
         holdout_share: float | str = 0.2,
-        metric: str = "mae",
+        metric: str | None = None,
         parity: Mapping[str, Any] | None = None,
         quantize: str | None = None,
         seed: int | str = 0,
@@ -162,7 +163,7 @@ class TrainModelOperator(StepOperator):
             "trailing_days": optional_number(self.trailing_days),
             "half_life_days": optional_number(self.half_life_days),
             "holdout_share": float(self.holdout_share),
-            "metric": self.metric,
+            "metric": self.metric or None,
             "parity": dict(self.parity or {}),
             "quantize": self.quantize or None,
             "seed": int(self.seed),

@@ -168,7 +168,11 @@ def _load_onnx(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_Pre
     def probabilities(columns: Columns) -> NDArray[Any]:
         return run(names[1], columns)
 
-    return predict, probabilities if manifest.task == "classification" and len(names) > 1 else None
+    return predict, probabilities if _gives_probabilities(manifest) and len(names) > 1 else None
+
+
+def _gives_probabilities(manifest: PackageManifest) -> bool:
+    return manifest.task == "classification" and manifest.probabilities
 
 
 def _require_whole_onnx(data: bytes, path: Path) -> None:
@@ -225,7 +229,8 @@ def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_
     def probabilities(columns: Columns) -> NDArray[Any]:
         return np.asarray(estimator.predict_proba(frame_of(columns)))
 
-    return predict, probabilities if hasattr(estimator, "predict_proba") else None
+    given = _gives_probabilities(manifest) and hasattr(estimator, "predict_proba")
+    return predict, probabilities if given else None
 
 
 def _require_sane_zip(data: bytes, path: Path) -> None:

@@ -17,6 +17,7 @@ from airflow_mlops.serving.package import hash_files
 from airflow_mlops.steps.training_rows import class_shares, simple_prediction
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pandas as pd
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from airflow_mlops.core.columns import ColumnRoles
     from airflow_mlops.core.dataset import DatasetVersion
     from airflow_mlops.core.metrics import MetricValue
-    from airflow_mlops.core.parity import ParityLimits
+    from airflow_mlops.core.parity import Parity, ParityLimits
     from airflow_mlops.steps.training_rows import Split
 
 #: Rows stored in the package with their predictions; a service that loads it must give the same.
@@ -90,6 +91,7 @@ def write_package(
         files=hash_files(folder),
         target=columns.target,
         classes=classes,
+        probabilities=sklearn.gives_probabilities(fitted.pipeline),
         known_rows=tuple(json_safe(fitted.features.head(KNOWN_ROWS).to_dict(orient="records"))),
         known_predictions=tuple(_known(value, fitted) for value in fitted.predictions[:KNOWN_ROWS]),
         trained_on=TrainedOn(
@@ -126,15 +128,19 @@ def _write_model(
     quantize: onnx.Quantization | None,
 ) -> tuple[ServingForm, str]:
     """Choose ONNX when it converts and agrees with scikit-learn on hard rows; else say why not."""
-    rows = _rows_both_forms_take(fitted, signature)
+    rows, real = onnx.hard_rows(fitted.pipeline, fitted.features, signature)
+
+    def compare(form: bytes) -> Parity:
+        return onnx.check_parity(form, fitted.pipeline, rows, signature, limits, real_rows=real)
+
     try:
         converted = onnx.convert(fitted.pipeline, signature)
-        parity = onnx.check_parity(converted, fitted.pipeline, rows, signature, limits)
+        parity = compare(converted)
     except Exception as err:  # noqa: BLE001 - converters raise anything; the model is served as it is then
         reason = f"no ONNX form: {type(err).__name__}: {str(err)[:200]}"
     else:
         if parity.passed:
-            data, change = _quantized(converted, fitted, rows, signature, limits, quantize)
+            data, change = _quantized(converted, quantize, compare)
             (folder / MODEL_FILES["onnx"]).write_bytes(data)
             return "onnx", change or parity.reason
         reason = f"the ONNX form disagrees with scikit-learn: {parity.reason}"
@@ -149,34 +155,19 @@ def _write_model(
 
 
 def _quantized(
-    converted: bytes,
-    fitted: FittedModel,
-    rows: pd.DataFrame,
-    signature: ModelSignature,
-    limits: ParityLimits,
-    how: onnx.Quantization | None,
+    converted: bytes, how: onnx.Quantization | None, compare: Callable[[bytes], Parity]
 ) -> tuple[bytes, str | None]:
     """Make the ONNX form smaller where that changes no answer beyond the limits."""
     if how is None:
         return converted, None
     try:
         smaller = onnx.quantize(converted, how)
-        parity = onnx.check_parity(smaller, fitted.pipeline, rows, signature, limits)
+        parity = compare(smaller)
     except Exception as err:  # noqa: BLE001 - quantizers raise anything; the exact form is there
         return converted, f"kept exact, {how} failed: {type(err).__name__}: {str(err)[:200]}"
     if not parity.passed:
         return converted, f"kept exact, {how} changes answers: {parity.reason}"
     return smaller, f"{how}, {len(smaller)} instead of {len(converted)} bytes: {parity.reason}"
-
-
-def _rows_both_forms_take(fitted: FittedModel, signature: ModelSignature) -> pd.DataFrame:
-    """Hard rows, or only the real ones where the estimator refuses missing values itself."""
-    hard = onnx.hard_rows(fitted.features, signature)
-    try:
-        fitted.pipeline.predict(hard)
-    except ValueError:
-        return fitted.features
-    return hard
 
 
 def _known(value: Any, fitted: FittedModel) -> float | str:

@@ -13,14 +13,16 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.metrics import Metric, evaluate_metric, resolve_metric
+from airflow_mlops.core.metrics import DEFAULT_METRICS, Metric, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits
-from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, time_ordered_folds
+from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, rungs, time_ordered_folds
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, STEP_KEY_TAG, Registry
 from airflow_mlops.ledger.studies import studies_url
@@ -35,17 +37,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pandas as pd
+    import polars as pl
     from numpy.typing import NDArray
 
     from airflow_mlops.services import Services
 
 log = logging.getLogger(__name__)
 
-#: Tag of a finished run that holds its result, so that a retry can give it again.
-_RESULT_TAG = "airflow_mlops.result"
-
-#: Folder of the run's artifacts with the trials and the environment.
+#: Folder of the run's artifacts with the trials, the environment and the result.
 TRAINING_FOLDER = "training"
+
+#: Artifact of a finished run, so that a retry can give its result again; a tag would be cut off at 8,000 characters.
+_RESULT_FILE = f"{TRAINING_FOLDER}/result.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +77,8 @@ class TrainSpec:
     :param trailing_days: for ``trailing``.
     :param half_life_days: weight of a row halves with this age (before the newest row); ``None``: equal weights.
     :param holdout_share: newest share of the rows, never trained on, ``(0, 0.5]``.
-    :param metric: name of a built-in metric or import path of one.
+    :param metric: name of a built-in metric or import path of one; ``None``: ``mae`` for numbers, ``log_loss`` for labels,
+        ``accuracy`` where an estimator gives no probabilities.
     :param parity: how far the ONNX form may be from the scikit-learn form.
     :param quantize: make the ONNX form smaller, if that stays within ``parity``.
     :param seed: random state.
@@ -101,7 +105,7 @@ class TrainSpec:
     trailing_days: float | None = None
     half_life_days: float | None = None
     holdout_share: float = 0.2
-    metric: str = "mae"
+    metric: str | None = None
     parity: ParityLimits = field(default_factory=ParityLimits)
     quantize: onnx.Quantization | None = None
     seed: int = 0
@@ -193,20 +197,15 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
 
     :raises SchemaMismatchError: naming a column the table does not have.
     :raises InsufficientDataError: too few rows to train and hold out.
-    :raises TransientError: another attempt at the same training took this one for dead, and replaced it.
+    :raises TransientError: another process is at the same training, or took this one for dead and replaced it.
     :raises UnsafeModelError: the model can be stored in no form that is safe to load.
     :raises ValueError: an estimator path or parameter that is wrong, or a column with two roles.
     """
     columns, _ = spec.columns(), spec.to_try()
-    metric = resolve_metric(spec.metric)
+    if spec.metric is not None:
+        resolve_metric(spec.metric)
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
-    key = work_key("train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest)
-    experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
-    done = registry.finished_run(experiment_id, key)
-    if done is not None:
-        return replace(from_dict(TrainResult, json.loads(done.data.tags[_RESULT_TAG])), reused=True)
-    registry.close_interrupted_runs(experiment_id, key)
     window = choose_window(
         spec.rows,
         spec.window,
@@ -215,7 +214,16 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         model_name=spec.model_name,
         services=services,
     )
+    key = _key(spec, dataset, window)
+    experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
+    done = registry.finished_run(experiment_id, key)
+    if done is None and registry.take_over_dead_runs(experiment_id, key, spec.model_name):
+        done = registry.finished_run(experiment_id, key)
+    if done is not None:
+        text = registry.read_text(done.info.run_id, _RESULT_FILE)
+        return replace(from_dict(TrainResult, json.loads(text)), reused=True)
     split = split_rows(dataset, columns, window, spec.holdout_share)
+    metric = _metric(spec, columns, split.training[spec.target])
     tags = {
         STEP_KEY_TAG: key,
         "airflow_mlops.model_name": spec.model_name,
@@ -223,10 +231,19 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         **{f"airflow_mlops.{name}": value for name, value in code_version().items()},
     }
     name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
-    with registry.run(experiment_id, name, tags) as run_id:
+    with registry.run(experiment_id, name, tags) as run_id, registry.heartbeat(run_id):
+        registry.require_first(experiment_id, key, run_id, spec.model_name)
         return _train(
             _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
         )
+
+
+def _key(spec: TrainSpec, dataset: DatasetVersion, window: Window | None) -> str:
+    """Digest of all that decides the model: what was asked for, the rows, and the code that fits them."""
+    code = [sklearn.code_of(candidate.estimator) for candidate in spec.to_try()]
+    return work_key(
+        "train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest, window, code, sklearn.libraries()
+    )
 
 
 def _train(work: _Work, services: Services) -> TrainResult:
@@ -234,10 +251,10 @@ def _train(work: _Work, services: Services) -> TrainResult:
     clock = _Clock()
     registry.log_dataset(work.run_id, work.dataset, "training")
     features = sklearn.to_features(split.training, work.columns)
-    target = split.training[spec.target].to_numpy()
+    target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0].example()))
     weights = row_weights(split.training, work.columns, spec.half_life_days)
     clock.lap("prepare_seconds")
-    found = _search(work, features, target, weights, services)
+    found = _search(work, features, target, services)
     clock.lap("search_seconds")
     winner = found.best if found else spec.to_try()[0]
     fitted = _fit(work, winner, features, target, weights)
@@ -283,6 +300,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
         reused=False,
     )
     registry.require_running(work.run_id)
+    registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
     registry.log(
         work.run_id,
         params=_flat(spec, winner) | _facts(work),
@@ -292,7 +310,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
             f"validation_{fitted.score.metric}": result.validation_value,
             "peak_memory_mb": _peak_memory_mb(),
         },
-        tags={PACKAGE_DIGEST_TAG: digest, _RESULT_TAG: canonical_json(to_dict(result))},
+        tags={PACKAGE_DIGEST_TAG: digest},
     )
     return result
 
@@ -307,6 +325,7 @@ def _fit(
     """Fit on all training rows and score on the held-out ones."""
     pipeline = _pipeline(work, candidate)
     sklearn.fit(pipeline, features, target, weights)
+    log.info("training: fitted %s on %d rows", candidate.name, len(features))
     holdout = sklearn.to_features(work.split.holdout, work.columns)
     predictions = sklearn.predict(pipeline, holdout)
     score = evaluate_metric(
@@ -315,11 +334,46 @@ def _fit(
     return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions.values, score=score)
 
 
+def _metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
+    """Find the metric, and see before anything is fitted that it, the target and the estimators fit together.
+
+    :raises SchemaMismatchError: a regression of what is no number.
+    :raises ValueError: classifiers beside regressors, or a metric that can't measure their answers.
+    """
+    estimators = [_build(spec, columns, candidate.example()) for candidate in spec.to_try()]
+    kinds = {sklearn.is_classification(estimator) for estimator in estimators}
+    if len(kinds) > 1:
+        raise ValueError("some candidates are classifiers and some are not; give either, as the target needs")
+    labels = kinds == {True}
+    numbers = target.dtype.is_numeric()
+    if not labels and not numbers and str(target.dtype) != "Boolean":
+        raise SchemaMismatchError(
+            f"target {spec.target!r} holds {target.dtype}, and {spec.to_try()[0].name} predicts numbers; give a classifier"
+        )
+    probabilities = all(sklearn.gives_probabilities(estimator) for estimator in estimators)
+    default = "mae" if not labels else "log_loss" if probabilities else "accuracy"
+    metric = resolve_metric(spec.metric or default)
+    of_numbers = {*DEFAULT_METRICS["regression"]} | {f"quantile_loss@{metric.name.partition('@')[2]}"}
+    if labels and not numbers and metric.name in of_numbers:
+        raise ValueError(
+            f"{metric.name} measures numbers, and {spec.target!r} holds {target.dtype}: choose {default}, or leave metric out"
+        )
+    if metric.needs_probabilities and not probabilities:
+        raise ValueError(
+            f"{metric.name} needs probabilities, and not every estimator here gives them: choose accuracy, f1 or another "
+            "metric of labels"
+        )
+    return metric
+
+
 def _pipeline(work: _Work, candidate: Candidate) -> Any:
-    spec = work.spec
+    return _build(work.spec, work.columns, candidate)
+
+
+def _build(spec: TrainSpec, columns: ColumnRoles, candidate: Candidate) -> Any:
     return sklearn.build_pipeline(
         candidate,
-        work.columns,
+        columns,
         preprocessing=spec.preprocessing,
         selection=spec.feature_selection,
         seed=spec.seed,
@@ -330,7 +384,6 @@ def _search(
     work: _Work,
     features: pd.DataFrame,
     target: NDArray[Any],
-    weights: NDArray[Any] | None,
     services: Services,
 ) -> SearchResult | None:
     """Compare the candidates inside the training rows, oldest to newest."""
@@ -339,12 +392,13 @@ def _search(
         return None
     folds = time_ordered_folds(work.split.training[spec.time_column].to_numpy(), settings.folds)
 
-    def score(candidate: Candidate, fold: int) -> float:
+    def score(candidate: Candidate, fold: int, share: float = 1.0) -> float:
         learn, check = folds[fold]
+        if share < 1.0:  # spread over the fold, so that old and new rows are in it
+            learn = learn[np.linspace(0, len(learn) - 1, max(2, int(share * len(learn)))).astype(int)]
+        weights = row_weights(work.split.training[learn], work.columns, spec.half_life_days)
         pipeline = _pipeline(work, candidate)
-        sklearn.fit(
-            pipeline, features.iloc[learn], target[learn], None if weights is None else weights[learn]
-        )
+        sklearn.fit(pipeline, features.iloc[learn], target[learn], weights)
         predictions = sklearn.predict(pipeline, features.iloc[check])
         return evaluate_metric(work.metric, target=target[check], prediction=predictions).value
 
@@ -352,7 +406,7 @@ def _search(
         work.registry.log_step(work.run_id, f"trial_{work.metric.name}", trial.value, number)
 
     if settings.method == "halving":
-        return _halving(work, settings, features, target, weights, folds, score, tell)
+        return _halving(work, settings, score, tell)
     return optuna.search(
         spec.to_try(),
         settings,
@@ -368,60 +422,87 @@ def _search(
 def _halving(
     work: _Work,
     settings: Search,
-    features: pd.DataFrame,
-    target: NDArray[Any],
-    weights: NDArray[Any] | None,
-    folds: list[tuple[NDArray[Any], NDArray[Any]]],
-    score: Callable[[Candidate, int], float],
+    score: Callable[[Candidate, int, float], float],
     tell: Callable[[int, Trial], None],
 ) -> SearchResult:
-    """Halve each candidate's parameter sets; the best of the winners is kept."""
+    """Try each candidate's parameter sets on few rows and the better ones on more; keep the best of all on all rows."""
     sign = 1.0 if work.metric.greater_is_better else -1.0
-
-    def scorer(estimator: Any, rows: Any, truth: Any) -> float:
-        return (
-            sign
-            * evaluate_metric(work.metric, target=truth, prediction=sklearn.predict(estimator, rows)).value
-        )
-
-    trials: list[Trial] = []
-    winners: list[tuple[float, Candidate]] = []
-    for candidate in work.spec.to_try():
-        started = time.monotonic()
-        if candidate.space:
-            found = sklearn.halving_search(
-                _pipeline(work, replace(candidate, space={})),
-                candidate,
-                features,
-                target,
-                weights,
-                folds=folds,
-                trials=max(2, settings.trials // len(work.spec.to_try())),
-                scorer=scorer,
-                seed=work.spec.seed,
-            )
-        else:
-            values = tuple(sign * score(candidate, fold) for fold in range(settings.folds))
-            found = [({}, sum(values) / len(values), values)]
-        seconds = (time.monotonic() - started) / len(found)
-        for params, value, per_fold in found:
-            tried = replace(candidate, params=candidate.params | params, space={})
-            winners.append((value, tried))
-            trials.append(
-                Trial(
-                    candidate=candidate.name,
-                    params=tried.params,
-                    value=sign * value,
-                    folds=tuple(sign * one for one in per_fold),
-                    seconds=seconds,
+    started, error = time.monotonic(), None
+    each = max(2, settings.trials // len(work.spec.to_try()))
+    drawn = [sklearn.draw(one, each, work.spec.seed) if one.space else [one] for one in work.spec.to_try()]
+    # Fits weigh as much as the rows they take.
+    total = sum(count * share for sets in drawn for count, share in rungs(len(sets)))
+    done, trials = 0.0, list[tuple[Candidate, Trial]]()
+    for sets in drawn:
+        standing = sets
+        for count, share in rungs(len(sets)):
+            tried: list[tuple[Candidate, Trial]] = []
+            for candidate in standing[:count]:
+                if (
+                    trials
+                    and settings.timeout_seconds is not None
+                    and _since(started) > settings.timeout_seconds
+                ):
+                    log.warning("tuning: stopped after %.0f s", settings.timeout_seconds)
+                    return _best_on_all_rows(trials, sign, error)
+                trial, error = _trial(candidate, share, settings.folds, score, error)
+                done += share
+                left = _since(started) / done * (total - done)
+                value = "failed" if trial.value is None else f"{trial.value:.4g}"
+                log.info(
+                    "tuning: %s on %.0f %% of the rows: %s; about %.0f s to go",
+                    candidate.name,
+                    100 * share,
+                    value,
+                    left,
                 )
-            )
-            tell(len(trials) - 1, trials[-1])
-        log.info("tuning: %s: best %.4g", candidate.name, sign * max(value for _, value, _ in found))
-    value, best = max(winners, key=lambda pair: pair[0])
-    if value != value:  # NaN: nothing to choose by
-        raise InsufficientDataError("tuning: no parameter set could be measured")
-    return SearchResult(best=best, value=sign * value, trials=tuple(trials))
+                tried.append((candidate, trial))
+                if share == 1.0:
+                    trials.append((candidate, trial))
+                    tell(len(trials) - 1, trial)
+            measured = [pair for pair in tried if pair[1].value is not None]
+            measured.sort(key=lambda pair: sign * (pair[1].value or 0.0), reverse=True)
+            standing = [candidate for candidate, _ in measured]
+    return _best_on_all_rows(trials, sign, error)
+
+
+def _trial(
+    candidate: Candidate,
+    share: float,
+    folds: int,
+    score: Callable[[Candidate, int, float], float],
+    error: Exception | None,
+) -> tuple[Trial, Exception | None]:
+    """Score one parameter set; one that fails is logged, and does not end the search."""
+    started, values = time.monotonic(), list[float]()
+    try:
+        values.extend(score(candidate, fold, share) for fold in range(folds))
+    except Exception as err:  # noqa: BLE001 - estimators raise anything on parameters that do not go together
+        log.warning("tuning: %s with %s failed: %r", candidate.name, candidate.params, err)
+        error = err
+    mean = sum(values) / folds if len(values) == folds else None
+    trial = Trial(
+        candidate=candidate.name,
+        params=candidate.params,
+        value=mean,
+        folds=tuple(values),
+        seconds=_since(started),
+    )
+    return trial, error
+
+
+def _best_on_all_rows(
+    trials: list[tuple[Candidate, Trial]], sign: float, error: Exception | None
+) -> SearchResult:
+    measured = [(candidate, trial.value) for candidate, trial in trials if trial.value is not None]
+    if not measured:
+        raise ValueError(f"tuning: every parameter set failed, the last with {error!r}") from error
+    best, value = max(measured, key=lambda pair: sign * pair[1])
+    return SearchResult(best=best, value=value, trials=tuple(trial for _, trial in trials))
+
+
+def _since(started: float) -> float:
+    return time.monotonic() - started
 
 
 def _evidence(folder: Path, found: SearchResult | None) -> Path:

@@ -77,6 +77,8 @@ def split_rows(
         raise ValueError(f"holdout_share is {holdout_share}; it must be in (0, 0.5]")
     rows = read_rows(dataset, columns=list(columns.all), time_column=columns.time, window=window)
     rows = rows.drop_nulls([columns.target, columns.time]).sort(columns.time, maintain_order=True)
+    if rows.schema[columns.target].is_float():
+        rows = rows.drop_nans(columns.target)
     if rows.height == 0:
         raise InsufficientDataError(
             f"no row of {dataset.uri} in {window} has a {columns.target}: nothing to train on"
@@ -105,9 +107,13 @@ def row_weights(
 ) -> NDArray[np.float64] | None:
     """Weigh rows: the weight column times ``0.5 ** (age / half_life)``, age counted back from the newest row.
 
+    Age only shifts weight between rows: their mean stays that of the weight column, or one. A penalty on the
+    parameters would otherwise count for more the older the rows are.
+
     Source: Klinkenberg, "Learning drifting concepts: example selection vs. example weighting", Intelligent Data
     Analysis 8, 2004.
 
+    :param rows: exactly the rows of one fit, such as those of one fold.
     :param half_life_days: ``None``: age does not count.
     :returns: shape ``(rows,)``; ``None`` when all rows count the same.
     :raises ValueError: a half-life that is not positive, or weights that are missing or negative.
@@ -122,7 +128,7 @@ def row_weights(
         if not (np.isfinite(weights).all() and (weights >= 0.0).all() and weights.sum() > 0.0):
             raise ValueError(
                 f"weight column {columns.weight!r} has missing, negative or only zero values; every training row needs "
-                "a weight of zero or more"
+                "a weight of zero or more, and some row a positive one"
             )
     if half_life_days is None:
         return weights
@@ -130,8 +136,13 @@ def row_weights(
 
     times = pl.col(columns.time)
     age_days = rows.select((times.max() - times).dt.total_seconds()).to_series().to_numpy() / 86_400.0
-    recency = np.asarray(0.5 ** (age_days / half_life_days), dtype=np.float64)
-    return recency if weights is None else recency * weights
+    if weights is None:
+        weights = np.ones(len(age_days))
+    # In logarithms, so that rows that are all old against the half-life still differ.
+    with np.errstate(divide="ignore"):
+        logarithms = np.log(weights) - np.log(2.0) * age_days / half_life_days
+    aged = np.exp(logarithms - logarithms.max())
+    return np.asarray(aged * (weights.mean() / aged.mean()), dtype=np.float64)
 
 
 def simple_prediction(target: pl.Series, *, classification: bool) -> float | str:
@@ -143,8 +154,8 @@ def simple_prediction(target: pl.Series, *, classification: bool) -> float | str
 
 
 def class_shares(target: pl.Series) -> dict[str, float]:
-    """Share of each label."""
-    counts = target.cast(str).value_counts(sort=True)
+    """Share of each label, under the text that the model's labels and what turned out are compared as."""
+    counts = target.value_counts(sort=True)
     return {str(label): count / len(target) for label, count in counts.rows()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +19,9 @@ import polars as pl
 import pytest
 
 from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import TransientError
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, Registry
+from airflow_mlops.integrations.mlflow import LEASE_VARIABLE, PACKAGE_DIGEST_TAG, STEP_KEY_TAG, Registry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.integration.stalling_proxy import StallingProxy
@@ -42,7 +44,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def services(mlflow_server: str, tmp_path: Path) -> Services:
+def services(mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Services:
+    monkeypatch.setenv(LEASE_VARIABLE, "3")
     return Services(tracking_uri=mlflow_server, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
@@ -176,16 +179,46 @@ def test_killed_when_all_was_done(table: str, services: Services, tmp_path: Path
     assert_one_training(services, result, failed=0)
 
 
-def test_an_attempt_that_was_only_slow_gives_way(table: str, services: Services, tmp_path: Path) -> None:
+def test_an_attempt_that_was_only_frozen_gives_way(table: str, services: Services, tmp_path: Path) -> None:
     spec = training(table, "taken_for_dead")
     with StallingProxy(str(services.tracking_uri), nth(1, "PUT", "/artifacts/package/")).serving() as proxy:
-        slow = start(spec, replace(services, tracking_uri=proxy.url), tmp_path)
-        wait_for(proxy.held.is_set, slow)
-        result = run_step("train", spec, services)  # Airflow retries a task whose worker it can't hear
+        frozen = start(spec, replace(services, tracking_uri=proxy.url), tmp_path)
+        wait_for(proxy.held.is_set, frozen)
+        frozen.send_signal(signal.SIGSTOP)
+        try:
+            result = run_step("train", spec, services)  # Airflow retries a task whose worker it can't hear
+        finally:
+            frozen.send_signal(signal.SIGCONT)
         proxy.release()
-        _, errors = slow.communicate(timeout=120)
-    assert slow.returncode == 1
+        _, errors = frozen.communicate(timeout=120)
+    assert frozen.returncode == 1
     assert "TransientError" in errors
     assert "another attempt at the same work took this one for dead" in errors
     assert_one_training(services, result, failed=1)
     assert run_step("train", spec, services)["run_id"] == result["run_id"]
+
+
+def test_an_attempt_that_lives_keeps_the_work(table: str, services: Services, tmp_path: Path) -> None:
+    spec = training(table, "kept_by_the_living")
+    with StallingProxy(str(services.tracking_uri), nth(1, "PUT", "/artifacts/package/")).serving() as proxy:
+        slow = start(spec, replace(services, tracking_uri=proxy.url), tmp_path)
+        wait_for(proxy.held.is_set, slow)
+        with pytest.raises(TransientError, match="kept_by_the_living is being trained by run"):
+            run_step("train", spec, services)
+        proxy.release()
+        output, errors = slow.communicate(timeout=120)
+    assert slow.returncode == 0, errors[-3000:]
+    result = json.loads(output)
+    assert_one_training(services, result, failed=0)
+    assert run_step("train", spec, services)["reused"]
+
+
+def test_of_equal_runs_begun_at_once_the_first_goes_on(services: Services) -> None:
+    registry = Registry.connect(services)
+    experiment = registry.experiment_id("at_once")
+    tags = {STEP_KEY_TAG: "same"}
+    with registry.run(experiment, "one", tags) as one, registry.run(experiment, "two", tags) as two:
+        order = sorted((one, two), key=lambda run: (registry.client.get_run(run).info.start_time, run))
+        registry.require_first(experiment, "same", order[0], "m")
+        with pytest.raises(TransientError, match=f"m is being trained by run {order[0]}"):
+            registry.require_first(experiment, "same", order[1], "m")

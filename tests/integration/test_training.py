@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,12 @@ import polars as pl
 import pytest
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError, UnsafeModelError
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    InsufficientDataError,
+    SchemaMismatchError,
+    UnsafeModelError,
+)
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
@@ -174,7 +180,7 @@ def test_halving_compares_families(table: str, services: Services) -> None:
         run.data.metrics
     )
     names = {item.path for item in registry.client.list_artifacts(told["run_id"], "training")}
-    assert names == {"training/environment.txt", "training/trials.json"}
+    assert names == {"training/environment.txt", "training/result.json", "training/trials.json"}
     (source,) = run.inputs.dataset_inputs
     assert json.loads(source.dataset.source) == {"uri": table, "version": told["dataset"]["version"]}
 
@@ -189,12 +195,10 @@ def test_which_rows_are_used(table: str, services: Services) -> None:
     assert start() == END - timedelta(days=10)
     assert start(rows="all") == START
     assert start(rows="trailing", trailing_days=20) == END - timedelta(days=20)
-    with Ledger.open(str(services.ledger_url)) as ledger:
-        for model, first, outcome in (
-            ("rows", CHANGE, "retrain"),
-            ("rows", END - timedelta(days=12), "nothing"),
-        ):
-            seen = Window(start=first, end=first + timedelta(days=5))
+
+    def decide(first: datetime, model: str, outcome: str) -> None:
+        seen = Window(start=first, end=first + timedelta(days=5))
+        with Ledger.open(str(services.ledger_url)) as ledger:
             ledger.record(
                 LedgerEntry(
                     kind=EntryKind.RETRAINING_DECISION,
@@ -208,7 +212,12 @@ def test_which_rows_are_used(table: str, services: Services) -> None:
                     recorded_at=END,
                 )
             )
+
+    decide(CHANGE, "rows", "retrain")
+    decide(END - timedelta(days=12), "rows", "nothing")
     assert start(rows="since_change") == CHANGE
+    decide(CHANGE + timedelta(days=1), "rows", "retrain")
+    assert start(rows="since_change") == CHANGE + timedelta(days=1)  # not the finished run of before
     with pytest.raises(ValueError, match="trailing_days above zero"):
         start(rows="trailing")
     with pytest.raises(ValueError, match="needs the end of a window"):
@@ -216,6 +225,80 @@ def test_which_rows_are_used(table: str, services: Services) -> None:
     early = {"start": "2020-01-01T00:00:00Z", "end": "2020-02-01T00:00:00Z"}
     with pytest.raises(InsufficientDataError, match="no row before"):
         run_step("train", spec(table, "rows", rows="all", window=early), services)
+
+
+def test_a_wide_table_is_found_finished(services: Services, tmp_path: Path) -> None:
+    """MLflow cuts a tag off at 8,000 characters."""
+    names = [f"measured_with_a_long_name_{number}" for number in range(200)]
+    frame = pl.DataFrame(
+        {"t": [START + timedelta(hours=hour) for hour in range(100)], "x": range(100), "y": range(100)}
+    ).with_columns(pl.lit(1.0).alias(name) for name in names)
+    uri = str(tmp_path / "wide")
+    delta.replace_window(uri, frame, time_column="t", window=Window(start=START, end=END))
+    first = run_step("train", spec(uri, "wide", id_column=None), services)
+    again = run_step("train", spec(uri, "wide", id_column=None), services)
+    assert again == first | {"reused": True}
+    registry = Registry.connect(services)
+    registry.client.log_text(first["run_id"], "{}", "training/result.json")
+    with pytest.raises(ArtifactIntegrityError, match="not what was stored; delete the run"):
+        run_step("train", spec(uri, "wide", id_column=None), services)
+
+
+def test_other_code_is_another_training(
+    table: str, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "edited_model.py"
+    asked = spec(table, "edited", estimator="edited_model.make")
+
+    def train_with(alpha: float) -> dict[str, Any]:
+        module.write_text(
+            f"from sklearn.linear_model import Ridge\ndef make(): return Ridge(alpha={alpha})\n"
+        )
+        sys.modules.pop("edited_model", None)
+        importlib.invalidate_caches()
+        return run_step("train", asked, services)
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    first, same, other = train_with(1.0), train_with(1.0), train_with(1e6)
+    assert (same["reused"], same["run_id"]) == (True, first["run_id"])
+    assert not other["reused"]
+    assert other["package_digest"] != first["package_digest"]
+
+
+def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, tmp_path: Path) -> None:
+    count = 200
+    frame = pl.DataFrame(
+        {
+            "t": [START + timedelta(hours=hour) for hour in range(count)],
+            "x": np.linspace(0.0, 1.0, count),
+            "words": ["1.5"] * (count - 1) + ["n/a"],
+            "label": ["yes", "no"] * (count // 2),
+            "y": [float("nan"), *range(count - 1)],
+        }
+    )
+    uri = str(tmp_path / "mixed")
+    delta.replace_window(uri, frame, time_column="t", window=Window(start=START, end=END))
+
+    def train(**more: Any) -> dict[str, Any]:
+        return run_step("train", spec(uri, "mixed", id_column=None, **more), services)
+
+    logistic = {"estimator": "sklearn.linear_model.LogisticRegression", "target": "label"}
+    perceptron = {"estimator": "sklearn.linear_model.Perceptron", "target": "label"}
+    with pytest.raises(ValueError, match="mae measures numbers, and 'label' holds String: choose log_loss"):
+        train(**logistic, metric="mae")
+    with pytest.raises(ValueError, match="log_loss needs probabilities"):
+        train(**perceptron, metric="log_loss")
+    with pytest.raises(
+        SchemaMismatchError, match="target 'label' holds String, and LinearRegression predicts"
+    ):
+        train(target="label")
+    with pytest.raises(SchemaMismatchError, match="column 'words' holds String, and is declared numeric"):
+        train(numeric=["words"])
+    assert train(**logistic)["metric"] == "log_loss"
+    assert train(**perceptron)["metric"] == "accuracy"
+    numbers = train()  # without the row whose target is no number
+    assert (numbers["metric"], numbers["training_rows"] + numbers["holdout_rows"]) == ("mae", count - 1)
 
 
 def test_recent_rows_count_more(table: str, services: Services) -> None:

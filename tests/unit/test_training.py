@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,21 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.columns import ColumnRoles
-from airflow_mlops.core.metrics import MetricValue
+from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits, compare_forms
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
+from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import onnx, optuna, sklearn
+from airflow_mlops.integrations.mlflow import _requirements
 from airflow_mlops.ledger.studies import studies_url
-from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE
-from airflow_mlops.steps import model_package
+from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
+from airflow_mlops.serving.package import write_manifest
+from airflow_mlops.steps import model_package, train
 from airflow_mlops.steps.train import TrainSpec
-from airflow_mlops.steps.training_rows import row_weights
+from airflow_mlops.steps.training_rows import Split, row_weights
 
 COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
 SIGNATURE = ModelSignature(
@@ -189,6 +195,69 @@ def test_an_interrupted_search_goes_on_and_ends_as_one_that_ran_through(tmp_path
     assert resumed.best == whole.best
 
 
+def test_parameters_that_do_not_go_together_fail_one_trial(tmp_path: Path) -> None:
+    def picky(candidate: Candidate, fold: int) -> float:
+        if candidate.params.get("kind") == "bad":
+            raise ValueError("kind 'bad' supports only x = 0")
+        return bowl(candidate, fold)
+
+    found, told = run_search(f"sqlite:///{tmp_path}/picky.db", picky, trials=25)
+    failed = [trial for trial in found.trials if trial.params.get("kind") == "bad"]
+    assert 0 < len(failed) < 8, "the sampler learns what fails"
+    assert all((trial.value, trial.folds) == (None, ()) for trial in failed)
+    assert len(told) == len(found.trials) == 25
+    assert found.best.params.get("kind") != "bad"
+    again, told = run_search(f"sqlite:///{tmp_path}/picky.db", picky, trials=25)
+    assert (again, told) == (found, [])
+
+    def refuses(candidate: Candidate, fold: int) -> float:
+        raise ValueError("no such solver")
+
+    for _ in range(2):  # a retry tries again
+        with pytest.raises(ValueError, match="all 3 trials failed, the last with ValueError: no such solver"):
+            run_search(f"sqlite:///{tmp_path}/refused.db", refuses, trials=3)
+
+
+def halve(score: Any, **settings: Any) -> tuple[Any, list[Trial]]:
+    told: list[Trial] = []
+    work: Any = SimpleNamespace(
+        metric=resolve_metric("mae"),
+        spec=TrainSpec(
+            dataset="t", model_name="m", target="y", numeric=("a",), time_column="t", candidates=CANDIDATES
+        ),
+    )
+    search = Search(**{"method": "halving", "trials": 40, "folds": 2, **settings})
+    return train._halving(work, search, score, lambda _, trial: told.append(trial)), told
+
+
+def test_halving_tries_many_on_few_rows_and_few_on_all(caplog: pytest.LogCaptureFixture) -> None:
+    shares: list[float] = []
+
+    def picky(candidate: Candidate, fold: int, share: float) -> float:
+        shares.append(round(share, 2))
+        if candidate.params.get("kind") == "bad":
+            raise ValueError("kind 'bad' supports only x = 0")
+        return bowl(candidate, fold)
+
+    caplog.set_level("INFO")
+    found, told = halve(picky)
+    assert found.best.params["x"] == pytest.approx(3.0, abs=2.0)
+    assert list(found.trials) == told
+    assert [trial.candidate for trial in told] == ["Flat", "Bowl", "Bowl"]
+    assert set(shares) == {0.11, 0.33, 1.0}
+    assert "s to go" in caplog.text
+
+    def refuses(candidate: Candidate, fold: int, share: float) -> float:
+        raise ValueError("no such solver")
+
+    with pytest.raises(
+        ValueError, match="every parameter set failed, the last with"
+    ):
+        halve(refuses)
+    stopped, told = halve(picky, timeout_seconds=0.0)
+    assert (stopped.best.name, len(told)) == ("Flat", 1)
+
+
 def test_nothing_to_search_tries_each_candidate_once() -> None:
     flat = (CANDIDATES[0], replace(CANDIDATES[0], params={"level": 4.0}))
     found = optuna.search(
@@ -314,12 +383,40 @@ def test_weights_halve_with_age_and_multiply() -> None:
         {"t": [datetime(2024, 1, day, tzinfo=UTC) for day in (1, 11, 21)], "w": [2.0, 1.0, 1.0]}
     )
     columns = ColumnRoles(target="y", time="t", numeric=("a",), weight="w")
-    assert row_weights(frame, columns, 10.0) == pytest.approx([0.5, 0.5, 1.0])
+    assert row_weights(frame, columns, 10.0) == pytest.approx([1.0, 1.0, 2.0])
     assert row_weights(frame, replace(columns, weight=None), None) is None
     with pytest.raises(ValueError, match="weight column 'w' has missing, negative"):
         row_weights(frame.with_columns(w=pl.Series([1.0, None, 1.0])), columns, None)
     with pytest.raises(ValueError, match="half_life_days is 0"):
         row_weights(frame, columns, 0.0)
+
+
+def test_age_shifts_weight_between_rows_and_takes_none_away() -> None:
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    frame = pl.DataFrame({"t": [start + timedelta(days=day) for day in range(4 * 365)]})
+    columns = ColumnRoles(target="y", time="t", numeric=("a",))
+    for part in (frame, frame.head(365)):
+        weights = row_weights(part, columns, 1.0)
+        assert weights is not None
+        assert weights.mean() == pytest.approx(1.0)
+        assert weights[-1] / weights[-2] == pytest.approx(2.0)
+    # The one row that counts is far older than the newest.
+    lone = frame.with_columns(w=pl.Series([3.0] + [0.0] * (frame.height - 1)))
+    weights = row_weights(lone, replace(columns, weight="w"), 1.0)
+    assert weights is not None
+    assert weights.sum() == pytest.approx(3.0)
+
+
+def test_the_estimators_package_is_pinned() -> None:
+    types = [
+        "scipy.interpolate._bsplines.BSpline",
+        "sklearn.tree._tree.Tree",
+        "my_models.Own",
+        "builtins.list",
+    ]
+    pinned = _requirements(types)
+    assert [line.partition("==")[0] for line in pinned] == ["scikit-learn", "scipy", "skops"]
+    assert f"scipy=={version('scipy')}" in pinned
 
 
 # -- parity --------------------------------------------------------------------------------------------------
@@ -345,8 +442,8 @@ def test_forms_agree_on_missing_unseen_and_extreme_values(estimator: str) -> Non
     pipeline = sklearn.build_pipeline(Candidate(estimator=estimator), columns, seed=0)
     features = sklearn.to_features(frame, columns)
     sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
-    hard = onnx.hard_rows(features, signature)
-    assert len(hard) == 600 + 20 * (3 + 3 + 2)
+    hard, real = onnx.hard_rows(pipeline, features, signature)
+    assert (len(hard), real) == (600 + 20 * (3 + 3 + 2), 600)
     parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, hard, signature, LIMITS)
     assert parity.passed, parity.reason
 
@@ -374,7 +471,7 @@ def test_the_gate_catches_the_converter_that_is_silently_wrong(tmp_path: Path) -
     assert parity.label_flips > 1000
     form, reason = model_package._write_model(tmp_path, fitted(pipeline, features), signature, LIMITS, None)
     assert form == "sklearn"
-    assert f"of {len(onnx.hard_rows(features, signature))} labels differ" in reason
+    assert f"of {len(onnx.hard_rows(pipeline, features, signature)[0])} labels differ" in reason
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -407,6 +504,117 @@ def test_limits_are_limits() -> None:
             limits=ParityLimits(label_flips=share),
         )
         assert (parity.passed, parity.label_flips) == (passed, 1)
+
+
+def test_made_rows_do_not_widen_the_spread() -> None:
+    real, made = np.random.default_rng(0).normal(size=500), np.array([1e5, -1e5] * 20)
+    expected = np.concatenate([real, made])
+    got = expected.copy()
+    got[:100] += 5.0
+
+    def passes(real_rows: int | None) -> bool:
+        return compare_forms(
+            expected=expected,
+            got=got,
+            expected_probabilities=None,
+            got_probabilities=None,
+            limits=LIMITS,
+            real_rows=real_rows,
+        ).passed
+
+    assert passes(None)
+    assert not passes(500)
+
+
+class Strict(TransformerMixin, BaseEstimator):
+    """Refuses what it does not know, as a lookup in a dictionary does."""
+
+    def fit(self, features: Any, target: Any = None) -> Strict:
+        self.known_ = set(features["kind"])
+        return self
+
+    def transform(self, features: Any) -> Any:
+        unknown = set(features["kind"]) - self.known_
+        if unknown:
+            raise KeyError(unknown.pop())
+        return features[["year"]]
+
+
+def test_only_the_made_rows_that_are_refused_are_left_out() -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("year",), categorical=("kind",))
+    signature = ModelSignature(
+        inputs=(FieldSpec(name="year", type="number"), FieldSpec(name="kind", type="string")), output="y"
+    )
+    frame = rows().with_columns(year=pl.Series(np.random.default_rng(0).integers(2000, 2021, 600)))
+    features = sklearn.to_features(frame, columns).assign(kind=["red", "green"] * 300)
+    pipeline = make_pipeline(Strict(), LinearRegression()).fit(features, frame["y"].to_numpy())
+    hard, real = onnx.hard_rows(pipeline, features, signature)
+    # Missing years and missing or unseen kinds are refused; years far below and far above are not.
+    assert (len(hard), real) == (600 + 2 * 20, 600)
+    assert (hard["year"].min(), hard["year"].max()) == (1800.0, 2220.0)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "form"),
+    [
+        ("sklearn.svm.SVC", "onnx"),
+        ("sklearn.svm.LinearSVC", "onnx"),
+        ("sklearn.linear_model.RidgeClassifier", None),
+        ("sklearn.linear_model.SGDClassifier", None),
+        ("sklearn.linear_model.Perceptron", None),
+        ("sklearn.linear_model.LogisticRegression", "onnx"),
+    ],
+)
+def test_margins_are_no_probabilities(estimator: str, form: str | None, tmp_path: Path) -> None:
+    columns = ColumnRoles(target="label", time="t", numeric=("a", "b"))
+    frame = rows().with_columns(label=pl.when(pl.col("a") > 0).then(pl.lit("yes")).otherwise(pl.lit("no")))
+    model, served = packaged(Candidate(estimator=estimator), columns, frame, tmp_path)
+    assert form in (None, served.manifest.serving_form), served.manifest.serving_reason
+    answers = served.answer({name: model.features[name].to_numpy() for name in columns.inputs})
+    assert answers.values.tolist() == model.predictions.tolist()
+    if "Logistic" in estimator:
+        assert answers.probabilities is not None
+        assert answers.probabilities == pytest.approx(model.pipeline.predict_proba(model.features), abs=1e-5)
+    else:
+        assert answers.probabilities is None
+        assert "gives no probabilities to compare" in served.manifest.serving_reason
+
+
+def test_true_and_false_are_one_text_everywhere(tmp_path: Path) -> None:
+    columns = ColumnRoles(target="flag", time="t", numeric=("a", "b"))
+    frame = rows().with_columns(flag=pl.col("a") > 0.5)
+    candidate = Candidate(estimator="sklearn.linear_model.LogisticRegression")
+    model, served = packaged(candidate, columns, frame, tmp_path)
+    manifest = served.manifest
+    assert manifest.serving_form == "onnx", manifest.serving_reason
+    assert manifest.classes == ("False", "True")
+    assert manifest.trained_on.class_shares == pytest.approx(
+        {"False": 1 - frame["flag"].head(-200).mean(), "True": frame["flag"].head(-200).mean()}  # type: ignore[operator,dict-item]
+    )
+    assert manifest.trained_on.simple_prediction == "False"
+    answers = served.answer({name: model.features[name].to_numpy() for name in columns.inputs})
+    accuracy = resolve_metric("accuracy")
+    score = evaluate_metric(accuracy, target=frame["flag"].tail(200).to_numpy(), prediction=answers)
+    assert score.value > 0.9
+
+
+def packaged(
+    candidate: Candidate, columns: ColumnRoles, frame: pl.DataFrame, folder: Path
+) -> tuple[model_package.FittedModel, ServedModel]:
+    """Fit on all but the newest 200 rows, package, and load as a service does."""
+    window = Window(start=frame["t"].min(), end=frame["t"].max())  # type: ignore[arg-type]
+    split = Split(frame.head(-200), frame.tail(200), window, window)
+    pipeline = sklearn.build_pipeline(candidate, columns, seed=0)
+    target = sklearn.to_target(split.training[columns.target], pipeline)
+    sklearn.fit(pipeline, sklearn.to_features(split.training, columns), target, None)
+    model = fitted(pipeline, sklearn.to_features(split.holdout, columns))
+    dataset = DatasetVersion(
+        uri="memory", version=0, dataset_digest="sha256:0", row_count=frame.height, columns={}
+    )
+    manifest = model_package.write_package(
+        folder, model, columns, dataset, split, limits=LIMITS, quantize=None
+    )
+    return model, load_model(folder, write_manifest(folder, manifest))
 
 
 class Doubler(TransformerMixin, BaseEstimator):
