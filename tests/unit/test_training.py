@@ -250,9 +250,7 @@ def test_halving_tries_many_on_few_rows_and_few_on_all(caplog: pytest.LogCapture
     def refuses(candidate: Candidate, fold: int, share: float) -> float:
         raise ValueError("no such solver")
 
-    with pytest.raises(
-        ValueError, match="every parameter set failed, the last with"
-    ):
+    with pytest.raises(ValueError, match="every parameter set failed, the last with"):
         halve(refuses)
     stopped, told = halve(picky, timeout_seconds=0.0)
     assert (stopped.best.name, len(told)) == ("Flat", 1)
