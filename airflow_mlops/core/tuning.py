@@ -74,7 +74,7 @@ class Search:
     """How candidates are compared: by cross-validation inside the training rows; the held-out rows stay unseen.
 
     :param method: ``optuna`` (Bayesian, all candidates in one study) or ``halving`` (successive halving, each
-        candidate by itself, best of the winners; see :func:`rungs`).
+        candidate by itself, best of the winners; see :mod:`airflow_mlops.core.halving`).
     :param trials: parameter sets to try in all.
     :param folds: of the time-ordered cross-validation.
     :param prune: give a trial up when its first folds are worse than the median of the others'.
@@ -179,18 +179,3 @@ def best_of(results: Sequence[Mapping[str, Any]], *, greater_is_better: bool) ->
         )
     values = [float(result["validation_value"]) for result in results]
     return values.index(max(values) if greater_is_better else min(values))
-
-
-def rungs(sets: int, factor: int = 3) -> list[tuple[int, float]]:
-    """Say how many parameter sets are tried on which share of the rows: a third on three times as many, up to all.
-
-    Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
-    AISTATS 2016 (successive halving).
-
-    >>> [(count, round(share, 3)) for count, share in rungs(20)]
-    [(20, 0.111), (6, 0.333), (2, 1.0)]
-    """
-    counts = [sets]
-    while counts[-1] > factor:
-        counts.append(counts[-1] // factor)
-    return [(count, factor ** -(len(counts) - 1.0 - place)) for place, count in enumerate(counts)]

@@ -18,9 +18,10 @@ import numpy as np
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.halving import successive_halving
 from airflow_mlops.core.metrics import DEFAULT_METRICS, Metric, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits
-from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, rungs, time_ordered_folds
+from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, time_ordered_folds
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import onnx, optuna, sklearn
@@ -34,8 +35,6 @@ from airflow_mlops.steps.model_package import FittedModel, write_package
 from airflow_mlops.steps.training_rows import RowRule, Split, choose_window, row_weights, split_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas as pd
     import polars as pl
     from numpy.typing import NDArray
@@ -406,7 +405,14 @@ def _search(
         work.registry.log_step(work.run_id, f"trial_{work.metric.name}", trial.value, number)
 
     if settings.method == "halving":
-        return _halving(work, settings, score, tell)
+        each = max(2, settings.trials // len(spec.to_try()))
+        return successive_halving(
+            [sklearn.draw(one, each, spec.seed) if one.space else [one] for one in spec.to_try()],
+            settings,
+            score,
+            greater_is_better=work.metric.greater_is_better,
+            on_trial=tell,
+        )
     return optuna.search(
         spec.to_try(),
         settings,
@@ -417,92 +423,6 @@ def _search(
         seed=spec.seed,
         on_trial=tell,
     )
-
-
-def _halving(
-    work: _Work,
-    settings: Search,
-    score: Callable[[Candidate, int, float], float],
-    tell: Callable[[int, Trial], None],
-) -> SearchResult:
-    """Try each candidate's parameter sets on few rows and the better ones on more; keep the best of all on all rows."""
-    sign = 1.0 if work.metric.greater_is_better else -1.0
-    started, error = time.monotonic(), None
-    each = max(2, settings.trials // len(work.spec.to_try()))
-    drawn = [sklearn.draw(one, each, work.spec.seed) if one.space else [one] for one in work.spec.to_try()]
-    # Fits weigh as much as the rows they take.
-    total = sum(count * share for sets in drawn for count, share in rungs(len(sets)))
-    done, trials = 0.0, list[tuple[Candidate, Trial]]()
-    for sets in drawn:
-        standing = sets
-        for count, share in rungs(len(sets)):
-            tried: list[tuple[Candidate, Trial]] = []
-            for candidate in standing[:count]:
-                if (
-                    trials
-                    and settings.timeout_seconds is not None
-                    and _since(started) > settings.timeout_seconds
-                ):
-                    log.warning("tuning: stopped after %.0f s", settings.timeout_seconds)
-                    return _best_on_all_rows(trials, sign, error)
-                trial, error = _trial(candidate, share, settings.folds, score, error)
-                done += share
-                left = _since(started) / done * (total - done)
-                value = "failed" if trial.value is None else f"{trial.value:.4g}"
-                log.info(
-                    "tuning: %s on %.0f %% of the rows: %s; about %.0f s to go",
-                    candidate.name,
-                    100 * share,
-                    value,
-                    left,
-                )
-                tried.append((candidate, trial))
-                if share == 1.0:
-                    trials.append((candidate, trial))
-                    tell(len(trials) - 1, trial)
-            measured = [pair for pair in tried if pair[1].value is not None]
-            measured.sort(key=lambda pair: sign * (pair[1].value or 0.0), reverse=True)
-            standing = [candidate for candidate, _ in measured]
-    return _best_on_all_rows(trials, sign, error)
-
-
-def _trial(
-    candidate: Candidate,
-    share: float,
-    folds: int,
-    score: Callable[[Candidate, int, float], float],
-    error: Exception | None,
-) -> tuple[Trial, Exception | None]:
-    """Score one parameter set; one that fails is logged, and does not end the search."""
-    started, values = time.monotonic(), list[float]()
-    try:
-        values.extend(score(candidate, fold, share) for fold in range(folds))
-    except Exception as err:  # noqa: BLE001 - estimators raise anything on parameters that do not go together
-        log.warning("tuning: %s with %s failed: %r", candidate.name, candidate.params, err)
-        error = err
-    mean = sum(values) / folds if len(values) == folds else None
-    trial = Trial(
-        candidate=candidate.name,
-        params=candidate.params,
-        value=mean,
-        folds=tuple(values),
-        seconds=_since(started),
-    )
-    return trial, error
-
-
-def _best_on_all_rows(
-    trials: list[tuple[Candidate, Trial]], sign: float, error: Exception | None
-) -> SearchResult:
-    measured = [(candidate, trial.value) for candidate, trial in trials if trial.value is not None]
-    if not measured:
-        raise ValueError(f"tuning: every parameter set failed, the last with {error!r}") from error
-    best, value = max(measured, key=lambda pair: sign * pair[1])
-    return SearchResult(best=best, value=value, trials=tuple(trial for _, trial in trials))
-
-
-def _since(started: float) -> float:
-    return time.monotonic() - started
 
 
 def _evidence(folder: Path, found: SearchResult | None) -> Path:

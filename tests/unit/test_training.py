@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.halving import successive_halving
 from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits, compare_forms
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
@@ -32,7 +32,7 @@ from airflow_mlops.integrations.mlflow import _requirements
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
-from airflow_mlops.steps import model_package, train
+from airflow_mlops.steps import model_package
 from airflow_mlops.steps.train import TrainSpec
 from airflow_mlops.steps.training_rows import Split, row_weights
 
@@ -220,14 +220,15 @@ def test_parameters_that_do_not_go_together_fail_one_trial(tmp_path: Path) -> No
 
 def halve(score: Any, **settings: Any) -> tuple[Any, list[Trial]]:
     told: list[Trial] = []
-    work: Any = SimpleNamespace(
-        metric=resolve_metric("mae"),
-        spec=TrainSpec(
-            dataset="t", model_name="m", target="y", numeric=("a",), time_column="t", candidates=CANDIDATES
-        ),
+    families = [sklearn.draw(one, 20, 0) if one.space else [one] for one in CANDIDATES]
+    found = successive_halving(
+        families,
+        Search(**{"method": "halving", "folds": 2, **settings}),
+        score,
+        greater_is_better=False,
+        on_trial=lambda _, trial: told.append(trial),
     )
-    search = Search(**{"method": "halving", "trials": 40, "folds": 2, **settings})
-    return train._halving(work, search, score, lambda _, trial: told.append(trial)), told
+    return found, told
 
 
 def test_halving_tries_many_on_few_rows_and_few_on_all(caplog: pytest.LogCaptureFixture) -> None:
@@ -250,7 +251,7 @@ def test_halving_tries_many_on_few_rows_and_few_on_all(caplog: pytest.LogCapture
     def refuses(candidate: Candidate, fold: int, share: float) -> float:
         raise ValueError("no such solver")
 
-    with pytest.raises(ValueError, match="every parameter set failed, the last with"):
+    with pytest.raises(ValueError, match="every parameter set failed; the log says of what"):
         halve(refuses)
     stopped, told = halve(picky, timeout_seconds=0.0)
     assert (stopped.best.name, len(told)) == ("Flat", 1)
