@@ -62,8 +62,13 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def interrupts() -> Iterator[Interrupts]:
-    with Interrupts() as installed:
-        yield installed
+    # Whoever runs the tests may have ignored the end of the terminal (nohup), which is then ignored here too.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with Interrupts() as installed:
+            yield installed
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -229,6 +234,14 @@ class TestInterrupts:
         with pytest.raises(Interrupted):
             work()
         assert done == ["noted"]
+
+    def test_under_nohup_the_end_of_the_terminal_is_ignored(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with Interrupts():
+                os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def test_the_handlers_before_are_put_back(self) -> None:
         before = signal.getsignal(signal.SIGINT)
