@@ -17,7 +17,7 @@ from airflow_mlops.serving.package import hash_files
 from airflow_mlops.steps.training_rows import class_shares, simple_prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import pandas as pd
@@ -120,6 +120,11 @@ def write_package(
     )
 
 
+def refused_types(untrusted: Iterable[str]) -> list[str]:
+    """Of the types skops asks about give those that nobody here vouches for: no service would load them."""
+    return sorted({*untrusted} - allowed_types())
+
+
 def _write_model(
     folder: Path,
     fitted: FittedModel,
@@ -145,7 +150,7 @@ def _write_model(
             return "onnx", change or parity.reason
         reason = f"the ONNX form disagrees with scikit-learn: {parity.reason}"
     untrusted = sklearn.save_skops(fitted.pipeline, folder / MODEL_FILES["sklearn"])
-    refused = sorted(set(untrusted) - allowed_types())
+    refused = refused_types(untrusted)
     if refused:
         raise UnsafeModelError(
             f"{reason}; and its scikit-learn form holds types that no service would load: {', '.join(refused)}. "

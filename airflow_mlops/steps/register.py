@@ -46,7 +46,8 @@ class RegisterSpec:
     :param model_name: registered model; created when missing.
     :param run_id: MLflow run that holds the package.
     :param package_digest: digest the package must have.
-    :param model_id: MLflow logged model of the same run, which ``mlflow.pyfunc`` loads.
+    :param model_id: MLflow logged model of the same run, which ``mlflow.pyfunc`` loads; ``None``: the run has none, and the
+        version's source is its package.
     :param alias: set on the version; ``None`` sets none. ``champion`` and ``previous`` are not set here.
     :param evaluation: result of the evaluation, for the tags and the model card.
     :param actor: who registers (Dag, run and task, or a person), for the ledger.

@@ -25,13 +25,14 @@ from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, ti
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import onnx, optuna, sklearn
-from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, STEP_KEY_TAG, Registry
+from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, ModelCopy, Registry
 from airflow_mlops.ledger.studies import studies_url
+from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
-from airflow_mlops.steps.model_package import FittedModel, write_package
+from airflow_mlops.steps.model_package import FittedModel, refused_types, write_package
 from airflow_mlops.steps.training_rows import RowRule, Split, choose_window, row_weights, split_rows
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ class TrainSpec:
 class TrainResult:
     """A finished run and the package it holds.
 
+    :param model_id: the copy for MLflow's own loaders; ``None`` when it holds types that nobody vouches for.
+    :param copy_digest: of all files of that copy.
     :param estimator: import path of what was fitted.
     :param estimator_params: its arguments; the winning ones after a search.
     :param validation_value: the metric in cross-validation on the training rows; ``None`` without a search.
@@ -160,6 +163,7 @@ class TrainResult:
     run_id: str
     run_url: str
     model_id: str | None
+    copy_digest: str | None = None
     package_digest: str
     serving_form: str
     serving_reason: str
@@ -224,14 +228,12 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     split = split_rows(dataset, columns, window, spec.holdout_share)
     metric = _metric(spec, columns, split.training[spec.target])
     tags = {
-        STEP_KEY_TAG: key,
         "airflow_mlops.model_name": spec.model_name,
         "airflow_mlops.dataset_digest": dataset.dataset_digest,
         **{f"airflow_mlops.{name}": value for name, value in code_version().items()},
     }
     name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
-    with registry.run(experiment_id, name, tags) as run_id, registry.heartbeat(run_id):
-        registry.require_first(experiment_id, key, run_id, spec.model_name)
+    with registry.leased_run(experiment_id, name, step_key=key, what=spec.model_name, tags=tags) as run_id:
         return _train(
             _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
         )
@@ -268,20 +270,14 @@ def _train(work: _Work, services: Services) -> TrainResult:
         clock.lap("package_seconds")
         registry.upload(work.run_id, folder, PACKAGE_FOLDER)
         registry.upload(work.run_id, _evidence(Path(temporary), found), TRAINING_FOLDER)
-        model_id = registry.log_model(
-            work.experiment_id,
-            work.run_id,
-            fitted.pipeline,
-            name=spec.model_name,
-            features=fitted.features,
-            untrusted=sklearn.save_skops(fitted.pipeline, Path(temporary) / "model.skops"),
-        )
+        copy = _log_copy(work, fitted, sklearn.save_skops(fitted.pipeline, Path(temporary) / "model.skops"))
     clock.lap("upload_seconds")
     result = TrainResult(
         model_name=spec.model_name,
         run_id=work.run_id,
         run_url=registry.run_url(work.experiment_id, work.run_id),
-        model_id=model_id,
+        model_id=copy.model_id if copy else None,
+        copy_digest=copy.digest if copy else None,
         package_digest=digest,
         serving_form=manifest.serving_form,
         serving_reason=manifest.serving_reason,
@@ -298,7 +294,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
         metric_value=fitted.score.value,
         reused=False,
     )
-    registry.require_running(work.run_id)
+    registry.require_running(work.run_id)  # a run that was closed shall not say that it holds a package
     registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
     registry.log(
         work.run_id,
@@ -331,6 +327,31 @@ def _fit(
         work.metric, target=work.split.holdout[work.spec.target].to_numpy(), prediction=predictions
     )
     return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions.values, score=score)
+
+
+def _log_copy(work: _Work, fitted: FittedModel, types: list[str]) -> ModelCopy | None:
+    """Store the pipeline for MLflow's own loaders too, unless they would have to trust what nobody vouches for.
+
+    :param types: what skops asks about in it.
+    """
+    refused = refused_types(types)
+    if refused:
+        log.warning(
+            "training: no copy of %s for mlflow.pyfunc.load_model, which would have to trust %s: name them in %s where tasks "
+            "run, if you do. The model is served as it was packaged",
+            work.spec.model_name,
+            ", ".join(refused[:10]),
+            TRUSTED_TYPES_VARIABLE,
+        )
+        return None
+    return work.registry.log_model(
+        work.experiment_id,
+        work.run_id,
+        fitted.pipeline,
+        name=work.spec.model_name,
+        features=fitted.features,
+        trusted=types,
+    )
 
 
 def _metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:

@@ -203,7 +203,7 @@ def test_an_attempt_that_lives_keeps_the_work(table: str, services: Services, tm
     with StallingProxy(str(services.tracking_uri), nth(1, "PUT", "/artifacts/package/")).serving() as proxy:
         slow = start(spec, replace(services, tracking_uri=proxy.url), tmp_path)
         wait_for(proxy.held.is_set, slow)
-        with pytest.raises(TransientError, match="kept_by_the_living is being trained by run"):
+        with pytest.raises(TransientError, match="kept_by_the_living is being made by run"):
             run_step("train", spec, services)
         proxy.release()
         output, errors = slow.communicate(timeout=120)
@@ -220,5 +220,5 @@ def test_of_equal_runs_begun_at_once_the_first_goes_on(services: Services) -> No
     with registry.run(experiment, "one", tags) as one, registry.run(experiment, "two", tags) as two:
         order = sorted((one, two), key=lambda run: (registry.client.get_run(run).info.start_time, run))
         registry.require_first(experiment, "same", order[0], "m")
-        with pytest.raises(TransientError, match=f"m is being trained by run {order[0]}"):
+        with pytest.raises(TransientError, match=f"m is being made by run {order[0]}"):
             registry.require_first(experiment, "same", order[1], "m")

@@ -28,7 +28,7 @@ from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, 
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import onnx, optuna, sklearn
-from airflow_mlops.integrations.mlflow import _requirements
+from airflow_mlops.integrations.mlflow.copies import pinned_requirements
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
@@ -413,7 +413,7 @@ def test_the_estimators_package_is_pinned() -> None:
         "my_models.Own",
         "builtins.list",
     ]
-    pinned = _requirements(types)
+    pinned = pinned_requirements(types)
     assert [line.partition("==")[0] for line in pinned] == ["scikit-learn", "scipy", "skops"]
     assert f"scipy=={version('scipy')}" in pinned
 

@@ -1,0 +1,34 @@
+"""MLflow: runs, leases, artifacts, copies and model versions, behind one small client."""
+
+from __future__ import annotations
+
+from airflow_mlops.integrations.mlflow.artifacts import PACKAGE_FOLDER
+from airflow_mlops.integrations.mlflow.copies import COPY_DIGEST_TAG, Copies, ModelCopy
+from airflow_mlops.integrations.mlflow.leases import LEASE_VARIABLE, Leases
+from airflow_mlops.integrations.mlflow.runs import PACKAGE_DIGEST_TAG, STEP_KEY_TAG, TrainingRun
+from airflow_mlops.integrations.mlflow.versions import (
+    DESCRIPTION_CHARACTERS,
+    SIGNATURE_TAG,
+    TAG_CHARACTERS,
+    RegisteredVersion,
+    Versions,
+)
+
+__all__ = [
+    "COPY_DIGEST_TAG",
+    "DESCRIPTION_CHARACTERS",
+    "LEASE_VARIABLE",
+    "PACKAGE_DIGEST_TAG",
+    "PACKAGE_FOLDER",
+    "SIGNATURE_TAG",
+    "STEP_KEY_TAG",
+    "TAG_CHARACTERS",
+    "ModelCopy",
+    "RegisteredVersion",
+    "Registry",
+    "TrainingRun",
+]
+
+
+class Registry(Leases, Versions, Copies):
+    """What this package needs of MLflow; each part is in its own file."""

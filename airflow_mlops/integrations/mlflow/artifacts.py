@@ -1,0 +1,122 @@
+"""Artifacts of runs: files up, texts and model packages down, and what a download failed of."""
+
+from __future__ import annotations
+
+import errno
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES, file_digest
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    ModelVersionNotFoundError,
+    RegistryUnavailableError,
+    StorageError,
+)
+from airflow_mlops.integrations.mlflow.connection import Connected, translated
+
+if TYPE_CHECKING:
+    from airflow_mlops.exceptions import MLOpsError
+
+#: Folder of the run's artifacts that holds the model package.
+PACKAGE_FOLDER = "package"
+
+# What the operating system says when a file can't be written here; MLflow passes on only the text of it.
+_LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class Artifacts(Connected):
+    """Files that runs hold."""
+
+    def upload(self, run_id: str, folder: Path, artifact_path: str) -> None:
+        """Upload a folder to the run's artifacts."""
+        with translated(f"upload to run {run_id}"):
+            self.client.log_artifacts(run_id, str(folder), artifact_path)
+
+    def write_text(self, run_id: str, artifact_file: str, text: str) -> None:
+        """Store a text among the run's artifacts, with its digest as a tag."""
+        with translated(f"upload to run {run_id}"):
+            self.client.log_text(run_id, text, artifact_file)
+            self.client.set_tag(run_id, _digest_tag(artifact_file), file_digest(text.encode()))
+
+    def read_text(self, run_id: str, artifact_file: str) -> str:
+        """Read what :meth:`write_text` stored.
+
+        :raises ArtifactIntegrityError: it is not there any more, or is another text.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        with translated(f"run {run_id}"):
+            run = self.client.get_run(run_id)
+            listed = self.client.list_artifacts(run_id, artifact_file.rpartition("/")[0])
+        data = None
+        if artifact_file in {item.path for item in listed}:
+            with tempfile.TemporaryDirectory() as folder, translated(f"{artifact_file} of run {run_id}"):
+                address = f"{run.info.artifact_uri}/{artifact_file}"
+                path = download_artifacts(
+                    artifact_uri=address, dst_path=folder, tracking_uri=self.tracking_uri
+                )
+                data = Path(path).read_bytes()
+        if data is None or file_digest(data) != run.data.tags.get(_digest_tag(artifact_file)):
+            raise ArtifactIntegrityError(
+                f"{artifact_file} of run {run_id} is {'missing' if data is None else 'not what was stored'}; "
+                "delete the run in MLflow, and the work is done again"
+            )
+        return data.decode()
+
+    def download_package(self, run_id: str, destination: Path) -> Path:
+        """Download the model package of a run.
+
+        :raises ModelVersionNotFoundError: when there is no such run, or it has no package.
+        :raises ArtifactIntegrityError: it is too large to be one.
+        :raises StorageError: the package can't be written here.
+        :raises RegistryUnavailableError: the server failed, or went away meanwhile.
+        """
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        with translated(f"run {run_id}"):
+            root = self.client.get_run(run_id).info.artifact_uri
+            listed = self.client.list_artifacts(run_id, PACKAGE_FOLDER)
+        size = sum(item.file_size or 0 for item in listed)
+        if size > MAXIMUM_PACKAGE_BYTES:
+            raise ArtifactIntegrityError(
+                f"the package of run {run_id} has {size} bytes; at most {MAXIMUM_PACKAGE_BYTES} are loaded. "
+                "It was not downloaded"
+            )
+        try:
+            # By its own address: asked by run, MLflow calls every failure a path that is not correct.
+            return Path(
+                download_artifacts(
+                    artifact_uri=f"{root}/{PACKAGE_FOLDER}",
+                    dst_path=str(destination),
+                    tracking_uri=self.tracking_uri,
+                )
+            )
+        except (MlflowException, OSError) as err:
+            raise self._download_error(run_id, destination, err) from err
+
+    def _download_error(self, run_id: str, destination: Path, err: Exception) -> MLOpsError:
+        """Tell what a download failed of: this machine's disk, a package that is not there, or the server."""
+        text = " ".join(str(err).split())[:600]
+        if any(int(number) in _LOCAL_ERRORS for number in re.findall(r"\[Errno (\d+)\]", text)):
+            return StorageError(
+                f"could not write the model package of run {run_id} to {destination}: {text}. "
+                "Check free space and write permission, then run the task again"
+            )
+        with translated(f"artifacts of run {run_id}"):
+            there = self.client.list_artifacts(run_id, PACKAGE_FOLDER)
+        if not there:
+            return ModelVersionNotFoundError(
+                f"run {run_id} at {self.tracking_uri} has no artifact folder {PACKAGE_FOLDER!r}: "
+                f"was it trained by TrainModelOperator? ({text})"
+            )
+        return RegistryUnavailableError(
+            f"MLflow at {self.tracking_uri} did not give the model package of run {run_id}: {text}"
+        )
+
+
+def _digest_tag(artifact_file: str) -> str:
+    return f"airflow_mlops.{Path(artifact_file).stem}_digest"

@@ -1,0 +1,102 @@
+"""The connection to MLflow, and its errors in our words."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from airflow_mlops.core.addresses import require_http_url
+from airflow_mlops.exceptions import (
+    ConnectionConfigError,
+    ModelVersionNotFoundError,
+    RegistryUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow import MlflowClient
+
+    from airflow_mlops.services import Services
+
+# MLflow's own defaults retry for about four minutes; a task should fail soon and let Airflow retry it.
+_HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+
+class Connected:
+    """A connection to MLflow.
+
+    :param client: a connected client.
+    :param tracking_uri: address of the server, for links.
+    """
+
+    def __init__(self, client: MlflowClient, tracking_uri: str) -> None:
+        self.client = client
+        self.tracking_uri = tracking_uri.rstrip("/")
+
+    @classmethod
+    def connect(cls, services: Services) -> Self:
+        """Connect and see that the server answers.
+
+        :raises ConnectionConfigError: the address is none, or not MLflow's.
+        :raises RegistryUnavailableError: naming the address.
+        """
+        import httpx
+
+        uri = require_http_url(services.require("tracking_uri"), purpose="MLflow")
+        try:
+            answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=10)
+            if 300 <= answer.status_code < 500 and answer.status_code != 429:
+                raise ConnectionConfigError(
+                    f"{uri} answered {answer.status_code} to MLflow's health check: it is no MLflow, or its path or login "
+                    "is wrong; check the MLflow connection"
+                )
+            answer.raise_for_status()
+        except httpx.HTTPError as err:
+            raise RegistryUnavailableError(
+                f"MLflow at {uri} does not answer ({err}); check that it runs and the MLflow connection's address"
+            ) from err
+        _configure_process(services)
+        from mlflow import MlflowClient
+
+        return cls(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+
+
+def _configure_process(services: Services) -> None:
+    """Hand over what MLflow reads only from the environment: credentials, limits, and no telemetry.
+
+    A task is a process of its own, so this reaches nobody else.
+    """
+    settings = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_TRACKING_USERNAME": services.tracking_username,
+        "MLFLOW_TRACKING_PASSWORD": services.tracking_password,
+        "MLFLOW_TRACKING_TOKEN": services.tracking_token,
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
+    os.environ.update({name: value for name, value in settings.items() if value})
+    for name, value in _HTTP_LIMITS.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Translate MLflow's one exception into ours: not there, not allowed, not right, or not reachable."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as err:
+        if err.error_code in {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"} or (
+            err.error_code == "INVALID_PARAMETER_VALUE" and "not found" in str(err)
+        ):
+            raise ModelVersionNotFoundError(f"MLflow has no {what}: {err}") from err
+        if err.error_code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+            raise ConnectionConfigError(
+                f"MLflow refuses {what}: {err}; check Login and Password, or the token, of the MLflow connection"
+            ) from err
+        if err.error_code == "INVALID_PARAMETER_VALUE":
+            raise ValueError(f"MLflow refused {what}: {err}") from err
+        raise RegistryUnavailableError(f"MLflow failed on {what}: {err}") from err

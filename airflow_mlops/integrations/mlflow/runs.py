@@ -1,0 +1,137 @@
+"""Runs: opened, filled and ended, and found again by the work they did."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.integrations.mlflow.connection import Connected, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from airflow_mlops.core.dataset import DatasetVersion
+
+#: Tag of a run: digest of the step's inputs; a retry finds the finished run by it.
+STEP_KEY_TAG = "airflow_mlops.step_key"
+#: Tag of a run, and of a model version: digest of the package it holds.
+PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRun:
+    """What a run says about itself.
+
+    :param experiment_id: its experiment.
+    :param params: its parameters.
+    """
+
+    experiment_id: str
+    params: dict[str, str]
+
+
+class Runs(Connected):
+    """Runs of this installation's experiments."""
+
+    def experiment_id(self, name: str) -> str:
+        """Find or create an experiment."""
+        with translated(f"experiment {name!r}"):
+            found = self.client.get_experiment_by_name(name)
+            return str(found.experiment_id if found else self.client.create_experiment(name))
+
+    def finished_run(self, experiment_id: str, step_key: str) -> Any | None:
+        """Find the run that already did exactly this work."""
+        with translated("search runs"):
+            runs = self.client.search_runs(
+                [experiment_id],
+                f"tags.`{STEP_KEY_TAG}` = '{step_key}' and attributes.status = 'FINISHED'",
+                max_results=1,
+            )
+        return runs[0] if runs else None
+
+    def training_run(self, run_id: str) -> TrainingRun:
+        """Read what a run says about itself.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        with translated(f"run {run_id}"):
+            run = self.client.get_run(run_id)
+        return TrainingRun(experiment_id=str(run.info.experiment_id), params=dict(run.data.params))
+
+    def run_digest(self, run_id: str) -> str | None:
+        """Give the digest of the package a run holds, as its training noted it.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        with translated(f"run {run_id}"):
+            digest: str | None = self.client.get_run(run_id).data.tags.get(PACKAGE_DIGEST_TAG)
+        return digest
+
+    @contextmanager
+    def run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+        """Open a run; it ends FINISHED, or FAILED when the block raises."""
+        from mlflow.exceptions import MlflowException
+
+        with translated("create run"):
+            run_id = str(self.client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+        try:
+            yield run_id
+        except BaseException:
+            # Should MLflow be gone, then the error to report is the one that brought us here; a retry closes the run.
+            with suppress(MlflowException):
+                self._fail(experiment_id, run_id)
+            raise
+        with translated("end run"):
+            self.client.set_terminated(run_id, status="FINISHED")
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float | None],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Log in one request, all or nothing; a metric that could not be measured (``None``) is left out."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time.time() * 1000)
+        with translated(f"log to run {run_id}"):
+            self.client.log_batch(
+                run_id,
+                params=[Param(key, str(value)[:500]) for key, value in params.items()],
+                metrics=[Metric(key, value, now, 0) for key, value in metrics.items() if value is not None],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+            )
+
+    def log_step(self, run_id: str, key: str, value: float | None, step: int) -> None:
+        """Log one point of a metric while the run goes on; what could not be measured is left out."""
+        if value is not None:
+            with translated(f"log to run {run_id}"):
+                self.client.log_metric(run_id, key, value, step=step)
+
+    def log_dataset(self, run_id: str, dataset: DatasetVersion, context: str) -> None:
+        """Attach the dataset version to the run as MLflow dataset input."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        entity = Dataset(
+            name=dataset.uri.rstrip("/").rsplit("/", 1)[-1],
+            digest=dataset.dataset_digest.removeprefix("sha256:")[:32],
+            source_type="delta_table",
+            source=f'{{"uri": "{dataset.uri}", "version": {dataset.version}}}',
+        )
+        with translated(f"log dataset to run {run_id}"):
+            self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+
+    def run_url(self, experiment_id: str, run_id: str, artifact: str | None = None) -> str:
+        """Page of a run, or of one of its artifacts."""
+        page = f"{self.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}"
+        return f"{page}/artifacts/{artifact}" if artifact else page
+
+    def _fail(self, experiment_id: str, run_id: str) -> None:
+        """End a run as failed, and with it the models it logged: nobody may take one of them for finished."""
+        self.client.set_terminated(run_id, status="FAILED")
+        for model in self.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+            self.client.finalize_logged_model(model.model_id, "FAILED")
