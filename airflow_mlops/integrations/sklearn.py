@@ -6,13 +6,14 @@ import hashlib
 import inspect
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from airflow_mlops.core.extension import load_object
+from airflow_mlops.core.installed import packages_of
 from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.tuning import Candidate, Range
 from airflow_mlops.exceptions import SchemaMismatchError
@@ -69,7 +70,7 @@ def code_of(path: str) -> dict[str, str]:
     found = load_object(path)
     module = inspect.getmodule(found)
     package = (module.__name__ if module else path).partition(".")[0]
-    code = {"path": path, **_versions(packages_distributions().get(package, []))}
+    code = {"path": path, **_versions(packages_of(package))}
     file = getattr(module, "__file__", None)
     if file is not None:
         code["source"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -338,7 +338,7 @@ def _log_copy(work: _Work, fitted: FittedModel, types: list[str]) -> ModelCopy |
     if refused:
         log.warning(
             "training: no copy of %s for mlflow.pyfunc.load_model, which would have to trust %s: name them in %s where tasks "
-            "run, if you do. The model is served as it was packaged",
+            "run, and the next training has one. The package holds the model in a form that needs no trust",
             work.spec.model_name,
             ", ".join(refused[:10]),
             TRUSTED_TYPES_VARIABLE,

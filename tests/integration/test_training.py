@@ -13,9 +13,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
+import yaml
 
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
@@ -25,10 +28,10 @@ from airflow_mlops.exceptions import (
     UnsafeModelError,
 )
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.integrations.mlflow import COPY_DIGEST_TAG, Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
-from airflow_mlops.serving.model import load_model
+from airflow_mlops.serving.model import ALLOWED_TYPES, load_model
 from airflow_mlops.steps.base import run_step
 
 pytestmark = pytest.mark.integration
@@ -264,6 +267,108 @@ def test_other_code_is_another_training(
     assert (same["reused"], same["run_id"]) == (True, first["run_id"])
     assert not other["reused"]
     assert other["package_digest"] != first["package_digest"]
+
+
+OWN_MODEL = '''
+from skl2onnx import update_registered_converter
+from skl2onnx.common.shape_calculator import calculate_linear_regressor_output_shapes
+from skl2onnx.operator_converters.linear_regressor import convert_sklearn_linear_regressor
+from sklearn.linear_model import LinearRegression
+
+class Own(LinearRegression):
+    """Has an ONNX form, so that it can be served without anybody's trust."""
+
+update_registered_converter(
+    Own, "Own", calculate_linear_regressor_output_shapes, convert_sklearn_linear_regressor
+)
+'''
+
+
+def trusted_types(copy: Path) -> list[str]:
+    """What MLflow's loaders trust in a copy."""
+    listed: list[str] = yaml.safe_load((copy / "MLmodel").read_text())["flavors"]["sklearn"][
+        "skops_trusted_types"
+    ]
+    return listed
+
+
+def test_mlflow_trusts_only_what_somebody_vouches_for(
+    table: str,
+    services: Services,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_model.py").write_text(OWN_MODEL)
+    registry = Registry.connect(services)
+    asked = spec(table, "own_type", estimator="own_model.Own")
+    told = run_step("train", asked, services)
+    assert (told["serving_form"], told["model_id"], told["copy_digest"]) == ("onnx", None, None)
+    assert "would have to trust own_model.Own: name them in AIRFLOW_MLOPS_TRUSTED_TYPES" in caplog.text
+    assert registry.client.search_logged_models([registry.experiment_id("own_type")]) == []
+    run_step(
+        "register",
+        {key: told[key] for key in ("model_name", "run_id", "package_digest", "model_id")},
+        services,
+    )
+    version = registry.client.get_model_version("own_type", "1")
+    assert version.source == f"runs:/{told['run_id']}/package"
+    assert registry.version("own_type", "1").model_id is None
+
+    monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "own_model.Own, somebody.Elses")
+    vouched = run_step("train", asked | {"seed": 1}, services)
+    listed = trusted_types(registry.download_model(vouched["model_id"], tmp_path / "copy"))
+    assert set(listed) - set(ALLOWED_TYPES) == {"own_model.Own"}
+
+
+def test_the_copy_for_mlflow_can_be_verified(
+    table: str, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tag tells a file that was changed; who changes the tag as well does not reach the training's result."""
+    told, other = (
+        run_step(
+            "train",
+            spec(
+                table,
+                "copied",
+                estimator="sklearn.ensemble.HistGradientBoostingRegressor",
+                estimator_params={"max_iter": count},
+            ),
+            services,
+        )
+        for count in (5, 6)
+    )
+    run_step(
+        "register",
+        {key: told[key] for key in ("model_name", "run_id", "package_digest", "model_id")},
+        services,
+    )
+    registry = Registry.connect(services)
+    version = registry.version("copied", "1")
+    assert version.model_id == told["model_id"]
+    folder = registry.download_model(told["model_id"], tmp_path / "copy")
+    listed = set(trusted_types(folder))
+    assert "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor" in listed <= set(ALLOWED_TYPES)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    loaded = mlflow.sklearn.load_model(str(folder))
+    low, high = loaded.predict(pd.DataFrame({"x": [-1.0, 1.0]}))
+    assert low < high
+
+    foreign = registry.download_model(other["model_id"], tmp_path / "other")
+    registry.client.log_model_artifacts(told["model_id"], str(foreign))
+    with pytest.raises(
+        ArtifactIntegrityError, match=f"files of logged model {told['model_id']} .* were changed"
+    ):
+        registry.download_model(told["model_id"], tmp_path / "changed")
+    registry.client.set_logged_model_tags(told["model_id"], {COPY_DIGEST_TAG: other["copy_digest"]})
+    registry.download_model(told["model_id"], tmp_path / "tag_too")
+    with pytest.raises(ArtifactIntegrityError, match=f"training stored {told['copy_digest']}"):
+        registry.download_model(told["model_id"], tmp_path / "not_the_result", digest=told["copy_digest"])
+
+    registry.client.delete_logged_model_tag(told["model_id"], COPY_DIGEST_TAG)
+    with pytest.raises(ArtifactIntegrityError, match=r"has no tag airflow_mlops\.copy_digest"):
+        registry.download_model(told["model_id"], tmp_path / "no_tag")
 
 
 def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import canonical_json
+from airflow_mlops.core.installed import packages_of
 from airflow_mlops.core.package import file_digest
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.integrations.mlflow.connection import Connected, translated
@@ -119,11 +121,8 @@ def pinned_requirements(types: Sequence[str]) -> list[str]:
 
     A module of your own belongs to no package and can't be pinned.
     """
-    from importlib.metadata import packages_distributions, version
-
-    packages = packages_distributions()
     modules = {name.partition(".")[0] for name in types}
-    needed = {"scikit-learn", "skops"} | {name for module in modules for name in packages.get(module, [])}
+    needed = {"scikit-learn", "skops"} | {name for module in modules for name in packages_of(module)}
     return [f"{name}=={version(name)}" for name in sorted(needed)]
 
 

@@ -26,6 +26,9 @@ SIGNATURE_TAG = "airflow_mlops.package_signature"
 DESCRIPTION_CHARACTERS = 5000
 TAG_CHARACTERS = 5000
 
+# Source of a version that has a copy for MLflow's own loaders.
+_COPY = "models:/"
+
 # Of those who write the same row at once each round lets at least one through.
 _WRITE_ATTEMPTS = 5
 
@@ -91,7 +94,7 @@ class Versions(Artifacts):
                 created = _written(
                     self.client.create_model_version,
                     model_name,
-                    source=f"models:/{model_id}" if model_id else f"runs:/{run_id}/{PACKAGE_FOLDER}",
+                    source=f"{_COPY}{model_id}" if model_id else f"runs:/{run_id}/{PACKAGE_FOLDER}",
                     run_id=run_id,
                     model_id=model_id,
                     tags=wanted,
@@ -219,7 +222,8 @@ def _registered(version: Any) -> RegisteredVersion:
         run_id=run_id,
         package_digest=digest,
         signature=version.tags.get(SIGNATURE_TAG),
-        model_id=version.model_id or None,
+        # MLflow's server does not give model_id back.
+        model_id=version.source.removeprefix(_COPY) if version.source.startswith(_COPY) else None,
     )
 
 
