@@ -167,6 +167,15 @@ class Registry:
             )
         return runs[0] if runs else None
 
+    def is_finished(self, run_id: str) -> bool:
+        """Tell whether there is such a run, not deleted, that ended well."""
+        try:
+            with _translated(f"run {run_id}"):
+                info = self.client.get_run(run_id).info
+        except ModelVersionNotFoundError:
+            return False
+        return (info.status, info.lifecycle_stage) == ("FINISHED", "active")
+
     def take_over_dead_runs(self, experiment_id: str, step_key: str, what: str) -> bool:
         """Mark runs of this same work whose process is dead as failed; those that live keep the work.
 
