@@ -16,6 +16,7 @@ class EntryKind(StrEnum):
     DATASET = "dataset"
     VALIDATION = "validation"
     TRAINING = "training"
+    PACKAGE = "package"
     SELECTION = "selection"
     EVALUATION = "evaluation"
     EXPLANATION = "explanation"

@@ -162,13 +162,17 @@ class Ledger:
         model_version: str,
         expected_version: str | None,
         entry: LedgerEntry,
+        request: str | None = None,
     ) -> Recorded:
         """Point an alias at a version if it still points where the caller believes; entry and pointer change together.
 
         An alias that is already there is left alone: a retry is no second promotion.
 
         :param expected_version: where the alias points now; ``None``: it is not set yet.
-        :param entry: what to write; a revision is appended to its key, so that A to B to A to B is four entries.
+        :param entry: what to write. The request is appended to its key; without one a revision, so that A to B to A to B is
+            four entries.
+        :param request: names what is asked for, by whom. It is carried out once: asked for again after somebody moved the
+            alias on, it is refused, also when the alias is back where the caller believes.
         :raises PromotionConflictError: somebody else moved the alias; the message says who and where to.
         """
         with self._writing() as connection:
@@ -179,10 +183,14 @@ class Ledger:
             current = row.model_version if row else None
             if row is not None and current == model_version:
                 return Recorded(entry=_entry(_last_move(connection, row)), created=False)
+            revision = row.revision + 1 if row else 1
+            keyed = replace(entry, key=f"{entry.key}|{request or revision}")
+            carried_out = _standing(connection, keyed) if request else None
+            if row is not None and carried_out is not None:
+                raise _undone(_entry(carried_out), _entry(_last_move(connection, row)), alias)
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
-            revision = row.revision + 1 if row else 1
-            recorded = _append(connection, replace(entry, key=f"{entry.key}|{revision}"))
+            recorded = _append(connection, keyed)
             pointer = {
                 "model_version": model_version,
                 "revision": revision,
@@ -484,6 +492,15 @@ def _conflict(
     return PromotionConflictError(
         f"{alias} of {model_name} was believed to be {believed}, but {winner.actor} moved it to version "
         f"{row.model_version}; version {wanted} was not promoted. Evaluate against the present {alias} again"
+    )
+
+
+def _undone(move: LedgerEntry, last: LedgerEntry, alias: str) -> PromotionConflictError:
+    version = move.payload["model_version"]
+    return PromotionConflictError(
+        f"{move.actor} moved {alias} of {move.model_name} to version {version} at {move.recorded_at:%Y-%m-%d %H:%M} already, "
+        f"and {last.actor} moved it on to version {last.payload['model_version']} ({last.summary}); a move is not repeated. "
+        f"Whoever wants version {version} again promotes it by hand, with a reason of its own"
     )
 
 

@@ -23,9 +23,8 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import fairlearn
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.probe import check_artifact
-from airflow_mlops.steps.aliases import show_aliases
+from airflow_mlops.steps.aliases import find_rival
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
 from airflow_mlops.steps.packages import load_version, run_package
@@ -112,17 +111,12 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     """Compare on the same rows and judge.
 
     :raises InsufficientDataError: no rows in the window, or a metric that can't be measured on them.
-    :raises ModelVersionNotFoundError: the run has no package.
+    :raises ModelVersionNotFoundError: the run has no package; or MLflow no longer has the champion of the ledger.
     :raises SchemaMismatchError: a column that is not there, or a champion that answers something else.
     """
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
-    if (
-        services.ledger_url is not None
-    ):  # a promotion that was cut short is completed, so that the real champion is met
-        with Ledger.open(services.ledger_url) as ledger:
-            show_aliases(registry, ledger, spec.model_name)
-    champion_version = registry.find_alias(spec.model_name, spec.champion_alias)
+    champion_version = find_rival(registry, services, spec.model_name, spec.champion_alias)
     with run_package(registry, spec.run_id, services, package_digest=spec.package_digest) as (
         folder,
         challenger,

@@ -33,6 +33,7 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
 from airflow_mlops.steps.model_package import FittedModel, refused_types, write_package
+from airflow_mlops.steps.provenance import note_package, noted_trainings
 from airflow_mlops.steps.training_rows import RowRule, Split, choose_window, row_weights, split_rows
 
 if TYPE_CHECKING:
@@ -219,12 +220,11 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     )
     key = _key(spec, dataset, window)
     experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
-    done = registry.finished_run(experiment_id, key)
+    done = _done(registry, services, experiment_id, key)
     if done is None and registry.take_over_dead_runs(experiment_id, key, spec.model_name):
-        done = registry.finished_run(experiment_id, key)
+        done = _done(registry, services, experiment_id, key)
     if done is not None:
-        text = registry.read_text(done.info.run_id, _RESULT_FILE)
-        return replace(from_dict(TrainResult, json.loads(text)), reused=True)
+        return replace(done, reused=True)
     split = split_rows(dataset, columns, window, spec.holdout_share)
     metric = _metric(spec, columns, split.training[spec.target])
     tags = {
@@ -237,6 +237,20 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         return _train(
             _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
         )
+
+
+def _done(registry: Registry, services: Services, experiment_id: str, key: str) -> TrainResult | None:
+    """Find what another attempt at this work made.
+
+    Where packages are signed only the ledger is believed: a run with this key can be made by anybody who may write to MLflow.
+    """
+    if services.signing_key or services.signing_public_keys:
+        trainings = [from_dict(TrainResult, training) for training in noted_trainings(services, key)]
+        return next((one for one in trainings if registry.is_finished(one.run_id)), None)
+    run = registry.finished_run(experiment_id, key)
+    if run is None:
+        return None
+    return from_dict(TrainResult, json.loads(registry.read_text(run.info.run_id, _RESULT_FILE)))
 
 
 def _key(spec: TrainSpec, dataset: DatasetVersion, window: Window | None) -> str:
@@ -307,6 +321,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
         },
         tags={PACKAGE_DIGEST_TAG: digest},
     )
+    note_package(services, step_key=work.key, training=to_dict(result))
     return result
 
 

@@ -63,6 +63,7 @@ def move(
     alias: str = "champion",
     actor: str = "dag/run/task",
     days: int = 0,
+    request: str | None = None,
 ) -> bool:
     promotion = entry(
         EntryKind.PROMOTION, f"m|{alias}|{expected}|{version}", alias=alias, model_version=version
@@ -73,6 +74,7 @@ def move(
         model_version=version,
         expected_version=expected,
         entry=replace(promotion, actor=actor, recorded_at=START + timedelta(days=days)),
+        request=request,
     )
     return recorded.created
 
@@ -90,6 +92,20 @@ def test_the_same_key_is_written_once(url: str) -> None:
         assert second.entry == first.entry
         assert first.entry.payload == {"value": None}
         assert first.entry.recorded_at == START
+
+
+def test_a_request_is_carried_out_once(url: str) -> None:
+    """1, then 2 by a request, back to 1, and the request again."""
+    with Ledger.open(url) as ledger:
+        move(ledger, "1", None)
+        assert [move(ledger, "2", "1", request="r") for _ in range(2)] == [True, False]
+        move(ledger, "1", "2", actor="anna")
+        with pytest.raises(
+            PromotionConflictError, match=r"anna moved it on to version 1 .* a move is not repeated"
+        ):
+            move(ledger, "2", "1", request="r")
+        assert ledger.aliases("m") == {"champion": "1"}
+        assert move(ledger, "2", "1", request="another")
 
 
 def test_entries_narrow_and_order(url: str) -> None:
