@@ -51,13 +51,13 @@ class Contender:
     """A model that had seen no row of the window.
 
     :param version: its version.
-    :param recipe: how it was made.
+    :param recipe: how it was made; ``None`` for a champion that was made in another way.
     :param trained_until: first instant after its training rows.
     :param loss: its mean loss in the window.
     """
 
     version: str
-    recipe: str
+    recipe: str | None
     trained_until: datetime
     loss: float
 
@@ -85,11 +85,11 @@ class ChallengerCheck:
         """Find a model that was compared."""
         return next((item for item in self.contenders if item.version == version), None)
 
-    def newest(self, recipe: str) -> Contender | None:
+    def newest(self, recipe: str | None) -> Contender | None:
         """Give a recipe's newest model."""
         return next(iter(self._by_age(recipe)), None)
 
-    def previous(self, recipe: str) -> Contender | None:
+    def previous(self, recipe: str | None) -> Contender | None:
         """Give the model before a recipe's newest."""
         return next(iter(self._by_age(recipe)[1:]), None)
 
@@ -103,14 +103,15 @@ class ChallengerCheck:
     @property
     def recipes(self) -> list[str]:
         """Recipes that have a model here."""
-        return list(dict.fromkeys(item.recipe for item in self.contenders))
+        return list(dict.fromkeys(item.recipe for item in self.contenders if item.recipe))
 
     @property
     def best_loss(self) -> float:
-        """Loss of the best of the newest models."""
-        return min(found.loss for recipe in self.recipes if (found := self.newest(recipe)))
+        """Loss of the best of the newest models; of the champion, where there are no others."""
+        newest = [found.loss for recipe in self.recipes if (found := self.newest(recipe))]
+        return min(newest or [one.loss for one in self.contenders])
 
-    def _by_age(self, recipe: str) -> list[Contender]:
+    def _by_age(self, recipe: str | None) -> list[Contender]:
         made = [item for item in self.contenders if item.recipe == recipe]
         return sorted(made, key=lambda item: item.trained_until, reverse=True)
 
@@ -205,7 +206,7 @@ def judge_challengers(checks: Sequence[ChallengerCheck], policy: ChallengerPolic
     if not checks:
         raise ValueError("no window has been compared: there is nothing to judge challengers by")
     latest = checks[-1]
-    ranking = _rank(checks, policy)
+    ranking = _rank(checks, policy) or {RECENT: 0.0, ALL: 0.0}
     recipe = min(ranking, key=lambda name: ranking[name])
     level = latest.best_loss
     worth = max(latest.simple_loss - level, 0.1 * level)

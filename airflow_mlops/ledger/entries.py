@@ -28,6 +28,7 @@ class EntryKind(StrEnum):
     SCORING = "scoring"
     DRIFT_CHECK = "drift_check"
     PERFORMANCE_CHECK = "performance_check"
+    CHALLENGER_CHECK = "challenger_check"
     RETRAINING_DECISION = "retraining_decision"
     RETRAINING_OUTCOME = "retraining_outcome"
 

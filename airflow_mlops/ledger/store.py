@@ -19,7 +19,7 @@ from sqlalchemy.exc import (
     StatementError,
 )
 
-from airflow_mlops.core.codec import json_safe
+from airflow_mlops.core.codec import json_safe, to_dict
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
@@ -345,6 +345,15 @@ class Ledger:
         """
         with self._reading() as connection:
             _require_decision(connection, key, model_name)
+
+    def world_since(self, model_name: str) -> datetime | None:
+        """Find the start of the newest window that a promoted model was trained on alone: older rows were worth less."""
+        for decision in self.retrainings(model_name, limit=100):
+            training = decision.payload.get("training") or {}
+            alone = decision.window is not None and training.get("start") == to_dict(decision.window)["start"]
+            if decision.window is not None and alone and self.promotion_for(decision) is not None:
+                return decision.window.start
+        return None
 
     def promotion_for(self, decision: LedgerEntry) -> LedgerEntry | None:
         """Find the promotion that answered a decision to retrain."""

@@ -61,6 +61,7 @@ def write_package(
     dataset: DatasetVersion,
     split: Split,
     *,
+    recipe: str | None = None,
     limits: ParityLimits,
     quantize: onnx.Quantization | None,
 ) -> PackageManifest:
@@ -102,6 +103,7 @@ def write_package(
             window_start=split.training_window.start,
             window_end=split.training_window.end,
             rows=split.training.height,
+            recipe=recipe,
             simple_prediction=simple_prediction(
                 split.training[columns.target], classification=fitted.classification
             ),

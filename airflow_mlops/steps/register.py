@@ -16,8 +16,10 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.integrations.mlflow import (
     DESCRIPTION_CHARACTERS,
+    RECIPE_TAG,
     SIGNATURE_TAG,
     TAG_CHARACTERS,
+    TRAINED_UNTIL_TAG,
     Registry,
     TrainingRun,
 )
@@ -229,12 +231,21 @@ def _facts(manifest: PackageManifest) -> dict[str, str]:
         "airflow_mlops.dataset_uri": trained.dataset_uri,
         "airflow_mlops.dataset_version": str(trained.dataset_version),
         "airflow_mlops.dataset_digest": trained.dataset_digest,
+        **_age(manifest),
         "airflow_mlops.serving_form": manifest.serving_form,
         "airflow_mlops.input_example": canonical_json(manifest.known_rows[0]),
         "airflow_mlops.files": canonical_json(manifest.files),
     }
     # JSON that is cut off is none; all of it is in package.json.
     return {name: value for name, value in facts.items() if len(value) <= TAG_CHARACTERS}
+
+
+def _age(manifest: PackageManifest) -> dict[str, str]:
+    """Give the tags by which models of different age are found, see :mod:`airflow_mlops.steps.challengers`."""
+    trained = manifest.trained_on
+    if trained.recipe is None or trained.window_end is None:
+        return {}
+    return {RECIPE_TAG: trained.recipe, TRAINED_UNTIL_TAG: trained.window_end.isoformat()}
 
 
 def _verdict(evaluation: dict[str, Any] | None, url: str) -> dict[str, str]:

@@ -77,7 +77,10 @@ class TrainSpec:
         ``since_change``: since the world last changed, as the retraining decisions have it.
     :param trailing_days: for ``trailing``.
     :param half_life_days: weight of a row halves with this age (before the newest row); ``None``: equal weights.
-    :param holdout_share: newest share of the rows, never trained on, ``(0, 0.5]``.
+    :param holdout_share: newest share of the rows, held out of the fit that is measured, ``(0, 0.5]``.
+    :param refit: fit once more on all rows, and package that model: nothing is left to test it on, but its measured twin says
+        what to expect of it.
+    :param recipe: name of this way of making a model, under which its models of different age are compared.
     :param metric: name of a built-in metric or import path of one; ``None``: ``mae`` for numbers, ``log_loss`` for labels,
         ``accuracy`` where an estimator gives no probabilities.
     :param parity: how far the ONNX form may be from the scikit-learn form.
@@ -106,6 +109,8 @@ class TrainSpec:
     trailing_days: float | None = None
     half_life_days: float | None = None
     holdout_share: float = 0.2
+    refit: bool = False
+    recipe: str | None = None
     metric: str | None = None
     parity: ParityLimits = field(default_factory=ParityLimits)
     quantize: onnx.Quantization | None = None
@@ -273,12 +278,22 @@ def _train(work: _Work, services: Services) -> TrainResult:
     clock.lap("search_seconds")
     winner = found.best if found else spec.to_try()[0]
     fitted = _fit(work, winner, features, target, weights)
+    if spec.refit:
+        split = split.whole
+        fitted = _refit(work, winner, fitted, split)
     clock.lap("fit_seconds")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / PACKAGE_FOLDER
         folder.mkdir()
         manifest = write_package(
-            folder, fitted, work.columns, work.dataset, split, limits=spec.parity, quantize=spec.quantize
+            folder,
+            fitted,
+            work.columns,
+            work.dataset,
+            split,
+            recipe=spec.recipe,
+            limits=spec.parity,
+            quantize=spec.quantize,
         )
         digest = write_manifest(folder, manifest)
         clock.lap("package_seconds")
@@ -342,6 +357,20 @@ def _fit(
         work.metric, target=work.split.holdout[work.spec.target].to_numpy(), prediction=predictions
     )
     return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions.values, score=score)
+
+
+def _refit(work: _Work, candidate: Candidate, measured: FittedModel, split: Split) -> FittedModel:
+    """Fit on all rows; the score stays that of the twin that had not seen the newest ones."""
+    pipeline = _pipeline(work, candidate)
+    features = sklearn.to_features(split.training, work.columns)
+    target = sklearn.to_target(split.training[work.spec.target], pipeline)
+    sklearn.fit(
+        pipeline, features, target, row_weights(split.training, work.columns, work.spec.half_life_days)
+    )
+    log.info("training: fitted %s again on all %d rows", candidate.name, len(features))
+    return measured._replace(
+        pipeline=pipeline, predictions=sklearn.predict(pipeline, measured.features).values
+    )
 
 
 def _log_copy(work: _Work, fitted: FittedModel, types: list[str]) -> ModelCopy | None:
