@@ -37,13 +37,13 @@ class Gap:
     :param older: version.
     :param newer: version.
     :param mean: mean loss of the older one minus that of the newer one, in units of the loss.
-    :param standard_error: of the mean, with neighboring rows taken as related.
+    :param standard_error: of the mean, with neighboring rows taken as related; ``None`` with too few rows to tell.
     """
 
     older: str
     newer: str
     mean: float
-    standard_error: float
+    standard_error: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,13 +180,8 @@ def measure_gap(older: str, newer: str, losses: Array, newer_losses: Array) -> G
     blocks = Blocks.draw(len(differences), differences=differences, resamples=1)
     sizes = np.diff(np.append(blocks.starts, len(differences)))
     means = np.add.reduceat(differences, blocks.starts) / sizes
-    spread = float(np.std(means, ddof=1)) if len(means) > 1 else math.inf
-    return Gap(
-        older=older,
-        newer=newer,
-        mean=float(differences.mean()),
-        standard_error=spread / math.sqrt(len(means)),
-    )
+    error = float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else None
+    return Gap(older=older, newer=newer, mean=float(differences.mean()), standard_error=error)
 
 
 def judge_challengers(checks: Sequence[ChallengerCheck], policy: ChallengerPolicy) -> ChallengerVerdict:
@@ -285,7 +280,10 @@ def _evidence(
     if not gaps:
         return None
     mean = sum(weight * gap.mean for weight, gap in gaps) / total
-    error = math.sqrt(sum((weight * gap.standard_error) ** 2 for weight, gap in gaps)) / total
+    errors = [
+        weight * (math.inf if gap.standard_error is None else gap.standard_error) for weight, gap in gaps
+    ]
+    error = math.hypot(*errors) / total
     return mean, error
 
 
