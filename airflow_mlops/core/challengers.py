@@ -26,6 +26,9 @@ Array = NDArray[Any]
 #: Windows of evidence that are looked back on; with the default memory an older one counts for less than a fourteenth.
 LOOK_BACK = 12
 
+#: Windows before one that tell how much the loss varies between windows.
+FEWEST_LEVELS = 3
+
 #: Recipes: all rows, a row's weight halving with every window of age; and all rows alike.
 RECENT, ALL = "recent", "all"
 
@@ -304,7 +307,7 @@ def _alarm(checks: Sequence[ChallengerCheck], policy: ChallengerPolicy) -> bool:
     Source: Hahn and Meeker, "Statistical Intervals", 1991, section 4.7 (one future observation of a normal sample).
     """
     *before, now = [check.best_loss for check in checks[-LOOK_BACK - 1 :]]
-    if len(before) < 3 or now <= (1.0 + policy.alarm_change) * fmean(before):
+    if len(before) < FEWEST_LEVELS or now <= (1.0 + policy.alarm_change) * fmean(before):
         return False
     spread = stdev(before) * math.sqrt(1.0 + 1.0 / len(before))
     return (

@@ -7,7 +7,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_mlops.core.challengers import ALL, RECENT, ChallengerCheck, ChallengerPolicy, judge_challengers
+from airflow_mlops.core.challengers import (
+    ALL,
+    FEWEST_LEVELS,
+    RECENT,
+    ChallengerCheck,
+    ChallengerPolicy,
+    judge_challengers,
+)
 from airflow_mlops.core.windows import Window
 
 if TYPE_CHECKING:
@@ -215,7 +222,8 @@ def _by_challengers(
             shadow=(RECENT, ALL),
         )
     verdict = judge_challengers(checks, policy.challengers)
-    if verdict.alarm:
+    # Until it is known how much the loss varies between windows, what was promised at training has to do.
+    if verdict.alarm or (evidence.degraded and len(checks) <= FEWEST_LEVELS):
         enough = evidence.row_count >= policy.minimum_training_rows
         training = (
             TrainingChoice(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -66,8 +67,8 @@ def _replay_all(
         start_mlflow(stack, children)
         for name in policies:
             _say(f"{stream.config.name}, policy {name}:")
-            results.append(replay_one(stream, name, folder / name.replace(":", "."), stack.mlflow_url))
-            shutil.rmtree(folder / name.replace(":", "."), ignore_errors=True)
+            results.append(replay_one(stream, name, folder / _plain(name), stack.mlflow_url))
+            shutil.rmtree(folder / _plain(name), ignore_errors=True)
     return results
 
 
@@ -84,7 +85,7 @@ def replay_one(stream: Stream, policy: str, folder: Path, tracking_uri: str) -> 
         serving_dir=str(folder / "serving"),
     )
     own = Stream(
-        replace(stream.config, name=f"{stream.config.name}_{policy.replace(':', '.')}"),
+        replace(stream.config, name=f"{stream.config.name}_{_plain(policy)}"),
         stream.rows,
         stream.windows,
     )
@@ -98,6 +99,11 @@ def replay_one(stream: Stream, policy: str, folder: Path, tracking_uri: str) -> 
         compare=policy not in _ALONE,
     ).run(name=policy, progress=_say)
     return replace(result, stream=stream.config.name)
+
+
+def _plain(policy: str) -> str:
+    """Make of an import path what may be part of a model's name, and of a file's."""
+    return re.sub(r"[^\w-]", "-", policy)
 
 
 def _say(line: str) -> None:

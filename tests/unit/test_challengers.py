@@ -260,9 +260,16 @@ class TestDecision:
 
     def test_degraded_and_nothing_better_is_an_alert(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
-        world.live()
+        for _ in range(4):
+            world.live()
         assert self.decide(world, degraded=True).outcome is Outcome.ALERT
         assert self.decide(world).outcome is Outcome.NOTHING
+
+    def test_degraded_before_it_is_known_what_is_usual_is_an_alarm(self) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        world.live()
+        decision = self.decide(world, degraded=True, rows=5_000)
+        assert (decision.outcome, decision.promote_on) == (Outcome.RETRAIN, "held_out")
 
     def test_a_check_survives_the_ledger(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
