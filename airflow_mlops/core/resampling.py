@@ -164,7 +164,7 @@ def common_factor(shares: Array) -> float:
     order, at the upper end of what the rows leave open. A trend is not memory: it is taken out before.
 
     Source: Lazarus, Lewis, Stock and Watson, "HAR inference: recommendations for practice", Journal of Business and
-    Economic Statistics 36, 2018, section 3 (cosines); Andrews and Monahan, "An improved heteroskedasticity and
+    Economic Statistics 36, 2018 (cosines); Andrews and Monahan, "An improved heteroskedasticity and
     autocorrelation consistent covariance matrix estimator", Econometrica 60, 1992 (recoloring); Marriott and Pope, "Bias in
     the estimation of autocorrelations", Biometrika 41, 1954, and Shaman and Stine, "The bias of autoregressive coefficient
     estimators", JASA 83, 1988 (the bias, with a trend).
