@@ -22,7 +22,7 @@ Array = NDArray[Any]
 MOST_BLOCKS = 1_000
 #: Fewer rows say nothing of others, whatever they show.
 FEWEST_ROWS = 20
-#: Slow waves an error is measured with: a share of the blocks to the power 2/3, and that many at least. More see little of what
+#: Slow waves an error is measured with: a share (half the one of the source) of the blocks to the power 2/3, at least six. More see little of what
 #: rows remember, fewer cost power: see ``benchmarks/false_promotion.py``.
 WAVE_SHARE, FEWEST_WAVES = 0.2, 6
 #: A memory beyond this can't be told from rows that drift away for ever.
