@@ -12,12 +12,13 @@ import numpy as np
 from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.evaluation import EvaluationReport, compare_models, draw_blocks
+from airflow_mlops.core.evaluation import EvaluationReport, compare_models, repeat_last
 from airflow_mlops.core.fairness import FairnessReport
 from airflow_mlops.core.metrics import DEFAULT_METRICS, resolve_metric, row_losses
 from airflow_mlops.core.model_card import describe_evaluation
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
+from airflow_mlops.core.resampling import cut_clusters
 from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
@@ -26,7 +27,7 @@ from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.serving.probe import check_artifact
 from airflow_mlops.steps.aliases import find_rival
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
 from airflow_mlops.steps.packages import load_version, run_package
 
 if TYPE_CHECKING:
@@ -80,6 +81,13 @@ class EvaluateSpec:
     slice_policy: SlicePolicy = field(default_factory=SlicePolicy)
     artifact_limits: ArtifactLimits = field(default_factory=ArtifactLimits)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        limit = self.policy.maximum_group_difference
+        if limit is not None and not self.groups:
+            raise ValueError(
+                f"maximum_group_difference is {limit}, but groups is empty: name the columns with groups of people"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +178,6 @@ def _judge(
     graded = Graded(target, answers)
     old = Graded(target, rival) if rival is not None else None
     guesses = _guesses(spec, challenger, target)
-    blocks = draw_blocks(metric, graded, old or Graded(target, next(iter(guesses.values()))), seed=spec.seed)
     further = DEFAULT_METRICS[manifest.task] if spec.metrics is None else spec.metrics
     report = compare_models(
         target=target,
@@ -178,15 +185,22 @@ def _judge(
         champion=rival,
         baselines=guesses,
         metrics=[spec.metric, *further],
-        blocks=blocks,
+        seed=spec.seed,
     )
-    loss, losses = row_losses(metric, graded)
+    losses = row_losses(metric, graded)
     slices = None
     columns = manifest.signature.names if spec.slices is None else spec.slices
     if old is not None and columns:
         cut = {name: _slice_column(rows[name]) for name in columns}
+        before = row_losses(metric, old)
         slices = find_worse_slices(
-            cut, losses, row_losses(metric, old)[1], blocks.starts, spec.slice_policy, loss=loss
+            cut,
+            losses.values,
+            before.values,
+            cut_clusters(len(target), losses.values - before.values),
+            spec.slice_policy,
+            loss=losses.name,
+            of_mean=losses.of_mean,
         )
     groups = tuple(
         fairlearn.compare_groups(
@@ -194,8 +208,10 @@ def _judge(
             rows[name].cast(str).fill_null("").to_numpy(),
             target=target,
             predicted=answers.values,
-            losses=losses,
+            losses=losses.values,
             labels=manifest.classes or (),
+            loss=losses.name,
+            of_mean=losses.of_mean,
         )
         for name in spec.groups
     )
@@ -215,8 +231,8 @@ def _guesses(spec: EvaluateSpec, challenger: ServedModel, target: NDArray[Any]) 
         )
     }
     if spec.last_value:
-        before = np.concatenate([constant[:1].astype(target.dtype), target[:-1]])
-        guesses["the value before"] = Predictions(values=before, classes=classes)
+        first = constant[:1].astype(target.dtype)
+        guesses["the value before"] = repeat_last(target, first, classes=classes, shares=shares)
     return guesses
 
 
@@ -253,23 +269,13 @@ def _rows(
 
     :raises InsufficientDataError: no row has a target yet.
     """
-    import polars as pl
-
     target = spec.target or models[0].manifest.target
     inputs = [name for model in models for name in model.manifest.signature.names]
     if target in inputs:
         raise SchemaMismatchError(f"target {target!r} is also an input of the model of run {spec.run_id}")
     columns = [*dict.fromkeys([*inputs, target, spec.time_column, *(spec.slices or ()), *spec.groups])]
     rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=window)
-    known = pl.col(target).is_not_null()
-    if rows.schema[target].is_float():
-        known &= pl.col(target).is_not_nan()
-    judged = rows.filter(known).sort(spec.time_column)
-    if judged.height == 0:
-        raise InsufficientDataError(
-            f"none of the {rows.height} rows of {dataset.uri} in {window} has a {target!r}: wait for the labels"
-        )
-    return judged
+    return with_target(rows, target, where=f"{dataset.uri} in {window}").sort(spec.time_column)
 
 
 def _require_comparable(challenger: ServedModel, champion: ServedModel) -> None:
