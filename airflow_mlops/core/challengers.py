@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.resampling import Blocks, upper_tail
+from airflow_mlops.core.resampling import common_factor, upper_tail
 from airflow_mlops.core.windows import Window
 
 Array = NDArray[Any]
@@ -180,10 +180,10 @@ def measure_gap(older: str, newer: str, losses: Array, newer_losses: Array) -> G
     :param newer_losses: of the newer one on the same rows.
     """
     differences = np.asarray(losses - newer_losses, dtype=np.float64)
-    blocks = Blocks.draw(len(differences), differences=differences, resamples=1)
-    sizes = np.diff(np.append(blocks.starts, len(differences)))
-    means = np.add.reduceat(differences, blocks.starts) / sizes
-    error = float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else None
+    factor = common_factor(differences)
+    error = (
+        float(np.std(differences)) / math.sqrt(len(differences)) * factor if math.isfinite(factor) else None
+    )
     return Gap(older=older, newer=newer, mean=float(differences.mean()), standard_error=error)
 
 

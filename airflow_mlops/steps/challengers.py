@@ -14,7 +14,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
 from airflow_mlops.steps.packages import load_version
 
 if TYPE_CHECKING:
@@ -121,8 +121,6 @@ def _age(version: RegisteredVersion) -> Any:
 
 
 def _rows(spec: ChallengersSpec, dataset: DatasetVersion, models: list[ServedModel]) -> pl.DataFrame:
-    import polars as pl
-
     champion = models[0].manifest
     trained = champion.trained_on.window
     if trained is not None and trained.end > spec.window.start:
@@ -134,21 +132,12 @@ def _rows(spec: ChallengersSpec, dataset: DatasetVersion, models: list[ServedMod
     names = [name for model in models for name in model.manifest.signature.names]
     columns = [*dict.fromkeys([*names, target, spec.time_column])]
     rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)
-    known = pl.col(target).is_not_null()
-    if rows.schema[target].is_float():
-        known &= pl.col(target).is_not_nan()
-    labelled = rows.filter(known).sort(spec.time_column)
-    if labelled.height == 0:
-        raise InsufficientDataError(
-            f"none of the {rows.height} rows of {dataset.uri} in {spec.window} has a {target!r}: wait for the labels"
-        )
-    return labelled
+    return with_target(rows, target, where=f"{dataset.uri} in {spec.window}").sort(spec.time_column)
 
 
 def _losses(metric: str, target: NDArray[Any], model: ServedModel, rows: pl.DataFrame) -> NDArray[Any]:
     answers = model.answer(model_columns(rows, model.manifest.signature))
-    _, losses = row_losses(resolve_metric(metric), Graded(target, answers))
-    return losses
+    return row_losses(resolve_metric(metric), Graded(target, answers)).values
 
 
 def _check(
@@ -174,7 +163,9 @@ def _check(
         if newer.version.model_version in newest and older is not newer
     )
     manifest = entrants[0].model.manifest
-    _, simple = row_losses(resolve_metric(spec.metric), Graded(target, manifest.simple_answers(len(target))))
+    simple = row_losses(
+        resolve_metric(spec.metric), Graded(target, manifest.simple_answers(len(target)))
+    ).values
     return ChallengerCheck(
         window=spec.window,
         row_count=len(target),

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
@@ -220,18 +218,12 @@ def _judge(
 
 def _guesses(spec: EvaluateSpec, challenger: ServedModel, target: NDArray[Any]) -> dict[str, Predictions]:
     """Give what somebody would answer who knows only the training rows' target, or the row before."""
-    known, classes = challenger.manifest.trained_on, challenger.manifest.classes or ()
-    shares = [known.class_shares.get(label, 0.0) for label in classes]
-    constant = np.full(len(target), known.simple_prediction)
-    guesses = {
-        "a simple guess": Predictions(
-            values=constant,
-            probabilities=np.tile(shares, (len(target), 1)) if sum(shares) > 0 else None,
-            classes=classes,
-        )
-    }
+    simple = challenger.manifest.simple_answers(len(target))
+    guesses = {"a simple guess": simple}
     if spec.last_value:
-        first = constant[:1].astype(target.dtype)
+        classes = challenger.manifest.classes or ()
+        shares = [challenger.manifest.trained_on.class_shares.get(label, 0.0) for label in classes]
+        first = simple.values[:1].astype(target.dtype)
         guesses["the value before"] = repeat_last(target, first, classes=classes, shares=shares)
     return guesses
 
