@@ -139,6 +139,10 @@ def _rows_only(name: str) -> Callable[[ColumnProfile, ColumnProfile], None]:
     return refuse
 
 
+#: Divergences in which zeros are filled: they depend on how finely the rest is divided.
+_FILLED = (statistics.population_stability_index, statistics.kullback_leibler)
+
+
 def _divergence(
     function: Callable[[Array, Array], float], *, distinct: bool
 ) -> Callable[[Any, Any], Measured | None]:
@@ -153,9 +157,14 @@ def _divergence(
             if counts[0] is not None and counts[1] is not None:
                 return known(function(*_shares_of_values(counts[0], counts[1], distinct=distinct)))
             value = function(*statistics.sturges_shares(reference, current))
-            return Measured(value, 0.0, float("inf"))  # a bin's edge cuts through cells: how far is not known
+            return Measured(
+                value, 0.0, float("inf"), float("inf")
+            )  # a bin's edge cuts through cells: how far is not known
         if isinstance(reference, CategoricalProfile) and isinstance(current, CategoricalProfile):
-            return statistics.measured_over(function, *statistics.category_shares(reference, current))
+            p, q, buckets = statistics.category_shares(reference, current)
+            if buckets and function in _FILLED:  # every single category that is missing counts
+                return Measured(function(p, q), 0.0, float("inf"), float("inf"))
+            return statistics.measured_over(function, p, q, buckets)
         if isinstance(reference, PairProfile) and isinstance(current, PairProfile):
             return known(
                 function(reference.counts / max(reference.count, 1), current.counts / max(current.count, 1))
@@ -247,6 +256,8 @@ def _rows_test(name: str, **arguments: Any) -> Callable[[Array, Array], float]:
 def _rows_anderson(reference: Array, current: Array) -> float:
     from scipy import stats
 
+    if min(reference.min(), current.min()) == max(reference.max(), current.max()):
+        return 1.0  # one value on both sides: nothing to test
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return float(stats.anderson_ksamp([reference, current]).pvalue)

@@ -32,8 +32,10 @@ DetectorChoice = str | Mapping[str, str] | None
 #: Gives a column's values on both sides.
 ReadRows = Callable[[str], ColumnRows]
 
-#: A p-value from cells may be off by so much before the rows are read.
-P_VALUE_TOLERANCE = 1e-3
+#: A statistic from cells may be off by so much before the rows are read,
+SCORE_TOLERANCE = 1e-3
+#: where there are no more than so many of both sides. Rows that could change a verdict are read in any number.
+SCORE_ROWS = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,8 +271,8 @@ def _measure(
     """Measure from profiles, and from the rows where the profiles can't tell the verdict."""
     measured = detector.profiles(reference, current)
     unsure = measured is None or detector.in_doubt(measured, threshold)
-    if measured is not None and detector.is_p_value:
-        unsure = unsure or measured.high - measured.low > P_VALUE_TOLERANCE
+    if measured is not None and reference.row_count + current.row_count <= SCORE_ROWS:
+        unsure = unsure or measured.error > SCORE_TOLERANCE
     if unsure and detector.rows is not None and read_rows is not None:
         rows = read_rows(current.name)
         return known(detector.rows(rows.reference, rows.current))

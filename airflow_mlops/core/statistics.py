@@ -30,11 +30,13 @@ class Measured(NamedTuple):
     :param value: best estimate.
     :param low: smallest value the rows can have.
     :param high: largest value the rows can have.
+    :param error: how far off the estimate is likely to be.
     """
 
     value: float
     low: float
     high: float
+    error: float = 0.0
 
     @property
     def exact(self) -> bool:
@@ -75,16 +77,45 @@ def wasserstein(reference: NumericProfile, current: NumericProfile) -> Measured:
     caught_up = np.where(
         end >= 0.0, np.maximum(lead - end, 0.0) * lead_at, np.maximum(chase + end, 0.0) * chase_at
     )
-    doubt = 2.0 * np.minimum(overtaken, caught_up)
-    low = float(np.sum(np.abs(signed)))
-    high = low + float(np.sum(doubt))
-    # The rows of a cell, put at their mean, are one of the possibilities.
-    first, second = np.minimum(cells.p_at, cells.q_at), np.maximum(cells.p_at, cells.q_at)
-    between = cells.start + np.where(cells.p_at <= cells.q_at, cells.p, -cells.q)
-    value = np.abs(cells.start) * first + np.abs(between) * (second - first)
-    value += np.abs(cells.end) * (cells.width - second)
-    estimate = min(max(float(np.sum(value)), low), high)
-    return Measured(estimate / scale, low / scale, high / scale)
+    area = _area_between(cells)
+    # Where both sides are single rows, all is known. What is left is in doubt, the less the more rows are spread in a cell.
+    doubt = np.where(cells.p_alone & cells.q_alone, 0.0, 2.0 * np.minimum(overtaken, caught_up))
+    low = np.where(cells.p_alone & cells.q_alone, area, np.abs(signed))
+    fewest = np.minimum(
+        np.where(cells.p_alone, np.inf, cells.p * reference.count),
+        np.where(cells.q_alone, np.inf, cells.q * current.count),
+    )
+    smallest, largest = float(np.sum(low)), float(np.sum(low + doubt))
+    value = min(max(float(np.sum(area)), smallest), largest)
+    # Between the values of a discrete reference, rows may well be heaped on others: many are no better spread than few.
+    error = float(np.sum(doubt / (1.0 if reference.layout.points else np.sqrt(1.0 + fewest))))
+    return Measured(value / scale, smallest / scale, largest / scale, error / scale)
+
+
+def _area_between(cells: _Cells) -> Array:
+    """Integrate the difference of the distribution functions over each cell, rows spread evenly around their mean."""
+    reach = [
+        np.where(alone, 0.0, np.minimum(at, cells.width - at))
+        for at, alone in ((cells.p_at, cells.p_alone), (cells.q_at, cells.q_alone))
+    ]
+    ends = [(cells.p_at - reach[0], cells.p_at + reach[0]), (cells.q_at - reach[1], cells.q_at + reach[1])]
+    zero = np.zeros(len(cells.width))
+    points = np.sort(np.stack((zero, *ends[0], *ends[1], cells.width)), axis=0)
+    middle, length = (points[1:] + points[:-1]) / 2.0, np.diff(points, axis=0)
+    height, slope = np.broadcast_to(cells.start, middle.shape).copy(), np.zeros(middle.shape)
+    for share, (first, last), sign in ((cells.p, ends[0], 1.0), (cells.q, ends[1], -1.0)):
+        spread = last - first
+        with np.errstate(divide="ignore", invalid="ignore"):
+            passed = np.where(spread > 0, np.clip((middle - first) / spread, 0.0, 1.0), middle > first)
+            rise = np.where((spread > 0) & (middle > first) & (middle < last), share / spread, 0.0)
+        height += sign * share * passed
+        slope += sign * rise
+    # The area under a straight line's absolute value: a trapezoid, or two triangles where it crosses zero.
+    left, right = height - slope * length / 2.0, height + slope * length / 2.0
+    crosses = left * right < 0
+    triangles = (left * left + right * right) / np.where(crosses, np.abs(left) + np.abs(right), 1.0)
+    areas = length / 2.0 * np.where(crosses, triangles, np.abs(left) + np.abs(right))
+    return np.asarray(areas.sum(axis=0))
 
 
 def kolmogorov_smirnov_distance(reference: NumericProfile, current: NumericProfile) -> Measured:
@@ -116,9 +147,10 @@ def kolmogorov_smirnov(reference: NumericProfile, current: NumericProfile) -> Me
             value = float(stats.ks_2samp(*sides).pvalue)  # only the order matters, and cells are in order
         if distance.exact:
             return known(value)
-        return Measured(value, kolmogorov_smirnov_p_value(distance.high, *sizes), value)
+        low = min(value, kolmogorov_smirnov_p_value(distance.high, *sizes))
+        return Measured(value, low, value, value - low)
     low, high = (kolmogorov_smirnov_p_value(d, *sizes) for d in (distance.high, distance.low))
-    return Measured(high, low, high)
+    return Measured(high, low, high, high - low)
 
 
 def kolmogorov_smirnov_p_value(distance: float, reference_rows: int, current_rows: int) -> float:
@@ -185,7 +217,8 @@ _LEVEL = 1e-14
 class _Cells(NamedTuple):
     """Both sides over the cells: shares, distribution functions' difference at both ends, and where the rows are.
 
-    ``p``, ``q``: share of the reference's and of the current rows; ``p_at``, ``q_at``: their mean distance to the left edge.
+    ``p``, ``q``: share of the reference's and of the current rows; ``p_at``, ``q_at``: their mean distance to the left edge;
+    ``p_alone``, ``q_alone``: whether they are at most one row, or all at the left edge, and so exactly at their mean.
     """
 
     p: Array
@@ -196,6 +229,8 @@ class _Cells(NamedTuple):
     end: Array
     width: Array
     is_point: Array
+    p_alone: Array
+    q_alone: Array
 
     @classmethod
     def of(cls, reference: NumericProfile, current: NumericProfile) -> _Cells:
@@ -211,13 +246,15 @@ class _Cells(NamedTuple):
         sides = []
         for side in (reference, current):
             mean = side.offsets / np.maximum(side.counts, 1) + moved
-            sides.append((side.counts / max(side.count, 1), np.clip(mean, 0.0, width)))
-        (p, p_at), (q, q_at) = sides
+            at = np.clip(mean, 0.0, width)
+            sides.append((side.counts / max(side.count, 1), at, (side.counts <= 1) | (at == 0.0)))
+        (p, p_at, p_alone), (q, q_at, q_alone) = sides
         end = np.cumsum(p) - np.cumsum(q)
         end[np.abs(end) < _LEVEL] = 0.0
         start = np.concatenate(([0.0], end[:-1]))
         # Between neighboring floats nothing can be: such a cell holds one value.
-        return cls(p, q, p_at, q_at, start, end, width, width <= np.spacing(np.abs(left)))
+        is_point = width <= np.spacing(np.abs(left))
+        return cls(p, q, p_at, q_at, start, end, width, is_point, p_alone, q_alone)
 
 
 def _range(reference: NumericProfile, current: NumericProfile) -> tuple[float, float]:
@@ -262,7 +299,8 @@ def measured_over(statistic: Any, p: Array, q: Array, buckets: int) -> Measured:
         np.concatenate((side[:-buckets], *pieces))
         for side, pieces in ((p, (p[-buckets:], np.zeros(buckets))), (q, (np.zeros(buckets), q[-buckets:])))
     ]
-    return Measured(low, low, max(low, float(statistic(*apart))))
+    high = max(low, float(statistic(*apart)))
+    return Measured(low, low, high, high - low)
 
 
 def jensen_shannon(p: Array, q: Array) -> float:
