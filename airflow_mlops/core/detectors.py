@@ -11,6 +11,7 @@ import numpy as np
 
 from airflow_mlops.core import statistics
 from airflow_mlops.core.extension import load_object
+from airflow_mlops.core.p_values import kolmogorov_p_value
 from airflow_mlops.core.profile_columns import CategoricalProfile, ColumnProfile, NumericProfile, PairProfile
 from airflow_mlops.core.statistics import Array, Measured, known
 
@@ -120,7 +121,7 @@ def significance(reference: ColumnProfile, current: ColumnProfile) -> float:
     """P-value that both sides come from one distribution; at most that of the rows where a cell is wider than a value."""
     if isinstance(reference, NumericProfile) and isinstance(current, NumericProfile):
         distance = statistics.kolmogorov_smirnov_distance(reference, current)
-        return statistics.kolmogorov_smirnov_p_value(distance.low, reference.count, current.count)
+        return kolmogorov_p_value(distance.low, reference.count, current.count)
     return statistics.chi_square_homogeneity(*_cell_counts(reference, current))
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from airflow_mlops.core.p_values import chi_square_p_value, normal_p_value
+
 if TYPE_CHECKING:
     from airflow_mlops.core.profile_columns import CategoricalProfile, NumericProfile
 
@@ -147,20 +149,17 @@ def kolmogorov_smirnov(reference: NumericProfile, current: NumericProfile) -> Me
             value = float(stats.ks_2samp(*sides).pvalue)  # only the order matters, and cells are in order
         if distance.exact:
             return known(value)
-        low = min(value, kolmogorov_smirnov_p_value(distance.high, *sizes))
+        low = min(value, _large_sample(distance.high, *sizes))
         return Measured(value, low, value, value - low)
-    low, high = (kolmogorov_smirnov_p_value(d, *sizes) for d in (distance.high, distance.low))
+    low, high = (_large_sample(d, *sizes) for d in (distance.high, distance.low))
     return Measured(high, low, high, high - low)
 
 
-def kolmogorov_smirnov_p_value(distance: float, reference_rows: int, current_rows: int) -> float:
-    """Chance of at least such a distance where nothing changed.
+def _large_sample(distance: float, reference_rows: int, current_rows: int) -> float:
+    """Give scipy's p-value for large samples.
 
     Source: Simard and L'Ecuyer, "Computing the two-sided Kolmogorov-Smirnov distribution", Journal of Statistical Software
-    39, 2011; with the harmonic sample size, as scipy does for large samples.
-
-    >>> round(kolmogorov_smirnov_p_value(0.05, 2000, 1000), 5)
-    0.06884
+    39, 2011; with the harmonic sample size.
     """
     from scipy import stats
 
@@ -360,14 +359,12 @@ def chi_square_fit(reference: Array, current: Array) -> float:
 
     Source: Pearson, "On the criterion...", Philosophical Magazine 50, 1900.
     """
-    from scipy import special
-
     expected = reference * (current.sum() / reference.sum())
     if np.any((expected == 0) & (current > 0)):
         return 0.0
     full = expected > 0
     statistic = np.sum((current[full] - expected[full]) ** 2 / expected[full])
-    return float(special.chdtrc(len(expected) - 1, statistic))
+    return chi_square_p_value(float(statistic), len(expected) - 1)
 
 
 def chi_square_homogeneity(reference: Array, current: Array) -> float:
@@ -375,8 +372,6 @@ def chi_square_homogeneity(reference: Array, current: Array) -> float:
 
     Source: Agresti, "Categorical Data Analysis", 2013, section 3.2.
     """
-    from scipy import special
-
     table = np.stack((reference, current)).astype(float)
     table = table[:, table.sum(axis=0) > 0]
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
@@ -387,7 +382,8 @@ def chi_square_homogeneity(reference: Array, current: Array) -> float:
         )
     if table.shape[1] < 2:
         return 1.0
-    return float(special.chdtrc(table.shape[1] - 1, np.sum((table - expected) ** 2 / expected)))
+    statistic = float(np.sum((table - expected) ** 2 / expected))
+    return chi_square_p_value(statistic, table.shape[1] - 1)
 
 
 def proportions(reference: Array, current: Array) -> float:
@@ -395,15 +391,13 @@ def proportions(reference: Array, current: Array) -> float:
 
     Source: Fleiss, Levin and Paik, "Statistical Methods for Rates and Proportions", 2003, section 3.3.
     """
-    from scipy import special
-
     sizes = np.array([reference.sum(), current.sum()], dtype=float)
     hits = np.array([reference[0], current[0]], dtype=float)
     pooled = hits.sum() / sizes.sum()
     spread = np.sqrt(pooled * (1.0 - pooled) * np.sum(1.0 / sizes))
     if spread == 0.0:
         return 1.0
-    return float(2.0 * special.ndtr(-abs(np.diff(hits / sizes)[0]) / spread))
+    return normal_p_value(float(np.diff(hits / sizes)[0] / spread))
 
 
 def shares(reference: dict[Any, int], current: dict[Any, int]) -> tuple[Array, Array]:

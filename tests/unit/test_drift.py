@@ -25,6 +25,7 @@ from airflow_mlops.core.drift import (
     compare_profiles,
 )
 from airflow_mlops.core.drift_windows import last_year, windows_before
+from airflow_mlops.core.p_values import chi_square_p_value, kolmogorov_p_value, normal_p_value
 from airflow_mlops.core.profile import Profile, merge_profiles, profile_frame
 from airflow_mlops.core.profile_columns import NumericProfile
 from airflow_mlops.core.skew import find_skew
@@ -168,6 +169,32 @@ class TestBounds:
         far = compare(first, second + 0.5, policy=EVIDENTLY, read_rows=read)
         assert asked == ["v"]  # here the cells are enough
         assert far.drifted
+
+
+class TestPValues:
+    @pytest.mark.parametrize("freedom", [1, 2, 3, 10, 33, 1000])
+    def test_chi_square_is_scipys(self, freedom: int) -> None:
+        for statistic in (0.0, 0.1, freedom / 2, freedom, 1.3 * freedom, 3.0 * freedom, 40.0 * freedom):
+            wanted = stats.chi2.sf(statistic, freedom)
+            assert chi_square_p_value(statistic, freedom) == pytest.approx(wanted, rel=1e-9, abs=1e-300)
+
+    def test_kolmogorovs_is_scipys_for_large_samples(self) -> None:
+        # Where the sample is small the formula is off where nobody decides: at p-values near one.
+        for rows, off in (
+            ((30, 30), 0.015),
+            ((200, 1000), 5e-3),
+            ((50_000, 3_000), 1e-3),
+            ((10**6, 10**6), 1e-3),
+        ):
+            size = rows[0] * rows[1] / sum(rows)
+            for at in (0.2, 0.5, 0.9, 0.999, 1.001, 1.36, 1.63, 2.5):
+                wanted = stats.kstwo.sf(at / np.sqrt(size), round(size))
+                assert kolmogorov_p_value(at / np.sqrt(size), *rows) == pytest.approx(wanted, abs=off)
+        assert kolmogorov_p_value(0.0, 10, 10) == 1.0
+
+    def test_normal_is_scipys(self) -> None:
+        for deviation in (0.0, -0.3, 1.96, 7.0, -30.0):
+            assert normal_p_value(deviation) == pytest.approx(2 * stats.norm.sf(abs(deviation)), rel=1e-9)
 
 
 def evidently_says(first: Any, second: Any, name: str | None) -> tuple[float, bool]:
