@@ -156,7 +156,7 @@ def shifts(spread: float) -> Iterator[tuple[str, str, Callable[[pl.DataFrame, in
         pair = "pickup_location_id*dropoff_location_id"
         yield "correlation", f"{size:.0%} shuffled", unlinked("dropoff_location_id", size), pair
     for size in (0.05, 0.1, 0.15, 0.2, 0.4):
-        yield "label", f"{size} sd", shifted("total_ex_tip", lambda x, s=size: x * (1 + s)), "total_ex_tip"
+        yield "label", f"x {1 + size}", shifted("total_ex_tip", lambda x, s=size: x * (1 + s)), "total_ex_tip"
 
 
 def main() -> None:

@@ -74,10 +74,11 @@ def count_numbers(values: Array, layout: ColumnLayout) -> CountedNumbers:
     offsets = np.zeros(len(counts))
     moments = (0.0, 0.0, 0.0, np.inf, -np.inf)
     if len(full):
-        # Distances first, sums then: a column of large numbers close together would lose its digits otherwise.
-        offsets[full] = np.add.reduceat(ordered - np.repeat(left, counts), starts[full])
+        # Sums of distances to the mean: of large numbers close together, sums of the values would lose the digits.
         mean = float(ordered.mean())
         deviations = ordered - mean
+        sums = np.add.reduceat(deviations, starts[full])
+        offsets[full] = sums - counts[full] * (left[full] - mean)
         moments = (
             float(len(ordered)),
             mean,

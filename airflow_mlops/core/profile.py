@@ -38,7 +38,7 @@ BATCH_ROWS = 131_072
 LAYOUT_ROWS = 1_000_000
 
 #: Columns read at once from a table that is not in memory.
-COLUMNS_AT_ONCE = 8
+COLUMNS_AT_ONCE = 6
 
 #: Rows of :attr:`Profile.moments`.
 _COUNT, _MEAN, _M2, _MINIMUM, _MAXIMUM = range(5)
@@ -194,8 +194,8 @@ def profile_scan(
 ) -> Profile:
     """Profile a table of any size in constant memory: some columns at a time, batch by batch.
 
-    The rows are read once where the cells are given, twice where they have to be chosen: then first every n-th row, so
-    that at most :data:`LAYOUT_ROWS` decide where the cells are. All rows are counted.
+    The rows are read once, and twice where cells have to be chosen for more than :data:`LAYOUT_ROWS`: every n-th row decides
+    then where the cells are. All rows are counted.
 
     :param scan: opens the table.
     :param kinds: which columns are profiled, and as what.
@@ -206,9 +206,15 @@ def profile_scan(
     if like is None:
         rows = scan().select(pl.len()).collect().item()
         step = max(1, -(-rows // LAYOUT_ROWS))
-        like = join_layouts(
-            choose_layout(_every(_batches(scan(), part.sources), step), part) for part in _in_groups(kinds)
-        )
+        layouts, profiles = [], []
+        for part in _in_groups(kinds):
+            kept = _every(scan().select(part.sources), step)
+            layouts.append(choose_layout(kept, part))
+            if step == 1:  # these are all rows
+                profiles.append(profile_batches(kept.iter_slices(BATCH_ROWS), layouts[-1]))
+        if profiles:
+            return join_profiles(profiles)
+        like = join_layouts(layouts)
     return profile_scan_like(lambda names: scan().select(names), like)
 
 
@@ -435,12 +441,12 @@ def _batches(frame: pl.LazyFrame, names: Sequence[str]) -> Iterable[pl.DataFrame
     return frame.select(names).collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
 
 
-def _every(batches: Iterable[pl.DataFrame], step: int) -> pl.DataFrame:
+def _every(frame: pl.LazyFrame, step: int) -> pl.DataFrame:
     """Give every n-th row."""
     import polars as pl
 
-    start, kept = 0, []
-    for batch in batches:
+    start, kept = 0, [frame.limit(0).collect()]
+    for batch in _batches(frame, kept[0].columns):
         kept.append(batch.gather_every(step, offset=-start % step))
         start += batch.height
     return pl.concat(kept)

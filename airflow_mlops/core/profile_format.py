@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.profile import Profile
 from airflow_mlops.core.profile_layout import Array, ColumnLayout, Layout
 
@@ -25,7 +24,7 @@ _MAGIC = b"AMPROF02"
 
 def profile_to_json(profile: Profile) -> str:
     """Write a profile with its cells; equal profiles give equal text."""
-    return canonical_json(
+    return json.dumps(
         {
             "format": FORMAT,
             "row_count": profile.row_count,
@@ -34,7 +33,10 @@ def profile_to_json(profile: Profile) -> str:
             "offsets": _pack(profile.offsets, "<f8"),
             "moments": _pack(profile.moments, "<f8"),
             "unseen": profile.unseen,
-        }
+        },
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
     )
 
 

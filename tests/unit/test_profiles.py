@@ -178,6 +178,12 @@ class TestProfile:
         assert sampled.row_count == 5_000  # cells are chosen from a fifth of the rows, all rows are counted
         assert [item.row_count for item in sampled.columns] == [5_000] * 7
 
+    def test_an_empty_table_has_a_profile(self, tmp_path: Path) -> None:
+        frame(1).clear().write_parquet(tmp_path / "none.parquet")
+        made = profile_scan(lambda: pl.scan_parquet(tmp_path / "none.parquet"), ColumnKinds(**KINDS))
+        assert (made.row_count, len(made.columns)) == (0, 6)
+        same(profile_from_json(profile_to_json(made)), made)
+
     def test_a_column_of_another_kind(self) -> None:
         reference = profile_frame(frame(50), **KINDS)
         with pytest.raises(ValueError, match="'kind' is a category in the reference, a number here"):
