@@ -94,6 +94,10 @@ def wasserstein(reference: NumericProfile, current: NumericProfile) -> Measured:
     return Measured(value / scale, smallest / scale, largest / scale, error / scale)
 
 
+#: A spread below is none: dividing by it would overflow.
+_NARROWEST = 1e-200
+
+
 def _area_between(cells: _Cells) -> Array:
     """Integrate the difference of the distribution functions over each cell, rows spread evenly around their mean."""
     reach = [
@@ -106,10 +110,10 @@ def _area_between(cells: _Cells) -> Array:
     middle, length = (points[1:] + points[:-1]) / 2.0, np.diff(points, axis=0)
     height, slope = np.broadcast_to(cells.start, middle.shape).copy(), np.zeros(middle.shape)
     for share, (first, last), sign in ((cells.p, ends[0], 1.0), (cells.q, ends[1], -1.0)):
-        spread = last - first
-        with np.errstate(divide="ignore", invalid="ignore"):
-            passed = np.where(spread > 0, np.clip((middle - first) / spread, 0.0, 1.0), middle > first)
-            rise = np.where((spread > 0) & (middle > first) & (middle < last), share / spread, 0.0)
+        wide = last - first > _NARROWEST
+        spread = np.where(wide, last - first, 1.0)
+        passed = np.where(wide, np.clip((middle - first) / spread, 0.0, 1.0), middle > first)
+        rise = np.where(wide & (middle > first) & (middle < last), share / spread, 0.0)
         height += sign * share * passed
         slope += sign * rise
     # The area under a straight line's absolute value: a trapezoid, or two triangles where it crosses zero.

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from scipy import stats
 
 from airflow_mlops.core.detectors import DETECTORS, ColumnRows
@@ -102,6 +102,7 @@ def pairs(size: tuple[int, int]) -> Iterator[tuple[str, Any, Any]]:
 
 class TestBounds:
     @settings(max_examples=300, deadline=None)
+    @example(first=[0.0], second=[0.0, 0.0], edges=[1.0, -2.2250738585e-313])
     @given(
         st.lists(st.floats(-1e6, 1e6) | st.integers(-3, 3).map(float), min_size=1, max_size=60),
         st.lists(st.floats(-1e6, 1e6) | st.integers(-3, 3).map(float), min_size=1, max_size=60),
