@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -321,8 +321,3 @@ def _headline(drifted: list[FeatureDrift], count: int, what: str) -> str:
         return f"none of {count} {what} moved"
     shown = ", ".join(item.sentence for item in drifted[:3])
     return f"{len(drifted)} of {count} {what} moved ({shown})"
-
-
-def with_bounds(report: DriftReport, count: int) -> DriftReport:
-    """Give a report with the first columns only, where there are too many to hand on."""
-    return replace(report, features=report.features[:count])

@@ -342,7 +342,7 @@ def population_stability_index(p: Array, q: Array) -> float:
 def hellinger(p: Array, q: Array) -> float:
     """Hellinger distance, in ``[0, 1]``.
 
-    Source: Hellinger, "Neue Begründung der Theorie quadratischer Formen", Journal für Mathematik 136, 1909.
+    Source: Hellinger, Journal für Mathematik 136, 1909.
     """
     return float(np.sqrt(1.0 - np.clip(np.sum(np.sqrt(p * q)), 0.0, 1.0)))
 
