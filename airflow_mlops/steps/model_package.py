@@ -6,14 +6,15 @@ import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_mlops.core.codec import canonical_json, json_safe, to_dict
+from airflow_mlops.core.codec import json_safe
 from airflow_mlops.core.package import Holdout, PackageManifest, ServingForm, TrainedOn
-from airflow_mlops.core.profile import profile_frame
+from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_to_json
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import onnx, sklearn
 from airflow_mlops.serving.model import allowed_types
 from airflow_mlops.serving.package import hash_files
+from airflow_mlops.steps.reference_profile import reference_profile
 from airflow_mlops.steps.training_rows import class_shares, simple_prediction
 
 if TYPE_CHECKING:
@@ -77,11 +78,8 @@ def write_package(
         output=columns.target,
     )
     form, reason = _write_model(folder, fitted, signature, limits, quantize)
-    label, number = ([columns.target], []) if fitted.classification else ([], [columns.target])
-    profile = profile_frame(
-        split.training, numeric=[*columns.numeric, *number], categorical=[*columns.categorical, *label]
-    )
-    (folder / "reference_profile.json").write_text(canonical_json(to_dict(profile)))
+    profile = reference_profile(split, columns, fitted.predictions, classification=fitted.classification)
+    (folder / REFERENCE_PROFILE_FILE).write_text(profile_to_json(profile))
     classes = tuple(str(name) for name in fitted.pipeline.classes_) if fitted.classification else None
     return PackageManifest(
         task="classification" if fitted.classification else "regression",
