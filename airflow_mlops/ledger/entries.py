@@ -108,4 +108,5 @@ class WindowGrade:
     @property
     def final(self) -> bool:
         """Whether no label is awaited any more."""
-        return bool(self.entry.payload.get("final", self.measured))
+        settled = self.measured or not self.entry.payload.get("awaits_labels", True)
+        return bool(self.entry.payload.get("final", settled))

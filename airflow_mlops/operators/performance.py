@@ -183,23 +183,27 @@ class CheckPerformanceOperator(StepOperator):
         )
         return entry.payload
 
-    def _unfinished(self, window: dict[str, str] | None) -> list[dict[str, Any]]:
+    def _unfinished(self, current: dict[str, str] | None) -> list[dict[str, Any]]:
         """Give what differs in the spec for each earlier window that awaits labels."""
         from airflow_mlops.core.codec import to_dict
 
-        if window is None:
+        if current is None:
             return []
-        start = Window.parse(**window).start
+        start = Window.parse(**current).start
+        oldest = timezone.utcnow() - 2 * timedelta(days=float(self.maturity_days))
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            ungraded = set(ledger.ungraded_windows(self.model_name, before=start))
-            graded = {
-                grade.window: grade.entry.subject for grade in ledger.grades(self.model_name, before=start)
-            }
-            unfinished = ledger.unfinished_windows(self.model_name, before=start)
+            ungraded = ledger.ungraded_windows(self.model_name, before=start)
+            maturing = [
+                grade
+                for grade in ledger.grades(self.model_name, before=start)
+                if not grade.final and grade.window not in ungraded and grade.first_checked_at > oldest
+            ]
         # Nobody was graded in an undecided window yet: the champion of today is asked for. Later on, it is who was.
+        late: list[tuple[Window, str | None]] = [(window, None) for window in ungraded]
+        late += [(grade.window, grade.entry.subject) for grade in maturing]
         return [
-            {"window": to_dict(late), "model_version": None if late in ungraded else graded[late]}
-            for late in unfinished
+            {"window": to_dict(window), "model_version": version}
+            for window, version in sorted(late, key=lambda item: item[0])
         ]
 
 
