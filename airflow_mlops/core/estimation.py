@@ -262,8 +262,9 @@ def learn_labels_estimation(
         return _none(metric, f"{len(target)} held-out rows are too few")
     errors, chances = [], []
     given = answers.probabilities
+    chosen = kind or _best_kind(given, graded.truth)
     for learn, check in _left_out(len(target), folds):
-        known = fit_calibration(given[learn], graded.truth[learn], kind=kind)
+        known = fit_calibration(given[learn], graded.truth[learn], kind=chosen)
         part = graded.take(check)
         try:
             value, deviation = _expected(metric, part.answers, known(given[check]), label_kind)
@@ -276,7 +277,7 @@ def learn_labels_estimation(
     return Estimation(
         metric=metric.name,
         method="calibration",
-        calibration=fit_calibration(given, graded.truth, kind=kind),
+        calibration=fit_calibration(given, graded.truth, kind=chosen),
         label_kind=label_kind,
         excess=_excess(errors, chances),
         folds=len(errors),
