@@ -237,6 +237,7 @@ def _by_challengers(
             outcome=Outcome.RETRAIN,
             reason=f"{found}; the newest models are as surprised as the champion: the world changed; {training.why}",
             training=training,
+            recipe=verdict.recipe,
             shadow=verdict.train,
         )
     return RetrainingDecision(

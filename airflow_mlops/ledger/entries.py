@@ -87,3 +87,28 @@ class ChampionPeriod:
     until: datetime | None
     actor: str
     summary: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowGrade:
+    """The performance check of a window that stands: the newest that measured something, else the newest.
+
+    :param window: the window.
+    :param entry: the check.
+    :param first_checked_at: when the window's performance was first looked at.
+    """
+
+    window: Window
+    entry: LedgerEntry
+    first_checked_at: datetime
+
+    @property
+    def measured(self) -> bool:
+        """Whether realized performance is known."""
+        return bool(self.entry.payload.get("measured"))
+
+    @property
+    def final(self) -> bool:
+        """Whether no label is awaited any more."""
+        settled = self.measured or not self.entry.payload.get("awaits_labels", True)
+        return bool(self.entry.payload.get("final", settled))

@@ -27,7 +27,7 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     StorageError,
 )
-from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded
+from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded, WindowGrade
 from airflow_mlops.ledger.tables import aliases, entries
 
 if TYPE_CHECKING:
@@ -316,6 +316,63 @@ class Ledger:
             .order_by(checks.c.window_start, checks.c.window_end)
         )
         return self._windows(query)
+
+    def grades(
+        self,
+        model_name: str,
+        *,
+        window: Window | None = None,
+        before: datetime | None = None,
+        limit: int = 60,
+    ) -> list[WindowGrade]:
+        """List the performance checks that stand, one per window, oldest window first.
+
+        :param window: only this window.
+        :param before: only windows that ended by then.
+        :param limit: the newest so many windows at most.
+        """
+        mine = [entries.c.kind == str(EntryKind.PERFORMANCE_CHECK), entries.c.model_name == model_name]
+        if before is not None:
+            mine.append(entries.c.window_end <= before)
+        if window is not None:
+            mine += [entries.c.window_start == window.start, entries.c.window_end == window.end]
+        windows = (
+            sa.select(entries.c.window_start, entries.c.window_end)
+            .where(*mine, entries.c.window_start.is_not(None))
+            .distinct()
+            .order_by(entries.c.window_start.desc(), entries.c.window_end.desc())
+            .limit(limit)
+            .subquery()
+        )
+        same = sa.and_(
+            entries.c.window_start == windows.c.window_start, entries.c.window_end == windows.c.window_end
+        )
+        query = (
+            sa.select(entries)
+            .join(windows, same)
+            .where(*mine)
+            .order_by(entries.c.window_start, entries.c.window_end, entries.c.entry_id.desc())
+        )
+        checks: dict[Window, list[LedgerEntry]] = {}
+        for entry in self._query(query):
+            if entry.window is not None:
+                checks.setdefault(entry.window, []).append(entry)
+        return [
+            WindowGrade(
+                window=checked,
+                entry=next((entry for entry in found if entry.payload.get("measured")), found[0]),
+                first_checked_at=min(entry.recorded_at for entry in found),
+            )
+            for checked, found in checks.items()
+        ]
+
+    def unfinished_windows(self, model_name: str, *, before: datetime) -> list[Window]:
+        """List the windows whose labels are still awaited, oldest first: not graded yet, or graded on a part of them.
+
+        :param before: only those that ended by then.
+        """
+        maturing = {grade.window for grade in self.grades(model_name, before=before) if not grade.final}
+        return sorted(maturing | set(self.ungraded_windows(model_name, before=before)))
 
     def retrainings(self, model_name: str, *, limit: int = 1) -> list[LedgerEntry]:
         """List the decisions to retrain, newest first."""

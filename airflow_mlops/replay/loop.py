@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 _ACTOR = "replay"
 
+#: Share of the newest rows that a model is measured on.
+_HELD_OUT = 0.2
+
 #: Row groups of predictions handed to the inference log at once.
 _BATCH_ROWS = 50_000
 
@@ -249,37 +252,48 @@ class Replay:
                 "now": _after(window).isoformat(),
             },
         )
-        dataset = self._dataset
-        tested = decision["retrain"] and decision["promote_on"] == "held_out"
-        promoted = self._retrain(decision, window, dataset) if tested else None
-        since = self._world_since()
-        made = {recipe: self._train_recipe(recipe, window, dataset, since) for recipe in decision["shadow"]}
-        if decision["retrain"] and not tested:
-            promoted = made.get(decision["recipe"]) or self._train(_choice(decision), dataset, refit=True)
-            self._close(decision, window, promoted, "its predecessors were better than the champion")
-        return decision, promoted
+        since, earned, why = (
+            self._world_since(),
+            decision["retrain"],
+            "its predecessors were better than the champion",
+        )
+        if earned and decision["promote_on"] == "held_out":
+            earned, why = self._test(decision, window)
+            since = _choice(decision).start or since if earned else since
+        recipes = {*decision["shadow"], *([decision["recipe"]] if earned and decision["recipe"] else [])}
+        made = {
+            recipe: self._train_recipe(recipe, window, self._dataset, since) for recipe in sorted(recipes)
+        }
+        if not earned:
+            return decision, None
+        version = made.get(decision["recipe"]) or self._train(_choice(decision), self._dataset)
+        self._close(decision, window, version, why)
+        return decision, version
 
-    def _retrain(self, decision: dict[str, Any], window: Window, dataset: dict[str, Any]) -> str | None:
-        """Train, test on what was held out, and promote if it is better: the path of ``retrain_on_drift``."""
-        training = self._fit(_choice(decision), dataset, refit=False)
+    def _test(self, decision: dict[str, Any], window: Window) -> tuple[bool, str]:
+        """Hold a model of these rows, but for the newest fifth of the window, against the champion on that fifth."""
+        choice, columns = _choice(decision), self.stream.config
+        start = choice.start or self.stream.windows[0].start
+        count = self.stream.inside(Window(start=start, end=choice.end)).height
+        share = _HELD_OUT * self.stream.inside(window).height / count
+        training = self._fit(choice, self._dataset, holdout_share=share)
         verdict = self._step(
             "evaluate",
             {
-                "dataset": dataset,
-                "model_name": self.stream.config.name,
+                "dataset": self._dataset,
+                "model_name": columns.name,
                 "run_id": training["run_id"],
                 "package_digest": training["package_digest"],
                 "window": training["holdout"],
-                "time_column": self.stream.config.time_column,
-                "metric": self.stream.config.metric,
+                "time_column": columns.time_column,
+                "metric": columns.metric,
+                "policy": {"minimum_uplift": 0.0},
             },
         )
-        if verdict["verdict"] != "promote":
+        earned = verdict["verdict"] == "promote"
+        if not earned:
             self._record_outcome(decision, window, str(verdict["verdict"]), verdict["reason"])
-            return None
-        version = self._register(training)
-        self._close(decision, window, version, verdict["reason"])
-        return version
+        return earned, str(verdict["reason"])
 
     # -- steps --------------------------------------------------------------------------------------------
 
@@ -304,15 +318,19 @@ class Replay:
     def _train_recipe(
         self, recipe: str, window: Window, dataset: dict[str, Any], since: datetime | None = None
     ) -> str:
-        return self._train(recipe_rows(recipe, window, since), dataset, refit=True, recipe=recipe)
+        return self._train(recipe_rows(recipe, window, since), dataset, recipe=recipe)
 
-    def _train(
-        self, choice: TrainingChoice, dataset: dict[str, Any], *, refit: bool, recipe: str | None = None
-    ) -> str:
-        return self._register(self._fit(choice, dataset, refit=refit, recipe=recipe))
+    def _train(self, choice: TrainingChoice, dataset: dict[str, Any], *, recipe: str | None = None) -> str:
+        return self._register(self._fit(choice, dataset, refit=True, recipe=recipe))
 
     def _fit(
-        self, choice: TrainingChoice, dataset: dict[str, Any], *, refit: bool, recipe: str | None = None
+        self,
+        choice: TrainingChoice,
+        dataset: dict[str, Any],
+        *,
+        refit: bool = False,
+        recipe: str | None = None,
+        holdout_share: float = _HELD_OUT,
     ) -> dict[str, Any]:
         config = self.stream.config
         start = choice.start or self.stream.windows[0].start
@@ -332,6 +350,7 @@ class Replay:
                 "window": to_dict(Window(start=max(start, self.stream.windows[0].start), end=choice.end)),
                 "half_life_days": choice.half_life_days,
                 "metric": config.metric,
+                "holdout_share": holdout_share,
                 "refit": refit,
                 "recipe": recipe,
             },

@@ -369,7 +369,9 @@ def _refit(work: _Work, candidate: Candidate, measured: FittedModel, split: Spli
     )
     log.info("training: fitted %s again on all %d rows", candidate.name, len(features))
     return measured._replace(
-        pipeline=pipeline, predictions=sklearn.predict(pipeline, measured.features).values
+        pipeline=pipeline,
+        predictions=sklearn.predict(pipeline, measured.features).values,
+        twin=measured.pipeline,
     )
 
 

@@ -142,6 +142,30 @@ def test_a_window_is_overdue_by_its_first_check(url: str) -> None:
         assert ledger.undecided_windows("m", required=both, overdue_since=START - timedelta(days=1)) == []
 
 
+def test_the_grade_that_stands_is_the_newest_that_measured(url: str) -> None:
+    key = f"m|{window(0).key}"
+    short = replace(
+        check(0), key=f"{key}|12", payload={"measured": False, "awaits_labels": True, "final": False}
+    )
+    first = replace(check(0), payload={"measured": True, "final": False, "value": 1})
+    second = replace(first, key=f"{key}|90", payload={"measured": True, "final": True, "value": 2})
+    settled = replace(check(1), payload={"measured": False, "awaits_labels": False})
+    before = window(9).start
+    with Ledger.open(url) as ledger:
+        ledger.record_all([short, replace(settled, recorded_at=START + timedelta(days=1))])
+        assert [grade.measured for grade in ledger.grades("m")] == [False, False]
+        assert ledger.unfinished_windows("m", before=before) == [window(0)]
+        ledger.record(replace(first, recorded_at=START + timedelta(days=2)))
+        ledger.record(decision(0))
+        assert ledger.unfinished_windows("m", before=before) == [window(0)]  # though it is decided
+        ledger.record(replace(second, recorded_at=START + timedelta(days=3)))
+        (grade,) = ledger.grades("m", window=window(0))
+        assert (grade.entry.payload["value"], grade.final, grade.first_checked_at) == (2, True, START)
+        assert ledger.unfinished_windows("m", before=before) == []
+        assert [found.window for found in ledger.grades("m", limit=1)] == [window(1)]
+        assert [found.window for found in ledger.grades("m", before=window(1).start)] == [window(0)]
+
+
 def test_a_window_is_ungraded_until_it_is_measured_or_decided(url: str) -> None:
     short = check(0)
     short = replace(short, key=f"{short.key}|12", payload={"measured": False, "awaits_labels": True})
