@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     commands = {
         "demo": _demo,
+        "replay": _replay,
         "ledger": _ledger,
         "who-was-champion": _who_was_champion,
         "signing-key": _signing_key,
@@ -41,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         "--windows", type=_count, metavar="N", help="months to live through (default: all there are)"
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of the simulator (default: 0)")
+    _add_replay(
+        commands.add_parser("replay", help="live through a stream of the past with a retraining policy")
+    )
     _add_ledger(
         commands.add_parser(
             "ledger", help="print the newest entries of the ledger, or bring its schema up to date"
@@ -59,6 +63,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_replay(replay: argparse.ArgumentParser) -> None:
+    replay.add_argument(
+        "stream", type=Path, metavar="STREAM.toml", help="what the stream is, and the model for it"
+    )
+    replay.add_argument(
+        "--policy",
+        action="append",
+        metavar="NAME",
+        help="challengers (the default), never, always, on_degradation, on_drift, or import path module:function of yours; "
+        "may be given several times",
+    )
+    replay.add_argument("--windows", type=_count, metavar="N", help="at most so many windows (default: all)")
+    replay.add_argument(
+        "--workspace",
+        type=Path,
+        default=Path(".replay"),
+        metavar="DIR",
+        help="folder for everything (default: .replay)",
+    )
+
+
 def _add_ledger(ledger: argparse.ArgumentParser) -> None:
     ledger.add_argument(
         "url",
@@ -70,6 +95,14 @@ def _add_ledger(ledger: argparse.ArgumentParser) -> None:
     ledger.add_argument("--limit", type=_count, default=20, metavar="N", help="newest entries (default: 20)")
     ledger.add_argument(
         "--migrate", action="store_true", help="only create the schema or bring it up to date"
+    )
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from airflow_mlops.replay.runner import run
+
+    return run(
+        args.stream, policies=args.policy or ["challengers"], workspace=args.workspace, windows=args.windows
     )
 
 

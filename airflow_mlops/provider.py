@@ -34,6 +34,7 @@ def get_provider_info() -> dict[str, Any]:
 
 _OPERATORS = (
     "approval",
+    "challengers",
     "deploy",
     "drift",
     "evaluate",

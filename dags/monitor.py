@@ -4,8 +4,8 @@ What did the model promise, what did it keep? For every month: the labels that a
 predictions of that month are graded against them, and its requests are compared with the training data.
 The findings go into the ledger; the asset event wakes `retrain_on_drift`.
 
-Labels may be late. Drift is checked without them, and every run goes back to the oldest month that could not be graded
-yet. (Where another Dag fills the table of labels, put a `LabelsArrivedSensor` before `check_performance`.)
+Labels may be late. Drift is checked without them, and every run goes back to the oldest month whose labels are not all
+here: it is graded, or graded again. (Where another Dag fills the table of labels, put a `LabelsArrivedSensor` before `check_performance`.)
 
 * **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`).
 * **Variable**: `mlops_data_root`.
@@ -49,13 +49,13 @@ with DAG(
 ):
 
     @task
-    def oldest_ungraded_month(data_interval_start=None):
-        """Give the first instant of the oldest month whose labels were late; when there is none, of this one."""
+    def oldest_unfinished_month(data_interval_start=None):
+        """Give the first instant of the oldest month whose labels are late; when there is none, of this one."""
         with LedgerHook().get_conn() as ledger:
-            ungraded = ledger.ungraded_windows(MODEL, before=data_interval_start)
-        return (ungraded[0].start if ungraded else data_interval_start).isoformat()
+            late = ledger.unfinished_windows(MODEL, before=data_interval_start)
+        return (late[0].start if late else data_interval_start).isoformat()
 
-    since = oldest_ungraded_month()
+    since = oldest_unfinished_month()
     ingest = IngestDatasetOperator(
         task_id="ingest_labels",
         source=f"{DATA}/landing/*.parquet",

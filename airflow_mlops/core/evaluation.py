@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.metrics import Metric, measure, resolve_metric, row_losses
+from airflow_mlops.core.metrics import Metric, measure, resolve_metric
 from airflow_mlops.core.predictions import Graded, Predictions, text_codes
 from airflow_mlops.core.resampling import (
     Blocks,
+    Resampled,
     percentile_interval,
     t_quantile,
     upper_tail,
@@ -24,6 +25,8 @@ Array = NDArray[Any]
 
 #: Power at which the minimum detectable difference is stated, and the one-sided level it is stated for.
 POWER, LEVEL = 0.8, 0.05
+#: Share of a label that never turned up.
+_RARE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,15 +50,16 @@ class Rival:
     :param value: the rival's metric.
     :param uplift: relative improvement of the challenger, above zero is better; ``None`` when the rival's value is zero.
     :param difference: improvement in units of the metric, above zero is better, with its interval.
-    :param p_value: probability of an improvement this large if both were equally good (one-sided, paired).
-    :param minimum_detectable_difference: improvement that these rows find with 80 % power at one-sided 5 %; ``None`` with
-        fewer than two blocks of rows.
+    :param p_value: probability of an improvement this large if both were equally good (one-sided, paired); ``None`` where
+        that can't be told: fewer than 20 rows, or a metric that hangs on one of them.
+    :param minimum_detectable_difference: improvement that these rows find with 80 % power at one-sided 5 %; ``None`` where
+        there is no p-value.
     """
 
     value: MetricInterval
     uplift: float | None
     difference: MetricInterval
-    p_value: float
+    p_value: float | None
     minimum_detectable_difference: float | None
 
 
@@ -67,7 +71,8 @@ class MetricComparison:
     :param greater_is_better: its direction.
     :param challenger: the candidate.
     :param champion: the present version; ``None`` when there is none.
-    :param baselines: guesses that know nothing, by name; without those the metric can't be measured on.
+    :param baselines: guesses that know nothing, by name.
+    :param unmeasured: guesses the metric can't be measured on: bare labels where it needs probabilities.
     """
 
     metric: str
@@ -75,6 +80,7 @@ class MetricComparison:
     challenger: MetricInterval
     champion: Rival | None = None
     baselines: dict[str, Rival] = field(default_factory=dict)
+    unmeasured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +88,7 @@ class EvaluationReport:
     """Numbers of a comparison.
 
     :param row_count: rows all models were scored on.
-    :param block_count: blocks of neighbors they were cut into for resampling.
+    :param block_count: blocks of neighbors they were cut into for resampling; single rows where there are few.
     :param confidence: of the intervals.
     :param deciding: the metric that decides.
     :param others: metrics that are reported beside it.
@@ -109,23 +115,23 @@ def compare_models(
     champion: Predictions | None,
     baselines: Mapping[str, Predictions],
     metrics: Sequence[str],
-    blocks: Blocks | None = None,
+    seed: int = 0,
     confidence: float = 0.95,
 ) -> EvaluationReport:
-    """Score all models on the same rows and test the challenger against every rival, block by block.
+    """Score all models on the same rows and test the challenger against every rival, row by row.
 
-    Both models are resampled with the same blocks, so that what makes rows hard for either cancels out. The improvement
-    over its standard error is judged by Student's t with one degree of freedom per independent piece but one.
+    Both models are resampled with the same blocks of rows, so that what makes rows hard for either cancels out. The
+    improvement over its standard error is judged by Student's t.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 13 and 16; see
-    :class:`~airflow_mlops.core.resampling.Blocks` for the blocks.
+    :func:`~airflow_mlops.core.resampling.common_factor` for what neighboring rows have in common.
 
     :param target: what turned out, in time order, shape ``(n,)``.
     :param challenger: its answers.
     :param champion: its answers; ``None`` when there is no champion.
     :param baselines: answers of guesses that know nothing, by name.
     :param metrics: names or import paths; the first one decides.
-    :param blocks: how the rows are resampled; default :func:`draw_blocks`.
+    :param seed: of the resampling.
     :param confidence: of the intervals, in ``(0, 1)``.
     :raises InsufficientDataError: no rows, or the deciding metric is not a number on them.
     :raises ValueError: the deciding metric does not fit what the models answer.
@@ -137,8 +143,7 @@ def compare_models(
     new = Graded(target, challenger.among(labels))
     old = Graded(target, champion.among(labels)) if champion is not None else None
     guesses = {name: Graded(target, guess.among(labels)) for name, guess in baselines.items()}
-    rival = old or next(iter(guesses.values()), None)
-    drawn = blocks or draw_blocks(resolve_metric(deciding), new, rival)
+    drawn = Blocks.draw(len(target), seed=seed)
     field_of = _Field(
         challenger=new, champion=old, baselines=guesses, blocks=drawn, tail=(1.0 - confidence) / 2.0
     )
@@ -159,19 +164,39 @@ def compare_models(
     )
 
 
-def draw_blocks(metric: Metric, challenger: Graded, rival: Graded | None, *, seed: int = 0) -> Blocks:
-    """Draw blocks that are as long as the difference between the models remembers.
+def repeat_last(
+    target: Array, first: Array, *, classes: Sequence[str] = (), shares: Sequence[float] = ()
+) -> Predictions:
+    """Answer each row with the target of the row before, as somebody would who knows no model.
 
-    :param metric: the one that decides.
-    :param challenger: the candidate.
-    :param rival: whom it is held against; ``None``: nobody.
-    :param seed: of the draws.
+    A label is given the probability with which this was right so far, plus one row of either outcome; the rest is shared out
+    among the other labels as they were in training.
+
+    Source: Laplace, "Essai philosophique sur les probabilités", 1814 (rule of succession).
+
+    :param target: what turned out, in time order, shape ``(n,)``.
+    :param first: answer to the first row, shape ``(1,)``.
+    :param classes: labels of the model; empty for numbers.
+    :param shares: of the labels in training.
+
+    >>> answers = repeat_last(np.array(["a", "a", "b"]), np.array(["a"]), classes=("a", "b"), shares=(0.5, 0.5))
+    >>> answers.values.tolist(), answers.probabilities[:, 0].round(3).tolist()
+    (['a', 'a', 'a'], [0.5, 0.667, 0.75])
     """
-    kind, differences = row_losses(metric, challenger)
-    if rival is not None:
-        same, losses = row_losses(metric, rival)
-        differences = differences - losses if same == kind else differences
-    return Blocks.draw(len(challenger), differences=np.nan_to_num(differences), seed=seed)
+    values = np.concatenate([first, target[:-1]])
+    if not classes:
+        return Predictions(values=values)
+    right = np.asarray(values == target, dtype=np.float64)
+    same = (np.cumsum(right) - right + 1.0) / (np.arange(len(target)) + 2.0)
+    texts, numbers = text_codes(values)
+    place = np.array([classes.index(text) if text in classes else -1 for text in texts])[numbers]
+    known = np.flatnonzero(place >= 0)
+    weights = np.asarray(shares) if sum(shares) > 0.0 else np.ones(len(classes))
+    given = np.tile(np.maximum(weights, _RARE), (len(target), 1))
+    given[known, place[known]] = 0.0
+    given *= np.where(place >= 0, 1.0 - same, 1.0)[:, None] / np.maximum(given.sum(axis=1), _RARE)[:, None]
+    given[known, place[known]] = same[known]
+    return Predictions(values=values, probabilities=given, classes=tuple(classes))
 
 
 def _labels(target: Array, models: Sequence[Predictions]) -> list[str]:
@@ -203,6 +228,11 @@ class _Field:
 
     def compare(self, metric: Metric) -> MetricComparison:
         value, drawn = self._measure(metric, self.challenger)
+        unmeasured = tuple(
+            name
+            for name, guess in self.baselines.items()
+            if metric.needs_probabilities and guess.answers.probabilities is None
+        )
         return MetricComparison(
             metric=metric.name,
             greater_is_better=metric.greater_is_better,
@@ -213,25 +243,25 @@ class _Field:
             baselines={
                 name: self._against(metric, value, drawn, guess)
                 for name, guess in self.baselines.items()
-                if not metric.needs_probabilities or guess.answers.probabilities is not None
+                if name not in unmeasured
             },
+            unmeasured=unmeasured,
         )
 
-    def _measure(self, metric: Metric, graded: Graded) -> tuple[float, Array]:
+    def _measure(self, metric: Metric, graded: Graded) -> tuple[float, Resampled]:
         value = measure(metric, graded)
         return value, self.blocks.resample(metric, graded, value)
 
-    def _interval(self, value: float, drawn: Array) -> MetricInterval:
-        ends = percentile_interval(value, drawn, self.blocks, self.tail)
+    def _interval(self, value: float, drawn: Resampled) -> MetricInterval:
+        ends = percentile_interval(value, drawn, self.blocks.freedom, self.tail)
         low, high = ends or (None, None)
         return MetricInterval(value=value, low=low, high=high)
 
-    def _against(self, metric: Metric, value: float, drawn: Array, graded: Graded) -> Rival:
+    def _against(self, metric: Metric, value: float, drawn: Resampled, graded: Graded) -> Rival:
         rival, rival_drawn = self._measure(metric, graded)
         sign = 1.0 if metric.greater_is_better else -1.0
-        gain, gains = sign * (value - rival), sign * (drawn - rival_drawn)
-        error = self.blocks.standard_error(gains)
-        freedom = self.blocks.freedom
+        gain, gains = sign * (value - rival), (drawn - rival_drawn).times(sign)
+        error, freedom = gains.standard_error, self.blocks.freedom
         return Rival(
             value=self._interval(rival, rival_drawn),
             uplift=gain / abs(rival) if rival else None,
@@ -241,7 +271,9 @@ class _Field:
         )
 
 
-def _p_value(gain: float, error: float, freedom: float) -> float:
+def _p_value(gain: float, error: float, freedom: float) -> float | None:
+    if not math.isfinite(error):
+        return None
     if error == 0.0:
         return 0.5 if gain == 0.0 else float(gain < 0.0)
     return upper_tail(gain / error, freedom)

@@ -39,7 +39,8 @@ class FairnessReport:
     :param demographic_parity_difference: largest less smallest selection rate, in ``[0, 1]``.
     :param demographic_parity_ratio: smallest over largest selection rate; below 0.8 is commonly taken for a warning.
     :param equalized_odds_difference: the larger of the spreads of true and of false positive rates, in ``[0, 1]``.
-    :param loss_ratio: largest over smallest mean loss.
+    :param loss_ratio: largest over smallest mean loss; ``None`` where that means nothing: of gains, or of a single group.
+    :param loss: what the loss is called, such as ``rmse``.
     """
 
     column: str
@@ -49,6 +50,7 @@ class FairnessReport:
     demographic_parity_ratio: float | None = None
     equalized_odds_difference: float | None = None
     loss_ratio: float | None = None
+    loss: str = "mean loss"
 
     @property
     def largest_difference(self) -> float | None:

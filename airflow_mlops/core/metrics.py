@@ -45,6 +45,8 @@ class Metric:
     :param losses: per-row losses of shape ``(n,)``, smaller is better, whose mean orders models as the metric does;
         ``None`` where the metric is no mean over rows.
     :param mean_loss: turns the metric's value into the mean of ``losses``; ``None`` where that can't be done.
+    :param loss_name: what a mean of ``losses`` is called when it is told; default the metric's own name.
+    :param of_mean_loss: turns a mean of ``losses`` into what is told; default as it is.
     :param needs_probabilities: whether bare labels are not enough.
     """
 
@@ -56,6 +58,8 @@ class Metric:
     of_sums: Callable[[Array], Array] | None = None
     losses: Callable[[Graded], Array] | None = None
     mean_loss: Callable[[float], float] | None = None
+    loss_name: str | None = None
+    of_mean_loss: Callable[[float], float] | None = None
     needs_probabilities: bool = False
 
     def block_sums(self, graded: Graded, starts: Array) -> Array | None:
@@ -75,6 +79,20 @@ class Metric:
         blocks = np.repeat(np.arange(len(starts)), ends - starts)
         table = np.bincount(blocks * size + numbers, weights=weights, minlength=len(starts) * size)
         return np.hstack([table.reshape(len(starts), size).astype(np.float64), counts])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowLosses:
+    """A loss per row, and how a mean of them is told.
+
+    :param name: what is told, such as ``rmse`` or ``error rate``.
+    :param values: smaller is better, shape ``(n,)``.
+    :param of_mean: turns a mean of them into what is told, such as the root of mean squares; ``None``: as it is.
+    """
+
+    name: str
+    values: Array
+    of_mean: Callable[[float], float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,18 +198,16 @@ def measure(metric: Metric, graded: Graded) -> float:
     return value
 
 
-def row_losses(metric: Metric, graded: Graded) -> tuple[str, Array]:
-    """Give a loss per row for parts of the rows: the metric's own, else mistakes of labels or absolute errors of numbers.
-
-    :returns: what the loss is, and the losses, shape ``(n,)``, smaller is better.
-    """
+def row_losses(metric: Metric, graded: Graded) -> RowLosses:
+    """Give a loss per row for parts of the rows: the metric's own, else mistakes of labels or absolute errors of numbers."""
     if metric.losses is not None and not (
         metric.needs_probabilities and graded.answers.probabilities is None
     ):
-        return metric.name, metric.losses(graded)
+        name = metric.loss_name or metric.name
+        return RowLosses(name=name, values=metric.losses(graded), of_mean=metric.of_mean_loss)
     if graded.answers.classes:
-        return "error rate", _mistakes(graded)
-    return "absolute error", _absolute_errors(graded)
+        return RowLosses(name="error rate", values=_mistakes(graded))
+    return RowLosses(name="mae", values=_absolute_errors(graded))
 
 
 # -- numbers -------------------------------------------------------------------------------------------------
@@ -473,6 +489,7 @@ def _users(name: str, function: Callable[[Array, Array], Any]) -> Metric:
         of_sums=_mean_of_sums,
         losses=lambda graded: sign * per_row(graded),
         mean_loss=lambda value: sign * value,
+        of_mean_loss=(lambda mean: -mean) if greater_is_better else None,
     )
 
 
@@ -489,6 +506,7 @@ _BUILT_IN = {
             of_sums=lambda sums: np.sqrt(_mean_of_sums(sums)),
             losses=_squared_errors,
             mean_loss=lambda value: value**2,
+            of_mean_loss=math.sqrt,
         ),
         Metric(
             name="r2",
@@ -497,6 +515,8 @@ _BUILT_IN = {
             terms=_r2_terms,
             of_sums=_r2_of_sums,
             losses=_squared_errors,
+            loss_name="rmse",
+            of_mean_loss=math.sqrt,
         ),
         Metric(
             name="accuracy",
@@ -506,6 +526,7 @@ _BUILT_IN = {
             of_sums=lambda sums: 1.0 - _mean_of_sums(sums),
             losses=_mistakes,
             mean_loss=lambda value: 1.0 - value,
+            loss_name="error rate",
         ),
         _count_metric("balanced_accuracy", _confusion_cells, _balanced_accuracy_of_sums),
         _count_metric("precision", _confusion_cells, _precision_of_sums),

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
+from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.signature import ModelSignature
 from airflow_mlops.core.signing import SIGNATURE_FILE
 from airflow_mlops.core.windows import Window
@@ -46,6 +49,7 @@ class TrainedOn:
     :param window_start: first instant of the training window; ``None`` when the table has no time.
     :param window_end: first instant after it.
     :param rows: training rows.
+    :param recipe: name of the way it was made, under which models of different age are compared.
     :param simple_prediction: what a model that knows nothing would always answer: the median or the most frequent
         label of the training rows. Every challenger has to beat it.
     :param class_shares: share of each label among the training rows; empty for a regression.
@@ -60,6 +64,7 @@ class TrainedOn:
     rows: int
     simple_prediction: float | str
     class_shares: dict[str, float] = field(default_factory=dict)
+    recipe: str | None = None
 
     @property
     def window(self) -> Window | None:
@@ -153,6 +158,18 @@ class PackageManifest:
         :raises ValueError: when it is no JSON, or naming each field that does not fit.
         """
         return from_dict(cls, json.loads(data))
+
+    def simple_answers(self, count: int) -> Predictions:
+        """Give what somebody would answer who knows only the target of the training rows.
+
+        :param count: number of answers.
+        """
+        shares = [self.trained_on.class_shares.get(label, 0.0) for label in self.classes or ()]
+        return Predictions(
+            values=np.full(count, self.trained_on.simple_prediction),
+            probabilities=np.tile(shares, (count, 1)) if sum(shares) > 0 else None,
+            classes=self.classes or (),
+        )
 
     def known_mismatch(self, predictions: Sequence[float | str]) -> str | None:
         """Compare the predictions for the known rows with the known ones.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.resampling import describe_p
+from airflow_mlops.core.resampling import FEWEST_ROWS, describe_p, require_level
 
 if TYPE_CHECKING:
     from airflow_mlops.core.evaluation import EvaluationReport, MetricComparison, Rival
@@ -45,6 +45,16 @@ class PromotionPolicy:
     minimum_uplift: float | None = 0.0
     significance: float | None = 0.05
     maximum_group_difference: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.significance is not None:
+            require_level("significance", self.significance)
+        for name in ("minimum_uplift", "maximum_group_difference"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < math.inf:
+                raise ValueError(
+                    f"{name} is {value}: give a share from 0 on, such as 0.01 for one percent, or None"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +125,7 @@ def _against_champion(report: EvaluationReport, champion: Rival, policy: Promoti
     deciding = report.deciding
     numbers = (
         f"{deciding.metric.upper()} {deciding.challenger.value:.4g} against the champion's {champion.value.value:.4g} "
-        f"on the same {report.row_count} rows ({_uplift(champion)}{describe_p(champion.p_value)})"
+        f"on the same {report.row_count} rows ({_uplift(champion)}{_chance(champion.p_value)})"
     )
     return _judge(
         "champion", champion, numbers, significance=policy.significance, uplift=policy.minimum_uplift
@@ -124,13 +134,22 @@ def _against_champion(report: EvaluationReport, champion: Rival, policy: Promoti
 
 def _against_baselines(deciding: MetricComparison, policy: PromotionPolicy) -> Check:
     name = deciding.metric.upper()
-    if not deciding.baselines:
+    if not deciding.baselines and not deciding.unmeasured:
         return Check(
             name="baseline",
             outcome=Outcome.NOT_MEASURED,
-            reason=f"{name} of a simple guess could not be measured, so there is nothing to compare with",
+            reason=f"there is no simple guess to compare {name} with",
         )
     judged = [
+        Check(
+            name="baseline",
+            outcome=Outcome.NOT_MEASURED,
+            reason=f"{name} of {kind} could not be measured: it gives labels without probabilities, so let a metric of "
+            "labels decide, such as accuracy or f1",
+        )
+        for kind in deciding.unmeasured
+    ]
+    judged += [
         _judge(
             "baseline",
             guess,
@@ -156,7 +175,13 @@ def _judge(
     gained = rival.uplift if rival.uplift is not None else rival.difference.value
     if gained <= 0.0:
         return Check(name=name, outcome=Outcome.FAIL, reason=f"no better: {numbers}")
-    if significance is not None and rival.p_value > significance:
+    if significance is not None and rival.p_value is None:
+        return Check(
+            name=name,
+            outcome=Outcome.NOT_MEASURED,
+            reason=f"too few rows to tell it from chance ({FEWEST_ROWS} at least), judge on a longer window: {numbers}",
+        )
+    if significance is not None and rival.p_value is not None and rival.p_value > significance:
         return Check(name=name, outcome=Outcome.FAIL, reason=f"not beyond chance: {numbers}")
     if uplift is not None and gained < uplift:
         return Check(
@@ -167,6 +192,10 @@ def _judge(
 
 def _uplift(rival: Rival) -> str:
     return f"{rival.uplift:+.1%} better, " if rival.uplift is not None else ""
+
+
+def _chance(p_value: float | None) -> str:
+    return describe_p(p_value) if p_value is not None else "p not measured"
 
 
 def _slices(slices: SliceReport) -> Check:
@@ -200,21 +229,27 @@ def _groups(report: FairnessReport, limit: float | None) -> Check:
     name = f"groups by {report.column}"
     apart = report.largest_difference
     if limit is None:
-        shown = _apart(report, apart) if apart is not None else "too few rows to compare"
+        shown = _apart(report, apart) if apart is not None else _incomparable(report)
         return Check(name=name, outcome=Outcome.PASS, reason=f"{name}: {shown}; no limit is set")
     if apart is None:
         return Check(
             name=name,
             outcome=Outcome.NOT_MEASURED,
-            reason=f"{name}: fewer than two groups with enough rows to compare",
+            reason=f"{name}: {_incomparable(report)}",
         )
     words = f"{name}: {_apart(report, apart)} (limit {limit:.2f})"
     return Check(name=name, outcome=Outcome.FAIL if apart > limit else Outcome.PASS, reason=words)
+
+
+def _incomparable(report: FairnessReport) -> str:
+    if len(report.groups) < 2:
+        return "fewer than two groups with enough rows to compare"
+    return f"{report.loss} may be below zero, so no group's is so many times another's: let a metric of errors decide"
 
 
 def _apart(report: FairnessReport, difference: float) -> str:
     if report.positive is None:
         if math.isinf(difference):
             return "one group has no loss at all, and another has"
-        return f"the mean loss of the worst group is {difference:.0%} above the best's"
+        return f"the {report.loss} of the worst group is {difference:.0%} above the best's"
     return f"selection or error rates are {difference:.2f} apart"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airflow_mlops.core.metrics import row_losses
+
 if TYPE_CHECKING:
     from airflow_mlops.core.metrics import Metric
     from airflow_mlops.core.predictions import Graded
@@ -18,105 +20,118 @@ Array = NDArray[Any]
 
 #: More blocks make the standard error no better worth having, and the matrix product slower.
 MOST_BLOCKS = 1_000
-#: Rows per block at least, in cube roots of all rows, and multiple of the length that estimates the error best. Longer blocks
-#: than that estimate it less well but err to the safe side: see ``benchmarks/false_promotion.py``.
-BLOCK_LENGTH_FACTOR, SAFETY_FACTOR = 3.0, 2.0
-#: Blocks at least, however long the rows remember; the test has as many degrees of freedom as there are independent pieces.
-FEWEST_BLOCKS = 10
+#: Fewer rows say nothing of others, whatever they show.
+FEWEST_ROWS = 20
+#: Slow waves an error is measured with: a share (half the one of the source) of the blocks to the power 2/3, at least six. More see little of what
+#: rows remember, fewer cost power: see ``benchmarks/false_promotion.py``.
+WAVE_SHARE, FEWEST_WAVES = 0.2, 6
+#: A memory beyond this can't be told from rows that drift away for ever.
+LONGEST_MEMORY = 0.99
+#: Rows per cluster at least, in cube roots of all rows, and multiple of the length that estimates an error best.
+CLUSTER_FACTOR, SAFETY_FACTOR = 3.0, 2.0
+#: Clusters at least, however long the rows remember.
+FEWEST_CLUSTERS = 10
 #: A metric that is only a number is scored again on every resample; so many are affordable.
 SLOW_RESAMPLES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """A metric, or the difference of two, on other rows.
+
+    :param values: on every resample, shape ``(resamples,)``.
+    :param shares: what each block adds to it, shape ``(blocks,)``; up to a factor for a metric that is only a number.
+    """
+
+    values: Array
+    shares: Array
+
+    def __sub__(self, other: Resampled) -> Resampled:
+        """Give the difference, resample by resample."""
+        return Resampled(self.values - other.values, self.shares - other.shares)
+
+    def times(self, factor: float) -> Resampled:
+        """Give the same in other units or the other direction."""
+        return Resampled(factor * self.values, factor * self.shares)
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error: of the resamples, which hold blocks for independent, times what neighboring blocks have in common.
+
+        Infinite where there is nothing to estimate it from.
+        """
+        known = self.values[np.isfinite(self.values)]
+        if len(known) < 2:
+            return math.inf
+        return float(np.std(known, ddof=1)) * common_factor(self.shares)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blocks:
     """Rows in time order cut into blocks of neighbors, and how often each block is drawn in each resample.
 
-    Neighbors err alike: an hour of rain makes every trip in it late. Drawing single rows would take such rows for
-    independent evidence and find differences where there are none; drawing blocks keeps neighbors together.
+    A block is a single row where there are no more than a thousand of them. What neighbors have in common is not left to the
+    draws: it is measured, by :func:`common_factor`.
 
-    Source: Carlstein, "The use of subseries values for estimating the variance of a general statistic from a stationary
-    sequence", Annals of Statistics 14, 1986; Künsch, "The jackknife and the bootstrap for general stationary
-    observations", Annals of Statistics 17, 1989 (block length growing with the cube root of the rows).
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 6 and 8.
 
     :param starts: first row of each block, shape ``(blocks,)``.
     :param row_count: rows in all.
     :param weights: how often each block is drawn, shape ``(resamples, blocks)``.
-    :param pieces: independent pieces the rows amount to; fewer than the blocks where rows remember longer than a block.
     """
 
     starts: Array
     row_count: int
     weights: Array
-    pieces: float
     #: Sums of metrics that count the same cells (precision, recall, ...), per answers: counted once.
     _counted: dict[tuple[Any, int], Array] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def draw(
-        cls, row_count: int, *, differences: Array | None = None, resamples: int = 1_000, seed: int = 0
-    ) -> Blocks:
+    def draw(cls, row_count: int, *, resamples: int = 1_000, seed: int = 0) -> Blocks:
         """Cut and draw.
 
         :param row_count: at least one.
-        :param differences: per row, between the losses that are compared; how long they remember decides the length of the
-            blocks.
         :param resamples: bootstrap samples.
         :param seed: of the draws.
         """
-        length = max(
-            math.ceil(BLOCK_LENGTH_FACTOR * row_count ** (1.0 / 3.0)), math.ceil(row_count / MOST_BLOCKS)
-        )
-        wanted = length
-        if differences is not None:
-            wanted = max(length, math.ceil(SAFETY_FACTOR * best_block_length(differences)))
-            length = min(wanted, max(length, row_count // FEWEST_BLOCKS))
-        count = max(1, row_count // length)
-        starts = np.linspace(0, row_count, count, endpoint=False).astype(np.int64)
-        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=resamples)
-        return cls(
-            starts=starts,
-            row_count=row_count,
-            weights=draws.astype(np.float64),
-            pieces=min(float(count), row_count / wanted),
-        )
-
-    def standard_error(self, resampled: Array) -> float:
-        """Give the standard error from resamples; draws from few blocks vary too little by ``sqrt((blocks - 1) / blocks)``.
-
-        Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 5.3.
-
-        :param resampled: shape ``(resamples,)``.
-        :returns: infinite where there is nothing to estimate it from.
-        """
-        known = resampled[np.isfinite(resampled)]
-        if self.count < 2 or len(known) < 2:
-            return math.inf
-        return float(np.std(known, ddof=1)) * math.sqrt(self.count / (self.count - 1.0))
-
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom of an error that is estimated from them."""
-        return max(2.0, self.pieces - 1.0)
+        count = min(row_count, MOST_BLOCKS)
+        drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
+        drawn += np.arange(resamples)[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=resamples * count).reshape(resamples, count)
+        return cls(starts=_cut(row_count, count), row_count=row_count, weights=times.astype(np.float64))
 
     @property
     def count(self) -> int:
         """Number of blocks."""
         return len(self.starts)
 
-    def resample(self, metric: Metric, graded: Graded, value: float) -> Array:
-        """Give the metric on every resample.
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of an error that is estimated from them: the waves it is measured with."""
+        return _waves(self.count)
+
+    def resample(self, metric: Metric, graded: Graded, value: float) -> Resampled:
+        """Give the metric on every resample, and what each block adds to it.
 
         Metrics that are functions of sums over rows cost one pass over the rows and one matrix product. Where the sums are
         coarser than the metric (ranking, in bins of the score), the resamples are moved by what the binning takes.
 
         :param value: the metric on all rows.
-        :returns: shape ``(resamples,)``; fewer for a metric that is only a number.
+        :returns: fewer resamples for a metric that is only a number.
         """
         sums = self._sums(metric, graded)
         if sums is None or metric.of_sums is None:
-            return self._score_again(metric, graded)
-        whole = float(metric.of_sums(sums.sum(axis=0)))
-        return np.asarray(metric.of_sums(self.weights @ sums) + (value - whole))
+            return Resampled(self._score_again(metric, graded), self._losses(metric, graded))
+        total = sums.sum(axis=0)
+        whole = float(metric.of_sums(total))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares = whole - np.asarray(metric.of_sums(total - sums))
+        return Resampled(np.asarray(metric.of_sums(self.weights @ sums) + (value - whole)), shares)
+
+    def _losses(self, metric: Metric, graded: Graded) -> Array:
+        """Sum the losses of each block, in the direction of the metric."""
+        losses = row_losses(metric, graded).values
+        return np.add.reduceat(losses, self.starts) * (-1.0 if metric.greater_is_better else 1.0)
 
     def _sums(self, metric: Metric, graded: Graded) -> Array | None:
         if metric.cells is None:
@@ -137,6 +152,80 @@ class Blocks:
             drawn = np.concatenate([rows[block] for block in np.repeat(np.arange(self.count), weights)])
             values.append(metric.score(graded.take(drawn)))
         return np.array(values)
+
+
+def common_factor(shares: Array) -> float:
+    """Give how much larger the error of a sum is than if its terms were independent, for terms in time order.
+
+    Neighbors err alike: an hour of rain makes every trip in it late. Taking such rows for independent evidence finds
+    differences where there are none. What they have in common shows in slow waves: the terms are held against cosines of the
+    longest periods, whose mean square estimates the variance of the sum, and Student's t has a degree of freedom for each.
+    Rows that remember long have less in the waves than in the sum itself; that is made up for, for a memory of the first
+    order, at the upper end of what the rows leave open. A trend is not memory: it is taken out before.
+
+    Source: Lazarus, Lewis, Stock and Watson, "HAR inference: recommendations for practice", Journal of Business and
+    Economic Statistics 36, 2018 (cosines); Andrews and Monahan, "An improved heteroskedasticity and
+    autocorrelation consistent covariance matrix estimator", Econometrica 60, 1992 (recoloring); Marriott and Pope, "Bias in
+    the estimation of autocorrelations", Biometrika 41, 1954, and Shaman and Stine, "The bias of autoregressive coefficient
+    estimators", JASA 83, 1988 (the bias, with a trend).
+
+    :param shares: shape ``(n,)``, about any level.
+    :returns: infinite for fewer than 20 terms, or when one is not a number; one when all are equal.
+    """
+    count = len(shares)
+    if count < FEWEST_ROWS or not np.isfinite(shares).all():
+        return math.inf
+    from scipy.fft import dct
+
+    centered = shares - np.mean(shares)
+    spread = float(np.mean(np.square(centered)))
+    if spread <= 1e-24 * float(np.max(np.abs(shares))) ** 2:
+        return 1.0
+    waves = _waves(count)
+    power = np.square(dct(centered, type=2, norm="ortho")[1 : waves + 1])
+    memory = _memory(centered)
+    angles = np.pi * np.arange(1, waves + 1) / count
+    seen = (1.0 - memory) ** 2 / (1.0 + memory**2 - 2.0 * memory * np.cos(angles))
+    return math.sqrt(float(np.mean(power / seen)) / spread)
+
+
+def _waves(count: int) -> int:
+    return max(FEWEST_WAVES, int(WAVE_SHARE * count ** (2.0 / 3.0)))
+
+
+def _memory(centered: Array) -> float:
+    """Give what a term takes over from the one before: a standard error above the estimate, and not below zero."""
+    count = len(centered)
+    time = np.linspace(-1.0, 1.0, count)
+    rest = centered - time * (float(time @ centered) / float(time @ time))
+    before = float(rest[:-1] @ rest[:-1])
+    if before <= 1e-24 * float(centered @ centered):
+        return 0.0
+    found = float(rest[1:] @ rest[:-1]) / before
+    found += (2.0 + 4.0 * found) / count
+    found += math.sqrt(max(0.0, 1.0 - found**2) / count)
+    return min(max(found, 0.0), LONGEST_MEMORY)
+
+
+def cut_clusters(row_count: int, differences: Array | None = None) -> Array:
+    """Cut rows, in time order, into clusters that know little of each other: as long as the differences remember.
+
+    Source: Carlstein, "The use of subseries values for estimating the variance of a general statistic from a stationary
+    sequence", Annals of Statistics 14, 1986 (clusters that grow with the cube root of the rows).
+
+    :param row_count: at least one.
+    :param differences: per row, between the losses that are compared.
+    :returns: first row of each cluster, ascending.
+    """
+    length = max(math.ceil(CLUSTER_FACTOR * row_count ** (1.0 / 3.0)), math.ceil(row_count / MOST_BLOCKS))
+    if differences is not None:
+        wanted = math.ceil(SAFETY_FACTOR * best_block_length(differences))
+        length = max(length, min(wanted, row_count // FEWEST_CLUSTERS))
+    return _cut(row_count, max(1, row_count // length))
+
+
+def _cut(row_count: int, count: int) -> Array:
+    return np.linspace(0, row_count, count, endpoint=False).astype(np.int64)
 
 
 def best_block_length(series: Array) -> float:
@@ -171,26 +260,37 @@ def best_block_length(series: Array) -> float:
 
 
 def percentile_interval(
-    value: float, resampled: Array, blocks: Blocks, tail: float
+    value: float, resampled: Resampled, freedom: int, tail: float
 ) -> tuple[float, float] | None:
-    """Give a percentile interval, stretched about the value where few blocks would make it too narrow.
+    """Give a percentile interval, stretched about the value by what neighbors have in common, and by Student's t.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3; Hesterberg, "What teachers should
     know about the bootstrap", The American Statistician 69, 2015, section 3.4 (the stretch by Student's t).
 
     :param value: on all rows.
     :param resampled: on the resamples.
-    :param blocks: that were drawn.
+    :param freedom: degrees of freedom.
     :param tail: probability left out on either side, such as 0.025.
-    :returns: lower and upper end; ``None`` with fewer than two blocks.
+    :returns: lower and upper end; ``None`` with too few rows to say.
     """
-    known = resampled[np.isfinite(resampled)]
-    if blocks.count < 2 or len(known) < 2:
+    known = resampled.values[np.isfinite(resampled.values)]
+    factor = common_factor(resampled.shares)
+    if len(known) < 2 or not math.isfinite(factor):
         return None
-    stretch = t_quantile(1.0 - tail, blocks.freedom) / _normal_quantile(1.0 - tail)
-    stretch *= math.sqrt(blocks.count / (blocks.count - 1.0))
+    stretch = factor * t_quantile(1.0 - tail, freedom) / _normal_quantile(1.0 - tail)
     low, high = value + stretch * (np.quantile(known, [tail, 1.0 - tail]) - value)
     return float(low), float(high)
+
+
+def require_level(name: str, value: float) -> None:
+    """Refuse a level of significance that tests nothing.
+
+    :raises ValueError: naming it.
+    """
+    if not 0.0 < value < 0.5:
+        raise ValueError(
+            f"{name} is {value}: give a probability above 0 and below 0.5, such as 0.05 for five percent"
+        )
 
 
 def upper_tail(t: float, degrees_of_freedom: float) -> float:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_mlops.core.challengers import (
+    ALL,
+    FEWEST_LEVELS,
+    RECENT,
+    ChallengerCheck,
+    ChallengerPolicy,
+    judge_challengers,
+)
 from airflow_mlops.core.windows import Window
 
 if TYPE_CHECKING:
@@ -30,6 +38,7 @@ class WindowEvidence:
     :param window: the window.
     :param performance: payload of its performance check; ``None`` when there was none.
     :param drift: payload of its drift check; ``None`` when there was none.
+    :param challengers: models side by side on it; ``None`` when none were compared.
     :param row_count: labelled rows in the window.
     :param waited_days: time since its first check.
     """
@@ -37,6 +46,7 @@ class WindowEvidence:
     window: Window
     performance: dict[str, Any] | None
     drift: dict[str, Any] | None
+    challengers: ChallengerCheck | None = None
     row_count: int
     waited_days: float = 0.0
 
@@ -68,11 +78,13 @@ class RetrainingHistory:
     :param last_retraining_window_end: end of the newest window a retraining was decided for.
     :param champion_since: when the present champion was promoted.
     :param recent_outcomes: outcomes of retrainings, newest first.
+    :param world_since: start of the rows the champion was trained on after the world had changed; ``None``: it never has.
     """
 
     last_retraining_window_end: datetime | None = None
     champion_since: datetime | None = None
     recent_outcomes: tuple[str, ...] = ()
+    world_since: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +96,7 @@ class RetrainingPolicy:
     :param trailing_days: training window otherwise, back from the end of the decided window.
     :param half_life_days: weight of a row halves with this age in the trailing window; ``None``: equal weights.
     :param retrain_on_drift: retrain when only the inputs moved; by default that is an alert.
+    :param challengers: when a fresh model is worth a promotion, where challengers are compared.
     :param patience_days: how long a window waits for labels and checks that are late, from its first check on; then
         it is decided without them. 0: there are no labels to wait for.
     """
@@ -94,19 +107,20 @@ class RetrainingPolicy:
     half_life_days: float | None = 30.0
     retrain_on_drift: bool = False
     patience_days: float = 45.0
+    challengers: ChallengerPolicy = field(default_factory=ChallengerPolicy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingChoice:
     """What to train on.
 
-    :param start: first instant of the training window.
+    :param start: first instant of the training window; ``None``: with the first row there is.
     :param end: first instant after it.
     :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
     :param why: half a sentence.
     """
 
-    start: datetime
+    start: datetime | None
     end: datetime
     half_life_days: float | None
     why: str
@@ -114,12 +128,21 @@ class TrainingChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrainingDecision:
-    """The decision for one window."""
+    """The decision for one window.
+
+    :param training: what to train the next champion on; ``None`` when there will be none.
+    :param promote_on: what it is promoted on: its own test on rows ``held_out``, or the tests of its ``predecessors``.
+    :param recipe: how it is made; ``None`` when it is no model of a recipe.
+    :param shadow: recipes whose next model is worth a training, so that it can be compared in the next window.
+    """
 
     window: Window
     outcome: Outcome
     reason: str
     training: TrainingChoice | None = None
+    promote_on: Literal["held_out", "predecessors"] = "held_out"
+    recipe: str | None = None
+    shadow: tuple[str, ...] = ()
 
 
 def decide_retraining(
@@ -157,6 +180,8 @@ def _decide(
     window, found = evidence.window, _findings(evidence)
     if evidence.awaits_labels and evidence.waited_days < policy.patience_days:
         return RetrainingDecision(window=window, outcome=Outcome.WAIT_FOR_LABELS, reason=found)
+    if evidence.challengers is not None:
+        return _by_challengers(evidence, seen, history, policy)
     if not evidence.degraded and not (evidence.drifted and policy.retrain_on_drift):
         # Never graded is not the same as fine, unless nobody wanted to wait for labels.
         given_up = evidence.awaits_labels and policy.patience_days > 0
@@ -172,6 +197,78 @@ def _decide(
     training = _choose_training(seen, history, policy)
     return RetrainingDecision(
         window=window, outcome=Outcome.RETRAIN, reason=f"{found}; {training.why}", training=training
+    )
+
+
+def _by_challengers(
+    evidence: WindowEvidence,
+    seen: Sequence[WindowEvidence],
+    history: RetrainingHistory,
+    policy: RetrainingPolicy,
+) -> RetrainingDecision:
+    """Decide by what fresh models were worth; where the world changed at once there are none yet, and a test has to tell."""
+    since = history.world_since
+    checks = [
+        item.challengers
+        for item in seen
+        if item.challengers is not None and (since is None or item.window.start > since)
+    ]
+    window, found = evidence.window, _findings(evidence)
+    if not checks:
+        return RetrainingDecision(
+            window=window,
+            outcome=Outcome.NOTHING,
+            reason=f"{found}; no window since the change of {since:%Y-%m-%d} has been compared",
+            shadow=(RECENT, ALL),
+        )
+    verdict = judge_challengers(checks, policy.challengers)
+    # Until it is known how much the loss varies between windows, what was promised at training has to do.
+    if verdict.alarm or (evidence.degraded and len(checks) <= FEWEST_LEVELS):
+        enough = evidence.row_count >= policy.minimum_training_rows
+        training = (
+            TrainingChoice(
+                start=window.start, end=window.end, half_life_days=None, why="training on this window alone"
+            )
+            if enough
+            else recipe_rows(verdict.recipe, window, since)
+        )
+        return RetrainingDecision(
+            window=window,
+            outcome=Outcome.RETRAIN,
+            reason=f"{found}; the newest models are as surprised as the champion: the world changed; {training.why}",
+            training=training,
+            recipe=verdict.recipe,
+            shadow=verdict.train,
+        )
+    return RetrainingDecision(
+        window=window,
+        outcome=Outcome.RETRAIN
+        if verdict.promote
+        else Outcome.ALERT
+        if evidence.degraded
+        else Outcome.NOTHING,
+        reason=f"{found}; {verdict.reason}",
+        training=recipe_rows(verdict.recipe, window, since) if verdict.promote else None,
+        promote_on="predecessors" if verdict.promote else "held_out",
+        recipe=verdict.recipe if verdict.promote else None,
+        shadow=verdict.train,
+    )
+
+
+def recipe_rows(recipe: str, window: Window, since: datetime | None) -> TrainingChoice:
+    """Give the rows and weights of a recipe's model that is made after a window.
+
+    :param since: where the present world begins; ``None``: with the first row.
+    """
+    if recipe == ALL:
+        return TrainingChoice(
+            start=since, end=window.end, half_life_days=None, why="training on all rows alike"
+        )
+    return TrainingChoice(
+        start=since,
+        end=window.end,
+        half_life_days=window.days,
+        why=f"training on all rows, their weight halving every {window.days:g} days",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airflow_mlops.core.predictions import text_codes
-from airflow_mlops.core.resampling import upper_tail
+from airflow_mlops.core.resampling import require_level, upper_tail
 
 Array = NDArray[Any]
 
@@ -41,6 +41,15 @@ class SlicePolicy:
     significance: float = 0.05
     pairs: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.minimum_rows >= 1:
+            raise ValueError(f"minimum_rows of a slice is {self.minimum_rows}: give at least 1")
+        if not self.maximum_regression >= 0.0:
+            raise ValueError(
+                f"maximum_regression of a slice is {self.maximum_regression}: give a share from 0 on, such as 0.05"
+            )
+        require_level("significance of slices", self.significance)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
@@ -48,10 +57,10 @@ class Slice:
 
     :param where: column to its part, ``{"rate_code_id": "2"}`` or ``{"distance": "3.1 to 8"}``.
     :param row_count: rows in it.
-    :param challenger: mean loss of the challenger.
-    :param champion: mean loss of the champion.
-    :param regression: how much worse the challenger is, relative to the champion; below zero is better; ``None`` where the
-        champion makes no loss at all.
+    :param challenger: mean loss of the challenger, as it is told: a root of mean squares, a gain.
+    :param champion: the same of the champion.
+    :param regression: how much worse the challenger is, relative to the size of the champion's; below zero is better;
+        ``None`` where that is zero.
     :param p_value: probability of so large a worsening by chance, adjusted for the number of slices looked at.
     :param block_count: blocks of neighbors its rows lie in.
     """
@@ -104,6 +113,7 @@ def find_worse_slices(
     policy: SlicePolicy,
     *,
     loss: str = "loss",
+    of_mean: Callable[[float], float] | None = None,
 ) -> SliceReport:
     """Look at every part of every column, and of every pair of columns, for rows on which the challenger is worse.
 
@@ -119,7 +129,9 @@ def find_worse_slices(
     :param champion: its loss per row.
     :param starts: first row of each block of neighbors.
     :param policy: when a slice counts.
-    :param loss: what the losses are called.
+    :param loss: what is told of them is called.
+    :param of_mean: turns a mean of losses into what is told, and what ``maximum_regression`` is a share of, such as the root
+        of a mean of squares; default as it is.
     """
     parts = {name: _cut(column) for name, column in columns.items()}
     blocks = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(challenger))))
@@ -130,13 +142,15 @@ def find_worse_slices(
     for group in groups:
         found += _slices(group, parts, challenger, champion, blocks, len(starts), policy.minimum_rows)
     adjusted = _holm([item.p_value for item in found])
-    judged = [replace(item, p_value=p) for item, p in zip(found, adjusted, strict=True)]
-    worst = sorted(judged, key=lambda item: (item.p_value, item.champion - item.challenger))
+    judged = [
+        replace(_told(item, of_mean) if of_mean else item, p_value=p)
+        for item, p in zip(found, adjusted, strict=True)
+    ]
+    worst = sorted(judged, key=lambda item: (item.p_value, -_regression(item)))
     beyond = [
         item
         for item in worst
-        if item.p_value <= policy.significance
-        and item.challenger - item.champion > policy.maximum_regression * item.champion
+        if item.p_value <= policy.significance and _regression(item) > policy.maximum_regression
     ]
     broken = [item for item in beyond if item.block_count >= FEWEST_BLOCKS]
     doubtful = [item for item in beyond if item.block_count < FEWEST_BLOCKS]
@@ -147,6 +161,17 @@ def find_worse_slices(
         broken=tuple(broken[:SHOWN_SLICES]),
         doubtful=tuple(doubtful[:SHOWN_SLICES]),
     )
+
+
+def _told(item: Slice, of_mean: Callable[[float], float]) -> Slice:
+    new, old = of_mean(item.challenger), of_mean(item.champion)
+    worse = math.copysign(abs(new - old), item.challenger - item.champion)
+    return replace(item, challenger=new, champion=old, regression=worse / abs(old) if old else None)
+
+
+def _regression(item: Slice) -> float:
+    """Give the regression; without end where a champion without loss is followed by one with."""
+    return item.regression if item.regression is not None else math.inf
 
 
 def _short(text: str) -> str:
@@ -215,7 +240,7 @@ def _slices(
                 row_count=count,
                 challenger=before + mean,
                 champion=before,
-                regression=mean / before if before else None,
+                regression=mean / abs(before) if before else None,
                 p_value=_of_blocks(worse[:, cell], rows[:, cell], mean)
                 if in_blocks >= FEWEST_BLOCKS
                 else _of_rows(mean, float(squares[cell]), count),

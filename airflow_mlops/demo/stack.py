@@ -161,6 +161,17 @@ class Stack:
         }
 
 
+def start_mlflow(stack: Stack, children: Children) -> None:
+    """Start MLflow alone, and wait until it answers.
+
+    :raises DemoError: it did not come up.
+    """
+    children.start("mlflow", _mlflow_server(stack), environment=stack.environment())
+    children.wait_for(
+        "mlflow", lambda: _answers(f"{stack.mlflow_url}/health"), timeout_seconds=_START_SECONDS
+    )
+
+
 def start(stack: Stack, children: Children, progress: Callable[[str], None]) -> AirflowClient:
     """Start MLflow and the four components of Airflow; all are healthy and the Dags known when this returns.
 

@@ -9,7 +9,7 @@ from airflow_mlops.core.fairness import FairnessReport, GroupRates
 from airflow_mlops.core.predictions import text_codes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,6 +27,8 @@ def compare_groups(
     predicted: NDArray[Any],
     losses: NDArray[Any],
     labels: Sequence[str],
+    loss: str = "mean loss",
+    of_mean: Callable[[float], float] | None = None,
 ) -> FairnessReport:
     """Measure each group.
 
@@ -38,9 +40,13 @@ def compare_groups(
     :param predicted: what was answered, shape ``(n,)``.
     :param losses: per row, shape ``(n,)``.
     :param labels: of the model, in its order; empty for numbers.
-    :raises ImportError: fairlearn is not installed.
+    :param loss: what is told of the losses is called.
+    :param of_mean: turns a mean of losses into what is told; default as it is.
+    :raises ValueError: fairlearn is not installed.
     """
     import numpy as np
+
+    _require_fairlearn(column)
 
     names, numbers = text_codes(groups)
     counts = np.bincount(numbers)
@@ -57,6 +63,8 @@ def compare_groups(
             predicted=predicted[judged],
             losses=losses[judged],
             positive=label,
+            loss=loss,
+            of_mean=of_mean or float,
         )
         for label in compared
     ]
@@ -71,6 +79,8 @@ def _compare(
     predicted: NDArray[Any],
     losses: NDArray[Any],
     positive: str | None,
+    loss: str,
+    of_mean: Callable[[float], float],
 ) -> FairnessReport:
     frame = _frame(groups, target=target, predicted=predicted, losses=losses, positive=positive)
     rates = frame.by_group.to_dict(orient="index")
@@ -86,7 +96,11 @@ def _compare(
         demographic_parity_difference=None if alone else _number(spread.get("selection_rate")),
         demographic_parity_ratio=None if alone else _number(ratio.get("selection_rate")),
         equalized_odds_difference=None if alone else max(known, default=None),
-        loss_ratio=None if alone else _loss_ratio(min(means), max(means)),
+        # Only of sizes from zero on is one so many times the other.
+        loss_ratio=None
+        if alone or losses.min() < 0.0
+        else _loss_ratio(of_mean(min(means)), of_mean(max(means))),
+        loss=loss,
     )
 
 
@@ -94,6 +108,15 @@ def _loss_ratio(least: float, most: float) -> float:
     if least == most:
         return 1.0
     return most / least if least > 0.0 else math.inf
+
+
+def _require_fairlearn(column: str) -> None:
+    try:
+        import fairlearn  # noqa: F401
+    except ImportError as err:
+        raise ValueError(
+            f"to compare groups by {column!r} fairlearn is needed: install airflow-mlops[fairness], or leave groups out"
+        ) from err
 
 
 def _frame(

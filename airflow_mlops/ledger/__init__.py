@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded
+from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded, WindowGrade
 from airflow_mlops.ledger.store import Ledger
 
-__all__ = ["ChampionPeriod", "EntryKind", "Ledger", "LedgerEntry", "Recorded"]
+__all__ = ["ChampionPeriod", "EntryKind", "Ledger", "LedgerEntry", "Recorded", "WindowGrade"]

@@ -16,6 +16,7 @@ class EntryKind(StrEnum):
     DATASET = "dataset"
     VALIDATION = "validation"
     TRAINING = "training"
+    PACKAGE = "package"
     SELECTION = "selection"
     EVALUATION = "evaluation"
     EXPLANATION = "explanation"
@@ -27,6 +28,7 @@ class EntryKind(StrEnum):
     SCORING = "scoring"
     DRIFT_CHECK = "drift_check"
     PERFORMANCE_CHECK = "performance_check"
+    CHALLENGER_CHECK = "challenger_check"
     RETRAINING_DECISION = "retraining_decision"
     RETRAINING_OUTCOME = "retraining_outcome"
 
@@ -85,3 +87,28 @@ class ChampionPeriod:
     until: datetime | None
     actor: str
     summary: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowGrade:
+    """The performance check of a window that stands: the newest that measured something, else the newest.
+
+    :param window: the window.
+    :param entry: the check.
+    :param first_checked_at: when the window's performance was first looked at.
+    """
+
+    window: Window
+    entry: LedgerEntry
+    first_checked_at: datetime
+
+    @property
+    def measured(self) -> bool:
+        """Whether realized performance is known."""
+        return bool(self.entry.payload.get("measured"))
+
+    @property
+    def final(self) -> bool:
+        """Whether no label is awaited any more."""
+        settled = self.measured or not self.entry.payload.get("awaits_labels", True)
+        return bool(self.entry.payload.get("final", settled))

@@ -19,7 +19,7 @@ from sqlalchemy.exc import (
     StatementError,
 )
 
-from airflow_mlops.core.codec import json_safe
+from airflow_mlops.core.codec import json_safe, to_dict
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
@@ -27,7 +27,7 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     StorageError,
 )
-from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded
+from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded, WindowGrade
 from airflow_mlops.ledger.tables import aliases, entries
 
 if TYPE_CHECKING:
@@ -162,13 +162,17 @@ class Ledger:
         model_version: str,
         expected_version: str | None,
         entry: LedgerEntry,
+        request: str | None = None,
     ) -> Recorded:
         """Point an alias at a version if it still points where the caller believes; entry and pointer change together.
 
         An alias that is already there is left alone: a retry is no second promotion.
 
         :param expected_version: where the alias points now; ``None``: it is not set yet.
-        :param entry: what to write; a revision is appended to its key, so that A to B to A to B is four entries.
+        :param entry: what to write. The request is appended to its key; without one a revision, so that A to B to A to B is
+            four entries.
+        :param request: names what is asked for, by whom. It is carried out once: asked for again after somebody moved the
+            alias on, it is refused, also when the alias is back where the caller believes.
         :raises PromotionConflictError: somebody else moved the alias; the message says who and where to.
         """
         with self._writing() as connection:
@@ -179,10 +183,14 @@ class Ledger:
             current = row.model_version if row else None
             if row is not None and current == model_version:
                 return Recorded(entry=_entry(_last_move(connection, row)), created=False)
+            revision = row.revision + 1 if row else 1
+            keyed = replace(entry, key=f"{entry.key}|{request or revision}")
+            carried_out = _standing(connection, keyed) if request else None
+            if row is not None and carried_out is not None:
+                raise _undone(_entry(carried_out), _entry(_last_move(connection, row)), alias)
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
-            revision = row.revision + 1 if row else 1
-            recorded = _append(connection, replace(entry, key=f"{entry.key}|{revision}"))
+            recorded = _append(connection, keyed)
             pointer = {
                 "model_version": model_version,
                 "revision": revision,
@@ -309,6 +317,63 @@ class Ledger:
         )
         return self._windows(query)
 
+    def grades(
+        self,
+        model_name: str,
+        *,
+        window: Window | None = None,
+        before: datetime | None = None,
+        limit: int = 60,
+    ) -> list[WindowGrade]:
+        """List the performance checks that stand, one per window, oldest window first.
+
+        :param window: only this window.
+        :param before: only windows that ended by then.
+        :param limit: the newest so many windows at most.
+        """
+        mine = [entries.c.kind == str(EntryKind.PERFORMANCE_CHECK), entries.c.model_name == model_name]
+        if before is not None:
+            mine.append(entries.c.window_end <= before)
+        if window is not None:
+            mine += [entries.c.window_start == window.start, entries.c.window_end == window.end]
+        windows = (
+            sa.select(entries.c.window_start, entries.c.window_end)
+            .where(*mine, entries.c.window_start.is_not(None))
+            .distinct()
+            .order_by(entries.c.window_start.desc(), entries.c.window_end.desc())
+            .limit(limit)
+            .subquery()
+        )
+        same = sa.and_(
+            entries.c.window_start == windows.c.window_start, entries.c.window_end == windows.c.window_end
+        )
+        query = (
+            sa.select(entries)
+            .join(windows, same)
+            .where(*mine)
+            .order_by(entries.c.window_start, entries.c.window_end, entries.c.entry_id.desc())
+        )
+        checks: dict[Window, list[LedgerEntry]] = {}
+        for entry in self._query(query):
+            if entry.window is not None:
+                checks.setdefault(entry.window, []).append(entry)
+        return [
+            WindowGrade(
+                window=checked,
+                entry=next((entry for entry in found if entry.payload.get("measured")), found[0]),
+                first_checked_at=min(entry.recorded_at for entry in found),
+            )
+            for checked, found in checks.items()
+        ]
+
+    def unfinished_windows(self, model_name: str, *, before: datetime) -> list[Window]:
+        """List the windows whose labels are still awaited, oldest first: not graded yet, or graded on a part of them.
+
+        :param before: only those that ended by then.
+        """
+        maturing = {grade.window for grade in self.grades(model_name, before=before) if not grade.final}
+        return sorted(maturing | set(self.ungraded_windows(model_name, before=before)))
+
     def retrainings(self, model_name: str, *, limit: int = 1) -> list[LedgerEntry]:
         """List the decisions to retrain, newest first."""
         query = (
@@ -337,6 +402,15 @@ class Ledger:
         """
         with self._reading() as connection:
             _require_decision(connection, key, model_name)
+
+    def world_since(self, model_name: str) -> datetime | None:
+        """Find the start of the newest window that a promoted model was trained on alone: older rows were worth less."""
+        for decision in self.retrainings(model_name, limit=100):
+            training = decision.payload.get("training") or {}
+            alone = decision.window is not None and training.get("start") == to_dict(decision.window)["start"]
+            if decision.window is not None and alone and self.promotion_for(decision) is not None:
+                return decision.window.start
+        return None
 
     def promotion_for(self, decision: LedgerEntry) -> LedgerEntry | None:
         """Find the promotion that answered a decision to retrain."""
@@ -484,6 +558,15 @@ def _conflict(
     return PromotionConflictError(
         f"{alias} of {model_name} was believed to be {believed}, but {winner.actor} moved it to version "
         f"{row.model_version}; version {wanted} was not promoted. Evaluate against the present {alias} again"
+    )
+
+
+def _undone(move: LedgerEntry, last: LedgerEntry, alias: str) -> PromotionConflictError:
+    version = move.payload["model_version"]
+    return PromotionConflictError(
+        f"{move.actor} moved {alias} of {move.model_name} to version {version} at {move.recorded_at:%Y-%m-%d %H:%M} already, "
+        f"and {last.actor} moved it on to version {last.payload['model_version']} ({last.summary}); a move is not repeated. "
+        f"Whoever wants version {version} again promotes it by hand, with a reason of its own"
     )
 
 

@@ -109,7 +109,7 @@ class ApproveModelOperator(ApprovalOperator):
     def _answer(self, event: Mapping[str, Any]) -> dict[str, Any]:
         user = event.get("responded_by_user") or {}
         return {
-            "approved": event["chosen_options"] == [self.APPROVE],
+            "approved": event["chosen_options"] == [self.APPROVE] and bool(user),
             "model_name": self.registration["model_name"],
             "model_version": self.registration["model_version"],
             "package_digest": self.registration["package_digest"],

@@ -15,15 +15,24 @@ if TYPE_CHECKING:
 
 
 class CheckDriftOperator(StepOperator):
-    """Compare what the service was asked in a window with what the champion was trained on.
+    """Compare what the service was asked and answered in a window with what the champion was trained on.
 
     By default a finding does not fail the task: it goes into the ledger, where the retraining decision reads it.
 
     :param model_name: model whose inference log is read. (templated)
-    :param detector: ``wasserstein``, ``jensen_shannon``, ``psi`` or import path of one; default by column type. (templated)
+    :param detector: name of a detector or import path of one, for all inputs or by input; default by column type. (templated)
+    :param thresholds: by input, instead of the detector's own. (templated)
     :param share_threshold: share of drifted inputs from which the window counts as drifted. (templated)
+    :param policy: other fields of :class:`~airflow_mlops.core.drift.DriftPolicy`, such as ``{"rule": "evidently"}``. (templated)
+    :param reference: what the window is compared with: ``fixed``, the training rows; ``trailing``, the windows before it;
+        ``last_year``, the same season a year earlier. (templated)
+    :param reference_windows: how many windows ``trailing`` takes together. (templated)
+    :param at_least: the window counts as drifted when it and so many of the last ``of_windows`` together did. (templated)
+    :param of_windows: how many windows, this one included, ``at_least`` looks at. (templated)
+    :param pairs: numeric inputs to look at together, such as ``[["distance", "duration"]]``. (templated)
+    :param domain_classifier: also train a classifier to tell the window from the training rows.
     :param report: write an Evidently report ``never``, when ``fired``, or ``always``. (templated)
-    :param labels: table URI with labels, to show the target in the report. (templated)
+    :param labels: table URI with labels, for the drift of the target. (templated)
     :param id_column: column of the labels that equals the prediction id. (templated)
     :param window_start: first instant of the window; default the run's data interval. (templated)
     :param window_end: first instant after it. (templated)
@@ -36,7 +45,14 @@ class CheckDriftOperator(StepOperator):
     template_fields: Sequence[str] = (
         "model_name",
         "detector",
+        "thresholds",
         "share_threshold",
+        "policy",
+        "reference",
+        "reference_windows",
+        "at_least",
+        "of_windows",
+        "pairs",
         "report",
         "labels",
         "id_column",
@@ -48,8 +64,16 @@ class CheckDriftOperator(StepOperator):
         self,
         *,
         model_name: str,
-        detector: str | None = None,
+        detector: str | dict[str, str] | None = None,
+        thresholds: dict[str, float] | None = None,
         share_threshold: float | str = 0.5,
+        policy: dict[str, Any] | None = None,
+        reference: str = "fixed",
+        reference_windows: int | str = 3,
+        at_least: int | str = 1,
+        of_windows: int | str = 1,
+        pairs: Sequence[Sequence[str]] | None = None,
+        domain_classifier: bool = False,
         report: str = "fired",
         labels: str | None = None,
         id_column: str | None = None,
@@ -61,7 +85,15 @@ class CheckDriftOperator(StepOperator):
         super().__init__(**kwargs)
         self.model_name = model_name
         self.detector = detector
+        self.thresholds = thresholds
         self.share_threshold = share_threshold
+        self.policy = policy
+        self.reference = reference
+        self.reference_windows = reference_windows
+        self.at_least = at_least
+        self.of_windows = of_windows
+        self.pairs = pairs
+        self.domain_classifier = domain_classifier
         self.report = report
         self.labels = labels
         self.id_column = id_column
@@ -75,7 +107,14 @@ class CheckDriftOperator(StepOperator):
             "model_name": self.model_name,
             "window": window_spec(self.window_start, self.window_end),
             "detector": self.detector or None,
-            "share_threshold": float(self.share_threshold),
+            "thresholds": self.thresholds or {},
+            "policy": {"share_threshold": float(self.share_threshold)} | (self.policy or {}),
+            "reference": self.reference,
+            "reference_windows": int(self.reference_windows),
+            "at_least": int(self.at_least),
+            "of_windows": int(self.of_windows),
+            "pairs": [list(pair) for pair in self.pairs or ()],
+            "domain_classifier": bool(self.domain_classifier),
             "report": self.report,
             "labels": self.labels,
             "id_column": self.id_column,

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import timezone
 
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.operators.base import StepOperator, check_key, part_of, window_spec
+from airflow_mlops.operators.base import StepOperator, check_key, names, part_of, window_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
+
+    from airflow_mlops.ledger import LedgerEntry, WindowGrade
 
 
 class CheckPerformanceOperator(StepOperator):
     """Join a window's predictions with their labels and compare with what was promised at training.
 
     A finding does not fail the task: it goes into the ledger, where the retraining decision reads it. So does a window
-    that has too few labels yet; later runs grade it again, until it is graded or decided without.
+    that has too few labels yet, with an estimate that needs none; later runs grade it, and grade it again when more labels
+    came, until all are here or the time for them is over.
 
     :param model_name: model whose inference log is read. (templated)
-    :param labels: what holds the labels: an ingest or validation task's result, a dataset version or a table URI. (templated)
+    :param labels: what holds the labels: an ingest or validation task's result, a dataset version or a table URI; ``None``: there
+        are none, performance is estimated. (templated)
     :param id_column: column of the labels that equals the prediction id. (templated)
     :param target: label column. (templated)
-    :param metric: name of a built-in metric, or import path of one. (templated)
+    :param metric: name of a built-in metric, or import path of one; what the model was trained for. (templated)
+    :param metrics: more of them that are reported beside it, such as what a mistake costs. (templated)
     :param window_start: first instant of the window; default the run's data interval. (templated)
     :param window_end: first instant after it. (templated)
     :param maximum_relative_change: worsening that is tolerated, 0.2 is twenty percent. (templated)
     :param minimum_labelled_share: below it nothing is judged, in ``[0, 1]``. (templated)
+    :param maturity_days: how long, from a window's first check on, labels that are late still change its grade. (templated)
+    :param tolerated_level_change: worsening of the level over several windows that is tolerated. (templated)
+    :param false_alarm_rate: of the search for a lasting change, per window. (templated)
     """
 
     step = "performance"
@@ -40,24 +51,32 @@ class CheckPerformanceOperator(StepOperator):
         "id_column",
         "target",
         "metric",
+        "metrics",
         "window_start",
         "window_end",
         "maximum_relative_change",
         "minimum_labelled_share",
+        "maturity_days",
+        "tolerated_level_change",
+        "false_alarm_rate",
     )
 
     def __init__(
         self,
         *,
         model_name: str,
-        labels: Any,
-        id_column: str,
-        target: str,
+        labels: Any = None,
+        id_column: str = "",
+        target: str = "label",
         metric: str = "mae",
+        metrics: str | Sequence[str] = (),
         window_start: str = "{{ data_interval_start }}",
         window_end: str = "{{ data_interval_end }}",
         maximum_relative_change: float | str = 0.2,
         minimum_labelled_share: float | str = 0.8,
+        maturity_days: float | str = 90.0,
+        tolerated_level_change: float | str = 0.05,
+        false_alarm_rate: float | str = 0.002,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -66,10 +85,14 @@ class CheckPerformanceOperator(StepOperator):
         self.id_column = id_column
         self.target = target
         self.metric = metric
+        self.metrics = metrics
         self.window_start = window_start
         self.window_end = window_end
         self.maximum_relative_change = maximum_relative_change
         self.minimum_labelled_share = minimum_labelled_share
+        self.maturity_days = maturity_days
+        self.tolerated_level_change = tolerated_level_change
+        self.false_alarm_rate = false_alarm_rate
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.performance.PerformanceSpec`."""
@@ -80,46 +103,75 @@ class CheckPerformanceOperator(StepOperator):
             "id_column": self.id_column,
             "target": self.target,
             "metric": self.metric,
+            "metrics": names(self.metrics),
             "policy": {
                 "maximum_relative_change": float(self.maximum_relative_change),
                 "minimum_labelled_share": float(self.minimum_labelled_share),
+                "maturity_days": float(self.maturity_days),
+                "change": {
+                    "tolerated_share": float(self.tolerated_level_change),
+                    "false_alarm_rate": float(self.false_alarm_rate),
+                },
             },
         }
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Grade the earlier windows whose labels were late, then this one; the result is about this one."""
         spec = self.build_spec(context)
-        for window in self._ungraded(spec["window"]):
+        for late in self._unfinished(spec["window"]):
             try:
-                late = self._runner.run(self.step, spec | {"window": window}, self.services())
+                result = self._grade(spec | late)
             except InsufficientDataError as err:
                 self.log.warning("an earlier window can't be graded: %s", err)
             else:
-                self._write(late, context)
-        return super().execute(context)
+                self._write(result, context)
+        return self.decide(self.record(self._grade(spec), context), context)
 
     def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Write the grade to the ledger.
 
-        :returns: the grade that stands: a window gets one.
+        :returns: the grade that stands.
         """
         grade = self._write(result, context)
         facts = {name: grade[name] for name in ("window", "measured", "degraded", "reason")}
         self.fill_outlets(context, facts)
         return grade
 
+    def _grade(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Run the step with what the ledger knows of this window and of earlier ones."""
+        window = Window.parse(**spec["window"]) if spec["window"] else None
+        if window is not None:
+            with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+                past = ledger.grades(self.model_name, before=window.start)
+                (first,) = [
+                    grade.first_checked_at for grade in ledger.grades(self.model_name, window=window)
+                ] or [timezone.utcnow()]
+            spec = spec | {
+                "past": [_past_grade(grade) for grade in past if grade.measured],
+                "waited_days": (timezone.utcnow() - first) / timedelta(days=1),
+            }
+        return self._runner.run(self.step, spec, self.services())
+
     def _write(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Write one grade per window; before that, what is missing for it, each time that is something else."""
+        """Write a grade, and again when it rests on more labels; before the first one, what is missing for it."""
+        from airflow_mlops.core.codec import from_dict
         from airflow_mlops.ledger import EntryKind
 
         key = check_key(result)
-        if not result["measured"]:
-            with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-                graded = ledger.find(EntryKind.PERFORMANCE_CHECK, key)
-            if graded is not None:
-                return graded.payload
-            key += f"|version {result['model_version']}|{result['row_count']} labelled"
-        standing = self.write_entry(
+        window = from_dict(Window, result["window"])
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            standing = next(iter(ledger.grades(self.model_name, window=window)), None)
+            decided = ledger.find(EntryKind.RETRAINING_DECISION, key)
+        graded = standing.entry if standing is not None and standing.measured else None
+        late = "|final" if result["final"] else ""
+        if graded is not None and not is_news(graded.payload, result):
+            return graded.payload
+        if graded is not None:
+            result = regraded(graded, result, decided.payload.get("outcome") if decided else None)
+            key += f"|{result['row_count']} labelled{late}"
+        elif not result["measured"]:
+            key += f"|version {result['model_version']}|{result['row_count']} labelled{late}"
+        entry = self.write_entry(
             context,
             kind=EntryKind.PERFORMANCE_CHECK,
             key=key,
@@ -129,15 +181,77 @@ class CheckPerformanceOperator(StepOperator):
             summary=f"performance of {result['model_name']}: {result['reason']}",
             payload=result,
         )
-        return standing.payload
+        return entry.payload
 
-    def _ungraded(self, window: dict[str, str] | None) -> list[dict[str, Any]]:
+    def _unfinished(self, current: dict[str, str] | None) -> list[dict[str, Any]]:
+        """Give what differs in the spec for each earlier window that awaits labels."""
         from airflow_mlops.core.codec import to_dict
 
-        if window is None:
+        if current is None:
             return []
+        start = Window.parse(**current).start
+        oldest = timezone.utcnow() - 2 * timedelta(days=float(self.maturity_days))
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            return [
-                to_dict(late)
-                for late in ledger.ungraded_windows(self.model_name, before=Window.parse(**window).start)
+            ungraded = ledger.ungraded_windows(self.model_name, before=start)
+            maturing = [
+                grade
+                for grade in ledger.grades(self.model_name, before=start)
+                if not grade.final and grade.window not in ungraded and grade.first_checked_at > oldest
             ]
+        # Nobody was graded in an undecided window yet: the champion of today is asked for. Later on, it is who was.
+        late: list[tuple[Window, str | None]] = [(window, None) for window in ungraded]
+        late += [(grade.window, grade.entry.subject) for grade in maturing]
+        return [
+            {"window": to_dict(window), "model_version": version}
+            for window, version in sorted(late, key=lambda item: item[0])
+        ]
+
+
+#: More labels are worth another line in the ledger when their share grew by this, or the verdict turned.
+_NEWS = 0.1
+
+
+def is_news(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Tell whether a second grade of a window says more than the first: it rests on more labels, or is the last."""
+    if (
+        before.get("final", True)
+        or not after["measured"]
+        or before["model_version"] != after["model_version"]
+    ):
+        return False
+    if after["final"]:
+        return True
+    grown = after["labelled_share"] - before["labelled_share"]
+    turned = before["degraded"] != after["degraded"]
+    return bool(after["row_count"] > before["row_count"] and (turned or grown >= _NEWS))
+
+
+def regraded(before: LedgerEntry, result: dict[str, Any], decision: str | None) -> dict[str, Any]:
+    """Say what a second grade changes. A decision taken on the first stands; that it would be another one is said."""
+    was, now = before.payload, result["labelled_share"]
+    flipped = was["degraded"] != result["degraded"]
+    reason = (
+        f"{result['reason']}; graded again with {now:.0%} of the labels, it was {was['value']:.3g} with "
+        f"{was['labelled_share']:.0%}"
+    )
+    if flipped:
+        verdicts = {True: "degraded", False: "not degraded"}
+        reason += f": the verdict turned from {verdicts[was['degraded']]} to {verdicts[result['degraded']]}"
+        if decision:
+            reason += f", and the decision taken on it ({decision}) stands"
+    return result | {"reason": reason, "supersedes": before.key, "flipped": flipped}
+
+
+def _past_grade(grade: WindowGrade) -> dict[str, Any]:
+    """Give a grade as :class:`~airflow_mlops.core.performance.PastGrade`; older ones lack some fields."""
+    from airflow_mlops.core.codec import to_dict
+
+    payload = grade.entry.payload
+    fields = ("loss_mean", "loss_deviation", "effective_rows", "estimated_value", "estimate_interval")
+    return {
+        "window": to_dict(grade.window),
+        "model_version": payload["model_version"],
+        "degraded": payload["degraded"],
+        "value": payload["value"],
+        **{name: payload.get(name) for name in fields},
+    }

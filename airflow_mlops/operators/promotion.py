@@ -18,8 +18,25 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
+#: What ``approval`` is where nobody is asked. It is no answer: what comes out as nothing, such as that of an approval task
+#: that was marked as success, is not this, and promotes nothing.
+NOT_ASKED = "not asked"
+
 #: All that a person who promotes without an evaluation says.
 BY_HAND = frozenset({"champion_version", "reason"})
+
+#: What an answer says.
+_ANSWER = frozenset(
+    {
+        "approved",
+        "model_name",
+        "model_version",
+        "package_digest",
+        "champion_version",
+        "responded_by",
+        "responded_at",
+    }
+)
 
 
 class PromoteModelOperator(StepOperator):
@@ -34,7 +51,7 @@ class PromoteModelOperator(StepOperator):
     :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``. (templated)
     :param decision_key: retraining decision that this promotion answers; the deployment closes it. (templated)
     :param approval: what the approval task returned, where a person is asked; without a yes for this model, version, package and
-        champion nothing is promoted. (templated)
+        champion nothing is promoted, least of all when nothing comes out. Leave it out where nobody is asked. (templated)
     """
 
     step = "promote"
@@ -57,7 +74,7 @@ class PromoteModelOperator(StepOperator):
         evaluation: Any,
         alias: str = "champion",
         decision_key: str | None = None,
-        approval: Any = None,
+        approval: Any = NOT_ASKED,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,13 +96,16 @@ class PromoteModelOperator(StepOperator):
             with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
                 ledger.require_decision(self.decision_key, self.model_name)
         version = str(part_of(self.model_version, "model_version"))
+        answer = self._approved(version, evaluated["expected_version"])
         return {
             "model_name": self.model_name,
             "model_version": version,
             "alias": self.alias,
             **evaluated,
-            "reason": evaluated["reason"] + self._approved(version, evaluated["expected_version"]),
-            "package_digest": self.approval["package_digest"] if self.approval else None,
+            "reason": evaluated["reason"]
+            + (f"; approved by {answer['responded_by']['name']}" if answer else ""),
+            "package_digest": answer["package_digest"] if answer else self._registered(),
+            "approved_at": answer["responded_at"] if answer else None,
             "decision_key": self.decision_key or None,
             "actor": actor(context),
             "now": timezone.utcnow().isoformat(),
@@ -119,22 +139,38 @@ class PromoteModelOperator(StepOperator):
                 evidence={argument: {name: given.get(name) for name in ("model_name", "run_id")}},
             )
 
-    def _approved(self, version: str, champion: str | None) -> str:
-        """Say who approved exactly this, or stop."""
+    def _registered(self) -> str | None:
+        """Give the digest of what was registered, where the registration's result is at hand."""
+        given = self.model_version
+        return given.get("package_digest") if isinstance(given, Mapping) else None
+
+    def _approved(self, version: str, champion: str | None) -> dict[str, Any] | None:
+        """Give the yes to exactly this, ``None`` where nobody is asked, or stop."""
+        if self.approval == NOT_ASKED:
+            return None
         answer = self.approval
-        if not answer:
-            return ""
+        if not isinstance(answer, Mapping) or not answer.keys() >= _ANSWER:
+            why = (
+                f"the approval task gave no answer (approval came out as {answer!r:.80}). It was marked as success or "
+                "skipped, or its answer was deleted: clear it, so that it asks"
+            )
+            raise self._not_approved(version, why, {"approval": str(answer)[:80]})
         who = answer["responded_by"]["name"] if answer["responded_by"] else None
         asked = answer["model_name"], _version(answer["model_version"]), _version(answer["champion_version"])
-        if not answer["approved"]:
+        if answer["approved"] is not True or who is None:
             why = f"{who} said no" if who else "nobody said yes in time"
         elif asked != (self.model_name, version, champion):
             why = f"the yes was about {asked[0]} version {asked[1]} against champion {asked[2]}, not against {champion}"
+        elif self._registered() not in {None, answer["package_digest"]}:
+            why = f"the yes was about package {answer['package_digest']}, and {self._registered()} was registered"
         else:
-            return f"; approved by {who}"
-        raise PromotionRejectedError(
+            return dict(answer)
+        raise self._not_approved(version, why, {"approval": dict(answer)})
+
+    def _not_approved(self, version: str, why: str, evidence: dict[str, Any]) -> PromotionRejectedError:
+        return PromotionRejectedError(
             f"version {version} of {self.model_name} was not approved, the {self.alias} stays: {why}",
-            evidence={"approval": answer},
+            evidence=evidence,
         )
 
     def record(self, result: dict[str, Any], context: Context) -> None:

@@ -20,20 +20,28 @@ class RegisterModelOperator(StepOperator):
     :param evaluation: what the evaluation task returned; its verdict and numbers go to the version and its
         model card. (templated)
     :param alias: alias to set on the version; ``champion`` is promoted instead. (templated)
+    :param vouched_by: your name, to sign a package of which the ledger does not know that a training made it. (templated)
     """
 
     step = "register"
     needs = frozenset({"mlflow", "signing", "ledger"})
     operator_extra_links = (ModelVersionLink(),)
-    template_fields: Sequence[str] = ("training", "evaluation", "alias")
+    template_fields: Sequence[str] = ("training", "evaluation", "alias", "vouched_by")
 
     def __init__(
-        self, *, training: Any, evaluation: Any = None, alias: str = "challenger", **kwargs: Any
+        self,
+        *,
+        training: Any,
+        evaluation: Any = None,
+        alias: str = "challenger",
+        vouched_by: str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.training = training
         self.evaluation = evaluation
         self.alias = alias
+        self.vouched_by = vouched_by
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.register.RegisterSpec`."""
@@ -45,6 +53,7 @@ class RegisterModelOperator(StepOperator):
             "model_id": training["model_id"],
             "alias": self.alias,
             "evaluation": self.evaluation or None,
+            "vouched_by": None if self.vouched_by in {None, "", "None"} else self.vouched_by,
             "actor": actor(context),
         }
 
@@ -53,13 +62,16 @@ class RegisterModelOperator(StepOperator):
         from airflow_mlops.ledger import EntryKind
 
         self.note_link(ModelVersionLink, result["version_url"])
+        key = f"{result['model_name']}|{result['model_version']}"
+        vouched = f", vouched for by {result['vouched_by']}" if result["vouched_by"] else ""
         self.write_entry(
             context,
             kind=EntryKind.REGISTRATION,
-            key=f"{result['model_name']}|{result['model_version']}",
+            key=f"{key}|{result['signed_by']}" if vouched else key,
             model_name=result["model_name"],
             window=None,
             subject=result["model_version"],
-            summary=f"registered {result['model_name']} version {result['model_version']} (run {result['run_id']})",
+            summary=f"registered {result['model_name']} version {result['model_version']} "
+            f"(run {result['run_id']}){vouched}",
             payload=result,
         )

@@ -44,6 +44,9 @@ class TrainModelOperator(StepOperator):
     :param trailing_days: for ``trailing``. (templated)
     :param half_life_days: weight of a row halves with this age in days; empty: equal weights. (templated)
     :param holdout_share: newest share of the rows that is held out, in ``(0, 0.5]``. (templated)
+    :param refit: fit once more on all rows and package that model; its twin that was measured says what to expect. Such a
+        model can't be evaluated on these rows any more; its recipe is, one window later. (templated)
+    :param recipe: name of this way of making a model, for ``CompareChallengersOperator``. (templated)
     :param metric: name of a built-in metric, or import path of one; default ``mae`` for numbers, ``log_loss`` for labels,
         ``accuracy`` where the estimator gives no probabilities. (templated)
     :param parity: how far the ONNX form may be from the scikit-learn form, the fields of
@@ -77,6 +80,8 @@ class TrainModelOperator(StepOperator):
         "trailing_days",
         "half_life_days",
         "holdout_share",
+        "refit",
+        "recipe",
         "metric",
         "parity",
         "quantize",
@@ -107,6 +112,8 @@ class TrainModelOperator(StepOperator):
         trailing_days: float | str | None = None,
         half_life_days: float | str | None = None,
         holdout_share: float | str = 0.2,
+        refit: bool | str = False,
+        recipe: str | None = None,
         metric: str | None = None,
         parity: Mapping[str, Any] | None = None,
         quantize: str | None = None,
@@ -135,6 +142,8 @@ class TrainModelOperator(StepOperator):
         self.trailing_days = trailing_days
         self.half_life_days = half_life_days
         self.holdout_share = holdout_share
+        self.refit = refit
+        self.recipe = recipe
         self.metric = metric
         self.parity = parity
         self.quantize = quantize
@@ -163,6 +172,8 @@ class TrainModelOperator(StepOperator):
             "trailing_days": optional_number(self.trailing_days),
             "half_life_days": optional_number(self.half_life_days),
             "holdout_share": float(self.holdout_share),
+            "refit": str(self.refit).lower() == "true",
+            "recipe": self.recipe or None,
             "metric": self.metric or None,
             "parity": dict(self.parity or {}),
             "quantize": self.quantize or None,

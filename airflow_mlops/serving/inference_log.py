@@ -126,7 +126,7 @@ class InferenceLog:
     def _write(self, model_name: str, batches: list[_Batch]) -> None:
         import polars as pl
 
-        stamp = pl.Datetime("us", "UTC")
+        instant = pl.Datetime("us", "UTC")
         frames = []
         for batch in batches:
             kinds = {
@@ -136,7 +136,7 @@ class InferenceLog:
                 frames.append(
                     pl.DataFrame(
                         batch.columns,
-                        schema_overrides={"time": stamp, "received_at": stamp, **kinds},
+                        schema_overrides={"time": instant, "received_at": instant, **kinds},
                         strict=False,
                     )
                 )
@@ -151,7 +151,7 @@ class InferenceLog:
         folder.mkdir(parents=True, exist_ok=True)
         first, last = rows["time"].min(), rows["time"].max()
         # The range of event times in the name: a reader opens only the files that can matter.
-        name = f"part-{_stamp(first)}-{_stamp(last)}-{os.getpid()}-{uuid.uuid4().hex}.parquet"
+        name = f"part-{stamp(first)}-{stamp(last)}-{os.getpid()}-{uuid.uuid4().hex}.parquet"
         temporary = folder / f".{name}.tmp"
         try:
             rows.write_parquet(temporary)
@@ -173,7 +173,7 @@ def read_inference_log(root: Path, model_name: str, window: Window) -> pl.DataFr
     import polars as pl
 
     files = sorted((root / model_name).glob("hour=*/part-*.parquet"))
-    matching = [file for file in files if _may_hold(file.name, window)]
+    matching = [file for file in files if may_hold(file.name, window)]
     rows = None
     if matching:
         rows = (
@@ -191,12 +191,18 @@ def read_inference_log(root: Path, model_name: str, window: Window) -> pl.DataFr
     return rows
 
 
-def _may_hold(name: str, window: Window) -> bool:
+def may_hold(name: str, window: Window) -> bool:
     """Tell by a file's name whether it can hold a row of the window."""
+    first, last = time_span(name)
+    return first < stamp(window.end) and last >= stamp(window.start)
+
+
+def time_span(name: str) -> tuple[str, str]:
+    """Give the stamps of the first and the last row in a file, by its name."""
     _, first, last, *_ = name.split("-")
-    return first < _stamp(window.end) and last >= _stamp(window.start)
+    return first, last
 
 
-def _stamp(instant: Any) -> str:
+def stamp(instant: Any) -> str:
     """Write an instant of UTC so that texts are in the order of time."""
     return f"{instant.year:04}{instant:%m%dT%H%M%S.%f}"

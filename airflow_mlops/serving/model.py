@@ -124,7 +124,18 @@ def load_model(
         allowed, or the known rows do not give the known predictions.
     """
     manifest, contents = read_verified(folder, expected_digest, trust=trust)
-    path = Path(folder) / manifest.model_file
+    return open_model(manifest, contents, Path(folder))
+
+
+def open_model(manifest: PackageManifest, contents: Mapping[str, bytes], folder: Path) -> ServedModel:
+    """Load a model from files that were verified, and let it predict the known rows.
+
+    :param manifest: what it is; of the package, or of a second model in it.
+    :param contents: the very bytes that were verified, by file name.
+    :param folder: for messages.
+    :raises ArtifactIntegrityError: the file holds what is not allowed, or the known rows do not give the known predictions.
+    """
+    path = folder / manifest.model_file
     load = _load_onnx if manifest.serving_form == "onnx" else _load_sklearn
     predictor, probabilities = load(contents[manifest.model_file], manifest, path)
     model = ServedModel(manifest=manifest, predictor=predictor, probabilities=probabilities)

@@ -10,15 +10,19 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits, judge_artifact
+from airflow_mlops.core.artifact import FULL_ANSWERS, ArtifactFacts, ArtifactLimits, judge_artifact
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.environment import bare_environment
 from airflow_mlops.core.promotion import Check, Outcome
 
 #: Rows answered one by one, and how many of them warm up.
-REQUESTS, WARM_UP = 500, 50
+REQUESTS, WARM_UP = FULL_ANSWERS + 50, 50
+#: Seconds spent on them at most; a tenth of that on warming up. A slow model is measured on fewer.
+BUDGET_SECONDS = 20.0
 
 _STARTED = "AIRFLOW_MLOPS_PROBE_STARTED"
 
@@ -63,18 +67,39 @@ def measure(folder: Path, *, started: float) -> ArtifactFacts:
 
     model = load_model(folder)  # lets it answer the known rows
     cold_start = time.time() - started
-    rows = model.manifest.known_rows
-    spent = []
-    for number in range(REQUESTS):
-        begun = time.perf_counter()
-        model.predict_records([rows[number % len(rows)]])
-        spent.append(time.perf_counter() - begun)
+    spent = time_answers(model.predict_records, model.manifest.known_rows)
     return ArtifactFacts(
         size_mb=sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
         cold_start_seconds=cold_start,
-        p99_milliseconds=sorted(spent[WARM_UP:])[-max(1, (REQUESTS - WARM_UP) // 100)] * 1e3,
+        p99_milliseconds=sorted(spent)[-max(1, len(spent) // 100)] * 1e3,
         memory_mb=_peak_memory_mb(),
+        timed_answers=len(spent),
     )
+
+
+def time_answers(
+    answer: Callable[[list[dict[str, Any]]], Any],
+    rows: Sequence[dict[str, Any]],
+    *,
+    budget_seconds: float = BUDGET_SECONDS,
+) -> list[float]:
+    """Let a model answer row by row, and take the time once it is warm.
+
+    :param answer: of the model.
+    :param rows: asked for in turn.
+    :param budget_seconds: no answer is begun after that, but for the first that is timed.
+    :returns: seconds per answer, at least one.
+    """
+    spent: list[float] = []
+    begin = time.perf_counter()
+    for number in range(REQUESTS):
+        begun = time.perf_counter()
+        if spent and begun - begin > budget_seconds:
+            break
+        answer([rows[number % len(rows)]])
+        if number >= WARM_UP or begun - begin > budget_seconds / 10.0:
+            spent.append(time.perf_counter() - begun)
+    return spent
 
 
 def _peak_memory_mb() -> float:

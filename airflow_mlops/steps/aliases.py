@@ -10,7 +10,8 @@ from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflic
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 
 if TYPE_CHECKING:
-    from airflow_mlops.integrations.mlflow import Registry
+    from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
+    from airflow_mlops.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,27 @@ def show_aliases(registry: Registry, ledger: Ledger, model_name: str) -> None:
         if newest == wanted:
             return
         wanted = newest
+
+
+def find_rival(
+    registry: Registry, services: Services, model_name: str, alias: str
+) -> RegisteredVersion | None:
+    """Give the version an alias points at, after completing a promotion that was cut short; ``None`` when there is none yet.
+
+    :raises ModelVersionNotFoundError: the ledger has one and MLflow does not: that is no first model.
+    """
+    if services.ledger_url is None:
+        return registry.find_alias(model_name, alias)
+    with Ledger.open(services.ledger_url) as ledger:
+        show_aliases(registry, ledger, model_name)
+        found, version = registry.find_alias(model_name, alias), ledger.aliases(model_name).get(alias)
+    if found is None and version is not None:
+        raise ModelVersionNotFoundError(
+            f"{alias} of {model_name} is version {version} in the ledger, and MLflow has no such version any more, so there is "
+            "nothing to compare with. Roll back to a version that is there (RollBackModelOperator with model_version), or "
+            f'promote one by hand: evaluation={{"champion_version": "{version}", "reason": "<why>"}}'
+        )
+    return found
 
 
 def _wanted(ledger: Ledger, model_name: str) -> dict[str, str]:

@@ -46,6 +46,7 @@ STEP_MODULES = {
     "score": "airflow_mlops.steps.score",
     "drift": "airflow_mlops.steps.drift",
     "performance": "airflow_mlops.steps.performance",
+    "challengers": "airflow_mlops.steps.challengers",
     "retraining": "airflow_mlops.steps.retraining",
 }
 

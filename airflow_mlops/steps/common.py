@@ -69,3 +69,19 @@ def model_columns(rows: pl.DataFrame, signature: ModelSignature) -> dict[str, An
                 f"column {field.name!r} holds {column.dtype}, the model takes a number there"
             )
     return columns
+
+
+def with_target(rows: pl.DataFrame, target: str, *, where: str) -> pl.DataFrame:
+    """Give the rows whose target is known.
+
+    :param where: dataset and window, for the error.
+    :raises InsufficientDataError: there are none.
+    """
+    known = rows.drop_nulls(target)
+    if rows.schema[target].is_float():
+        known = known.drop_nans(target)
+    if known.height == 0:
+        raise InsufficientDataError(
+            f"none of the {rows.height} rows of {where} has a {target!r}: wait for the labels"
+        )
+    return known

@@ -1,39 +1,31 @@
-"""Drift: what the service was asked in a window against what the champion was trained on."""
+"""Drift: what the service was asked and answered in a window, against the training or against earlier windows."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.drift import compare_profiles
-from airflow_mlops.core.profile import profile_frame
+from airflow_mlops.core.drift import DriftPolicy, DriftReport, compare_profiles
+from airflow_mlops.core.skew import find_skew
 from airflow_mlops.core.windows import Window
-from airflow_mlops.integrations import delta, evidently
-from airflow_mlops.integrations.mlflow import STEP_KEY_TAG, Registry
-from airflow_mlops.serving.inference_log import read_inference_log
+from airflow_mlops.exceptions import InsufficientDataError, MLOpsError
+from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import work_key
-from airflow_mlops.steps.labels import labelled_predictions
+from airflow_mlops.steps.drift_report import write_report
+from airflow_mlops.steps.drift_sides import DriftSides, ReferenceKind
 from airflow_mlops.steps.packages import champion_profile
+from airflow_mlops.steps.reference_profile import PREDICTION
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
-
-    from airflow_mlops.core.package import PackageManifest
     from airflow_mlops.services import Services
 
 _LOG = logging.getLogger(__name__)
 
-#: Experiment that holds the reports of a model's windows.
-MONITORING_EXPERIMENT = "{model_name} monitoring"
-REPORT_FILE = "drift_report.html"
-#: Rows per side of the report: an explanation needs a picture, not every row.
-REPORT_ROWS = 5_000
+#: Columns in the result, those that drifted first: it has to stay small with a thousand columns.
+FEATURES_SHOWN = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,26 +35,61 @@ class DriftSpec:
     :param model_name: model whose inference log is read.
     :param window: predictions whose time is inside: the current window.
     :param champion_alias: the version whose training data is the reference.
-    :param detector: ``wasserstein``, ``jensen_shannon``, ``psi`` or import path of one; ``None`` chooses by column type.
-    :param share_threshold: share of drifted features from which the dataset counts as drifted.
+    :param detector: name of a detector or import path of one, for all inputs or by input; ``None`` chooses by column type.
+    :param thresholds: by input, instead of the detector's own.
+    :param policy: when an input, and when the window has drifted.
+    :param reference: ``fixed``: the champion's training rows; ``trailing``: the windows before this one; ``last_year``: the
+        same season a year earlier.
+    :param reference_windows: how many windows ``trailing`` takes together.
+    :param at_least: the window counts as drifted when it and so many of the last windows together did.
+    :param of_windows: how many windows, this one included, ``at_least`` looks at.
+    :param pairs: numeric inputs to look at together, for correlations.
+    :param domain_classifier: also train a classifier to tell the windows apart.
     :param report: write an Evidently report ``never``, when ``fired``, or ``always``.
-    :param labels: table URI with labels, for the target in the report.
+    :param labels: table URI with labels, for the drift of the target.
     :param id_column: column of the labels that equals the prediction id.
     """
 
     model_name: str
     window: Window
     champion_alias: str = "champion"
-    detector: str | None = None
-    share_threshold: float = 0.5
+    detector: str | dict[str, str] | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
+    policy: DriftPolicy = field(default_factory=DriftPolicy)
+    reference: ReferenceKind = "fixed"
+    reference_windows: int = 3
+    at_least: int = 1
+    of_windows: int = 1
+    pairs: tuple[tuple[str, str], ...] = ()
+    domain_classifier: bool = False
     report: Literal["never", "fired", "always"] = "fired"
     labels: str | None = None
     id_column: str | None = None
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.at_least <= self.of_windows:
+            raise ValueError(
+                f"at_least={self.at_least} of of_windows={self.of_windows} can't be: 1 <= k <= n is needed"
+            )
+        if self.reference_windows < 1:
+            raise ValueError(
+                f"reference_windows={self.reference_windows}: at least one window is needed to compare with"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriftResult:
-    """The verdict per dataset; per feature in ``features``, largest share of its threshold first."""
+    """The verdict on the inputs; per input in ``features``, those that drifted first.
+
+    :param drifted: the inputs drifted, in as many windows as asked for.
+    :param reference: what the window was compared with, in words.
+    :param features: at most 60 inputs; ``feature_count`` counts all.
+    :param window_verdicts: whether this window alone drifted, then the ones before it; those without predictions are left out.
+    :param prediction: the answers' comparison; ``None`` where the model package has no reference for them.
+    :param target: the labels' comparison; ``None`` where none are given, ``measured`` false where it can't be judged yet.
+    :param skew: requests unlike anything in training.
+    :param classifier: whether a classifier tells the windows apart; ``None`` where it was not asked for.
+    """
 
     model_name: str
     window: Window
@@ -73,116 +100,138 @@ class DriftResult:
     headline: str
     features: tuple[dict[str, Any], ...]
     report_url: str | None
+    reference: str = "training rows"
+    window_verdicts: tuple[bool, ...] = ()
+    prediction: dict[str, Any] | None = None
+    target: dict[str, Any] | None = None
+    skew: tuple[dict[str, Any], ...] = ()
+    classifier: dict[str, Any] | None = None
 
 
 def run(spec: DriftSpec, services: Services) -> DriftResult:
-    """Profile the window, compare with the reference profile, explain when it fired.
+    """Compare the window's profile with the reference's, explain when it fired.
 
     The verdict stands without its explanation: a report that can't be written is logged and left out.
 
-    :raises InsufficientDataError: nothing was predicted in the window.
+    :raises InsufficientDataError: nothing was predicted in the window, or too little to judge.
     """
     registry = Registry.connect(services)
-    manifest, reference = champion_profile(registry, spec.model_name, spec.champion_alias)
-    log = Path(services.require("serving_dir")) / "inference_log"
-    rows = _requests(log, spec, manifest)
-    fields = manifest.signature.inputs
-    numeric = [field.name for field in fields if field.type == "number"]
-    categorical = [field.name for field in fields if field.type == "string"]
-    current = profile_frame(rows, numeric=numeric, categorical=categorical, like=reference)
-    report = compare_profiles(
-        reference, current, detector=spec.detector, share_threshold=spec.share_threshold
+    manifest, trained = champion_profile(registry, spec.model_name, spec.champion_alias)
+    sides = DriftSides(
+        log=Path(services.require("serving_dir")) / "inference_log",
+        model_name=spec.model_name,
+        manifest=manifest,
+        trained=trained,
+        pairs=spec.pairs,
     )
+    report, reference = _compare(spec, sides, spec.window)
+    verdicts = (report.drifted, *_earlier_verdicts(spec, sides))
+    drifted = report.drifted and sum(verdicts) >= spec.at_least
+    current = sides.profile(spec.window)
     url = None
-    if spec.report == "always" or (spec.report == "fired" and report.drifted):
-        try:
-            url = _explain(spec, registry, manifest, rows, log, numeric=numeric, categorical=categorical)
-        except Exception:  # noqa: BLE001 - labels that are late or mistyped, Evidently, MLflow, the disk
-            _LOG.exception(
-                "no report for %s in %s: the verdict is recorded without it", spec.model_name, spec.window
-            )
+    if spec.report == "always" or (spec.report == "fired" and drifted):
+        url = _explain(spec, registry, sides)
     return DriftResult(
         model_name=spec.model_name,
         window=spec.window,
-        row_count=rows.height,
-        drifted=report.drifted,
+        row_count=current.row_count,
+        drifted=drifted,
         drifted_count=report.drifted_count,
         feature_count=report.feature_count,
-        headline=report.headline,
-        features=tuple(to_dict(feature) for feature in report.features),
+        headline=_headline(spec, report, verdicts, drifted=drifted),
+        features=tuple(to_dict(feature) for feature in report.features[:FEATURES_SHOWN]),
         report_url=url,
+        reference=reference,
+        window_verdicts=verdicts,
+        prediction=_prediction_drift(spec, sides),
+        target=_target_drift(spec, sides),
+        skew=tuple(
+            to_dict(item) for item in find_skew(sides.trained, current.select(sides.inputs))[:FEATURES_SHOWN]
+        ),
+        classifier=to_dict(sides.tell_apart(spec.window, spec.policy)) if spec.domain_classifier else None,
     )
 
 
-def _requests(log: Path, spec: DriftSpec, manifest: PackageManifest) -> pl.DataFrame:
-    """Read the inputs the service was asked with, under their own names, beside prediction and id."""
-    names = manifest.signature.names
-    logged = read_inference_log(log, spec.model_name, spec.window)
-    return logged.select("prediction_id", "prediction", *(f"feature_{name}" for name in names)).rename(
-        {f"feature_{name}": name for name in names}
+def _compare(spec: DriftSpec, sides: DriftSides, window: Window) -> tuple[DriftReport, str]:
+    """Compare the inputs of a window with its reference, and say what that is."""
+    reference, told, rows = sides.reference(window, spec.reference, spec.reference_windows)
+    names = [*sides.inputs, *sides.pair_names]
+    report = compare_profiles(
+        reference.select(names),
+        sides.profile(window).select(names),
+        detector=spec.detector,
+        thresholds=spec.thresholds,
+        policy=spec.policy,
+        read_rows=sides.reader(window, rows),
     )
+    return report, told
 
 
-def _explain(
-    spec: DriftSpec,
-    registry: Registry,
-    manifest: PackageManifest,
-    rows: pl.DataFrame,
-    log: Path,
-    *,
-    numeric: list[str],
-    categorical: list[str],
-) -> str:
-    """Write an Evidently report of both windows and keep it as an artifact of a monitoring run."""
-    import polars as pl
+def _earlier_verdicts(spec: DriftSpec, sides: DriftSides) -> list[bool]:
+    """Judge the windows before this one, as far as there are any predictions in them."""
+    verdicts = []
+    for window in sides.windows_before(spec.window, spec.of_windows - 1):
+        try:
+            verdicts.append(_compare(spec, sides, window)[0].drifted)
+        except InsufficientDataError:
+            _LOG.info("%s has too few predictions of %s to be judged", window, spec.model_name)
+    return verdicts
 
-    target = manifest.target if spec.labels and spec.id_column else None
-    current = rows
-    if spec.labels and spec.id_column:
-        joined = labelled_predictions(
-            log,
-            spec.model_name,
+
+def _prediction_drift(spec: DriftSpec, sides: DriftSides) -> dict[str, Any] | None:
+    if PREDICTION not in sides.layout.by_name:
+        return None  # a package of an older version
+    reference, _, _ = sides.reference(spec.window, spec.reference, spec.reference_windows)
+    report = compare_profiles(
+        reference.select([PREDICTION]),
+        sides.profile(spec.window).select([PREDICTION]),
+        policy=spec.policy,
+        what="predictions",
+    )
+    return to_dict(report.features[0])
+
+
+def _target_drift(spec: DriftSpec, sides: DriftSides) -> dict[str, Any] | None:
+    """Compare the labels that have arrived with those of the training."""
+    if not (spec.labels and spec.id_column):
+        return None
+    try:
+        current = sides.target_profile(spec.window, labels=spec.labels, id_column=spec.id_column)
+        report = compare_profiles(
+            sides.trained.select([sides.manifest.target]), current, policy=spec.policy, what="labels"
+        )
+    except MLOpsError as err:  # labels that are late or mistyped cost the inputs no verdict
+        _LOG.warning("the drift of the target is not judged: %s", err)
+        return {"feature": sides.manifest.target, "measured": False, "sentence": str(err)}
+    return to_dict(report.features[0])
+
+
+def _explain(spec: DriftSpec, registry: Registry, sides: DriftSides) -> str | None:
+    try:
+        return write_report(
+            registry,
+            sides,
             spec.window,
+            spec=to_dict(spec),
+            share_threshold=spec.policy.share_threshold,
             labels=spec.labels,
             id_column=spec.id_column,
-            target=manifest.target,
         )
-        current = rows.join(joined.select("prediction_id", manifest.target), on="prediction_id").drop_nulls(
-            manifest.target
+    except Exception:  # noqa: BLE001 - labels that are late or mistyped, Evidently, MLflow, the disk
+        _LOG.exception(
+            "no report for %s in %s: the verdict is recorded without it", spec.model_name, spec.window
         )
-    trained = manifest.trained_on
-    reference = delta.read_table(
-        trained.dataset_uri,
-        version=trained.dataset_version,
-        columns=[*numeric, *categorical, *([target] if target else [])],
-        window=trained.window,
-        time_column=trained.time_column,
-    ).with_columns(pl.col(name).cast(pl.String) for name in categorical)
-    columns = [*numeric, *categorical, *([target] if target else [])]
-    experiment_id = registry.experiment_id(MONITORING_EXPERIMENT.format(model_name=spec.model_name))
-    key = work_key("drift", to_dict(spec), trained.dataset_digest)
-    registry.close_interrupted_runs(experiment_id, key)
-    tags = {STEP_KEY_TAG: key, "airflow_mlops.window": spec.window.key}
-    with registry.run(experiment_id, f"window {spec.window}", tags) as run_id:
-        with tempfile.TemporaryDirectory() as temporary:
-            evidently.write_drift_report(
-                reference=_sample(reference.collect(), columns),
-                current=_sample(current, columns),
-                numeric=[*numeric, *([target] if target and manifest.task == "regression" else [])],
-                categorical=[
-                    *categorical,
-                    *([target] if target and manifest.task == "classification" else []),
-                ],
-                share_threshold=spec.share_threshold,
-                path=Path(temporary) / REPORT_FILE,
-            )
-            registry.upload(run_id, Path(temporary), "")
-        return registry.run_url(experiment_id, run_id, REPORT_FILE)
+        return None
 
 
-def _sample(rows: pl.DataFrame, columns: list[str]) -> pd.DataFrame:
-    chosen = rows.select(columns)
-    return (chosen.sample(REPORT_ROWS, seed=0) if chosen.height > REPORT_ROWS else chosen).to_pandas()
+def _headline(spec: DriftSpec, report: DriftReport, verdicts: tuple[bool, ...], *, drifted: bool) -> str:
+    if not report.drifted or spec.of_windows == 1:
+        return report.headline
+    word = "reached" if drifted else "not reached"
+    return (
+        f"{report.headline}; {sum(verdicts)} of the last {len(verdicts)} windows drifted, {spec.at_least} of "
+        f"{spec.of_windows} needed: {word}"
+    )
 
 
 STEP = Step(name="drift", spec=DriftSpec, result=DriftResult, run=run)

@@ -7,27 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.evaluation import EvaluationReport, compare_models, draw_blocks
+from airflow_mlops.core.evaluation import EvaluationReport, compare_models, repeat_last
 from airflow_mlops.core.fairness import FairnessReport
 from airflow_mlops.core.metrics import DEFAULT_METRICS, resolve_metric, row_losses
 from airflow_mlops.core.model_card import describe_evaluation
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
+from airflow_mlops.core.resampling import cut_clusters
 from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import fairlearn
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.probe import check_artifact
-from airflow_mlops.steps.aliases import show_aliases
+from airflow_mlops.steps.aliases import find_rival
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
 from airflow_mlops.steps.packages import load_version, run_package
 
 if TYPE_CHECKING:
@@ -82,6 +80,13 @@ class EvaluateSpec:
     artifact_limits: ArtifactLimits = field(default_factory=ArtifactLimits)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        limit = self.policy.maximum_group_difference
+        if limit is not None and not self.groups:
+            raise ValueError(
+                f"maximum_group_difference is {limit}, but groups is empty: name the columns with groups of people"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateResult:
@@ -112,17 +117,12 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     """Compare on the same rows and judge.
 
     :raises InsufficientDataError: no rows in the window, or a metric that can't be measured on them.
-    :raises ModelVersionNotFoundError: the run has no package.
+    :raises ModelVersionNotFoundError: the run has no package; or MLflow no longer has the champion of the ledger.
     :raises SchemaMismatchError: a column that is not there, or a champion that answers something else.
     """
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
-    if (
-        services.ledger_url is not None
-    ):  # a promotion that was cut short is completed, so that the real champion is met
-        with Ledger.open(services.ledger_url) as ledger:
-            show_aliases(registry, ledger, spec.model_name)
-    champion_version = registry.find_alias(spec.model_name, spec.champion_alias)
+    champion_version = find_rival(registry, services, spec.model_name, spec.champion_alias)
     with run_package(registry, spec.run_id, services, package_digest=spec.package_digest) as (
         folder,
         challenger,
@@ -176,7 +176,6 @@ def _judge(
     graded = Graded(target, answers)
     old = Graded(target, rival) if rival is not None else None
     guesses = _guesses(spec, challenger, target)
-    blocks = draw_blocks(metric, graded, old or Graded(target, next(iter(guesses.values()))), seed=spec.seed)
     further = DEFAULT_METRICS[manifest.task] if spec.metrics is None else spec.metrics
     report = compare_models(
         target=target,
@@ -184,15 +183,22 @@ def _judge(
         champion=rival,
         baselines=guesses,
         metrics=[spec.metric, *further],
-        blocks=blocks,
+        seed=spec.seed,
     )
-    loss, losses = row_losses(metric, graded)
+    losses = row_losses(metric, graded)
     slices = None
     columns = manifest.signature.names if spec.slices is None else spec.slices
     if old is not None and columns:
         cut = {name: _slice_column(rows[name]) for name in columns}
+        before = row_losses(metric, old)
         slices = find_worse_slices(
-            cut, losses, row_losses(metric, old)[1], blocks.starts, spec.slice_policy, loss=loss
+            cut,
+            losses.values,
+            before.values,
+            cut_clusters(len(target), losses.values - before.values),
+            spec.slice_policy,
+            loss=losses.name,
+            of_mean=losses.of_mean,
         )
     groups = tuple(
         fairlearn.compare_groups(
@@ -200,8 +206,10 @@ def _judge(
             rows[name].cast(str).fill_null("").to_numpy(),
             target=target,
             predicted=answers.values,
-            losses=losses,
+            losses=losses.values,
             labels=manifest.classes or (),
+            loss=losses.name,
+            of_mean=losses.of_mean,
         )
         for name in spec.groups
     )
@@ -210,19 +218,13 @@ def _judge(
 
 def _guesses(spec: EvaluateSpec, challenger: ServedModel, target: NDArray[Any]) -> dict[str, Predictions]:
     """Give what somebody would answer who knows only the training rows' target, or the row before."""
-    known, classes = challenger.manifest.trained_on, challenger.manifest.classes or ()
-    shares = [known.class_shares.get(label, 0.0) for label in classes]
-    constant = np.full(len(target), known.simple_prediction)
-    guesses = {
-        "a simple guess": Predictions(
-            values=constant,
-            probabilities=np.tile(shares, (len(target), 1)) if sum(shares) > 0 else None,
-            classes=classes,
-        )
-    }
+    simple = challenger.manifest.simple_answers(len(target))
+    guesses = {"a simple guess": simple}
     if spec.last_value:
-        before = np.concatenate([constant[:1].astype(target.dtype), target[:-1]])
-        guesses["the value before"] = Predictions(values=before, classes=classes)
+        classes = challenger.manifest.classes or ()
+        shares = [challenger.manifest.trained_on.class_shares.get(label, 0.0) for label in classes]
+        first = simple.values[:1].astype(target.dtype)
+        guesses["the value before"] = repeat_last(target, first, classes=classes, shares=shares)
     return guesses
 
 
@@ -259,23 +261,13 @@ def _rows(
 
     :raises InsufficientDataError: no row has a target yet.
     """
-    import polars as pl
-
     target = spec.target or models[0].manifest.target
     inputs = [name for model in models for name in model.manifest.signature.names]
     if target in inputs:
         raise SchemaMismatchError(f"target {target!r} is also an input of the model of run {spec.run_id}")
     columns = [*dict.fromkeys([*inputs, target, spec.time_column, *(spec.slices or ()), *spec.groups])]
     rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=window)
-    known = pl.col(target).is_not_null()
-    if rows.schema[target].is_float():
-        known &= pl.col(target).is_not_nan()
-    judged = rows.filter(known).sort(spec.time_column)
-    if judged.height == 0:
-        raise InsufficientDataError(
-            f"none of the {rows.height} rows of {dataset.uri} in {window} has a {target!r}: wait for the labels"
-        )
-    return judged
+    return with_target(rows, target, where=f"{dataset.uri} in {window}").sort(spec.time_column)
 
 
 def _require_comparable(challenger: ServedModel, champion: ServedModel) -> None:

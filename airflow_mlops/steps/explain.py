@@ -28,7 +28,7 @@ from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import plots, shap
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
 from airflow_mlops.steps.packages import run_package
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ExplainResult:
 def run(spec: ExplainSpec, services: Services) -> ExplainResult:
     """Explain the model as it is served, and put the findings on its run.
 
-    :raises InsufficientDataError: no rows in the window.
+    :raises InsufficientDataError: no row of the window has a target yet.
     :raises ModelVersionNotFoundError: the run has no package.
     :raises ValueError: a label the model does not know.
     """
@@ -107,12 +107,14 @@ def run(spec: ExplainSpec, services: Services) -> ExplainResult:
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     with run_package(registry, spec.run_id, services, package_digest=spec.package_digest) as (_, model):
         names = list(model.manifest.signature.names)
-    rows = read_rows(
-        dataset, columns=[*names, model.manifest.target], time_column=spec.time_column, window=spec.window
-    ).drop_nulls([model.manifest.target])
+    target_name = model.manifest.target
+    found = read_rows(
+        dataset, columns=[*names, target_name], time_column=spec.time_column, window=spec.window
+    )
+    rows = with_target(found, target_name, where=f"{dataset.uri} in {spec.window}")
     # Shuffled, so that the first rows of the table are rows of any time.
     rows = rows.sample(min(rows.height, spec.maximum_rows), shuffle=True, seed=spec.seed)
-    table, target = _table(model, rows), rows[model.manifest.target].to_numpy()
+    table, target = _table(model, rows), rows[target_name].to_numpy()
     score, output = _score(model, spec.explained_label)
     importances = permutation_importance(_loss(model, spec.metric, target), table, seed=spec.seed)
     curves = [

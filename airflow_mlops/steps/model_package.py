@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.core.codec import canonical_json, json_safe, to_dict
+from airflow_mlops.core.estimation import ESTIMATION_FILE, Estimation, learn_labels_estimation
+from airflow_mlops.core.metrics import resolve_metric
 from airflow_mlops.core.package import Holdout, PackageManifest, ServingForm, TrainedOn
-from airflow_mlops.core.profile import profile_frame
+from airflow_mlops.core.parity import ParityLimits
+from airflow_mlops.core.predictions import Graded
+from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_to_json
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import onnx, sklearn
 from airflow_mlops.serving.model import allowed_types
 from airflow_mlops.serving.package import hash_files
+from airflow_mlops.steps.estimation import (
+    ErrorModel,
+    error_model_signature,
+    fit_error_model,
+    with_effective_count,
+)
+from airflow_mlops.steps.reference_profile import reference_profile
 from airflow_mlops.steps.training_rows import class_shares, simple_prediction
 
 if TYPE_CHECKING:
@@ -25,13 +37,15 @@ if TYPE_CHECKING:
     from airflow_mlops.core.columns import ColumnRoles
     from airflow_mlops.core.dataset import DatasetVersion
     from airflow_mlops.core.metrics import MetricValue
-    from airflow_mlops.core.parity import Parity, ParityLimits
+    from airflow_mlops.core.parity import Parity
     from airflow_mlops.steps.training_rows import Split
 
 #: Rows stored in the package with their predictions; a service that loads it must give the same.
 KNOWN_ROWS = 5
 
-MODEL_FILES: dict[ServingForm, str] = {"onnx": "model.onnx", "sklearn": "model.skops"}
+#: Names of the model files without their ending, and the endings.
+MODEL_STEM, ERROR_MODEL_STEM = "model", "error_model"
+ENDINGS: dict[ServingForm, str] = {"onnx": ".onnx", "sklearn": ".skops"}
 
 
 class FittedModel(NamedTuple):
@@ -41,12 +55,14 @@ class FittedModel(NamedTuple):
     :param features: the held-out rows as the model takes them.
     :param predictions: for them, shape ``(rows,)``.
     :param score: the metric on them.
+    :param twin: the pipeline that was measured, where ``pipeline`` was fitted again on all rows.
     """
 
     pipeline: Any
     features: pd.DataFrame
     predictions: Any
     score: MetricValue
+    twin: Any = None
 
     @property
     def classification(self) -> bool:
@@ -61,6 +77,7 @@ def write_package(
     dataset: DatasetVersion,
     split: Split,
     *,
+    recipe: str | None = None,
     limits: ParityLimits,
     quantize: onnx.Quantization | None,
 ) -> PackageManifest:
@@ -75,19 +92,18 @@ def write_package(
         ),
         output=columns.target,
     )
-    form, reason = _write_model(folder, fitted, signature, limits, quantize)
-    label, number = ([columns.target], []) if fitted.classification else ([], [columns.target])
-    profile = profile_frame(
-        split.training, numeric=[*columns.numeric, *number], categorical=[*columns.categorical, *label]
-    )
-    (folder / "reference_profile.json").write_text(canonical_json(to_dict(profile)))
+    form, reason = _write_model(folder / MODEL_STEM, fitted, signature, limits, quantize)
+    profile = reference_profile(split, columns, fitted.predictions, classification=fitted.classification)
+    (folder / REFERENCE_PROFILE_FILE).write_text(profile_to_json(profile))
+    estimation = _write_estimation(folder, fitted, columns, signature, split)
+    (folder / ESTIMATION_FILE).write_text(canonical_json(to_dict(estimation)))
     classes = tuple(str(name) for name in fitted.pipeline.classes_) if fitted.classification else None
     return PackageManifest(
         task="classification" if fitted.classification else "regression",
         signature=signature,
         serving_form=form,
         serving_reason=reason,
-        model_file=MODEL_FILES[form],
+        model_file=MODEL_STEM + ENDINGS[form],
         files=hash_files(folder),
         target=columns.target,
         classes=classes,
@@ -102,6 +118,7 @@ def write_package(
             window_start=split.training_window.start,
             window_end=split.training_window.end,
             rows=split.training.height,
+            recipe=recipe,
             simple_prediction=simple_prediction(
                 split.training[columns.target], classification=fitted.classification
             ),
@@ -125,9 +142,40 @@ def refused_types(untrusted: Iterable[str]) -> list[str]:
     return sorted({*untrusted} - allowed_types())
 
 
+def _write_estimation(
+    folder: Path, fitted: FittedModel, columns: ColumnRoles, signature: ModelSignature, split: Split
+) -> Estimation:
+    """Learn on the held-out rows how the metric can be estimated without labels; write the error model if there is one."""
+    metric = resolve_metric(fitted.score.metric)
+    target = split.holdout[columns.target].to_numpy()
+    answers = sklearn.predict(fitted.twin or fitted.pipeline, fitted.features)
+    if fitted.classification:
+        estimation = learn_labels_estimation(metric, target=target, answers=answers)
+        return with_effective_count(estimation, metric, Graded(target, answers))
+    graded = Graded(target, answers)
+    model = fit_error_model(metric, graded, fitted.features, columns)
+    estimation = with_effective_count(model.estimation, metric, graded)
+    if model.pipeline is None:
+        return estimation
+    inputs = error_model_signature(signature, model.answer_field)
+    try:
+        form, _ = _write_model(folder / ERROR_MODEL_STEM, model, inputs, ParityLimits(), None)
+    except UnsafeModelError as err:
+        return Estimation(metric=metric.name, method="none", reason=str(err))
+    known = model.features.head(KNOWN_ROWS)
+    return replace(
+        estimation,
+        model_file=ERROR_MODEL_STEM + ENDINGS[form],
+        model_form=form,
+        answer_field=model.answer_field,
+        known_rows=tuple(json_safe(known.to_dict(orient="records"))),
+        known_errors=tuple(float(value) for value in model.pipeline.predict(known)),
+    )
+
+
 def _write_model(
-    folder: Path,
-    fitted: FittedModel,
+    stem: Path,
+    fitted: FittedModel | ErrorModel,
     signature: ModelSignature,
     limits: ParityLimits,
     quantize: onnx.Quantization | None,
@@ -146,10 +194,10 @@ def _write_model(
     else:
         if parity.passed:
             data, change = _quantized(converted, quantize, compare)
-            (folder / MODEL_FILES["onnx"]).write_bytes(data)
+            stem.with_suffix(ENDINGS["onnx"]).write_bytes(data)
             return "onnx", change or parity.reason
         reason = f"the ONNX form disagrees with scikit-learn: {parity.reason}"
-    untrusted = sklearn.save_skops(fitted.pipeline, folder / MODEL_FILES["sklearn"])
+    untrusted = sklearn.save_skops(fitted.pipeline, stem.with_suffix(ENDINGS["sklearn"]))
     refused = refused_types(untrusted)
     if refused:
         raise UnsafeModelError(

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.codec import from_dict
-from airflow_mlops.core.profile import Profile
+from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
 from airflow_mlops.core.signing import Trust
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.serving.model import ServedModel, load_model
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.profile import Profile
     from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
     from airflow_mlops.services import Services
 
@@ -78,11 +78,9 @@ def version_manifest(registry: Registry, version: RegisteredVersion) -> PackageM
 
 def champion_profile(registry: Registry, model_name: str, alias: str) -> tuple[PackageManifest, Profile]:
     """Read manifest and reference profile of the version an alias points at."""
-    import json
-
     version = registry.version_by_alias(model_name, alias)
     with tempfile.TemporaryDirectory() as temporary:
         folder = registry.download_package(version.run_id, Path(temporary))
         manifest = read_package(folder, expected_digest=version.package_digest)
-        profile = from_dict(Profile, json.loads((folder / "reference_profile.json").read_text()))
+        profile = profile_from_json((folder / REFERENCE_PROFILE_FILE).read_text())
     return manifest, profile

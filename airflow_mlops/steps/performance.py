@@ -1,4 +1,4 @@
-"""Performance: what was predicted in a window against the labels that arrived since."""
+"""Performance: what was predicted in a window against the labels that arrived since, and an estimate where they did not."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from airflow_mlops.core.change import WindowLoss, effective_count
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
-from airflow_mlops.core.performance import PerformancePolicy, judge_performance
-from airflow_mlops.core.predictions import Predictions
+from airflow_mlops.core.estimation import Estimate, EstimatorRecord, judge_estimator
+from airflow_mlops.core.metrics import Metric, MetricValue, evaluate_metric, resolve_metric
+from airflow_mlops.core.performance import (
+    EarlyLabels,
+    PastGrade,
+    PerformancePolicy,
+    compare_early_labels,
+    judge_estimate,
+    judge_performance,
+    look_for_change,
+)
+from airflow_mlops.core.predictions import Graded
 from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef
+from airflow_mlops.steps.estimation import GradingPackage, answers_of, estimate, load_for_grading
 from airflow_mlops.steps.labels import labelled_predictions
-from airflow_mlops.steps.packages import version_manifest
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,33 +43,55 @@ class PerformanceSpec:
 
     :param model_name: model whose inference log is read.
     :param window: predictions whose time is inside.
-    :param labels: dataset version or table URI that holds the labels.
+    :param labels: dataset version or table URI that holds the labels; ``None``: there are none, performance is estimated.
     :param id_column: column of the labels that equals the prediction id.
     :param target: label column.
-    :param metric: name of a built-in metric or import path of one.
+    :param metric: name of a built-in metric or import path of one; what the model was trained for.
+    :param metrics: more of them, which are reported beside it, such as what a mistake costs.
     :param champion_alias: the version whose answers are graded; its held-out performance is the reference.
+    :param model_version: a version instead; of a window that is graded again, the one that was.
     :param policy: when a change counts.
+    :param waited_days: since the window's performance was first looked at.
+    :param past: grades of earlier windows, oldest first.
     """
 
     model_name: str
     window: Window
-    labels: DatasetRef
-    id_column: str
-    target: str
+    labels: DatasetRef | None = None
+    id_column: str = ""
+    target: str = "label"
     metric: str = "mae"
+    metrics: tuple[str, ...] = ()
     champion_alias: str = "champion"
+    model_version: str | None = None
     policy: PerformancePolicy = field(default_factory=PerformancePolicy)
+    waited_days: float = 0.0
+    past: tuple[PastGrade, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerformanceResult:
-    """The grade, next to what was promised at training.
+    """The grade, next to what was promised at training, and what was estimated without labels.
 
     :param model_version: the champion, whose answers alone are graded: others promised something else.
     :param model_versions: all versions that answered in the window.
     :param labelled_share: share of the champion's answers that have a label; 1 when it gave none.
     :param row_count: labelled answers of the champion.
     :param awaits_labels: it was not measured, and labels that have yet to come may change that.
+    :param final: no label is awaited any more: all are here, or the time for them is over.
+    :param other_metrics: the metrics that were asked for beside.
+    :param early_labels: whether the labels that came first are one-sided; ``None`` when all are here, or none.
+    :param loss_mean: mean loss per row; ``None`` for a metric that has none, as the two that follow.
+    :param loss_deviation: standard deviation of the losses.
+    :param effective_rows: independent losses among them.
+    :param change: what this window and earlier ones say together; ``None`` when not measured.
+    :param estimated: whether there is an estimate without labels.
+    :param estimate_interval: is to hold the realized value with a probability of 95 %.
+    :param estimate_trusted: whether the estimates of earlier windows turned out well enough to act on this one.
+    :param estimate_degraded: worse than tolerated by a trusted estimate, and not measured: what to act on without labels.
+    :param estimator: how good the estimates of earlier windows were.
+    :param supersedes: ledger key of the grade this one replaces.
+    :param flipped: whether its verdict was the other one.
     """
 
     model_name: str
@@ -71,9 +106,24 @@ class PerformanceResult:
     row_count: int
     measured: bool
     awaits_labels: bool
+    final: bool
     degraded: bool
     reason: str
     report: dict[str, Any]
+    other_metrics: dict[str, float | None] = field(default_factory=dict)
+    early_labels: dict[str, Any] | None = None
+    loss_mean: float | None = None
+    loss_deviation: float | None = None
+    effective_rows: float | None = None
+    change: dict[str, Any] | None = None
+    estimated: bool = False
+    estimated_value: float | None = None
+    estimate_interval: tuple[float, float] | None = None
+    estimate_trusted: bool = False
+    estimate_degraded: bool = False
+    estimator: dict[str, Any] = field(default_factory=dict)
+    supersedes: str | None = None
+    flipped: bool = False
 
 
 def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
@@ -82,47 +132,167 @@ def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
     :raises InsufficientDataError: nothing was predicted in the window.
     """
     registry = Registry.connect(services)
-    champion = registry.version_by_alias(spec.model_name, spec.champion_alias)
-    manifest = version_manifest(registry, champion)
-    log = Path(services.require("serving_dir")) / "inference_log"
+    version = (
+        registry.version(spec.model_name, spec.model_version)
+        if spec.model_version
+        else registry.version_by_alias(spec.model_name, spec.champion_alias)
+    )
+    metric = resolve_metric(spec.metric)
+    package = load_for_grading(registry, version, metric, services)
     joined = labelled_predictions(
-        log, spec.model_name, spec.window, labels=spec.labels, id_column=spec.id_column, target=spec.target
+        Path(services.require("serving_dir")) / "inference_log",
+        spec.model_name,
+        spec.window,
+        labels=spec.labels,
+        id_column=spec.id_column,
+        target=spec.target,
+        inputs=True,
     )
-    answered = joined.filter(joined["model_version"] == champion.model_version)
-    labelled = answered.drop_nulls([spec.target])
-    labelled_share = labelled.height / answered.height if answered.height else 1.0
-    current = _current(spec, labelled, manifest.classes or ())
-    reference = _reference(manifest.holdout, resolve_metric(spec.metric).name)
+    answered = joined.filter(joined["model_version"] == version.model_version)
+    reference = _reference(package.manifest.holdout, metric.name)
+    record = judge_estimator(
+        [
+            graded
+            for past in spec.past
+            if past.model_version == version.model_version and (graded := past.graded_estimate) is not None
+        ],
+        concept_drift=bool(spec.past) and spec.past[-1].degraded,
+    )
+    grade = _grade(spec, package, metric, answered, version.model_version)
+    guess = estimate(package, metric, answered)
+    reference_count = package.estimation.effective_count if package.estimation else None
+    return _result(
+        spec, version.model_version, joined, answered, grade, guess, record, reference, reference_count
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Grade:
+    """What labels say of a window."""
+
+    share: float
+    row_count: int
+    current: MetricValue | None = None
+    losses: WindowLoss | None = None
+    early: EarlyLabels | None = None
+    others: dict[str, float | None] = field(default_factory=dict)
+
+
+def _grade(
+    spec: PerformanceSpec,
+    package: GradingPackage,
+    metric: Metric,
+    answered: pl.DataFrame,
+    version: str,
+) -> _Grade:
+    """Measure what can be measured."""
+    here = answered[spec.target].is_not_null()
+    labelled = answered.filter(here)
+    share = labelled.height / answered.height if answered.height else 1.0
+    if labelled.height == 0:
+        return _Grade(share=share, row_count=0)
+    graded = Graded(labelled[spec.target].to_numpy(), answers_of(package, labelled))
+    current = evaluate_metric(metric, target=graded.target, prediction=graded.answers)
+    losses = None
+    if metric.losses is not None and metric.mean_loss is not None:
+        each = metric.losses(graded)
+        losses = WindowLoss(
+            label=str(spec.window),
+            model_version=version,
+            mean=float(np.mean(each)),
+            standard_deviation=float(np.std(each)),
+            effective_count=effective_count(each),
+        )
+    early = None
+    if labelled.height < answered.height:
+        early = compare_early_labels(metric, graded, answered["prediction"].to_numpy(), here.to_numpy())
+    return _Grade(
+        share=share,
+        row_count=labelled.height,
+        current=current,
+        losses=losses,
+        early=early,
+        others={name: _beside(name, graded) for name in spec.metrics},
+    )
+
+
+def _beside(name: str, graded: Graded) -> float | None:
+    """Measure a metric that is reported only; ``None`` where it is no number on these rows."""
+    try:
+        return evaluate_metric(resolve_metric(name), target=graded.target, prediction=graded.answers).value
+    except InsufficientDataError:
+        return None
+
+
+def _result(
+    spec: PerformanceSpec,
+    version: str,
+    joined: pl.DataFrame,
+    answered: pl.DataFrame,
+    grade: _Grade,
+    estimated: tuple[Estimate | None, str],
+    record: EstimatorRecord,
+    reference: MetricValue,
+    reference_count: float | None,
+) -> PerformanceResult:
+    """Judge, and put what was found into one sentence."""
+    guess, why_none = estimated
+    enough = grade.share >= spec.policy.minimum_labelled_share and grade.row_count >= spec.policy.minimum_rows
+    change = None
+    if grade.losses is not None and enough:
+        change = look_for_change(
+            grade.losses,
+            reference,
+            reference_count=reference_count,
+            past=spec.past,
+            policy=spec.policy.change,
+        )
     report = judge_performance(
-        current=current, reference=reference, labelled_share=labelled_share, policy=spec.policy
+        current=grade.current,
+        reference=reference,
+        labelled_share=grade.share,
+        policy=spec.policy,
+        early=grade.early,
+        change=change,
     )
+    reason = report.reason + _left_out(joined.height - answered.height, version)
+    final = grade.share >= 1.0 or spec.labels is None or spec.waited_days >= spec.policy.maturity_days
+    estimate_degraded = False
+    if not report.measured:
+        if guess is not None:
+            estimate_degraded, sentence = judge_estimate(guess, reference, record, spec.policy)
+            reason += f"; {sentence}"
+        elif spec.labels is None:
+            reason = f"performance not measured: there are no labels; not estimated: {why_none}"
     return PerformanceResult(
         model_name=spec.model_name,
         window=spec.window,
-        model_version=champion.model_version,
+        model_version=version,
         model_versions=tuple(sorted(joined["model_version"].unique().to_list())),
         metric=reference.metric,
-        value=current.value if current else None,
+        value=grade.current.value if grade.current else None,
         reference_value=reference.value,
         relative_change=report.relative_change,
-        labelled_share=labelled_share,
-        row_count=labelled.height,
+        labelled_share=grade.share,
+        row_count=grade.row_count,
         measured=report.measured,
-        awaits_labels=not report.measured and labelled_share < 1.0,
+        awaits_labels=not report.measured and grade.share < 1.0 and spec.labels is not None,
+        final=final,
         degraded=report.degraded,
-        reason=report.reason + _left_out(joined.height - answered.height, champion.model_version),
+        reason=reason,
         report=to_dict(report),
-    )
-
-
-def _current(spec: PerformanceSpec, labelled: pl.DataFrame, classes: tuple[str, ...]) -> MetricValue | None:
-    """Measure; ``None`` when there is nothing to measure on."""
-    if labelled.height == 0:
-        return None
-    return evaluate_metric(
-        resolve_metric(spec.metric),
-        target=labelled[spec.target].to_numpy(),
-        prediction=Predictions(values=labelled["prediction"].to_numpy(), classes=classes),
+        other_metrics=grade.others,
+        early_labels=to_dict(grade.early) if grade.early else None,
+        loss_mean=grade.losses.mean if grade.losses else None,
+        loss_deviation=grade.losses.standard_deviation if grade.losses else None,
+        effective_rows=grade.losses.effective_count if grade.losses else None,
+        change=to_dict(change) if change else None,
+        estimated=guess is not None,
+        estimated_value=guess.value if guess else None,
+        estimate_interval=(guess.low, guess.high) if guess else None,
+        estimate_trusted=guess is not None and record.trusted,
+        estimate_degraded=estimate_degraded,
+        estimator=to_dict(record),
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.steps.aliases import require_movable, show_aliases
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.packages import require_signed
+from airflow_mlops.steps.provenance import is_package_of
 
 if TYPE_CHECKING:
     from airflow_mlops.integrations.mlflow import RegisteredVersion
@@ -28,7 +31,8 @@ class PromoteSpec:
         promotion in between makes this one lose.
     :param verdict: what its evaluation concluded; ``None``, with ``evaluated_run_id``: promoted by hand.
     :param evaluated_run_id: the run that was evaluated; it must hold this version's package.
-    :param package_digest: of the package a person approved; ``None`` where nobody was asked.
+    :param package_digest: of the package that was registered, and approved; ``None``: any.
+    :param approved_at: when a person approved it; ``None`` where nobody was asked.
     :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``.
     :param reason: sentence for the ledger; default is what its evaluation concluded, or that there was none.
     :param decision_key: retraining decision this promotion answers; it is closed when the version serves.
@@ -42,6 +46,7 @@ class PromoteSpec:
     verdict: str | None = None
     evaluated_run_id: str | None = None
     package_digest: str | None = None
+    approved_at: datetime | None = None
     alias: str = "champion"
     reason: str | None = None
     decision_key: str | None = None
@@ -66,8 +71,9 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
 
     A former run that was killed after the ledger had decided is completed first, whatever this one then comes to.
 
-    :raises PromotionRejectedError: its evaluation, or the approval, is about another package or is no "promote".
-    :raises PromotionConflictError: somebody promoted another version first.
+    :raises PromotionRejectedError: its evaluation, or the approval, is about another package or is no "promote"; or the
+        version was rolled back, and nobody has approved it since.
+    :raises PromotionConflictError: somebody promoted another version first, or since this very promotion was carried out.
     :raises ModelVersionNotFoundError: no such version.
     :raises ValueError: ``alias`` is ``previous``, which is never moved by itself.
     :raises ArtifactIntegrityError: signatures are asked for, and it has none that is trusted.
@@ -75,46 +81,22 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
     require_movable(spec.alias)
     registry = Registry.connect(services)
     version = registry.version(spec.model_name, spec.model_version)
-    _require_earned(spec, registry, version)
+    _require_earned(spec, registry, version, services)
     require_signed(version, services)
-    reason = spec.reason or (
-        f"its evaluation concluded {spec.verdict!r}"
-        if spec.verdict
-        else "promoted by hand, without an evaluation"
-    )
-    ledger = Ledger.open(services.require("ledger_url"))
-    try:
+    with Ledger.open(services.require("ledger_url")) as ledger:
         show_aliases(registry, ledger, spec.model_name)
         _adopt(ledger, registry, spec)
+        _require_not_taken_back(ledger, spec)
         recorded = ledger.move_alias(
             model_name=spec.model_name,
             alias=spec.alias,
             model_version=spec.model_version,
             expected_version=spec.expected_version,
-            entry=LedgerEntry(
-                kind=EntryKind.PROMOTION,
-                key=f"{spec.model_name}|{spec.alias}|{spec.expected_version}|{spec.model_version}",
-                model_name=spec.model_name,
-                window=None,
-                subject=spec.model_version,
-                summary=f"version {spec.model_version} became {spec.alias} of {spec.model_name}: {reason}",
-                payload={
-                    "alias": spec.alias,
-                    "model_version": spec.model_version,
-                    "previous_version": spec.expected_version,
-                    "reason": reason,
-                    "verdict": spec.verdict,
-                    "evaluated_run_id": spec.evaluated_run_id,
-                    "decision_key": spec.decision_key,
-                },
-                actor=spec.actor,
-                recorded_at=spec.now,
-            ),
+            entry=_entry(spec, version),
+            request=_request(spec),
         )
         # The ledger has decided; from here on every step may be repeated, by anybody.
         show_aliases(registry, ledger, spec.model_name)
-    finally:
-        ledger.close()
     return PromoteResult(
         model_name=spec.model_name,
         model_version=spec.model_version,
@@ -125,13 +107,48 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
     )
 
 
-def _require_earned(spec: PromoteSpec, registry: Registry, version: RegisteredVersion) -> None:
-    """See that what was evaluated and approved is this version; by hand neither is given."""
+def _request(spec: PromoteSpec) -> str:
+    """Name what is asked for: all but the time, so that a retry asks for the same."""
+    asked = {name: value for name, value in to_dict(spec).items() if name != "now"}
+    return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:32]
+
+
+def _entry(spec: PromoteSpec, version: RegisteredVersion) -> LedgerEntry:
+    reason = spec.reason or (
+        f"its evaluation concluded {spec.verdict!r}"
+        if spec.verdict
+        else "promoted by hand, without an evaluation"
+    )
+    return LedgerEntry(
+        kind=EntryKind.PROMOTION,
+        key=f"{spec.model_name}|{spec.alias}|{spec.expected_version}|{spec.model_version}",
+        model_name=spec.model_name,
+        window=None,
+        subject=spec.model_version,
+        summary=f"version {spec.model_version} became {spec.alias} of {spec.model_name}: {reason}",
+        payload={
+            "alias": spec.alias,
+            "model_version": spec.model_version,
+            "package_digest": version.package_digest,
+            "previous_version": spec.expected_version,
+            "reason": reason,
+            "verdict": spec.verdict,
+            "evaluated_run_id": spec.evaluated_run_id,
+            "approved_at": spec.approved_at.isoformat() if spec.approved_at else None,
+            "decision_key": spec.decision_key,
+        },
+        actor=spec.actor,
+        recorded_at=spec.now,
+    )
+
+
+def _require_earned(
+    spec: PromoteSpec, registry: Registry, version: RegisteredVersion, services: Services
+) -> None:
+    """See that what was registered, evaluated and approved is this version; by hand none of it is given."""
     run_id = spec.evaluated_run_id
     if spec.package_digest not in {None, version.package_digest}:
-        why = (
-            f"the approval is about package {spec.package_digest}, the version holds {version.package_digest}"
-        )
+        why = f"package {spec.package_digest} was registered, or approved, and the version holds {version.package_digest}"
     elif spec.verdict is None and run_id is None:
         return
     elif spec.verdict != "promote":
@@ -139,7 +156,13 @@ def _require_earned(spec: PromoteSpec, registry: Registry, version: RegisteredVe
     elif run_id is None:
         why = "its evaluation does not say which run it is about"
     # The same package of another run is the same version, which names the first of them.
-    elif run_id != version.run_id and registry.run_digest(run_id) != version.package_digest:
+    elif not is_package_of(
+        run_id,
+        package_digest=version.package_digest,
+        holder=version.run_id,
+        registry=registry,
+        services=services,
+    ):
         why = f"its evaluation is about run {run_id}, the version is of run {version.run_id} and holds another package"
     else:
         return
@@ -148,6 +171,24 @@ def _require_earned(spec: PromoteSpec, registry: Registry, version: RegisteredVe
         "or promote by hand, without an evaluation",
         evidence={"verdict": spec.verdict, "evaluated_run_id": run_id, "version_run_id": version.run_id},
     )
+
+
+def _require_not_taken_back(ledger: Ledger, spec: PromoteSpec) -> None:
+    """Refuse what somebody took back and nobody has approved since: that it does well on held-out rows was known before, and a person saw more."""
+    if spec.verdict is None:
+        return
+    for move in reversed(ledger.moves(spec.model_name, spec.alias)):
+        if move.payload["model_version"] == spec.model_version:  # it is there, or came back since
+            return
+        if move.kind is EntryKind.ROLLBACK and move.payload["previous_version"] == spec.model_version:
+            if spec.approved_at is not None and spec.approved_at > move.recorded_at:
+                return
+            raise PromotionRejectedError(
+                f"version {spec.model_version} of {spec.model_name} was not promoted: {move.actor} took it back at "
+                f"{move.recorded_at:%Y-%m-%d %H:%M} ({move.summary}), and an evaluation alone does not undo that. Ask a "
+                "person (ApproveModelOperator), or promote by hand, without an evaluation",
+                evidence={"rolled_back_by": move.actor, "reason": move.payload.get("reason")},
+            )
 
 
 def _adopt(ledger: Ledger, registry: Registry, spec: PromoteSpec) -> None:

@@ -16,8 +16,10 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.integrations.mlflow import (
     DESCRIPTION_CHARACTERS,
+    RECIPE_TAG,
     SIGNATURE_TAG,
     TAG_CHARACTERS,
+    TRAINED_UNTIL_TAG,
     Registry,
     TrainingRun,
 )
@@ -25,6 +27,7 @@ from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.steps.aliases import CHAMPION, point_to_newest, require_movable
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.provenance import is_package_of, require_noted
 
 if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest
@@ -50,6 +53,8 @@ class RegisterSpec:
         version's source is its package.
     :param alias: set on the version; ``None`` sets none. ``champion`` and ``previous`` are not set here.
     :param evaluation: result of the evaluation, for the tags and the model card.
+    :param vouched_by: who vouches for a package of which the ledger does not know that a training made it, such as one from
+        another Airflow; only what is vouched for is signed.
     :param actor: who registers (Dag, run and task, or a person), for the ledger.
     """
 
@@ -59,6 +64,7 @@ class RegisterSpec:
     model_id: str | None = None
     alias: str | None = "challenger"
     evaluation: dict[str, Any] | None = None
+    vouched_by: str | None = None
     actor: str = "register"
 
 
@@ -67,6 +73,7 @@ class RegisterResult:
     """The version.
 
     :param signed_by: id of the key it is signed with; ``None`` when it is not.
+    :param vouched_by: who vouched for it, where the ledger did not.
     :param version_url: its page in MLflow.
     :param card_url: its model card.
     :param changes: parameters of the training that were others for the champion, at most 40.
@@ -77,6 +84,7 @@ class RegisterResult:
     run_id: str
     package_digest: str
     signed_by: str | None
+    vouched_by: str | None
     version_url: str
     card_url: str
     changes: tuple[Change, ...]
@@ -85,15 +93,17 @@ class RegisterResult:
 def run(spec: RegisterSpec, services: Services) -> RegisterResult:
     """Verify the package, then register it with its card. Running it again, also after a crash, gives the same version.
 
-    :raises ArtifactIntegrityError: the stored package is not the one with ``package_digest``.
+    :raises ArtifactIntegrityError: the stored package is not the one with ``package_digest``; or it is to be signed, and
+        neither the ledger nor a person vouches for it.
     :raises ModelVersionNotFoundError: the run has no package.
     :raises ConnectionConfigError: signatures are asked for, and there is no key to sign with.
-    :raises ValueError: ``alias`` is not one that a registration sets.
+    :raises ValueError: ``alias`` is not one that a registration sets, or the evaluation is about another package.
     """
     if spec.alias is not None:
         require_movable(spec.alias, registering=True)
     signature = _sign(spec, services)
     registry = Registry.connect(services)
+    _require_own(spec, registry, services)
     with tempfile.TemporaryDirectory() as temporary:
         folder = registry.download_package(spec.run_id, Path(temporary))
         manifest = read_package(folder, expected_digest=spec.package_digest)
@@ -134,6 +144,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         run_id=version.run_id,
         package_digest=version.package_digest,
         signed_by=signed.key_id if signed else None,
+        vouched_by=spec.vouched_by,
         version_url=registry.version_url(version),
         card_url=card_url,
         changes=changes,
@@ -154,6 +165,12 @@ def _point(spec: RegisterSpec, alias: str, version: str, registry: Registry, ser
 def _sign(spec: RegisterSpec, services: Services) -> PackageSignature | None:
     """Vouch for the package; ``None`` where nothing is signed."""
     if services.signing_key:
+        require_noted(
+            services,
+            run_id=spec.run_id,
+            package_digest=spec.package_digest,
+            vouched_by=spec.vouched_by,
+        )
         key = SigningKey.parse(services.signing_key)
         return key.sign(model_name=spec.model_name, package_digest=spec.package_digest)
     if services.signing_public_keys:
@@ -162,6 +179,27 @@ def _sign(spec: RegisterSpec, services: Services) -> PackageSignature | None:
             "keys only. Put the private key into its Password where models are registered"
         )
     return None
+
+
+def _require_own(spec: RegisterSpec, registry: Registry, services: Services) -> None:
+    """Refuse the evaluation of another package: the version's tags and its card would lie."""
+    if spec.evaluation is None:
+        return
+    about, name = spec.evaluation.get("run_id"), spec.evaluation.get("model_name")
+    if name != spec.model_name:
+        why = f"compares with the champion of {name!r}"
+    elif not about:
+        why = "does not say which run it is about"
+    elif not is_package_of(
+        about, package_digest=spec.package_digest, holder=spec.run_id, registry=registry, services=services
+    ):
+        why = f"is about run {about}, which holds another package"
+    else:
+        return
+    raise ValueError(
+        f"run {spec.run_id} was not registered as {spec.model_name}: its evaluation {why}. Give the evaluation of this very "
+        "training, or none"
+    )
 
 
 def _changes(spec: RegisterSpec, registry: Registry, training: TrainingRun) -> tuple[Change, ...]:
@@ -193,12 +231,21 @@ def _facts(manifest: PackageManifest) -> dict[str, str]:
         "airflow_mlops.dataset_uri": trained.dataset_uri,
         "airflow_mlops.dataset_version": str(trained.dataset_version),
         "airflow_mlops.dataset_digest": trained.dataset_digest,
+        **_age(manifest),
         "airflow_mlops.serving_form": manifest.serving_form,
         "airflow_mlops.input_example": canonical_json(manifest.known_rows[0]),
         "airflow_mlops.files": canonical_json(manifest.files),
     }
     # JSON that is cut off is none; all of it is in package.json.
     return {name: value for name, value in facts.items() if len(value) <= TAG_CHARACTERS}
+
+
+def _age(manifest: PackageManifest) -> dict[str, str]:
+    """Give the tags by which models of different age are found, see :mod:`airflow_mlops.steps.challengers`."""
+    trained = manifest.trained_on
+    if trained.recipe is None or trained.window_end is None:
+        return {}
+    return {RECIPE_TAG: trained.recipe, TRAINED_UNTIL_TAG: trained.window_end.isoformat()}
 
 
 def _verdict(evaluation: dict[str, Any] | None, url: str) -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.challengers import ChallengerCheck
+from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.retraining import (
     Outcome,
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Checks of earlier windows that a policy may look back on.
 LOOK_BACK = 24
+
+_CHECKS = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK, EntryKind.CHALLENGER_CHECK)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +56,11 @@ class RetrainingResult:
     :param retrain: whether a training is to be carried out now.
     :param decision_key: ledger key of the decision that wants it.
     :param training: window to train on.
+    :param rows: ``all``: all rows before the end of ``training``; ``window``: those inside it.
     :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
+    :param promote_on: what the model is promoted on: its own test on rows ``held_out``, or its ``predecessors``'.
+    :param recipe: how it is made; ``None`` when it is no model of a recipe.
+    :param shadow: recipes whose next model is worth a training, after the newest decided window.
     :param resumed: the decision was taken earlier, its training never ended.
     :param deploy: its version was promoted, but does not serve yet: it only has to be deployed.
     :param decisions: what was decided now, window by window.
@@ -65,7 +72,11 @@ class RetrainingResult:
     reason: str
     decision_key: str | None = None
     training: Window | None = None
+    rows: Literal["all", "window"] = "window"
     half_life_days: float | None = None
+    promote_on: Literal["held_out", "predecessors"] = "held_out"
+    recipe: str | None = None
+    shadow: tuple[str, ...] = ()
     resumed: bool = False
     deploy: bool = False
     decisions: tuple[dict[str, Any], ...] = ()
@@ -126,6 +137,7 @@ def _result(
             {"window": entry.window.key if entry.window else None, **_brief(entry)} for entry in decided
         ),
         waiting=tuple({"window": item.window.key, "reason": item.reason} for item in waiting),
+        shadow=tuple(decided[-1].payload.get("shadow", ())) if decided else (),
     )
     opened = ledger.open_retraining(spec.model_name)
     if opened is None:
@@ -139,8 +151,11 @@ def _result(
         retrain=True,
         reason=opened.payload["reason"],
         decision_key=opened.key,
-        training=Window.parse(training["start"], training["end"]),
+        training=Window.parse(training["start"], training["end"]) if training["start"] else opened.window,
+        rows="window" if training["start"] else "all",
         half_life_days=training["half_life_days"],
+        promote_on=opened.payload.get("promote_on", "held_out"),
+        recipe=opened.payload.get("recipe"),
         resumed=all(entry.key != opened.key for entry in decided),
     )
 
@@ -178,9 +193,8 @@ def _brief(entry: LedgerEntry) -> dict[str, Any]:
 
 def _evidence(ledger: Ledger, spec: RetrainingSpec, window: Window) -> WindowEvidence:
     """Collect what the checks of a window found; of several of a kind the newest counts, a grade more than none."""
-    checks = ledger.entries(
-        kind=(EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK), model_name=spec.model_name, window=window
-    )
+    checks = ledger.entries(kind=_CHECKS, model_name=spec.model_name, window=window)
+    compared = next((check for check in checks if check.kind is EntryKind.CHALLENGER_CHECK), None)
     drift = next((check for check in checks if check.kind is EntryKind.DRIFT_CHECK), None)
     grades = [check for check in checks if check.kind is EntryKind.PERFORMANCE_CHECK]
     grades.sort(key=lambda check: not check.payload.get("measured"))
@@ -190,6 +204,7 @@ def _evidence(ledger: Ledger, spec: RetrainingSpec, window: Window) -> WindowEvi
         window=window,
         performance=grades[0].payload if grades else None,
         drift=drift.payload if drift else None,
+        challengers=from_dict(ChallengerCheck, compared.payload["check"]) if compared else None,
         row_count=int(checked.payload["row_count"]) if checked else 0,
         waited_days=(spec.now - first) / timedelta(days=1),
     )
@@ -198,9 +213,9 @@ def _evidence(ledger: Ledger, spec: RetrainingSpec, window: Window) -> WindowEvi
 def _previous(ledger: Ledger, spec: RetrainingSpec, undecided: list[Window]) -> list[WindowEvidence]:
     """Give what was found in the windows before the newest undecided one, oldest first."""
     checks = ledger.entries(
-        kind=(EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK),
+        kind=_CHECKS,
         model_name=spec.model_name,
-        limit=4 * LOOK_BACK,
+        limit=2 * len(_CHECKS) * LOOK_BACK,
     )
     earlier = {check.window for check in checks if check.window and check.window.end <= undecided[-1].start}
     return [_evidence(ledger, spec, window) for window in sorted(earlier - set(undecided))[-LOOK_BACK:]]
@@ -216,6 +231,7 @@ def _history(ledger: Ledger, model_name: str) -> RetrainingHistory:
         ),
         champion_since=champion_moves[0].recorded_at if champion_moves else None,
         recent_outcomes=tuple(str(entry.payload["outcome"]) for entry in outcomes),
+        world_since=ledger.world_since(model_name),
     )
 
 

@@ -56,16 +56,17 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
 
     :raises ModelVersionNotFoundError: there is no champion, or none before it.
     :raises ArtifactIntegrityError: signatures are asked for, and the version has none that is trusted.
-    :raises PromotionConflictError: somebody moved the alias meanwhile.
+    :raises PromotionConflictError: somebody moved the alias meanwhile, or since this very rollback was carried out.
     :raises ValueError: ``alias`` is ``previous``, which is never moved by itself.
     """
     require_movable(spec.alias)
     registry = Registry.connect(services)
     ledger = Ledger.open(services.require("ledger_url"))
     request = hashlib.sha256(spec.request.encode()).hexdigest()[:32] if spec.request else spec.now.isoformat()
-    key = f"{spec.model_name}|{spec.alias}|{request}"
+    key = f"{spec.model_name}|{spec.alias}"
     try:
-        done = _already(ledger, spec.model_name, key)
+        # What a former try of the same task wrote.
+        done = ledger.find(EntryKind.ROLLBACK, f"{key}|{request}")
         if done is not None:
             current, target = str(done.payload["previous_version"]), str(done.payload["model_version"])
         else:
@@ -90,11 +91,11 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
                     "model_version": target,
                     "previous_version": current,
                     "reason": spec.reason,
-                    "request": key,
                 },
                 actor=spec.actor,
                 recorded_at=spec.now,
             ),
+            request=request,
         )
         show_aliases(registry, ledger, spec.model_name)
     finally:
@@ -106,12 +107,6 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
         alias=spec.alias,
         version_url=registry.version_url(version),
     )
-
-
-def _already(ledger: Ledger, model_name: str, request: str) -> LedgerEntry | None:
-    """Find what a former try of the same task wrote."""
-    rollbacks = ledger.entries(kind=EntryKind.ROLLBACK, model_name=model_name)
-    return next((entry for entry in rollbacks if entry.payload.get("request") == request), None)
 
 
 def _current(ledger: Ledger, spec: RollBackSpec) -> str:

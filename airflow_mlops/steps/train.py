@@ -33,6 +33,7 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
 from airflow_mlops.steps.model_package import FittedModel, refused_types, write_package
+from airflow_mlops.steps.provenance import note_package, noted_trainings
 from airflow_mlops.steps.training_rows import RowRule, Split, choose_window, row_weights, split_rows
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ class TrainSpec:
         ``since_change``: since the world last changed, as the retraining decisions have it.
     :param trailing_days: for ``trailing``.
     :param half_life_days: weight of a row halves with this age (before the newest row); ``None``: equal weights.
-    :param holdout_share: newest share of the rows, never trained on, ``(0, 0.5]``.
+    :param holdout_share: newest share of the rows, held out of the fit that is measured, ``(0, 0.5]``.
+    :param refit: fit once more on all rows, and package that model: nothing is left to test it on, but its measured twin says
+        what to expect of it.
+    :param recipe: name of this way of making a model, under which its models of different age are compared.
     :param metric: name of a built-in metric or import path of one; ``None``: ``mae`` for numbers, ``log_loss`` for labels,
         ``accuracy`` where an estimator gives no probabilities.
     :param parity: how far the ONNX form may be from the scikit-learn form.
@@ -105,6 +109,8 @@ class TrainSpec:
     trailing_days: float | None = None
     half_life_days: float | None = None
     holdout_share: float = 0.2
+    refit: bool = False
+    recipe: str | None = None
     metric: str | None = None
     parity: ParityLimits = field(default_factory=ParityLimits)
     quantize: onnx.Quantization | None = None
@@ -219,12 +225,11 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     )
     key = _key(spec, dataset, window)
     experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
-    done = registry.finished_run(experiment_id, key)
+    done = _done(registry, services, experiment_id, key)
     if done is None and registry.take_over_dead_runs(experiment_id, key, spec.model_name):
-        done = registry.finished_run(experiment_id, key)
+        done = _done(registry, services, experiment_id, key)
     if done is not None:
-        text = registry.read_text(done.info.run_id, _RESULT_FILE)
-        return replace(from_dict(TrainResult, json.loads(text)), reused=True)
+        return replace(done, reused=True)
     split = split_rows(dataset, columns, window, spec.holdout_share)
     metric = _metric(spec, columns, split.training[spec.target])
     tags = {
@@ -237,6 +242,20 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         return _train(
             _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
         )
+
+
+def _done(registry: Registry, services: Services, experiment_id: str, key: str) -> TrainResult | None:
+    """Find what another attempt at this work made.
+
+    Where packages are signed only the ledger is believed: a run with this key can be made by anybody who may write to MLflow.
+    """
+    if services.signing_key or services.signing_public_keys:
+        trainings = [from_dict(TrainResult, training) for training in noted_trainings(services, key)]
+        return next((one for one in trainings if registry.is_finished(one.run_id)), None)
+    run = registry.finished_run(experiment_id, key)
+    if run is None:
+        return None
+    return from_dict(TrainResult, json.loads(registry.read_text(run.info.run_id, _RESULT_FILE)))
 
 
 def _key(spec: TrainSpec, dataset: DatasetVersion, window: Window | None) -> str:
@@ -259,12 +278,22 @@ def _train(work: _Work, services: Services) -> TrainResult:
     clock.lap("search_seconds")
     winner = found.best if found else spec.to_try()[0]
     fitted = _fit(work, winner, features, target, weights)
+    if spec.refit:
+        split = split.whole
+        fitted = _refit(work, winner, fitted, split)
     clock.lap("fit_seconds")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / PACKAGE_FOLDER
         folder.mkdir()
         manifest = write_package(
-            folder, fitted, work.columns, work.dataset, split, limits=spec.parity, quantize=spec.quantize
+            folder,
+            fitted,
+            work.columns,
+            work.dataset,
+            split,
+            recipe=spec.recipe,
+            limits=spec.parity,
+            quantize=spec.quantize,
         )
         digest = write_manifest(folder, manifest)
         clock.lap("package_seconds")
@@ -307,6 +336,7 @@ def _train(work: _Work, services: Services) -> TrainResult:
         },
         tags={PACKAGE_DIGEST_TAG: digest},
     )
+    note_package(services, step_key=work.key, training=to_dict(result))
     return result
 
 
@@ -327,6 +357,22 @@ def _fit(
         work.metric, target=work.split.holdout[work.spec.target].to_numpy(), prediction=predictions
     )
     return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions.values, score=score)
+
+
+def _refit(work: _Work, candidate: Candidate, measured: FittedModel, split: Split) -> FittedModel:
+    """Fit on all rows; the score stays that of the twin that had not seen the newest ones."""
+    pipeline = _pipeline(work, candidate)
+    features = sklearn.to_features(split.training, work.columns)
+    target = sklearn.to_target(split.training[work.spec.target], pipeline)
+    sklearn.fit(
+        pipeline, features, target, row_weights(split.training, work.columns, work.spec.half_life_days)
+    )
+    log.info("training: fitted %s again on all %d rows", candidate.name, len(features))
+    return measured._replace(
+        pipeline=pipeline,
+        predictions=sklearn.predict(pipeline, measured.features).values,
+        twin=measured.pipeline,
+    )
 
 
 def _log_copy(work: _Work, fitted: FittedModel, types: list[str]) -> ModelCopy | None:

@@ -33,6 +33,14 @@ class Split(NamedTuple):
     training_window: Window
     holdout_window: Window
 
+    @property
+    def whole(self) -> Split:
+        """The same with nothing held out: what was is learned from as well."""
+        import polars as pl
+
+        window = Window(start=self.training_window.start, end=self.holdout_window.end)
+        return self._replace(training=pl.concat([self.training, self.holdout]), training_window=window)
+
 
 def choose_window(
     rule: RowRule,

@@ -36,7 +36,7 @@ if typing.TYPE_CHECKING:
 OPERATORS = {
     "IngestDatasetOperator", "ValidateDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
-    "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "DecideRetrainingOperator",
+    "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
     "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator",
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}

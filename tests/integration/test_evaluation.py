@@ -255,6 +255,78 @@ def test_a_time_series_has_to_beat_the_value_before(
     assert measured == pytest.approx(steps.mean(), rel=0.01)
 
 
+def test_labels_that_stay_are_a_guess_to_beat_by_any_metric(services: Services, tmp_path: Path) -> None:
+    """The row before knows nearly all, the model little: also where the metric needs probabilities."""
+    random, count = np.random.default_rng(1), 2_000
+    times = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=place) for place in range(count)]
+    label = np.repeat(random.random(count // 20) > 0.5, 20)
+    frame = pl.DataFrame(
+        {
+            "timestamp": times,
+            "x": label + random.normal(0, 1.2, count),
+            "y": np.where(label, "yes", "no"),
+        }
+    )
+    table = str(tmp_path / "sticky")
+    delta.replace_window(table, frame, time_column="timestamp", window=window_of(frame, "timestamp"))
+    training = train(
+        services,
+        table,
+        "sticky",
+        estimator="sklearn.linear_model.LogisticRegression",
+        estimator_params={},
+        target="y",
+        numeric=["x"],
+    )
+    for metric in ("log_loss", "brier", "roc_auc", "accuracy"):
+        result = evaluate(services, training, metric=metric, last_value=True)
+        assert set(result["report"]["deciding"]["baselines"]) == {"a simple guess", "the value before"}
+        assert result["verdict"] == "reject", metric
+        assert "for the value before" in result["reason"]
+
+
+def test_an_explanation_leaves_rows_without_a_label_out(services: Services, tmp_path: Path) -> None:
+    random, count = np.random.default_rng(0), 1_000
+    times = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=place) for place in range(count)]
+    x = random.normal(size=count)
+    frame = pl.DataFrame({"timestamp": times, "x": x, "y": 2.0 * x})
+    table = str(tmp_path / "unlabelled")
+    delta.replace_window(table, frame, time_column="timestamp", window=window_of(frame, "timestamp"))
+    training = train(
+        services,
+        table,
+        "unlabelled",
+        estimator="sklearn.linear_model.LinearRegression",
+        estimator_params={},
+        target="y",
+        numeric=["x"],
+        metric="mae",
+    )
+    partly = frame.with_columns(
+        y=pl.when(pl.int_range(pl.len()) % 2 == 0).then(float("nan")).otherwise(pl.col("y"))
+    )
+    delta.replace_window(table, partly, time_column="timestamp", window=window_of(frame, "timestamp"))
+    spec = {
+        "dataset": table,
+        "model_name": "unlabelled",
+        "run_id": training["run_id"],
+        "window": training["holdout"],
+        "time_column": "timestamp",
+        "explained_rows": 5,
+    }
+    assert run_step("explain", spec, services)["row_count"] == 100
+    delta.replace_window(
+        table,
+        frame.with_columns(y=pl.lit(None, dtype=pl.Float64)),
+        time_column="timestamp",
+        window=window_of(frame, "timestamp"),
+    )
+    with pytest.raises(
+        InsufficientDataError, match=r"none of the 200 rows .* in .*2024.* has a 'y': wait for the labels"
+    ):
+        run_step("explain", spec, services)
+
+
 def test_the_rival_is_the_champion_of_the_ledger(
     electricity: tuple[str, pl.DataFrame], services: Services
 ) -> None:

@@ -142,6 +142,17 @@ def test_windows_and_retrainings_are_found(url: str) -> None:
         assert ledger.open_retraining("m") is None
 
 
+def test_grades_that_stand_are_found(url: str) -> None:
+    first = replace(check(0), payload={"measured": True, "final": False, "value": 1})
+    second = replace(first, key="second", payload={"measured": True, "final": True, "value": 2})
+    with Ledger.open(url) as ledger:
+        ledger.record_all([first, check(1)])
+        assert ledger.unfinished_windows("m", before=window(9).start) == [window(0), window(1)]
+        ledger.record(second)
+        assert [grade.entry.payload.get("value") for grade in ledger.grades("m")] == [2, None]
+        assert ledger.unfinished_windows("m", before=window(9).start) == [window(1)]
+
+
 def test_late_windows_are_found(url: str) -> None:
     short = replace(check(0), key="short", payload={"measured": False, "awaits_labels": True})
     settled = replace(check(1), payload={"measured": False, "awaits_labels": False})

@@ -197,7 +197,9 @@ class TestLateLabels:
         world.check_drift(AUGUST)
         early = world.check_performance(AUGUST)
         assert (early["measured"], early["awaits_labels"]) == (False, True)
-        assert early["reason"] == "performance not measured: 12% labelled so far, 80% needed to judge"
+        assert early["reason"].startswith(
+            "performance not measured: 12% labelled so far, 80% needed to judge; estimated without labels: MAE "
+        )
         waiting = world.decide()
         assert (waiting["retrain"], waiting["decisions"]) == (False, [])
         assert "12% labelled so far" in waiting["waiting"][0]["reason"]
@@ -268,6 +270,108 @@ class TestLateLabels:
         world.check_performance(AUGUST)
         world.decide(days_later=46)
         assert world.decisions() == [(str(AUGUST), "alert")]
+
+
+class TestGradedAgain:
+    """A grade on a part of the labels is followed by others, until it is what all labels say."""
+
+    def test_it_converges_to_what_all_labels_say(self, world: World) -> None:
+        world.answer(AUGUST)
+        shares = (0.81, 0.85, 0.95, 1.0)
+        grades = []
+        for share in shares:
+            world.land(AUGUST, share)
+            grades.append(world.check_performance(AUGUST))
+        assert grades[0]["reason"].count("% labelled so far") == 1
+        assert not grades[0]["final"]
+        assert grades[1] == grades[0]  # four points of a hundred more are no news
+        assert grades[2]["supersedes"] == f"{MODEL}|{AUGUST.key}"
+        assert grades[3]["final"]
+        assert grades[3]["value"] == pytest.approx(world.manifest.holdout.value, rel=1e-12)
+        assert "labelled so far" not in grades[3]["reason"]
+        assert "graded again with 100% of the labels, it was" in grades[3]["reason"]
+        assert world.check_performance(AUGUST) == grades[3]
+        assert len(world.entries(EntryKind.PERFORMANCE_CHECK)) == 3
+
+    def test_a_verdict_that_turns_is_seen_and_the_decision_stands(self, world: World) -> None:
+        rows = trips_of(AUGUST)
+        middle = rows[stream.TIME].sort()[int(rows.height * 0.85)]
+        world.answer(Window(start=AUGUST.start, end=middle))
+        world.answer(Window(start=middle, end=AUGUST.end), error=6.0)  # the labels of these come last
+        world.land(Window(start=AUGUST.start, end=middle))
+        world.check_drift(AUGUST)
+        assert not world.check_performance(AUGUST)["degraded"]
+        world.decide()
+        assert world.decisions() == [(str(AUGUST), "nothing")]
+
+        world.land(AUGUST)
+        world.answer(SEPTEMBER)
+        world.land(SEPTEMBER)
+        world.check_performance(SEPTEMBER)  # its run goes back to August
+        first, second, _ = world.entries(EntryKind.PERFORMANCE_CHECK)
+        assert second.payload["supersedes"] == first.key
+        assert (second.payload["flipped"], second.payload["degraded"]) == (True, True)
+        assert second.summary.endswith(
+            "the verdict turned from not degraded to degraded, and the decision taken on it (nothing) stands"
+        )
+        assert [str(window) for window in self.unfinished(world)] == []
+        assert world.decide()["decisions"] == []  # a window is decided once
+
+    def test_when_the_time_is_over_the_last_grade_says_so(self, world: World) -> None:
+        world.answer(AUGUST)
+        world.land(AUGUST, 0.9)
+        assert not world.check_performance(AUGUST)["final"]
+        assert [str(window) for window in self.unfinished(world)] == [str(AUGUST)]
+        last = world.check_performance(AUGUST, maturity_days=0)
+        assert (last["final"], last["labelled_share"]) == (True, pytest.approx(0.9, abs=0.01))
+        assert self.unfinished(world) == []
+
+    def unfinished(self, world: World) -> list[Window]:
+        with world.ledger() as ledger:
+            return ledger.unfinished_windows(MODEL, before=SEPTEMBER.end)
+
+
+class TestNoLabels:
+    """Without labels there is an estimate, and it is graded when labels come after all."""
+
+    def test_an_estimate_stands_in_and_labels_grade_it(self, world: World) -> None:
+        world.answer(AUGUST)
+        world.land(SEPTEMBER, 0.01)  # the table is there, not one label of August in it
+        blind = world.check_performance(AUGUST)
+        low, high = blind["estimate_interval"]
+        assert (blind["measured"], blind["estimated"], blind["estimate_trusted"]) == (False, True, True)
+        assert low <= blind["estimated_value"] <= high
+        assert "estimated without labels: MAE" in blind["reason"]
+        world.land(AUGUST)
+        world.answer(SEPTEMBER)
+        later = world.check_performance(SEPTEMBER)  # which goes back to August first
+        assert later["estimator"]["windows"] == 1
+        assert "intervals held what turned out" in later["reason"]
+
+    def test_an_estimate_that_missed_a_change_is_not_trusted(self, world: World) -> None:
+        world.answer(AUGUST, error=5.0)  # the inputs are as ever: no estimate can see it
+        world.land(AUGUST)
+        assert world.check_performance(AUGUST)["degraded"]
+        world.answer(SEPTEMBER)
+        later = world.check_performance(SEPTEMBER)
+        assert (later["estimated"], later["estimate_trusted"], later["estimate_degraded"]) == (
+            True,
+            False,
+            False,
+        )
+        assert "not trusted: 0 of the last 1 intervals held what turned out" in later["reason"]
+
+    def test_where_there_are_no_labels_nothing_is_awaited(self, world: World) -> None:
+        world.answer(AUGUST)
+        operator = CheckPerformanceOperator(
+            task_id="check_performance",
+            model_name=MODEL,
+            window_start=AUGUST.start.isoformat(),
+            window_end=AUGUST.end.isoformat(),
+        )
+        result = operator.execute(context("check_performance", operator))
+        assert (result["measured"], result["awaits_labels"], result["final"]) == (False, False, True)
+        assert result["estimated"]
 
 
 class TestChampion:

@@ -203,7 +203,7 @@ class TestEvaluated:
             ({"verdict": "reject", "evaluated_run_id": second}, "concluded 'reject': better"),
             ({"verdict": "none", "evaluated_run_id": second}, "concluded 'none'"),
             ({"verdict": "promote"}, "does not say which run"),
-            ({"package_digest": "sha256:other"}, "the approval is about package sha256:other"),
+            ({"package_digest": "sha256:other"}, "package sha256:other was registered, or approved"),
         ):
             with pytest.raises(PromotionRejectedError, match=words):
                 run_step("promote", promotion(model, "2", "1", **evaluated), services)
@@ -239,6 +239,104 @@ class TestEvaluated:
             entry = ledger.entries(model_name=model)[0]
         assert entry.summary.endswith("promoted by hand, without an evaluation")
         assert (entry.payload["verdict"], entry.payload["evaluated_run_id"]) == (None, None)
+
+
+class TestTakenBack:
+    """Version 2 was promoted over 1, and anna went back to 1."""
+
+    @pytest.fixture
+    def evaluated(self, trainings: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"verdict": "promote", "evaluated_run_id": trainings[1]["run_id"]}
+
+    def back(self, services: Services, model: str, **more: Any) -> None:
+        asked = {"model_name": model, "actor": "anna", "reason": "complaints", "now": NOW, "request": "back"}
+        run_step("roll-back", asked | more, services)
+
+    def test_the_same_promotion_again_is_refused(
+        self, services: Services, model: str, evaluated: dict[str, Any]
+    ) -> None:
+        """Killed and tried again, or cleared; with an evaluation, or by hand."""
+        for more in (evaluated, {}):
+            assert run_step("promote", promotion(model, "2", "1", **more), services)["moved"]
+            self.back(services, model, request=str(more))
+            later = promotion(model, "2", "1", now="2026-03-02T00:00:00Z", **more)
+            with pytest.raises((PromotionConflictError, PromotionRejectedError), match=r"anna .*complaints"):
+                run_step("promote", later, services)
+            assert aliases(services, model) == {"champion": "1", "previous": "2"}
+
+    def test_it_is_refused_also_when_no_rollback_but_a_promotion_undid_it(
+        self, services: Services, model: str, evaluated: dict[str, Any]
+    ) -> None:
+        run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        run_step("promote", promotion(model, "1", "2", actor="anna"), services)
+        with pytest.raises(PromotionConflictError, match="anna moved it on to version 1"):
+            run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        assert aliases(services, model)["champion"] == "1"
+
+    def test_an_evaluation_alone_does_not_bring_it_back(
+        self, services: Services, model: str, evaluated: dict[str, Any]
+    ) -> None:
+        run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        self.back(services, model, now="2026-03-02T00:00:00Z")
+        anew = promotion(model, "2", "1", actor="dag/next/promote", **evaluated)
+        for before in (None, "2026-03-01T00:00:00Z"):
+            with pytest.raises(PromotionRejectedError, match=r"anna took it back .*complaints"):
+                run_step("promote", anew | {"approved_at": before}, services)
+        assert run_step("promote", anew | {"approved_at": "2026-03-03T00:00:00Z"}, services)["moved"]
+        assert aliases(services, model) == {"champion": "2", "previous": "1"}
+
+    def test_by_hand_it_comes_back_and_is_promoted_as_any_other(
+        self, services: Services, model: str, evaluated: dict[str, Any]
+    ) -> None:
+        run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        self.back(services, model)
+        run_step("promote", promotion(model, "2", "1", reason="it was the tariff"), services)
+        run_step("promote", promotion(model, "3", "2"), services)
+        anew = promotion(model, "2", "3", actor="dag/next/promote", **evaluated)
+        assert run_step("promote", anew, services)["moved"]
+
+    def test_the_same_rollback_again_is_refused(self, services: Services, model: str) -> None:
+        run_step("promote", promotion(model, "2", "1"), services)
+        self.back(services, model)
+        self.back(services, model)  # a retry
+        run_step("promote", promotion(model, "2", "1", actor="bob", reason="it was the tariff"), services)
+        with pytest.raises(PromotionConflictError, match="bob moved it on to version 2"):
+            self.back(services, model)
+        assert aliases(services, model)["champion"] == "2"
+
+
+class TestChampionDeletedInMlflow:
+    """Version 1 is champion in the ledger, and MLflow has it no more."""
+
+    @pytest.fixture
+    def orphaned(self, services: Services, model: str) -> str:
+        Registry.connect(services).client.delete_model_version(model, "1")
+        return model
+
+    def test_an_evaluation_takes_nothing_for_a_first_model(
+        self, services: Services, orphaned: str, trainings: list[dict[str, Any]]
+    ) -> None:
+        dataset = {"uri": "gone", "version": 0, "dataset_digest": "sha256:0", "row_count": 1, "columns": {}}
+        asked = {
+            "dataset": dataset,
+            "model_name": orphaned,
+            "run_id": trainings[1]["run_id"],
+            "window": {"start": NOW, "end": "2026-03-02T00:00:00Z"},
+            "time_column": "t",
+        }
+        with pytest.raises(
+            ModelVersionNotFoundError, match=r"champion of .* is version 1 in the ledger, and MLflow"
+        ):
+            run_step("evaluate", asked, services)
+
+    def test_by_hand_another_one_takes_its_place(self, services: Services, orphaned: str) -> None:
+        assert run_step("promote", promotion(orphaned, "2", "1"), services)["moved"]
+        assert aliases(services, orphaned) == {"champion": "2"}
+
+    def test_or_one_rolls_back_to_one_that_is_there(self, services: Services, orphaned: str) -> None:
+        back = {"model_name": orphaned, "actor": "anna", "now": NOW, "model_version": "3"}
+        run_step("roll-back", back, services)
+        assert aliases(services, orphaned) == {"champion": "3"}
 
 
 def test_an_alias_moved_by_hand_is_put_back(services: Services, model: str) -> None:

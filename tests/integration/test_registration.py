@@ -47,6 +47,9 @@ class Runs:
     def register(self, name: str, training: dict[str, Any], **more: Any) -> dict[str, Any]:
         return run_step("register", {"model_name": name, **training, **more}, self.services)
 
+    def evaluated(self, name: str, training: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+        return evaluation | {"model_name": name, "run_id": training["run_id"]}
+
     def artifact(self, run_id: str, path: str) -> str:
         with tempfile.TemporaryDirectory() as temporary:
             return Path(self.client.download_artifacts(run_id, path, temporary)).read_text()
@@ -59,7 +62,8 @@ def runs(mlflow_server: str, tmp_path: Path) -> Runs:
 
 def test_the_version_says_what_it_was_registered_on(runs: Runs) -> None:
     training = runs.add()
-    result = runs.register("said", training, evaluation=ONE_METRIC)
+    evaluation = runs.evaluated("said", training, ONE_METRIC)
+    result = runs.register("said", training, evaluation=evaluation)
     version = runs.client.get_model_version("said", result["model_version"])
     tags = {name.removeprefix("airflow_mlops."): value for name, value in version.tags.items()}
     assert tags["verdict"] == "promote"
@@ -73,7 +77,7 @@ def test_the_version_says_what_it_was_registered_on(runs: Runs) -> None:
     package = json.loads(runs.artifact(training["run_id"], "package/package.json"))
     assert json.loads(tags["files"]) == package["files"]
     assert tags["evaluation"].endswith(f"runs/{training['run_id']}/artifacts/model_card/evaluation.json")
-    assert json.loads(runs.artifact(training["run_id"], "model_card/evaluation.json")) == ONE_METRIC
+    assert json.loads(runs.artifact(training["run_id"], "model_card/evaluation.json")) == evaluation
     assert "2.5 (2.4 to 2.6)" in version.description
     assert runs.artifact(training["run_id"], "model_card/model_card.md").startswith("# said\n")
     assert "a.b.C" in runs.artifact(training["run_id"], "model_card/model_card.html")
@@ -83,9 +87,26 @@ def test_the_version_says_what_it_was_registered_on(runs: Runs) -> None:
     assert [found.version for found in runs.client.search_model_versions(filters)] == [version.version]
 
 
+def test_a_verdict_on_another_package_is_refused(runs: Runs) -> None:
+    good, bad, again = runs.add(), runs.add(slope=3.0), runs.add()
+    runs.client.set_tag(again["run_id"], "airflow_mlops.package_digest", again["package_digest"])
+    about = runs.evaluated("mixed", good, ONE_METRIC)
+    for training, evaluation, words in (
+        (bad, about, f"its evaluation is about run {good['run_id']}, which holds another package"),
+        (good, about | {"run_id": None}, "does not say which run"),
+        (good, about | {"model_name": "tip"}, "compares with the champion of 'tip'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            runs.register("mixed", training, evaluation=evaluation)
+    assert runs.client.search_registered_models("name = 'mixed'") == []
+    runs.register("mixed", good, evaluation=about)
+    # The same package of another run will do.
+    runs.register("mixed", good, evaluation=runs.evaluated("mixed", again, ONE_METRIC))
+
+
 def test_all_metrics_become_tags(runs: Runs) -> None:
     training = runs.add()
-    runs.register("all", training, evaluation=EVERYTHING)
+    runs.register("all", training, evaluation=runs.evaluated("all", training, EVERYTHING))
     version = runs.client.get_model_version("all", "1")
     assert version.tags["airflow_mlops.metric.rmse"] == "2.5"
     assert "airflow_mlops.metric.log_loss" not in version.tags
@@ -95,7 +116,9 @@ def test_all_metrics_become_tags(runs: Runs) -> None:
 def test_a_metric_by_import_path_and_long_texts(runs: Runs) -> None:
     deciding = ONE_METRIC["report"]["deciding"] | {"metric": "my_team.metrics:cost per trip"}
     report = ONE_METRIC["report"] | {"deciding": deciding}
-    runs.register("long", runs.add(), evaluation=ONE_METRIC | {"report": report, "reason": "x" * 20_000})
+    training = runs.add()
+    long = ONE_METRIC | {"report": report, "reason": "x" * 20_000}
+    runs.register("long", training, evaluation=runs.evaluated("long", training, long))
     version = runs.client.get_model_version("long", "1")
     assert version.tags["airflow_mlops.metric.my_team.metrics_cost per trip"] == "2.5"
     assert len(version.tags["airflow_mlops.verdict_reason"]) == 5000

@@ -16,12 +16,13 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
+from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.package import file_digest, package_digest
 from airflow_mlops.core.signing import SigningKey
 from airflow_mlops.demo import stream
-from airflow_mlops.exceptions import ArtifactIntegrityError, ConnectionConfigError
+from airflow_mlops.exceptions import ArtifactIntegrityError, ConnectionConfigError, PromotionRejectedError
 from airflow_mlops.integrations.bentoml import LocalServer
-from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, SIGNATURE_TAG, Registry
+from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, RUN_ID_TAG, SIGNATURE_TAG, Registry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 
@@ -60,7 +61,7 @@ class Models:
         )
         self.training = self.train("signing", 5)
 
-    def train(self, model_name: str, iterations: int) -> dict[str, Any]:
+    def train(self, model_name: str, iterations: int, services: Services | None = None) -> dict[str, Any]:
         spec = {
             "dataset": self.table,
             "model_name": model_name,
@@ -72,17 +73,17 @@ class Models:
             "time_column": stream.TIME,
             "window": WINDOW,
         }
-        return run_step("train", spec, self.open)
+        return run_step("train", spec, services or self.open)
 
     def services(self, *trusted: SigningKey, sign: SigningKey | None = None) -> Services:
         keys = " ".join(key.public_text() for key in trusted) or None
         return replace(self.open, signing_public_keys=keys, signing_key=sign.to_text() if sign else None)
 
     def register(
-        self, name: str, services: Services, training: dict[str, Any] | None = None
+        self, name: str, services: Services, training: dict[str, Any] | None = None, **more: Any
     ) -> dict[str, Any]:
         training = training or self.training
-        spec = {"run_id": training["run_id"], "package_digest": training["package_digest"]}
+        spec = {"run_id": training["run_id"], "package_digest": training["package_digest"]} | more
         return run_step("register", {"model_name": name, **spec}, services)
 
     def promote(self, name: str, services: Services, version: str = "1") -> None:
@@ -228,6 +229,73 @@ def test_who_may_write_to_mlflow_can_not_replace_a_model(models: Models, tmp_pat
     assert models.score("tampered", models.open)["row_count"] > 100  # digests alone are satisfied
     with pytest.raises(ArtifactIntegrityError, match="carries a signature for 'tampered'"):
         models.score("tampered", trusting)
+
+
+class TestForged:
+    """Somebody who may write to MLflow makes a run that looks like a finished training, with a package of their own."""
+
+    def forge(self, models: Models, honest: dict[str, Any], folder: Path) -> dict[str, Any]:
+        client = MlflowClient(models.open.tracking_uri)
+        original = client.get_run(honest["run_id"])
+        tags = {
+            "airflow_mlops.step_key": original.data.tags["airflow_mlops.step_key"],
+            PACKAGE_DIGEST_TAG: models.training["package_digest"],
+        }
+        run_id = client.create_run(original.info.experiment_id, tags=tags).info.run_id
+        package = client.download_artifacts(models.training["run_id"], "package", str(folder))
+        client.log_artifacts(run_id, package, "package")
+        forged = honest | {"run_id": run_id, "package_digest": models.training["package_digest"]}
+        client.log_text(run_id, canonical_json(forged), "training/result.json")
+        digest = file_digest(canonical_json(forged).encode())
+        client.set_tag(run_id, "airflow_mlops.result_digest", digest)
+        client.set_terminated(run_id)
+        return forged
+
+    def test_it_is_not_taken_for_the_training_and_not_signed(self, models: Models, tmp_path: Path) -> None:
+        signing = models.services(KEY, sign=KEY)
+        honest = models.train("forged", 4, models.services(KEY))
+        forged = self.forge(models, honest, tmp_path)
+        assert (
+            models.train("forged", 4)["run_id"] == forged["run_id"]
+        )  # without keys nobody vouches for anything
+        again = models.train("forged", 4, models.services(KEY))
+        assert (again["run_id"], again["reused"]) == (honest["run_id"], True)
+        with pytest.raises(ArtifactIntegrityError, match="is not known to have made any package here"):
+            models.register("forged", signing, forged)
+        assert models.register("forged", signing, forged, vouched_by="anna")["vouched_by"] == "anna"
+        claimed = honest | {"package_digest": forged["package_digest"]}
+        with pytest.raises(ArtifactIntegrityError, match=f"made package {honest['package_digest']}"):
+            models.register("forged", signing, claimed, vouched_by="anna")
+        assert models.register("forged", signing, honest)["vouched_by"] is None
+
+    def test_a_run_that_was_taken_from_mlflow_is_made_again(self, models: Models) -> None:
+        trusting = models.services(KEY)
+        first = models.train("deleted", 4, trusting)
+        MlflowClient(models.open.tracking_uri).delete_run(first["run_id"])
+        second = models.train("deleted", 4, trusting)
+        assert (second["reused"], second["package_digest"]) == (False, first["package_digest"])
+        assert models.train("deleted", 4, trusting)["run_id"] == second["run_id"]
+
+    def test_without_a_ledger_it_is_trained_again(self, models: Models) -> None:
+        first = models.train("unledgered", 4)
+        again = models.train("unledgered", 4, replace(models.services(KEY), ledger_url=None))
+        assert (again["reused"], again["package_digest"]) == (False, first["package_digest"])
+
+    def test_an_evaluation_of_another_package_promotes_nothing(self, models: Models) -> None:
+        """The evaluated run is made to look as if it held the package of a version that was signed long ago."""
+        trusting = models.services(KEY, sign=KEY)
+        good = models.train("swapped", 4, models.services(KEY))
+        for training in (models.training, good):
+            models.register("swapped", trusting, training)
+        client = MlflowClient(models.open.tracking_uri)
+        client.set_tag(good["run_id"], PACKAGE_DIGEST_TAG, models.training["package_digest"])
+        evaluated = {"verdict": "promote", "evaluated_run_id": good["run_id"]}
+        asked = {"model_name": "swapped", "model_version": "1", **evaluated, **ACTOR}
+        for run_id in (models.training["run_id"], good["run_id"]):
+            client.set_model_version_tag("swapped", "1", RUN_ID_TAG, run_id)
+            with pytest.raises(PromotionRejectedError, match="holds another package"):
+                run_step("promote", asked, models.services(KEY))
+        assert run_step("promote", asked | {"model_version": "2"}, models.services(KEY))["moved"]
 
 
 def test_the_service_itself_asks_for_the_signature(models: Models) -> None:

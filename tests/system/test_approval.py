@@ -11,6 +11,7 @@ import pytest
 
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
+from airflow_mlops.demo.errors import RunFailedError
 from airflow_mlops.demo.interrupts import Interrupts
 from airflow_mlops.demo.processes import Children
 from airflow_mlops.demo.stack import Stack, start
@@ -149,6 +150,18 @@ def test_a_no_leaves_everything_as_it_was_and_a_yes_promotes(airflow: Airflow) -
     assert registry.find_alias("trip_fare", "champion") is None
 
     run = airflow.trigger(DAG, 3)
+    airflow.question(run)
+    # "Mark success" in the page: what follows runs, and nobody has said yes.
+    airflow.request(
+        "PATCH", f"{DAG}/dagRuns/{run.dag_run_id}/taskInstances/approve", json={"new_state": "success"}
+    )
+    with pytest.raises(
+        RunFailedError, match=r"PromotionRejectedError.*gave no answer \(approval came out as None\)"
+    ):
+        airflow.finished(run)
+    assert registry.find_alias("trip_fare", "champion") is None
+
+    run = airflow.trigger(DAG, 4)
     airflow.question(run)
     airflow.answer(run, "Approve", "")
     states = airflow.finished(run)

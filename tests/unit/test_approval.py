@@ -14,7 +14,7 @@ from airflow_mlops.core.model_card import Change, describe_request
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.operators.approval import ApproveModelOperator
-from airflow_mlops.operators.promotion import PromoteModelOperator
+from airflow_mlops.operators.promotion import NOT_ASKED, PromoteModelOperator
 from tests.unit.test_model_card import EVERYTHING, HOSTILE, ONE_METRIC, rendered
 
 REGISTRATION = {
@@ -33,6 +33,7 @@ YES = {
     "package_digest": "sha256:1",
     "champion_version": "4",
     "responded_by": {"name": "anna"},
+    "responded_at": "2026-03-01T00:00:00+00:00",
 }
 
 
@@ -127,6 +128,11 @@ class TestAnswer:
             asking().execute_complete(context(), event("Maybe"))  # type: ignore[arg-type]
         assert written(ledger_url) == []
 
+    def test_a_yes_of_nobody_is_a_no(self, ledger_url: str) -> None:
+        nobody = event("Approve", responded_by_user=None)
+        answer = asking().execute_complete(context(), nobody)  # type: ignore[arg-type]
+        assert (answer["approved"], answer["timed_out"]) == (False, True)
+
     def test_the_default_is_no_and_can_not_be_made_yes(self) -> None:
         assert asking().defaults == ["Reject"]
         with pytest.raises(TypeError, match="defaults"):
@@ -148,7 +154,7 @@ class TestComment:
 
 class TestPromotion:
     @staticmethod
-    def spec(approval: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    def spec(approval: Any, **more: Any) -> dict[str, Any]:
         with DAG("dag", schedule=None):
             task = PromoteModelOperator(
                 task_id="promote",
@@ -165,8 +171,23 @@ class TestPromotion:
             "run",
             "sha256:1",
         )
-        assert self.spec(None)["reason"] == "MAE 2.5 against 3.1"
-        assert self.spec(None)["package_digest"] is None
+        assert spec["approved_at"] == "2026-03-01T00:00:00+00:00"
+
+    def test_where_nobody_is_asked(self) -> None:
+        with DAG("dag", schedule=None):
+            task = PromoteModelOperator(
+                task_id="promote", model_name="fare", model_version=REGISTRATION, evaluation=EVALUATION
+            )
+        spec = task.build_spec(context())  # type: ignore[arg-type]
+        assert (spec["reason"], spec["approved_at"]) == ("MAE 2.5 against 3.1", None)
+        assert spec["package_digest"] == REGISTRATION["package_digest"]
+        assert self.spec(NOT_ASKED, model_version="5")["package_digest"] is None
+
+    @pytest.mark.parametrize("nothing", [None, "", "None", {}, {"approved": True}])
+    def test_an_approval_that_comes_out_as_nothing_is_no_yes(self, nothing: Any) -> None:
+        """Marked as success, skipped, or its XCom deleted."""
+        with pytest.raises(PromotionRejectedError, match=r"gave no answer .* clear it, so that it asks"):
+            self.spec(nothing)
 
     @pytest.mark.parametrize(
         ("other", "words"),
@@ -176,6 +197,9 @@ class TestPromotion:
             ({"model_version": "4"}, "about fare version 4 against champion 4"),
             ({"model_name": "tip"}, "about tip version 5 against champion 4"),
             ({"champion_version": "3"}, "about fare version 5 against champion 3"),
+            ({"package_digest": "sha256:2"}, "about package sha256:2, and sha256:1 was registered"),
+            ({"approved": "False"}, "anna said no"),
+            ({"responded_by": None}, "nobody said yes in time"),
         ],
     )
     def test_without_a_yes_for_this_version_nothing_is_promoted(
@@ -186,22 +210,22 @@ class TestPromotion:
 
     def test_the_evaluation_and_the_version_are_of_this_model(self) -> None:
         with pytest.raises(PromotionRejectedError, match="evaluation is about 'tip'"):
-            self.spec(None, evaluation=EVALUATION | {"model_name": "tip"})
+            self.spec(NOT_ASKED, evaluation=EVALUATION | {"model_name": "tip"})
         with pytest.raises(PromotionRejectedError, match="model_version is about 'tip'"):
-            self.spec(None, model_version=REGISTRATION | {"model_name": "tip"})
+            self.spec(NOT_ASKED, model_version=REGISTRATION | {"model_name": "tip"})
 
     def test_an_evaluation_without_a_verdict_is_none(self) -> None:
         without = {name: value for name, value in EVALUATION.items() if name not in {"verdict", "run_id"}}
-        assert self.spec(None, evaluation=without)["verdict"] == "none"
+        assert self.spec(NOT_ASKED, evaluation=without)["verdict"] == "none"
 
     def test_by_hand_one_says_whom_it_replaces_and_why(self) -> None:
         by_hand = {"champion_version": 4, "reason": "decided in the review"}
-        spec = self.spec(None, evaluation=by_hand)
+        spec = self.spec(NOT_ASKED, evaluation=by_hand)
         assert (spec["verdict"], spec["evaluated_run_id"], spec["expected_version"]) == (None, None, "4")
         assert spec["reason"] == "by hand: decided in the review"
         for nothing in (None, {"reason": "x"}, by_hand | {"reason": " "}):
             with pytest.raises(ValueError, match="To promote by hand"):
-                self.spec(None, evaluation=nothing)
+                self.spec(NOT_ASKED, evaluation=nothing)
 
 
 class TestQuestion:

@@ -63,6 +63,7 @@ def move(
     alias: str = "champion",
     actor: str = "dag/run/task",
     days: int = 0,
+    request: str | None = None,
 ) -> bool:
     promotion = entry(
         EntryKind.PROMOTION, f"m|{alias}|{expected}|{version}", alias=alias, model_version=version
@@ -73,6 +74,7 @@ def move(
         model_version=version,
         expected_version=expected,
         entry=replace(promotion, actor=actor, recorded_at=START + timedelta(days=days)),
+        request=request,
     )
     return recorded.created
 
@@ -90,6 +92,20 @@ def test_the_same_key_is_written_once(url: str) -> None:
         assert second.entry == first.entry
         assert first.entry.payload == {"value": None}
         assert first.entry.recorded_at == START
+
+
+def test_a_request_is_carried_out_once(url: str) -> None:
+    """1, then 2 by a request, back to 1, and the request again."""
+    with Ledger.open(url) as ledger:
+        move(ledger, "1", None)
+        assert [move(ledger, "2", "1", request="r") for _ in range(2)] == [True, False]
+        move(ledger, "1", "2", actor="anna")
+        with pytest.raises(
+            PromotionConflictError, match=r"anna moved it on to version 1 .* a move is not repeated"
+        ):
+            move(ledger, "2", "1", request="r")
+        assert ledger.aliases("m") == {"champion": "1"}
+        assert move(ledger, "2", "1", request="another")
 
 
 def test_entries_narrow_and_order(url: str) -> None:
@@ -124,6 +140,30 @@ def test_a_window_is_overdue_by_its_first_check(url: str) -> None:
             listed = ledger.undecided_windows("m", required=required, overdue_since=START + timedelta(days=5))
             assert listed[0] == window(0)
         assert ledger.undecided_windows("m", required=both, overdue_since=START - timedelta(days=1)) == []
+
+
+def test_the_grade_that_stands_is_the_newest_that_measured(url: str) -> None:
+    key = f"m|{window(0).key}"
+    short = replace(
+        check(0), key=f"{key}|12", payload={"measured": False, "awaits_labels": True, "final": False}
+    )
+    first = replace(check(0), payload={"measured": True, "final": False, "value": 1})
+    second = replace(first, key=f"{key}|90", payload={"measured": True, "final": True, "value": 2})
+    settled = replace(check(1), payload={"measured": False, "awaits_labels": False})
+    before = window(9).start
+    with Ledger.open(url) as ledger:
+        ledger.record_all([short, replace(settled, recorded_at=START + timedelta(days=1))])
+        assert [grade.measured for grade in ledger.grades("m")] == [False, False]
+        assert ledger.unfinished_windows("m", before=before) == [window(0)]
+        ledger.record(replace(first, recorded_at=START + timedelta(days=2)))
+        ledger.record(decision(0))
+        assert ledger.unfinished_windows("m", before=before) == [window(0)]  # though it is decided
+        ledger.record(replace(second, recorded_at=START + timedelta(days=3)))
+        (grade,) = ledger.grades("m", window=window(0))
+        assert (grade.entry.payload["value"], grade.final, grade.first_checked_at) == (2, True, START)
+        assert ledger.unfinished_windows("m", before=before) == []
+        assert [found.window for found in ledger.grades("m", limit=1)] == [window(1)]
+        assert [found.window for found in ledger.grades("m", before=window(1).start)] == [window(0)]
 
 
 def test_a_window_is_ungraded_until_it_is_measured_or_decided(url: str) -> None:

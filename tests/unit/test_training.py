@@ -422,7 +422,8 @@ def test_the_estimators_package_is_pinned() -> None:
 
 
 def fitted(pipeline: Any, features: Any) -> model_package.FittedModel:
-    score = MetricValue(metric="mae", value=0.0, standard_deviation=None, row_count=len(features))
+    metric = "accuracy" if sklearn.is_classification(pipeline) else "mae"
+    score = MetricValue(metric=metric, value=0.0, standard_deviation=None, row_count=len(features))
     return model_package.FittedModel(pipeline, features, pipeline.predict(features), score)
 
 
@@ -468,7 +469,9 @@ def test_the_gate_catches_the_converter_that_is_silently_wrong(tmp_path: Path) -
     parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, features, signature, LIMITS)
     assert not parity.passed
     assert parity.label_flips > 1000
-    form, reason = model_package._write_model(tmp_path, fitted(pipeline, features), signature, LIMITS, None)
+    form, reason = model_package._write_model(
+        tmp_path / "model", fitted(pipeline, features), signature, LIMITS, None
+    )
     assert form == "sklearn"
     assert f"of {len(onnx.hard_rows(pipeline, features, signature)[0])} labels differ" in reason
     assert not (tmp_path / "model.onnx").exists()
@@ -644,9 +647,9 @@ def test_own_transformers_are_served_when_they_are_vouched_for(
     sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
     model = fitted(pipeline, features)
     with pytest.raises(UnsafeModelError, match=r"test_training\.Doubler.*AIRFLOW_MLOPS_TRUSTED_TYPES"):
-        model_package._write_model(tmp_path, model, signature, LIMITS, None)
+        model_package._write_model(tmp_path / "model", model, signature, LIMITS, None)
     monkeypatch.setenv(TRUSTED_TYPES_VARIABLE, f"{__name__}.Doubler")
-    form, reason = model_package._write_model(tmp_path, model, signature, LIMITS, None)
+    form, reason = model_package._write_model(tmp_path / "model", model, signature, LIMITS, None)
     assert form == "sklearn"
     assert "no ONNX form" in reason
 
@@ -666,10 +669,10 @@ def test_a_smaller_form_passes_the_same_gate_or_is_not_used(how: Any, tmp_path: 
         warnings.simplefilter("ignore")
         sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
     model = fitted(pipeline, features)
-    _, exact = model_package._write_model(tmp_path, model, signature, LIMITS, how)
+    _, exact = model_package._write_model(tmp_path / "model", model, signature, LIMITS, how)
     assert exact.startswith("kept exact")
     exact_size = (tmp_path / "model.onnx").stat().st_size
     loose = ParityLimits(maximum_difference=1.0, p999_difference=1.0)
-    _, smaller = model_package._write_model(tmp_path, model, signature, loose, how)
+    _, smaller = model_package._write_model(tmp_path / "model", model, signature, loose, how)
     assert smaller.startswith(f"{how}, ")
     assert (tmp_path / "model.onnx").stat().st_size < 0.8 * exact_size

@@ -8,8 +8,10 @@ from airflow_mlops.integrations.mlflow.leases import LEASE_VARIABLE, Leases
 from airflow_mlops.integrations.mlflow.runs import PACKAGE_DIGEST_TAG, STEP_KEY_TAG, TrainingRun
 from airflow_mlops.integrations.mlflow.versions import (
     DESCRIPTION_CHARACTERS,
+    RECIPE_TAG,
     SIGNATURE_TAG,
     TAG_CHARACTERS,
+    TRAINED_UNTIL_TAG,
     RegisteredVersion,
     Versions,
 )
@@ -20,9 +22,11 @@ __all__ = [
     "LEASE_VARIABLE",
     "PACKAGE_DIGEST_TAG",
     "PACKAGE_FOLDER",
+    "RECIPE_TAG",
     "SIGNATURE_TAG",
     "STEP_KEY_TAG",
     "TAG_CHARACTERS",
+    "TRAINED_UNTIL_TAG",
     "ModelCopy",
     "RegisteredVersion",
     "Registry",

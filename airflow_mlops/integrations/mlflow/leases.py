@@ -128,10 +128,6 @@ class Leases(Runs):
             stop.set()
             thread.join(timeout=_lease_seconds())
 
-    def close_interrupted_runs(self, experiment_id: str, step_key: str) -> None:
-        """Like :meth:`take_over_dead_runs`, for work that has no name."""
-        self.take_over_dead_runs(experiment_id, step_key, f"work {step_key}")
-
     def _running(self, experiment_id: str, step_key: str) -> list[Any]:
         with translated("search runs"):
             return list(

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.integrations.mlflow.connection import Connected, translated
 
 if TYPE_CHECKING:
@@ -50,6 +51,15 @@ class Runs(Connected):
                 max_results=1,
             )
         return runs[0] if runs else None
+
+    def is_finished(self, run_id: str) -> bool:
+        """Tell whether there is such a run, not deleted, that ended well."""
+        try:
+            with translated(f"run {run_id}"):
+                info = self.client.get_run(run_id).info
+        except ModelVersionNotFoundError:
+            return False
+        return (info.status, info.lifecycle_stage) == ("FINISHED", "active")
 
     def training_run(self, run_id: str) -> TrainingRun:
         """Read what a run says about itself.

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.signing import SIGNATURE_FILE, PackageSignature
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 RUN_ID_TAG = "airflow_mlops.run_id"
 #: Tag of a model version: the package's signature as this model, see :mod:`airflow_mlops.core.signing`.
 SIGNATURE_TAG = "airflow_mlops.package_signature"
+
+#: Tags of a model version that was made by a recipe: which, and the first instant after its training rows.
+RECIPE_TAG = "airflow_mlops.recipe"
+TRAINED_UNTIL_TAG = "airflow_mlops.trained_until"
 
 #: MLflow's databases cut longer ones off, or refuse them.
 DESCRIPTION_CHARACTERS = 5000
@@ -39,6 +44,8 @@ class RegisteredVersion:
 
     :param signature: text of its package's signature; ``None`` when it was registered without a key.
     :param model_id: the copy for MLflow's own loaders; ``None`` when it has none.
+    :param recipe: how it was made; ``None`` when it is no model of a recipe.
+    :param trained_until: first instant after its training rows; ``None`` without a recipe.
     """
 
     model_name: str
@@ -47,6 +54,8 @@ class RegisteredVersion:
     package_digest: str
     signature: str | None = None
     model_id: str | None = None
+    recipe: str | None = None
+    trained_until: datetime | None = None
 
     def package_signature(self) -> PackageSignature | None:
         """Read the signature.
@@ -162,6 +171,14 @@ class Versions(Artifacts):
         except ModelVersionNotFoundError:
             return None
 
+    def made_by_recipe(self, model_name: str, *, limit: int = 100) -> list[RegisteredVersion]:
+        """List the newest versions that were made by a recipe, newest first."""
+        with translated(f"versions of {model_name!r}"):
+            found = self.client.search_model_versions(
+                f"name = '{model_name}'", max_results=limit, order_by=["version_number DESC"]
+            )
+        return [_registered(version) for version in found if version.tags.get(RECIPE_TAG)]
+
     def set_alias(self, model_name: str, alias: str, model_version: str) -> None:
         """Point an alias at a version. The ledger decides who may; MLflow has no compare-and-set."""
         with translated(f"model {model_name!r} alias {alias!r}"):
@@ -224,6 +241,10 @@ def _registered(version: Any) -> RegisteredVersion:
         signature=version.tags.get(SIGNATURE_TAG),
         # MLflow's server does not give model_id back.
         model_id=version.source.removeprefix(_COPY) if version.source.startswith(_COPY) else None,
+        recipe=version.tags.get(RECIPE_TAG),
+        trained_until=datetime.fromisoformat(until)
+        if (until := version.tags.get(TRAINED_UNTIL_TAG))
+        else None,
     )
 
 

@@ -1,0 +1,619 @@
+"""Estimation: how good predictions are while nobody knows yet what turned out, and how far such estimates can be believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airflow_mlops.core.metrics import Metric, measure
+from airflow_mlops.core.predictions import Graded, Predictions
+from airflow_mlops.core.resampling import t_quantile
+from airflow_mlops.exceptions import InsufficientDataError
+
+Array = NDArray[Any]
+
+#: Name of the file inside a package folder that holds an :class:`Estimation`.
+ESTIMATION_FILE = "estimation.json"
+#: Share of the windows whose realized value the interval is to hold.
+COVERAGE = 0.95
+#: Pieces of the held-out rows, in time order, that check the estimator against each other; and rows each needs.
+FOLDS, ROWS_PER_FOLD = 8, 40
+#: Fewer pieces tell nothing about an error.
+FEWEST_FOLDS = 3
+#: Draws of the unknown labels, and rows they are drawn for at most; more rows shrink the error by the root of their number.
+_DRAWS, _DRAWN_ROWS = 200, 5_000
+#: Draws for a metric that is only a number.
+_SLOW_DRAWS = 40
+#: Points of a stored curve at most.
+_POINTS = 256
+#: Metrics of the order of the scores; more than two labels are ranked one against the rest.
+_RANKING = {"roc_auc", "pr_auc"}
+#: Metrics that lie between 0 and 1; an interval does not leave it.
+_SHARES = {
+    "accuracy",
+    "balanced_accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "roc_auc",
+    "pr_auc",
+    "calibration_error",
+}
+
+CalibrationKind = Literal["none", "isotonic", "platt"]
+LabelKind = Literal["text", "integer", "number"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """A monotone, piecewise linear function of a probability; flat outside its points.
+
+    :param given: what the model says, ascending.
+    :param true: how often it happens.
+    """
+
+    given: tuple[float, ...]
+    true: tuple[float, ...]
+
+    def __call__(self, probabilities: Array) -> Array:
+        return np.interp(probabilities, self.given, self.true)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """What the probabilities of a model are worth, learned on rows it never saw.
+
+    :param kind: how it was learned.
+    :param curves: one per class; of two classes, for the positive one only.
+    """
+
+    kind: CalibrationKind
+    curves: tuple[Curve, ...]
+
+    def __call__(self, probabilities: Array) -> Array:
+        """Give calibrated probabilities.
+
+        :param probabilities: of the classes, shape ``(n, classes)``.
+        :returns: same shape, rows that add up to 1.
+        """
+        if len(self.curves) == 1:
+            positive = self.curves[0](probabilities[:, 1])
+            return np.column_stack([1.0 - positive, positive])
+        each = np.column_stack([curve(probabilities[:, place]) for place, curve in enumerate(self.curves)])
+        total = each.sum(axis=1, keepdims=True)
+        return np.where(total > 0.0, each / np.where(total > 0.0, total, 1.0), probabilities)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimation:
+    """What a package knows about estimating its model's metric without labels.
+
+    :param metric: the metric.
+    :param method: ``calibration`` of probabilities (labels), ``error_model`` (numbers), or ``none``.
+    :param reason: why there is none; empty otherwise.
+    :param calibration: of the probabilities.
+    :param label_kind: what the labels are beside text.
+    :param spread: of the per-row errors about what the error model says; ``None`` without one.
+    :param excess: error of the estimate for a stretch of rows it was not learned on, beyond what chance in those rows explains
+        (one standard deviation; of the mean per-row loss where there is an error model).
+    :param folds: stretches it was measured on.
+    :param row_count: held-out rows it was learned on.
+    :param effective_count: independent losses among them, see :func:`~airflow_mlops.core.change.effective_count`; ``None`` for a
+        metric that has no loss per row.
+    :param model_file: the error model's file in the package.
+    :param model_form: and its form.
+    :param answer_field: the error model's input that holds the answer.
+    :param known_rows: input rows of the error model whose output is known.
+    :param known_errors: the output.
+    :param format: version of this layout.
+    """
+
+    metric: str
+    method: Literal["calibration", "error_model", "none"]
+    reason: str = ""
+    calibration: Calibration | None = None
+    label_kind: LabelKind = "text"
+    spread: float | None = None
+    excess: float = 0.0
+    folds: int = 0
+    row_count: int = 0
+    effective_count: float | None = None
+    model_file: str | None = None
+    model_form: Literal["onnx", "sklearn"] | None = None
+    answer_field: str | None = None
+    known_rows: tuple[dict[str, Any], ...] = ()
+    known_errors: tuple[float, ...] = ()
+    format: Literal[1] = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """An estimated metric.
+
+    :param metric: its name.
+    :param value: its value.
+    :param low: lower end of the interval that is to hold the realized value with a probability of :data:`COVERAGE`.
+    :param high: upper end.
+    :param row_count: rows it is for.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    row_count: int
+
+
+# -- classification -----------------------------------------------------------------------------------------
+
+
+def fit_calibration(
+    probabilities: Array, truth: Array, *, kind: CalibrationKind | None = None
+) -> Calibration:
+    """Learn what the probabilities are worth; each class against the rest.
+
+    Source: Zadrozny and Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002
+    (isotonic, one against the rest); Platt, "Probabilistic outputs for support vector machines", 1999.
+
+    :param probabilities: of the classes, shape ``(n, classes)``, in time order.
+    :param truth: number of each row's class, shape ``(n,)``.
+    :param kind: how; ``None`` takes what has the smallest Brier score on rows that were left out.
+    """
+    chosen = kind or _best_kind(probabilities, truth)
+    places = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    fit = {"none": _as_it_is, "isotonic": _isotonic, "platt": _platt}[chosen]
+    curves = tuple(fit(probabilities[:, place], truth == place) for place in places)
+    return Calibration(kind=chosen, curves=curves)
+
+
+def _best_kind(probabilities: Array, truth: Array) -> CalibrationKind:
+    happened = np.eye(probabilities.shape[1])[truth]
+    kinds: tuple[CalibrationKind, ...] = ("isotonic", "platt", "none")
+    scores = dict.fromkeys(kinds, 0.0)
+    for learn, check in _left_out(len(truth), min(FOLDS, max(2, len(truth) // ROWS_PER_FOLD))):
+        for kind in kinds:
+            given = fit_calibration(probabilities[learn], truth[learn], kind=kind)(probabilities[check])
+            scores[kind] += float(np.square(given - happened[check]).sum())
+    return min(kinds, key=lambda kind: scores[kind])
+
+
+def _left_out(row_count: int, folds: int) -> list[tuple[Array, Array]]:
+    """Cut rows into stretches; each is checked with what was learned on the others."""
+    rows = np.arange(row_count)
+    return [(np.setdiff1d(rows, check), check) for check in np.array_split(rows, folds)]
+
+
+def _as_it_is(given: Array, happened: Array) -> Curve:
+    return Curve(given=(0.0, 1.0), true=(0.0, 1.0))
+
+
+def _isotonic(given: Array, happened: Array) -> Curve:
+    """Learn the best monotone curve.
+
+    Source: Ayer et al., "An empirical distribution function for sampling with incomplete information", Annals of Mathematical
+    Statistics 26, 1955 (pool adjacent violators).
+    """
+    from scipy.optimize import isotonic_regression
+
+    points, places, counts = np.unique(given, return_inverse=True, return_counts=True)
+    shares = np.bincount(places, weights=happened) / counts
+    fitted = isotonic_regression(shares, weights=counts).x
+    # Only the ends of each step are needed: between them the curve is flat, from one to the next it is straight.
+    step = np.flatnonzero(np.diff(fitted)) + 1
+    kept = np.unique(np.concatenate([[0, len(points) - 1], step - 1, step]).astype(int))
+    if len(kept) > _POINTS:
+        kept = kept[np.linspace(0, len(kept) - 1, _POINTS).astype(int)]
+    return Curve(given=tuple(points[kept].tolist()), true=tuple(fitted[kept].tolist()))
+
+
+def _platt(given: Array, happened: Array) -> Curve:
+    """Fit a sigmoid of the log-odds, with targets pulled in as Platt has it; tabulated."""
+    from scipy.optimize import minimize
+
+    hits = float(happened.sum())
+    misses = len(happened) - hits
+    wanted = np.where(happened, (hits + 1.0) / (hits + 2.0), 1.0 / (misses + 2.0))
+    odds = _log_odds(given)
+    design = np.column_stack([odds, np.ones_like(odds)])
+
+    def loss(beta: Array) -> tuple[float, Array]:
+        logits = design @ beta
+        fitted = 1.0 / (1.0 + np.exp(-np.clip(logits, -500.0, 500.0)))
+        value = np.mean(np.logaddexp(0.0, logits) - wanted * logits)
+        return float(value), design.T @ (fitted - wanted) / len(wanted)
+
+    beta = minimize(loss, np.zeros(2), jac=True, method="BFGS").x
+    if beta[0] <= 0.0:  # scores the wrong way round are worth nothing: the rate is all that is known
+        rate = float(np.mean(happened))
+        return Curve(given=(0.0, 1.0), true=(rate, rate))
+    grid = np.linspace(-12.0, 12.0, _POINTS - 1)
+    true = 1.0 / (1.0 + np.exp(-(grid * beta[0] + beta[1])))
+    return Curve(given=tuple((1.0 / (1.0 + np.exp(-grid))).tolist()), true=tuple(true.tolist()))
+
+
+def _log_odds(probabilities: Array) -> Array:
+    inside = np.clip(probabilities, 6e-6, 1.0 - 6e-6)
+    return np.asarray(np.log(inside / (1.0 - inside)))
+
+
+def learn_labels_estimation(
+    metric: Metric, *, target: Array, answers: Predictions, kind: CalibrationKind | None = None
+) -> Estimation:
+    """Learn from held-out rows how to estimate a metric of labels, and how far off such estimates are.
+
+    :param target: what turned out, shape ``(n,)``, in time order.
+    :param answers: what the model said, with probabilities.
+    """
+    label_kind = _label_kind(target)
+    if answers.probabilities is None:
+        return _none(metric, "the model gives no probabilities")
+    if metric.name == "calibration_error":
+        return _none(metric, "calibration_error is what an estimate takes for granted")
+    graded = Graded(target, answers)
+    if graded.label_count > len(answers.classes):
+        return _none(metric, "the held-out rows hold labels the model does not know")
+    folds = min(FOLDS, len(target) // ROWS_PER_FOLD)
+    if folds < FEWEST_FOLDS:
+        return _none(metric, f"{len(target)} held-out rows are too few")
+    errors, chances = [], []
+    given = answers.probabilities
+    chosen = kind or _best_kind(given, graded.truth)
+    for learn, check in _left_out(len(target), folds):
+        known = fit_calibration(given[learn], graded.truth[learn], kind=chosen)
+        part = graded.take(check)
+        try:
+            value, deviation = _expected(metric, part.answers, known(given[check]), label_kind)
+            errors.append(measure(metric, part) - value)
+        except InsufficientDataError:  # such as a class that does not occur in this stretch
+            continue
+        chances.append(deviation)
+    if len(errors) < FEWEST_FOLDS:
+        return _none(metric, f"{metric.name} can't be measured on parts of the held-out rows")
+    return Estimation(
+        metric=metric.name,
+        method="calibration",
+        calibration=fit_calibration(given, graded.truth, kind=chosen),
+        label_kind=label_kind,
+        excess=_excess(errors, chances),
+        folds=len(errors),
+        row_count=len(target),
+    )
+
+
+def estimate_labels(metric: Metric, answers: Predictions, estimation: Estimation) -> Estimate:
+    """Estimate a metric of labels from the probabilities alone (CBPE).
+
+    Every row counts for each label as much as that label is likely: the counts are those expected, and metrics are functions of
+    counts. That holds as long as the relation of inputs and labels does: it sees inputs that moved, not a world that did.
+
+    Source: Białek, Kivimäki, Kuberski and Perrakis, "Estimating model performance under covariate shift without labels",
+    arXiv:2401.08348, 2024, section 3 (CBPE, there by NannyML).
+
+    :param metric: any but ``calibration_error``.
+    :param answers: with probabilities, in the order of the classes the calibration was learned for.
+    :param estimation: of the model that gave them.
+    :raises InsufficientDataError: no rows, or the metric is not a number on them.
+    :raises ValueError: the estimation knows no calibration, or the answers no probabilities.
+    """
+    if estimation.calibration is None or answers.probabilities is None:
+        raise ValueError(f"{metric.name} can't be estimated: {estimation.reason or 'no probabilities'}")
+    calibrated = estimation.calibration(answers.probabilities)
+    value, deviation = _expected(metric, answers, calibrated, estimation.label_kind)
+    reach = t_quantile(0.5 + COVERAGE / 2.0, max(estimation.folds - 1, 1)) * math.hypot(
+        deviation, estimation.excess
+    )
+    low, high = value - reach, value + reach
+    if metric.name in _SHARES:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(metric=metric.name, value=value, low=low, high=high, row_count=len(answers))
+
+
+def _expected(
+    metric: Metric, answers: Predictions, likely: Array, label_kind: LabelKind
+) -> tuple[float, float]:
+    """Give the metric's expected value, and its standard deviation over the labels that may turn out.
+
+    :param likely: how likely each label is, shape ``(n, classes)``.
+    """
+    if len(answers) == 0:
+        raise InsufficientDataError(f"{metric.name} can't be estimated for no rows")
+    random = np.random.default_rng(0)
+    if metric.of_sums is None:
+        return _simulated(metric, answers, likely, label_kind, random)
+    some = np.arange(len(answers))
+    if len(some) > _DRAWN_ROWS:
+        some = np.sort(random.choice(some, _DRAWN_ROWS, replace=False))
+    shrink = math.sqrt(len(some) / len(answers))
+    if metric.name in _RANKING and likely.shape[1] > 2:
+        value = float(
+            np.mean([_against_rest(metric, answers, likely, place) for place in range(likely.shape[1])])
+        )
+        _, deviation = _simulated(metric, answers.take(some), likely[some], label_kind, random)
+        return _finite(metric, value), deviation * shrink
+    value = float(metric.of_sums(_Sums(metric, answers, label_kind).expected(likely)))
+    drawn = _Sums(metric, answers.take(some), label_kind).drawn(likely[some], random)
+    return _finite(metric, value), float(np.nanstd(metric.of_sums(drawn))) * shrink
+
+
+def _finite(metric: Metric, value: float) -> float:
+    if not math.isfinite(value):
+        raise InsufficientDataError(f"{metric.name} can't be estimated: it is {value}")
+    return value
+
+
+class _Sums:
+    """What rows add to a metric's sums, label by label.
+
+    :param terms: what each row adds when a label turns out, shape ``(labels, n, k)``; or ``None``, and
+    :param cells: which sum it adds one to, shape ``(labels, n)``, of ``size``.
+    """
+
+    def __init__(self, metric: Metric, answers: Predictions, label_kind: LabelKind) -> None:
+        self.count = len(answers)
+        self.terms: Array | None = None
+        self.cells, self.size = np.empty(0, dtype=np.int64), 0
+        if metric.name in _RANKING and answers.probabilities is not None:
+            self._rank(answers.probabilities[:, 1])
+            return
+        cases = [
+            Graded(np.full(len(answers), label), answers) for label in _labels(answers.classes, label_kind)
+        ]
+        if metric.terms is not None:
+            self.terms = np.stack([metric.terms(case) for case in cases])
+            return
+        counted = [metric.cells(case) for case in cases] if metric.cells else []
+        found = [case for case in counted if case is not None]
+        self.cells, self.size = np.stack([case[0] for case in found]), found[0][1]
+
+    def _rank(self, scores: Array) -> None:
+        """Count by score, negatives before positives: exact, where the metric's own cells are coarser."""
+        distinct, places = np.unique(scores, return_inverse=True)
+        self.cells, self.size = np.stack([2 * places, 2 * places + 1]), 2 * len(distinct)
+
+    def expected(self, likely: Array) -> Array:
+        if self.terms is not None:
+            return np.append(np.einsum("lnk,nl->k", self.terms, likely), self.count)
+        counts = np.bincount(self.cells.ravel(), weights=likely.T.ravel(), minlength=self.size)
+        return np.append(counts, self.count)
+
+    def drawn(self, likely: Array, random: np.random.Generator) -> Array:
+        """Give the sums for labels drawn again and again, shape ``(draws, k + 1)``."""
+        rows = np.arange(self.count)
+        limits = np.cumsum(likely, axis=1)[:, :-1]
+        sums = []
+        for _ in range(_DRAWS):
+            labels = (random.random(self.count)[:, None] > limits).sum(axis=1)
+            if self.terms is not None:
+                sums.append(self.terms[labels, rows].sum(axis=0))
+            else:
+                sums.append(np.bincount(self.cells[labels, rows], minlength=self.size))
+        return np.column_stack([np.array(sums, dtype=np.float64), np.full(_DRAWS, float(self.count))])
+
+
+def _against_rest(metric: Metric, answers: Predictions, likely: Array, place: int) -> float:
+    """Give a ranking metric of one label against the rest."""
+    if answers.probabilities is None or metric.of_sums is None:
+        raise ValueError(f"{metric.name} needs probabilities")
+    scores, chance = answers.probabilities[:, place], likely[:, place]
+    two = Predictions(values=answers.values, probabilities=np.column_stack([1.0 - scores, scores]))
+    sums = _Sums(metric, two, "text").expected(np.column_stack([1.0 - chance, chance]))
+    return float(metric.of_sums(sums))
+
+
+def _simulated(
+    metric: Metric, answers: Predictions, likely: Array, label_kind: LabelKind, random: np.random.Generator
+) -> tuple[float, float]:
+    """Score labels that are drawn, for a metric that is only a number."""
+    labels = _labels(answers.classes, label_kind)
+    limits = np.cumsum(likely, axis=1)[:, :-1]
+    values = []
+    for _ in range(_SLOW_DRAWS):
+        drawn = labels[(random.random(len(answers))[:, None] > limits).sum(axis=1)]
+        values.append(float(metric.score(Graded(drawn, answers))))
+    return _finite(metric, float(np.nanmean(values))), float(np.nanstd(values))
+
+
+def _labels(classes: Sequence[str], kind: LabelKind) -> Array:
+    """Give the labels as the target has them: a function of the user compares with those."""
+    if kind == "text":
+        return np.array(classes, dtype=object)
+    numbers = np.array(
+        [float(label == "True" or label) if label in ("True", "False") else float(label) for label in classes]
+    )
+    return numbers.astype(np.int64) if kind == "integer" else numbers
+
+
+def _label_kind(target: Array) -> LabelKind:
+    return {"i": "integer", "u": "integer", "f": "number"}.get(target.dtype.kind, "text")  # type: ignore[return-value]
+
+
+# -- regression -----------------------------------------------------------------------------------------------
+
+
+def row_errors(metric: Metric, graded: Graded) -> Array | None:
+    """Give what each row adds to a metric that is a function of a mean; ``None`` for any other.
+
+    An error model learns to tell it from the inputs and the answer.
+    """
+    if metric.terms is None or metric.of_sums is None:
+        return None
+    terms = metric.terms(graded)
+    return terms[:, 0] if terms.shape[1] == 1 else None
+
+
+def learn_error_estimation(
+    metric: Metric, errors: Array, left_out: Sequence[tuple[Array, Array]]
+) -> Estimation:
+    """Say how far off an error model is.
+
+    :param errors: what each held-out row really added, shape ``(n,)``, in time order.
+    :param left_out: per stretch of the held-out rows, their numbers and what a model that was learned on the others said.
+    """
+    if len(left_out) < FEWEST_FOLDS:
+        return _none(metric, f"{len(errors)} held-out rows are too few")
+    residuals = [errors[rows] - said for rows, said in left_out]
+    spread = float(np.std(np.concatenate(residuals)))
+    return Estimation(
+        metric=metric.name,
+        method="error_model",
+        spread=spread,
+        excess=_excess(
+            [float(np.mean(part)) for part in residuals],
+            [spread / math.sqrt(len(part)) for part in residuals],
+        ),
+        folds=len(residuals),
+        row_count=len(errors),
+    )
+
+
+def stretches(row_count: int) -> list[tuple[Array, Array]]:
+    """Cut held-out rows for :func:`learn_error_estimation`: rows to learn on and rows to check, in time order.
+
+    :returns: empty when there are too few rows.
+    """
+    folds = min(FOLDS, row_count // ROWS_PER_FOLD)
+    return _left_out(row_count, folds) if folds >= FEWEST_FOLDS else []
+
+
+def estimate_errors(metric: Metric, said: Array, estimation: Estimation) -> Estimate:
+    """Estimate a metric of numbers from what the error model says of each row (DLE).
+
+    Source: NannyML documentation, "Direct loss estimation", https://nannyml.readthedocs.io/en/stable/how_it_works/
+    performance_estimation.html#direct-loss-estimation-dle.
+
+    :param said: what each row adds, by the error model, shape ``(n,)``.
+    :raises InsufficientDataError: no rows.
+    :raises ValueError: the estimation knows no error model.
+    """
+    if estimation.spread is None or metric.of_sums is None:
+        raise ValueError(f"{metric.name} can't be estimated: {estimation.reason or 'no error model'}")
+    if len(said) == 0:
+        raise InsufficientDataError(f"{metric.name} can't be estimated for no rows")
+    mean = float(np.mean(said))
+    chance = estimation.spread / math.sqrt(len(said))
+    reach = t_quantile(0.5 + COVERAGE / 2.0, max(estimation.folds - 1, 1)) * math.hypot(
+        chance, estimation.excess
+    )
+    floor = 0.0 if np.all(said >= 0.0) or not metric.greater_is_better else -math.inf
+    ends = [max(end, floor) for end in (mean - reach, mean, mean + reach)]
+    low, value, high = (float(metric.of_sums(np.array([end, 1.0]))) for end in ends)
+    return Estimate(
+        metric=metric.name,
+        value=_finite(metric, value),
+        low=min(low, high),
+        high=max(low, high),
+        row_count=len(said),
+    )
+
+
+# -- how far to believe it -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradedEstimate:
+    """An estimate and what turned out."""
+
+    value: float
+    low: float
+    high: float
+    realized: float
+
+    @property
+    def covered(self) -> bool:
+        """Whether the interval holds what turned out."""
+        return self.low <= self.realized <= self.high
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EstimatorRecord:
+    """How good the estimates of the last windows were.
+
+    :param windows: estimates that could be graded.
+    :param covered: of them, those whose interval held the realized value.
+    :param bias: mean of estimated less realized; ``None`` without any.
+    :param mean_error: mean distance; ``None`` without any.
+    :param trusted: whether a new estimate may be acted on.
+    :param reason: one sentence.
+    """
+
+    windows: int
+    covered: int
+    bias: float | None
+    mean_error: float | None
+    trusted: bool
+    reason: str
+
+
+def judge_estimator(
+    past: Sequence[GradedEstimate],
+    *,
+    concept_drift: bool,
+    minimum_windows: int = 3,
+    significance: float = 0.05,
+    memory: int = 12,
+) -> EstimatorRecord:
+    """Decide whether estimates may be acted on.
+
+    They may not when so few of the last intervals held the realized value that, were their coverage what it should be, it
+    would happen less often than ``significance`` (exact binomial test); nor while there are few to tell from and labels have
+    shown that the relation of inputs and target changed, which no estimate sees.
+
+    Source: Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+    Biometrika 26, 1934.
+
+    :param past: graded estimates of this version, oldest first.
+    :param concept_drift: whether the newest labels showed a worsening.
+    :param minimum_windows: graded estimates that are not few.
+    :param memory: only so many of the newest count: an estimator may have got better.
+
+    >>> fine = GradedEstimate(value=1.0, low=0.9, high=1.1, realized=1.05)
+    >>> wrong = GradedEstimate(value=1.0, low=0.9, high=1.1, realized=2.0)
+    >>> judge_estimator([fine, fine, wrong], concept_drift=False).trusted
+    True
+    >>> judge_estimator([fine, wrong, wrong], concept_drift=False).trusted
+    False
+    """
+    from scipy.special import bdtr
+
+    recent = list(past)[-memory:]
+    covered = sum(item.covered for item in recent)
+    if not recent:
+        trusted = not concept_drift
+        reason = "no estimate could be graded yet" + (
+            "" if trusted else ", and the last labels showed a worsening"
+        )
+        return EstimatorRecord(
+            windows=0, covered=0, bias=None, mean_error=None, trusted=trusted, reason=reason
+        )
+    misses = [item.value - item.realized for item in recent]
+    bias, error = float(np.mean(misses)), float(np.mean(np.abs(misses)))
+    reason = (
+        f"{covered} of the last {len(recent)} intervals held what turned out, off by {error:.2g} on average "
+        f"({bias:+.2g})"
+    )
+    too_few = float(bdtr(covered, len(recent), COVERAGE)) < significance and covered < len(recent)
+    unsure = len(recent) < minimum_windows and concept_drift
+    if unsure and not too_few:
+        reason += ", and the last labels showed a worsening"
+    return EstimatorRecord(
+        windows=len(recent),
+        covered=covered,
+        bias=bias,
+        mean_error=error,
+        trusted=not too_few and not unsure,
+        reason=reason,
+    )
+
+
+def _excess(errors: Sequence[float], chances: Sequence[float]) -> float:
+    """Give the standard deviation of errors beyond that of chance; both are per stretch."""
+    return math.sqrt(max(0.0, float(np.mean(np.square(errors)) - np.mean(np.square(chances)))))
+
+
+def _none(metric: Metric, reason: str) -> Estimation:
+    return Estimation(metric=metric.name, method="none", reason=reason)

@@ -1,0 +1,96 @@
+"""Compare the champion with the newest models that were trained in the shadow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.operators.base import StepOperator, check_key, part_of, window_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+
+class CompareChallengersOperator(StepOperator):
+    """Hold the champion and each recipe's newest models side by side on a window that none of them has seen.
+
+    The comparison goes into the ledger, where the retraining decision reads it: a recipe whose models keep beating the champion
+    earns its next model a promotion. A model belongs to a recipe when it was trained with ``recipe=...``.
+
+    :param model_name: registered model. (templated)
+    :param dataset: what holds inputs and target: an ingest or validation task's result, a dataset version or a table URI. (templated)
+    :param time_column: places a row in the window. (templated)
+    :param target: column that was predicted; default the champion's. (templated)
+    :param metric: whose loss per row is compared. (templated)
+    :param window_start: first instant of the window; default the run's data interval. (templated)
+    :param window_end: first instant after it. (templated)
+    :param champion_alias: alias of the champion. (templated)
+    """
+
+    step = "challengers"
+    needs = frozenset({"mlflow"})
+    template_fields: Sequence[str] = (
+        "model_name",
+        "dataset",
+        "time_column",
+        "target",
+        "metric",
+        "window_start",
+        "window_end",
+        "champion_alias",
+    )
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        dataset: Any,
+        time_column: str,
+        target: str | None = None,
+        metric: str = "mae",
+        window_start: str = "{{ data_interval_start }}",
+        window_end: str = "{{ data_interval_end }}",
+        champion_alias: str = "champion",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model_name = model_name
+        self.dataset = dataset
+        self.time_column = time_column
+        self.target = target
+        self.metric = metric
+        self.window_start = window_start
+        self.window_end = window_end
+        self.champion_alias = champion_alias
+
+    def build_spec(self, context: Context) -> dict[str, Any]:
+        """Give a :class:`~airflow_mlops.steps.challengers.ChallengersSpec`."""
+        return {
+            "dataset": part_of(self.dataset, "dataset"),
+            "model_name": self.model_name,
+            "window": window_spec(self.window_start, self.window_end),
+            "time_column": self.time_column,
+            "target": self.target or None,
+            "metric": self.metric,
+            "champion_alias": self.champion_alias,
+        }
+
+    def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Write the comparison to the ledger.
+
+        :returns: the one that stands: a window gets one.
+        """
+        from airflow_mlops.ledger import EntryKind
+
+        standing = self.write_entry(
+            context,
+            kind=EntryKind.CHALLENGER_CHECK,
+            key=check_key(result),
+            model_name=result["model_name"],
+            window=result["window"],
+            subject=result["check"]["champion"],
+            summary=f"challengers of {result['model_name']}: {result['reason']}",
+            payload=result,
+        )
+        return standing.payload

@@ -1,0 +1,79 @@
+"""Simple policies to hold ours against. Each is right somewhere and wrong somewhere else."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.core.retraining import (
+    Outcome,
+    RetrainingDecision,
+    RetrainingHistory,
+    RetrainingPolicy,
+    TrainingChoice,
+    WindowEvidence,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: Policies by name, as ``airflow-mlops replay --policy`` takes them; any other import path will do as well.
+NAMED = {
+    "challengers": "airflow_mlops.core.retraining:decide_retraining",
+    "never": "airflow_mlops.replay.policies:never",
+    "always": "airflow_mlops.replay.policies:always",
+    "on_degradation": "airflow_mlops.replay.policies:on_degradation",
+    "on_drift": "airflow_mlops.replay.policies:on_drift",
+}
+
+
+def never(
+    evidence: Sequence[WindowEvidence], history: RetrainingHistory, policy: RetrainingPolicy, **_: Any
+) -> list[RetrainingDecision]:
+    """Keep the first model."""
+    return _each(evidence, policy, lambda _: False)
+
+
+def always(
+    evidence: Sequence[WindowEvidence], history: RetrainingHistory, policy: RetrainingPolicy, **_: Any
+) -> list[RetrainingDecision]:
+    """Retrain after every window on the trailing rows, and promote without a test."""
+    return _each(evidence, policy, lambda _: True)
+
+
+def on_degradation(
+    evidence: Sequence[WindowEvidence], history: RetrainingHistory, policy: RetrainingPolicy, **_: Any
+) -> list[RetrainingDecision]:
+    """Retrain when performance fell behind what was promised, and promote without a test."""
+    return _each(evidence, policy, lambda item: item.degraded)
+
+
+def on_drift(
+    evidence: Sequence[WindowEvidence], history: RetrainingHistory, policy: RetrainingPolicy, **_: Any
+) -> list[RetrainingDecision]:
+    """Retrain when the inputs moved, and promote without a test."""
+    return _each(evidence, policy, lambda item: item.drifted)
+
+
+def _each(
+    evidence: Sequence[WindowEvidence], policy: RetrainingPolicy, wants: Callable[[WindowEvidence], bool]
+) -> list[RetrainingDecision]:
+    decisions = []
+    for item in evidence:
+        start = item.window.end - timedelta(days=policy.trailing_days)
+        training = TrainingChoice(
+            start=start,
+            end=item.window.end,
+            half_life_days=None,
+            why=f"training on {policy.trailing_days:g} days",
+        )
+        decisions.append(
+            RetrainingDecision(
+                window=item.window,
+                outcome=Outcome.RETRAIN if wants(item) else Outcome.NOTHING,
+                reason=training.why if wants(item) else "nothing to do",
+                training=training if wants(item) else None,
+                promote_on="predecessors",
+            )
+        )
+    return decisions

@@ -1,0 +1,111 @@
+"""The command ``airflow-mlops replay``: a MLflow server of its own, and one replay per policy."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from airflow_mlops.demo.errors import DemoError
+from airflow_mlops.demo.interrupts import Interrupted, Interrupts
+from airflow_mlops.demo.processes import Children
+from airflow_mlops.demo.stack import Stack, start_mlflow
+from airflow_mlops.demo.workspace import NOTE, claimed
+from airflow_mlops.exceptions import MLOpsError
+from airflow_mlops.replay.loop import Replay, ReplayResult
+from airflow_mlops.replay.policies import NAMED
+from airflow_mlops.replay.report import table, write_report
+from airflow_mlops.replay.stream import Stream, StreamConfig
+from airflow_mlops.services import Services
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+#: Policies that look at no challengers; those that look at the inputs.
+_ALONE = ("never", "always", "on_degradation", "on_drift")
+_DRIFT = ("on_drift",)
+
+
+def run(path: Path, *, policies: Sequence[str], workspace: Path, windows: int | None = None) -> int:
+    """Replay a stream with each policy and write the report.
+
+    :param path: TOML file that describes the stream.
+    :param policies: names, or import paths.
+    :param workspace: folder for everything; what a former replay left there is removed.
+    :param windows: at most so many.
+    :returns: exit code: 0, 1 when something failed, 130 after Ctrl-C.
+    """
+    for name in ("airflow_mlops", "mlflow"):  # one line per window is enough
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with Interrupts() as interrupts:
+        try:
+            config = StreamConfig.read(path)
+            stream = Stream.load(replace(config, windows=windows) if windows else config, path.parent)
+            with claimed(workspace) as folder:
+                results = _replay_all(stream, policies, folder, interrupts)
+                write_report(results, folder / "report")
+        except Interrupted as err:
+            _say("Ended.")
+            return err.exit_code
+        except (MLOpsError, DemoError, ValueError, OSError) as err:
+            _say(f"The replay failed: {err}")
+            return 1
+    _say(f"\n{table(results)}\nTable, picture and JSON are in {folder / 'report'}")
+    return 0
+
+
+def _replay_all(
+    stream: Stream, policies: Sequence[str], folder: Path, interrupts: Interrupts
+) -> list[ReplayResult]:
+    stack = Stack.choose(folder)
+    results = []
+    with Children(folder / NOTE, logs=folder / "logs", interrupts=interrupts) as children:
+        start_mlflow(stack, children)
+        for name in policies:
+            _say(f"{stream.config.name}, policy {name}:")
+            results.append(replay_one(stream, name, folder / _plain(name), stack.mlflow_url))
+            shutil.rmtree(folder / _plain(name), ignore_errors=True)
+    return results
+
+
+def replay_one(stream: Stream, policy: str, folder: Path, tracking_uri: str) -> ReplayResult:
+    """Replay with one policy.
+
+    :param folder: for tables, ledger and inference log; created.
+    :param tracking_uri: of a MLflow server that holds nothing of this stream and policy.
+    """
+    folder.mkdir(parents=True)
+    services = Services(
+        tracking_uri=tracking_uri,
+        ledger_url=f"sqlite:///{folder / 'ledger.db'}",
+        serving_dir=str(folder / "serving"),
+    )
+    own = Stream(
+        replace(stream.config, name=f"{stream.config.name}_{_plain(policy)}"),
+        stream.rows,
+        stream.windows,
+    )
+    result = Replay(
+        stream=own,
+        services=services,
+        folder=folder,
+        policy=NAMED.get(policy, policy),
+        parameters={"trailing_days": stream.reference.days},
+        check_drift=policy in _DRIFT,
+        compare=policy not in _ALONE,
+    ).run(name=policy, progress=_say)
+    return replace(result, stream=stream.config.name)
+
+
+def _plain(policy: str) -> str:
+    """Make of an import path what may be part of a model's name, and of a file's."""
+    return re.sub(r"[^\w-]", "-", policy)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

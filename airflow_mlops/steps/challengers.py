@@ -1,0 +1,195 @@
+"""Challengers: the champion and each recipe's newest models side by side on a window that none of them has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from airflow_mlops.core.challengers import ChallengerCheck, Contender, measure_gap
+from airflow_mlops.core.metrics import resolve_metric, row_losses
+from airflow_mlops.core.predictions import Graded
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
+from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
+from airflow_mlops.steps.packages import load_version
+
+if TYPE_CHECKING:
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from airflow_mlops.core.dataset import DatasetVersion
+    from airflow_mlops.services import Services
+    from airflow_mlops.serving.model import ServedModel
+
+#: Of each recipe the newest model and the one before: what one window of age costs is the gap between them.
+PER_RECIPE = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChallengersSpec:
+    """What to compare.
+
+    :param dataset: dataset version, or table URI for its newest, with inputs and target of the window.
+    :param model_name: registered model.
+    :param window: rows to compare on; models that have seen any of them are left out.
+    :param time_column: places a row in the window and orders the rows.
+    :param target: column that was predicted; default the champion's.
+    :param metric: whose loss per row is compared; a metric that is no mean over rows is replaced by mistakes or
+        absolute errors.
+    :param champion_alias: alias of the champion.
+    """
+
+    dataset: DatasetRef
+    model_name: str
+    window: Window
+    time_column: str
+    target: str | None = None
+    metric: str = "mae"
+    champion_alias: str = "champion"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChallengersResult:
+    """The comparison, and a sentence about it."""
+
+    model_name: str
+    window: Window
+    metric: str
+    check: ChallengerCheck
+    reason: str
+
+
+class _Entrant(NamedTuple):
+    version: RegisteredVersion
+    model: ServedModel
+    losses: NDArray[Any]
+
+
+def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
+    """Compare on the same rows.
+
+    :raises InsufficientDataError: the champion has seen rows of the window, or none of them has a target.
+    :raises ModelVersionNotFoundError: there is no champion.
+    """
+    registry = Registry.connect(services)
+    champion = registry.version_by_alias(spec.model_name, spec.champion_alias)
+    versions = _unseen(registry, spec, champion)
+    models = {version.model_version: load_version(registry, version, services) for version in versions}
+    first = models[champion.model_version]
+    rows = _rows(spec, resolve_dataset(spec.dataset, time_column=spec.time_column), list(models.values()))
+    target = rows[spec.target or first.manifest.target].to_numpy()
+    entrants = [
+        _Entrant(
+            version,
+            models[version.model_version],
+            _losses(spec.metric, target, models[version.model_version], rows),
+        )
+        for version in versions
+    ]
+    check = _check(spec, champion, entrants, target)
+    return ChallengersResult(
+        model_name=spec.model_name,
+        window=spec.window,
+        metric=spec.metric,
+        check=check,
+        reason=_reason(check),
+    )
+
+
+def _unseen(
+    registry: Registry, spec: ChallengersSpec, champion: RegisteredVersion
+) -> list[RegisteredVersion]:
+    """List the champion and, of every recipe, the newest models that end before the window begins."""
+    chosen = {champion.model_version: champion}
+    count: dict[str, int] = {}
+    known = registry.made_by_recipe(spec.model_name)
+    for version in sorted(known, key=_age, reverse=True):
+        recipe = version.recipe or ""
+        if _age(version) > spec.window.start or count.get(recipe, 0) >= PER_RECIPE:
+            continue
+        count[recipe] = count.get(recipe, 0) + 1
+        chosen.setdefault(version.model_version, version)
+    return list(chosen.values())
+
+
+def _age(version: RegisteredVersion) -> Any:
+    return version.trained_until
+
+
+def _rows(spec: ChallengersSpec, dataset: DatasetVersion, models: list[ServedModel]) -> pl.DataFrame:
+    champion = models[0].manifest
+    trained = champion.trained_on.window
+    if trained is not None and trained.end > spec.window.start:
+        raise InsufficientDataError(
+            f"the champion was trained on rows until {trained.end:%Y-%m-%d %H:%M}, inside {spec.window}: compare on a later "
+            "window"
+        )
+    target = spec.target or champion.target
+    names = [name for model in models for name in model.manifest.signature.names]
+    columns = [*dict.fromkeys([*names, target, spec.time_column])]
+    rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)
+    return with_target(rows, target, where=f"{dataset.uri} in {spec.window}").sort(spec.time_column)
+
+
+def _losses(metric: str, target: NDArray[Any], model: ServedModel, rows: pl.DataFrame) -> NDArray[Any]:
+    answers = model.answer(model_columns(rows, model.manifest.signature))
+    return row_losses(resolve_metric(metric), Graded(target, answers)).values
+
+
+def _check(
+    spec: ChallengersSpec, champion: RegisteredVersion, entrants: list[_Entrant], target: NDArray[Any]
+) -> ChallengerCheck:
+    contenders = tuple(
+        Contender(
+            version=entrant.version.model_version,
+            recipe=entrant.version.recipe,
+            trained_until=_trained_until(entrant, spec.window),
+            loss=float(np.mean(entrant.losses)),
+        )
+        for entrant in entrants
+    )
+    newest = {
+        max((one for one in contenders if one.recipe == recipe), key=lambda one: one.trained_until).version
+        for recipe in {one.recipe for one in contenders if one.recipe}
+    }
+    gaps = tuple(
+        measure_gap(older.version.model_version, newer.version.model_version, older.losses, newer.losses)
+        for older in entrants
+        for newer in entrants
+        if newer.version.model_version in newest and older is not newer
+    )
+    manifest = entrants[0].model.manifest
+    simple = row_losses(
+        resolve_metric(spec.metric), Graded(target, manifest.simple_answers(len(target)))
+    ).values
+    return ChallengerCheck(
+        window=spec.window,
+        row_count=len(target),
+        champion=champion.model_version,
+        simple_loss=float(np.mean(simple)),
+        contenders=contenders,
+        gaps=gaps,
+    )
+
+
+def _trained_until(entrant: _Entrant, window: Window) -> Any:
+    trained = entrant.model.manifest.trained_on.window
+    return trained.end if trained is not None else window.start
+
+
+def _reason(check: ChallengerCheck) -> str:
+    shown = ", ".join(
+        f"{one.recipe} (version {one.version}) {one.loss:.4g}"
+        for recipe in check.recipes
+        if (one := check.newest(recipe)) is not None and one.version != check.champion
+    )
+    champion = check.contender(check.champion)
+    own = f"champion, version {check.champion}, {champion.loss:.4g}" if champion else "no champion"
+    return f"mean loss on {check.row_count} rows: {own}; {shown or 'no challenger yet'}"
+
+
+STEP = Step(name="challengers", spec=ChallengersSpec, result=ChallengersResult, run=run)

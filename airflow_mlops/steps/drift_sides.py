@@ -1,0 +1,208 @@
+"""Both sides of a drift check: the reference and the window, as profiles, and as rows where rows are needed."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from airflow_mlops.core.counting import sort_finite
+from airflow_mlops.core.detectors import ColumnRows
+from airflow_mlops.core.drift_windows import last_year, windows_before
+from airflow_mlops.core.profile import (
+    ColumnKinds,
+    Profile,
+    join_profiles,
+    merge_profiles,
+    profile_frame,
+    profile_scan,
+)
+from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.domain_classifier import CLASSIFIER_ROWS, DomainVerdict, tell_apart
+from airflow_mlops.serving.partition_profiles import profile_window, scan_window
+from airflow_mlops.steps.labels import labelled_predictions
+from airflow_mlops.steps.reference_profile import PREDICTION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import polars as pl
+
+    from airflow_mlops.core.drift import DriftPolicy, ReadRows
+    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.profile_layout import Layout
+    from airflow_mlops.core.windows import Window
+
+ReferenceKind = Literal["fixed", "trailing", "last_year"]
+
+_LOG = logging.getLogger(__name__)
+
+#: Column of the log per column of the layout; inputs have a prefix of their own there.
+_SOURCES = {PREDICTION: "prediction", "(id)": "prediction_id"}
+
+
+class DriftSides:
+    """What a window is compared with, and the window.
+
+    :param log: root of the inference log.
+    :param model_name: model whose log it is.
+    :param manifest: of the champion.
+    :param trained: its reference profile.
+    :param pairs: numeric inputs to look at together.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Path,
+        model_name: str,
+        manifest: PackageManifest,
+        trained: Profile,
+        pairs: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.log = log
+        self.model_name = model_name
+        self.manifest = manifest
+        self.pairs = pairs
+        self.trained = join_profiles([trained, self._profile_pairs()]) if pairs else trained
+        self._profiles: dict[Window, Profile] = {}
+
+    @property
+    def inputs(self) -> list[str]:
+        """What the model takes."""
+        return list(self.manifest.signature.names)
+
+    @property
+    def pair_names(self) -> list[str]:
+        """Names of the pairs' profiles."""
+        return ["*".join(pair) for pair in self.pairs]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Cells of what the log holds."""
+        answers = [PREDICTION] if PREDICTION in self.trained.names else []
+        return self.trained.layout.select([*self.inputs, *answers, *self.pair_names])
+
+    def profile(self, window: Window) -> Profile:
+        """Profile the predictions of a window.
+
+        :raises InsufficientDataError: nothing was predicted in it.
+        """
+        if window not in self._profiles:
+            self._profiles[window] = profile_window(
+                self.log, self.model_name, window, self.layout, sources=_SOURCES
+            )
+        return self._profiles[window]
+
+    def windows_before(self, window: Window, count: int) -> list[Window]:
+        """Give the windows before one, newest first."""
+        return windows_before(window, count)
+
+    def reference(
+        self, window: Window, kind: ReferenceKind, count: int
+    ) -> tuple[Profile, str, Callable[[Sequence[str]], pl.LazyFrame]]:
+        """Give the profile to compare a window with, what it is in words, and its rows.
+
+        Where the log does not go back that far, it is the training rows; the words say so.
+        """
+        if kind == "fixed":
+            return self.trained, "training rows", self.open_training
+        windows = windows_before(window, count) if kind == "trailing" else [last_year(window)]
+        found = []
+        for item in windows:
+            try:
+                found.append((item, self.profile(item)))
+            except InsufficientDataError:
+                _LOG.info("no predictions of %s in %s to compare with", self.model_name, item)
+        if not found:
+            told = " and ".join(str(item) for item in windows)
+            return self.trained, f"training rows, as there are no predictions in {told}", self.open_training
+        chosen = [item for item, _ in found]
+        return (
+            merge_profiles(profile for _, profile in found),
+            f"predictions in {' and '.join(str(item) for item in chosen)}",
+            lambda names: self._open_windows(chosen, names),
+        )
+
+    def reader(self, window: Window, open_reference: Callable[[Sequence[str]], pl.LazyFrame]) -> ReadRows:
+        """Give what reads one column's values on both sides."""
+
+        def read(name: str) -> ColumnRows:
+            sides = (open_reference([name]), self.open_window(window, [name]))
+            reference, current = (self._values(rows.collect()[name]) for rows in sides)
+            return ColumnRows(reference, current)
+
+        return read
+
+    def open_training(self, names: Sequence[str]) -> pl.LazyFrame:
+        """Open columns of the rows the champion was trained on."""
+        trained = self.manifest.trained_on
+        return delta.read_table(
+            trained.dataset_uri,
+            version=trained.dataset_version,
+            columns=names,
+            window=trained.window,
+            time_column=trained.time_column,
+        )
+
+    def open_window(self, window: Window, names: Sequence[str]) -> pl.LazyFrame:
+        """Open columns of the predictions of a window."""
+        return scan_window(self.log, self.model_name, window, names, sources=_SOURCES)
+
+    def target_profile(self, window: Window, *, labels: str, id_column: str) -> Profile:
+        """Profile the labels of a window's predictions that have arrived.
+
+        :raises InsufficientDataError: none has.
+        """
+        target = self.manifest.target
+        joined = labelled_predictions(
+            self.log, self.model_name, window, labels=labels, id_column=id_column, target=target
+        ).drop_nulls([target])
+        if joined.height == 0:
+            raise InsufficientDataError(f"no label of {self.model_name} in {window} has arrived")
+        kind = "categorical" if self.manifest.task == "classification" else "numeric"
+        return profile_frame(joined, **{kind: [target]}, like=self.trained)  # type: ignore[arg-type]
+
+    def tell_apart(self, window: Window, policy: DriftPolicy) -> DomainVerdict:
+        """Train a classifier to tell requests from training rows."""
+        sides = (self.open_training(self.inputs), self.open_window(window, self.inputs))
+        reference, current = (self._typed(sample_rows(rows, CLASSIFIER_ROWS)) for rows in sides)
+        return tell_apart(reference, current, significance=policy.significance)
+
+    def _profile_pairs(self) -> Profile:
+        names = list(dict.fromkeys(name for pair in self.pairs for name in pair))
+        return profile_scan(lambda: self.open_training(names), ColumnKinds(pairs=self.pairs))
+
+    def _open_windows(self, windows: Sequence[Window], names: Sequence[str]) -> pl.LazyFrame:
+        import polars as pl
+
+        return pl.concat([self.open_window(item, names) for item in windows], how="vertical_relaxed")
+
+    def _typed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Give the inputs as the model takes them: the log holds text where a table has numbers."""
+        import polars as pl
+
+        kinds = {
+            item.name: pl.Float64 if item.type == "number" else pl.String
+            for item in self.manifest.signature.inputs
+        }
+        return rows.with_columns(pl.col(name).cast(kinds[name]) for name in rows.columns)
+
+    def _values(self, column: pl.Series) -> Any:
+        import polars as pl
+
+        if self.trained.layout.by_name[column.name].kind == "number":
+            return sort_finite(column.cast(pl.Float64).to_numpy())[0]
+        return np.array(column.drop_nulls().cast(pl.String).to_list(), dtype=str)
+
+
+def sample_rows(rows: pl.LazyFrame, count: int) -> pl.DataFrame:
+    """Take at most so many rows, evenly over the table: every n-th, so that the same rows come each time."""
+    import polars as pl
+
+    total = rows.select(pl.len()).collect().item()
+    return rows.gather_every(max(1, -(-total // count))).collect()

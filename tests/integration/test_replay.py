@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from airflow_mlops.ledger import EntryKind, Ledger
+from airflow_mlops.replay.report import write_report
+from airflow_mlops.replay.runner import replay_one
+from airflow_mlops.replay.stream import Stream, StreamConfig
+
+CONFIG = """
+name = "fares"
+data = "fares.parquet"
+time_column = "at"
+target = "fare"
+numeric = ["distance", "hour"]
+metric = "mae"
+window = "10d"
+reference = 3
+estimator = "sklearn.linear_model.Ridge"
+"""
+
+#: Windows are of ten days; the price of a mile changes with the sixth.
+CHANGE = datetime(2020, 2, 20, tzinfo=UTC)
+
+
+def write_stream(folder: Path, *, changes: bool) -> Stream:
+    noise = np.random.default_rng(0)
+    at = pl.datetime_range(datetime(2020, 1, 1), datetime(2020, 3, 20, 23), "5m", time_unit="us", eager=True)
+    distance, hour = noise.gamma(2.0, 2.0, len(at)), noise.integers(0, 24, len(at)).astype(float)
+    price = np.where((at.dt.replace_time_zone("UTC") >= CHANGE).to_numpy() & changes, 4.0, 2.5)
+    fare = 3.0 + price * distance + 0.1 * hour + noise.normal(0.0, 1.0, len(at))
+    pl.DataFrame({"at": at, "distance": distance, "hour": hour, "fare": fare}).write_parquet(
+        folder / "fares.parquet"
+    )
+    (folder / "fares.toml").write_text(CONFIG)
+    return Stream.load(StreamConfig.read(folder / "fares.toml"), folder)
+
+
+class TestPolicies:
+    def test_a_change_is_met_and_a_table_says_so(self, tmp_path: Path, mlflow_server: str) -> None:
+        stream = write_stream(tmp_path, changes=True)
+        result = replay_one(stream, "challengers", tmp_path / "challengers", mlflow_server)
+        never = replay_one(stream, "never", tmp_path / "never", mlflow_server)
+        assert never.value == pytest.approx(never.first_value)
+        assert never.promotions == never.trainings == 0
+        assert result.first_value == pytest.approx(never.value)
+        changed = [item.window.start >= CHANGE for item in result.windows]
+        before = [item for item, after in zip(result.windows, changed, strict=True) if not after]
+        after = [item for item, after in zip(result.windows, changed, strict=True) if after]
+        assert not any(item.promoted for item in before)
+        # The first window after the change is met unprepared; then it is over.
+        assert after[0].value > 3.0
+        assert max(item.value for item in after[2:]) < 1.2
+        assert min(item.first_value for item in after) > 3.0
+        assert 1 <= result.promotions <= 3
+        with Ledger.open(f"sqlite:///{tmp_path / 'challengers' / 'ledger.db'}") as ledger:
+            decisions = ledger.entries(kind=EntryKind.RETRAINING_DECISION)
+            checks = ledger.entries(kind=EntryKind.CHALLENGER_CHECK)
+        assert len(decisions) == len(result.windows) - 1
+        assert len(checks) == len(result.windows)
+        write_report([result, never], tmp_path / "report")
+        assert "| fares | challengers | mae |" in (tmp_path / "report" / "table.md").read_text()
+        assert (tmp_path / "report" / "fares.png").stat().st_size > 10_000
+
+    def test_where_nothing_changes_nobody_is_promoted(self, tmp_path: Path, mlflow_server: str) -> None:
+        stream = write_stream(tmp_path, changes=False)
+        result = replay_one(stream, "challengers", tmp_path / "challengers", mlflow_server)
+        assert result.promotions == 0
+        assert result.value == pytest.approx(result.first_value)
+
+    def test_a_policy_of_your_own_decides(self, tmp_path: Path, mlflow_server: str) -> None:
+        stream = write_stream(tmp_path, changes=True)
+        result = replay_one(stream, "airflow_mlops.replay.policies:always", tmp_path / "own", mlflow_server)
+        assert result.promotions == len(result.windows) - 1
+
+
+class TestStream:
+    def test_windows_of_days_begin_with_the_first_row(self, tmp_path: Path) -> None:
+        stream = write_stream(tmp_path, changes=False)
+        assert stream.windows[0].start == datetime(2020, 1, 1, tzinfo=UTC)
+        assert len(stream.later) == len(stream.windows) - 3
+        assert sum(stream.inside(window).height for window in stream.windows) == stream.rows.height
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (("fares.parquet", "other.parquet"), "there is no such file"),
+            (('target = "fare"', 'target = "tip"'), "has no column tip"),
+            (('window = "10d"', 'window = "week"'), "give 'month', or days"),
+            (("reference = 3", "reference = 30"), "at least one more is needed"),
+            (('metric = "mae"', 'metrik = "mae"'), "unknown: metrik"),
+            (("reference = 3", "reference = []"), "describes no stream"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path: Path, change: tuple[str, str], message: str) -> None:
+        write_stream(tmp_path, changes=False)
+        path = tmp_path / "fares.toml"
+        path.write_text(CONFIG.replace(*change))
+        with pytest.raises(ValueError, match=message):
+            Stream.load(StreamConfig.read(path), tmp_path)

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import numpy as np
+import pytest
+
+from airflow_mlops.core.challengers import (
+    ALL,
+    RECENT,
+    ChallengerCheck,
+    ChallengerPolicy,
+    Contender,
+    Gap,
+    judge_challengers,
+    measure_gap,
+)
+from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.retraining import (
+    Outcome,
+    RetrainingHistory,
+    RetrainingPolicy,
+    WindowEvidence,
+    decide_retraining,
+)
+from airflow_mlops.core.windows import Window
+
+POLICY = ChallengerPolicy()
+FIRST = datetime(2020, 1, 1)
+ROWS = 900
+
+
+def window(number: int) -> Window:
+    return Window(start=FIRST + timedelta(days=30 * number), end=FIRST + timedelta(days=30 * (number + 1)))
+
+
+class World:
+    """Models of a stream whose losses are known: by how many windows old a model is and how it was made."""
+
+    def __init__(self, loss_at_age: Mapping[str, float], *, champion_age: int, seed: int = 0) -> None:
+        self.slope = loss_at_age
+        self.champion_age = champion_age
+        self.noise = np.random.default_rng(seed)
+        self.number = 20
+        self.checks: list[ChallengerCheck] = []
+
+    def live(
+        self, *, level: float = 1.0, champion: str | None = None, extra: Mapping[str, float] | None = None
+    ) -> None:
+        """Live through a window: the loss of a model is the level plus its recipe's slope times its age."""
+        now, hard = window(self.number), self.noise.normal(0.0, 0.2, ROWS)
+        models = {f"{recipe}{self.number - age}": (recipe, age) for recipe in self.slope for age in (0, 1)}
+        name = champion or f"{ALL}{20 - self.champion_age}"
+        recipe = ALL if name.startswith(ALL) else RECENT
+        models[name] = (recipe, self.number - int(name.removeprefix(recipe)))
+        losses = {
+            version: level
+            + self.slope[kind] * age
+            + (extra or {}).get(version, 0.0)
+            + hard
+            + self.noise.normal(0.0, 0.05, ROWS)
+            for version, (kind, age) in models.items()
+        }
+        newest = [f"{kind}{self.number}" for kind in self.slope]
+        self.checks.append(
+            ChallengerCheck(
+                window=now,
+                row_count=ROWS,
+                champion=name,
+                simple_loss=3.0,
+                contenders=tuple(
+                    Contender(
+                        version=version,
+                        recipe=kind,
+                        trained_until=now.start - timedelta(days=30 * age),
+                        loss=float(losses[version].mean()),
+                    )
+                    for version, (kind, age) in models.items()
+                ),
+                gaps=tuple(
+                    measure_gap(old, new, losses[old], losses[new])
+                    for old in models
+                    for new in newest
+                    if old != new
+                ),
+            )
+        )
+        self.number += 1
+
+
+class TestVerdict:
+    def test_a_champion_that_ages_is_replaced_by_the_recipe_that_keeps_up(self) -> None:
+        world = World({RECENT: 0.05, ALL: 0.1}, champion_age=3)
+        world.live()
+        verdict = judge_challengers(world.checks, POLICY)
+        assert verdict.promote
+        assert verdict.gain == pytest.approx(0.3, abs=0.02)
+        assert "is expected to save 0.3" in verdict.reason
+
+    def test_equal_models_are_left_alone(self) -> None:
+        promoted = 0
+        for seed in range(200):
+            world = World({RECENT: 0.0, ALL: 0.0}, champion_age=3, seed=seed)
+            world.live()
+            promoted += judge_challengers(world.checks, POLICY).promote
+        # Even what is beyond chance, one time in twenty, does not win back what a promotion has to.
+        assert promoted == 0
+
+    def test_what_was_lost_adds_up_until_it_pays_for_a_promotion(self) -> None:
+        world = World({RECENT: 0.02, ALL: 0.021}, champion_age=1)
+        promoted = []
+        for _ in range(5):
+            world.live()
+            promoted.append(judge_challengers(world.checks, POLICY).promote)
+        assert promoted[0] is False
+        assert promoted[-1] is True
+
+    def test_where_the_world_stands_still_it_does_not_add_up(self) -> None:
+        # Rows alike: a model of recent rows is worse, and the champion is worse by as much as it has fewer rows.
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=4)
+        for _ in range(8):
+            recent = f"{RECENT}{world.number}"
+            world.live(extra={recent: 0.1, f"{ALL}16": 0.08, f"{RECENT}{world.number - 1}": 0.1})
+        verdict = judge_challengers(world.checks, POLICY)
+        assert verdict.recipe == ALL
+        assert verdict.gain == pytest.approx(0.08, abs=0.02)
+        assert not verdict.promote
+
+    def test_a_champion_that_is_the_newest_model_is_judged_by_what_age_cost_before(self) -> None:
+        world = World({RECENT: 0.4, ALL: 0.4}, champion_age=2)
+        world.live()
+        world.live(champion=f"{RECENT}21")
+        verdict = judge_challengers(world.checks, POLICY)
+        assert verdict.promote
+        assert verdict.gain == pytest.approx(0.4, abs=0.1)
+
+    def test_a_difference_within_chance_is_said_to_be(self) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2, seed=3)
+        world.live()
+        check = replace(
+            world.checks[0],
+            gaps=tuple(replace(gap, mean=0.5, standard_error=1.0) for gap in world.checks[0].gaps),
+        )
+        verdict = judge_challengers([check], POLICY)
+        assert not verdict.promote
+        assert "not beyond chance" in verdict.reason
+
+    def test_without_a_challenger_both_recipes_are_worth_a_training(self) -> None:
+        alone = Contender(version="1", recipe=None, trained_until=FIRST, loss=1.0)
+        check = ChallengerCheck(
+            window=window(1), row_count=10, champion="1", simple_loss=2.0, contenders=(alone,), gaps=()
+        )
+        verdict = judge_challengers([check], POLICY)
+        assert (verdict.promote, verdict.gain) == (False, None)
+        assert set(verdict.train) == {RECENT, ALL}
+
+    def test_a_recipe_far_behind_is_trained_seldom(self) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        trained = []
+        for _ in range(8):
+            world.live(extra={f"{ALL}{world.number}": 0.5})
+            trained.append(judge_challengers(world.checks, POLICY).train)
+        assert [ALL in names for names in trained] == [False, False, False, True] * 2
+        assert all(RECENT in names for names in trained)
+
+    def test_nothing_to_judge_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="no window has been compared"):
+            judge_challengers([], POLICY)
+
+
+class TestAlarm:
+    def levels(self, *values: float) -> bool:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        for value in values:
+            world.live(level=value)
+        return judge_challengers(world.checks, POLICY).alarm
+
+    def test_a_jump_beyond_the_usual_ups_and_downs(self) -> None:
+        assert self.levels(1.0, 1.1, 0.95, 1.05, 2.0)
+
+    def test_a_jump_like_those_before_is_none(self) -> None:
+        assert not self.levels(1.0, 1.6, 0.9, 1.5, 1.7)
+
+    def test_three_windows_are_needed_to_know_what_is_usual(self) -> None:
+        assert not self.levels(1.0, 1.01, 5.0)
+
+    def test_getting_better_is_none(self) -> None:
+        assert not self.levels(1.0, 1.1, 0.95, 1.05, 0.2)
+
+
+class TestGap:
+    def test_neighbors_that_err_alike_are_no_independent_evidence(self) -> None:
+        noise = np.random.default_rng(0)
+        alone = noise.normal(0.0, 1.0, 4_000)
+        related = np.repeat(noise.normal(0.0, 1.0, 80), 50)
+        zero = np.zeros(4_000)
+        assert measure_gap("1", "2", alone, zero).standard_error == pytest.approx(1.0 / 4_000**0.5, rel=0.3)
+        assert (
+            measure_gap("1", "2", related, zero).standard_error or 0.0
+        ) > 0.07  # of 80 independent values: 0.11
+
+    def test_one_row_tells_nothing_for_sure(self) -> None:
+        gap = measure_gap("1", "2", np.array([2.0]), np.array([1.0]))
+        assert gap.mean == 1.0
+        assert gap.standard_error is None
+
+
+class TestDecision:
+    def evidence(self, check: ChallengerCheck, *, degraded: bool = False) -> WindowEvidence:
+        performance = {"measured": True, "degraded": degraded, "reason": "measured"}
+        return WindowEvidence(
+            window=check.window,
+            performance=performance,
+            drift=None,
+            challengers=check,
+            row_count=check.row_count,
+        )
+
+    def decide(
+        self, world: World, *, since: datetime | None = None, degraded: bool = False, rows: int = ROWS
+    ):
+        found = [self.evidence(check, degraded=degraded) for check in world.checks]
+        found[-1] = replace(found[-1], row_count=rows)
+        return decide_retraining(
+            found[-1:], RetrainingHistory(world_since=since), RetrainingPolicy(), previous_checks=found[:-1]
+        )[0]
+
+    def test_a_promotion_trains_the_recipe_on_all_rows_until_now(self) -> None:
+        world = World({RECENT: 0.05, ALL: 0.3}, champion_age=3)
+        world.live()
+        decision = self.decide(world)
+        assert decision.outcome is Outcome.RETRAIN
+        assert (decision.promote_on, decision.recipe) == ("predecessors", RECENT)
+        assert decision.training is not None
+        assert (decision.training.start, decision.training.end) == (None, world.checks[-1].window.end)
+        assert decision.training.half_life_days == 30.0
+
+    def test_after_a_change_older_windows_and_rows_are_left_out(self) -> None:
+        world = World({RECENT: 0.05, ALL: 0.3}, champion_age=3)
+        for _ in range(3):
+            world.live()
+        since = world.checks[1].window.start
+        decision = self.decide(world, since=since)
+        assert decision.training is not None
+        assert decision.training.start == since
+
+    def test_an_alarm_asks_for_a_model_of_this_window_that_is_tested(self) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        for level in (1.0, 1.1, 0.95, 1.05, 2.0):
+            world.live(level=level)
+        decision = self.decide(world, rows=5_000)
+        assert (decision.outcome, decision.promote_on) == (Outcome.RETRAIN, "held_out")
+        assert decision.training is not None
+        assert decision.training.start == world.checks[-1].window.start
+        few = self.decide(world, rows=500)
+        assert few.training is not None
+        assert few.training.start is None
+
+    def test_degraded_and_nothing_better_is_an_alert(self) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        for _ in range(4):
+            world.live()
+        assert self.decide(world, degraded=True).outcome is Outcome.ALERT
+        assert self.decide(world).outcome is Outcome.NOTHING
+
+    def test_degraded_before_it_is_known_what_is_usual_is_an_alarm(self) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        world.live()
+        decision = self.decide(world, degraded=True, rows=5_000)
+        assert (decision.outcome, decision.promote_on) == (Outcome.RETRAIN, "held_out")
+
+    def test_a_check_survives_the_ledger(self) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        world.live()
+        assert from_dict(ChallengerCheck, to_dict(world.checks[0])) == world.checks[0]
+        assert isinstance(world.checks[0].gaps[0], Gap)
