@@ -167,7 +167,7 @@ class CheckPerformanceOperator(StepOperator):
         if graded is not None and not is_news(graded.payload, result):
             return graded.payload
         if graded is not None:
-            result = regraded(graded, result, decided.payload.get("outcome") if decided else None)
+            result = graded_again(graded, result, decided.payload.get("outcome") if decided else None)
             key += f"|{result['row_count']} labelled{late}"
         elif not result["measured"]:
             key += f"|version {result['model_version']}|{result['row_count']} labelled{late}"
@@ -226,7 +226,7 @@ def is_news(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     return bool(after["row_count"] > before["row_count"] and (turned or grown >= _NEWS))
 
 
-def regraded(before: LedgerEntry, result: dict[str, Any], decision: str | None) -> dict[str, Any]:
+def graded_again(before: LedgerEntry, result: dict[str, Any], decision: str | None) -> dict[str, Any]:
     """Say what a second grade changes. A decision taken on the first stands; that it would be another one is said."""
     was, now = before.payload, result["labelled_share"]
     flipped = was["degraded"] != result["degraded"]
