@@ -65,7 +65,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_replay(replay: argparse.ArgumentParser) -> None:
     replay.add_argument(
-        "stream", type=Path, metavar="STREAM.toml", help="what the stream is, and the model for it"
+        "streams", type=Path, nargs="+", metavar="STREAM.toml", help="what a stream is, and the model for it"
+    )
+    replay.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of the data (default: that of each STREAM.toml)"
+    )
+    replay.add_argument(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="deal the rows out at random: a stream in which nothing changes",
     )
     replay.add_argument(
         "--policy",
@@ -102,7 +111,12 @@ def _replay(args: argparse.Namespace) -> int:
     from airflow_mlops.replay.runner import run
 
     return run(
-        args.stream, policies=args.policy or ["challengers"], workspace=args.workspace, windows=args.windows
+        args.streams,
+        policies=args.policy or ["challengers"],
+        workspace=args.workspace,
+        data=args.data,
+        shuffle=args.shuffle,
+        windows=args.windows,
     )
 
 

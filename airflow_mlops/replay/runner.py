@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import re
 import shutil
 import sys
@@ -30,23 +32,32 @@ _ALONE = ("never", "always", "on_degradation", "on_drift")
 _DRIFT = ("on_drift",)
 
 
-def run(path: Path, *, policies: Sequence[str], workspace: Path, windows: int | None = None) -> int:
-    """Replay a stream with each policy and write the report.
+def run(
+    paths: Sequence[Path],
+    *,
+    policies: Sequence[str],
+    workspace: Path,
+    data: Path | None = None,
+    shuffle: int | None = None,
+    windows: int | None = None,
+) -> int:
+    """Replay each stream with each policy and write the report.
 
-    :param path: TOML file that describes the stream.
+    :param paths: TOML files that describe the streams.
     :param policies: names, or import paths.
     :param workspace: folder for everything; what a former replay left there is removed.
+    :param data: folder of the streams' data; default that of each TOML file.
+    :param shuffle: seed; replays streams in which nothing changes instead.
     :param windows: at most so many.
     :returns: exit code: 0, 1 when something failed, 130 after Ctrl-C.
     """
-    for name in ("airflow_mlops", "mlflow"):  # one line per window is enough
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("airflow_mlops").setLevel(logging.WARNING)  # one line per window is enough
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     with Interrupts() as interrupts:
         try:
-            config = StreamConfig.read(path)
-            stream = Stream.load(replace(config, windows=windows) if windows else config, path.parent)
+            streams = [_load(path, data, shuffle, windows) for path in paths]
             with claimed(workspace) as folder:
-                results = _replay_all(stream, policies, folder, interrupts)
+                results = _replay_all(streams, policies, folder, interrupts)
                 write_report(results, folder / "report")
         except Interrupted as err:
             _say("Ended.")
@@ -54,21 +65,32 @@ def run(path: Path, *, policies: Sequence[str], workspace: Path, windows: int | 
         except (MLOpsError, DemoError, ValueError, OSError) as err:
             _say(f"The replay failed: {err}")
             return 1
-    _say(f"\n{table(results)}\nTable, picture and JSON are in {folder / 'report'}")
+    _say(f"\n{table(results)}\nTable, pictures and JSON are in {folder / 'report'}")
     return 0
 
 
+def _load(path: Path, data: Path | None, shuffle: int | None, windows: int | None) -> Stream:
+    config = StreamConfig.read(path)
+    if windows:
+        config = replace(config, windows=windows)
+    stream = Stream.load(config, data or path.parent, shuffle=shuffle)
+    if shuffle is None:
+        return stream
+    return Stream(replace(config, name=f"{config.name}_shuffled"), stream.rows, stream.windows)
+
+
 def _replay_all(
-    stream: Stream, policies: Sequence[str], folder: Path, interrupts: Interrupts
+    streams: Sequence[Stream], policies: Sequence[str], folder: Path, interrupts: Interrupts
 ) -> list[ReplayResult]:
     stack = Stack.choose(folder)
     results = []
     with Children(folder / NOTE, logs=folder / "logs", interrupts=interrupts) as children:
         start_mlflow(stack, children)
-        for name in policies:
+        for stream, name in itertools.product(streams, policies):
             _say(f"{stream.config.name}, policy {name}:")
-            results.append(replay_one(stream, name, folder / _plain(name), stack.mlflow_url))
-            shutil.rmtree(folder / _plain(name), ignore_errors=True)
+            tables = folder / f"{stream.config.name}_{_plain(name)}"
+            results.append(replay_one(stream, name, tables, stack.mlflow_url))
+            shutil.rmtree(tables, ignore_errors=True)
     return results
 
 

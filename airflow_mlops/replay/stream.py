@@ -80,10 +80,12 @@ class Stream:
     windows: tuple[Window, ...]
 
     @classmethod
-    def load(cls, config: StreamConfig, folder: Path) -> Stream:
+    def load(cls, config: StreamConfig, folder: Path, *, shuffle: int | None = None) -> Stream:
         """Read the file.
 
         :param folder: what ``data`` is relative to.
+        :param shuffle: seed; deals the rows out to the times at random, so that nothing ever changes. A policy should then
+            leave the first model alone.
         :raises ValueError: no such file or column, or too few windows.
         """
         import polars as pl
@@ -104,9 +106,11 @@ class Stream:
                 pl.col(config.categorical).cast(pl.String),
             )
             .sort(config.time_column, maintain_order=True)
-            .with_row_index(ID_COLUMN)
-            .with_columns(pl.col(ID_COLUMN).cast(pl.Int64))
         )
+        if shuffle is not None:
+            dealt = rows.drop(config.time_column).sample(fraction=1.0, shuffle=True, seed=shuffle)
+            rows = dealt.with_columns(rows[config.time_column])
+        rows = rows.with_row_index(ID_COLUMN).with_columns(pl.col(ID_COLUMN).cast(pl.Int64))
         windows = _windows(rows[config.time_column], config.window)
         if len(windows) <= config.reference:
             raise ValueError(

@@ -86,6 +86,19 @@ class TestStream:
         assert len(stream.later) == len(stream.windows) - 3
         assert sum(stream.inside(window).height for window in stream.windows) == stream.rows.height
 
+    def test_a_shuffled_stream_holds_the_same_rows_at_other_times(self, tmp_path: Path) -> None:
+        stream = write_stream(tmp_path, changes=True)
+        dealt = Stream.load(stream.config, tmp_path, shuffle=1)
+        assert dealt.rows["at"].equals(stream.rows["at"])
+        assert not dealt.rows["fare"].equals(stream.rows["fare"])
+        assert (
+            dealt.rows.sort("fare", "distance")
+            .drop("at", "replay_id")
+            .equals(stream.rows.sort("fare", "distance").drop("at", "replay_id"))
+        )
+        before, after = (dealt.inside(dealt.windows[number])["fare"].mean() for number in (0, -1))
+        assert before == pytest.approx(after, rel=0.1)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
