@@ -9,6 +9,7 @@ from airflow_mlops.integrations.mlflow.runs import PACKAGE_DIGEST_TAG, STEP_KEY_
 from airflow_mlops.integrations.mlflow.versions import (
     DESCRIPTION_CHARACTERS,
     RECIPE_TAG,
+    RUN_ID_TAG,
     SIGNATURE_TAG,
     TAG_CHARACTERS,
     TRAINED_UNTIL_TAG,
@@ -23,6 +24,7 @@ __all__ = [
     "PACKAGE_DIGEST_TAG",
     "PACKAGE_FOLDER",
     "RECIPE_TAG",
+    "RUN_ID_TAG",
     "SIGNATURE_TAG",
     "STEP_KEY_TAG",
     "TAG_CHARACTERS",
