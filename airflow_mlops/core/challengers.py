@@ -139,7 +139,7 @@ class ChallengerPolicy:
     """
 
     minimum_gain: float = 0.08
-    sufficient_gain: float = 0.2
+    sufficient_gain: float = 0.15
     significance: float = 0.05
     memory: float = 0.8
     alarm_change: float = 0.3
