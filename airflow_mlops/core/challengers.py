@@ -140,7 +140,7 @@ class ChallengerPolicy:
 
     minimum_gain: float = 0.08
     sufficient_gain: float = 0.15
-    significance: float = 0.05
+    significance: float = 0.1
     memory: float = 0.8
     alarm_change: float = 0.3
     alarm_significance: float = 0.01
