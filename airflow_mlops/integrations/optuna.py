@@ -121,8 +121,11 @@ def _run_trial(
     import optuna
 
     study.sampler = optuna.samplers.TPESampler(seed=seed + number)
-    if number < len(candidates):  # every candidate gets a first trial; then the sampler knows something
-        study.enqueue_trial({"candidate": number}, skip_if_exists=True)
+    waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+    # Every candidate gets a first trial; then the sampler knows something. What a killed process began is begun again, and
+    # what it only had put into the queue is still there.
+    if number < len(candidates) and not waiting:
+        study.enqueue_trial({"candidate": number})
     asked = study.ask()
     index = int(asked.suggest_categorical("candidate", list(range(len(candidates)))))
     asked.set_user_attr("candidate", index)

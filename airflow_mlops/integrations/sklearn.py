@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.installed import packages_of
 from airflow_mlops.core.predictions import Predictions
@@ -71,10 +72,19 @@ def code_of(path: str) -> dict[str, str]:
     module = inspect.getmodule(found)
     package = (module.__name__ if module else path).partition(".")[0]
     code = {"path": path, **_versions(packages_of(package))}
-    file = getattr(module, "__file__", None)
+    file = source_file(path)
     if file is not None:
-        code["source"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        code["source"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return code
+
+
+def source_file(path: str) -> Path | None:
+    """Give the file of the module an import path leads to; ``None`` for what is made in no file.
+
+    :raises ValueError: naming the path and the part of it that is not there.
+    """
+    file = getattr(inspect.getmodule(load_object(path)), "__file__", None)
+    return None if file is None else Path(file)
 
 
 def libraries() -> dict[str, str]:
@@ -196,14 +206,12 @@ def draw(candidate: Candidate, count: int, seed: int) -> list[Candidate]:
     space = {name: _distribution(values) for name, values in candidate.space.items()}
     if all(isinstance(values, list) for values in space.values()):
         count = min(count, len(ParameterGrid(space)))
-    return [
-        replace(
-            candidate,
-            params=candidate.params | {name: _plain(value) for name, value in drawn.items()},
-            space={},
-        )
+    sets = [
+        {name: _plain(value) for name, value in drawn.items()}
         for drawn in ParameterSampler(space, count, random_state=seed)
     ]
+    different = {canonical_json(drawn): drawn for drawn in sets}.values()
+    return [replace(candidate, params=candidate.params | drawn, space={}) for drawn in different]
 
 
 def _plain(value: Any) -> Any:
@@ -326,6 +334,21 @@ def _distribution(space: Range | Sequence[Any] | Mapping[str, Any]) -> Any:
 
     if not isinstance(space, Range):
         return list(space)
+    if space.integer and space.log:
+        return _LogIntegers(int(space.low), int(space.high))
     if space.integer:
         return randint(int(space.low), int(space.high) + 1)
     return loguniform(space.low, space.high) if space.log else uniform(space.low, space.high - space.low)
+
+
+class _LogIntegers(NamedTuple):
+    """Whole numbers drawn evenly in the logarithm, both ends included; SciPy has no such distribution."""
+
+    low: int
+    high: int
+
+    def rvs(self, random_state: Any = None) -> int:
+        from scipy.stats import loguniform
+
+        drawn = float(loguniform(self.low, self.high + 1).rvs(random_state=random_state))
+        return min(int(drawn), self.high)  # rounding may reach the open end

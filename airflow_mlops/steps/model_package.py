@@ -218,6 +218,8 @@ def _quantized(
         parity = compare(smaller)
     except Exception as err:  # noqa: BLE001 - quantizers raise anything; the exact form is there
         return converted, f"kept exact, {how} failed: {type(err).__name__}: {str(err)[:200]}"
+    if len(smaller) >= len(converted):
+        return converted, f"kept exact, {how} has {len(smaller)} instead of {len(converted)} bytes"
     if not parity.passed:
         return converted, f"kept exact, {how} changes answers: {parity.reason}"
     return smaller, f"{how}, {len(smaller)} instead of {len(converted)} bytes: {parity.reason}"

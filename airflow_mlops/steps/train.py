@@ -232,10 +232,11 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         return replace(done, reused=True)
     split = split_rows(dataset, columns, window, spec.holdout_share)
     metric = _metric(spec, columns, split.training[spec.target])
+    sources = [file for path in _own_code(spec) if (file := sklearn.source_file(path))]
     tags = {
         "airflow_mlops.model_name": spec.model_name,
         "airflow_mlops.dataset_digest": dataset.dataset_digest,
-        **{f"airflow_mlops.{name}": value for name, value in code_version().items()},
+        **{f"airflow_mlops.{name}": value for name, value in code_version(sources).items()},
     }
     name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
     with registry.leased_run(experiment_id, name, step_key=key, what=spec.model_name, tags=tags) as run_id:
@@ -259,11 +260,19 @@ def _done(registry: Registry, services: Services, experiment_id: str, key: str) 
 
 
 def _key(spec: TrainSpec, dataset: DatasetVersion, window: Window | None) -> str:
-    """Digest of all that decides the model: what was asked for, the rows, and the code that fits them."""
-    code = [sklearn.code_of(candidate.estimator) for candidate in spec.to_try()]
+    """Digest of all that decides the model: what was asked for, the rows, and the code that fits and judges them."""
+    code = [sklearn.code_of(path) for path in _own_code(spec)]
     return work_key(
         "train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest, window, code, sklearn.libraries()
     )
+
+
+def _own_code(spec: TrainSpec) -> list[str]:
+    """Name what is found by import path: the estimators, and a metric that is not built in."""
+    estimators = [candidate.estimator for candidate in spec.to_try()]
+    metric = spec.metric or ""
+    built_in = "@" in metric or not {":", "."} & set(metric)
+    return estimators if built_in else [*estimators, metric]
 
 
 def _train(work: _Work, services: Services) -> TrainResult:

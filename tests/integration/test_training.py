@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 import yaml
 
+from airflow_mlops.core.metrics import DEFAULT_METRICS
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
@@ -40,6 +41,8 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 #: The world changes here: from then on y is ten higher.
 CHANGE = START + timedelta(days=60)
 END = START + timedelta(days=90)
+
+LOGISTIC = "sklearn.linear_model.LogisticRegression"
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +270,62 @@ def test_other_code_is_another_training(
     assert (same["reused"], same["run_id"]) == (True, first["run_id"])
     assert not other["reused"]
     assert other["package_digest"] != first["package_digest"]
+
+
+METRICS = """
+import numpy as np
+def cost(target, prediction): return FACTOR * float(np.mean(np.abs(target - prediction)))
+"""
+
+
+def test_every_metric_can_be_trained_with(
+    table: str, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow takes neither ``@`` nor ``:`` in the name of a metric."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_metrics.py").write_text(METRICS.replace("FACTOR", "2"))
+    labels = pl.DataFrame(
+        {
+            "t": [START + timedelta(hours=hour) for hour in range(200)],
+            "x": [float(hour % 7) for hour in range(200)],
+            "label": ["yes" if hour % 7 > 3 else "no" for hour in range(200)],
+        }
+    )
+    labelled = str(tmp_path / "labelled")
+    delta.replace_window(labelled, labels, time_column="t", window=Window(start=START, end=END))
+    client = Registry.connect(services).client
+    numbers = (*DEFAULT_METRICS["regression"], "quantile_loss@0.9", "own_metrics:cost", "own_metrics.cost")
+    for metric in numbers:
+        told = run_step(
+            "train", spec(table, "metrics", metric=metric, search={"trials": 1, "folds": 2}), services
+        )
+        assert told["metric"] == metric
+        logged = client.get_run(told["run_id"]).data.metrics
+        name = metric.replace("@", "_").replace(":", "_")
+        assert {f"holdout_{name}", f"validation_{name}", f"trial_{name}"} <= set(logged)
+        assert logged[f"holdout_{name}"] == told["metric_value"]
+    for metric in DEFAULT_METRICS["classification"]:
+        asked = spec(labelled, "metrics", metric=metric, target="label", id_column=None, estimator=LOGISTIC)
+        told = run_step("train", asked, services)
+        assert client.get_run(told["run_id"]).data.metrics[f"holdout_{metric}"] == told["metric_value"]
+
+
+def test_other_code_of_the_metric_is_another_training(
+    table: str, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def train_with(factor: int) -> dict[str, Any]:
+        (tmp_path / "edited_metric.py").write_text(METRICS.replace("FACTOR", str(factor)))
+        sys.modules.pop("edited_metric", None)
+        importlib.invalidate_caches()
+        return run_step("train", spec(table, "judged", metric="edited_metric:cost"), services)
+
+    first, same, other = train_with(1), train_with(1), train_with(10)
+    assert (same["reused"], same["run_id"]) == (True, first["run_id"])
+    assert not other["reused"]
+    assert other["metric_value"] == pytest.approx(10 * first["metric_value"])
 
 
 OWN_MODEL = '''

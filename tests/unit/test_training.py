@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -33,6 +35,7 @@ from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import model_package
+from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.train import TrainSpec
 from airflow_mlops.steps.training_rows import Split, row_weights
 
@@ -193,6 +196,44 @@ def test_an_interrupted_search_goes_on_and_ends_as_one_that_ran_through(tmp_path
     assert 0 < len(told) < 12
     assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
     assert resumed.best == whole.best
+
+
+@pytest.mark.parametrize("last_fit", [1, 2, 4, 5])
+def test_a_search_killed_in_its_first_trials_still_tries_every_candidate(
+    last_fit: int, tmp_path: Path
+) -> None:
+    whole, _ = run_search(f"sqlite:///{tmp_path}/whole.db", trials=6)
+    calls = 0
+
+    def dies(candidate: Candidate, fold: int) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == last_fit:
+            raise KeyboardInterrupt
+        return bowl(candidate, fold)
+
+    storage = f"sqlite:///{tmp_path}/cut.db"
+    with pytest.raises(KeyboardInterrupt):
+        run_search(storage, dies, trials=6)
+    resumed, _ = run_search(storage, trials=6)
+    assert [(one.candidate, one.params) for one in resumed.trials] == [
+        (one.candidate, one.params) for one in whole.trials
+    ]
+    assert resumed.best == whole.best
+
+
+def test_logarithmic_integers_are_drawn_in_the_logarithm() -> None:
+    state = np.random.RandomState(0)
+    spread = sklearn._distribution(Range(low=1, high=1000, integer=True, log=True))
+    numbers = [spread.rvs(random_state=state) for _ in range(2000)]
+    assert {type(number) for number in numbers} == {int}
+    assert (min(numbers), max(numbers)) == (1, pytest.approx(1000, rel=0.02))
+    assert np.median(numbers) == pytest.approx(31, abs=6)  # evenly drawn it would be 500
+    space = {"n": Range(low=1, high=1000, integer=True, log=True)}
+    drawn = [one.params["n"] for one in sklearn.draw(Candidate(estimator="a.b", space=space), 50, 0)]
+    assert len(set(drawn)) == len(drawn)  # no two the same
+    ends = {"n": Range(low=2, high=3, integer=True, log=True)}
+    assert {one.params["n"] for one in sklearn.draw(Candidate(estimator="a.b", space=ends), 50, 0)} == {2, 3}
 
 
 def test_parameters_that_do_not_go_together_fail_one_trial(tmp_path: Path) -> None:
@@ -676,3 +717,65 @@ def test_a_smaller_form_passes_the_same_gate_or_is_not_used(how: Any, tmp_path: 
     _, smaller = model_package._write_model(tmp_path / "model", model, signature, loose, how)
     assert smaller.startswith(f"{how}, ")
     assert (tmp_path / "model.onnx").stat().st_size < 0.8 * exact_size
+
+
+@pytest.mark.parametrize(("how", "categories"), [("int8", ("kind",)), ("float16", ())])
+def test_a_form_that_is_not_smaller_is_not_used(
+    how: Any, categories: tuple[str, ...], tmp_path: Path
+) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a",), categorical=categories)
+    inputs = (
+        FieldSpec(name="a", type="number"),
+        *(FieldSpec(name=name, type="string") for name in categories),
+    )
+    signature = ModelSignature(inputs=inputs, output="y")
+    frame = rows()
+    pipeline = sklearn.build_pipeline(Candidate(estimator="sklearn.linear_model.Ridge"), columns, seed=0)
+    features = sklearn.to_features(frame, columns)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    model = fitted(pipeline, features)
+    model_package._write_model(tmp_path / "model", model, signature, LIMITS, None)
+    exact = (tmp_path / "model.onnx").read_bytes()
+    loose = ParityLimits(maximum_difference=1.0, p999_difference=1.0)
+    _, reason = model_package._write_model(tmp_path / "model", model, signature, loose, how)
+    assert reason.startswith(f"kept exact, {how} has ")
+    assert (tmp_path / "model.onnx").read_bytes() == exact
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
+    command = [shutil.which("git") or "git", "-C", str(folder), *who, *arguments]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+
+
+def test_the_code_version_is_that_of_the_estimators_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, elsewhere = tmp_path / "bundle", tmp_path / "elsewhere"
+    for folder in (checkout / "models", elsewhere):
+        folder.mkdir(parents=True)
+    model = checkout / "models" / "my_models.py"
+    model.write_text("one = 1\n")
+    git(checkout, "init", "-q")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "one")
+    monkeypatch.chdir(elsewhere)
+    known = code_version([model])
+    assert len(known["git_commit"]) == 40
+    assert known["git_dirty"] == "false"
+    (checkout / "notes.txt").write_text("no code")
+    assert code_version([model]) == known
+    helper = checkout / "helper.py"
+    helper.write_text("two = 2\n")
+    assert code_version([model]) == known | {"git_dirty": "true"}
+    helper.unlink()
+    model.write_text("one = 2\n")
+    assert code_version([model])["git_dirty"] == "true"
+
+    nothing = {"git_commit": "unknown", "git_dirty": "unknown"}
+    assert code_version([elsewhere / "my_models.py"]) == nothing
+    # An installed estimator: the working directory says whose code this is.
+    installed = tmp_path / "site-packages" / "sklearn" / "base.py"
+    assert code_version([installed]) == nothing
+    monkeypatch.chdir(checkout)
+    assert code_version([installed])["git_commit"] == known["git_commit"]
