@@ -52,7 +52,10 @@ def search(
     :param seed: of the sampler.
     :param on_trial: told of every trial when it is finished.
     :raises ValueError: every trial failed; with the last one's error.
+    :raises TransientError: another process goes on with this study.
     """
+    import optuna
+
     study = _open_study(study_name, storage_url, settings, greater_is_better=greater_is_better)
     started, here = time.monotonic(), 0
     wanted = _wanted_trials(candidates, settings)
@@ -66,7 +69,12 @@ def search(
                 "tuning: stopped after %.0f s with %d of %d trials", settings.timeout_seconds, done, wanted
             )
             break
-        trial = _run_trial(study, candidates, settings, score, seed=seed, number=done)
+        try:
+            trial = _run_trial(study, candidates, settings, score, seed=seed, number=done)
+        except optuna.exceptions.UpdateFinishedTrialError as err:
+            raise TransientError(
+                "tuning: another attempt at this search took this one for dead and goes on with it; try again to get what it finds"
+            ) from err
         on_trial(done, trial)
         here += 1
         spent = time.monotonic() - started

@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -25,7 +26,15 @@ from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, ti
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import onnx, optuna, sklearn
-from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, ModelCopy, Registry
+from airflow_mlops.integrations.mlflow import (
+    PACKAGE_DIGEST_TAG,
+    PACKAGE_FOLDER,
+    TASK_KEY_TAG,
+    HeldElsewhereError,
+    ModelCopy,
+    Registry,
+    wait_seconds,
+)
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE
 from airflow_mlops.serving.package import write_manifest
@@ -206,7 +215,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
 
     :raises SchemaMismatchError: naming a column the table does not have.
     :raises InsufficientDataError: too few rows to train and hold out.
-    :raises TransientError: another process is at the same training, or took this one for dead and replaced it.
+    :raises TransientError: another process is at the same training for very long, or took this one for dead and replaced it.
     :raises UnsafeModelError: the model can be stored in no form that is safe to load.
     :raises ValueError: an estimator path or parameter that is wrong, or a column with two roles.
     """
@@ -225,24 +234,44 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     )
     key = _key(spec, dataset, window)
     experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
-    done = _done(registry, services, experiment_id, key)
-    if done is None and registry.take_over_dead_runs(experiment_id, key, spec.model_name):
-        done = _done(registry, services, experiment_id, key)
-    if done is not None:
-        return replace(done, reused=True)
-    split = split_rows(dataset, columns, window, spec.holdout_share)
-    metric = _metric(spec, columns, split.training[spec.target])
+    while True:
+        done = _done(registry, services, experiment_id, key) or _done_meanwhile(
+            registry, services, experiment_id, key, spec
+        )
+        if done is not None:
+            return replace(done, reused=True)
+        split = split_rows(dataset, columns, window, spec.holdout_share)
+        metric = _metric(spec, columns, split.training[spec.target])
+        name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
+        with (
+            suppress(HeldElsewhereError),  # one that began at once was first: wait for what it makes
+            registry.leased_run(
+                experiment_id, name, step_key=key, what=spec.model_name, tags=_tags(spec, dataset)
+            ) as run_id,
+        ):
+            return _train(
+                _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
+            )
+
+
+def _done_meanwhile(
+    registry: Registry, services: Services, experiment_id: str, key: str, spec: TrainSpec
+) -> TrainResult | None:
+    """Wait for a process that is at this work, close what dead ones left, and look again."""
+    there = registry.take_over_dead_runs(
+        experiment_id, key, spec.model_name, task_key=_task_key(spec), wait_seconds=wait_seconds()
+    )
+    return _done(registry, services, experiment_id, key) if there else None
+
+
+def _tags(spec: TrainSpec, dataset: DatasetVersion) -> dict[str, str]:
     sources = [file for path in _own_code(spec) if (file := sklearn.source_file(path))]
-    tags = {
+    return {
         "airflow_mlops.model_name": spec.model_name,
         "airflow_mlops.dataset_digest": dataset.dataset_digest,
+        TASK_KEY_TAG: _task_key(spec),
         **{f"airflow_mlops.{name}": value for name, value in code_version(sources).items()},
     }
-    name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
-    with registry.leased_run(experiment_id, name, step_key=key, what=spec.model_name, tags=tags) as run_id:
-        return _train(
-            _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
-        )
 
 
 def _done(registry: Registry, services: Services, experiment_id: str, key: str) -> TrainResult | None:
@@ -265,6 +294,12 @@ def _key(spec: TrainSpec, dataset: DatasetVersion, window: Window | None) -> str
     return work_key(
         "train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest, window, code, sklearn.libraries()
     )
+
+
+def _task_key(spec: TrainSpec) -> str:
+    """Digest of what was asked for, whatever rows, code and libraries it finds: what a retry has in common with the attempt."""
+    table = spec.dataset.uri if isinstance(spec.dataset, DatasetVersion) else spec.dataset
+    return work_key("train task", to_dict(spec) | {"dataset": table})
 
 
 def _own_code(spec: TrainSpec) -> list[str]:

@@ -37,10 +37,20 @@ class Runs(Connected):
     """Runs of this installation's experiments."""
 
     def experiment_id(self, name: str) -> str:
-        """Find or create an experiment."""
+        """Find or create an experiment.
+
+        :raises ValueError: it was deleted; MLflow keeps its name.
+        """
         with translated(f"experiment {name!r}"):
             found = self.client.get_experiment_by_name(name)
-            return str(found.experiment_id if found else self.client.create_experiment(name))
+            if found is None:
+                return str(self.client.create_experiment(name))
+        if found.lifecycle_stage == "deleted":
+            raise ValueError(
+                f"experiment {name!r} was deleted in MLflow: restore it (mlflow experiments restore -x {found.experiment_id}), "
+                "or name another one"
+            )
+        return str(found.experiment_id)
 
     def finished_run(self, experiment_id: str, step_key: str) -> Any | None:
         """Find the run that already did exactly this work."""
