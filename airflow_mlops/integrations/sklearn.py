@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from airflow_mlops.core.tuning import Candidate, Range
 from airflow_mlops.exceptions import SchemaMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pandas as pd
     import polars as pl
@@ -32,6 +32,12 @@ ESTIMATOR_STEP = "estimator"
 
 #: Libraries of trees beside scikit-learn's, by the first part of their module names.
 _TREE_PACKAGES = ("xgboost", "lightgbm", "catboost")
+
+#: Types that fitting puts into the estimators of a module, which skops asks about as well.
+_HELD_WHEN_FITTED = {
+    "lightgbm.sklearn": ("collections.OrderedDict", "lightgbm.basic.Booster"),
+    "xgboost.sklearn": ("xgboost.core.Booster",),
+}
 
 #: What fits, converts and stores a model beside the estimator's own package.
 _LIBRARIES = ("airflow-mlops", "scikit-learn", "numpy", "scipy", "skl2onnx", "onnxruntime", "skops", "optuna")
@@ -59,6 +65,10 @@ class FeatureSelection:
 
     method: Literal["rfe", "l1", "importance"]
     keep: int
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep is {self.keep}; at least one feature is needed")
 
 
 def code_of(path: str) -> dict[str, str]:
@@ -143,23 +153,58 @@ def gives_probabilities(estimator: Any) -> bool:
 def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any] | None) -> Any:
     """Fit, handing row weights to the estimator.
 
-    :raises ValueError: when weights are wanted and the estimator takes none.
+    :raises ValueError: weights are wanted and the estimator takes none, or it refuses the rows: naming columns with infinite
+        values, or how many features there are to select from.
     """
-    if weights is None:
-        return pipeline.fit(features, target)
-    return pipeline.fit(features, target, **{_weight_argument(pipeline): weights})
+    arguments = {} if weights is None else {_weight_argument(pipeline): weights}
+    try:
+        return pipeline.fit(features, target, **arguments)
+    except ValueError as err:
+        hints = [*_infinite(features), *_too_few(pipeline)]
+        if not hints:
+            raise
+        raise ValueError(f"{'; '.join(hints)} ({str(err)[:300]})") from err
+
+
+def _infinite(features: pd.DataFrame) -> Iterator[str]:
+    for name in features.select_dtypes("number"):
+        count = int(np.isinf(features[name].to_numpy(dtype=float, na_value=np.nan)).sum())
+        if count:
+            yield (
+                f"column {name!r} is infinite, or too large for 32 bits, in {count} of {len(features)} rows: correct or drop "
+                "them when the data is ingested, or choose an estimator that takes them"
+            )
+
+
+def _too_few(pipeline: Any) -> Iterator[str]:
+    selector = getattr(pipeline, "named_steps", {}).get("selection")
+    wanted = getattr(selector, "n_features_to_select", None)  # the other methods keep all there are
+    with suppress(Exception):  # not fitted so far, or a stage without names
+        count = len(pipeline[:1].get_feature_names_out())
+        if wanted is not None and wanted >= count:
+            yield f"feature_selection keeps {wanted} of {count} features: leave it out, or keep fewer"
 
 
 def predict(pipeline: Any, features: pd.DataFrame) -> Predictions:
-    """Answer rows, with probabilities where the pipeline gives them."""
-    values = np.asarray(pipeline.predict(features))
-    if not is_classification(pipeline):
-        return Predictions(values=values)
-    return Predictions(
-        values=values,
-        probabilities=pipeline.predict_proba(features) if gives_probabilities(pipeline) else None,
-        classes=tuple(str(label) for label in pipeline.classes_),
-    )
+    """Answer rows, with probabilities where the pipeline gives them; equal models give equal bits."""
+    with in_one_thread():
+        values = np.asarray(pipeline.predict(features))
+        if not is_classification(pipeline):
+            return Predictions(values=values)
+        return Predictions(
+            values=values,
+            probabilities=pipeline.predict_proba(features) if gives_probabilities(pipeline) else None,
+            classes=tuple(str(label) for label in pipeline.classes_),
+        )
+
+
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Let estimators with ``n_jobs`` compute in one thread: a forest adds its trees in the order in which threads come."""
+    import joblib  # type: ignore[import-untyped]
+
+    with joblib.parallel_config(backend="sequential"):
+        yield
 
 
 def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
@@ -216,6 +261,30 @@ def draw(candidate: Candidate, count: int, seed: int) -> list[Candidate]:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def untrusted_types(pipeline: Any) -> list[str]:
+    """Name the types that a reader of the skops form must trust, also those that fitting will put into it.
+
+    :param pipeline: fitted or not.
+    """
+    import skops.io
+
+    found: list[str] = skops.io.get_untrusted_types(data=skops.io.dumps(pipeline))
+    later = [more for name in found for more in _HELD_WHEN_FITTED.get(name.rpartition(".")[0], ())]
+    return sorted({*found, *later})
+
+
+def stages(pipeline: Any) -> list[Any]:
+    """Give every estimator in a pipeline, through pipelines and column transformers."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(pipeline, Pipeline):
+        return [one for _, stage in pipeline.steps for one in stages(stage)]
+    if isinstance(pipeline, ColumnTransformer):
+        return [one for _, stage, _ in pipeline.transformers for one in stages(stage)]
+    return [] if pipeline is None or isinstance(pipeline, str) else [pipeline]
 
 
 def save_skops(pipeline: Any, path: Path) -> list[str]:

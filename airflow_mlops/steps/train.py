@@ -41,7 +41,7 @@ from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
-from airflow_mlops.steps.model_package import FittedModel, refused_types, write_package
+from airflow_mlops.steps.model_package import FittedModel, refused_types, require_safe_form, write_package
 from airflow_mlops.steps.provenance import note_package, noted_trainings
 from airflow_mlops.steps.training_rows import RowRule, Split, choose_window, row_weights, split_rows
 
@@ -56,6 +56,9 @@ log = logging.getLogger(__name__)
 
 #: Folder of the run's artifacts with the trials, the environment and the result.
 TRAINING_FOLDER = "training"
+
+#: What MLflow takes in no name of a logged or registered model.
+_NOT_IN_NAMES = "/:.%\"'"
 
 #: Artifact of a finished run, so that a retry can give its result again; a tag would be cut off at 8,000 characters.
 _RESULT_FILE = f"{TRAINING_FOLDER}/result.json"
@@ -220,6 +223,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     :raises ValueError: an estimator path or parameter that is wrong, or a column with two roles.
     """
     columns, _ = spec.columns(), spec.to_try()
+    _require_model_name(spec.model_name)
     if spec.metric is not None:
         resolve_metric(spec.metric)
     registry = Registry.connect(services)
@@ -252,6 +256,16 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
             return _train(
                 _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
             )
+
+
+def _require_model_name(name: str) -> None:
+    """See that MLflow takes the name, for the model and for its copy."""
+    wrong = sorted({*name} & {*_NOT_IN_NAMES})
+    if wrong or not name.strip():
+        raise ValueError(
+            f"model_name {name!r} {'holds ' + ' '.join(wrong) if wrong else 'is empty'}: MLflow takes names without any of "
+            f"{' '.join(_NOT_IN_NAMES)}"
+        )
 
 
 def _done_meanwhile(
@@ -448,6 +462,7 @@ def _metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
     """Find the metric, and see before anything is fitted that it, the target and the estimators fit together.
 
     :raises SchemaMismatchError: a regression of what is no number.
+    :raises UnsafeModelError: an estimator that could be stored in no form that is safe to load.
     :raises ValueError: classifiers beside regressors, or a metric that can't measure their answers.
     """
     estimators = [_build(spec, columns, candidate.example()) for candidate in spec.to_try()]
@@ -463,6 +478,13 @@ def _metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
     probabilities = all(sklearn.gives_probabilities(estimator) for estimator in estimators)
     default = "mae" if not labels else "log_loss" if probabilities else "accuracy"
     metric = resolve_metric(spec.metric or default)
+    if not labels and metric.name in DEFAULT_METRICS["classification"]:
+        raise ValueError(
+            f"{metric.name} measures labels, and {spec.to_try()[0].name} predicts numbers: choose mae, rmse or another metric "
+            "of numbers, or give a classifier"
+        )
+    for estimator in estimators:
+        require_safe_form(estimator)
     of_numbers = {*DEFAULT_METRICS["regression"]} | {f"quantile_loss@{metric.name.partition('@')[2]}"}
     if labels and not numbers and metric.name in of_numbers:
         raise ValueError(
@@ -563,9 +585,14 @@ class _Clock:
 
 
 def _peak_memory_mb() -> float:
-    """Peak resident memory of this process; kilobytes on Linux, bytes on macOS."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024.0 * 1024.0 if sys.platform == "darwin" else 1024.0)
+    """Peak resident memory of this process in megabytes."""
+    try:
+        # The peak that getrusage knows is the larger of ours and that of the process we were forked from.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) * 1024 / 1e6
+    except (OSError, KeyError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else kilobytes
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _flat(spec: TrainSpec, winner: Candidate) -> dict[str, Any]:

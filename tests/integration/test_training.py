@@ -445,12 +445,19 @@ def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, t
     delta.replace_window(uri, frame, time_column="t", window=Window(start=START, end=END))
 
     def train(**more: Any) -> dict[str, Any]:
-        return run_step("train", spec(uri, "mixed", id_column=None, **more), services)
+        return run_step("train", spec(uri, "mixed", id_column=None) | more, services)
 
     logistic = {"estimator": "sklearn.linear_model.LogisticRegression", "target": "label"}
     perceptron = {"estimator": "sklearn.linear_model.Perceptron", "target": "label"}
     with pytest.raises(ValueError, match="mae measures numbers, and 'label' holds String: choose log_loss"):
         train(**logistic, metric="mae")
+    with pytest.raises(ValueError, match="accuracy measures labels, and LinearRegression predicts numbers"):
+        train(metric="accuracy")
+    infinite = frame.with_columns(y=pl.when(pl.col("x") == 1.0).then(float("inf")).otherwise(pl.col("y")))
+    elsewhere = str(tmp_path / "infinite")
+    delta.replace_window(elsewhere, infinite, time_column="t", window=Window(start=START, end=END))
+    with pytest.raises(SchemaMismatchError, match="'y' is infinite in 1 of 199 rows"):
+        train(dataset=elsewhere)
     with pytest.raises(ValueError, match="log_loss needs probabilities"):
         train(**perceptron, metric="log_loss")
     with pytest.raises(
@@ -482,9 +489,13 @@ def test_mistakes_are_named_before_anything_runs(table: str, services: Services)
         ({"search": {"method": "grid"}}, "search.method"),
         ({"feature_selection": {"method": "magic", "keep": 3}}, "feature_selection.method"),
         ({"metric": "speed"}, "no metric named 'speed'"),
+        ({"model_name": "team/fare"}, "model_name 'team/fare' holds /: MLflow takes names without"),
+        ({"model_name": "o'brien"}, "holds '"),
+        ({"model_name": "fare.v2"}, r"holds \."),
+        ({"model_name": " "}, "is empty"),
     ):
         with pytest.raises(ValueError, match=said):
-            run_step("train", spec(table, "mistakes", **wrong), services)
+            run_step("train", spec(table, "mistakes") | wrong, services)
     assert Registry.connect(services).client.get_experiment_by_name("mistakes") is None
 
 
@@ -515,8 +526,10 @@ def test_boosting_of_other_libraries(
     """Through their scikit-learn classes, once the people who run the service vouch for their types."""
     pytest.importorskip(library)
     args = spec(table, library, estimator=estimator, estimator_params={"n_estimators": 20}, rows="all")
-    with pytest.raises(UnsafeModelError, match=types.split(",")[-1]):
+    with pytest.raises(UnsafeModelError, match=f"would load: {', '.join(types.split(','))}"):
         run_step("train", args, services)
+    registry = Registry.connect(services)
+    assert registry.client.search_runs([registry.experiment_id(library)]) == []  # said before the fit
     monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", types)
     told = run_step("train", args, services)
     assert told["serving_form"] == "sklearn"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,7 @@ from airflow_mlops.core.parity import ParityLimits, compare_forms
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import UnsafeModelError
+from airflow_mlops.exceptions import TransientError, UnsafeModelError
 from airflow_mlops.integrations import onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
 from airflow_mlops.ledger.studies import studies_url
@@ -779,3 +780,71 @@ def test_the_code_version_is_that_of_the_estimators_checkout(
     assert code_version([installed]) == nothing
     monkeypatch.chdir(checkout)
     assert code_version([installed])["git_commit"] == known["git_commit"]
+
+
+@pytest.mark.parametrize("kind", ["Regressor", "Classifier"])
+def test_a_forest_on_several_threads_gives_the_same_bits_every_time(kind: str) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    frame = rows(2000)
+    candidate = Candidate(
+        estimator=f"sklearn.ensemble.RandomForest{kind}", params={"n_estimators": 60, "n_jobs": 4}
+    )
+    pipeline = sklearn.build_pipeline(candidate, columns, seed=0)
+    features = sklearn.to_features(frame, columns)
+    y = frame["y"].to_numpy()
+    sklearn.fit(pipeline, features, y if kind == "Regressor" else y > 0, None)
+    answers = [sklearn.predict(pipeline, features) for _ in range(15)]
+    assert {one.values.tobytes() for one in answers} == {answers[0].values.tobytes()}
+    if kind == "Classifier":
+        assert len({np.asarray(one.probabilities).tobytes() for one in answers}) == 1
+    assert pipeline.get_params()["estimator__n_jobs"] == 4  # a service may still use them all
+
+
+def test_what_an_estimator_refuses_is_named() -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    frame = rows(100)
+    ridge = Candidate(estimator="sklearn.linear_model.Ridge")
+    huge = frame.with_columns(a=pl.when(pl.col("t") == frame["t"][7]).then(1e300).otherwise(pl.col("a")))
+    with pytest.raises(
+        ValueError, match="column 'a' is infinite, or too large for 32 bits, in 1 of 100 rows"
+    ):
+        sklearn.fit(
+            sklearn.build_pipeline(ridge, columns, seed=0),
+            sklearn.to_features(huge, columns),
+            frame["y"].to_numpy(),
+            None,
+        )
+    one = ColumnRoles(target="y", time="t", numeric=("a",))
+    selection = sklearn.FeatureSelection(method="rfe", keep=99)
+    with pytest.raises(ValueError, match="feature_selection keeps 99 of 1 features"):
+        sklearn.fit(
+            sklearn.build_pipeline(ridge, one, selection=selection, seed=0),
+            sklearn.to_features(frame, one),
+            frame["y"].to_numpy(),
+            None,
+        )
+    with pytest.raises(ValueError, match="keep is 0"):
+        sklearn.FeatureSelection(method="rfe", keep=0)
+    with pytest.raises(ValueError, match=r"space of 'a\.b' gives no value for alpha"):
+        Candidate(estimator="a.b", space={"alpha": ()})
+
+
+def test_a_search_that_another_process_took_over_can_be_tried_again(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/shared.db"
+
+    def overtaken(candidate: Candidate, fold: int) -> float:
+        run_search(storage, trials=2)
+        return bowl(candidate, fold)
+
+    with pytest.raises(TransientError, match="took this one for dead"):
+        run_search(storage, overtaken, trials=2)
+
+
+def test_peak_memory_is_this_processs_own() -> None:
+    """A process that was forked from a large one is not as large as that."""
+    held = np.ones(40_000_000)  # 320 MB here
+    code = "import sys; from airflow_mlops.steps.train import _peak_memory_mb as peak; print(peak())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 20.0 < float(done.stdout) < held.nbytes / 1e6
