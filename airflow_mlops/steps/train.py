@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from airflow_mlops.core.package import PackageManifest
     from airflow_mlops.services import Services
 
 log = logging.getLogger(__name__)
@@ -324,10 +325,56 @@ def _own_code(spec: TrainSpec) -> list[str]:
     return estimators if built_in else [*estimators, metric]
 
 
+class _Made(NamedTuple):
+    """What a training found.
+
+    :param winner: what was fitted.
+    :param search: how it was chosen; ``None`` without a search.
+    :param model: the model.
+    :param split: the rows it learned from and was measured on.
+    """
+
+    winner: Candidate
+    search: SearchResult | None
+    model: FittedModel
+    split: Split
+
+
+class _Stored(NamedTuple):
+    """What a training uploaded: the package, its digest, and the copy for MLflow's own loaders."""
+
+    manifest: PackageManifest
+    digest: str
+    copy: ModelCopy | None
+
+
 def _train(work: _Work, services: Services) -> TrainResult:
-    spec, split, registry = work.spec, work.split, work.registry
-    clock = _Clock()
+    registry, clock = work.registry, _Clock()
     registry.log_dataset(work.run_id, work.dataset, "training")
+    made = _make(work, services, clock)
+    with tempfile.TemporaryDirectory() as temporary:
+        stored = _store(work, made, Path(temporary), clock)
+    result = _result(work, made, stored)
+    registry.require_running(work.run_id)  # a run that was closed shall not say that it holds a package
+    registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
+    registry.log(
+        work.run_id,
+        params=_flat(work.spec, made.winner) | _facts(work),
+        metrics=clock.laps
+        | {
+            f"holdout_{result.metric}": result.metric_value,
+            f"validation_{result.metric}": result.validation_value,
+            "peak_memory_mb": _peak_memory_mb(),
+        },
+        tags={PACKAGE_DIGEST_TAG: stored.digest},
+    )
+    note_package(services, step_key=work.key, training=to_dict(result))
+    return result
+
+
+def _make(work: _Work, services: Services, clock: _Clock) -> _Made:
+    """Search, fit and measure."""
+    spec, split = work.spec, work.split
     features = sklearn.to_features(split.training, work.columns)
     target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0].example()))
     weights = row_weights(split.training, work.columns, spec.half_life_days)
@@ -340,62 +387,58 @@ def _train(work: _Work, services: Services) -> TrainResult:
         split = split.whole
         fitted = _refit(work, winner, fitted, split)
     clock.lap("fit_seconds")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / PACKAGE_FOLDER
-        folder.mkdir()
-        manifest = write_package(
-            folder,
-            fitted,
-            work.columns,
-            work.dataset,
-            split,
-            recipe=spec.recipe,
-            limits=spec.parity,
-            quantize=spec.quantize,
-        )
-        digest = write_manifest(folder, manifest)
-        clock.lap("package_seconds")
-        registry.upload(work.run_id, folder, PACKAGE_FOLDER)
-        registry.upload(work.run_id, _evidence(Path(temporary), found), TRAINING_FOLDER)
-        copy = _log_copy(work, fitted, sklearn.save_skops(fitted.pipeline, Path(temporary) / "model.skops"))
+    return _Made(winner, found, fitted, split)
+
+
+def _store(work: _Work, made: _Made, temporary: Path, clock: _Clock) -> _Stored:
+    """Write the package and upload it, with the evidence and the copy for MLflow's own loaders."""
+    spec, registry = work.spec, work.registry
+    folder = temporary / PACKAGE_FOLDER
+    folder.mkdir()
+    manifest = write_package(
+        folder,
+        made.model,
+        work.columns,
+        work.dataset,
+        made.split,
+        recipe=spec.recipe,
+        limits=spec.parity,
+        quantize=spec.quantize,
+    )
+    digest = write_manifest(folder, manifest)
+    clock.lap("package_seconds")
+    registry.upload(work.run_id, folder, PACKAGE_FOLDER)
+    registry.upload(work.run_id, _evidence(temporary, made.search), TRAINING_FOLDER)
+    types = sklearn.save_skops(made.model.pipeline, temporary / "model.skops")
+    copy = _log_copy(work, made.model, types)
     clock.lap("upload_seconds")
-    result = TrainResult(
-        model_name=spec.model_name,
+    return _Stored(manifest, digest, copy)
+
+
+def _result(work: _Work, made: _Made, stored: _Stored) -> TrainResult:
+    split, score = made.split, made.model.score
+    return TrainResult(
+        model_name=work.spec.model_name,
         run_id=work.run_id,
-        run_url=registry.run_url(work.experiment_id, work.run_id),
-        model_id=copy.model_id if copy else None,
-        copy_digest=copy.digest if copy else None,
-        package_digest=digest,
-        serving_form=manifest.serving_form,
-        serving_reason=manifest.serving_reason,
+        run_url=work.registry.run_url(work.experiment_id, work.run_id),
+        model_id=stored.copy.model_id if stored.copy else None,
+        copy_digest=stored.copy.digest if stored.copy else None,
+        package_digest=stored.digest,
+        serving_form=stored.manifest.serving_form,
+        serving_reason=stored.manifest.serving_reason,
         dataset=work.dataset,
         training=split.training_window,
         holdout=split.holdout_window,
         training_rows=split.training.height,
         holdout_rows=split.holdout.height,
-        estimator=winner.estimator,
-        estimator_params=winner.params,
-        validation_value=found.value if found else None,
-        trials=len(found.trials) if found else 0,
-        metric=fitted.score.metric,
-        metric_value=fitted.score.value,
+        estimator=made.winner.estimator,
+        estimator_params=made.winner.params,
+        validation_value=made.search.value if made.search else None,
+        trials=len(made.search.trials) if made.search else 0,
+        metric=score.metric,
+        metric_value=score.value,
         reused=False,
     )
-    registry.require_running(work.run_id)  # a run that was closed shall not say that it holds a package
-    registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
-    registry.log(
-        work.run_id,
-        params=_flat(spec, winner) | _facts(work),
-        metrics=clock.laps
-        | {
-            f"holdout_{fitted.score.metric}": fitted.score.value,
-            f"validation_{fitted.score.metric}": result.validation_value,
-            "peak_memory_mb": _peak_memory_mb(),
-        },
-        tags={PACKAGE_DIGEST_TAG: digest},
-    )
-    note_package(services, step_key=work.key, training=to_dict(result))
-    return result
 
 
 def _fit(
