@@ -80,7 +80,10 @@ with DAG(
         map_index_template="{{ task.candidates[0]['estimator'] }}",
         max_active_tis_per_dagrun=2,
     ).expand(candidates=[[candidate] for candidate in CANDIDATES])
-    select = SelectModelOperator(task_id="select", trainings=train.output)
+    # One candidate that fails does not take the others with it.
+    select = SelectModelOperator(
+        task_id="select", trainings=train.output, trigger_rule="all_done_min_one_success"
+    )
     evaluate = EvaluateModelOperator(
         task_id="evaluate",
         training=select.output,

@@ -49,11 +49,19 @@ class Candidate:
     :param estimator: import path of a scikit-learn estimator or of a factory function.
     :param params: its fixed arguments; ``a__b`` reaches into a nested estimator.
     :param space: arguments to search: a range ``{"low": .., "high": .., "log": .., "integer": ..}`` or a list of choices.
+    :raises ValueError: an empty list of choices.
     """
 
     estimator: str
     params: dict[str, Any] = field(default_factory=dict)
     space: Space = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        empty = [name for name, space in self.space.items() if not isinstance(space, Range) and not space]
+        if empty:
+            raise ValueError(
+                f"space of {self.estimator!r} gives no value for {', '.join(empty)}; give choices, or leave it out"
+            )
 
     @property
     def name(self) -> str:

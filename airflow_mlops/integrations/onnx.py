@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from airflow_mlops.core.parity import Parity, ParityLimits, compare_forms
-from airflow_mlops.integrations.sklearn import final_estimator, gives_probabilities, is_classification
+from airflow_mlops.integrations.sklearn import (
+    final_estimator,
+    gives_probabilities,
+    is_classification,
+    predict,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +63,13 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
         )
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def has_converter(estimator: Any) -> bool:
+    """Tell whether skl2onnx knows this very class, or the estimator brings its own conversion."""
+    from skl2onnx._supported_operators import sklearn_operator_name_map
+
+    return type(estimator) in sklearn_operator_name_map or hasattr(estimator, "onnx_converter")
 
 
 def quantize(model: bytes, how: Quantization) -> bytes:
@@ -111,9 +123,10 @@ def check_parity(
         for field in signature.inputs
     }
     outputs = session.run(None, feeds)
-    probabilities = pipeline.predict_proba(features) if gives_probabilities(pipeline) else None
+    expected = predict(pipeline, features)
+    probabilities = expected.probabilities
     return compare_forms(
-        expected=np.asarray(pipeline.predict(features)).reshape(-1),
+        expected=np.asarray(expected.values).reshape(-1),
         got=np.asarray(outputs[0]).reshape(-1),
         expected_probabilities=probabilities,
         got_probabilities=np.asarray(outputs[1]) if probabilities is not None else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -52,7 +51,10 @@ def search(
     :param seed: of the sampler.
     :param on_trial: told of every trial when it is finished.
     :raises ValueError: every trial failed; with the last one's error.
+    :raises TransientError: another process goes on with this study.
     """
+    import optuna
+
     study = _open_study(study_name, storage_url, settings, greater_is_better=greater_is_better)
     started, here = time.monotonic(), 0
     wanted = _wanted_trials(candidates, settings)
@@ -66,7 +68,12 @@ def search(
                 "tuning: stopped after %.0f s with %d of %d trials", settings.timeout_seconds, done, wanted
             )
             break
-        trial = _run_trial(study, candidates, settings, score, seed=seed, number=done)
+        try:
+            trial = _run_trial(study, candidates, settings, score, seed=seed, number=done)
+        except optuna.exceptions.UpdateFinishedTrialError as err:
+            raise TransientError(
+                "tuning: another attempt at this search took this one for dead and goes on with it; try again to get what it finds"
+            ) from err
         on_trial(done, trial)
         here += 1
         spent = time.monotonic() - started
@@ -121,31 +128,64 @@ def _run_trial(
     import optuna
 
     study.sampler = optuna.samplers.TPESampler(seed=seed + number)
-    if number < len(candidates):  # every candidate gets a first trial; then the sampler knows something
-        study.enqueue_trial({"candidate": number}, skip_if_exists=True)
+    waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+    # Every candidate gets a first trial; then the sampler knows something. What a killed process began is begun again, and
+    # what it only had put into the queue is still there.
+    if number < len(candidates) and not waiting:
+        study.enqueue_trial({"candidate": number})
     asked = study.ask()
     index = int(asked.suggest_categorical("candidate", list(range(len(candidates)))))
     asked.set_user_attr("candidate", index)
     candidate = candidates[index]
-    drawn = _suggest(asked, index, candidate)
-    candidate = replace(candidate, params=candidate.params | drawn, space={})
+    params = candidate.params | _suggest(asked, index, candidate)
+    candidate = replace(candidate, params=params, space={})
     asked.set_user_attr("params", candidate.params)
     started = time.monotonic()
+    # The first trial of each candidate is not given up: there is nothing yet to compare it with.
+    values, state = _score_folds(
+        asked, candidate, settings, score, number, may_prune=number >= len(candidates)
+    )
+    seconds = time.monotonic() - started
+    asked.set_user_attr("seconds", seconds)
+    complete = state == optuna.trial.TrialState.COMPLETE
+    mean = sum(values) / len(values) if complete else None
+    study.tell(asked, mean, state=None if complete else state)
+    return Trial(
+        candidate=candidate.name, params=candidate.params, value=mean, folds=tuple(values), seconds=seconds
+    )
+
+
+def _score_folds(
+    asked: optuna.Trial,
+    candidate: Candidate,
+    settings: Search,
+    score: FoldScore,
+    number: int,
+    *,
+    may_prune: bool,
+) -> tuple[list[float], optuna.trial.TrialState]:
+    """Score fold after fold, until one fails or the trial is given up."""
+    from optuna.trial import TrialState
+
+    started = time.monotonic()
     values: list[float] = []
-    mean = math.nan
     asked.set_user_attr("folds", values)
-    state = optuna.trial.TrialState.COMPLETE
     for fold in range(settings.folds):
         try:
             values.append(score(candidate, fold))
         except TransientError:
             raise
         except Exception as err:  # noqa: BLE001 - estimators raise anything on parameters that do not go together
-            log.warning("tuning: trial %d, %s with %s failed: %r", number + 1, candidate.name, drawn, err)
+            log.warning(
+                "tuning: trial %d, %s with %s failed: %r",
+                number + 1,
+                candidate.name,
+                candidate.params,
+                err,
+            )
             asked.set_user_attr(_ERROR, f"{type(err).__name__}: {str(err)[:500]}")
             # Not FAIL, which the sampler would not learn from: it would draw the like again and again.
-            state = optuna.trial.TrialState.PRUNED
-            break
+            return values, TrialState.PRUNED
         log.info(
             "tuning: trial %d, %s: fold %d of %d: %.4g after %.1f s",
             number + 1,
@@ -155,23 +195,11 @@ def _run_trial(
             values[-1],
             time.monotonic() - started,
         )
-        mean = sum(values) / len(values)
-        asked.report(mean, fold)
+        asked.report(sum(values) / len(values), fold)
         asked.set_user_attr("folds", values)
-        if fold + 1 < settings.folds and number >= len(candidates) and asked.should_prune():
-            state = optuna.trial.TrialState.PRUNED
-            break
-    seconds = time.monotonic() - started
-    asked.set_user_attr("seconds", seconds)
-    complete = state == optuna.trial.TrialState.COMPLETE
-    study.tell(asked, mean if complete else None, state=None if complete else state)
-    return Trial(
-        candidate=candidate.name,
-        params=candidate.params,
-        value=mean if complete else None,
-        folds=tuple(values),
-        seconds=seconds,
-    )
+        if may_prune and fold + 1 < settings.folds and asked.should_prune():
+            return values, TrialState.PRUNED
+    return values, TrialState.COMPLETE
 
 
 def _suggest(asked: optuna.Trial, index: int, candidate: Candidate) -> dict[str, Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.installed import packages_of
 from airflow_mlops.core.predictions import Predictions
@@ -19,7 +20,7 @@ from airflow_mlops.core.tuning import Candidate, Range
 from airflow_mlops.exceptions import SchemaMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pandas as pd
     import polars as pl
@@ -31,6 +32,12 @@ ESTIMATOR_STEP = "estimator"
 
 #: Libraries of trees beside scikit-learn's, by the first part of their module names.
 _TREE_PACKAGES = ("xgboost", "lightgbm", "catboost")
+
+#: Types that fitting puts into the estimators of a module, which skops asks about as well.
+_HELD_WHEN_FITTED = {
+    "lightgbm.sklearn": ("collections.OrderedDict", "lightgbm.basic.Booster"),
+    "xgboost.sklearn": ("xgboost.core.Booster",),
+}
 
 #: What fits, converts and stores a model beside the estimator's own package.
 _LIBRARIES = ("airflow-mlops", "scikit-learn", "numpy", "scipy", "skl2onnx", "onnxruntime", "skops", "optuna")
@@ -59,6 +66,10 @@ class FeatureSelection:
     method: Literal["rfe", "l1", "importance"]
     keep: int
 
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep is {self.keep}; at least one feature is needed")
+
 
 def code_of(path: str) -> dict[str, str]:
     """Tell by which code an estimator is made: digest of the module the path leads to, and its package's version.
@@ -71,10 +82,19 @@ def code_of(path: str) -> dict[str, str]:
     module = inspect.getmodule(found)
     package = (module.__name__ if module else path).partition(".")[0]
     code = {"path": path, **_versions(packages_of(package))}
-    file = getattr(module, "__file__", None)
+    file = source_file(path)
     if file is not None:
-        code["source"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        code["source"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return code
+
+
+def source_file(path: str) -> Path | None:
+    """Give the file of the module an import path leads to; ``None`` for what is made in no file.
+
+    :raises ValueError: naming the path and the part of it that is not there.
+    """
+    file = getattr(inspect.getmodule(load_object(path)), "__file__", None)
+    return None if file is None else Path(file)
 
 
 def libraries() -> dict[str, str]:
@@ -133,23 +153,58 @@ def gives_probabilities(estimator: Any) -> bool:
 def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any] | None) -> Any:
     """Fit, handing row weights to the estimator.
 
-    :raises ValueError: when weights are wanted and the estimator takes none.
+    :raises ValueError: weights are wanted and the estimator takes none, or it refuses the rows: naming columns with infinite
+        values, or how many features there are to select from.
     """
-    if weights is None:
-        return pipeline.fit(features, target)
-    return pipeline.fit(features, target, **{_weight_argument(pipeline): weights})
+    arguments = {} if weights is None else {_weight_argument(pipeline): weights}
+    try:
+        return pipeline.fit(features, target, **arguments)
+    except ValueError as err:
+        hints = [*_infinite(features), *_too_few(pipeline)]
+        if not hints:
+            raise
+        raise ValueError(f"{'; '.join(hints)} ({str(err)[:300]})") from err
+
+
+def _infinite(features: pd.DataFrame) -> Iterator[str]:
+    for name in features.select_dtypes("number"):
+        count = int(np.isinf(features[name].to_numpy(dtype=float, na_value=np.nan)).sum())
+        if count:
+            yield (
+                f"column {name!r} is infinite, or too large for 32 bits, in {count} of {len(features)} rows: correct or drop "
+                "them when the data is ingested, or choose an estimator that takes them"
+            )
+
+
+def _too_few(pipeline: Any) -> Iterator[str]:
+    selector = getattr(pipeline, "named_steps", {}).get("selection")
+    wanted = getattr(selector, "n_features_to_select", None)  # the other methods keep all there are
+    with suppress(Exception):  # not fitted so far, or a stage without names
+        count = len(pipeline[:1].get_feature_names_out())
+        if wanted is not None and wanted >= count:
+            yield f"feature_selection keeps {wanted} of {count} features: leave it out, or keep fewer"
 
 
 def predict(pipeline: Any, features: pd.DataFrame) -> Predictions:
-    """Answer rows, with probabilities where the pipeline gives them."""
-    values = np.asarray(pipeline.predict(features))
-    if not is_classification(pipeline):
-        return Predictions(values=values)
-    return Predictions(
-        values=values,
-        probabilities=pipeline.predict_proba(features) if gives_probabilities(pipeline) else None,
-        classes=tuple(str(label) for label in pipeline.classes_),
-    )
+    """Answer rows, with probabilities where the pipeline gives them; equal models give equal bits."""
+    with in_one_thread():
+        values = np.asarray(pipeline.predict(features))
+        if not is_classification(pipeline):
+            return Predictions(values=values)
+        return Predictions(
+            values=values,
+            probabilities=pipeline.predict_proba(features) if gives_probabilities(pipeline) else None,
+            classes=tuple(str(label) for label in pipeline.classes_),
+        )
+
+
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Let estimators with ``n_jobs`` compute in one thread: a forest adds its trees in the order in which threads come."""
+    import joblib  # type: ignore[import-untyped]
+
+    with joblib.parallel_config(backend="sequential"):
+        yield
 
 
 def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
@@ -196,18 +251,40 @@ def draw(candidate: Candidate, count: int, seed: int) -> list[Candidate]:
     space = {name: _distribution(values) for name, values in candidate.space.items()}
     if all(isinstance(values, list) for values in space.values()):
         count = min(count, len(ParameterGrid(space)))
-    return [
-        replace(
-            candidate,
-            params=candidate.params | {name: _plain(value) for name, value in drawn.items()},
-            space={},
-        )
+    sets = [
+        {name: _plain(value) for name, value in drawn.items()}
         for drawn in ParameterSampler(space, count, random_state=seed)
     ]
+    different = {canonical_json(drawn): drawn for drawn in sets}.values()
+    return [replace(candidate, params=candidate.params | drawn, space={}) for drawn in different]
 
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def untrusted_types(pipeline: Any) -> list[str]:
+    """Name the types that a reader of the skops form must trust, also those that fitting will put into it.
+
+    :param pipeline: fitted or not.
+    """
+    import skops.io
+
+    found: list[str] = skops.io.get_untrusted_types(data=skops.io.dumps(pipeline))
+    later = [more for name in found for more in _HELD_WHEN_FITTED.get(name.rpartition(".")[0], ())]
+    return sorted({*found, *later})
+
+
+def stages(pipeline: Any) -> list[Any]:
+    """Give every estimator in a pipeline, through pipelines and column transformers."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(pipeline, Pipeline):
+        return [one for _, stage in pipeline.steps for one in stages(stage)]
+    if isinstance(pipeline, ColumnTransformer):
+        return [one for _, stage, _ in pipeline.transformers for one in stages(stage)]
+    return [] if pipeline is None or isinstance(pipeline, str) else [pipeline]
 
 
 def save_skops(pipeline: Any, path: Path) -> list[str]:
@@ -326,6 +403,21 @@ def _distribution(space: Range | Sequence[Any] | Mapping[str, Any]) -> Any:
 
     if not isinstance(space, Range):
         return list(space)
+    if space.integer and space.log:
+        return _LogIntegers(int(space.low), int(space.high))
     if space.integer:
         return randint(int(space.low), int(space.high) + 1)
     return loguniform(space.low, space.high) if space.log else uniform(space.low, space.high - space.low)
+
+
+class _LogIntegers(NamedTuple):
+    """Whole numbers drawn evenly in the logarithm, both ends included; SciPy has no such distribution."""
+
+    low: int
+    high: int
+
+    def rvs(self, random_state: Any = None) -> int:
+        from scipy.stats import loguniform
+
+        drawn = float(loguniform(self.low, self.high + 1).rvs(random_state=random_state))
+        return min(int(drawn), self.high)  # rounding may reach the open end

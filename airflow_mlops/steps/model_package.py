@@ -17,7 +17,7 @@ from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_to
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import onnx, sklearn
-from airflow_mlops.serving.model import allowed_types
+from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, allowed_types
 from airflow_mlops.serving.package import hash_files
 from airflow_mlops.steps.estimation import (
     ErrorModel,
@@ -142,6 +142,26 @@ def refused_types(untrusted: Iterable[str]) -> list[str]:
     return sorted({*untrusted} - allowed_types())
 
 
+def require_safe_form(pipeline: Any) -> None:
+    """See before the fit that the model will have a form that a service loads: ONNX, or scikit-learn's with known types.
+
+    :param pipeline: not fitted yet.
+    :raises UnsafeModelError: naming the estimator without a converter, and every type to vouch for.
+    """
+    without = [type(one) for one in sklearn.stages(pipeline) if not onnx.has_converter(one)]
+    names = {f"{one.__module__}.{one.__qualname__}" for one in without}
+    try:
+        refused = refused_types(sklearn.untrusted_types(pipeline)) if names else []
+    except Exception:  # noqa: BLE001 - skops raises anything on what it can't write; the fitted form decides then
+        return
+    if names & {*refused}:
+        raise UnsafeModelError(
+            f"{', '.join(sorted(names & {*refused}))} has no ONNX form, and its scikit-learn form holds types that no service "
+            f"would load: {', '.join(refused)}. Use scikit-learn's own parts, or name these in {TRUSTED_TYPES_VARIABLE} where "
+            "tasks and service run"
+        )
+
+
 def _write_estimation(
     folder: Path, fitted: FittedModel, columns: ColumnRoles, signature: ModelSignature, split: Split
 ) -> Estimation:
@@ -218,6 +238,8 @@ def _quantized(
         parity = compare(smaller)
     except Exception as err:  # noqa: BLE001 - quantizers raise anything; the exact form is there
         return converted, f"kept exact, {how} failed: {type(err).__name__}: {str(err)[:200]}"
+    if len(smaller) >= len(converted):
+        return converted, f"kept exact, {how} has {len(smaller)} instead of {len(converted)} bytes"
     if not parity.passed:
         return converted, f"kept exact, {how} changes answers: {parity.reason}"
     return smaller, f"{how}, {len(smaller)} instead of {len(converted)} bytes: {parity.reason}"

@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -25,14 +26,22 @@ from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, ti
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import onnx, optuna, sklearn
-from airflow_mlops.integrations.mlflow import PACKAGE_DIGEST_TAG, PACKAGE_FOLDER, ModelCopy, Registry
+from airflow_mlops.integrations.mlflow import (
+    PACKAGE_DIGEST_TAG,
+    PACKAGE_FOLDER,
+    TASK_KEY_TAG,
+    HeldElsewhereError,
+    ModelCopy,
+    Registry,
+    wait_seconds,
+)
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
-from airflow_mlops.steps.model_package import FittedModel, refused_types, write_package
+from airflow_mlops.steps.model_package import FittedModel, refused_types, require_safe_form, write_package
 from airflow_mlops.steps.provenance import note_package, noted_trainings
 from airflow_mlops.steps.training_rows import RowRule, Split, choose_window, row_weights, split_rows
 
@@ -41,12 +50,16 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from airflow_mlops.core.package import PackageManifest
     from airflow_mlops.services import Services
 
 log = logging.getLogger(__name__)
 
 #: Folder of the run's artifacts with the trials, the environment and the result.
 TRAINING_FOLDER = "training"
+
+#: What MLflow takes in no name of a logged or registered model.
+_NOT_IN_NAMES = "/:.%\"'"
 
 #: Artifact of a finished run, so that a retry can give its result again; a tag would be cut off at 8,000 characters.
 _RESULT_FILE = f"{TRAINING_FOLDER}/result.json"
@@ -206,11 +219,12 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
 
     :raises SchemaMismatchError: naming a column the table does not have.
     :raises InsufficientDataError: too few rows to train and hold out.
-    :raises TransientError: another process is at the same training, or took this one for dead and replaced it.
+    :raises TransientError: another process is at the same training for very long, or took this one for dead and replaced it.
     :raises UnsafeModelError: the model can be stored in no form that is safe to load.
     :raises ValueError: an estimator path or parameter that is wrong, or a column with two roles.
     """
     columns, _ = spec.columns(), spec.to_try()
+    _require_model_name(spec.model_name)
     if spec.metric is not None:
         resolve_metric(spec.metric)
     registry = Registry.connect(services)
@@ -225,23 +239,54 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
     )
     key = _key(spec, dataset, window)
     experiment_id = registry.experiment_id(spec.experiment or spec.model_name)
-    done = _done(registry, services, experiment_id, key)
-    if done is None and registry.take_over_dead_runs(experiment_id, key, spec.model_name):
-        done = _done(registry, services, experiment_id, key)
-    if done is not None:
-        return replace(done, reused=True)
-    split = split_rows(dataset, columns, window, spec.holdout_share)
-    metric = _metric(spec, columns, split.training[spec.target])
-    tags = {
+    while True:
+        done = _done(registry, services, experiment_id, key) or _done_meanwhile(
+            registry, services, experiment_id, key, spec
+        )
+        if done is not None:
+            return replace(done, reused=True)
+        split = split_rows(dataset, columns, window, spec.holdout_share)
+        metric = _metric(spec, columns, split.training[spec.target])
+        name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
+        with (
+            suppress(HeldElsewhereError),  # one that began at once was first: wait for what it makes
+            registry.leased_run(
+                experiment_id, name, step_key=key, what=spec.model_name, tags=_tags(spec, dataset)
+            ) as run_id,
+        ):
+            return _train(
+                _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
+            )
+
+
+def _require_model_name(name: str) -> None:
+    """See that MLflow takes the name, for the model and for its copy."""
+    wrong = sorted({*name} & {*_NOT_IN_NAMES})
+    if wrong or not name.strip():
+        raise ValueError(
+            f"model_name {name!r} {'holds ' + ' '.join(wrong) if wrong else 'is empty'}: MLflow takes names without any of "
+            f"{' '.join(_NOT_IN_NAMES)}"
+        )
+
+
+def _done_meanwhile(
+    registry: Registry, services: Services, experiment_id: str, key: str, spec: TrainSpec
+) -> TrainResult | None:
+    """Wait for a process that is at this work, close what dead ones left, and look again."""
+    there = registry.take_over_dead_runs(
+        experiment_id, key, spec.model_name, task_key=_task_key(spec), wait_seconds=wait_seconds()
+    )
+    return _done(registry, services, experiment_id, key) if there else None
+
+
+def _tags(spec: TrainSpec, dataset: DatasetVersion) -> dict[str, str]:
+    sources = [file for path in _own_code(spec) if (file := sklearn.source_file(path))]
+    return {
         "airflow_mlops.model_name": spec.model_name,
         "airflow_mlops.dataset_digest": dataset.dataset_digest,
-        **{f"airflow_mlops.{name}": value for name, value in code_version().items()},
+        TASK_KEY_TAG: _task_key(spec),
+        **{f"airflow_mlops.{name}": value for name, value in code_version(sources).items()},
     }
-    name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
-    with registry.leased_run(experiment_id, name, step_key=key, what=spec.model_name, tags=tags) as run_id:
-        return _train(
-            _Work(spec, columns, metric, dataset, split, registry, experiment_id, run_id, key), services
-        )
 
 
 def _done(registry: Registry, services: Services, experiment_id: str, key: str) -> TrainResult | None:
@@ -259,17 +304,77 @@ def _done(registry: Registry, services: Services, experiment_id: str, key: str) 
 
 
 def _key(spec: TrainSpec, dataset: DatasetVersion, window: Window | None) -> str:
-    """Digest of all that decides the model: what was asked for, the rows, and the code that fits them."""
-    code = [sklearn.code_of(candidate.estimator) for candidate in spec.to_try()]
+    """Digest of all that decides the model: what was asked for, the rows, and the code that fits and judges them."""
+    code = [sklearn.code_of(path) for path in _own_code(spec)]
     return work_key(
         "train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest, window, code, sklearn.libraries()
     )
 
 
+def _task_key(spec: TrainSpec) -> str:
+    """Digest of what was asked for, whatever rows, code and libraries it finds: what a retry has in common with the attempt."""
+    table = spec.dataset.uri if isinstance(spec.dataset, DatasetVersion) else spec.dataset
+    return work_key("train task", to_dict(spec) | {"dataset": table})
+
+
+def _own_code(spec: TrainSpec) -> list[str]:
+    """Name what is found by import path: the estimators, and a metric that is not built in."""
+    estimators = [candidate.estimator for candidate in spec.to_try()]
+    metric = spec.metric or ""
+    built_in = "@" in metric or not {":", "."} & set(metric)
+    return estimators if built_in else [*estimators, metric]
+
+
+class _Made(NamedTuple):
+    """What a training found.
+
+    :param winner: what was fitted.
+    :param search: how it was chosen; ``None`` without a search.
+    :param model: the model.
+    :param split: the rows it learned from and was measured on.
+    """
+
+    winner: Candidate
+    search: SearchResult | None
+    model: FittedModel
+    split: Split
+
+
+class _Stored(NamedTuple):
+    """What a training uploaded: the package, its digest, and the copy for MLflow's own loaders."""
+
+    manifest: PackageManifest
+    digest: str
+    copy: ModelCopy | None
+
+
 def _train(work: _Work, services: Services) -> TrainResult:
-    spec, split, registry = work.spec, work.split, work.registry
-    clock = _Clock()
+    registry, clock = work.registry, _Clock()
     registry.log_dataset(work.run_id, work.dataset, "training")
+    made = _make(work, services, clock)
+    with tempfile.TemporaryDirectory() as temporary:
+        stored = _store(work, made, Path(temporary), clock)
+    result = _result(work, made, stored)
+    registry.require_running(work.run_id)  # a run that was closed shall not say that it holds a package
+    registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
+    registry.log(
+        work.run_id,
+        params=_flat(work.spec, made.winner) | _facts(work),
+        metrics=clock.laps
+        | {
+            f"holdout_{result.metric}": result.metric_value,
+            f"validation_{result.metric}": result.validation_value,
+            "peak_memory_mb": _peak_memory_mb(),
+        },
+        tags={PACKAGE_DIGEST_TAG: stored.digest},
+    )
+    note_package(services, step_key=work.key, training=to_dict(result))
+    return result
+
+
+def _make(work: _Work, services: Services, clock: _Clock) -> _Made:
+    """Search, fit and measure."""
+    spec, split = work.spec, work.split
     features = sklearn.to_features(split.training, work.columns)
     target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0].example()))
     weights = row_weights(split.training, work.columns, spec.half_life_days)
@@ -282,62 +387,58 @@ def _train(work: _Work, services: Services) -> TrainResult:
         split = split.whole
         fitted = _refit(work, winner, fitted, split)
     clock.lap("fit_seconds")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / PACKAGE_FOLDER
-        folder.mkdir()
-        manifest = write_package(
-            folder,
-            fitted,
-            work.columns,
-            work.dataset,
-            split,
-            recipe=spec.recipe,
-            limits=spec.parity,
-            quantize=spec.quantize,
-        )
-        digest = write_manifest(folder, manifest)
-        clock.lap("package_seconds")
-        registry.upload(work.run_id, folder, PACKAGE_FOLDER)
-        registry.upload(work.run_id, _evidence(Path(temporary), found), TRAINING_FOLDER)
-        copy = _log_copy(work, fitted, sklearn.save_skops(fitted.pipeline, Path(temporary) / "model.skops"))
+    return _Made(winner, found, fitted, split)
+
+
+def _store(work: _Work, made: _Made, temporary: Path, clock: _Clock) -> _Stored:
+    """Write the package and upload it, with the evidence and the copy for MLflow's own loaders."""
+    spec, registry = work.spec, work.registry
+    folder = temporary / PACKAGE_FOLDER
+    folder.mkdir()
+    manifest = write_package(
+        folder,
+        made.model,
+        work.columns,
+        work.dataset,
+        made.split,
+        recipe=spec.recipe,
+        limits=spec.parity,
+        quantize=spec.quantize,
+    )
+    digest = write_manifest(folder, manifest)
+    clock.lap("package_seconds")
+    registry.upload(work.run_id, folder, PACKAGE_FOLDER)
+    registry.upload(work.run_id, _evidence(temporary, made.search), TRAINING_FOLDER)
+    types = sklearn.save_skops(made.model.pipeline, temporary / "model.skops")
+    copy = _log_copy(work, made.model, types)
     clock.lap("upload_seconds")
-    result = TrainResult(
-        model_name=spec.model_name,
+    return _Stored(manifest, digest, copy)
+
+
+def _result(work: _Work, made: _Made, stored: _Stored) -> TrainResult:
+    split, score = made.split, made.model.score
+    return TrainResult(
+        model_name=work.spec.model_name,
         run_id=work.run_id,
-        run_url=registry.run_url(work.experiment_id, work.run_id),
-        model_id=copy.model_id if copy else None,
-        copy_digest=copy.digest if copy else None,
-        package_digest=digest,
-        serving_form=manifest.serving_form,
-        serving_reason=manifest.serving_reason,
+        run_url=work.registry.run_url(work.experiment_id, work.run_id),
+        model_id=stored.copy.model_id if stored.copy else None,
+        copy_digest=stored.copy.digest if stored.copy else None,
+        package_digest=stored.digest,
+        serving_form=stored.manifest.serving_form,
+        serving_reason=stored.manifest.serving_reason,
         dataset=work.dataset,
         training=split.training_window,
         holdout=split.holdout_window,
         training_rows=split.training.height,
         holdout_rows=split.holdout.height,
-        estimator=winner.estimator,
-        estimator_params=winner.params,
-        validation_value=found.value if found else None,
-        trials=len(found.trials) if found else 0,
-        metric=fitted.score.metric,
-        metric_value=fitted.score.value,
+        estimator=made.winner.estimator,
+        estimator_params=made.winner.params,
+        validation_value=made.search.value if made.search else None,
+        trials=len(made.search.trials) if made.search else 0,
+        metric=score.metric,
+        metric_value=score.value,
         reused=False,
     )
-    registry.require_running(work.run_id)  # a run that was closed shall not say that it holds a package
-    registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
-    registry.log(
-        work.run_id,
-        params=_flat(spec, winner) | _facts(work),
-        metrics=clock.laps
-        | {
-            f"holdout_{fitted.score.metric}": fitted.score.value,
-            f"validation_{fitted.score.metric}": result.validation_value,
-            "peak_memory_mb": _peak_memory_mb(),
-        },
-        tags={PACKAGE_DIGEST_TAG: digest},
-    )
-    note_package(services, step_key=work.key, training=to_dict(result))
-    return result
 
 
 def _fit(
@@ -404,6 +505,7 @@ def _metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
     """Find the metric, and see before anything is fitted that it, the target and the estimators fit together.
 
     :raises SchemaMismatchError: a regression of what is no number.
+    :raises UnsafeModelError: an estimator that could be stored in no form that is safe to load.
     :raises ValueError: classifiers beside regressors, or a metric that can't measure their answers.
     """
     estimators = [_build(spec, columns, candidate.example()) for candidate in spec.to_try()]
@@ -419,6 +521,13 @@ def _metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
     probabilities = all(sklearn.gives_probabilities(estimator) for estimator in estimators)
     default = "mae" if not labels else "log_loss" if probabilities else "accuracy"
     metric = resolve_metric(spec.metric or default)
+    if not labels and metric.name in DEFAULT_METRICS["classification"]:
+        raise ValueError(
+            f"{metric.name} measures labels, and {spec.to_try()[0].name} predicts numbers: choose mae, rmse or another metric "
+            "of numbers, or give a classifier"
+        )
+    for estimator in estimators:
+        require_safe_form(estimator)
     of_numbers = {*DEFAULT_METRICS["regression"]} | {f"quantile_loss@{metric.name.partition('@')[2]}"}
     if labels and not numbers and metric.name in of_numbers:
         raise ValueError(
@@ -519,9 +628,14 @@ class _Clock:
 
 
 def _peak_memory_mb() -> float:
-    """Peak resident memory of this process; kilobytes on Linux, bytes on macOS."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024.0 * 1024.0 if sys.platform == "darwin" else 1024.0)
+    """Peak resident memory of this process in megabytes."""
+    try:
+        # The peak that getrusage knows is the larger of ours and that of the process we were forked from.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) * 1024 / 1e6
+    except (OSError, KeyError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else kilobytes
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _flat(spec: TrainSpec, winner: Candidate) -> dict[str, Any]:

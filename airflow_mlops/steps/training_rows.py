@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import numpy as np
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.steps.common import read_rows
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def split_rows(
     """Hold out the newest rows: a random split would let the model see the future.
 
     :raises InsufficientDataError: no row with a target, or too few instants to split.
+    :raises SchemaMismatchError: a target is infinite.
     :raises ValueError: a share outside ``(0, 0.5]``.
     """
     import polars as pl
@@ -87,6 +88,12 @@ def split_rows(
     rows = rows.drop_nulls([columns.target, columns.time]).sort(columns.time, maintain_order=True)
     if rows.schema[columns.target].is_float():
         rows = rows.drop_nans(columns.target)
+        infinite = rows[columns.target].is_infinite().sum()
+        if infinite:
+            raise SchemaMismatchError(
+                f"{columns.target!r} is infinite in {infinite} of {rows.height} rows of {dataset.uri}: correct or drop them when "
+                "the data is ingested"
+            )
     if rows.height == 0:
         raise InsufficientDataError(
             f"no row of {dataset.uri} in {window} has a {columns.target}: nothing to train on"

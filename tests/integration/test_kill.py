@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,13 @@ import pytest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.mlflow import LEASE_VARIABLE, PACKAGE_DIGEST_TAG, STEP_KEY_TAG, Registry
+from airflow_mlops.integrations.mlflow import (
+    LEASE_VARIABLE,
+    PACKAGE_DIGEST_TAG,
+    STEP_KEY_TAG,
+    WAIT_VARIABLE,
+    Registry,
+)
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.integration.stalling_proxy import StallingProxy
@@ -198,27 +205,95 @@ def test_an_attempt_that_was_only_frozen_gives_way(table: str, services: Service
     assert run_step("train", spec, services)["run_id"] == result["run_id"]
 
 
-def test_an_attempt_that_lives_keeps_the_work(table: str, services: Services, tmp_path: Path) -> None:
+def test_an_attempt_that_lives_keeps_the_work(
+    table: str, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = training(table, "kept_by_the_living")
     with StallingProxy(str(services.tracking_uri), nth(1, "PUT", "/artifacts/package/")).serving() as proxy:
         slow = start(spec, replace(services, tracking_uri=proxy.url), tmp_path)
         wait_for(proxy.held.is_set, slow)
+        monkeypatch.setenv(WAIT_VARIABLE, "0.5")
         with pytest.raises(TransientError, match="kept_by_the_living is being made by run"):
             run_step("train", spec, services)
-        proxy.release()
+        monkeypatch.delenv(WAIT_VARIABLE)
+        threading.Timer(6.0, proxy.release).start()  # twice the lease
+        waited = run_step("train", spec, services)
         output, errors = slow.communicate(timeout=120)
     assert slow.returncode == 0, errors[-3000:]
     result = json.loads(output)
+    assert waited == result | {"reused": True}
     assert_one_training(services, result, failed=0)
-    assert run_step("train", spec, services)["reused"]
 
 
-def test_of_equal_runs_begun_at_once_the_first_goes_on(services: Services) -> None:
+def test_a_run_that_died_is_closed_though_the_inputs_changed(services: Services, tmp_path: Path) -> None:
+    """The table is named, and a row arrives between kill and retry: that makes it another training."""
+    window = Window(start=START, end=START + timedelta(days=25))
+    times = [START + timedelta(hours=hour) for hour in range(300)]
+    frame = pl.DataFrame({"t": times, "x": [float(n % 9) for n in range(300)], "y": range(300)})
+    uri = str(tmp_path / "growing")
+    delta.replace_window(uri, frame.head(299), time_column="t", window=window)
+    spec = training(uri, "inputs_changed")
+    registry = Registry.connect(services)
+    with StallingProxy(str(services.tracking_uri), nth(1, "PUT", "/artifacts/package/")).serving() as proxy:
+        first = start(spec, replace(services, tracking_uri=proxy.url), tmp_path)
+        wait_for(proxy.held.is_set, first)
+        delta.replace_window(uri, frame, time_column="t", window=window)
+        beside = run_step("train", spec, services)  # the first lives, and is at other rows
+        experiment = registry.experiment_id("inputs_changed")
+        statuses = sorted(run.info.status for run in registry.client.search_runs([experiment]))
+        assert statuses == ["FINISHED", "RUNNING"]
+        kill(first)
+    delta.replace_window(uri, frame.head(298), time_column="t", window=window)
+    again = run_step("train", spec, services)
+    assert again["run_id"] != beside["run_id"]
+    statuses = sorted(run.info.status for run in registry.client.search_runs([experiment]))
+    assert statuses == ["FAILED", "FINISHED", "FINISHED"]
+
+
+def test_of_equal_runs_the_first_goes_on_whatever_their_clocks_say(services: Services) -> None:
     registry = Registry.connect(services)
     experiment = registry.experiment_id("at_once")
+    now, tags = int(time.time() * 1000), {STEP_KEY_TAG: "same"}
+
+    def begin(start_time: int) -> str:
+        return str(registry.client.create_run(experiment, start_time=start_time, tags=tags).info.run_id)
+
+    ahead = begin(now + 5000)
+    registry.require_first(experiment, "same", ahead, "m")
+    later = begin(now + 1000)  # begun later, on a machine whose clock is right
+    with pytest.raises(TransientError, match=f"m is being made by run {ahead}"):
+        registry.require_first(experiment, "same", later, "m")
+
+
+def test_of_runs_begun_at_once_exactly_one_goes_on(services: Services) -> None:
+    registry = Registry.connect(services)
+    experiment = registry.experiment_id("race")
+    went_on: list[int] = []
+    gave_way: list[int] = []
+    together = threading.Barrier(4)
+
+    def attempt(number: int) -> None:
+        together.wait()
+        try:
+            with registry.leased_run(experiment, str(number), step_key="same", what="m", tags={}):
+                went_on.append(number)
+                time.sleep(3)
+        except TransientError:
+            gave_way.append(number)
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert (len(went_on), len(gave_way)) == (1, 3)
+
+
+def test_a_run_that_died_before_it_took_a_turn_is_not_waited_for(services: Services) -> None:
+    registry = Registry.connect(services)
+    experiment = registry.experiment_id("no_turn")
     tags = {STEP_KEY_TAG: "same"}
-    with registry.run(experiment, "one", tags) as one, registry.run(experiment, "two", tags) as two:
-        order = sorted((one, two), key=lambda run: (registry.client.get_run(run).info.start_time, run))
-        registry.require_first(experiment, "same", order[0], "m")
-        with pytest.raises(TransientError, match=f"m is being made by run {order[0]}"):
-            registry.require_first(experiment, "same", order[1], "m")
+    dead = registry.client.create_run(experiment, tags=tags).info.run_id
+    with registry.run(experiment, "two", tags) as two:
+        registry.require_first(experiment, "same", two, "m")
+    assert registry.client.get_run(dead).info.status == "FAILED"

@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 import yaml
 
+from airflow_mlops.core.metrics import DEFAULT_METRICS
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
@@ -40,6 +41,8 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 #: The world changes here: from then on y is ten higher.
 CHANGE = START + timedelta(days=60)
 END = START + timedelta(days=90)
+
+LOGISTIC = "sklearn.linear_model.LogisticRegression"
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +272,62 @@ def test_other_code_is_another_training(
     assert other["package_digest"] != first["package_digest"]
 
 
+METRICS = """
+import numpy as np
+def cost(target, prediction): return FACTOR * float(np.mean(np.abs(target - prediction)))
+"""
+
+
+def test_every_metric_can_be_trained_with(
+    table: str, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow takes neither ``@`` nor ``:`` in the name of a metric."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_metrics.py").write_text(METRICS.replace("FACTOR", "2"))
+    labels = pl.DataFrame(
+        {
+            "t": [START + timedelta(hours=hour) for hour in range(200)],
+            "x": [float(hour % 7) for hour in range(200)],
+            "label": ["yes" if hour % 7 > 3 else "no" for hour in range(200)],
+        }
+    )
+    labelled = str(tmp_path / "labelled")
+    delta.replace_window(labelled, labels, time_column="t", window=Window(start=START, end=END))
+    client = Registry.connect(services).client
+    numbers = (*DEFAULT_METRICS["regression"], "quantile_loss@0.9", "own_metrics:cost", "own_metrics.cost")
+    for metric in numbers:
+        told = run_step(
+            "train", spec(table, "metrics", metric=metric, search={"trials": 1, "folds": 2}), services
+        )
+        assert told["metric"] == metric
+        logged = client.get_run(told["run_id"]).data.metrics
+        name = metric.replace("@", "_").replace(":", "_")
+        assert {f"holdout_{name}", f"validation_{name}", f"trial_{name}"} <= set(logged)
+        assert logged[f"holdout_{name}"] == told["metric_value"]
+    for metric in DEFAULT_METRICS["classification"]:
+        asked = spec(labelled, "metrics", metric=metric, target="label", id_column=None, estimator=LOGISTIC)
+        told = run_step("train", asked, services)
+        assert client.get_run(told["run_id"]).data.metrics[f"holdout_{metric}"] == told["metric_value"]
+
+
+def test_other_code_of_the_metric_is_another_training(
+    table: str, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def train_with(factor: int) -> dict[str, Any]:
+        (tmp_path / "edited_metric.py").write_text(METRICS.replace("FACTOR", str(factor)))
+        sys.modules.pop("edited_metric", None)
+        importlib.invalidate_caches()
+        return run_step("train", spec(table, "judged", metric="edited_metric:cost"), services)
+
+    first, same, other = train_with(1), train_with(1), train_with(10)
+    assert (same["reused"], same["run_id"]) == (True, first["run_id"])
+    assert not other["reused"]
+    assert other["metric_value"] == pytest.approx(10 * first["metric_value"])
+
+
 OWN_MODEL = '''
 from skl2onnx import update_registered_converter
 from skl2onnx.common.shape_calculator import calculate_linear_regressor_output_shapes
@@ -386,12 +445,19 @@ def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, t
     delta.replace_window(uri, frame, time_column="t", window=Window(start=START, end=END))
 
     def train(**more: Any) -> dict[str, Any]:
-        return run_step("train", spec(uri, "mixed", id_column=None, **more), services)
+        return run_step("train", spec(uri, "mixed", id_column=None) | more, services)
 
     logistic = {"estimator": "sklearn.linear_model.LogisticRegression", "target": "label"}
     perceptron = {"estimator": "sklearn.linear_model.Perceptron", "target": "label"}
     with pytest.raises(ValueError, match="mae measures numbers, and 'label' holds String: choose log_loss"):
         train(**logistic, metric="mae")
+    with pytest.raises(ValueError, match="accuracy measures labels, and LinearRegression predicts numbers"):
+        train(metric="accuracy")
+    infinite = frame.with_columns(y=pl.when(pl.col("x") == 1.0).then(float("inf")).otherwise(pl.col("y")))
+    elsewhere = str(tmp_path / "infinite")
+    delta.replace_window(elsewhere, infinite, time_column="t", window=Window(start=START, end=END))
+    with pytest.raises(SchemaMismatchError, match="'y' is infinite in 1 of 199 rows"):
+        train(dataset=elsewhere)
     with pytest.raises(ValueError, match="log_loss needs probabilities"):
         train(**perceptron, metric="log_loss")
     with pytest.raises(
@@ -423,9 +489,13 @@ def test_mistakes_are_named_before_anything_runs(table: str, services: Services)
         ({"search": {"method": "grid"}}, "search.method"),
         ({"feature_selection": {"method": "magic", "keep": 3}}, "feature_selection.method"),
         ({"metric": "speed"}, "no metric named 'speed'"),
+        ({"model_name": "team/fare"}, "model_name 'team/fare' holds /: MLflow takes names without"),
+        ({"model_name": "o'brien"}, "holds '"),
+        ({"model_name": "fare.v2"}, r"holds \."),
+        ({"model_name": " "}, "is empty"),
     ):
         with pytest.raises(ValueError, match=said):
-            run_step("train", spec(table, "mistakes", **wrong), services)
+            run_step("train", spec(table, "mistakes") | wrong, services)
     assert Registry.connect(services).client.get_experiment_by_name("mistakes") is None
 
 
@@ -456,8 +526,10 @@ def test_boosting_of_other_libraries(
     """Through their scikit-learn classes, once the people who run the service vouch for their types."""
     pytest.importorskip(library)
     args = spec(table, library, estimator=estimator, estimator_params={"n_estimators": 20}, rows="all")
-    with pytest.raises(UnsafeModelError, match=types.split(",")[-1]):
+    with pytest.raises(UnsafeModelError, match=f"would load: {', '.join(types.split(','))}"):
         run_step("train", args, services)
+    registry = Registry.connect(services)
+    assert registry.client.search_runs([registry.experiment_id(library)]) == []  # said before the fit
     monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", types)
     told = run_step("train", args, services)
     assert told["serving_form"] == "sklearn"

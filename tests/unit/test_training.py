@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -26,13 +29,14 @@ from airflow_mlops.core.parity import ParityLimits, compare_forms
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import UnsafeModelError
+from airflow_mlops.exceptions import TransientError, UnsafeModelError
 from airflow_mlops.integrations import onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import model_package
+from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.train import TrainSpec
 from airflow_mlops.steps.training_rows import Split, row_weights
 
@@ -193,6 +197,44 @@ def test_an_interrupted_search_goes_on_and_ends_as_one_that_ran_through(tmp_path
     assert 0 < len(told) < 12
     assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
     assert resumed.best == whole.best
+
+
+@pytest.mark.parametrize("last_fit", [1, 2, 4, 5])
+def test_a_search_killed_in_its_first_trials_still_tries_every_candidate(
+    last_fit: int, tmp_path: Path
+) -> None:
+    whole, _ = run_search(f"sqlite:///{tmp_path}/whole.db", trials=6)
+    calls = 0
+
+    def dies(candidate: Candidate, fold: int) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == last_fit:
+            raise KeyboardInterrupt
+        return bowl(candidate, fold)
+
+    storage = f"sqlite:///{tmp_path}/cut.db"
+    with pytest.raises(KeyboardInterrupt):
+        run_search(storage, dies, trials=6)
+    resumed, _ = run_search(storage, trials=6)
+    assert [(one.candidate, one.params) for one in resumed.trials] == [
+        (one.candidate, one.params) for one in whole.trials
+    ]
+    assert resumed.best == whole.best
+
+
+def test_logarithmic_integers_are_drawn_in_the_logarithm() -> None:
+    state = np.random.RandomState(0)
+    spread = sklearn._distribution(Range(low=1, high=1000, integer=True, log=True))
+    numbers = [spread.rvs(random_state=state) for _ in range(2000)]
+    assert {type(number) for number in numbers} == {int}
+    assert (min(numbers), max(numbers)) == (1, pytest.approx(1000, rel=0.02))
+    assert np.median(numbers) == pytest.approx(31, abs=6)  # evenly drawn it would be 500
+    space = {"n": Range(low=1, high=1000, integer=True, log=True)}
+    drawn = [one.params["n"] for one in sklearn.draw(Candidate(estimator="a.b", space=space), 50, 0)]
+    assert len(set(drawn)) == len(drawn)  # no two the same
+    ends = {"n": Range(low=2, high=3, integer=True, log=True)}
+    assert {one.params["n"] for one in sklearn.draw(Candidate(estimator="a.b", space=ends), 50, 0)} == {2, 3}
 
 
 def test_parameters_that_do_not_go_together_fail_one_trial(tmp_path: Path) -> None:
@@ -676,3 +718,133 @@ def test_a_smaller_form_passes_the_same_gate_or_is_not_used(how: Any, tmp_path: 
     _, smaller = model_package._write_model(tmp_path / "model", model, signature, loose, how)
     assert smaller.startswith(f"{how}, ")
     assert (tmp_path / "model.onnx").stat().st_size < 0.8 * exact_size
+
+
+@pytest.mark.parametrize(("how", "categories"), [("int8", ("kind",)), ("float16", ())])
+def test_a_form_that_is_not_smaller_is_not_used(
+    how: Any, categories: tuple[str, ...], tmp_path: Path
+) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a",), categorical=categories)
+    inputs = (
+        FieldSpec(name="a", type="number"),
+        *(FieldSpec(name=name, type="string") for name in categories),
+    )
+    signature = ModelSignature(inputs=inputs, output="y")
+    frame = rows()
+    pipeline = sklearn.build_pipeline(Candidate(estimator="sklearn.linear_model.Ridge"), columns, seed=0)
+    features = sklearn.to_features(frame, columns)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    model = fitted(pipeline, features)
+    model_package._write_model(tmp_path / "model", model, signature, LIMITS, None)
+    exact = (tmp_path / "model.onnx").read_bytes()
+    loose = ParityLimits(maximum_difference=1.0, p999_difference=1.0)
+    _, reason = model_package._write_model(tmp_path / "model", model, signature, loose, how)
+    assert reason.startswith(f"kept exact, {how} has ")
+    assert (tmp_path / "model.onnx").read_bytes() == exact
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
+    command = [shutil.which("git") or "git", "-C", str(folder), *who, *arguments]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+
+
+def test_the_code_version_is_that_of_the_estimators_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, elsewhere = tmp_path / "bundle", tmp_path / "elsewhere"
+    for folder in (checkout / "models", elsewhere):
+        folder.mkdir(parents=True)
+    model = checkout / "models" / "my_models.py"
+    model.write_text("one = 1\n")
+    git(checkout, "init", "-q")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "one")
+    monkeypatch.chdir(elsewhere)
+    known = code_version([model])
+    assert len(known["git_commit"]) == 40
+    assert known["git_dirty"] == "false"
+    (checkout / "notes.txt").write_text("no code")
+    assert code_version([model]) == known
+    helper = checkout / "helper.py"
+    helper.write_text("two = 2\n")
+    assert code_version([model]) == known | {"git_dirty": "true"}
+    helper.unlink()
+    model.write_text("one = 2\n")
+    assert code_version([model])["git_dirty"] == "true"
+
+    nothing = {"git_commit": "unknown", "git_dirty": "unknown"}
+    assert code_version([elsewhere / "my_models.py"]) == nothing
+    # An installed estimator: the working directory says whose code this is.
+    installed = tmp_path / "site-packages" / "sklearn" / "base.py"
+    assert code_version([installed]) == nothing
+    monkeypatch.chdir(checkout)
+    assert code_version([installed])["git_commit"] == known["git_commit"]
+
+
+@pytest.mark.parametrize("kind", ["Regressor", "Classifier"])
+def test_a_forest_on_several_threads_gives_the_same_bits_every_time(kind: str) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    frame = rows(2000)
+    candidate = Candidate(
+        estimator=f"sklearn.ensemble.RandomForest{kind}", params={"n_estimators": 60, "n_jobs": 4}
+    )
+    pipeline = sklearn.build_pipeline(candidate, columns, seed=0)
+    features = sklearn.to_features(frame, columns)
+    y = frame["y"].to_numpy()
+    sklearn.fit(pipeline, features, y if kind == "Regressor" else y > 0, None)
+    answers = [sklearn.predict(pipeline, features) for _ in range(15)]
+    assert {one.values.tobytes() for one in answers} == {answers[0].values.tobytes()}
+    if kind == "Classifier":
+        assert len({np.asarray(one.probabilities).tobytes() for one in answers}) == 1
+    assert pipeline.get_params()["estimator__n_jobs"] == 4  # a service may still use them all
+
+
+def test_what_an_estimator_refuses_is_named() -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    frame = rows(100)
+    ridge = Candidate(estimator="sklearn.linear_model.Ridge")
+    huge = frame.with_columns(a=pl.when(pl.col("t") == frame["t"][7]).then(1e300).otherwise(pl.col("a")))
+    with pytest.raises(
+        ValueError, match="column 'a' is infinite, or too large for 32 bits, in 1 of 100 rows"
+    ):
+        sklearn.fit(
+            sklearn.build_pipeline(ridge, columns, seed=0),
+            sklearn.to_features(huge, columns),
+            frame["y"].to_numpy(),
+            None,
+        )
+    one = ColumnRoles(target="y", time="t", numeric=("a",))
+    selection = sklearn.FeatureSelection(method="rfe", keep=99)
+    with pytest.raises(ValueError, match="feature_selection keeps 99 of 1 features"):
+        sklearn.fit(
+            sklearn.build_pipeline(ridge, one, selection=selection, seed=0),
+            sklearn.to_features(frame, one),
+            frame["y"].to_numpy(),
+            None,
+        )
+    with pytest.raises(ValueError, match="keep is 0"):
+        sklearn.FeatureSelection(method="rfe", keep=0)
+    with pytest.raises(ValueError, match=r"space of 'a\.b' gives no value for alpha"):
+        Candidate(estimator="a.b", space={"alpha": ()})
+
+
+def test_a_search_that_another_process_took_over_can_be_tried_again(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/shared.db"
+
+    def overtaken(candidate: Candidate, fold: int) -> float:
+        run_search(storage, trials=2)
+        return bowl(candidate, fold)
+
+    with pytest.raises(TransientError, match="took this one for dead"):
+        run_search(storage, overtaken, trials=2)
+
+
+def test_peak_memory_is_this_processs_own() -> None:
+    """A process that was forked from a large one is not as large as that."""
+    held = np.ones(40_000_000)  # 320 MB here
+    code = "import sys; from airflow_mlops.steps.train import _peak_memory_mb as peak; print(peak())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 20.0 < float(done.stdout) < held.nbytes / 1e6

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from airflow_mlops.integrations.mlflow.artifacts import PACKAGE_FOLDER
 from airflow_mlops.integrations.mlflow.copies import COPY_DIGEST_TAG, Copies, ModelCopy
-from airflow_mlops.integrations.mlflow.leases import LEASE_VARIABLE, Leases
+from airflow_mlops.integrations.mlflow.leases import (
+    LEASE_VARIABLE,
+    TASK_KEY_TAG,
+    WAIT_VARIABLE,
+    HeldElsewhereError,
+    Leases,
+    wait_seconds,
+)
 from airflow_mlops.integrations.mlflow.runs import PACKAGE_DIGEST_TAG, STEP_KEY_TAG, TrainingRun
 from airflow_mlops.integrations.mlflow.versions import (
     DESCRIPTION_CHARACTERS,
@@ -28,11 +35,15 @@ __all__ = [
     "SIGNATURE_TAG",
     "STEP_KEY_TAG",
     "TAG_CHARACTERS",
+    "TASK_KEY_TAG",
     "TRAINED_UNTIL_TAG",
+    "WAIT_VARIABLE",
+    "HeldElsewhereError",
     "ModelCopy",
     "RegisteredVersion",
     "Registry",
     "TrainingRun",
+    "wait_seconds",
 ]
 
 

@@ -37,10 +37,20 @@ class Runs(Connected):
     """Runs of this installation's experiments."""
 
     def experiment_id(self, name: str) -> str:
-        """Find or create an experiment."""
+        """Find or create an experiment.
+
+        :raises ValueError: it was deleted; MLflow keeps its name.
+        """
         with translated(f"experiment {name!r}"):
             found = self.client.get_experiment_by_name(name)
-            return str(found.experiment_id if found else self.client.create_experiment(name))
+            if found is None:
+                return str(self.client.create_experiment(name))
+        if found.lifecycle_stage == "deleted":
+            raise ValueError(
+                f"experiment {name!r} was deleted in MLflow: restore it (mlflow experiments restore -x {found.experiment_id}), "
+                "or name another one"
+            )
+        return str(found.experiment_id)
 
     def finished_run(self, experiment_id: str, step_key: str) -> Any | None:
         """Find the run that already did exactly this work."""
@@ -112,7 +122,11 @@ class Runs(Connected):
             self.client.log_batch(
                 run_id,
                 params=[Param(key, str(value)[:500]) for key, value in params.items()],
-                metrics=[Metric(key, value, now, 0) for key, value in metrics.items() if value is not None],
+                metrics=[
+                    Metric(metric_name(name), value, now, 0)
+                    for name, value in metrics.items()
+                    if value is not None
+                ],
                 tags=[RunTag(key, value) for key, value in tags.items()],
             )
 
@@ -120,7 +134,7 @@ class Runs(Connected):
         """Log one point of a metric while the run goes on; what could not be measured is left out."""
         if value is not None:
             with translated(f"log to run {run_id}"):
-                self.client.log_metric(run_id, key, value, step=step)
+                self.client.log_metric(run_id, metric_name(key), value, step=step)
 
     def log_dataset(self, run_id: str, dataset: DatasetVersion, context: str) -> None:
         """Attach the dataset version to the run as MLflow dataset input."""
@@ -145,3 +159,12 @@ class Runs(Connected):
         self.client.set_terminated(run_id, status="FAILED")
         for model in self.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
             self.client.finalize_logged_model(model.model_id, "FAILED")
+
+
+def metric_name(name: str) -> str:
+    """Give a name as MLflow takes it: ``@`` and ``:`` of quantiles and import paths become ``_``.
+
+    >>> metric_name("holdout_quantile_loss@0.9"), metric_name("trial_my_metrics:cost")
+    ('holdout_quantile_loss_0.9', 'trial_my_metrics_cost')
+    """
+    return "".join(sign if sign.isalnum() or sign in "_-. /" else "_" for sign in name)
