@@ -177,6 +177,13 @@ def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         made.run("performance", model_name=made.model_name, window=NEXT, target=stream.TARGET, **labels)
         made.run("drift", model_name=made.model_name, window=NEXT)
         made.run(
+            "challengers",
+            model_name=made.model_name,
+            window=NEXT,
+            dataset=labels["labels"],
+            time_column=stream.TIME,
+        )
+        made.run(
             "score",
             dataset=made.table,
             table=str(made.folder / "predictions"),
