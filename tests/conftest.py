@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
 
 # Before anything imports Airflow: it reads these once.
 _HOME = tempfile.mkdtemp(prefix="airflow-mlops-tests-")
@@ -30,6 +31,11 @@ os.environ.update(
         "OMP_NUM_THREADS": "1",
     }
 )
+
+# The same examples in every run, so that a red run is somebody's change; `HYPOTHESIS_PROFILE=search` looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search", print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 #: Scripts that tests run in processes of their own; importing them here would start Airflow in this one.
 collect_ignore_glob = ["system/*_scenario.py"]
