@@ -1,7 +1,8 @@
 """### Monitor
 
-What did the model promise, what did it keep? For every month: the labels that arrived are ingested and validated, the
-predictions of that month are graded against them, and its requests are compared with the training data.
+What did the model promise, what did it keep, and would a fresh one do better? For every month: the labels that arrived
+are ingested and validated, the predictions of that month are graded against them, its requests are compared with the
+training data, and the challengers that `retrain_on_drift` trains in the shadow are held against the champion.
 The findings go into the ledger; the asset event wakes `retrain_on_drift`.
 
 Labels may be late. Drift is checked without them, and every run goes back to the oldest month whose labels are not all
@@ -21,6 +22,7 @@ from dateutil.relativedelta import relativedelta
 
 from airflow_mlops.assets import dataset_asset, monitoring_asset
 from airflow_mlops.hooks.ledger import LedgerHook
+from airflow_mlops.operators.challengers import CompareChallengersOperator
 from airflow_mlops.operators.drift import CheckDriftOperator
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.operators.performance import CheckPerformanceOperator
@@ -80,6 +82,12 @@ with DAG(
         target="total_ex_tip",
         maximum_relative_change="{{ params.tolerance }}",
     )
+    compare_challengers = CompareChallengersOperator(
+        task_id="compare_challengers",
+        model_name=MODEL,
+        dataset=validate.output,
+        time_column="pickup_datetime",
+    )
     check_drift = CheckDriftOperator(task_id="check_drift", model_name=MODEL, report="never")
     draw_report = CheckDriftOperator(
         task_id="draw_report",
@@ -89,9 +97,10 @@ with DAG(
         # A degraded model deserves a picture even when no input moved.
         report="{{ params.report if params.report != 'auto' else "
         "'always' if ti.xcom_pull('check_performance').degraded else 'fired' }}",
+        trigger_rule="none_failed",  # while labels are late there is nothing to compare
         outlets=[monitoring_asset(MODEL)],
     )
 
-    ingest >> validate >> check_performance
-    [check_performance, check_drift] >> draw_report
+    ingest >> validate >> check_performance >> compare_challengers
+    [check_drift, compare_challengers] >> draw_report
 # [END monitor]

@@ -1,7 +1,8 @@
 """### Retrain on drift
 
 Reads from the ledger which checked windows nobody has decided on, decides each once, and carries a retraining out:
-train → evaluate → register → promote → deploy. A challenger that does not beat the champion is not promoted.
+train → evaluate → register → promote → deploy. A model that has not shown that it beats the champion is not promoted: on rows
+held out, or by its predecessors, the challengers, which are trained in the shadow after every decision for the next month.
 
 The asset event of `monitor` wakes it, and so does the clock once a day: an event that Airflow lost, merged or
 sent twice changes nothing. A month whose labels are late stays undecided until they are there, or patience is over.
@@ -14,9 +15,10 @@ A model that was promoted and could not be deployed is deployed by the next run.
 
 from __future__ import annotations
 
-from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, task
 
 from airflow_mlops.assets import model_asset, monitoring_asset
+from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.operators.deploy import DeployModelOperator
 from airflow_mlops.operators.evaluate import EvaluateModelOperator
 from airflow_mlops.operators.promotion import PromoteModelOperator
@@ -27,6 +29,23 @@ from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
 MODEL = "trip_fare"
 DATA = "{{ var.value.mlops_data_root }}"
+HOW = {
+    "dataset": f"{DATA}/trips",
+    "model_name": MODEL,
+    "estimator": "sklearn.ensemble.HistGradientBoostingRegressor",
+    "estimator_params": {"loss": "absolute_error"},
+    "target": "total_ex_tip",
+    "numeric": [
+        "trip_distance",
+        "pickup_location_id",
+        "dropoff_location_id",
+        "hour",
+        "day_of_week",
+        "passenger_count",
+    ],
+    "categorical": ["rate_code_id"],
+    "time_column": "pickup_datetime",
+}
 
 # [START retrain_on_drift]
 with DAG(
@@ -43,6 +62,7 @@ with DAG(
         "minimum_training_rows": Param(
             2000, type="integer", minimum=1, description="Rows that suffice after a change"
         ),
+        "budget": Param(4, type="integer", minimum=1, description="Retrainings in 30 days"),
         "minimum_uplift": Param(0.01, type="number", description="Improvement a challenger has to show"),
     },
     tags=["mlops", "reference"],
@@ -50,29 +70,23 @@ with DAG(
     decide = DecideRetrainingOperator(
         task_id="decide",
         model_name=MODEL,
-        policy={"minimum_training_rows": "{{ params.minimum_training_rows }}"},
+        policy={
+            "minimum_training_rows": "{{ params.minimum_training_rows }}",
+            "budget": "{{ params.budget }}",
+        },
+        required_checks=["performance_check", "drift_check", "challenger_check"],
         deploy_task_id="deploy",
     )
     train = TrainModelOperator(
         task_id="train",
-        dataset=f"{DATA}/trips",
-        model_name=MODEL,
-        estimator="sklearn.ensemble.HistGradientBoostingRegressor",
-        estimator_params={"loss": "absolute_error"},
-        target="total_ex_tip",
-        numeric=[
-            "trip_distance",
-            "pickup_location_id",
-            "dropoff_location_id",
-            "hour",
-            "day_of_week",
-            "passenger_count",
-        ],
-        categorical=["rate_code_id"],
-        time_column="pickup_datetime",
         window_start="{{ ti.xcom_pull('decide').training.start }}",
         window_end="{{ ti.xcom_pull('decide').training.end }}",
+        rows="{{ ti.xcom_pull('decide').rows }}",
         half_life_days="{{ ti.xcom_pull('decide').half_life_days }}",
+        holdout_start="{{ ti.xcom_pull('decide').holdout_start }}",
+        refit="{{ ti.xcom_pull('decide').refit }}",
+        recipe="{{ ti.xcom_pull('decide').recipe }}",
+        **HOW,
     )
     evaluate = EvaluateModelOperator(
         task_id="evaluate",
@@ -94,6 +108,23 @@ with DAG(
         task_id="deploy", model_name=MODEL, trigger_rule="none_failed_min_one_success"
     )
 
+    @task(trigger_rule="none_failed")
+    def choose_challengers():
+        """List the ways of making a model that are worth a training now, to be compared next month."""
+        from airflow_mlops.ledger import wanted_challengers
+
+        with LedgerHook().get_conn() as ledger:
+            return wanted_challengers(ledger, MODEL)
+
+    wanted = choose_challengers()
+    train_challengers = TrainModelOperator.partial(
+        task_id="train_challengers", refit=True, map_index_template="{{ task.recipe }}", **HOW
+    ).expand_kwargs(wanted)
+    RegisterModelOperator.partial(task_id="register_challengers", alias="shadow").expand(
+        training=train_challengers.output
+    )
+
     decide >> train >> evaluate >> register >> promote >> deploy
     decide >> deploy  # what was promoted in an earlier run, but could not be deployed
+    [decide, promote] >> wanted
 # [END retrain_on_drift]

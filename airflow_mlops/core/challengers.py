@@ -187,7 +187,9 @@ def measure_gap(older: str, newer: str, losses: Array, newer_losses: Array) -> G
     return Gap(older=older, newer=newer, mean=float(differences.mean()), standard_error=error)
 
 
-def judge_challengers(checks: Sequence[ChallengerCheck], policy: ChallengerPolicy) -> ChallengerVerdict:
+def judge_challengers(
+    checks: Sequence[ChallengerCheck], policy: ChallengerPolicy, *, cost: float | None = None
+) -> ChallengerVerdict:
     """Tell whether the next model of the best recipe is worth a promotion.
 
     The gain of a promotion is what the champion lost to the recipe's newest models. A champion that is itself a newest
@@ -199,6 +201,8 @@ def judge_challengers(checks: Sequence[ChallengerCheck], policy: ChallengerPolic
 
     :param checks: of successive windows, oldest first, all with the present champion's world: those before the last
         alarm that led to a promotion are left out by the caller.
+    :param cost: of a promotion, in units of the loss summed over rows; a window like the latest has to be able to pay for
+        it. ``None``: the policy's shares stand for it.
     :raises ValueError: there is no check.
     """
     if not checks:
@@ -206,9 +210,7 @@ def judge_challengers(checks: Sequence[ChallengerCheck], policy: ChallengerPolic
     latest = checks[-1]
     ranking = _rank(checks, policy) or {RECENT: 0.0, ALL: 0.0}
     recipe = min(ranking, key=lambda name: ranking[name])
-    level = latest.best_loss
-    worth = max(latest.simple_loss - level, 0.1 * level)
-    required = min(policy.minimum_gain * worth, policy.sufficient_gain * level)
+    required = _required(latest, policy, cost)
     evidence = _evidence(checks, recipe, policy)
     alarm = _alarm(checks, policy)
     train = tuple(
@@ -242,6 +244,15 @@ def judge_challengers(checks: Sequence[ChallengerCheck], policy: ChallengerPolic
         train=train,
         reason=_reason(latest, recipe, gain, error, lost, required, sure=sure),
     )
+
+
+def _required(latest: ChallengerCheck, policy: ChallengerPolicy, cost: float | None) -> float:
+    """Give the loss per row that a promotion has to win back."""
+    if cost is not None:
+        return cost / latest.row_count
+    level = latest.best_loss
+    worth = max(latest.simple_loss - level, 0.1 * level)
+    return min(policy.minimum_gain * worth, policy.sufficient_gain * level)
 
 
 def _rank(checks: Sequence[ChallengerCheck], policy: ChallengerPolicy) -> dict[str, float]:
@@ -326,11 +337,14 @@ def _reason(
     *,
     sure: bool,
 ) -> str:
-    numbers = f"expected to save {gain:.3g} ± {error:.2g} per row in the next window"
-    made = f"a model made of {recipe!r} rows is {numbers} against version {check.champion}"
+    whom, them = f"version {check.champion}", f"the newest models of recipe {recipe!r}"
     if not sure:
-        return f"no promotion: {made}, which is not beyond chance"
-    total = f"{lost:.3g} lost since its promotion and {gain:.3g} to come"
+        return f"{them} are not better than {whom} beyond chance ({gain:.3g} ± {error:.2g} a row)"
+    costs = (
+        f"it lost {lost:.3g} a row to them since its promotion and would lose {gain:.3g} ± {error:.2g} in the next window"
+        if lost > 0.0
+        else f"it would lose {gain:.3g} ± {error:.2g} a row to them in the next window"
+    )
     if lost + gain > required:
-        return f"promotion: {made}; {total} are more than the {required:.3g} it has to win back"
-    return f"no promotion yet: {made}; {total} are less than the {required:.3g} it has to win back"
+        return f"{them} beat {whom}: {costs}, and a promotion has to win back {required:.3g}"
+    return f"{them} are better than {whom}, but not worth a promotion yet: {costs}, less than the {required:.3g} to win back"

@@ -5,109 +5,105 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from airflow_mlops.core.challengers import (
     ALL,
     FEWEST_LEVELS,
     RECENT,
-    ChallengerCheck,
     ChallengerPolicy,
     judge_challengers,
 )
+from airflow_mlops.core.restraint import Blackout, Case, find_restraint
 from airflow_mlops.core.windows import Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
+
+
+#: What a new model may be promoted on, see :class:`RetrainingDecision`.
+PromoteOn = Literal["held_out", "predecessors", "untested"]
+
+#: Newest share of the decided window that a model is tested on.
+_TESTED_ON = 0.2
+
 
 class Outcome(StrEnum):
-    """What was decided for a window; ``WAIT_FOR_LABELS`` is no decision: the window stays undecided."""
+    """What was decided for a window."""
 
     RETRAIN = "retrain"
     ALERT = "alert"
     WAIT_FOR_LABELS = "wait_for_labels"
+    POSTPONED = "postponed"
     NOTHING = "nothing"
     COVERED = "covered"
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WindowEvidence:
-    """What the checks of one window found.
-
-    :param window: the window.
-    :param performance: payload of its performance check; ``None`` when there was none.
-    :param drift: payload of its drift check; ``None`` when there was none.
-    :param challengers: models side by side on it; ``None`` when none were compared.
-    :param row_count: labelled rows in the window.
-    :param waited_days: time since its first check.
-    """
-
-    window: Window
-    performance: dict[str, Any] | None
-    drift: dict[str, Any] | None
-    challengers: ChallengerCheck | None = None
-    row_count: int
-    waited_days: float = 0.0
-
     @property
-    def measured(self) -> bool:
-        """Whether realized performance is known."""
-        return bool(self.performance and self.performance.get("measured"))
-
-    @property
-    def awaits_labels(self) -> bool:
-        """Whether realized performance is unknown and labels may still come."""
-        return not self.measured and (self.performance or {}).get("awaits_labels", True)
-
-    @property
-    def degraded(self) -> bool:
-        """Whether realized performance fell behind what was promised."""
-        return bool(self.measured and self.performance and self.performance.get("degraded"))
-
-    @property
-    def drifted(self) -> bool:
-        """Whether the inputs moved."""
-        return bool(self.drift and self.drift.get("drifted"))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetrainingHistory:
-    """What happened before.
-
-    :param last_retraining_window_end: end of the newest window a retraining was decided for.
-    :param champion_since: when the present champion was promoted.
-    :param recent_outcomes: outcomes of retrainings, newest first.
-    :param world_since: start of the rows the champion was trained on after the world had changed; ``None``: it never has.
-    """
-
-    last_retraining_window_end: datetime | None = None
-    champion_since: datetime | None = None
-    recent_outcomes: tuple[str, ...] = ()
-    world_since: datetime | None = None
+    def leaves_undecided(self) -> bool:
+        """Whether it is no decision yet: labels are late, or a retraining has to wait for the end of a blackout."""
+        return self in {Outcome.WAIT_FOR_LABELS, Outcome.POSTPONED}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrainingPolicy:
     """When to retrain, and on what.
 
-    :param cool_down_days: time after a retraining in which only alerts are given.
     :param minimum_training_rows: rows after a change that suffice to train on them alone (rule of thumb).
     :param trailing_days: training window otherwise, back from the end of the decided window.
     :param half_life_days: weight of a row halves with this age in the trailing window; ``None``: equal weights.
     :param retrain_on_drift: retrain when only the inputs moved; by default that is an alert.
-    :param challengers: when a fresh model is worth a promotion, where challengers are compared.
+    :param retrain_on_estimate: retrain when labels are awaited and a trusted estimate says that performance fell; by default
+        the window waits for its labels.
+    :param maximum_age_days: retrain when nobody has for so long, whatever the checks found; ``None``: age is no reason.
     :param patience_days: how long a window waits for labels and checks that are late, from its first check on; then
         it is decided without them. 0: there are no labels to wait for.
+    :param challengers: when a fresh model is worth a promotion, where challengers are compared.
+    :param cost: what a training and its rollout cost, in units of the loss summed over predictions (where a dollar of error
+        in a fare costs 10 cents and a rollout 50 dollars: 500); no retraining that has to win back more. ``None``: the shares
+        in ``challengers`` stand for it.
+    :param cool_down_days: time after a retraining in which only alerts are given.
+    :param minimum_new_rows: labelled rows since the last retraining that the next one needs.
+    :param budget: retrainings in any ``budget_days``; ``None``: no limit.
+    :param budget_days: 30: a month.
+    :param blackouts: times in which nothing is retrained: a window that wants it is decided when they are over.
+    :param rejections_before_pause: after so many retrainings in a row that did not beat the champion the next one waits for
+        2, 4, and at most 8 windows.
     """
 
-    cool_down_days: float = 0.0
     minimum_training_rows: int = 2000
     trailing_days: float = 92.0
     half_life_days: float | None = 30.0
     retrain_on_drift: bool = False
+    retrain_on_estimate: bool = False
+    maximum_age_days: float | None = None
     patience_days: float = 45.0
     challengers: ChallengerPolicy = field(default_factory=ChallengerPolicy)
+    cost: float | None = None
+    cool_down_days: float = 0.0
+    minimum_new_rows: int = 0
+    budget: int | None = None
+    budget_days: float = 30.0
+    blackouts: tuple[Blackout, ...] = ()
+    rejections_before_pause: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("minimum_training_rows", "minimum_new_rows", "patience_days", "cool_down_days"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it can't be below zero")
+        for name in ("trailing_days", "budget_days", "maximum_age_days", "half_life_days", "cost"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above zero")
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(
+                f"budget is {self.budget}: no retraining would ever start; give 1 or more, or None"
+            )
+        if self.rejections_before_pause < 1:
+            raise ValueError(
+                f"rejections_before_pause is {self.rejections_before_pause}; it must be 1 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,12 +114,16 @@ class TrainingChoice:
     :param end: first instant after it.
     :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
     :param why: half a sentence.
+    :param change: when the world changed, where the rows are those since then.
+    :param holdout_start: rows from here on are held out for the test against the champion; ``None``: the usual share.
     """
 
     start: datetime | None
     end: datetime
     half_life_days: float | None
     why: str
+    change: datetime | None = None
+    holdout_start: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,8 +131,11 @@ class RetrainingDecision:
     """The decision for one window.
 
     :param training: what to train the next champion on; ``None`` when there will be none.
-    :param promote_on: what it is promoted on: its own test on rows ``held_out``, or the tests of its ``predecessors``.
+    :param promote_on: what it is promoted on: its own test on rows ``held_out``, the tests of its ``predecessors``, or
+        nothing: ``untested``, for a policy of yours that wants that.
     :param recipe: how it is made; ``None`` when it is no model of a recipe.
+    :param champion_version: the champion that its predecessors were held against.
+    :param grounds: what they showed, a sentence.
     :param shadow: recipes whose next model is worth a training, so that it can be compared in the next window.
     """
 
@@ -140,8 +143,10 @@ class RetrainingDecision:
     outcome: Outcome
     reason: str
     training: TrainingChoice | None = None
-    promote_on: Literal["held_out", "predecessors"] = "held_out"
+    promote_on: PromoteOn = "held_out"
     recipe: str | None = None
+    champion_version: str | None = None
+    grounds: str = ""
     shadow: tuple[str, ...] = ()
 
 
@@ -177,27 +182,52 @@ def _decide(
     history: RetrainingHistory,
     policy: RetrainingPolicy,
 ) -> RetrainingDecision:
-    window, found = evidence.window, _findings(evidence)
-    if evidence.awaits_labels and evidence.waited_days < policy.patience_days:
-        return RetrainingDecision(window=window, outcome=Outcome.WAIT_FOR_LABELS, reason=found)
+    known_enough = not evidence.awaits_labels or (policy.retrain_on_estimate and evidence.estimate_degraded)
+    if not known_enough and evidence.waited_days < policy.patience_days:
+        return RetrainingDecision(
+            window=evidence.window, outcome=Outcome.WAIT_FOR_LABELS, reason=_findings(evidence)
+        )
     if evidence.challengers is not None:
-        return _by_challengers(evidence, seen, history, policy)
-    if not evidence.degraded and not (evidence.drifted and policy.retrain_on_drift):
-        # Never graded is not the same as fine, unless nobody wanted to wait for labels.
-        given_up = evidence.awaits_labels and policy.patience_days > 0
-        outcome = Outcome.ALERT if evidence.drifted or given_up else Outcome.NOTHING
-        return RetrainingDecision(window=window, outcome=outcome, reason=found)
-    since = history.last_retraining_window_end
-    if since is not None and window.end <= since:
-        why = f"covered by the retraining decided for a window that ended on {since:%Y-%m-%d}"
-        return RetrainingDecision(window=window, outcome=Outcome.COVERED, reason=f"{found}; {why}")
-    if since is not None and window.end < since + timedelta(days=policy.cool_down_days):
-        why = f"cooling down for {policy.cool_down_days:g} days after the last retraining"
-        return RetrainingDecision(window=window, outcome=Outcome.ALERT, reason=f"{found}; {why}")
-    training = _choose_training(seen, history, policy)
-    return RetrainingDecision(
-        window=window, outcome=Outcome.RETRAIN, reason=f"{found}; {training.why}", training=training
+        wished = _by_challengers(evidence, seen, history, policy)
+    else:
+        wished = _by_checks(evidence, seen, history, policy)
+    if wished.outcome is not Outcome.RETRAIN:
+        return wished
+    restraint = find_restraint(Case(evidence, seen, history, policy, wished.promote_on == "held_out"))
+    if restraint is None:
+        return wished
+    return replace(
+        wished,
+        outcome=Outcome(restraint.outcome),
+        reason=f"{wished.reason}; but {restraint.why}",
+        training=None,
+        recipe=None,
+        promote_on="held_out",
     )
+
+
+def _by_checks(
+    evidence: WindowEvidence,
+    seen: Sequence[WindowEvidence],
+    history: RetrainingHistory,
+    policy: RetrainingPolicy,
+) -> RetrainingDecision:
+    """Decide by what was promised at training, where no challengers are compared."""
+    window, found = evidence.window, _findings(evidence)
+    called_for = (
+        evidence.degraded
+        or (evidence.drifted and policy.retrain_on_drift)
+        or (evidence.estimate_degraded and policy.retrain_on_estimate)
+    )
+    old = _too_old(history, policy)
+    if called_for or old:
+        training = _choose_training(seen, policy)
+        reason = "; ".join(part for part in (found, old, training.why) if part)
+        return RetrainingDecision(window=window, outcome=Outcome.RETRAIN, reason=reason, training=training)
+    # Never graded is not the same as fine, unless nobody wanted to wait for labels.
+    given_up = evidence.awaits_labels and policy.patience_days > 0
+    odd = evidence.drifted or evidence.estimate_degraded or given_up
+    return RetrainingDecision(window=window, outcome=Outcome.ALERT if odd else Outcome.NOTHING, reason=found)
 
 
 def _by_challengers(
@@ -221,38 +251,65 @@ def _by_challengers(
             reason=f"{found}; no window since the change of {since:%Y-%m-%d} has been compared",
             shadow=(RECENT, ALL),
         )
-    verdict = judge_challengers(checks, policy.challengers)
+    verdict = judge_challengers(checks, policy.challengers, cost=policy.cost)
+    decision = RetrainingDecision(
+        window=window, outcome=Outcome.NOTHING, reason=f"{verdict.reason}; {found}", shadow=verdict.train
+    )
     # Until it is known how much the loss varies between windows, what was promised at training has to do.
     if verdict.alarm or (evidence.degraded and len(checks) <= FEWEST_LEVELS):
-        enough = evidence.row_count >= policy.minimum_training_rows
-        training = (
-            TrainingChoice(
-                start=window.start, end=window.end, half_life_days=None, why="training on this window alone"
-            )
-            if enough
-            else recipe_rows(verdict.recipe, window, since)
+        training = _with_test(_after_change(evidence, verdict.recipe, since, policy), window)
+        surprised = "the newest models are as surprised as the champion: the world changed"
+        words = surprised if verdict.alarm else "challengers are too young to tell by"
+        return replace(
+            decision, outcome=Outcome.RETRAIN, reason=f"{words}; {training.why}; {found}", training=training
         )
-        return RetrainingDecision(
-            window=window,
+    if verdict.promote:
+        return replace(
+            decision,
             outcome=Outcome.RETRAIN,
-            reason=f"{found}; the newest models are as surprised as the champion: the world changed; {training.why}",
-            training=training,
+            training=recipe_rows(verdict.recipe, window, since),
+            promote_on="predecessors",
             recipe=verdict.recipe,
-            shadow=verdict.train,
+            champion_version=checks[-1].champion,
+            grounds=verdict.reason,
         )
-    return RetrainingDecision(
-        window=window,
-        outcome=Outcome.RETRAIN
-        if verdict.promote
-        else Outcome.ALERT
-        if evidence.degraded
-        else Outcome.NOTHING,
-        reason=f"{found}; {verdict.reason}",
-        training=recipe_rows(verdict.recipe, window, since) if verdict.promote else None,
-        promote_on="predecessors" if verdict.promote else "held_out",
-        recipe=verdict.recipe if verdict.promote else None,
-        shadow=verdict.train,
+    old = _too_old(history, policy)
+    if old:
+        training = _with_test(recipe_rows(verdict.recipe, window, since), window)
+        return replace(
+            decision,
+            outcome=Outcome.RETRAIN,
+            reason=f"{old}; {training.why}; {decision.reason}",
+            training=training,
+        )
+    return replace(decision, outcome=Outcome.ALERT) if evidence.degraded else decision
+
+
+def _after_change(
+    evidence: WindowEvidence, recipe: str, since: datetime | None, policy: RetrainingPolicy
+) -> TrainingChoice:
+    """Train on the first window after a change alone, if it is large enough."""
+    window = evidence.window
+    if evidence.row_count < policy.minimum_training_rows:
+        return recipe_rows(recipe, window, since)
+    return TrainingChoice(
+        start=window.start,
+        end=window.end,
+        half_life_days=None,
+        why="training on this window alone",
+        change=window.start,
     )
+
+
+def _with_test(training: TrainingChoice, window: Window) -> TrainingChoice:
+    return replace(training, holdout_start=window.end - _TESTED_ON * (window.end - window.start))
+
+
+def _too_old(history: RetrainingHistory, policy: RetrainingPolicy) -> str | None:
+    age, limit = history.age_days, policy.maximum_age_days
+    if age is None or limit is None or age <= limit:
+        return None
+    return f"the last retraining was {age:.0f} days ago, and at least every {limit:g} days there is to be one"
 
 
 def recipe_rows(recipe: str, window: Window, since: datetime | None) -> TrainingChoice:
@@ -279,9 +336,7 @@ def _findings(evidence: WindowEvidence) -> str:
     return f"{performance}; {drift}"
 
 
-def _choose_training(
-    seen: Sequence[WindowEvidence], history: RetrainingHistory, policy: RetrainingPolicy
-) -> TrainingChoice:
+def _choose_training(seen: Sequence[WindowEvidence], policy: RetrainingPolicy) -> TrainingChoice:
     """Train on what came after the change when there is enough of it, else on recent rows weighted by age.
 
     Rows from before a change teach a relation that no longer holds; a few thousand after it teach more.
@@ -295,6 +350,7 @@ def _choose_training(
             end=end,
             half_life_days=None,
             why=f"training on the {rows} rows since the change",
+            change=run[0].window.start,
         )
     return TrainingChoice(
         start=end - timedelta(days=policy.trailing_days),

@@ -153,6 +153,10 @@ class Demo:
             with self._timed("first model"):
                 self.first_deployment()
             self.console.title("2. Months go by")
+            self.console.say(
+                "Each month people ask for prices, then the bills arrive: the answers are graded, inputs are compared with the "
+                "training data, and challengers trained in the shadow are held against the champion. Then it is decided."
+            )
             for month in self.later:
                 with self._timed(f"window {month.name}"):
                     self.windows.append(self.live_through(month))

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from airflow_mlops.ledger.challengers import wanted_challengers
 from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded, WindowGrade
 from airflow_mlops.ledger.store import Ledger
 
-__all__ = ["ChampionPeriod", "EntryKind", "Ledger", "LedgerEntry", "Recorded", "WindowGrade"]
+__all__ = [
+    "ChampionPeriod",
+    "EntryKind",
+    "Ledger",
+    "LedgerEntry",
+    "Recorded",
+    "WindowGrade",
+    "wanted_challengers",
+]

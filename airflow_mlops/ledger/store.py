@@ -6,6 +6,7 @@ import sqlite3
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +20,7 @@ from sqlalchemy.exc import (
     StatementError,
 )
 
-from airflow_mlops.core.codec import json_safe, to_dict
+from airflow_mlops.core.codec import json_safe
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
@@ -32,7 +33,6 @@ from airflow_mlops.ledger.tables import aliases, entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from datetime import datetime
     from types import TracebackType
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -404,12 +404,11 @@ class Ledger:
             _require_decision(connection, key, model_name)
 
     def world_since(self, model_name: str) -> datetime | None:
-        """Find the start of the newest window that a promoted model was trained on alone: older rows were worth less."""
+        """Find when the world last changed, as far as a promoted model was trained on what came after alone."""
         for decision in self.retrainings(model_name, limit=100):
-            training = decision.payload.get("training") or {}
-            alone = decision.window is not None and training.get("start") == to_dict(decision.window)["start"]
-            if decision.window is not None and alone and self.promotion_for(decision) is not None:
-                return decision.window.start
+            change = (decision.payload.get("training") or {}).get("change")
+            if change and self.promotion_for(decision) is not None:
+                return datetime.fromisoformat(change)
         return None
 
     def promotion_for(self, decision: LedgerEntry) -> LedgerEntry | None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.exceptions import AirflowSkipException
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.operators.base import StepOperator, check_key, part_of, window_spec
 
 if TYPE_CHECKING:
@@ -17,6 +22,8 @@ class CompareChallengersOperator(StepOperator):
 
     The comparison goes into the ledger, where the retraining decision reads it: a recipe whose models keep beating the champion
     earns its next model a promotion. A model belongs to a recipe when it was trained with ``recipe=...``.
+
+    A window that ``CheckPerformanceOperator`` could not grade yet, as its labels are late, is skipped; a later run compares it.
 
     :param model_name: registered model. (templated)
     :param dataset: what holds inputs and target: an ingest or validation task's result, a dataset version or a table URI. (templated)
@@ -75,6 +82,44 @@ class CompareChallengersOperator(StepOperator):
             "metric": self.metric,
             "champion_alias": self.champion_alias,
         }
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Compare on the earlier windows that were graded since, then on this one; the result is about this one."""
+        spec = self.build_spec(context)
+        earlier, graded = self._graded(spec["window"])
+        for window in earlier:
+            try:
+                self.record(self._runner.run(self.step, spec | {"window": window}, self.services()), context)
+            except InsufficientDataError as err:
+                self.log.warning("challengers can't be compared on an earlier window: %s", err)
+        if not graded:
+            raise AirflowSkipException("the labels of this window are late: a later run compares on it")
+        return self.record(self._runner.run(self.step, spec, self.services()), context)
+
+    def _graded(self, current: dict[str, str] | None) -> tuple[list[dict[str, Any]], bool]:
+        """List the earlier windows that were graded and not compared yet, and tell whether this one can be compared."""
+        from airflow_mlops.core.codec import to_dict
+        from airflow_mlops.ledger import EntryKind
+
+        if current is None:
+            return [], True
+        window = Window.parse(**current)
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            grades = ledger.grades(self.model_name, before=window.start)
+            compared = {
+                entry.window
+                for entry in ledger.entries(
+                    kind=EntryKind.CHALLENGER_CHECK, model_name=self.model_name, limit=len(grades) + 1
+                )
+            }
+            undecided = set(ledger.undecided_windows(self.model_name))
+            own = ledger.grades(self.model_name, window=window)
+        earlier = [
+            to_dict(grade.window)
+            for grade in grades
+            if grade.measured and grade.window in undecided and grade.window not in compared
+        ]
+        return earlier, all(grade.measured for grade in own)
 
     def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Write the comparison to the ledger.

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class EvaluateModelOperator(StepOperator):
     """Compare challenger, champion and simple guesses on the rows the training held out, and judge.
 
+    Where a retraining was decided because the predecessors of the model beat the champion, that is its verdict, once it answers
+    in a process of its own: it has learned from all rows, and none is left to test it on.
+
     :param training: what the training task returned. (templated)
     :param metric: name of a built-in metric, or import path of one; default the training's. It decides. (templated)
     :param metrics: further metrics to report; default the usual ones of the task. (templated)
@@ -34,7 +37,8 @@ class EvaluateModelOperator(StepOperator):
     :param groups: columns with groups of people whose selection and error rates are compared. (templated)
     :param maximum_group_difference: largest difference between their rates; default: reported only. (templated)
     :param artifact_limits: fields of :class:`~airflow_mlops.core.artifact.ArtifactLimits` that differ from its defaults.
-    :param decision_key: retraining decision that is being carried out; a rejection closes it. (templated)
+    :param decision_key: retraining decision that is being carried out; a rejection closes it, and one that was taken on
+        predecessors is the verdict. (templated)
     :param on_reject: ``fail`` the task (a gate), or ``skip`` what follows: not every retraining has to win.
     """
 
@@ -100,6 +104,7 @@ class EvaluateModelOperator(StepOperator):
             "metrics": self.metrics,
             "last_value": self.last_value,
             "slices": self.slices,
+            "decision_key": self.decision_key or None,
             "groups": list(self.groups),
             "policy": {
                 "minimum_uplift": _number(self.minimum_uplift),

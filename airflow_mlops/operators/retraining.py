@@ -21,7 +21,8 @@ class DecideRetrainingOperator(StepOperator):
     It works from the ledger, not from the event that woke it: lost, merged or repeated events change nothing. When a retraining is
     due, the result holds its window (``training``) and ``decision_key``; otherwise what follows is skipped.
     A retraining that was decided but never ended is taken up again. If its version was promoted and could not be deployed,
-    only ``deploy_task_id`` follows.
+    only ``deploy_task_id`` follows. Which challengers are worth a training is in the ledger, whatever was decided:
+    :func:`~airflow_mlops.ledger.wanted_challengers`.
 
     :param model_name: registered model. (templated)
     :param policy: parameters of :class:`~airflow_mlops.core.retraining.RetrainingPolicy`. (templated)

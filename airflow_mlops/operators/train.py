@@ -40,10 +40,11 @@ class TrainModelOperator(StepOperator):
     :param window_start: first instant of the rows to use; default the run's data interval. (templated)
     :param window_end: first instant after them. (templated)
     :param rows: ``window`` (default): the rows in it; ``all`` before its end; ``trailing`` days before its end;
-        ``since_change``: since the world last changed, as the retraining decisions have it. (templated)
+        ``since_change``: since the world last changed and a model of its rows alone was promoted; else ``all``. (templated)
     :param trailing_days: for ``trailing``. (templated)
     :param half_life_days: weight of a row halves with this age in days; empty: equal weights. (templated)
     :param holdout_share: newest share of the rows that is held out, in ``(0, 0.5]``. (templated)
+    :param holdout_start: first instant of the rows that are held out, instead of a share. (templated)
     :param refit: fit once more on all rows and package that model; its twin that was measured says what to expect. Such a
         model can't be evaluated on these rows any more; its recipe is, one window later. (templated)
     :param recipe: name of this way of making a model, for ``CompareChallengersOperator``. (templated)
@@ -80,6 +81,7 @@ class TrainModelOperator(StepOperator):
         "trailing_days",
         "half_life_days",
         "holdout_share",
+        "holdout_start",
         "refit",
         "recipe",
         "metric",
@@ -112,6 +114,7 @@ class TrainModelOperator(StepOperator):
         trailing_days: float | str | None = None,
         half_life_days: float | str | None = None,
         holdout_share: float | str = 0.2,
+        holdout_start: str | None = None,
         refit: bool | str = False,
         recipe: str | None = None,
         metric: str | None = None,
@@ -142,6 +145,7 @@ class TrainModelOperator(StepOperator):
         self.trailing_days = trailing_days
         self.half_life_days = half_life_days
         self.holdout_share = holdout_share
+        self.holdout_start = holdout_start
         self.refit = refit
         self.recipe = recipe
         self.metric = metric
@@ -172,8 +176,9 @@ class TrainModelOperator(StepOperator):
             "trailing_days": optional_number(self.trailing_days),
             "half_life_days": optional_number(self.half_life_days),
             "holdout_share": float(self.holdout_share),
+            "holdout_start": _instant(self.holdout_start),
             "refit": str(self.refit).lower() == "true",
-            "recipe": self.recipe or None,
+            "recipe": None if self.recipe in {None, "", "None"} else self.recipe,
             "metric": self.metric or None,
             "parity": dict(self.parity or {}),
             "quantize": self.quantize or None,
@@ -197,3 +202,8 @@ class TrainModelOperator(StepOperator):
             f"{result['metric_value']:.4g} on {result['holdout_rows']} held-out rows; served as {result['serving_form']}",
             payload=result,
         )
+
+
+def _instant(value: Any) -> str | None:
+    """Read a time; a template that renders to nothing means none."""
+    return None if value in {None, "", "None"} else str(value)

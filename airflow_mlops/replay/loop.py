@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from airflow_mlops.core.challengers import ALL, RECENT
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.metrics import evaluate_metric, resolve_metric
-from airflow_mlops.core.retraining import TrainingChoice, recipe_rows
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, wanted_challengers
 from airflow_mlops.replay.stream import ID_COLUMN, Stream
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ACTOR = "replay"
-
-#: Share of the newest rows that a model is measured on.
-_HELD_OUT = 0.2
 
 #: Row groups of predictions handed to the inference log at once.
 _BATCH_ROWS = 50_000
@@ -172,14 +168,23 @@ class Replay:
     # -- one window ---------------------------------------------------------------------------------------
 
     def _first_model(self) -> Any:
-        """Train both recipes on the reference and promote the one that takes all rows alike."""
-        window = self.stream.reference
-        dataset = self._ingest(window)
+        """Train on the reference and promote the model that takes all rows alike; beside it the recipes' first models."""
+        reference = self.stream.reference
+        self._ingest(reference)
+        days = self.stream.windows[self.stream.config.reference - 1].days
         versions = {
-            recipe: self._train_recipe(recipe, self.stream.windows[self.stream.config.reference - 1], dataset)
+            recipe: self._register(
+                self._fit(
+                    to_dict(reference),
+                    rows="window",
+                    half_life_days=days if recipe == RECENT else None,
+                    refit=True,
+                    recipe=recipe,
+                )
+            )
             for recipe in ((ALL, RECENT) if self.compare else (ALL,))
         }
-        self._promote(versions[ALL], expected=None, reason="the first model", key=None, window=window)
+        self._promote(versions[ALL], expected=None, reason="the first model", key=None, window=reference)
         return self._load(versions[ALL])
 
     def _predict(self, window: Window, rows: pl.DataFrame) -> tuple[str, float]:
@@ -225,16 +230,16 @@ class Replay:
                 "metric": config.metric,
             },
         )
-        self._record(EntryKind.PERFORMANCE_CHECK, window, grade, grade["reason"])
+        self._record(EntryKind.PERFORMANCE_CHECK, window, grade, grade["reason"], now=_after(window))
         if self.check_drift:
             drift = self._step("drift", {**common, "report": "never"})
-            self._record(EntryKind.DRIFT_CHECK, window, drift, drift["headline"])
+            self._record(EntryKind.DRIFT_CHECK, window, drift, drift["headline"], now=_after(window))
         if self.compare:
             check = self._step(
                 "challengers",
                 {**common, "dataset": dataset, "time_column": config.time_column, "metric": config.metric},
             )
-            self._record(EntryKind.CHALLENGER_CHECK, window, check, check["reason"])
+            self._record(EntryKind.CHALLENGER_CHECK, window, check, check["reason"], now=_after(window))
 
     def _decide(self, window: Window) -> tuple[dict[str, Any], str | None]:
         """Decide as the Dag does, and carry it out."""
@@ -252,48 +257,64 @@ class Replay:
                 "now": _after(window).isoformat(),
             },
         )
-        since, earned, why = (
-            self._world_since(),
-            decision["retrain"],
-            "its predecessors were better than the champion",
-        )
-        if earned and decision["promote_on"] == "held_out":
-            earned, why = self._test(decision, window)
-            since = _choice(decision).start or since if earned else since
-        recipes = {*decision["shadow"], *([decision["recipe"]] if earned and decision["recipe"] else [])}
-        made = {
-            recipe: self._train_recipe(recipe, window, self._dataset, since) for recipe in sorted(recipes)
-        }
-        if not earned:
-            return decision, None
-        version = made.get(decision["recipe"]) or self._train(_choice(decision), self._dataset)
-        self._close(decision, window, version, why)
-        return decision, version
+        promoted = self._retrain(decision, window) if decision["retrain"] else None
+        if self.compare:
+            self._train_challengers()
+        return decision, promoted
 
-    def _test(self, decision: dict[str, Any], window: Window) -> tuple[bool, str]:
-        """Hold a model of these rows, but for the newest fifth of the window, against the champion on that fifth."""
-        choice, columns = _choice(decision), self.stream.config
-        start = choice.start or self.stream.windows[0].start
-        count = self.stream.inside(Window(start=start, end=choice.end)).height
-        share = _HELD_OUT * self.stream.inside(window).height / count
-        training = self._fit(choice, self._dataset, holdout_share=share)
-        verdict = self._step(
+    def _retrain(self, decision: dict[str, Any], window: Window) -> str | None:
+        """Train, evaluate, register, promote: the version, if it earned it."""
+        training = self._fit(
+            decision["training"],
+            rows=decision["rows"],
+            half_life_days=decision["half_life_days"],
+            holdout_start=decision["holdout_start"],
+            refit=decision["refit"],
+            recipe=decision["recipe"],
+        )
+        config = self.stream.config
+        evaluation = self._step(
             "evaluate",
             {
                 "dataset": self._dataset,
-                "model_name": columns.name,
+                "model_name": config.name,
                 "run_id": training["run_id"],
                 "package_digest": training["package_digest"],
                 "window": training["holdout"],
-                "time_column": columns.time_column,
-                "metric": columns.metric,
-                "policy": {"minimum_uplift": 0.0},
+                "time_column": config.time_column,
+                "metric": config.metric,
+                "decision_key": decision["decision_key"],
             },
         )
-        earned = verdict["verdict"] == "promote"
-        if not earned:
-            self._record_outcome(decision, window, str(verdict["verdict"]), verdict["reason"])
-        return earned, str(verdict["reason"])
+        reason = str(evaluation["reason"])
+        if evaluation["verdict"] != "promote":
+            self._record_outcome(decision, window, str(evaluation["verdict"]), reason)
+            return None
+        version = self._register(training)
+        self._promote(
+            version,
+            expected=evaluation["champion_version"],
+            reason=reason,
+            key=decision["decision_key"],
+            window=window,
+        )
+        self._record_outcome(decision, window, "promoted", reason)
+        return version
+
+    def _train_challengers(self) -> None:
+        with self._ledger() as ledger:
+            wanted = wanted_challengers(ledger, self.stream.config.name)
+        for item in wanted:
+            window = {"start": item["window_start"], "end": item["window_end"]}
+            self._register(
+                self._fit(
+                    window,
+                    rows=item["rows"],
+                    half_life_days=item["half_life_days"],
+                    refit=True,
+                    recipe=item["recipe"],
+                )
+            )
 
     # -- steps --------------------------------------------------------------------------------------------
 
@@ -315,30 +336,21 @@ class Replay:
         self._dataset = result["dataset"]
         return self._dataset
 
-    def _train_recipe(
-        self, recipe: str, window: Window, dataset: dict[str, Any], since: datetime | None = None
-    ) -> str:
-        return self._train(recipe_rows(recipe, window, since), dataset, recipe=recipe)
-
-    def _train(self, choice: TrainingChoice, dataset: dict[str, Any], *, recipe: str | None = None) -> str:
-        return self._register(self._fit(choice, dataset, refit=True, recipe=recipe))
-
     def _fit(
         self,
-        choice: TrainingChoice,
-        dataset: dict[str, Any],
+        window: dict[str, Any],
         *,
-        refit: bool = False,
-        recipe: str | None = None,
-        holdout_share: float = _HELD_OUT,
+        rows: str,
+        half_life_days: float | None,
+        holdout_start: str | None = None,
+        refit: bool,
+        recipe: str | None,
     ) -> dict[str, Any]:
         config = self.stream.config
-        start = choice.start or self.stream.windows[0].start
-        self._trainings += 1
-        return self._step(
+        training = self._step(
             "train",
             {
-                "dataset": dataset,
+                "dataset": self._dataset,
                 "model_name": config.name,
                 "estimator": config.estimator,
                 "estimator_params": config.estimator_params,
@@ -347,14 +359,26 @@ class Replay:
                 "categorical": list(config.categorical),
                 "time_column": config.time_column,
                 "id_column": ID_COLUMN,
-                "window": to_dict(Window(start=max(start, self.stream.windows[0].start), end=choice.end)),
-                "half_life_days": choice.half_life_days,
+                "window": window,
+                "rows": rows,
+                "half_life_days": half_life_days,
                 "metric": config.metric,
-                "holdout_share": holdout_share,
+                "holdout_start": holdout_start,
                 "refit": refit,
                 "recipe": recipe,
             },
         )
+        if not training["reused"]:
+            self._trainings += 1
+            self._record(
+                EntryKind.TRAINING,
+                from_dict(Window, training["training"]),
+                training,
+                f"trained on {training['training_rows']} rows",
+                key=training["run_id"],
+                now=from_dict(Window, window).end,
+            )
+        return training
 
     def _register(self, training: dict[str, Any]) -> str:
         registered = self._step(
@@ -368,12 +392,6 @@ class Replay:
             },
         )
         return str(registered["model_version"])
-
-    def _close(self, decision: dict[str, Any], window: Window, version: str, reason: str) -> None:
-        with self._ledger() as ledger:
-            champion = ledger.aliases(self.stream.config.name).get("champion")
-        self._promote(version, expected=champion, reason=reason, key=decision["decision_key"], window=window)
-        self._record_outcome(decision, window, "promoted", reason)
 
     def _promote(
         self, version: str, *, expected: str | None, reason: str, key: str | None, window: Window
@@ -399,45 +417,41 @@ class Replay:
     def _ledger(self) -> Ledger:
         return Ledger.open(self.services.require("ledger_url"))
 
-    def _world_since(self) -> datetime | None:
-        with self._ledger() as ledger:
-            return ledger.world_since(self.stream.config.name)
-
-    def _record(self, kind: EntryKind, window: Window, payload: dict[str, Any], summary: str) -> None:
-        name = self.stream.config.name
-        self._write(kind, f"{name}|{window.key}", window, payload, summary)
-
-    def _record_outcome(self, decision: dict[str, Any], window: Window, outcome: str, reason: str) -> None:
-        payload = {"outcome": outcome, "reason": reason}
-        summary = f"the retraining of {self.stream.config.name} ended: {outcome}: {reason}"
-        self._write(
-            EntryKind.RETRAINING_OUTCOME, decision["decision_key"], window, payload, summary, windowed=False
-        )
-
-    def _write(
+    def _record(
         self,
         kind: EntryKind,
-        key: str,
-        window: Window,
+        window: Window | None,
         payload: dict[str, Any],
         summary: str,
         *,
-        windowed: bool = True,
+        key: str | None = None,
+        now: datetime,
     ) -> None:
+        name = self.stream.config.name
         with self._ledger() as ledger:
             ledger.record(
                 LedgerEntry(
                     kind=kind,
-                    key=key,
-                    model_name=self.stream.config.name,
-                    window=window if windowed else None,
+                    key=key or f"{name}|{window.key if window else ''}",
+                    model_name=name,
+                    window=window,
                     subject=None,
                     summary=summary,
                     payload=payload,
                     actor=_ACTOR,
-                    recorded_at=_after(window),
+                    recorded_at=now,
                 )
             )
+
+    def _record_outcome(self, decision: dict[str, Any], window: Window, outcome: str, reason: str) -> None:
+        self._record(
+            EntryKind.RETRAINING_OUTCOME,
+            None,
+            {"outcome": outcome, "reason": reason},
+            f"the retraining of {self.stream.config.name} ended: {outcome}: {reason}",
+            key=decision["decision_key"],
+            now=_after(window),
+        )
 
     def _load(self, version: str) -> Any:
         registry = Registry.connect(self.services)
@@ -452,16 +466,6 @@ class Replay:
         return evaluate_metric(
             metric, target=rows[self.stream.config.target].to_numpy(), prediction=answers
         ).value
-
-
-def _choice(decision: dict[str, Any]) -> TrainingChoice:
-    window = from_dict(Window, decision["training"])
-    return TrainingChoice(
-        start=None if decision["rows"] == "all" else window.start,
-        end=window.end,
-        half_life_days=decision["half_life_days"],
-        why=decision["reason"],
-    )
 
 
 def _after(window: Window) -> datetime:

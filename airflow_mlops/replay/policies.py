@@ -5,17 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.retraining import (
-    Outcome,
-    RetrainingDecision,
-    RetrainingHistory,
-    RetrainingPolicy,
-    TrainingChoice,
-    WindowEvidence,
-)
+from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy, TrainingChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 
 #: Policies by name, as ``airflow-mlops replay --policy`` takes them; any other import path will do as well.
 NAMED = {
@@ -73,7 +68,7 @@ def _each(
                 outcome=Outcome.RETRAIN if wants(item) else Outcome.NOTHING,
                 reason=training.why if wants(item) else "nothing to do",
                 training=training if wants(item) else None,
-                promote_on="predecessors",
+                promote_on="untested",
             )
         )
     return decisions

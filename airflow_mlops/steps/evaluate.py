@@ -27,6 +27,7 @@ from airflow_mlops.steps.aliases import find_rival
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
 from airflow_mlops.steps.packages import load_version, run_package
+from airflow_mlops.steps.predecessors import find_earned, judge_earned
 
 if TYPE_CHECKING:
     import polars as pl
@@ -56,6 +57,8 @@ class EvaluateSpec:
     :param slices: columns whose parts may not get worse; ``None``: the inputs of the challenger; empty: none.
     :param groups: columns with groups of people whose rates are compared.
     :param champion_alias: alias of the rival.
+    :param decision_key: retraining decision that is being carried out; one that was taken on the model's predecessors is
+        the verdict, as the model has learned from all rows there are.
     :param policy: what a challenger has to show.
     :param slice_policy: when a slice counts.
     :param artifact_limits: what the packaged model may cost.
@@ -75,6 +78,7 @@ class EvaluateSpec:
     slices: tuple[str, ...] | None = None
     groups: tuple[str, ...] = ()
     champion_alias: str = "champion"
+    decision_key: str | None = None
     policy: PromotionPolicy = field(default_factory=PromotionPolicy)
     slice_policy: SlicePolicy = field(default_factory=SlicePolicy)
     artifact_limits: ArtifactLimits = field(default_factory=ArtifactLimits)
@@ -94,6 +98,7 @@ class EvaluateResult:
 
     :param evaluation_url: page of the whole evaluation on the challenger's run.
     :param checks: everything that was looked at, each with its outcome and a sentence.
+    :param report: ``None`` where the model's predecessors were tested instead.
     :param artifact: what the packaged model costs; ``None`` when it did not answer.
     """
 
@@ -107,7 +112,7 @@ class EvaluateResult:
     verdict: Verdict
     reason: str
     checks: tuple[Check, ...]
-    report: EvaluationReport
+    report: EvaluationReport | None
     slices: SliceReport | None
     groups: tuple[FairnessReport, ...]
     artifact: ArtifactFacts | None
@@ -119,9 +124,11 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     :raises InsufficientDataError: no rows in the window, or a metric that can't be measured on them.
     :raises ModelVersionNotFoundError: the run has no package; or MLflow no longer has the champion of the ledger.
     :raises SchemaMismatchError: a column that is not there, or a champion that answers something else.
+    :raises ValueError: ``decision_key`` names no decision to retrain this model.
     """
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
+    earned = find_earned(services, spec.model_name, spec.decision_key)
     champion_version = find_rival(registry, services, spec.model_name, spec.champion_alias)
     with run_package(registry, spec.run_id, services, package_digest=spec.package_digest) as (
         folder,
@@ -131,19 +138,24 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     champion = load_version(registry, champion_version, services) if champion_version else None
     if champion is not None:
         _require_comparable(challenger, champion)
-    window = _unseen(spec, challenger, champion)
-    rows = _rows(spec, window, dataset, [model for model in (challenger, champion) if model is not None])
-    judged = _judge(spec, rows, challenger, champion)
-    decision = decide_promotion(
-        judged.report, spec.policy, slices=judged.slices, groups=judged.groups, further=[artifact]
-    )
+    rival = champion_version.model_version if champion_version else None
+    if earned is not None:
+        window, judged = earned.window, _Judged()
+        decision = judge_earned(earned, challenger.manifest, rival, artifact)
+    else:
+        window = _unseen(spec, challenger, champion)
+        rows = _rows(spec, window, dataset, [model for model in (challenger, champion) if model is not None])
+        judged, report = _judge(spec, rows, challenger, champion)
+        decision = decide_promotion(
+            report, spec.policy, slices=judged.slices, groups=judged.groups, further=[artifact]
+        )
     experiment_id = registry.client.get_run(spec.run_id).info.experiment_id
     result = EvaluateResult(
         model_name=spec.model_name,
         run_id=spec.run_id,
         run_url=registry.run_url(experiment_id, spec.run_id),
         evaluation_url=registry.run_url(experiment_id, spec.run_id, f"{EVALUATION_FOLDER}/evaluation.html"),
-        champion_version=champion_version.model_version if champion_version else None,
+        champion_version=rival,
         dataset=dataset,
         window=window,
         verdict=decision.verdict,
@@ -160,14 +172,16 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    report: EvaluationReport
-    slices: SliceReport | None
-    groups: tuple[FairnessReport, ...]
+    """What was measured; nothing where predecessors were."""
+
+    report: EvaluationReport | None = None
+    slices: SliceReport | None = None
+    groups: tuple[FairnessReport, ...] = ()
 
 
 def _judge(
     spec: EvaluateSpec, rows: pl.DataFrame, challenger: ServedModel, champion: ServedModel | None
-) -> _Judged:
+) -> tuple[_Judged, EvaluationReport]:
     manifest = challenger.manifest
     target = rows[spec.target or manifest.target].to_numpy()
     metric = resolve_metric(spec.metric)
@@ -213,7 +227,7 @@ def _judge(
         )
         for name in spec.groups
     )
-    return _Judged(report, slices, groups)
+    return _Judged(report, slices, groups), report
 
 
 def _guesses(spec: EvaluateSpec, challenger: ServedModel, target: NDArray[Any]) -> dict[str, Predictions]:
@@ -299,7 +313,7 @@ def _publish(registry: Registry, result: EvaluateResult) -> None:
 
 def _numbers(result: EvaluateResult) -> dict[str, float]:
     numbers = {}
-    for item in result.report.metrics:
+    for item in result.report.metrics if result.report else ():
         numbers[f"evaluation_{_key(item.metric)}"] = item.challenger.value
         if item.champion is not None:
             numbers[f"evaluation_{_key(item.metric)}_champion"] = item.champion.value.value

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.challengers import ChallengerCheck
 from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.retraining import (
     Outcome,
+    PromoteOn,
     RetrainingDecision,
-    RetrainingHistory,
     RetrainingPolicy,
-    WindowEvidence,
+    TrainingChoice,
 )
 from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 #: Checks of earlier windows that a policy may look back on.
 LOOK_BACK = 24
+
+#: Retrainings that a policy may count.
+_REMEMBERED = 100
 
 _CHECKS = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK, EntryKind.CHALLENGER_CHECK)
 
@@ -58,9 +62,10 @@ class RetrainingResult:
     :param training: window to train on.
     :param rows: ``all``: all rows before the end of ``training``; ``window``: those inside it.
     :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
-    :param promote_on: what the model is promoted on: its own test on rows ``held_out``, or its ``predecessors``'.
+    :param holdout_start: rows from here on are held out; ``None``: the usual share.
+    :param promote_on: what the model is promoted on, see :class:`~airflow_mlops.core.retraining.RetrainingDecision`.
+    :param refit: whether it learns from all rows: nothing is left to test it on.
     :param recipe: how it is made; ``None`` when it is no model of a recipe.
-    :param shadow: recipes whose next model is worth a training, after the newest decided window.
     :param resumed: the decision was taken earlier, its training never ended.
     :param deploy: its version was promoted, but does not serve yet: it only has to be deployed.
     :param decisions: what was decided now, window by window.
@@ -74,9 +79,10 @@ class RetrainingResult:
     training: Window | None = None
     rows: Literal["all", "window"] = "window"
     half_life_days: float | None = None
-    promote_on: Literal["held_out", "predecessors"] = "held_out"
+    holdout_start: datetime | None = None
+    promote_on: PromoteOn = "held_out"
+    refit: bool = False
     recipe: str | None = None
-    shadow: tuple[str, ...] = ()
     resumed: bool = False
     deploy: bool = False
     decisions: tuple[dict[str, Any], ...] = ()
@@ -86,32 +92,53 @@ class RetrainingResult:
 def run(spec: RetrainingSpec, services: Services) -> RetrainingResult:
     """Decide all windows that are ripe; what another decider wrote first stands."""
     with Ledger.open(services.require("ledger_url")) as ledger:
-        decisions = _decide(ledger, spec)
-        waiting = [item for item in decisions if item.outcome is Outcome.WAIT_FOR_LABELS]
-        new = [_entry(spec, item) for item in decisions if item not in waiting]
+        windows = _undecided(ledger, spec)
+        evidence = [_evidence(ledger, spec, window) for window in windows]
+        decisions = _decide(ledger, spec, evidence)
+        waiting = [item for item in decisions if item.outcome.leaves_undecided]
+        new = [
+            _entry(spec, item, found)
+            for item, found in zip(decisions, evidence, strict=True)
+            if item not in waiting
+        ]
         written = ledger.record_all(new) if new else []
         return _result(ledger, spec, [item.entry for item in written if item.created], waiting)
 
 
-def _decide(ledger: Ledger, spec: RetrainingSpec) -> list[RetrainingDecision]:
-    windows = ledger.undecided_windows(
+def _undecided(ledger: Ledger, spec: RetrainingSpec) -> list[Window]:
+    return ledger.undecided_windows(
         spec.model_name,
         required=spec.required_checks,
         overdue_since=spec.now - timedelta(days=spec.policy.patience_days),
     )
-    if not windows:
+
+
+def _decide(ledger: Ledger, spec: RetrainingSpec, evidence: list[WindowEvidence]) -> list[RetrainingDecision]:
+    """Ask the policy.
+
+    :raises ValueError: it did not give one decision for each window, in their order.
+    """
+    if not evidence:
         return []
+    windows = [item.window for item in evidence]
     decide: Any = load_object(spec.decide)
-    decisions: list[RetrainingDecision] = decide(
-        [_evidence(ledger, spec, window) for window in windows],
-        _history(ledger, spec.model_name),
-        spec.policy,
-        previous_checks=_previous(ledger, spec, windows),
+    decisions: list[RetrainingDecision] = list(
+        decide(
+            evidence,
+            _history(ledger, spec),
+            spec.policy,
+            previous_checks=_previous(ledger, spec, windows),
+        )
     )
+    if [decision.window for decision in decisions] != windows:
+        raise ValueError(
+            f"policy {spec.decide} was asked about {len(windows)} windows and gave {len(decisions)} decisions, or gave them in "
+            "another order: it must give one per window, in the order of the evidence"
+        )
     return decisions
 
 
-def _entry(spec: RetrainingSpec, decision: RetrainingDecision) -> LedgerEntry:
+def _entry(spec: RetrainingSpec, decision: RetrainingDecision, evidence: WindowEvidence) -> LedgerEntry:
     return LedgerEntry(
         kind=EntryKind.RETRAINING_DECISION,
         key=f"{spec.model_name}|{decision.window.key}",
@@ -119,7 +146,7 @@ def _entry(spec: RetrainingSpec, decision: RetrainingDecision) -> LedgerEntry:
         window=decision.window,
         subject=None,
         summary=f"{decision.outcome} for {decision.window}: {decision.reason}",
-        payload=to_dict(decision),
+        payload=to_dict(decision) | {"evidence": evidence.figures()},
         actor=spec.actor,
         recorded_at=spec.now,
     )
@@ -137,7 +164,6 @@ def _result(
             {"window": entry.window.key if entry.window else None, **_brief(entry)} for entry in decided
         ),
         waiting=tuple({"window": item.window.key, "reason": item.reason} for item in waiting),
-        shadow=tuple(decided[-1].payload.get("shadow", ())) if decided else (),
     )
     opened = ledger.open_retraining(spec.model_name)
     if opened is None:
@@ -154,8 +180,10 @@ def _result(
         training=Window.parse(training["start"], training["end"]) if training["start"] else opened.window,
         rows="window" if training["start"] else "all",
         half_life_days=training["half_life_days"],
-        promote_on=opened.payload.get("promote_on", "held_out"),
-        recipe=opened.payload.get("recipe"),
+        holdout_start=from_dict(TrainingChoice, training).holdout_start,
+        promote_on=opened.payload["promote_on"],
+        refit=opened.payload["promote_on"] != "held_out",
+        recipe=opened.payload["recipe"],
         resumed=all(entry.key != opened.key for entry in decided),
     )
 
@@ -221,17 +249,21 @@ def _previous(ledger: Ledger, spec: RetrainingSpec, undecided: list[Window]) -> 
     return [_evidence(ledger, spec, window) for window in sorted(earlier - set(undecided))[-LOOK_BACK:]]
 
 
-def _history(ledger: Ledger, model_name: str) -> RetrainingHistory:
-    retrainings = ledger.retrainings(model_name, limit=10)
-    outcomes = ledger.entries(kind=EntryKind.RETRAINING_OUTCOME, model_name=model_name, limit=10)
-    champion_moves = ledger.entries(kind=EntryKind.PROMOTION, model_name=model_name, limit=1)
+def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
+    retrainings = ledger.retrainings(spec.model_name, limit=_REMEMBERED)
+    outcomes = ledger.entries(
+        kind=EntryKind.RETRAINING_OUTCOME, model_name=spec.model_name, limit=_REMEMBERED
+    )
+    champion_moves = ledger.entries(kind=EntryKind.PROMOTION, model_name=spec.model_name, limit=1)
     return RetrainingHistory(
+        now=spec.now,
+        retrained_at=tuple(entry.recorded_at for entry in retrainings),
         last_retraining_window_end=max(
             (entry.window.end for entry in retrainings if entry.window), default=None
         ),
         champion_since=champion_moves[0].recorded_at if champion_moves else None,
         recent_outcomes=tuple(str(entry.payload["outcome"]) for entry in outcomes),
-        world_since=ledger.world_since(model_name),
+        world_since=ledger.world_since(spec.model_name),
     )
 
 

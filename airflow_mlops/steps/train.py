@@ -10,6 +10,7 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -87,10 +88,11 @@ class TrainSpec:
     :param feature_selection: stage that keeps the most useful features; ``None`` keeps all.
     :param window: rows to use; ``None`` uses all.
     :param rows: which rows: the ``window`` itself, ``all`` before its end, ``trailing`` days before its end, or
-        ``since_change``: since the world last changed, as the retraining decisions have it.
+        ``since_change``: since the world last changed and a model of its rows alone was promoted; else ``all``.
     :param trailing_days: for ``trailing``.
     :param half_life_days: weight of a row halves with this age (before the newest row); ``None``: equal weights.
     :param holdout_share: newest share of the rows, held out of the fit that is measured, ``(0, 0.5]``.
+    :param holdout_start: rows from here on are held out, instead of a share.
     :param refit: fit once more on all rows, and package that model: nothing is left to test it on, but its measured twin says
         what to expect of it.
     :param recipe: name of this way of making a model, under which its models of different age are compared.
@@ -122,6 +124,7 @@ class TrainSpec:
     trailing_days: float | None = None
     half_life_days: float | None = None
     holdout_share: float = 0.2
+    holdout_start: datetime | None = None
     refit: bool = False
     recipe: str | None = None
     metric: str | None = None
@@ -175,6 +178,7 @@ class TrainResult:
     :param validation_value: the metric in cross-validation on the training rows; ``None`` without a search.
     :param trials: parameter sets that were tried.
     :param metric_value: the metric on the held-out rows.
+    :param recipe: name of the way it was made; ``None``: it has none.
     :param reused: whether a former attempt had already finished this work.
     """
 
@@ -197,6 +201,7 @@ class TrainResult:
     trials: int
     metric: str
     metric_value: float | None
+    recipe: str | None = None
     reused: bool
 
 
@@ -245,7 +250,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         )
         if done is not None:
             return replace(done, reused=True)
-        split = split_rows(dataset, columns, window, spec.holdout_share)
+        split = split_rows(dataset, columns, window, spec.holdout_share, spec.holdout_start)
         metric = _metric(spec, columns, split.training[spec.target])
         name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
         with (
@@ -437,6 +442,7 @@ def _result(work: _Work, made: _Made, stored: _Stored) -> TrainResult:
         trials=len(made.search.trials) if made.search else 0,
         metric=score.metric,
         metric_value=score.value,
+        recipe=work.spec.recipe,
         reused=False,
     )
 

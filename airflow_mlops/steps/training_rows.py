@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_mlops.services import Services
 
 #: ``window``: exactly the given one; ``all``: everything before its end; ``trailing``: so many days before its end;
-#: ``since_change``: from the start of the window in which the last retraining was decided.
+#: ``since_change``: since the world last changed, or all.
 RowRule = Literal["window", "all", "trailing", "since_change"]
 
 
@@ -60,22 +60,28 @@ def choose_window(
         return window
     if window is None:
         raise ValueError(f"rows={rule!r} needs the end of a window to count back from")
-    if rule == "all":
+    change = _last_change(model_name, services) if rule == "since_change" else None
+    if change is not None and change < window.end:
+        return replace(window, start=change)
+    if rule in {"all", "since_change"}:
         if dataset.time_min is None or dataset.time_min >= window.end:
             raise InsufficientDataError(f"{dataset.uri} has no row before {window.end}: nothing to train on")
         return replace(window, start=dataset.time_min)
-    if rule == "since_change":
-        return replace(window, start=_last_change(model_name, window, services))
     if trailing_days is None or trailing_days <= 0:
         raise ValueError(f"rows='trailing' needs trailing_days above zero, got {trailing_days}")
     return replace(window, start=window.end - timedelta(days=trailing_days))
 
 
 def split_rows(
-    dataset: DatasetVersion, columns: ColumnRoles, window: Window | None, holdout_share: float
+    dataset: DatasetVersion,
+    columns: ColumnRoles,
+    window: Window | None,
+    holdout_share: float,
+    holdout_start: datetime | None = None,
 ) -> Split:
     """Hold out the newest rows: a random split would let the model see the future.
 
+    :param holdout_start: rows from here on are held out, instead of a share.
     :raises InsufficientDataError: no row with a target, or too few instants to split.
     :raises SchemaMismatchError: a target is infinite.
     :raises ValueError: a share outside ``(0, 0.5]``.
@@ -99,7 +105,7 @@ def split_rows(
             f"no row of {dataset.uri} in {window} has a {columns.target}: nothing to train on"
         )
     times = rows[columns.time]
-    boundary = cast("datetime", times[int(rows.height * (1.0 - holdout_share))])
+    boundary = holdout_start or cast("datetime", times[int(rows.height * (1.0 - holdout_share))])
     training = rows.filter(pl.col(columns.time) < boundary)
     holdout = rows.filter(pl.col(columns.time) >= boundary)
     if training.height == 0 or holdout.height == 0:
@@ -174,15 +180,9 @@ def class_shares(target: pl.Series) -> dict[str, float]:
     return {str(label): count / len(target) for label, count in counts.rows()}
 
 
-def _last_change(model_name: str, window: Window, services: Services) -> datetime:
-    """Find where the world last changed, as the decisions have it; nothing decided: the window's own start."""
-    from airflow_mlops.ledger import EntryKind, Ledger
+def _last_change(model_name: str, services: Services) -> datetime | None:
+    """Find when the world last changed, as far as a promoted model was trained on what came after alone."""
+    from airflow_mlops.ledger import Ledger
 
     with Ledger.open(services.require("ledger_url")) as ledger:
-        decisions = ledger.entries(kind=EntryKind.RETRAINING_DECISION, model_name=model_name, limit=1000)
-    changes = [
-        entry.window.start
-        for entry in decisions
-        if entry.payload.get("outcome") == "retrain" and entry.window and entry.window.end <= window.end
-    ]
-    return max(changes, default=window.start)
+        return ledger.world_since(model_name)

@@ -202,28 +202,38 @@ def test_which_rows_are_used(table: str, services: Services) -> None:
     assert start(rows="all") == START
     assert start(rows="trailing", trailing_days=20) == END - timedelta(days=20)
 
-    def decide(first: datetime, model: str, outcome: str) -> None:
-        seen = Window(start=first, end=first + timedelta(days=5))
+    def retrain(change: datetime, *, promoted: bool) -> None:
+        seen = Window(start=change, end=change + timedelta(days=5))
+        common = {"model_name": "rows", "subject": None, "summary": "", "actor": "test", "recorded_at": END}
+        decided = LedgerEntry(
+            kind=EntryKind.RETRAINING_DECISION,
+            key=f"rows|{seen.key}",
+            window=seen,
+            payload={"outcome": "retrain", "training": {"change": change.isoformat()}},
+            **common,
+        )
+        answer = LedgerEntry(
+            kind=EntryKind.PROMOTION,
+            key=f"promotion|{seen.key}",
+            window=None,
+            payload={"decision_key": decided.key},
+            **common,
+        )
         with Ledger.open(str(services.ledger_url)) as ledger:
-            ledger.record(
-                LedgerEntry(
-                    kind=EntryKind.RETRAINING_DECISION,
-                    key=f"{model}|{seen.key}",
-                    model_name=model,
-                    window=seen,
-                    subject=None,
-                    summary="decided",
-                    payload={"outcome": outcome},
-                    actor="test",
-                    recorded_at=END,
-                )
-            )
+            ledger.record_all([decided, answer] if promoted else [decided])
 
-    decide(CHANGE, "rows", "retrain")
-    decide(END - timedelta(days=12), "rows", "nothing")
+    assert start(rows="since_change") == START  # it never has
+    retrain(CHANGE, promoted=True)
     assert start(rows="since_change") == CHANGE
-    decide(CHANGE + timedelta(days=1), "rows", "retrain")
-    assert start(rows="since_change") == CHANGE + timedelta(days=1)  # not the finished run of before
+    retrain(CHANGE + timedelta(days=1), promoted=False)  # a suspicion
+    assert start(rows="since_change") == CHANGE
+    retrain(CHANGE + timedelta(days=2), promoted=True)
+    assert start(rows="since_change") == CHANGE + timedelta(days=2)  # not the finished run of before
+    with pytest.raises(InsufficientDataError, match="at 20"):
+        run_step("train", spec(table, "rows", window=window, holdout_start=END.isoformat()), services)
+    held_out = END - timedelta(days=2)
+    told = run_step("train", spec(table, "rows", window=window, holdout_start=held_out.isoformat()), services)
+    assert datetime.fromisoformat(told["holdout"]["start"]) == held_out
     with pytest.raises(ValueError, match="trailing_days above zero"):
         start(rows="trailing")
     with pytest.raises(ValueError, match="needs the end of a window"):

@@ -18,13 +18,8 @@ from airflow_mlops.core.challengers import (
     measure_gap,
 )
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.retraining import (
-    Outcome,
-    RetrainingHistory,
-    RetrainingPolicy,
-    WindowEvidence,
-    decide_retraining,
-)
+from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
+from airflow_mlops.core.retraining import Outcome, RetrainingPolicy, decide_retraining
 from airflow_mlops.core.windows import Window
 
 POLICY = ChallengerPolicy()
@@ -97,7 +92,7 @@ class TestVerdict:
         verdict = judge_challengers(world.checks, POLICY)
         assert verdict.promote
         assert verdict.gain == pytest.approx(0.3, abs=0.02)
-        assert "is expected to save 0.3" in verdict.reason
+        assert "would lose 0.302 ± 0.003 in the next window" in verdict.reason
 
     def test_equal_models_are_left_alone(self) -> None:
         promoted = 0
@@ -145,7 +140,7 @@ class TestVerdict:
         )
         verdict = judge_challengers([check], POLICY)
         assert not verdict.promote
-        assert "not beyond chance" in verdict.reason
+        assert "not better than version all18 beyond chance" in verdict.reason
 
     def test_without_a_challenger_both_recipes_are_worth_a_training(self) -> None:
         alone = Contender(version="1", recipe=None, trained_until=FIRST, loss=1.0)

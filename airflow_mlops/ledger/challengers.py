@@ -1,0 +1,48 @@
+"""Challengers that the newest retraining decision wants trained, for the next window to compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.retraining import recipe_rows
+from airflow_mlops.ledger.entries import EntryKind
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.windows import Window
+    from airflow_mlops.ledger.store import Ledger
+
+
+def wanted_challengers(ledger: Ledger, model_name: str) -> list[dict[str, Any]]:
+    """List the recipes worth a training, as arguments of a ``TrainModelOperator``.
+
+    Asked twice it gives what is still missing: a recipe whose model of these rows has been trained is left out, as is the one
+    that was promoted.
+    """
+    decisions = ledger.entries(kind=EntryKind.RETRAINING_DECISION, model_name=model_name, limit=20)
+    decided = [(entry.window, entry.payload.get("shadow", ())) for entry in decisions if entry.window]
+    if not decided:
+        return []
+    window, recipes = max(decided, key=lambda pair: pair[0])
+    since, there = ledger.world_since(model_name), _trained(ledger, model_name, window)
+    return [
+        {
+            "recipe": recipe,
+            "rows": "since_change",
+            "window_start": to_dict(window)["start"],
+            "window_end": to_dict(window)["end"],
+            "half_life_days": recipe_rows(recipe, window, since).half_life_days,
+        }
+        for recipe in recipes
+        if recipe not in there
+    ]
+
+
+def _trained(ledger: Ledger, model_name: str, window: Window) -> set[str]:
+    """Name the recipes that have a model of all rows up to the window's end."""
+    trainings = ledger.entries(kind=EntryKind.TRAINING, model_name=model_name, limit=100)
+    return {
+        str(training.payload["recipe"])
+        for training in trainings
+        if training.payload.get("recipe") and training.window and training.window.end >= window.end
+    }

@@ -1,0 +1,161 @@
+"""The verdict on a model that has learned from all rows: what its predecessors earned, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_mlops.core.promotion import Check, Outcome, Verdict
+from airflow_mlops.core.windows import Window
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, wanted_challengers
+from airflow_mlops.services import Services
+from airflow_mlops.serving.package import read_package
+from airflow_mlops.steps.predecessors import EarnedPromotion, find_earned, judge_earned
+from tests.packages import build_package
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.package import PackageManifest
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+END = START + timedelta(days=31)
+WINDOW = Window(start=START, end=END)
+EARNED = EarnedPromotion(
+    window=WINDOW, recipe="recent", champion_version="7", until=END, tested=True, reason="they beat version 7"
+)
+RUNS = Check(name="artifact", outcome=Outcome.PASS, reason="it answers")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> PackageManifest:
+    folder = tmp_path_factory.mktemp("package") / "package"
+    digest = build_package(folder)
+    made = read_package(folder, expected_digest=digest)
+    trained = replace(
+        made.trained_on, time_column="at", window_start=START, window_end=END, recipe=EARNED.recipe
+    )
+    return replace(made, trained_on=trained)
+
+
+class TestVerdict:
+    def test_as_decided(self, manifest: PackageManifest) -> None:
+        decision = judge_earned(EARNED, manifest, "7", RUNS)
+        assert (decision.verdict, decision.reason) == (Verdict.PROMOTE, "they beat version 7")
+        assert [check.name for check in decision.checks] == ["predecessors", "artifact"]
+
+    def test_another_champion_by_now(self, manifest: PackageManifest) -> None:
+        decision = judge_earned(EARNED, manifest, "8", RUNS)
+        assert decision.verdict is Verdict.REJECT
+        assert "beat version 7, and version 8 is champion by now" in decision.reason
+
+    def test_made_in_another_way(self, manifest: PackageManifest) -> None:
+        decision = judge_earned(EARNED._replace(recipe="all"), manifest, "7", RUNS)
+        assert decision.verdict is Verdict.REJECT
+        assert "models of recipe 'all' earned the promotion, and this one is of 'recent'" in decision.reason
+
+    def test_of_rows_nobody_decided_on(self, manifest: PackageManifest) -> None:
+        decision = judge_earned(EARNED._replace(until=END - timedelta(days=1)), manifest, "7", RUNS)
+        assert decision.verdict is Verdict.REJECT
+        assert "has learned from later ones" in decision.reason
+
+    @pytest.mark.parametrize(
+        ("outcome", "verdict"),
+        [(Outcome.FAIL, Verdict.REJECT), (Outcome.NOT_MEASURED, Verdict.NO_VERDICT)],
+    )
+    def test_a_package_that_does_not_answer_is_not_promoted(
+        self, manifest: PackageManifest, outcome: Outcome, verdict: Verdict
+    ) -> None:
+        broken = replace(RUNS, outcome=outcome, reason="it does not answer")
+        decision = judge_earned(EARNED, manifest, "7", broken)
+        assert (decision.verdict, decision.reason) == (verdict, "it does not answer")
+
+    def test_a_policy_that_wants_no_test_gets_none(self, manifest: PackageManifest) -> None:
+        untested = EARNED._replace(tested=False, recipe=None, champion_version=None)
+        assert judge_earned(untested, manifest, "8", RUNS).verdict is Verdict.PROMOTE
+
+
+def record(
+    ledger: Ledger,
+    kind: EntryKind,
+    key: str,
+    *,
+    window: Window | None = WINDOW,
+    model_name: str = "fares",
+    **payload,
+) -> None:
+    ledger.record(
+        LedgerEntry(
+            kind=kind,
+            key=key,
+            model_name=model_name,
+            window=window,
+            subject=None,
+            summary=key,
+            payload=payload,
+            actor="test",
+            recorded_at=END,
+        )
+    )
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Services:
+    services = Services(ledger_url=f"sqlite:///{tmp_path}/ledger.db")
+    with Ledger.open(str(services.ledger_url)) as ledger:
+        common = {"outcome": "retrain", "recipe": "recent", "champion_version": "7", "reason": "long"}
+        training = {"start": None, "end": END.isoformat()}
+        decided = {**common, "training": training, "grounds": "they beat version 7"}
+        record(ledger, EntryKind.RETRAINING_DECISION, "earned", promote_on="predecessors", **decided)
+        record(ledger, EntryKind.RETRAINING_DECISION, "to test", promote_on="held_out", **decided)
+    return services
+
+
+class TestDecision:
+    def test_it_is_read_from_the_ledger(self, services: Services) -> None:
+        assert find_earned(services, "fares", "earned") == EARNED
+
+    def test_a_model_that_is_to_be_tested_is(self, services: Services) -> None:
+        assert find_earned(services, "fares", "to test") is None
+        assert find_earned(services, "fares", None) is None
+
+    def test_another_models_decision_earns_nothing(self, services: Services) -> None:
+        with pytest.raises(ValueError, match="earned"):
+            find_earned(services, "tips", "earned")
+
+
+class TestWanted:
+    @pytest.fixture
+    def ledger(self, tmp_path: Path):
+        with Ledger.open(f"sqlite:///{tmp_path}/wanted.db") as ledger:
+            yield ledger
+
+    def decide(self, ledger: Ledger, window: Window, *recipes: str) -> None:
+        record(
+            ledger,
+            EntryKind.RETRAINING_DECISION,
+            f"fares|{window.key}",
+            window=window,
+            outcome="nothing",
+            shadow=list(recipes),
+        )
+
+    def test_what_the_newest_decided_window_asks_for(self, ledger: Ledger) -> None:
+        assert wanted_challengers(ledger, "fares") == []
+        later = Window(start=END, end=END + timedelta(days=30))
+        self.decide(ledger, later, "recent", "all")
+        self.decide(ledger, WINDOW, "all")  # late
+        wanted = wanted_challengers(ledger, "fares")
+        assert [item["recipe"] for item in wanted] == ["recent", "all"]
+        assert [item["half_life_days"] for item in wanted] == [30.0, None]
+        assert {item["window_end"] for item in wanted} == {later.end.isoformat().replace("+00:00", "Z")}
+
+    def test_what_was_trained_is_not_trained_again(self, ledger: Ledger) -> None:
+        self.decide(ledger, WINDOW, "recent", "all")
+        older = Window(start=START, end=END - timedelta(days=1))
+        record(ledger, EntryKind.TRAINING, "old", window=older, recipe="all")
+        record(ledger, EntryKind.TRAINING, "by hand", recipe=None)
+        record(ledger, EntryKind.TRAINING, "promoted", recipe="recent")
+        assert [item["recipe"] for item in wanted_challengers(ledger, "fares")] == ["all"]
