@@ -64,7 +64,7 @@ class UpdateIncidentsOperator(StepOperator):
         """
         for event in result["events"]:
             self.log.info("%s: %s: %s", event["kind"], event["title"], event["reason"])
-        self.log.info("%s: %s", self.model_name, result["headline"])
+        self.log.info("%s", result["headline"])
         self.fill_outlets(context, {name: result[name] for name in ("headline", "event_count")})
         if self.channels:
             IncidentNotifier(
