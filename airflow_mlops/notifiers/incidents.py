@@ -156,7 +156,8 @@ class IncidentNotifier(BaseNotifier):
         if not failed:
             return
         complaints = "; ".join(
-            f"{name}: {type(err).__name__}: {' '.join(str(err).split())[:_SHOWN]}" for name, err in failed.items()
+            f"{name}: {type(err).__name__}: {' '.join(str(err).split())[:_SHOWN]}"
+            for name, err in failed.items()
         )
         others = [name for name in self.channels if name not in failed]
         reached = f"{', '.join(others)} heard all there was" if others else "nobody was told"
