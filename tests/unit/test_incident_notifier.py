@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from airflow_mlops.notifiers.channels import email_channel, pagerduty_channel, s
 from airflow_mlops.notifiers.incidents import IncidentNotifier
 from airflow_mlops.operators.incidents import UpdateIncidentsOperator
 from airflow_mlops.services import Services
+from tests.conftest import REPOSITORY
 from tests.mailbox import MailServer, Webhook, running
 from tests.unit.test_incidents import drift, write
 
@@ -234,6 +236,27 @@ def test_a_provider_that_is_not_installed(
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ModuleNotFoundError, match=rf"pip install 'airflow-mlops\[{extra}\]'"):
         make()
+
+
+def snippets() -> list[str]:
+    """The programs on the page about alerts."""
+    page = (REPOSITORY / "docs" / "how-to" / "alerts.md").read_text()
+    return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_what_the_page_shows_runs(index: int) -> None:
+    source = snippets()[index]
+    for provider in ("slack", "pagerduty"):
+        if provider in source:
+            pytest.importorskip(
+                f"airflow.providers.{provider}", reason=f"pip install 'airflow-mlops[{provider}]'"
+            )
+    names: dict[str, Any] = {}
+    exec(compile(source, "alerts.md", "exec"), names)  # noqa: S102 - our own page
+    assert len(snippets()) == 4
+    for channel in names.get("channels", {}).values():
+        assert isinstance(channel, BaseNotifier)
 
 
 def test_slack(services: Services, webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.incidents import read_story
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 POLICY = IncidentPolicy()
@@ -408,6 +410,11 @@ def look(services: Services, day: float = 30) -> dict[str, Any]:
     return run_step("incidents", {"model_name": "m", "actor": "a", "now": now}, services)
 
 
+def read_events(services: Services) -> list[IncidentEvent]:
+    with Ledger.open(services.require("ledger_url")) as ledger:
+        return read_story(ledger, "m")
+
+
 def test_the_step_writes_what_is_new_once(services: Services) -> None:
     page = {"version_url": "http://mlflow/#/models/m/versions/3"}
     registration = check(EntryKind.REGISTRATION, 0, subject="3", **page)
@@ -478,9 +485,34 @@ def test_schedulers_that_look_at_once_write_each_event_once(services: Services) 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: look(services), range(4)))
     assert sum(result["event_count"] for result in results) == 16
-    with Ledger.open(services.require("ledger_url")) as ledger:
-        written = ledger.entries(kind=EntryKind.INCIDENT, model_name="m", newest_first=False)
-    require_sound([from_dict(IncidentEvent, entry.payload) for entry in written])
+    require_sound(read_events(services))
+
+
+@given(
+    drifted=st.lists(st.sampled_from([None, False, True]), min_size=1, max_size=12),
+    seed=st.integers(0, 2**16),
+    looks=st.sets(st.integers(0, 23)),
+)
+@settings(max_examples=25, deadline=None)
+def test_checks_in_any_order_and_twice_through_the_ledger(
+    drifted: list[bool | None], seed: int, looks: set[int]
+) -> None:
+    """Lost events, paused Dags, reruns: whenever somebody looks, and whatever is there by then."""
+    with tempfile.TemporaryDirectory() as folder:
+        services = Services(ledger_url=f"sqlite:///{folder}/ledger.db")
+        checks = [drift(index, found) for index, found in enumerate(drifted) if found is not None]
+        arrivals = [*checks, *checks]
+        random.Random(seed).shuffle(arrivals)
+        for position, arrived in enumerate(arrivals):
+            write(services, arrived)
+            if position in looks:
+                look(services)
+        last = look(services)
+        again = look(services)
+        assert (again["event_count"], again["open"]) == (0, last["open"])
+        events = read_events(services)
+        require_sound(events)
+        assert bool(events) == any(drifted)
 
 
 def test_schedulers_that_know_different_windows_do_not_open_two(services: Services) -> None:
