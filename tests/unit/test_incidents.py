@@ -33,10 +33,10 @@ from airflow_mlops.core.incidents import (
     untold,
 )
 from airflow_mlops.core.windows import Window
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, Recorded
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.incidents import read_story
+from airflow_mlops.steps.incidents import IncidentsSpec, _bring_up_to_date, read_story
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 POLICY = IncidentPolicy()
@@ -521,3 +521,28 @@ def test_schedulers_that_know_different_windows_do_not_open_two(services: Servic
     look(services)
     write(services, drift(2, True), drift(3, True))
     assert look(services)["event_count"] == 0
+
+
+class Overtaken(Ledger):
+    """A connection that another scheduler overtakes between its look and its first write."""
+
+    overtake: Any = None
+
+    def record(self, entry: LedgerEntry) -> Recorded:
+        overtake, self.overtake = self.overtake, None
+        if overtake is not None:
+            overtake()
+        return super().record(entry)
+
+
+def test_who_is_overtaken_starts_again_from_what_the_winner_wrote(services: Services) -> None:
+    """Both would write event 1; what the loser made of its own event 1 must not follow the winner's."""
+    write(services, drift(5, True))
+    spec = IncidentsSpec(model_name="m", actor="b", now=START)
+    with Overtaken.open(services.require("ledger_url")) as ledger:
+        assert isinstance(ledger, Overtaken)
+        ledger.overtake = lambda: look(services)  # it knows window 5 only
+        knows = history("3..3..", Cause.INPUTS)
+        assert _bring_up_to_date(ledger, spec, Cause.INPUTS, knows) == []
+    (event,) = read_events(services)
+    assert (event.kind, event.window) == (OPENED, window(5))
