@@ -41,7 +41,7 @@ def pagerduty_channel(
         "pagerduty_events_conn_id": pagerduty_events_conn_id,
         "summary": "{{ incident.title }}",
         "severity": "{{ incident.severity }}",
-        "source": "{{ incident.model_name }}",
+        "source": "model {{ incident.model_name }}",
         "action": "{{ incident.action }}",
         "dedup_key": "{{ incident.dedup_key }}",
         "class_type": "{{ incident.cause }}",

@@ -7,16 +7,18 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.incidents import (
-    Cause,
-    Finding,
-    IncidentEvent,
-    IncidentPolicy,
+from airflow_mlops.core.incident_findings import (
     Retraining,
     count_overdue,
     finding_of_drift,
     findings_of_grade,
     findings_of_retrainings,
+)
+from airflow_mlops.core.incidents import (
+    Cause,
+    Finding,
+    IncidentEvent,
+    IncidentPolicy,
     next_events,
     open_incidents,
 )
