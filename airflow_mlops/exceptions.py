@@ -37,6 +37,10 @@ class CommitConflictError(TransientError):
     """Another write to the same table was committed first; nothing was written."""
 
 
+class NotificationError(TransientError):
+    """A channel could not be told of an incident; the message names it. The others were told."""
+
+
 class GateFailedError(MLOpsError):
     """A gate ran and said no.
 

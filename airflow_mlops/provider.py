@@ -28,6 +28,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [_modules("hooks", ("bentoml", "ledger", "mlflow", "signing"))],
         "triggers": [_modules("triggers", ("poll",))],
         "connection-types": [_mlflow(), _bentoml(), _ledger(), _signing()],
+        "notifications": ["airflow_mlops.notifiers.incidents.IncidentNotifier"],
         "extra-links": [f"airflow_mlops.links.{name}" for name in _LINKS],
     }
 
@@ -39,6 +40,7 @@ _OPERATORS = (
     "drift",
     "evaluate",
     "explain",
+    "incidents",
     "ingest",
     "performance",
     "promotion",

@@ -48,6 +48,7 @@ STEP_MODULES = {
     "performance": "airflow_mlops.steps.performance",
     "challengers": "airflow_mlops.steps.challengers",
     "retraining": "airflow_mlops.steps.retraining",
+    "incidents": "airflow_mlops.steps.incidents",
 }
 
 

@@ -16,10 +16,11 @@ import typing
 from datetime import UTC, datetime
 
 import pytest
-from airflow.sdk import BaseHook, BaseOperator
+from airflow.sdk import BaseHook, BaseNotifier, BaseOperator
 from airflow.triggers.base import BaseTrigger
 
 import airflow_mlops.hooks
+import airflow_mlops.notifiers
 import airflow_mlops.operators
 import airflow_mlops.sensors
 import airflow_mlops.triggers
@@ -37,9 +38,10 @@ OPERATORS = {
     "IngestDatasetOperator", "ValidateDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
     "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
-    "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator",
+    "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator", "UpdateIncidentsOperator",
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
+NOTIFIERS = {"IncidentNotifier"}
 HOOKS = {"MLflowHook", "BentoMLHook", "LedgerHook", "SigningHook"}
 HEAVY = {
     "mlflow", "bentoml", "sklearn", "great_expectations", "evidently", "onnxruntime", "skl2onnx", "deltalake", "polars",
@@ -62,6 +64,7 @@ TASKS = [
     if cls not in BASES
 ]
 FOUND_HOOKS = list(discover(airflow_mlops.hooks, BaseHook))
+FOUND_NOTIFIERS = list(discover(airflow_mlops.notifiers, BaseNotifier))
 FOUND_TRIGGERS = list(discover(airflow_mlops.triggers, BaseTrigger))
 
 
@@ -93,6 +96,7 @@ def arguments_for(cls: type) -> dict[str, typing.Any]:
 def test_discovery_found_everything() -> None:
     assert {cls.__name__ for cls in TASKS} == OPERATORS | SENSORS
     assert {cls.__name__ for cls in FOUND_HOOKS} == HOOKS
+    assert {cls.__name__ for cls in FOUND_NOTIFIERS} == NOTIFIERS
     assert {cls.__name__ for cls in FOUND_TRIGGERS} == {"PollTrigger"}
     assert {cls.step for cls in TASKS if issubclass(cls, StepOperator)} == set(STEP_MODULES)
 
@@ -185,6 +189,24 @@ def test_triggers_survive_a_round_trip() -> None:
     assert issubclass(PollSensor, BaseOperator)
 
 
+@pytest.mark.parametrize("cls", FOUND_NOTIFIERS, ids=lambda cls: cls.__name__)
+class TestNotifier:
+    def test_arguments_are_keyword_only_and_stored_untouched(self, cls: type) -> None:
+        assert all(item.kind is inspect.Parameter.KEYWORD_ONLY for item in own_arguments(cls).values())
+        given = arguments_for(cls)
+        notifier = cls(**given)
+        assert {name: getattr(notifier, name) for name in given} == given
+
+    def test_every_argument_is_documented_and_templated_said_where_true(self, cls: type) -> None:
+        assert set(documented(cls)) == set(own_arguments(cls))
+        said = {name for name, text in documented(cls).items() if text.rstrip().endswith("(templated)")}
+        assert said == set(cls.template_fields)
+
+    def test_it_speaks_both_ways(self, cls: type) -> None:
+        assert cls.notify is not BaseNotifier.notify
+        assert cls.async_notify is not BaseNotifier.async_notify
+
+
 @pytest.mark.parametrize("cls", FOUND_HOOKS, ids=lambda cls: cls.__name__)
 def test_hooks_say_what_they_connect_to(cls: type) -> None:
     for name in ("conn_name_attr", "default_conn_name", "conn_type", "hook_name"):
@@ -200,7 +222,7 @@ import importlib, json, pkgutil, sys
 import airflow.sdk
 before = set(sys.modules)
 import airflow_mlops
-for name in ("operators", "sensors", "triggers", "hooks"):
+for name in ("operators", "sensors", "notifiers", "triggers", "hooks"):
     package = importlib.import_module(f"airflow_mlops.{name}")
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)

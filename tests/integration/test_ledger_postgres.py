@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,8 @@ import sqlalchemy as sa
 
 from airflow_mlops.exceptions import LedgerUnavailableError, PromotionConflictError
 from airflow_mlops.ledger import EntryKind, Ledger
+from airflow_mlops.services import Services
+from tests.unit.test_incidents import drift, look, read_events, require_sound, write
 from tests.unit.test_ledger import (
     OPEN,
     START,
@@ -216,3 +219,12 @@ def test_a_server_that_does_not_answer_is_said_without_the_password(server: sa.U
     with pytest.raises(LedgerUnavailableError, match="does not answer") as caught:
         Ledger.open(nobody.render_as_string(hide_password=False))
     assert "s3cret" not in str(caught.value)
+
+
+def test_schedulers_that_look_at_incidents_at_once_write_each_event_once(url: str) -> None:
+    services = Services(ledger_url=url)
+    write(services, *(drift(index, index % 3 == 0) for index in range(24)))
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: look(services), range(4)))
+    assert sum(result["event_count"] for result in results) == 16
+    require_sound(read_events(services))

@@ -193,6 +193,7 @@ def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             window=NEXT,
         )
         made.run("retraining", model_name=made.model_name, actor="test", now="2018-09-01T00:00:00Z")
+        made.run("incidents", model_name=made.model_name, actor="test", now="2018-09-01T00:00:00Z")
         yield made
     finally:
         LocalServer(made.folder / "serving", port=made.port).stop()
@@ -211,6 +212,7 @@ def test_the_chain_says_what_it_did(loop: Loop) -> None:
     assert results["performance"]["measured"]
     assert not results["performance"]["degraded"]
     assert not results["drift"]["drifted"]
+    assert results["incidents"]["headline"] == "nothing new; 0 open"
     assert results["score"]["row_count"] == results["performance"]["row_count"] > 1000
 
 

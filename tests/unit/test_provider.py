@@ -26,8 +26,9 @@ def test_every_module_and_class_named_is_there() -> None:
     ]
     for name in modules:
         importlib.import_module(name)
-    classes = [*info["extra-links"], *(item["hook-class-name"] for item in info["connection-types"])]
-    assert len(classes) == 8
+    hooks = [item["hook-class-name"] for item in info["connection-types"]]
+    classes = [*info["extra-links"], *info["notifications"], *hooks]
+    assert len(classes) == 9
     for path in classes:
         module, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(module), name)
