@@ -35,15 +35,8 @@ HOW = {
     "estimator": "sklearn.ensemble.HistGradientBoostingRegressor",
     "estimator_params": {"loss": "absolute_error"},
     "target": "total_ex_tip",
-    "numeric": [
-        "trip_distance",
-        "pickup_location_id",
-        "dropoff_location_id",
-        "hour",
-        "day_of_week",
-        "passenger_count",
-    ],
-    "categorical": ["rate_code_id"],
+    "numeric": "trip_distance, pickup_location_id, dropoff_location_id, hour, day_of_week, passenger_count",
+    "categorical": "rate_code_id",
     "time_column": "pickup_datetime",
 }
 
@@ -77,17 +70,7 @@ with DAG(
         required_checks=["performance_check", "drift_check", "challenger_check"],
         deploy_task_id="deploy",
     )
-    train = TrainModelOperator(
-        task_id="train",
-        window_start="{{ ti.xcom_pull('decide').training.start }}",
-        window_end="{{ ti.xcom_pull('decide').training.end }}",
-        rows="{{ ti.xcom_pull('decide').rows }}",
-        half_life_days="{{ ti.xcom_pull('decide').half_life_days }}",
-        holdout_start="{{ ti.xcom_pull('decide').holdout_start }}",
-        refit="{{ ti.xcom_pull('decide').refit }}",
-        recipe="{{ ti.xcom_pull('decide').recipe }}",
-        **HOW,
-    )
+    train = TrainModelOperator(task_id="train", plan=decide.output, **HOW)
     evaluate = EvaluateModelOperator(
         task_id="evaluate",
         training=train.output,
@@ -118,13 +101,13 @@ with DAG(
 
     wanted = choose_challengers()
     train_challengers = TrainModelOperator.partial(
-        task_id="train_challengers", refit=True, map_index_template="{{ task.recipe }}", **HOW
-    ).expand_kwargs(wanted)
+        task_id="train_challengers", map_index_template="{{ task.plan['recipe'] }}", **HOW
+    ).expand(plan=wanted)
     RegisterModelOperator.partial(task_id="register_challengers", alias="shadow").expand(
         training=train_challengers.output
     )
 
     decide >> train >> evaluate >> register >> promote >> deploy
     decide >> deploy  # what was promoted in an earlier run, but could not be deployed
-    [decide, promote] >> wanted
+    promote >> wanted  # whether there was one or not
 # [END retrain_on_drift]

@@ -127,6 +127,26 @@ class TrainingChoice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPlan:
+    """What a training is asked for, as ``TrainModelOperator(plan=...)`` takes it.
+
+    :param window: rows to use; of other rules than ``window`` only its end counts.
+    :param rows: ``window``, ``all`` before its end, or ``since_change``.
+    :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
+    :param holdout_start: rows from here on are held out; ``None``: the usual share.
+    :param refit: whether the model learns from all rows in the end: nothing is left to test it on.
+    :param recipe: name of the way it is made; ``None``: it has none.
+    """
+
+    window: Window
+    rows: Literal["window", "all", "since_change"]
+    half_life_days: float | None = None
+    holdout_start: datetime | None = None
+    refit: bool = False
+    recipe: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RetrainingDecision:
     """The decision for one window.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.retraining import recipe_rows
+from airflow_mlops.core.retraining import TrainingPlan, recipe_rows
 from airflow_mlops.ledger.entries import EntryKind
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def wanted_challengers(ledger: Ledger, model_name: str) -> list[dict[str, Any]]:
-    """List the recipes worth a training, as arguments of a ``TrainModelOperator``.
+    """List the recipes worth a training, each as a plan for ``TrainModelOperator``.
 
     Asked twice it gives what is still missing: a recipe whose model of these rows has been trained is left out, as is the one
     that was promoted.
@@ -25,17 +25,18 @@ def wanted_challengers(ledger: Ledger, model_name: str) -> list[dict[str, Any]]:
         return []
     window, recipes = max(decided, key=lambda pair: pair[0])
     since, there = ledger.world_since(model_name), _trained(ledger, model_name, window)
-    return [
-        {
-            "recipe": recipe,
-            "rows": "since_change",
-            "window_start": to_dict(window)["start"],
-            "window_end": to_dict(window)["end"],
-            "half_life_days": recipe_rows(recipe, window, since).half_life_days,
-        }
+    plans = [
+        TrainingPlan(
+            window=window,
+            rows="since_change",
+            half_life_days=recipe_rows(recipe, window, since).half_life_days,
+            refit=True,
+            recipe=recipe,
+        )
         for recipe in recipes
         if recipe not in there
     ]
+    return [to_dict(plan) for plan in plans]
 
 
 def _trained(ledger: Ledger, model_name: str, window: Window) -> set[str]:

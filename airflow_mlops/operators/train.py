@@ -39,6 +39,8 @@ class TrainModelOperator(StepOperator):
     :param feature_selection: ``{"method": "rfe" | "l1" | "importance", "keep": number}``; default keeps all. (templated)
     :param window_start: first instant of the rows to use; default the run's data interval. (templated)
     :param window_end: first instant after them. (templated)
+    :param plan: what a retraining decision asks for, in place of the window and the five arguments from ``rows`` to ``recipe``: what
+        the deciding task returned, or an item of :func:`~airflow_mlops.ledger.wanted_challengers`. (templated)
     :param rows: ``window`` (default): the rows in it; ``all`` before its end; ``trailing`` days before its end;
         ``since_change``: since the world last changed and a model of its rows alone was promoted; else ``all``. (templated)
     :param trailing_days: for ``trailing``. (templated)
@@ -77,6 +79,7 @@ class TrainModelOperator(StepOperator):
         "feature_selection",
         "window_start",
         "window_end",
+        "plan",
         "rows",
         "trailing_days",
         "half_life_days",
@@ -110,6 +113,7 @@ class TrainModelOperator(StepOperator):
         feature_selection: Mapping[str, Any] | None = None,
         window_start: str | None = "{{ data_interval_start }}",
         window_end: str | None = "{{ data_interval_end }}",
+        plan: Any = None,
         rows: str = "window",
         trailing_days: float | str | None = None,
         half_life_days: float | str | None = None,
@@ -141,6 +145,7 @@ class TrainModelOperator(StepOperator):
         self.feature_selection = feature_selection
         self.window_start = window_start
         self.window_end = window_end
+        self.plan = plan
         self.rows = rows
         self.trailing_days = trailing_days
         self.half_life_days = half_life_days
@@ -183,6 +188,7 @@ class TrainModelOperator(StepOperator):
             "parity": dict(self.parity or {}),
             "quantize": self.quantize or None,
             "seed": int(self.seed),
+            **(part_of(self.plan, "plan") or {}),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

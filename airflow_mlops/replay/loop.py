@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_mlops.core.challengers import ALL, RECENT
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.metrics import evaluate_metric, resolve_metric
+from airflow_mlops.core.retraining import TrainingPlan
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError
 from airflow_mlops.integrations.mlflow import Registry
@@ -171,21 +172,23 @@ class Replay:
         """Train on the reference and promote the model that takes all rows alike; beside it the recipes' first models."""
         reference = self.stream.reference
         self._ingest(reference)
-        days = self.stream.windows[self.stream.config.reference - 1].days
         versions = {
-            recipe: self._register(
-                self._fit(
-                    to_dict(reference),
-                    rows="window",
-                    half_life_days=days if recipe == RECENT else None,
-                    refit=True,
-                    recipe=recipe,
-                )
-            )
+            recipe: self._register(self._fit(self._first_plan(recipe)))
             for recipe in ((ALL, RECENT) if self.compare else (ALL,))
         }
         self._promote(versions[ALL], expected=None, reason="the first model", key=None, window=reference)
         return self._load(versions[ALL])
+
+    def _first_plan(self, recipe: str) -> dict[str, Any]:
+        days = self.stream.windows[self.stream.config.reference - 1].days
+        plan = TrainingPlan(
+            window=self.stream.reference,
+            rows="window",
+            half_life_days=days if recipe == RECENT else None,
+            refit=True,
+            recipe=recipe,
+        )
+        return to_dict(plan)
 
     def _predict(self, window: Window, rows: pl.DataFrame) -> tuple[str, float]:
         """Answer for the window as the service does: with the champion, into the inference log."""
@@ -264,14 +267,7 @@ class Replay:
 
     def _retrain(self, decision: dict[str, Any], window: Window) -> str | None:
         """Train, evaluate, register, promote: the version, if it earned it."""
-        training = self._fit(
-            decision["training"],
-            rows=decision["rows"],
-            half_life_days=decision["half_life_days"],
-            holdout_start=decision["holdout_start"],
-            refit=decision["refit"],
-            recipe=decision["recipe"],
-        )
+        training = self._fit(decision["plan"])
         config = self.stream.config
         evaluation = self._step(
             "evaluate",
@@ -304,17 +300,8 @@ class Replay:
     def _train_challengers(self) -> None:
         with self._ledger() as ledger:
             wanted = wanted_challengers(ledger, self.stream.config.name)
-        for item in wanted:
-            window = {"start": item["window_start"], "end": item["window_end"]}
-            self._register(
-                self._fit(
-                    window,
-                    rows=item["rows"],
-                    half_life_days=item["half_life_days"],
-                    refit=True,
-                    recipe=item["recipe"],
-                )
-            )
+        for plan in wanted:
+            self._register(self._fit(plan))
 
     # -- steps --------------------------------------------------------------------------------------------
 
@@ -336,16 +323,7 @@ class Replay:
         self._dataset = result["dataset"]
         return self._dataset
 
-    def _fit(
-        self,
-        window: dict[str, Any],
-        *,
-        rows: str,
-        half_life_days: float | None,
-        holdout_start: str | None = None,
-        refit: bool,
-        recipe: str | None,
-    ) -> dict[str, Any]:
+    def _fit(self, plan: dict[str, Any]) -> dict[str, Any]:
         config = self.stream.config
         training = self._step(
             "train",
@@ -359,13 +337,8 @@ class Replay:
                 "categorical": list(config.categorical),
                 "time_column": config.time_column,
                 "id_column": ID_COLUMN,
-                "window": window,
-                "rows": rows,
-                "half_life_days": half_life_days,
                 "metric": config.metric,
-                "holdout_start": holdout_start,
-                "refit": refit,
-                "recipe": recipe,
+                **plan,
             },
         )
         if not training["reused"]:
@@ -376,7 +349,7 @@ class Replay:
                 training,
                 f"trained on {training['training_rows']} rows",
                 key=training["run_id"],
-                now=from_dict(Window, window).end,
+                now=from_dict(Window, plan["window"]).end,
             )
         return training
 

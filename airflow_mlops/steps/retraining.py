@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.challengers import ChallengerCheck
 from airflow_mlops.core.codec import from_dict, to_dict
@@ -12,10 +12,10 @@ from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.retraining import (
     Outcome,
-    PromoteOn,
     RetrainingDecision,
     RetrainingPolicy,
     TrainingChoice,
+    TrainingPlan,
 )
 from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
@@ -59,13 +59,7 @@ class RetrainingResult:
 
     :param retrain: whether a training is to be carried out now.
     :param decision_key: ledger key of the decision that wants it.
-    :param training: window to train on.
-    :param rows: ``all``: all rows before the end of ``training``; ``window``: those inside it.
-    :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
-    :param holdout_start: rows from here on are held out; ``None``: the usual share.
-    :param promote_on: what the model is promoted on, see :class:`~airflow_mlops.core.retraining.RetrainingDecision`.
-    :param refit: whether it learns from all rows: nothing is left to test it on.
-    :param recipe: how it is made; ``None`` when it is no model of a recipe.
+    :param plan: the training; ``None`` when there is none to carry out.
     :param resumed: the decision was taken earlier, its training never ended.
     :param deploy: its version was promoted, but does not serve yet: it only has to be deployed.
     :param decisions: what was decided now, window by window.
@@ -76,13 +70,7 @@ class RetrainingResult:
     retrain: bool
     reason: str
     decision_key: str | None = None
-    training: Window | None = None
-    rows: Literal["all", "window"] = "window"
-    half_life_days: float | None = None
-    holdout_start: datetime | None = None
-    promote_on: PromoteOn = "held_out"
-    refit: bool = False
-    recipe: str | None = None
+    plan: TrainingPlan | None = None
     resumed: bool = False
     deploy: bool = False
     decisions: tuple[dict[str, Any], ...] = ()
@@ -171,20 +159,26 @@ def _result(
     promotion = ledger.promotion_for(opened)
     if promotion is not None:
         return _promoted(ledger, told, opened, promotion)
-    training = opened.payload["training"]
     return replace(
         told,
         retrain=True,
         reason=opened.payload["reason"],
         decision_key=opened.key,
-        training=Window.parse(training["start"], training["end"]) if training["start"] else opened.window,
-        rows="window" if training["start"] else "all",
-        half_life_days=training["half_life_days"],
-        holdout_start=from_dict(TrainingChoice, training).holdout_start,
-        promote_on=opened.payload["promote_on"],
-        refit=opened.payload["promote_on"] != "held_out",
-        recipe=opened.payload["recipe"],
+        plan=_plan(opened),
         resumed=all(entry.key != opened.key for entry in decided),
+    )
+
+
+def _plan(decision: LedgerEntry) -> TrainingPlan:
+    choice, end = from_dict(TrainingChoice, decision.payload["training"]), decision.window
+    start = choice.start or (end.start if end else choice.end - timedelta(days=1))
+    return TrainingPlan(
+        window=Window(start=start, end=choice.end),
+        rows="window" if choice.start else "all",
+        half_life_days=choice.half_life_days,
+        holdout_start=choice.holdout_start,
+        refit=decision.payload["promote_on"] != "held_out",
+        recipe=decision.payload["recipe"],
     )
 
 

@@ -87,8 +87,11 @@ def outcome(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def test_every_task_succeeds_under_dag_test(outcome: dict) -> None:
     states = outcome["states"]
-    for dag_id in ("train_and_deploy", "monitor, early", "monitor", "score_batch"):
+    for dag_id in ("train_and_deploy", "monitor", "score_batch"):
         assert set(states[dag_id].values()) == {"success"}, (states[dag_id], outcome["output"])
+    early = states["monitor, early"]
+    assert {name for name, state in early.items() if state != "success"} == {"compare_challengers"}
+    assert early["compare_challengers"] == "skipped"  # the labels are late
     # Every candidate was tried, one was chosen and judged; whether it won is the data's business.
     tuned = states["tune_and_train"]
     assert {f"train[{number}]" for number in range(3)} < set(tuned)
@@ -98,7 +101,24 @@ def test_every_task_succeeds_under_dag_test(outcome: dict) -> None:
     for dag_id in ("retrain_on_drift, early", "retrain_on_drift"):
         assert set(states[dag_id].values()) == {"skipped", "success"}, states[dag_id]
         assert (states[dag_id]["decide"], states[dag_id]["deploy"]) == ("skipped", "skipped")
-        assert states[dag_id]["run"] == "success"
+        assert (states[dag_id]["choose_challengers"], states[dag_id]["run"]) == ("success", "success")
+
+
+def test_challengers_are_trained_after_a_decision_and_compared_once_labels_are_there(outcome: dict) -> None:
+    early, later = (
+        {
+            name: state
+            for name, state in outcome["states"][dag_id].items()
+            if name.startswith(("train_challengers", "register_challengers"))
+        }
+        for dag_id in ("retrain_on_drift, early", "retrain_on_drift")
+    )
+    assert early == {"train_challengers": "skipped", "register_challengers": "skipped"}
+    assert later == {
+        f"{task}_challengers[{number}]": "success" for task in ("train", "register") for number in (0, 1)
+    }
+    compared = [window for kind, _, window in outcome["entries"] if kind == "challenger_check"]
+    assert [window[:7] for window in compared] == ["2018-08", "2018-09"]  # August by September's run
 
 
 def test_the_world_outside_changed(outcome: dict) -> None:
@@ -138,7 +158,8 @@ def test_a_month_with_late_labels_is_decided_when_they_are_there(outcome: dict) 
 
 def test_a_deployment_that_is_owed_is_all_that_follows(outcome: dict) -> None:
     states = outcome["states"]["retrain_on_drift, owed"]
-    assert {name for name, state in states.items() if state == "success"} == {"decide", "deploy", "run"}
+    done = {name for name, state in states.items() if state == "success"}
+    assert done == {"decide", "deploy", "choose_challengers", "run"}
     assert {states[name] for name in ("train", "evaluate", "register", "promote")} == {"skipped"}
     (closed,) = [summary for kind, summary, _ in outcome["entries"] if kind == "retraining_outcome"]
     assert closed == f"the retraining of trip_fare ended: version {outcome['champion']} serves"

@@ -150,7 +150,7 @@ class TestWanted:
         wanted = wanted_challengers(ledger, "fares")
         assert [item["recipe"] for item in wanted] == ["recent", "all"]
         assert [item["half_life_days"] for item in wanted] == [30.0, None]
-        assert {item["window_end"] for item in wanted} == {later.end.isoformat().replace("+00:00", "Z")}
+        assert {item["window"]["end"] for item in wanted} == {later.end.isoformat().replace("+00:00", "Z")}
 
     def test_what_was_trained_is_not_trained_again(self, ledger: Ledger) -> None:
         self.decide(ledger, WINDOW, "recent", "all")
