@@ -14,18 +14,15 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.halving import successive_halving
 from airflow_mlops.core.metrics import DEFAULT_METRICS, Metric, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits
 from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial, time_ordered_folds
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
-from airflow_mlops.integrations import onnx, optuna, sklearn
+from airflow_mlops.integrations import halving, onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow import (
     PACKAGE_DIGEST_TAG,
     PACKAGE_FOLDER,
@@ -567,10 +564,7 @@ def _search(
         return None
     folds = time_ordered_folds(work.split.training[spec.time_column].to_numpy(), settings.folds)
 
-    def score(candidate: Candidate, fold: int, share: float = 1.0) -> float:
-        learn, check = folds[fold]
-        if share < 1.0:  # spread over the fold, so that old and new rows are in it
-            learn = learn[np.linspace(0, len(learn) - 1, max(2, int(share * len(learn)))).astype(int)]
+    def score(candidate: Candidate, learn: NDArray[Any], check: NDArray[Any]) -> float:
         weights = row_weights(work.split.training[learn], work.columns, spec.half_life_days)
         pipeline = _pipeline(work, candidate)
         sklearn.fit(pipeline, features.iloc[learn], target[learn], weights)
@@ -582,17 +576,18 @@ def _search(
 
     if settings.method == "halving":
         each = max(2, settings.trials // len(spec.to_try()))
-        return successive_halving(
+        return halving.search(
             [sklearn.draw(one, each, spec.seed) if one.space else [one] for one in spec.to_try()],
             settings,
             score,
+            folds=folds,
             greater_is_better=work.metric.greater_is_better,
             on_trial=tell,
         )
     return optuna.search(
         spec.to_try(),
         settings,
-        score,
+        lambda candidate, fold: score(candidate, *folds[fold]),
         greater_is_better=work.metric.greater_is_better,
         study_name=work.key,
         storage_url=studies_url(services.ledger_url),
