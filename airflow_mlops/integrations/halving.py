@@ -109,14 +109,14 @@ def _halve(sets: Sequence[Candidate], work: _Work) -> None:
 
 
 def last_round(sets: int) -> int:
-    """Give the number of the round in which at most two or three sets are left, from 0."""
+    """Give the number of the round in which at most three sets are left, from 0."""
     return math.floor(math.log(sets, FACTOR))  # as scikit-learn has it, to the bit
 
 
 def _planned(sets: int) -> float:
     """Say how many fits on all rows the search of one family costs."""
     last = last_round(sets)
-    return sum(math.ceil(sets / FACTOR**place) / FACTOR ** (last - place) for place in range(last + 1))
+    return sum(math.ceil(sets / FACTOR**place) / float(FACTOR ** (last - place)) for place in range(last + 1))
 
 
 class _TimeIsUpError(Exception):
