@@ -116,7 +116,8 @@ def last_round(sets: int) -> int:
 def _planned(sets: int) -> float:
     """Say how many fits on all rows the search of one family costs."""
     last = last_round(sets)
-    return sum(math.ceil(sets / FACTOR**place) / float(FACTOR ** (last - place)) for place in range(last + 1))
+    fits: float = sum(math.ceil(sets / FACTOR**place) / FACTOR ** (last - place) for place in range(last + 1))
+    return fits
 
 
 class _TimeIsUpError(Exception):

@@ -1,6 +1,7 @@
 """Probe: load a packaged model in a new process, as a service would, and measure what it costs.
 
-``python -m airflow_mlops.serving.probe FOLDER`` prints the measurements as JSON.
+``python -m airflow_mlops.serving.probe FOLDER [MODEL]`` prints the measurements as JSON; with the name of a model, the package must
+be signed as that model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from airflow_mlops.core.artifact import FULL_ANSWERS, ArtifactFacts, ArtifactLim
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.environment import bare_environment
 from airflow_mlops.core.promotion import Check, Outcome
+from airflow_mlops.core.signing import Trust
 
 #: Rows answered one by one, and how many of them warm up.
 REQUESTS, WARM_UP = FULL_ANSWERS + 50, 50
@@ -25,22 +27,34 @@ REQUESTS, WARM_UP = FULL_ANSWERS + 50, 50
 BUDGET_SECONDS = 20.0
 
 _STARTED = "AIRFLOW_MLOPS_PROBE_STARTED"
+_PUBLIC_KEYS = "AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS"
 
 
 def check_artifact(
-    folder: Path, limits: ArtifactLimits, *, timeout_seconds: float = 120.0
+    folder: Path,
+    limits: ArtifactLimits,
+    *,
+    timeout_seconds: float = 120.0,
+    signed_as: str | None = None,
+    public_keys: str | None = None,
 ) -> tuple[Check, ArtifactFacts | None]:
     """Run the probe and hold what it measured against the limits.
 
     :param folder: a verified package folder.
     :param limits: what it may cost.
     :param timeout_seconds: it is ended then, which is a failure.
+    :param signed_as: model as which the package must be signed; ``None`` asks for no signature.
+    :param public_keys: keys that may have signed it.
     :returns: what follows, and what was measured; ``None`` when the model did not answer.
     """
     environment = bare_environment() | {"OMP_NUM_THREADS": "1", _STARTED: str(time.time())}
+    command = [sys.executable, "-m", "airflow_mlops.serving.probe", str(folder)]
+    if signed_as is not None:
+        command.append(signed_as)
+        environment[_PUBLIC_KEYS] = public_keys or ""
     try:
         done = subprocess.run(  # noqa: S603 - this package, with a folder of ours
-            [sys.executable, "-m", "airflow_mlops.serving.probe", str(folder)],
+            command,
             env=environment,
             capture_output=True,
             text=True,
@@ -56,16 +70,17 @@ def check_artifact(
     return judge_artifact(facts, limits), facts
 
 
-def measure(folder: Path, *, started: float) -> ArtifactFacts:
+def measure(folder: Path, *, started: float, trust: Trust | None = None) -> ArtifactFacts:
     """Load the model, let it answer, and measure.
 
     :param folder: package folder.
     :param started: when this process was started, in seconds since 1970.
+    :param trust: whose signature it must carry; ``None`` asks for none.
     :raises ArtifactIntegrityError: it can't be loaded, or does not answer as it did when it was packaged.
     """
     from airflow_mlops.serving.model import load_model
 
-    model = load_model(folder)  # lets it answer the known rows
+    model = load_model(folder, trust=trust)  # lets it answer the known rows
     cold_start = time.time() - started
     spent = time_answers(model.predict_records, model.manifest.known_rows)
     return ArtifactFacts(
@@ -119,5 +134,6 @@ def _failed(reason: str) -> tuple[Check, None]:
 
 
 if __name__ == "__main__":
-    facts = measure(Path(sys.argv[1]), started=float(os.environ[_STARTED]))
+    asked = Trust.of(os.environ.get(_PUBLIC_KEYS), sys.argv[2]) if len(sys.argv) > 2 else None
+    facts = measure(Path(sys.argv[1]), started=float(os.environ[_STARTED]), trust=asked)
     sys.stdout.write(f"{json.dumps(to_dict(facts))}\n")

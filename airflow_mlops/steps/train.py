@@ -33,7 +33,7 @@ from airflow_mlops.integrations.mlflow import (
     wait_seconds,
 )
 from airflow_mlops.ledger.studies import studies_url
-from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE
+from airflow_mlops.serving.model import PICKLED_MODELS_VARIABLE, TRUSTED_TYPES_VARIABLE
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.code_version import code_version
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.package import PackageManifest, ServingForm
     from airflow_mlops.services import Services
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,8 @@ class TrainSpec:
         ``accuracy`` where an estimator gives no probabilities.
     :param parity: how far the ONNX form may be from the scikit-learn form.
     :param quantize: make the ONNX form smaller, if that stays within ``parity``.
+    :param allow_pickle: store a model that has neither an ONNX form nor a skops form that a service would load as a pickle: code,
+        which runs where it is loaded. That takes a trusted signature and ``AIRFLOW_MLOPS_PICKLED_MODELS``.
     :param seed: random state.
     :param experiment: MLflow experiment.
     """
@@ -124,6 +126,7 @@ class TrainSpec:
     metric: str | None = None
     parity: ParityLimits = field(default_factory=ParityLimits)
     quantize: onnx.Quantization | None = None
+    allow_pickle: bool = False
     seed: int = 0
     experiment: str | None = None
 
@@ -401,13 +404,13 @@ def _store(work: _Work, made: _Made, temporary: Path, clock: _Clock) -> _Stored:
         recipe=spec.recipe,
         limits=spec.parity,
         quantize=spec.quantize,
+        allow_pickle=spec.allow_pickle,
     )
     digest = write_manifest(folder, manifest)
     clock.lap("package_seconds")
     registry.upload(work.run_id, folder, PACKAGE_FOLDER)
     registry.upload(work.run_id, _evidence(temporary, made.search), TRAINING_FOLDER)
-    types = sklearn.save_skops(made.model.pipeline, temporary / "model.skops")
-    copy = _log_copy(work, made.model, types)
+    copy = _log_copy(work, made.model, manifest.serving_form, temporary)
     clock.lap("upload_seconds")
     return _Stored(manifest, digest, copy)
 
@@ -473,11 +476,17 @@ def _refit(work: _Work, candidate: Candidate, measured: FittedModel, split: Spli
     )
 
 
-def _log_copy(work: _Work, fitted: FittedModel, types: list[str]) -> ModelCopy | None:
-    """Store the pipeline for MLflow's own loaders too, unless they would have to trust what nobody vouches for.
-
-    :param types: what skops asks about in it.
-    """
+def _log_copy(work: _Work, fitted: FittedModel, form: ServingForm, temporary: Path) -> ModelCopy | None:
+    """Store the pipeline for MLflow's own loaders too, unless they would have to trust what nobody vouches for."""
+    if form == "pickle":
+        log.warning(
+            "training: %s is stored as a pickle, which runs code where it is loaded: it needs a signature, and its name in %s. "
+            "There is no copy of it for mlflow.pyfunc.load_model, which asks for neither",
+            work.spec.model_name,
+            PICKLED_MODELS_VARIABLE,
+        )
+        return None
+    types = sklearn.save_skops(fitted.pipeline, temporary / "model.skops")
     refused = refused_types(types)
     if refused:
         log.warning(
@@ -523,8 +532,9 @@ def _metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
             f"{metric.name} measures labels, and {spec.to_try()[0].name} predicts numbers: choose mae, rmse or another metric "
             "of numbers, or give a classifier"
         )
-    for estimator in estimators:
-        require_safe_form(estimator)
+    if not spec.allow_pickle:
+        for estimator in estimators:
+            require_safe_form(estimator)
     of_numbers = {*DEFAULT_METRICS["regression"]} | {f"quantile_loss@{metric.name.partition('@')[2]}"}
     if labels and not numbers and metric.name in of_numbers:
         raise ValueError(
