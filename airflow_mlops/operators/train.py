@@ -156,7 +156,7 @@ class TrainModelOperator(StepOperator):
         self.seed = seed
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give a :class:`~airflow_mlops.steps.train.TrainSpec`."""
+        """Give a :class:`~airflow_mlops.steps.training_spec.TrainSpec`."""
         return {
             "dataset": part_of(self.dataset, "dataset"),
             "model_name": self.model_name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -87,7 +88,7 @@ def measure(folder: Path, *, started: float, trust: Trust | None = None) -> Arti
         size_mb=sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
         cold_start_seconds=cold_start,
         p99_milliseconds=sorted(spent)[-max(1, len(spent) // 100)] * 1e3,
-        memory_mb=_peak_memory_mb(),
+        memory_mb=peak_memory_mb(),
         timed_answers=len(spent),
     )
 
@@ -117,15 +118,14 @@ def time_answers(
     return spent
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process in megabytes."""
     try:
         # The peak that getrusage knows is the larger of ours and that of the process we were forked from.
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(status["VmHWM"].split()[0]) * 1024 / 1e6
     except (OSError, KeyError):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else kilobytes
         return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 

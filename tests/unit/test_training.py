@@ -37,8 +37,8 @@ from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, loa
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import model_package
 from airflow_mlops.steps.code_version import code_version
-from airflow_mlops.steps.train import TrainSpec
 from airflow_mlops.steps.training_rows import Split, row_weights
+from airflow_mlops.steps.training_spec import TrainSpec
 
 COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
 SIGNATURE = ModelSignature(
@@ -902,7 +902,7 @@ def test_a_search_that_another_process_took_over_can_be_tried_again(tmp_path: Pa
 def test_peak_memory_is_this_processs_own() -> None:
     """A process that was forked from a large one is not as large as that."""
     held = np.ones(40_000_000)  # 320 MB here
-    code = "import sys; from airflow_mlops.steps.train import _peak_memory_mb as peak; print(peak())"
+    code = "import sys; from airflow_mlops.serving.probe import peak_memory_mb as peak; print(peak())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
