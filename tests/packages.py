@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +32,17 @@ def build_package(folder: Path, *, slope: float = 2.0, form: str = "onnx") -> st
     ).fit(features, slope * features["x"])
     if form == "onnx":
         (folder / "model.onnx").write_bytes(onnx.convert(pipeline, SIGNATURE))
-    else:
+    elif form == "sklearn":
         sklearn.save_skops(pipeline, folder / "model.skops")
+    else:
+        (folder / "model.pkl").write_bytes(pickle.dumps(pipeline))
     known = pd.DataFrame({"x": [1.0, 2.0, np.nan], "kind": ["a", "b", "a"]})
     manifest = PackageManifest(
         task="regression",
         signature=SIGNATURE,
         serving_form=form,
         serving_reason="for a test",
-        model_file="model.onnx" if form == "onnx" else "model.skops",
+        model_file=next(folder.iterdir()).name,
         files=hash_files(folder),
         target="y",
         known_rows=tuple(ROWS),

@@ -249,6 +249,11 @@ def _limits(manifest: PackageManifest, found: _Evaluation) -> Section:
     strict = [field.name for field in manifest.signature.inputs if not field.nullable]
     if strict:
         notes.append(f"Takes no missing values in {_listed(strict)}.")
+    if manifest.serving_form == "pickle":
+        notes.append(
+            "Stored as a pickle: loading it runs whatever code it names, with all rights of the process. Whoever can sign models "
+            "can run code where it is accepted."
+        )
     if manifest.task == "classification":
         notes.append("Answers only with labels it was trained on; a new kind of row gets one of them.")
     if not found.there:

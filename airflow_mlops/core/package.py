@@ -35,7 +35,9 @@ KNOWN_RELATIVE_TOLERANCE = 1e-4
 KNOWN_ABSOLUTE_TOLERANCE = 1e-6
 
 Task = Literal["regression", "classification"]
-ServingForm = Literal["onnx", "sklearn"]
+#: Forms that are data; a pickle is a program.
+SafeForm = Literal["onnx", "sklearn"]
+ServingForm = SafeForm | Literal["pickle"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +102,8 @@ class PackageManifest:
 
     :param task: what the output is.
     :param signature: fields in and out.
-    :param serving_form: ``onnx`` (served by onnxruntime) or ``sklearn`` (a skops file).
+    :param serving_form: ``onnx`` (served by onnxruntime), ``sklearn`` (a skops file) or ``pickle``, which a process loads only when
+        it was told to for this very model: what stands here is a claim, and opens nothing.
     :param serving_reason: why this form, in one sentence.
     :param model_file: the model's file name; one of ``files``.
     :param files: every file but the manifest, name to hex SHA-256.

@@ -81,8 +81,8 @@ class Candidate:
 class Search:
     """How candidates are compared: by cross-validation inside the training rows; the held-out rows stay unseen.
 
-    :param method: ``optuna`` (Bayesian, all candidates in one study) or ``halving`` (successive halving, each
-        candidate by itself, best of the winners; see ``core/halving.py``).
+    :param method: ``optuna`` (Bayesian, all candidates in one study) or ``halving`` (scikit-learn's halving
+        search, each candidate by itself, best of the winners).
     :param trials: parameter sets to try in all.
     :param folds: of the time-ordered cross-validation.
     :param prune: give a trial up when its first folds are worse than the median of the others'.

@@ -79,8 +79,9 @@ class LocalServer:
 
     @property
     def settings(self) -> str:
-        """Digest of address, token and keys; a service that runs with others has to be started again."""
-        text = canonical_json([self.url, self.token, self.public_keys, str(self.serving_dir)])
+        """Digest of address, token, keys and accepted pickles; a service that runs with others has to be started again."""
+        pickled = os.environ.get("AIRFLOW_MLOPS_PICKLED_MODELS", "")
+        text = canonical_json([self.url, self.token, self.public_keys, pickled, str(self.serving_dir)])
         # Slow on purpose: a token that people chose could be guessed from a plain digest.
         return hashlib.scrypt(
             text.encode(), salt=b"airflow-mlops endpoint", n=2**14, r=8, p=1, dklen=16

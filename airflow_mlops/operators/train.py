@@ -55,6 +55,9 @@ class TrainModelOperator(StepOperator):
     :param parity: how far the ONNX form may be from the scikit-learn form, the fields of
         a :class:`~airflow_mlops.core.parity.ParityLimits`. (templated)
     :param quantize: ``float16`` or ``int8``: a smaller ONNX form, if that stays within ``parity``. (templated)
+    :param allow_pickle: store a model that has neither an ONNX form nor a skops form that a service would load as a pickle. A
+        pickle is code and runs where it is loaded: that takes a signature by a trusted key, and the model's name in
+        ``AIRFLOW_MLOPS_PICKLED_MODELS`` of every process that loads it. Default: such a model is refused. (templated)
     :param seed: random state. (templated)
     """
 
@@ -90,6 +93,7 @@ class TrainModelOperator(StepOperator):
         "metric",
         "parity",
         "quantize",
+        "allow_pickle",
         "seed",
     )
 
@@ -124,6 +128,7 @@ class TrainModelOperator(StepOperator):
         metric: str | None = None,
         parity: Mapping[str, Any] | None = None,
         quantize: str | None = None,
+        allow_pickle: bool | str = False,
         seed: int | str = 0,
         **kwargs: Any,
     ) -> None:
@@ -156,10 +161,11 @@ class TrainModelOperator(StepOperator):
         self.metric = metric
         self.parity = parity
         self.quantize = quantize
+        self.allow_pickle = allow_pickle
         self.seed = seed
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give a :class:`~airflow_mlops.steps.train.TrainSpec`."""
+        """Give a :class:`~airflow_mlops.steps.training_spec.TrainSpec`."""
         return {
             "dataset": part_of(self.dataset, "dataset"),
             "model_name": self.model_name,
@@ -187,6 +193,7 @@ class TrainModelOperator(StepOperator):
             "metric": self.metric or None,
             "parity": dict(self.parity or {}),
             "quantize": self.quantize or None,
+            "allow_pickle": str(self.allow_pickle).lower() == "true",
             "seed": int(self.seed),
             **(part_of(self.plan, "plan") or {}),
         }

@@ -107,7 +107,10 @@ def _restart(server: LocalServer, running: RunningServer) -> RunningServer:
     """Start the service again with another address, token or keys; what it serves stays the same."""
     if running.url != server.url:
         server.require_free_port()
-    log.info("starting the service of %s again: its address, token or keys have changed", server.serving_dir)
+    log.info(
+        "starting the service of %s again: its address, token, keys or accepted pickles have changed",
+        server.serving_dir,
+    )
     server.stop()
     return server.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,10 @@ ALLOWED_TYPES = (
 
 #: Variable that names further types, separated by commas: your own transformers, where tasks and service run.
 TRUSTED_TYPES_VARIABLE = "AIRFLOW_MLOPS_TRUSTED_TYPES"
+
+#: Variable that names the models, separated by commas, whose pickles this process may load. Only what was signed as one of them
+#: by a key it trusts is.
+PICKLED_MODELS_VARIABLE = "AIRFLOW_MLOPS_PICKLED_MODELS"
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 _Predictor = Callable[[Columns], NDArray[Any]]
@@ -112,6 +117,12 @@ def allowed_types() -> set[str]:
     return {*ALLOWED_TYPES, *(name.strip() for name in own if name.strip())}
 
 
+def pickled_models() -> set[str]:
+    """Give the models whose pickles the people who run this process accept."""
+    names = os.environ.get(PICKLED_MODELS_VARIABLE, "").split(",")
+    return {name.strip() for name in names if name.strip()}
+
+
 def load_model(
     folder: str | Path, expected_digest: str | None = None, *, trust: Trust | None = None
 ) -> ServedModel:
@@ -121,23 +132,33 @@ def load_model(
     :param expected_digest: the registered package digest.
     :param trust: whose signature it must carry; ``None`` asks for none.
     :raises ArtifactIntegrityError: when a file differs, the signature is not the one wanted, the file holds what is not
-        allowed, or the known rows do not give the known predictions.
+        allowed, the known rows do not give the known predictions, or it is a pickle that this process was not told to load.
     """
     manifest, contents = read_verified(folder, expected_digest, trust=trust)
-    return open_model(manifest, contents, Path(folder))
+    return open_model(manifest, contents, Path(folder), signed_as=trust.model_name if trust else None)
 
 
-def open_model(manifest: PackageManifest, contents: Mapping[str, bytes], folder: Path) -> ServedModel:
+def open_model(
+    manifest: PackageManifest, contents: Mapping[str, bytes], folder: Path, *, signed_as: str | None
+) -> ServedModel:
     """Load a model from files that were verified, and let it predict the known rows.
 
     :param manifest: what it is; of the package, or of a second model in it.
     :param contents: the very bytes that were verified, by file name.
     :param folder: for messages.
-    :raises ArtifactIntegrityError: the file holds what is not allowed, or the known rows do not give the known predictions.
+    :param signed_as: the model as which a trusted key signed the package, which was verified; ``None``: nobody asked.
+    :raises ArtifactIntegrityError: the file holds what is not allowed, the known rows do not give the known predictions, or
+        it is a pickle that this process was not told to load.
     """
     path = folder / manifest.model_file
-    load = _load_onnx if manifest.serving_form == "onnx" else _load_sklearn
-    predictor, probabilities = load(contents[manifest.model_file], manifest, path)
+    data = contents[manifest.model_file]
+    if manifest.serving_form == "onnx":
+        predictor, probabilities = _load_onnx(data, manifest, path)
+    elif manifest.serving_form == "sklearn":
+        predictor, probabilities = _predictors(_load_skops(data, path), manifest)
+    else:
+        _require_pickle_accepted(path, signed_as)
+        predictor, probabilities = _predictors(_load_pickle(data, path), manifest)
     model = ServedModel(manifest=manifest, predictor=predictor, probabilities=probabilities)
     try:
         answers = model.predict_records(manifest.known_rows)
@@ -207,14 +228,13 @@ def _tensor(values: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[Any]:
     return np.array([["" if value is None else value] for value in values], dtype=object).reshape(-1, 1)
 
 
-def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_Predictor, _Predictor | None]:
-    import pandas
+def _load_skops(data: bytes, path: Path) -> Any:
     from skops import io as skops_io
     from skops.io.exceptions import UntrustedTypesFoundException
 
     _require_sane_zip(data, path)
     try:
-        estimator = skops_io.loads(data, trusted=sorted(allowed_types()))
+        return skops_io.loads(data, trusted=sorted(allowed_types()))
     except UntrustedTypesFoundException as err:
         raise ArtifactIntegrityError(
             f"{path} holds types that are not allowed: {err}; export the model as ONNX, or use an estimator "
@@ -222,6 +242,40 @@ def _load_sklearn(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_
         ) from err
     except Exception as err:  # a crafted or foreign file fails anywhere inside skops
         raise ArtifactIntegrityError(f"{path} cannot be loaded by skops: {err!r:.300}") from err
+
+
+def _require_pickle_accepted(path: Path, signed_as: str | None) -> None:
+    """Refuse a pickle unless its signature was verified, and this process was told to load pickles of this model.
+
+    A pickle is a program, and digests say only that it is the same one. What the package says about itself counts for nothing.
+    """
+    if signed_as is None:
+        raise ArtifactIntegrityError(
+            f"{path} is a pickle: loading it runs whatever code it names. It was not loaded, as no key was there to verify a "
+            "signature with: configure the signing connection where it is registered, evaluated, scored with and served, or "
+            "train without allow_pickle"
+        )
+    if signed_as not in pickled_models():
+        raise ArtifactIntegrityError(
+            f"{path} is a pickle: loading it runs whatever code it names. It was not loaded, as this process accepts no pickles "
+            f"of {signed_as!r}: if you trust all who may sign models, name it in {PICKLED_MODELS_VARIABLE} where tasks and "
+            "service run, or train without allow_pickle"
+        )
+
+
+def _load_pickle(data: bytes, path: Path) -> Any:
+    """Unpickle; only after :func:`_require_pickle_accepted`."""
+    try:
+        return pickle.loads(data)  # noqa: S301 - signed by a trusted key, and this process was told to
+    except Exception as err:  # a pickle can raise anything
+        raise ArtifactIntegrityError(
+            f"{path} cannot be unpickled: {err!r:.300}. The modules and versions it was trained with must be installed here"
+        ) from err
+
+
+def _predictors(estimator: Any, manifest: PackageManifest) -> tuple[_Predictor, _Predictor | None]:
+    import pandas
+
     inputs = manifest.signature.inputs
 
     def frame_of(columns: Columns) -> pandas.DataFrame:
@@ -250,7 +304,7 @@ def _require_sane_zip(data: bytes, path: Path) -> None:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as err:
-        raise ArtifactIntegrityError(f"{path} is not a skops file; pickles are never loaded") from err
+        raise ArtifactIntegrityError(f"{path} is not a skops file; pickles are never loaded as one") from err
     unpacked = sum(member.file_size for member in members)
     names = [member.filename for member in members]
     if unpacked > MAXIMUM_PACKAGE_BYTES:

@@ -1,12 +1,14 @@
 """Probe: load a packaged model in a new process, as a service would, and measure what it costs.
 
-``python -m airflow_mlops.serving.probe FOLDER`` prints the measurements as JSON.
+``python -m airflow_mlops.serving.probe FOLDER [MODEL]`` prints the measurements as JSON; with the name of a model, the package must
+be signed as that model.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from airflow_mlops.core.artifact import FULL_ANSWERS, ArtifactFacts, ArtifactLim
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.environment import bare_environment
 from airflow_mlops.core.promotion import Check, Outcome
+from airflow_mlops.core.signing import Trust
 
 #: Rows answered one by one, and how many of them warm up.
 REQUESTS, WARM_UP = FULL_ANSWERS + 50, 50
@@ -25,22 +28,34 @@ REQUESTS, WARM_UP = FULL_ANSWERS + 50, 50
 BUDGET_SECONDS = 20.0
 
 _STARTED = "AIRFLOW_MLOPS_PROBE_STARTED"
+_PUBLIC_KEYS = "AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS"
 
 
 def check_artifact(
-    folder: Path, limits: ArtifactLimits, *, timeout_seconds: float = 120.0
+    folder: Path,
+    limits: ArtifactLimits,
+    *,
+    timeout_seconds: float = 120.0,
+    signed_as: str | None = None,
+    public_keys: str | None = None,
 ) -> tuple[Check, ArtifactFacts | None]:
     """Run the probe and hold what it measured against the limits.
 
     :param folder: a verified package folder.
     :param limits: what it may cost.
     :param timeout_seconds: it is ended then, which is a failure.
+    :param signed_as: model as which the package must be signed; ``None`` asks for no signature.
+    :param public_keys: keys that may have signed it.
     :returns: what follows, and what was measured; ``None`` when the model did not answer.
     """
     environment = bare_environment() | {"OMP_NUM_THREADS": "1", _STARTED: str(time.time())}
+    command = [sys.executable, "-m", "airflow_mlops.serving.probe", str(folder)]
+    if signed_as is not None:
+        command.append(signed_as)
+        environment[_PUBLIC_KEYS] = public_keys or ""
     try:
         done = subprocess.run(  # noqa: S603 - this package, with a folder of ours
-            [sys.executable, "-m", "airflow_mlops.serving.probe", str(folder)],
+            command,
             env=environment,
             capture_output=True,
             text=True,
@@ -56,23 +71,24 @@ def check_artifact(
     return judge_artifact(facts, limits), facts
 
 
-def measure(folder: Path, *, started: float) -> ArtifactFacts:
+def measure(folder: Path, *, started: float, trust: Trust | None = None) -> ArtifactFacts:
     """Load the model, let it answer, and measure.
 
     :param folder: package folder.
     :param started: when this process was started, in seconds since 1970.
+    :param trust: whose signature it must carry; ``None`` asks for none.
     :raises ArtifactIntegrityError: it can't be loaded, or does not answer as it did when it was packaged.
     """
     from airflow_mlops.serving.model import load_model
 
-    model = load_model(folder)  # lets it answer the known rows
+    model = load_model(folder, trust=trust)  # lets it answer the known rows
     cold_start = time.time() - started
     spent = time_answers(model.predict_records, model.manifest.known_rows)
     return ArtifactFacts(
         size_mb=sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
         cold_start_seconds=cold_start,
         p99_milliseconds=sorted(spent)[-max(1, len(spent) // 100)] * 1e3,
-        memory_mb=_peak_memory_mb(),
+        memory_mb=peak_memory_mb(),
         timed_answers=len(spent),
     )
 
@@ -102,15 +118,14 @@ def time_answers(
     return spent
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process in megabytes."""
     try:
         # The peak that getrusage knows is the larger of ours and that of the process we were forked from.
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(status["VmHWM"].split()[0]) * 1024 / 1e6
     except (OSError, KeyError):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else kilobytes
         return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
@@ -119,5 +134,6 @@ def _failed(reason: str) -> tuple[Check, None]:
 
 
 if __name__ == "__main__":
-    facts = measure(Path(sys.argv[1]), started=float(os.environ[_STARTED]))
+    asked = Trust.of(os.environ.get(_PUBLIC_KEYS), sys.argv[2]) if len(sys.argv) > 2 else None
+    facts = measure(Path(sys.argv[1]), started=float(os.environ[_STARTED]), trust=asked)
     sys.stdout.write(f"{json.dumps(to_dict(facts))}\n")

@@ -155,7 +155,9 @@ def load_for_grading(
         return GradingPackage(
             manifest=manifest,
             estimation=estimation,
-            model=open_model(manifest, contents, folder) if wanted else None,
+            model=open_model(manifest, contents, folder, signed_as=trust.model_name if trust else None)
+            if wanted
+            else None,
             error_model=_open_error_model(manifest, estimation, contents, folder) if estimation else None,
         )
 
@@ -190,7 +192,7 @@ def _open_error_model(
         known_rows=estimation.known_rows,
         known_predictions=estimation.known_errors,
     )
-    return open_model(part, contents, folder)
+    return open_model(part, contents, folder, signed_as=None)
 
 
 def estimate(package: GradingPackage, metric: Metric, rows: pl.DataFrame) -> tuple[Estimate | None, str]:

@@ -130,11 +130,15 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     earned = find_earned(services, spec.model_name, spec.decision_key)
     champion_version = find_rival(registry, services, spec.model_name, spec.champion_alias)
-    with run_package(registry, spec.run_id, services, package_digest=spec.package_digest) as (
-        folder,
-        challenger,
-    ):
-        artifact, costs = check_artifact(folder, spec.artifact_limits)
+    with run_package(
+        registry, spec.run_id, services, model_name=spec.model_name, package_digest=spec.package_digest
+    ) as (folder, challenger):
+        artifact, costs = check_artifact(
+            folder,
+            spec.artifact_limits,
+            signed_as=spec.model_name if challenger.manifest.serving_form == "pickle" else None,
+            public_keys=services.signing_public_keys,
+        )
     champion = load_version(registry, champion_version, services) if champion_version else None
     if champion is not None:
         _require_comparable(challenger, champion)

@@ -105,7 +105,9 @@ def run(spec: ExplainSpec, services: Services) -> ExplainResult:
     """
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
-    with run_package(registry, spec.run_id, services, package_digest=spec.package_digest) as (_, model):
+    with run_package(
+        registry, spec.run_id, services, model_name=spec.model_name, package_digest=spec.package_digest
+    ) as (_, model):
         names = list(model.manifest.signature.names)
     target_name = model.manifest.target
     found = read_rows(

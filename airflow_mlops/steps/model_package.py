@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import platform
 from dataclasses import replace
 from importlib.metadata import version
@@ -10,14 +11,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow_mlops.core.codec import canonical_json, json_safe, to_dict
 from airflow_mlops.core.estimation import ESTIMATION_FILE, Estimation, learn_labels_estimation
 from airflow_mlops.core.metrics import resolve_metric
-from airflow_mlops.core.package import Holdout, PackageManifest, ServingForm, TrainedOn
+from airflow_mlops.core.package import Holdout, PackageManifest, SafeForm, ServingForm, TrainedOn
 from airflow_mlops.core.parity import ParityLimits
 from airflow_mlops.core.predictions import Graded
 from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_to_json
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import onnx, sklearn
-from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, allowed_types
+from airflow_mlops.serving.model import (
+    PICKLED_MODELS_VARIABLE,
+    TRUSTED_TYPES_VARIABLE,
+    allowed_types,
+)
 from airflow_mlops.serving.package import hash_files
 from airflow_mlops.steps.estimation import (
     ErrorModel,
@@ -45,7 +50,10 @@ KNOWN_ROWS = 5
 
 #: Names of the model files without their ending, and the endings.
 MODEL_STEM, ERROR_MODEL_STEM = "model", "error_model"
-ENDINGS: dict[ServingForm, str] = {"onnx": ".onnx", "sklearn": ".skops"}
+ENDINGS: dict[ServingForm, str] = {"onnx": ".onnx", "sklearn": ".skops", "pickle": ".pkl"}
+
+#: The way out that is left, in messages.
+_OR_PICKLE = ", or, where models are signed, store it as a pickle with allow_pickle=True"
 
 
 class FittedModel(NamedTuple):
@@ -80,9 +88,11 @@ def write_package(
     recipe: str | None = None,
     limits: ParityLimits,
     quantize: onnx.Quantization | None,
+    allow_pickle: bool = False,
 ) -> PackageManifest:
     """Write every file of the package but its manifest, and give the manifest.
 
+    :param allow_pickle: store a model that converts to no safe form as a pickle.
     :raises UnsafeModelError: the model converts to no safe form.
     """
     signature = ModelSignature(
@@ -92,7 +102,9 @@ def write_package(
         ),
         output=columns.target,
     )
-    form, reason = _write_model(folder / MODEL_STEM, fitted, signature, limits, quantize)
+    form, reason = _write_model(
+        folder / MODEL_STEM, fitted, signature, limits, quantize, allow_pickle=allow_pickle
+    )
     profile = reference_profile(split, columns, fitted.predictions, classification=fitted.classification)
     (folder / REFERENCE_PROFILE_FILE).write_text(profile_to_json(profile))
     estimation = _write_estimation(folder, fitted, columns, signature, split)
@@ -158,7 +170,7 @@ def require_safe_form(pipeline: Any) -> None:
         raise UnsafeModelError(
             f"{', '.join(sorted(names & {*refused}))} has no ONNX form, and its scikit-learn form holds types that no service "
             f"would load: {', '.join(refused)}. Use scikit-learn's own parts, or name these in {TRUSTED_TYPES_VARIABLE} where "
-            "tasks and service run"
+            f"tasks and service run{_OR_PICKLE}"
         )
 
 
@@ -178,10 +190,9 @@ def _write_estimation(
     if model.pipeline is None:
         return estimation
     inputs = error_model_signature(signature, model.answer_field)
-    try:
-        form, _ = _write_model(folder / ERROR_MODEL_STEM, model, inputs, ParityLimits(), None)
-    except UnsafeModelError as err:
-        return Estimation(metric=metric.name, method="none", reason=str(err))
+    form, reason = _write_safe_form(folder / ERROR_MODEL_STEM, model, inputs, ParityLimits(), None)
+    if form is None:
+        return Estimation(metric=metric.name, method="none", reason=reason)
     known = model.features.head(KNOWN_ROWS)
     return replace(
         estimation,
@@ -195,12 +206,40 @@ def _write_estimation(
 
 def _write_model(
     stem: Path,
+    fitted: FittedModel,
+    signature: ModelSignature,
+    limits: ParityLimits,
+    quantize: onnx.Quantization | None,
+    *,
+    allow_pickle: bool = False,
+) -> tuple[ServingForm, str]:
+    """Write the model in a form that is safe to load; a pickle only where there is none and it is asked for.
+
+    :raises UnsafeModelError: there is none, and ``allow_pickle`` is not set.
+    """
+    form, reason = _write_safe_form(stem, fitted, signature, limits, quantize)
+    if form is not None:
+        return form, reason
+    if not allow_pickle:
+        raise UnsafeModelError(
+            f"{reason}. Use scikit-learn's own parts, or name these in {TRUSTED_TYPES_VARIABLE} where tasks and service "
+            f"run{_OR_PICKLE}"
+        )
+    _write_pickle(stem.with_suffix(ENDINGS["pickle"]), fitted.pipeline)
+    return "pickle", (
+        "a pickle, as allow_pickle asks for: loading it runs whatever code it names, so it is loaded only when a trusted key "
+        f"signed it and {PICKLED_MODELS_VARIABLE} names its model. {reason}"
+    )
+
+
+def _write_safe_form(
+    stem: Path,
     fitted: FittedModel | ErrorModel,
     signature: ModelSignature,
     limits: ParityLimits,
     quantize: onnx.Quantization | None,
-) -> tuple[ServingForm, str]:
-    """Choose ONNX when it converts and agrees with scikit-learn on hard rows; else say why not."""
+) -> tuple[SafeForm | None, str]:
+    """Choose ONNX when it converts and agrees with scikit-learn on hard rows, else the skops form; say why."""
     rows, real = onnx.hard_rows(fitted.pipeline, fitted.features, signature)
 
     def compare(form: bytes) -> Parity:
@@ -217,14 +256,42 @@ def _write_model(
             stem.with_suffix(ENDINGS["onnx"]).write_bytes(data)
             return "onnx", change or parity.reason
         reason = f"the ONNX form disagrees with scikit-learn: {parity.reason}"
-    untrusted = sklearn.save_skops(fitted.pipeline, stem.with_suffix(ENDINGS["sklearn"]))
-    refused = refused_types(untrusted)
-    if refused:
+    refused = _write_skops(stem.with_suffix(ENDINGS["sklearn"]), fitted.pipeline)
+    return (None, f"{reason}; and its scikit-learn form {refused}") if refused else ("sklearn", reason)
+
+
+def _write_skops(path: Path, pipeline: Any) -> str | None:
+    """Write the skops form.
+
+    :returns: why no service would load it, and nothing was left there; ``None`` when it will.
+    """
+    try:
+        refused = refused_types(sklearn.save_skops(pipeline, path))
+    except Exception as err:  # noqa: BLE001 - skops raises anything on what it can't write
+        why = f"can't be written by skops ({type(err).__name__}: {str(err)[:200]})"
+    else:
+        if not refused:
+            return None
+        why = f"holds types that no service would load: {', '.join(refused)}"
+    path.unlink(missing_ok=True)
+    return why
+
+
+def _write_pickle(path: Path, pipeline: Any) -> None:
+    """Write a plain pickle.
+
+    Not with cloudpickle: that puts the code itself into the file, bound to one version of Python, unseen by whoever reviews the
+    code that is installed. A plain pickle names its classes and functions, and they must be importable where it is loaded.
+
+    :raises UnsafeModelError: a part of it can't be named.
+    """
+    try:
+        path.write_bytes(pickle.dumps(pipeline, protocol=5))
+    except (pickle.PicklingError, AttributeError, TypeError) as err:
         raise UnsafeModelError(
-            f"{reason}; and its scikit-learn form holds types that no service would load: {', '.join(refused)}. "
-            "Use scikit-learn's own parts, or name these in AIRFLOW_MLOPS_TRUSTED_TYPES where tasks and service run"
-        )
-    return "sklearn", reason
+            f"the model can't be stored as a pickle either ({type(err).__name__}: {str(err)[:300]}): give its functions and classes "
+            "a name in a module that is installed where it is served, instead of a lambda or a local one"
+        ) from err
 
 
 def _quantized(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
 from airflow_mlops.core.signing import Trust
 from airflow_mlops.exceptions import ArtifactIntegrityError
-from airflow_mlops.serving.model import ServedModel, load_model
-from airflow_mlops.serving.package import read_package
+from airflow_mlops.serving.model import ServedModel, load_model, open_model
+from airflow_mlops.serving.package import read_package, read_verified, write_signature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,13 +37,17 @@ def load_version(registry: Registry, version: RegisteredVersion, services: Servi
 
 @contextmanager
 def run_package(
-    registry: Registry, run_id: str, services: Services, *, package_digest: str | None
+    registry: Registry, run_id: str, services: Services, *, model_name: str, package_digest: str | None
 ) -> Iterator[tuple[Path, ServedModel]]:
     """Get the package of a run that is not registered yet, and so not signed: what the training reported vouches for it.
 
+    For a pickle that is not enough: it must be registered, and is loaded with the signature of its version.
+
+    :param model_name: model it is, or will be, a version of.
     :param package_digest: digest from the training's result, which does not come from MLflow.
     :returns: its folder, which is gone afterwards, and the loaded model.
-    :raises ArtifactIntegrityError: it is another package; or keys are configured and no digest is given.
+    :raises ArtifactIntegrityError: it is another package; keys are configured and no digest is given; or it is a pickle that
+        is not signed, or not accepted here.
     """
     if package_digest is None and services.signing_public_keys:
         raise ArtifactIntegrityError(
@@ -52,7 +56,21 @@ def run_package(
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = registry.download_package(run_id, Path(temporary))
-        yield folder, load_model(folder, expected_digest=package_digest)
+        manifest, contents = read_verified(folder, package_digest)
+        if manifest.serving_form != "pickle":
+            yield folder, open_model(manifest, contents, folder, signed_as=None)
+            return
+        trust = Trust.of(services.signing_public_keys, model_name)
+        version = registry.find_package(model_name, package_digest) if package_digest else None
+        signature = version.package_signature() if version else None
+        if trust is not None and signature is None:
+            raise ArtifactIntegrityError(
+                f"the package of run {run_id} is a pickle, and no version of {model_name!r} was signed with it: register it "
+                "before it is evaluated or explained (RegisterModelOperator without evaluation), or train without allow_pickle"
+            )
+        if signature is not None:
+            write_signature(folder, signature)
+        yield folder, load_model(folder, expected_digest=package_digest, trust=trust)
 
 
 def require_signed(version: RegisteredVersion, services: Services) -> None:

@@ -96,7 +96,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
     :raises ArtifactIntegrityError: the stored package is not the one with ``package_digest``; or it is to be signed, and
         neither the ledger nor a person vouches for it.
     :raises ModelVersionNotFoundError: the run has no package.
-    :raises ConnectionConfigError: signatures are asked for, and there is no key to sign with.
+    :raises ConnectionConfigError: signatures are asked for, or the model is a pickle, and there is no key to sign with.
     :raises ValueError: ``alias`` is not one that a registration sets, or the evaluation is about another package.
     """
     if spec.alias is not None:
@@ -107,6 +107,12 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
     with tempfile.TemporaryDirectory() as temporary:
         folder = registry.download_package(spec.run_id, Path(temporary))
         manifest = read_package(folder, expected_digest=spec.package_digest)
+    if manifest.serving_form == "pickle" and signature is None:
+        raise ConnectionConfigError(
+            f"run {spec.run_id} was not registered as {spec.model_name}: its model is a pickle, which nothing loads without a "
+            "signature, and there is no key to sign with. Put the private key into the signing connection's Password, or train "
+            "without allow_pickle"
+        )
     training = registry.training_run(spec.run_id)
     changes = _changes(spec, registry, training)
     card = describe_model(
@@ -233,6 +239,7 @@ def _facts(manifest: PackageManifest) -> dict[str, str]:
         "airflow_mlops.dataset_digest": trained.dataset_digest,
         **_age(manifest),
         "airflow_mlops.serving_form": manifest.serving_form,
+        "airflow_mlops.serving_reason": manifest.serving_reason,
         "airflow_mlops.input_example": canonical_json(manifest.known_rows[0]),
         "airflow_mlops.files": canonical_json(manifest.files),
     }

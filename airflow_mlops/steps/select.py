@@ -10,7 +10,7 @@ from airflow_mlops.core.metrics import resolve_metric
 from airflow_mlops.core.tuning import best_of
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.train import TrainResult
+from airflow_mlops.steps.training_spec import TrainResult
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services

@@ -23,11 +23,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from skops import io as skops_io
 
-from airflow_mlops.core.package import MAXIMUM_MANIFEST_BYTES, MAXIMUM_PACKAGE_BYTES, file_digest
+from airflow_mlops.core.artifact import ArtifactLimits
+from airflow_mlops.core.package import (
+    MAXIMUM_MANIFEST_BYTES,
+    MAXIMUM_PACKAGE_BYTES,
+    file_digest,
+    package_digest,
+)
+from airflow_mlops.core.signing import SigningKey, Trust
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.integrations.onnx_file import asks_for_files
 from airflow_mlops.serving import model as serving_model
-from airflow_mlops.serving.model import load_model
+from airflow_mlops.serving.model import PICKLED_MODELS_VARIABLE, TRUSTED_TYPES_VARIABLE, load_model
+from airflow_mlops.serving.package import read_verified, write_signature
+from airflow_mlops.serving.probe import check_artifact
+from airflow_mlops.steps.estimation import _estimation
 from tests.packages import build_package
 
 
@@ -57,13 +67,13 @@ def refused(folder: Path, words: str, digest: str | None = None) -> None:
 
 
 class Touch:
-    """Creates a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return open, (self.path, "w")
+        return os.mkdir, (self.path,)
 
 
 class TestCode:
@@ -71,9 +81,9 @@ class TestCode:
         marker = tmp_path / "ran"
         payload = pickle.dumps(Touch(marker))
         replace_model(skops_package, payload)
-        refused(skops_package, "pickles are never loaded")
+        refused(skops_package, "pickles are never loaded as one")
         assert not marker.exists()
-        pickle.loads(payload).close()  # noqa: S301 - the payload works: it is the loading that refuses it
+        pickle.loads(payload)  # noqa: S301 - the payload works: it is the loading that refuses it
         assert marker.exists()
 
     def test_in_a_pickle_that_is_a_zip_too(self, skops_package: Path, tmp_path: Path) -> None:
@@ -136,6 +146,171 @@ class TestCode:
             archive.writestr("schema.json", schema)
         replace_model(skops_package, crafted.getvalue())
         refused(skops_package, r"model\.skops")
+
+
+KEY, OTHER = SigningKey.generate(), SigningKey.generate()
+
+
+def trust(*keys: SigningKey, model_name: str = "fare") -> Trust | None:
+    return Trust.of(" ".join(key.public_text() for key in keys), model_name)
+
+
+class TestPickles:
+    """A pickle is loaded when a trusted key signed it, and this process was told to load pickles of this very model."""
+
+    @pytest.fixture
+    def pickled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """An honest one, signed, and accepted here."""
+        build_package(tmp_path / "pickled", form="pickle")
+        self.sign(tmp_path / "pickled")
+        monkeypatch.setenv(PICKLED_MODELS_VARIABLE, "other, fare")
+        return tmp_path / "pickled"
+
+    @pytest.fixture
+    def armed(self, pickled: Path, tmp_path: Path) -> tuple[Path, Path]:
+        """One that runs code; everything else about it is in order."""
+        replace_model(pickled, pickle.dumps(Touch(tmp_path / "ran")))
+        self.sign(pickled)
+        return pickled, tmp_path / "ran"
+
+    @staticmethod
+    def sign(folder: Path, key: SigningKey = KEY, model_name: str = "fare") -> None:
+        digest = package_digest((folder / "package.json").read_bytes())
+        write_signature(folder, key.sign(model_name=model_name, package_digest=digest))
+
+    @staticmethod
+    def kept_out(
+        folder: Path, marker: Path, words: str, wanted: Trust | None, digest: str | None = None
+    ) -> None:
+        with pytest.raises(ArtifactIntegrityError, match=words):
+            load_model(folder, digest, trust=wanted)
+        assert not marker.exists()
+
+    def test_an_honest_one_is_loaded(self, pickled: Path, skops_package: Path) -> None:
+        rows = [{"x": x, "kind": "a"} for x in (0.5, 3.0, 9.0, None)]
+        model = load_model(pickled, trust=trust(KEY))
+        assert model.predict_records(rows) == load_model(skops_package).predict_records(rows)
+
+    def test_the_payload_works(self, armed: tuple[Path, Path]) -> None:
+        """What keeps the others out is a rule, not a broken payload."""
+        folder, marker = armed
+        with pytest.raises(ArtifactIntegrityError, match="fails on the known rows"):
+            load_model(folder, trust=trust(KEY))
+        assert marker.exists()
+
+    def test_nobody_asks_for_a_signature(self, armed: tuple[Path, Path]) -> None:
+        digest = package_digest((armed[0] / "package.json").read_bytes())
+        self.kept_out(
+            *armed, "no key was there to verify a signature with: configure the signing connection", None
+        )
+        self.kept_out(*armed, "no key was there", None, digest)
+
+    def test_it_is_not_signed(self, armed: tuple[Path, Path]) -> None:
+        (armed[0] / "package.sig").unlink()
+        self.kept_out(*armed, "is not signed as a version of 'fare'", trust(KEY))
+        self.kept_out(*armed, "no key was there", None)
+
+    def test_another_key_signed_it(self, armed: tuple[Path, Path]) -> None:
+        self.sign(armed[0], OTHER)
+        self.kept_out(*armed, "which is not trusted here", trust(KEY))
+
+    def test_another_key_signed_it_in_the_name_of_a_trusted_one(self, armed: tuple[Path, Path]) -> None:
+        folder, _ = armed
+        self.sign(folder, OTHER)
+        forged = json.loads((folder / "package.sig").read_text())
+        forged["key_id"] = next(iter(trust(KEY).keys))  # type: ignore[union-attr]
+        (folder / "package.sig").write_text(json.dumps(forged))
+        self.kept_out(*armed, "did not make", trust(KEY))
+
+    def test_it_is_signed_as_another_model(
+        self, armed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.sign(armed[0], model_name="other")  # which is accepted here as well
+        self.kept_out(*armed, "carries a signature for 'other'", trust(KEY))
+
+    @pytest.mark.parametrize("change", ["model", "manifest"])
+    def test_a_byte_was_changed_after_it_was_signed(self, pickled: Path, tmp_path: Path, change: str) -> None:
+        marker = tmp_path / "ran"
+        payload = pickle.dumps(Touch(marker))
+        if change == "model":
+            (pickled / "model.pkl").write_bytes(payload)
+            self.kept_out(pickled, marker, r"model\.pkl was changed after packaging", trust(KEY))
+        else:
+            replace_model(pickled, payload)
+            self.kept_out(pickled, marker, "carries a signature for", trust(KEY))
+
+    def test_it_is_not_the_registered_one(self, armed: tuple[Path, Path]) -> None:
+        self.kept_out(*armed, "not the package that was registered", trust(KEY), "sha256:" + "0" * 64)
+
+    @pytest.mark.parametrize("accepted", [None, "", "other", "far", "fare2,Fare", "*", "true", "1"])
+    def test_this_process_does_not_accept_it(
+        self, armed: tuple[Path, Path], accepted: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv(PICKLED_MODELS_VARIABLE)
+        if accepted is not None:
+            monkeypatch.setenv(PICKLED_MODELS_VARIABLE, accepted)
+        self.kept_out(*armed, "accepts no pickles of 'fare'.*AIRFLOW_MLOPS_PICKLED_MODELS", trust(KEY))
+
+    def test_trusted_types_and_manifests_do_not_open_it(
+        self, armed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, _ = armed
+        monkeypatch.setenv(PICKLED_MODELS_VARIABLE, "other")
+        monkeypatch.setenv(TRUSTED_TYPES_VARIABLE, "fare,builtins.open,_io.open,*")
+        manifest = json.loads((folder / "package.json").read_text())
+        manifest["environment"][PICKLED_MODELS_VARIABLE] = "fare"
+        manifest["allow_pickle"] = True
+        (folder / "package.json").write_text(json.dumps(manifest))
+        self.sign(folder)
+        self.kept_out(*armed, "accepts no pickles of 'fare'|allow_pickle", trust(KEY))
+
+    def test_a_pickle_in_place_of_a_skops_file(
+        self, skops_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where pickles of the model are accepted, a package that says it holds none gets none unpickled."""
+        monkeypatch.setenv(PICKLED_MODELS_VARIABLE, "fare")
+        marker = tmp_path / "ran"
+        replace_model(skops_package, pickle.dumps(Touch(marker)))
+        self.sign(skops_package)
+        self.kept_out(
+            skops_package, marker, "is not a skops file; pickles are never loaded as one", trust(KEY)
+        )
+
+    def test_an_unsigned_skops_package_that_now_claims_a_pickle(
+        self, skops_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(PICKLED_MODELS_VARIABLE, "fare")
+        marker = tmp_path / "ran"
+        manifest = json.loads((skops_package / "package.json").read_text())
+        manifest["serving_form"] = "pickle"
+        (skops_package / "package.json").write_text(json.dumps(manifest))
+        replace_model(skops_package, pickle.dumps(Touch(marker)))
+        self.kept_out(skops_package, marker, "no key was there", None)
+        self.kept_out(skops_package, marker, "is not signed", trust(KEY))
+
+    def test_a_second_model_in_a_package_is_never_a_pickle(self, pickled: Path) -> None:
+        _, contents = read_verified(pickled, trust=trust(KEY))
+        told = {"metric": "mae", "method": "error_model", "model_file": "model.pkl", "model_form": "pickle"}
+        with pytest.raises(ArtifactIntegrityError, match="model_form"):
+            _estimation({**contents, "estimation.json": json.dumps(told).encode()}, pickled)
+
+    def test_the_process_that_measures_it_asks_for_the_same(
+        self, pickled: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        limits = ArtifactLimits()
+        keys = KEY.public_text()
+        check, facts = check_artifact(pickled, limits, signed_as="fare", public_keys=keys)
+        assert facts is not None, check.reason
+        for wrong, words in (
+            ({}, "no key was there"),
+            ({"signed_as": "fare", "public_keys": OTHER.public_text()}, "is not trusted here"),
+            ({"signed_as": "other", "public_keys": keys}, "carries a signature for 'fare'"),
+        ):
+            check, facts = check_artifact(pickled, limits, **wrong)  # type: ignore[arg-type]
+            assert (facts, words in check.reason) == (None, True), check.reason
+        monkeypatch.setenv(PICKLED_MODELS_VARIABLE, "other")
+        check, facts = check_artifact(pickled, limits, signed_as="fare", public_keys=keys)
+        assert (facts, "accepts no pickles of 'fare'" in check.reason) == (None, True), check.reason
 
 
 class TestFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,22 +24,21 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.halving import successive_halving
 from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits, compare_forms
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError, UnsafeModelError
-from airflow_mlops.integrations import onnx, optuna, sklearn
+from airflow_mlops.integrations import halving, onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import model_package
 from airflow_mlops.steps.code_version import code_version
-from airflow_mlops.steps.train import TrainSpec
 from airflow_mlops.steps.training_rows import Split, row_weights
+from airflow_mlops.steps.training_spec import TrainSpec
 
 COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
 SIGNATURE = ModelSignature(
@@ -260,24 +260,34 @@ def test_parameters_that_do_not_go_together_fail_one_trial(tmp_path: Path) -> No
             run_search(f"sqlite:///{tmp_path}/refused.db", refuses, trials=3)
 
 
-def halve(score: Any, **settings: Any) -> tuple[Any, list[Trial]]:
+HALVED = time_ordered_folds(np.arange(900), 2)
+
+
+def halve(score: Any, families: Any = None, **settings: Any) -> tuple[Any, list[Trial]]:
     told: list[Trial] = []
-    families = [sklearn.draw(one, 20, 0) if one.space else [one] for one in CANDIDATES]
-    found = successive_halving(
-        families,
-        Search(**{"method": "halving", "folds": 2, **settings}),
-        score,
-        greater_is_better=False,
-        on_trial=lambda _, trial: told.append(trial),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = halving.search(
+            families or [sklearn.draw(one, 20, 0) if one.space else [one] for one in CANDIDATES],
+            Search(**{"method": "halving", "folds": 2, **settings}),
+            score,
+            folds=HALVED,
+            greater_is_better=False,
+            on_trial=lambda _, trial: told.append(trial),
+        )
     return found, told
 
 
 def test_halving_tries_many_on_few_rows_and_few_on_all(caplog: pytest.LogCaptureFixture) -> None:
-    shares: list[float] = []
+    asked: list[tuple[str, int, int]] = []
 
-    def picky(candidate: Candidate, fold: int, share: float) -> float:
-        shares.append(round(share, 2))
+    def picky(candidate: Candidate, learn: Any, check: Any) -> float:
+        fold = 0 if check[0] == HALVED[0][1][0] else 1
+        assert np.array_equal(check, HALVED[fold][1])  # all of it, in every round
+        assert set(learn) <= set(HALVED[fold][0])
+        assert np.all(np.diff(learn) > 0)  # oldest to newest
+        assert (learn[0], learn[-1]) == (0, HALVED[fold][0][-1])
+        asked.append((candidate.name, fold, len(learn)))
         if candidate.params.get("kind") == "bad":
             raise ValueError("kind 'bad' supports only x = 0")
         return bowl(candidate, fold)
@@ -285,18 +295,67 @@ def test_halving_tries_many_on_few_rows_and_few_on_all(caplog: pytest.LogCapture
     caplog.set_level("INFO")
     found, told = halve(picky)
     assert found.best.params["x"] == pytest.approx(3.0, abs=2.0)
+    assert found.value == pytest.approx((found.best.params["x"] - 3.0) ** 2 + 0.005)
     assert list(found.trials) == told
-    assert [trial.candidate for trial in told] == ["Flat", "Bowl", "Bowl"]
-    assert set(shares) == {0.11, 0.33, 1.0}
-    assert "s to go" in caplog.text
+    assert [trial.candidate for trial in told] == ["Flat", "Bowl", "Bowl", "Bowl"]
+    assert all(len(trial.folds) == 2 for trial in told)
+    # Twenty sets, a third of them on three times as many rows; one set alone is tried on all at once.
+    assert [count for name, fold, count in asked if fold == 1 and name == "Flat"] == [600]
+    second = [count for name, fold, count in asked if fold == 1 and name == "Bowl"]
+    good = sum(one.params["kind"] == "good" for one in sklearn.draw(CANDIDATES[1], 20, 0))
+    assert second == [66] * good + [200] * 7 + [600] * 3
+    assert re.search("Bowl on 33 % of the rows: .*; about 0 s to go", caplog.text)
+    assert "Bowl on 11 % of the rows: failed" in caplog.text
+    again, _ = halve(picky)
+    assert (again.best, again.value) == (found.best, found.value)
 
-    def refuses(candidate: Candidate, fold: int, share: float) -> float:
+
+def test_halving_when_nothing_works_and_when_time_is_up() -> None:
+    def refuses(candidate: Candidate, learn: Any, check: Any) -> float:
         raise ValueError("no such solver")
 
-    with pytest.raises(ValueError, match="every parameter set failed; the log says of what"):
+    with pytest.raises(
+        ValueError, match="every parameter set failed, the last with ValueError: no such solver"
+    ):
         halve(refuses)
-    stopped, told = halve(picky, timeout_seconds=0.0)
+
+    def flat_only(candidate: Candidate, learn: Any, check: Any) -> float:
+        if candidate.name == "Bowl":
+            raise ValueError("no such solver")
+        return bowl(candidate, 0)
+
+    found, _ = halve(flat_only)  # a family that fails leaves the others
+    assert found.best.name == "Flat"
+    stopped, told = halve(flat_only, timeout_seconds=0.0)
     assert (stopped.best.name, len(told)) == ("Flat", 1)
+
+    def lost(candidate: Candidate, learn: Any, check: Any) -> float:
+        raise TransientError("the disk is gone")
+
+    with pytest.raises(TransientError, match="the disk is gone"):
+        halve(lost)
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3, 8, 9, 27, 243, 244])
+def test_halving_ends_on_all_rows(sets: int) -> None:
+    family = [replace(CANDIDATES[0], params={"level": float(level)}) for level in range(sets)]
+    seen: list[int] = []
+
+    def level(candidate: Candidate, learn: Any, check: Any) -> float:
+        seen.append(len(learn))
+        return float(candidate.params["level"])
+
+    found, told = halve(level, [family])
+    assert (found.value, len(seen)) == (0.0, 2 * sum(_rounds(sets)))
+    assert 1 <= len(told) <= 3
+    assert seen[-1] == 600
+
+
+def _rounds(sets: int) -> list[int]:
+    rounds = [sets]
+    while rounds[-1] > 2 and len(rounds) <= halving.last_round(sets):
+        rounds.append(-(-rounds[-1] // 3))
+    return rounds
 
 
 def test_nothing_to_search_tries_each_candidate_once() -> None:
@@ -843,7 +902,7 @@ def test_a_search_that_another_process_took_over_can_be_tried_again(tmp_path: Pa
 def test_peak_memory_is_this_processs_own() -> None:
     """A process that was forked from a large one is not as large as that."""
     held = np.ones(40_000_000)  # 320 MB here
-    code = "import sys; from airflow_mlops.steps.train import _peak_memory_mb as peak; print(peak())"
+    code = "import sys; from airflow_mlops.serving.probe import peak_memory_mb as peak; print(peak())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )

@@ -148,6 +148,12 @@ class Versions(Artifacts):
         same = [item for item in found if item.tags.get(PACKAGE_DIGEST_TAG) == package_digest]
         return sorted(same, key=lambda item: int(item.version))
 
+    def find_package(self, model_name: str, package_digest: str) -> RegisteredVersion | None:
+        """Find the version that holds a package; ``None`` when there is none."""
+        with translated(f"versions of {model_name!r}"):
+            found = self._holding(model_name, package_digest)
+        return _registered(found[0]) if found else None
+
     def version(self, model_name: str, model_version: str) -> RegisteredVersion:
         """Look a version up by number.
 

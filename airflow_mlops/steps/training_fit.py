@@ -1,0 +1,209 @@
+"""Search, fit and measure: from rows and candidates to a fitted pipeline with its score."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_mlops.core.metrics import DEFAULT_METRICS, Metric, evaluate_metric, resolve_metric
+from airflow_mlops.core.tuning import Candidate, SearchResult, Trial, time_ordered_folds
+from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.integrations import halving, optuna, sklearn
+from airflow_mlops.ledger.studies import studies_url
+from airflow_mlops.steps.model_package import FittedModel, require_safe_form
+from airflow_mlops.steps.training_rows import Split, row_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from airflow_mlops.core.columns import ColumnRoles
+    from airflow_mlops.core.dataset import DatasetVersion
+    from airflow_mlops.integrations.mlflow import Registry
+    from airflow_mlops.services import Services
+    from airflow_mlops.steps.training_record import Clock
+    from airflow_mlops.steps.training_spec import TrainSpec
+
+log = logging.getLogger(__name__)
+
+
+class Work(NamedTuple):
+    """What one training has at hand."""
+
+    spec: TrainSpec
+    columns: ColumnRoles
+    metric: Metric
+    dataset: DatasetVersion
+    split: Split
+    registry: Registry
+    experiment_id: str
+    run_id: str
+    key: str
+
+
+class Made(NamedTuple):
+    """What a training found.
+
+    :param winner: what was fitted.
+    :param search: how it was chosen; ``None`` without a search.
+    :param model: the model.
+    :param split: the rows it learned from and was measured on.
+    """
+
+    winner: Candidate
+    search: SearchResult | None
+    model: FittedModel
+    split: Split
+
+
+def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
+    """Find the metric, and see before anything is fitted that it, the target and the estimators fit together.
+
+    :raises SchemaMismatchError: a regression of what is no number.
+    :raises UnsafeModelError: an estimator that could be stored in no form that is safe to load, where pickles are not allowed.
+    :raises ValueError: classifiers beside regressors, or a metric that can't measure their answers.
+    """
+    estimators = [_build(spec, columns, candidate.example()) for candidate in spec.to_try()]
+    kinds = {sklearn.is_classification(estimator) for estimator in estimators}
+    if len(kinds) > 1:
+        raise ValueError("some candidates are classifiers and some are not; give either, as the target needs")
+    labels = kinds == {True}
+    numbers = target.dtype.is_numeric()
+    if not labels and not numbers and str(target.dtype) != "Boolean":
+        raise SchemaMismatchError(
+            f"target {spec.target!r} holds {target.dtype}, and {spec.to_try()[0].name} predicts numbers; give a classifier"
+        )
+    probabilities = all(sklearn.gives_probabilities(estimator) for estimator in estimators)
+    default = "mae" if not labels else "log_loss" if probabilities else "accuracy"
+    metric = resolve_metric(spec.metric or default)
+    if not labels and metric.name in DEFAULT_METRICS["classification"]:
+        raise ValueError(
+            f"{metric.name} measures labels, and {spec.to_try()[0].name} predicts numbers: choose mae, rmse or another metric "
+            "of numbers, or give a classifier"
+        )
+    if not spec.allow_pickle:
+        for estimator in estimators:
+            require_safe_form(estimator)
+    of_numbers = {*DEFAULT_METRICS["regression"]} | {f"quantile_loss@{metric.name.partition('@')[2]}"}
+    if labels and not numbers and metric.name in of_numbers:
+        raise ValueError(
+            f"{metric.name} measures numbers, and {spec.target!r} holds {target.dtype}: choose {default}, or leave metric out"
+        )
+    if metric.needs_probabilities and not probabilities:
+        raise ValueError(
+            f"{metric.name} needs probabilities, and not every estimator here gives them: choose accuracy, f1 or another "
+            "metric of labels"
+        )
+    return metric
+
+
+def search_and_fit(work: Work, services: Services, clock: Clock) -> Made:
+    """Search, fit and measure."""
+    spec, split = work.spec, work.split
+    features = sklearn.to_features(split.training, work.columns)
+    target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0].example()))
+    weights = row_weights(split.training, work.columns, spec.half_life_days)
+    clock.lap("prepare_seconds")
+    found = _search(work, features, target, services)
+    clock.lap("search_seconds")
+    winner = found.best if found else spec.to_try()[0]
+    fitted = _fit(work, winner, features, target, weights)
+    if spec.refit:
+        split = split.whole
+        fitted = _refit(work, winner, fitted, split)
+    clock.lap("fit_seconds")
+    return Made(winner, found, fitted, split)
+
+
+def _search(
+    work: Work,
+    features: pd.DataFrame,
+    target: NDArray[Any],
+    services: Services,
+) -> SearchResult | None:
+    """Compare the candidates inside the training rows, oldest to newest."""
+    spec, settings = work.spec, work.spec.how_to_search()
+    if settings is None:
+        return None
+    folds = time_ordered_folds(work.split.training[spec.time_column].to_numpy(), settings.folds)
+
+    def score(candidate: Candidate, learn: NDArray[Any], check: NDArray[Any]) -> float:
+        weights = row_weights(work.split.training[learn], work.columns, spec.half_life_days)
+        pipeline = _pipeline(work, candidate)
+        sklearn.fit(pipeline, features.iloc[learn], target[learn], weights)
+        predictions = sklearn.predict(pipeline, features.iloc[check])
+        return evaluate_metric(work.metric, target=target[check], prediction=predictions).value
+
+    def tell(number: int, trial: Trial) -> None:
+        work.registry.log_step(work.run_id, f"trial_{work.metric.name}", trial.value, number)
+
+    if settings.method == "halving":
+        each = max(2, settings.trials // len(spec.to_try()))
+        return halving.search(
+            [sklearn.draw(one, each, spec.seed) if one.space else [one] for one in spec.to_try()],
+            settings,
+            score,
+            folds=folds,
+            greater_is_better=work.metric.greater_is_better,
+            on_trial=tell,
+        )
+    return optuna.search(
+        spec.to_try(),
+        settings,
+        lambda candidate, fold: score(candidate, *folds[fold]),
+        greater_is_better=work.metric.greater_is_better,
+        study_name=work.key,
+        storage_url=studies_url(services.ledger_url),
+        seed=spec.seed,
+        on_trial=tell,
+    )
+
+
+def _fit(
+    work: Work,
+    candidate: Candidate,
+    features: pd.DataFrame,
+    target: NDArray[Any],
+    weights: NDArray[Any] | None,
+) -> FittedModel:
+    """Fit on all training rows and score on the held-out ones."""
+    pipeline = _pipeline(work, candidate)
+    sklearn.fit(pipeline, features, target, weights)
+    log.info("training: fitted %s on %d rows", candidate.name, len(features))
+    holdout = sklearn.to_features(work.split.holdout, work.columns)
+    predictions = sklearn.predict(pipeline, holdout)
+    score = evaluate_metric(
+        work.metric, target=work.split.holdout[work.spec.target].to_numpy(), prediction=predictions
+    )
+    return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions.values, score=score)
+
+
+def _refit(work: Work, candidate: Candidate, measured: FittedModel, split: Split) -> FittedModel:
+    """Fit on all rows; the score stays that of the twin that had not seen the newest ones."""
+    pipeline = _pipeline(work, candidate)
+    features = sklearn.to_features(split.training, work.columns)
+    target = sklearn.to_target(split.training[work.spec.target], pipeline)
+    sklearn.fit(
+        pipeline, features, target, row_weights(split.training, work.columns, work.spec.half_life_days)
+    )
+    log.info("training: fitted %s again on all %d rows", candidate.name, len(features))
+    return measured._replace(
+        pipeline=pipeline,
+        predictions=sklearn.predict(pipeline, measured.features).values,
+        twin=measured.pipeline,
+    )
+
+
+def _pipeline(work: Work, candidate: Candidate) -> Any:
+    return _build(work.spec, work.columns, candidate)
+
+
+def _build(spec: TrainSpec, columns: ColumnRoles, candidate: Candidate) -> Any:
+    return sklearn.build_pipeline(
+        candidate,
+        columns,
+        preprocessing=spec.preprocessing,
+        selection=spec.feature_selection,
+        seed=spec.seed,
+    )
