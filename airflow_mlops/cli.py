@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         "replay": _replay,
         "ledger": _ledger,
         "who-was-champion": _who_was_champion,
+        "timeline": _timeline,
         "signing-key": _signing_key,
     }
     return commands[args.command](args)
@@ -48,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_ledger(
         commands.add_parser(
             "ledger", help="print the newest entries of the ledger, or bring its schema up to date"
+        )
+    )
+    _add_timeline(
+        commands.add_parser(
+            "timeline", help="print what happened to a model window by window, or how all models stand"
         )
     )
     who = commands.add_parser(
@@ -104,6 +111,26 @@ def _add_ledger(ledger: argparse.ArgumentParser) -> None:
     ledger.add_argument("--limit", type=_count, default=20, metavar="N", help="newest entries (default: 20)")
     ledger.add_argument(
         "--migrate", action="store_true", help="only create the schema or bring it up to date"
+    )
+
+
+def _add_timeline(timeline: argparse.ArgumentParser) -> None:
+    timeline.add_argument(
+        "model", nargs="?", metavar="MODEL", help="registered model (default: all, a line each)"
+    )
+    timeline.add_argument(
+        "--since",
+        type=_time,
+        metavar="TIME",
+        help="windows from then on (ISO 8601, UTC unless it says otherwise)",
+    )
+    timeline.add_argument("--until", type=_time, metavar="TIME", help="windows that begin before")
+    timeline.add_argument(
+        "--limit", type=_count, default=60, metavar="N", help="newest windows of the range (default: 60)"
+    )
+    timeline.add_argument("--json", action="store_true", help="all that is known, as JSON")
+    timeline.add_argument(
+        "--ledger", metavar="URL", help="SQLAlchemy URL (default: $AIRFLOW_MLOPS_LEDGER_URL)"
     )
 
 
@@ -171,6 +198,35 @@ def _who_was_champion(args: argparse.Namespace) -> int:
         f"moved there by {found.actor}: {found.summary}\n"
     )
     return 0
+
+
+def _timeline(args: argparse.Namespace) -> int:
+    from airflow_mlops.core.codec import to_dict
+    from airflow_mlops.exceptions import MLOpsError
+    from airflow_mlops.ledger import Ledger
+    from airflow_mlops.ledger.timeline import read_overview, read_timeline
+    from airflow_mlops.ledger.timeline_table import overview_text, timeline_text
+    from airflow_mlops.services import Services
+
+    try:
+        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+            if args.model is None:
+                models = read_overview(ledger)
+                shown = _json([to_dict(model) for model in models]) if args.json else overview_text(models)
+            else:
+                found = read_timeline(
+                    ledger, args.model, since=args.since, until=args.until, limit=args.limit
+                )
+                shown = _json(to_dict(found)) if args.json else timeline_text(found)
+    except MLOpsError as err:
+        sys.stderr.write(f"{err}\n")
+        return 1
+    sys.stdout.write(shown)
+    return 0
+
+
+def _json(value: object) -> str:
+    return f"{json.dumps(value, indent=2)}\n"
 
 
 def _time(text: str) -> datetime:
