@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         "ledger": _ledger,
         "who-was-champion": _who_was_champion,
         "timeline": _timeline,
+        "score": _score,
         "signing-key": _signing_key,
     }
     return commands[args.command](args)
@@ -55,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_timeline(
         commands.add_parser(
             "timeline", help="print what happened to a model window by window, or how all models stand"
+        )
+    )
+    _add_score(
+        commands.add_parser(
+            "score", help="print the ML Test Score of a model, or write down that a person vouches for a test"
         )
     )
     who = commands.add_parser(
@@ -132,6 +143,29 @@ def _add_timeline(timeline: argparse.ArgumentParser) -> None:
     timeline.add_argument(
         "--ledger", metavar="URL", help="SQLAlchemy URL (default: $AIRFLOW_MLOPS_LEDGER_URL)"
     )
+
+
+def _add_score(score: argparse.ArgumentParser) -> None:
+    score.add_argument("model", metavar="MODEL", help="registered model")
+    form = score.add_mutually_exclusive_group()
+    for name in ("json", "html", "markdown"):
+        form.add_argument(
+            f"--{name}",
+            dest="form",
+            action="store_const",
+            const=name,
+            help=f"as {name}, instead of plain text",
+        )
+    score.add_argument(
+        "--attest", metavar="TEST", help="write down that --by vouches for a test, such as data-5"
+    )
+    score.add_argument("--by", metavar="NAME", help="who vouches for it")
+    score.add_argument("--evidence", metavar="LINK", help="address of what can be looked at")
+    score.add_argument(
+        "--automated", action="store_true", help="a job does it again and again, and LINK leads to it"
+    )
+    score.add_argument("--days", type=_count, metavar="N", help="how long it counts (default: 365)")
+    score.add_argument("--ledger", metavar="URL", help="SQLAlchemy URL (default: $AIRFLOW_MLOPS_LEDGER_URL)")
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -223,6 +257,54 @@ def _timeline(args: argparse.Namespace) -> int:
         return 1
     sys.stdout.write(shown)
     return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from airflow_mlops.exceptions import MLOpsError
+    from airflow_mlops.services import Services
+
+    services = Services.from_environment()
+    services = replace(services, ledger_url=args.ledger or services.ledger_url)
+    try:
+        shown = _attest(args, services) if args.attest else _scored(args, services)
+    except (MLOpsError, ValueError) as err:
+        sys.stderr.write(f"{err}\n")
+        return 1
+    sys.stdout.write(shown)
+    return 0
+
+
+def _scored(args: argparse.Namespace, services: Services) -> str:
+    from airflow_mlops.core.codec import to_dict
+    from airflow_mlops.core.ml_test_score import describe_score, score_text
+    from airflow_mlops.steps.ml_test_score import score_model
+
+    if args.by or args.evidence or args.automated or args.days:
+        raise ValueError("--by, --evidence, --automated and --days belong to --attest: name the test")
+    score = score_model(args.model, services, now=datetime.now(tz=UTC))
+    if args.form == "json":
+        return _json(to_dict(score))
+    if args.form == "html":
+        return describe_score(score).to_html()
+    return describe_score(score).to_markdown() if args.form == "markdown" else score_text(score)
+
+
+def _attest(args: argparse.Namespace, services: Services) -> str:
+    from airflow_mlops.steps.ml_test_score import attest
+
+    if args.form:
+        raise ValueError(f"--{args.form} prints a score, --attest writes to the ledger: one at a time")
+    entry = attest(
+        args.model,
+        services,
+        test_id=args.attest,
+        by=args.by or "",
+        evidence=args.evidence or "",
+        automated=args.automated,
+        days=args.days,
+        now=datetime.now(tz=UTC),
+    )
+    return f"{entry.summary}; it counts until {entry.payload['expires_at'][:10]}\n"
 
 
 def _json(value: object) -> str:

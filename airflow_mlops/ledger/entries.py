@@ -31,6 +31,7 @@ class EntryKind(StrEnum):
     CHALLENGER_CHECK = "challenger_check"
     RETRAINING_DECISION = "retraining_decision"
     RETRAINING_OUTCOME = "retraining_outcome"
+    ATTESTATION = "attestation"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

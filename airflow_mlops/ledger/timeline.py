@@ -110,7 +110,7 @@ class ColumnShift:
 class WindowDrift:
     """Whether the inputs moved.
 
-    :param columns: at most :data:`TOP_COLUMNS`, the drifted ones first, largest part in the shift first.
+    :param columns: at most five, the drifted ones first, largest part in the shift first.
     :param prediction_drifted: whether the answers moved; ``None`` when that was not measured.
     :param report_url: page that explains it; ``None`` when none was drawn.
     """
@@ -283,7 +283,7 @@ def read_timeline(
 
     :param since: only windows that begin then or later, and events from then on; ``None``: all.
     :param until: only windows that begin, and events that happened, before; ``None``: all.
-    :param before: only windows before this one: :attr:`Timeline.older` of a later page.
+    :param before: only windows before this one: ``older`` of a later page.
     :param limit: at most so many windows, from 1.
     :raises ValueError: ``limit`` is below 1.
     """
