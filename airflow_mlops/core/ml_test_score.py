@@ -15,6 +15,9 @@ from typing import Any
 from airflow_mlops.core.page import Page, Section, Table
 from airflow_mlops.core.windows import Window
 
+#: How the id of a Dag run begins that Airflow started by itself; a backfill is asked for by a person.
+_UNATTENDED = ("scheduled__", "asset_triggered__", "operator_triggered__")
+
 #: Nothing; done by hand and written down, or not kept up; automated and repeated.
 POINTS = (0.0, 0.5, 1.0)
 
@@ -226,8 +229,8 @@ class Fact:
 
     @property
     def scheduled(self) -> bool:
-        """Whether a Dag wrote it that no person started."""
-        return self.of_a_dag and not self.actor.partition("/")[2].startswith("manual__")
+        """Whether a Dag wrote it that no person started; as in Airflow, a run with an id of its own was started by hand."""
+        return self.of_a_dag and self.actor.partition("/")[2].startswith(_UNATTENDED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

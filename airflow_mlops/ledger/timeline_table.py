@@ -109,7 +109,11 @@ def _inputs(drift: WindowDrift | None) -> str:
         return _NOTHING
     if not drift.drifted_count:
         return "as before"
-    moved = [f"{item.column} {item.share_of_shift:.0%}" for item in drift.columns if item.drifted][:2]
+    moved = [
+        f"{item.column} {item.share_of_shift:.0%}" if item.share_of_shift else item.column
+        for item in drift.columns
+        if item.drifted
+    ][:2]
     word = "drifted" if drift.drifted else "moved"
     return f"{word}, {drift.drifted_count} of {drift.feature_count}: {', '.join(moved)}"
 

@@ -404,11 +404,23 @@ def test_once_is_not_recurring(world: World) -> None:
     assert (told.points, told.sentence.partition(": ")[2]) == (0.5, "once so far, which is not recurring")
 
 
-def test_a_check_by_hand_is_half(world: World) -> None:
-    world.check(drift, NEWEST, NEWEST - 1, actor="monitor/manual__2024-01-31/check_drift")
+@pytest.mark.parametrize(
+    ("actor", "points"),
+    [
+        ("monitor/scheduled__2024-01-31/check_drift", 1.0),
+        ("monitor/asset_triggered__2024-01-31/check_drift", 1.0),
+        ("monitor/operator_triggered__2024-01-31/check_drift", 1.0),
+        ("monitor/manual__2024-01-31/check_drift", 0.5),
+        ("monitor/backfill__2024-01-31/check_drift", 0.5),
+        ("monitor/my_own_id/check_drift", 0.5),
+        ("anna", 0.5),
+    ],
+)
+def test_a_check_by_hand_is_half(world: World, actor: str, points: float) -> None:
+    world.check(drift, NEWEST, NEWEST - 1, actor=actor)
     told = world.points()["monitor-3"]
-    assert told.points == 0.5
-    assert "by hand: monitor/manual__2024-01-31/check_drift" in told.sentence
+    assert told.points == points
+    assert (f"by hand: {actor}" in told.sentence) == (points < 1.0)
 
 
 def test_what_only_other_versions_had_is_half(world: World) -> None:
