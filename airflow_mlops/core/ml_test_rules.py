@@ -245,8 +245,25 @@ def _validated(facts: ModelFacts, policy: ScorePolicy) -> Finding:
             evidence=(note(mine),),
         )
     gated = [fact for fact in promotions if fact.payload.get("verdict") == "promote"]
+    if not any(_checks(earned, name) for name in ("champion", "baseline")):
+        return _untested(facts, mine, earned)
     return _released(
         facts, policy, gated, "only what its evaluation lets through is promoted", mine=mine, more=(earned,)
+    )
+
+
+def _untested(facts: ModelFacts, mine: Fact, earned: Fact) -> Finding:
+    """Judge a champion that learned from all rows, so that none was left to test it on: half where its predecessors were tested."""
+    key = mine.payload.get("decision_key")
+    decided = next((one for one in facts.of("retraining_decision") if key and one.key == key), None)
+    told = f"version {facts.champion} was not tested itself"
+    proof = (note(mine), note(earned))
+    if decided is None or decided.payload.get("promote_on") != "predecessors":
+        return Finding(points=0.0, sentence=f"{told}, nor were its predecessors", evidence=proof)
+    return Finding(
+        points=0.5,
+        sentence=f"{told}: it learned from all rows there were; it was promoted on tests of its predecessors",
+        evidence=(*proof, note(decided)),
     )
 
 

@@ -209,12 +209,14 @@ class Fact:
 
     :param kind: of the entry.
     :param entry_id: its number.
+    :param key: unique within the kind.
     :param subject: what it is about within the model: a run, a version, a table.
     :param actor: ``dag_id/dag_run_id/task_id``, or a person.
     """
 
     kind: str
     entry_id: int
+    key: str
     subject: str | None
     window: Window | None
     payload: dict[str, Any]

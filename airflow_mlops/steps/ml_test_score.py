@@ -142,6 +142,7 @@ def _facts(ledger: Ledger, model_name: str, services: Services, now: datetime) -
     # The champion may be older than the newest entries.
     if champion is not None:
         found += ledger.entries(kind=_OF_A_VERSION, model_name=model_name, subject=champion)
+        found += _answered(ledger, found, champion)
     for made in _champion_runs(found, champion, run):
         found += ledger.entries(kind=_OF_A_RUN, model_name=model_name, subject=made)
     return ModelFacts(
@@ -155,10 +156,24 @@ def _facts(ledger: Ledger, model_name: str, services: Services, now: datetime) -
     )
 
 
+def _answered(ledger: Ledger, found: list[LedgerEntry], champion: str) -> list[LedgerEntry]:
+    """Find the retraining decisions that the champion's promotions answered."""
+    keys = {
+        str(entry.payload["decision_key"])
+        for entry in found
+        if entry.kind is EntryKind.PROMOTION
+        and entry.subject == champion
+        and entry.payload.get("decision_key")
+    }
+    decisions = [ledger.find(EntryKind.RETRAINING_DECISION, key) for key in keys]
+    return [decision for decision in decisions if decision is not None]
+
+
 def _fact(entry: LedgerEntry) -> Fact:
     return Fact(
         kind=str(entry.kind),
         entry_id=entry.entry_id or 0,
+        key=entry.key,
         subject=entry.subject,
         window=entry.window,
         payload=entry.payload,

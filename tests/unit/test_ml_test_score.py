@@ -32,7 +32,8 @@ from airflow_mlops.core.ml_test_score import (
     interpret,
 )
 from airflow_mlops.core.predictions import Predictions
-from airflow_mlops.core.promotion import PromotionPolicy, decide_promotion
+from airflow_mlops.core.promotion import Check, Outcome as CheckOutcome, PromotionPolicy, decide_promotion
+from airflow_mlops.core.retraining import Outcome
 from airflow_mlops.core.slices import SliceReport
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.ledger import EntryKind, Ledger
@@ -90,6 +91,7 @@ class World:
         *,
         verdict: str | None = "promote",
         actor: str = "retrain/asset_triggered__1/promote",
+        decision_key: str | None = None,
     ) -> None:
         self.write(EntryKind.REGISTRATION, {"run_id": f"run-{version}"}, subject=version)
         payload = {
@@ -97,6 +99,7 @@ class World:
             "model_version": version,
             "verdict": verdict,
             "evaluated_run_id": f"run-{version}" if verdict else None,
+            "decision_key": decision_key,
         }
         new = entry(EntryKind.PROMOTION, f"p{version}", **payload)
         new = replace(new, subject=version, actor=actor, recorded_at=NOW - timedelta(days=2))
@@ -507,6 +510,23 @@ def test_who_was_promoted_past_the_gate_was_not_validated(world: World) -> None:
     assert "version 4 serves without an evaluation that let it through" in told.sentence
     world.promote("5")  # says so, but no such evaluation is in the ledger
     assert world.points()["infra-4"].points == 0.0
+
+
+@pytest.mark.parametrize(
+    ("promote_on", "points"), [("predecessors", 0.5), ("untested", 0.0), ("held_out", 0.0)]
+)
+def test_a_champion_that_was_not_tested_itself_is_half_by_its_predecessors(
+    world: World, promote_on: str, points: float
+) -> None:
+    made = decided(NEWEST, Outcome.RETRAIN)
+    with Ledger.open(world.url) as ledger:
+        ledger.record(replace(made, payload=made.payload | {"promote_on": promote_on}))
+    checks = (Check(name="predecessors", outcome=CheckOutcome.PASS, reason="its predecessors won"),)
+    world.evaluate("run-3", checks=checks)
+    world.promote("3", decision_key=made.key)
+    told = world.points()["infra-4"]
+    assert told.points == points
+    assert told.sentence.startswith("version 3 was not tested itself")
 
 
 def test_a_training_that_came_out_otherwise_is_not_reproducible(world: World) -> None:
