@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         "replay": _replay,
         "ledger": _ledger,
         "who-was-champion": _who_was_champion,
+        "timeline": _timeline,
+        "score": _score,
         "signing-key": _signing_key,
     }
     return commands[args.command](args)
@@ -48,6 +56,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_ledger(
         commands.add_parser(
             "ledger", help="print the newest entries of the ledger, or bring its schema up to date"
+        )
+    )
+    _add_timeline(
+        commands.add_parser(
+            "timeline", help="print what happened to a model window by window, or how all models stand"
+        )
+    )
+    _add_score(
+        commands.add_parser(
+            "score", help="print the ML Test Score of a model, or write down that a person vouches for a test"
         )
     )
     who = commands.add_parser(
@@ -105,6 +123,49 @@ def _add_ledger(ledger: argparse.ArgumentParser) -> None:
     ledger.add_argument(
         "--migrate", action="store_true", help="only create the schema or bring it up to date"
     )
+
+
+def _add_timeline(timeline: argparse.ArgumentParser) -> None:
+    timeline.add_argument(
+        "model", nargs="?", metavar="MODEL", help="registered model (default: all, a line each)"
+    )
+    timeline.add_argument(
+        "--since",
+        type=_time,
+        metavar="TIME",
+        help="windows from then on (ISO 8601, UTC unless it says otherwise)",
+    )
+    timeline.add_argument("--until", type=_time, metavar="TIME", help="windows that begin before")
+    timeline.add_argument(
+        "--limit", type=_count, default=60, metavar="N", help="newest windows of the range (default: 60)"
+    )
+    timeline.add_argument("--json", action="store_true", help="all that is known, as JSON")
+    timeline.add_argument(
+        "--ledger", metavar="URL", help="SQLAlchemy URL (default: $AIRFLOW_MLOPS_LEDGER_URL)"
+    )
+
+
+def _add_score(score: argparse.ArgumentParser) -> None:
+    score.add_argument("model", metavar="MODEL", help="registered model")
+    form = score.add_mutually_exclusive_group()
+    for name in ("json", "html", "markdown"):
+        form.add_argument(
+            f"--{name}",
+            dest="form",
+            action="store_const",
+            const=name,
+            help=f"as {name}, instead of plain text",
+        )
+    score.add_argument(
+        "--attest", metavar="TEST", help="write down that --by vouches for a test, such as data-5"
+    )
+    score.add_argument("--by", metavar="NAME", help="who vouches for it")
+    score.add_argument("--evidence", metavar="LINK", help="address of what can be looked at")
+    score.add_argument(
+        "--automated", action="store_true", help="a job does it again and again, and LINK leads to it"
+    )
+    score.add_argument("--days", type=_count, metavar="N", help="how long it counts (default: 365)")
+    score.add_argument("--ledger", metavar="URL", help="SQLAlchemy URL (default: $AIRFLOW_MLOPS_LEDGER_URL)")
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -171,6 +232,83 @@ def _who_was_champion(args: argparse.Namespace) -> int:
         f"moved there by {found.actor}: {found.summary}\n"
     )
     return 0
+
+
+def _timeline(args: argparse.Namespace) -> int:
+    from airflow_mlops.core.codec import to_dict
+    from airflow_mlops.exceptions import MLOpsError
+    from airflow_mlops.ledger import Ledger
+    from airflow_mlops.ledger.timeline import read_overview, read_timeline
+    from airflow_mlops.ledger.timeline_table import overview_text, timeline_text
+    from airflow_mlops.services import Services
+
+    try:
+        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+            if args.model is None:
+                models = read_overview(ledger)
+                shown = _json([to_dict(model) for model in models]) if args.json else overview_text(models)
+            else:
+                found = read_timeline(
+                    ledger, args.model, since=args.since, until=args.until, limit=args.limit
+                )
+                shown = _json(to_dict(found)) if args.json else timeline_text(found)
+    except MLOpsError as err:
+        sys.stderr.write(f"{err}\n")
+        return 1
+    sys.stdout.write(shown)
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from airflow_mlops.exceptions import MLOpsError
+    from airflow_mlops.services import Services
+
+    services = Services.from_environment()
+    services = replace(services, ledger_url=args.ledger or services.ledger_url)
+    try:
+        shown = _attest(args, services) if args.attest else _scored(args, services)
+    except (MLOpsError, ValueError) as err:
+        sys.stderr.write(f"{err}\n")
+        return 1
+    sys.stdout.write(shown)
+    return 0
+
+
+def _scored(args: argparse.Namespace, services: Services) -> str:
+    from airflow_mlops.core.codec import to_dict
+    from airflow_mlops.core.ml_test_score import describe_score, score_text
+    from airflow_mlops.steps.ml_test_score import score_model
+
+    if args.by or args.evidence or args.automated or args.days:
+        raise ValueError("--by, --evidence, --automated and --days belong to --attest: name the test")
+    score = score_model(args.model, services, now=datetime.now(tz=UTC))
+    if args.form == "json":
+        return _json(to_dict(score))
+    if args.form == "html":
+        return describe_score(score).to_html()
+    return describe_score(score).to_markdown() if args.form == "markdown" else score_text(score)
+
+
+def _attest(args: argparse.Namespace, services: Services) -> str:
+    from airflow_mlops.steps.ml_test_score import attest
+
+    if args.form:
+        raise ValueError(f"--{args.form} prints a score, --attest writes to the ledger: one at a time")
+    entry = attest(
+        args.model,
+        services,
+        test_id=args.attest,
+        by=args.by or "",
+        evidence=args.evidence or "",
+        automated=args.automated,
+        days=args.days,
+        now=datetime.now(tz=UTC),
+    )
+    return f"{entry.summary}; it counts until {entry.payload['expires_at'][:10]}\n"
+
+
+def _json(value: object) -> str:
+    return f"{json.dumps(value, indent=2)}\n"
 
 
 def _time(text: str) -> datetime:

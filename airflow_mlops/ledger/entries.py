@@ -33,6 +33,7 @@ class EntryKind(StrEnum):
     RETRAINING_OUTCOME = "retraining_outcome"
     INCIDENT = "incident"
     NOTIFICATION = "notification"
+    ATTESTATION = "attestation"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from airflow_mlops.exceptions import LedgerUnavailableError, PromotionConflictError
 from airflow_mlops.ledger import EntryKind, Ledger
+from airflow_mlops.ledger.timeline import read_overview, read_timeline
 from airflow_mlops.services import Services
 from tests.unit.test_incidents import drift, look, read_events, require_sound, write
 from tests.unit.test_ledger import (
@@ -33,6 +34,7 @@ from tests.unit.test_ledger import (
     race,
     window,
 )
+from tests.unit.test_timeline import lived
 
 pytestmark = pytest.mark.integration
 
@@ -172,6 +174,15 @@ def test_late_windows_are_found(url: str) -> None:
         found = ledger.promotion_for(decided)
         assert found is not None
         assert found.key == "p"
+
+
+def test_a_timeline_reads_as_on_sqlite(url: str, tmp_path: Path) -> None:
+    with Ledger.open(url) as ledger, Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}") as other:
+        for one in (ledger, other):
+            lived(one)
+        assert read_timeline(ledger, "m") == read_timeline(other, "m")
+        assert read_timeline(ledger, "m", limit=1) == read_timeline(other, "m", limit=1)
+        assert read_overview(ledger) == read_overview(other)
 
 
 def test_an_alias_moves_by_compare_and_set(url: str) -> None:

@@ -100,7 +100,10 @@ def test_every_option_of_the_commands_is_in_the_reference():
         section.splitlines()[0]: set(re.findall(r"^\| `(--[a-z]+)", section, re.MULTILINE))
         for section in sections
     }
-    commands = [["airflow_mlops.cli", name] for name in ("demo", "ledger", "who-was-champion", "signing-key")]
+    commands = [
+        ["airflow_mlops.cli", name]
+        for name in ("demo", "ledger", "timeline", "score", "who-was-champion", "signing-key")
+    ]
     for command in [*commands, ["airflow_mlops.steps"]]:
         shown = subprocess.run(
             [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True, timeout=60
