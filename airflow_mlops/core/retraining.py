@@ -134,7 +134,8 @@ class TrainingPlan:
     :param rows: ``window``, ``all`` before its end, or ``since_change``.
     :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
     :param holdout_start: rows from here on are held out; ``None``: the usual share.
-    :param refit: whether the model learns from all rows in the end: nothing is left to test it on.
+    :param refit: whether the model learns from all rows in the end, the held-out ones as well.
+    :param keep_twin: whether its twin that has not is kept, to be held against the champion.
     :param recipe: name of the way it is made; ``None``: it has none.
     """
 
@@ -142,7 +143,8 @@ class TrainingPlan:
     rows: Literal["window", "all", "since_change"]
     half_life_days: float | None = None
     holdout_start: datetime | None = None
-    refit: bool = False
+    refit: bool = True
+    keep_twin: bool = False
     recipe: str | None = None
 
 
@@ -151,7 +153,7 @@ class RetrainingDecision:
     """The decision for one window.
 
     :param training: what to train the next champion on; ``None`` when there will be none.
-    :param promote_on: what it is promoted on: its own test on rows ``held_out``, the tests of its ``predecessors``, or
+    :param promote_on: what it is promoted on: its twin's test on rows ``held_out``, the tests of its ``predecessors``, or
         nothing: ``untested``, for a policy of yours that wants that.
     :param recipe: how it is made; ``None`` when it is no model of a recipe.
     :param champion_version: the champion that its predecessors were held against.
@@ -281,7 +283,11 @@ def _by_challengers(
         surprised = "the newest models are as surprised as the champion: the world changed"
         words = surprised if verdict.alarm else "challengers are too young to tell by"
         return replace(
-            decision, outcome=Outcome.RETRAIN, reason=f"{words}; {training.why}; {found}", training=training
+            decision,
+            outcome=Outcome.RETRAIN,
+            reason=f"{words}; {training.why}; {found}",
+            training=training,
+            recipe=ALL if training.change else verdict.recipe,
         )
     if verdict.promote:
         return replace(
@@ -301,6 +307,7 @@ def _by_challengers(
             outcome=Outcome.RETRAIN,
             reason=f"{old}; {training.why}; {decision.reason}",
             training=training,
+            recipe=verdict.recipe,
         )
     return replace(decision, outcome=Outcome.ALERT) if evidence.degraded else decision
 

@@ -39,7 +39,7 @@ class TrainModelOperator(StepOperator):
     :param feature_selection: ``{"method": "rfe" | "l1" | "importance", "keep": number}``; default keeps all. (templated)
     :param window_start: first instant of the rows to use; default the run's data interval. (templated)
     :param window_end: first instant after them. (templated)
-    :param plan: what a retraining decision asks for, in place of the window and the five arguments from ``rows`` to ``recipe``: what
+    :param plan: what a retraining decision asks for, in place of the window and the arguments from ``rows`` to ``recipe``: what
         the deciding task returned, or an item of :func:`~airflow_mlops.ledger.wanted_challengers`. (templated)
     :param rows: ``window`` (default): the rows in it; ``all`` before its end; ``trailing`` days before its end;
         ``since_change``: since the world last changed and a model of its rows alone was promoted; else ``all``. (templated)
@@ -49,6 +49,8 @@ class TrainModelOperator(StepOperator):
     :param holdout_start: first instant of the rows that are held out, instead of a share. (templated)
     :param refit: fit once more on all rows and package that model; its twin that was measured says what to expect. Such a
         model can't be evaluated on these rows any more; its recipe is, one window later. (templated)
+    :param keep_twin: with ``refit``: package the measured twin as well, so that an evaluation can hold it against the champion.
+        (templated)
     :param recipe: name of this way of making a model, for ``CompareChallengersOperator``. (templated)
     :param metric: name of a built-in metric, or import path of one; default ``mae`` for numbers, ``log_loss`` for labels,
         ``accuracy`` where the estimator gives no probabilities. (templated)
@@ -89,6 +91,7 @@ class TrainModelOperator(StepOperator):
         "holdout_share",
         "holdout_start",
         "refit",
+        "keep_twin",
         "recipe",
         "metric",
         "parity",
@@ -124,6 +127,7 @@ class TrainModelOperator(StepOperator):
         holdout_share: float | str = 0.2,
         holdout_start: str | None = None,
         refit: bool | str = False,
+        keep_twin: bool | str = False,
         recipe: str | None = None,
         metric: str | None = None,
         parity: Mapping[str, Any] | None = None,
@@ -157,6 +161,7 @@ class TrainModelOperator(StepOperator):
         self.holdout_share = holdout_share
         self.holdout_start = holdout_start
         self.refit = refit
+        self.keep_twin = keep_twin
         self.recipe = recipe
         self.metric = metric
         self.parity = parity
@@ -166,6 +171,7 @@ class TrainModelOperator(StepOperator):
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.training_spec.TrainSpec`."""
+        plan = part_of(self.plan, "plan") or {}
         return {
             "dataset": part_of(self.dataset, "dataset"),
             "model_name": self.model_name,
@@ -182,20 +188,21 @@ class TrainModelOperator(StepOperator):
             "weight_column": self.weight_column or None,
             "preprocessing": self.preprocessing,
             "feature_selection": dict(self.feature_selection) if self.feature_selection else None,
-            "window": window_spec(self.window_start, self.window_end),
+            "window": window_spec(self.window_start, self.window_end) if not plan else None,
             "rows": self.rows,
             "trailing_days": optional_number(self.trailing_days),
             "half_life_days": optional_number(self.half_life_days),
             "holdout_share": float(self.holdout_share),
             "holdout_start": _instant(self.holdout_start),
             "refit": str(self.refit).lower() == "true",
+            "keep_twin": str(self.keep_twin).lower() == "true",
             "recipe": None if self.recipe in {None, "", "None"} else self.recipe,
             "metric": self.metric or None,
             "parity": dict(self.parity or {}),
             "quantize": self.quantize or None,
             "allow_pickle": str(self.allow_pickle).lower() == "true",
             "seed": int(self.seed),
-            **(part_of(self.plan, "plan") or {}),
+            **plan,
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

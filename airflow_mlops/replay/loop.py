@@ -185,7 +185,6 @@ class Replay:
             window=self.stream.reference,
             rows="window",
             half_life_days=days if recipe == RECENT else None,
-            refit=True,
             recipe=recipe,
         )
         return to_dict(plan)
@@ -276,6 +275,7 @@ class Replay:
                 "model_name": config.name,
                 "run_id": training["run_id"],
                 "package_digest": training["package_digest"],
+                "twin_digest": training["twin_digest"],
                 "window": training["holdout"],
                 "time_column": config.time_column,
                 "metric": config.metric,

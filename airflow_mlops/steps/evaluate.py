@@ -21,7 +21,7 @@ from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slice
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import fairlearn
-from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.integrations.mlflow import TWIN_FOLDER, Registry
 from airflow_mlops.serving.probe import check_artifact
 from airflow_mlops.steps.aliases import find_rival
 from airflow_mlops.steps.base import Step
@@ -48,6 +48,8 @@ class EvaluateSpec:
     :param run_id: MLflow run of the challenger.
     :param package_digest: digest its package must have, from the training's result; needed where signing keys are
         configured, as a challenger is not signed yet.
+    :param twin_digest: digest of the package of its twin, which is measured in the place of a challenger that has learned from
+        these rows as well.
     :param window: rows to judge on; neither model may have been trained on them (the training's held-out window).
     :param time_column: places a row in the window, and rows in order.
     :param target: column to predict; default the challenger's own.
@@ -69,6 +71,7 @@ class EvaluateSpec:
     model_name: str
     run_id: str
     package_digest: str | None = None
+    twin_digest: str | None = None
     window: Window
     time_column: str
     target: str | None = None
@@ -147,9 +150,10 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
         window, judged = earned.window, _Judged()
         decision = judge_earned(earned, challenger.manifest, rival, artifact)
     else:
-        window = _unseen(spec, challenger, champion)
-        rows = _rows(spec, window, dataset, [model for model in (challenger, champion) if model is not None])
-        judged, report = _judge(spec, rows, challenger, champion)
+        tested = _tested(spec, registry, services) or challenger
+        window = _unseen(spec, tested, champion)
+        rows = _rows(spec, window, dataset, [model for model in (tested, champion) if model is not None])
+        judged, report = _judge(spec, rows, tested, champion)
         decision = decide_promotion(
             report, spec.policy, slices=judged.slices, groups=judged.groups, further=[artifact]
         )
@@ -172,6 +176,21 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     )
     _publish(registry, result)
     return result
+
+
+def _tested(spec: EvaluateSpec, registry: Registry, services: Services) -> ServedModel | None:
+    """Load the twin that has not seen the held-out rows; ``None``: the challenger itself has not."""
+    if spec.twin_digest is None:
+        return None
+    with run_package(
+        registry,
+        spec.run_id,
+        services,
+        model_name=spec.model_name,
+        package_digest=spec.twin_digest,
+        artifact_folder=TWIN_FOLDER,
+    ) as (_, twin):
+        return twin
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
 from airflow_mlops.core.signing import Trust
 from airflow_mlops.exceptions import ArtifactIntegrityError
+from airflow_mlops.integrations.mlflow import PACKAGE_FOLDER
 from airflow_mlops.serving.model import ServedModel, load_model, open_model
 from airflow_mlops.serving.package import read_package, read_verified, write_signature
 
@@ -37,13 +38,20 @@ def load_version(registry: Registry, version: RegisteredVersion, services: Servi
 
 @contextmanager
 def run_package(
-    registry: Registry, run_id: str, services: Services, *, model_name: str, package_digest: str | None
+    registry: Registry,
+    run_id: str,
+    services: Services,
+    *,
+    model_name: str,
+    package_digest: str | None,
+    artifact_folder: str = PACKAGE_FOLDER,
 ) -> Iterator[tuple[Path, ServedModel]]:
     """Get the package of a run that is not registered yet, and so not signed: what the training reported vouches for it.
 
     For a pickle that is not enough: it must be registered, and is loaded with the signature of its version.
 
     :param model_name: model it is, or will be, a version of.
+    :param artifact_folder: where the run has it; that of its twin, for example.
     :param package_digest: digest from the training's result, which does not come from MLflow.
     :returns: its folder, which is gone afterwards, and the loaded model.
     :raises ArtifactIntegrityError: it is another package; keys are configured and no digest is given; or it is a pickle that
@@ -55,7 +63,7 @@ def run_package(
             "result), so that it can be verified before it is loaded"
         )
     with tempfile.TemporaryDirectory() as temporary:
-        folder = registry.download_package(run_id, Path(temporary))
+        folder = registry.download_package(run_id, Path(temporary), artifact_folder=artifact_folder)
         manifest, contents = read_verified(folder, package_digest)
         if manifest.serving_form != "pickle":
             yield folder, open_model(manifest, contents, folder, signed_as=None)

@@ -177,7 +177,7 @@ def _plan(decision: LedgerEntry) -> TrainingPlan:
         rows="window" if choice.start else "all",
         half_life_days=choice.half_life_days,
         holdout_start=choice.holdout_start,
-        refit=decision.payload["promote_on"] != "held_out",
+        keep_twin=decision.payload["promote_on"] == "held_out",
         recipe=decision.payload["recipe"],
     )
 

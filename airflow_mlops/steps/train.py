@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.metrics import resolve_metric
+from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import sklearn
 from airflow_mlops.integrations.mlflow import (
     PACKAGE_DIGEST_TAG,
     PACKAGE_FOLDER,
     TASK_KEY_TAG,
+    TWIN_FOLDER,
     HeldElsewhereError,
     ModelCopy,
     Registry,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest, ServingForm
     from airflow_mlops.core.windows import Window
     from airflow_mlops.services import Services
+    from airflow_mlops.steps.training_rows import Split
 
 log = logging.getLogger(__name__)
 
@@ -141,10 +144,11 @@ def _task_key(spec: TrainSpec) -> str:
 
 
 class _Stored(NamedTuple):
-    """What a training uploaded: the package, its digest, and the copy for MLflow's own loaders."""
+    """What a training uploaded: the package, its digest, that of its twin's, and the copy for MLflow's own loaders."""
 
     manifest: PackageManifest
     digest: str
+    twin_digest: str | None
     copy: ModelCopy | None
 
 
@@ -174,27 +178,41 @@ def _train(work: Work, services: Services) -> TrainResult:
 
 def _store(work: Work, made: Made, temporary: Path, clock: Clock) -> _Stored:
     """Write the package and upload it, with the evidence and the copy for MLflow's own loaders."""
-    spec, registry = work.spec, work.registry
-    folder = temporary / PACKAGE_FOLDER
+    registry = work.registry
+    manifest, digest = _package(work, made.model, made.split, temporary / PACKAGE_FOLDER)
+    twin_digest = None
+    if work.spec.keep_twin and made.twin is not None:
+        twin, twin_digest = _package(work, made.twin, work.split, temporary / TWIN_FOLDER)
+        if twin.serving_form == "pickle":
+            raise UnsafeModelError(
+                f"{work.spec.model_name} can only be stored as a pickle, so its measured twin, which nobody signs, could not be "
+                "loaded for the test against the champion: train without keep_twin and refit"
+            )
+    clock.lap("package_seconds")
+    registry.upload(work.run_id, temporary / PACKAGE_FOLDER, PACKAGE_FOLDER)
+    if twin_digest is not None:
+        registry.upload(work.run_id, temporary / TWIN_FOLDER, TWIN_FOLDER)
+    registry.upload(work.run_id, write_evidence(temporary, made.search), TRAINING_FOLDER)
+    copy = _log_copy(work, made.model, manifest.serving_form, temporary)
+    clock.lap("upload_seconds")
+    return _Stored(manifest, digest, twin_digest, copy)
+
+
+def _package(work: Work, fitted: FittedModel, split: Split, folder: Path) -> tuple[PackageManifest, str]:
+    spec = work.spec
     folder.mkdir()
     manifest = write_package(
         folder,
-        made.model,
+        fitted,
         work.columns,
         work.dataset,
-        made.split,
+        split,
         recipe=spec.recipe,
         limits=spec.parity,
         quantize=spec.quantize,
         allow_pickle=spec.allow_pickle,
     )
-    digest = write_manifest(folder, manifest)
-    clock.lap("package_seconds")
-    registry.upload(work.run_id, folder, PACKAGE_FOLDER)
-    registry.upload(work.run_id, write_evidence(temporary, made.search), TRAINING_FOLDER)
-    copy = _log_copy(work, made.model, manifest.serving_form, temporary)
-    clock.lap("upload_seconds")
-    return _Stored(manifest, digest, copy)
+    return manifest, write_manifest(folder, manifest)
 
 
 def _result(work: Work, made: Made, stored: _Stored) -> TrainResult:
@@ -220,6 +238,7 @@ def _result(work: Work, made: Made, stored: _Stored) -> TrainResult:
         metric=score.metric,
         metric_value=score.value,
         recipe=work.spec.recipe,
+        twin_digest=stored.twin_digest,
         reused=False,
     )
 

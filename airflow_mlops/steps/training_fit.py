@@ -49,12 +49,14 @@ class Made(NamedTuple):
     :param search: how it was chosen; ``None`` without a search.
     :param model: the model.
     :param split: the rows it learned from and was measured on.
+    :param twin: its twin that was measured, where the model was fitted again on all rows.
     """
 
     winner: Candidate
     search: SearchResult | None
     model: FittedModel
     split: Split
+    twin: FittedModel | None = None
 
 
 def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
@@ -109,11 +111,11 @@ def search_and_fit(work: Work, services: Services, clock: Clock) -> Made:
     clock.lap("search_seconds")
     winner = found.best if found else spec.to_try()[0]
     fitted = _fit(work, winner, features, target, weights)
+    made = Made(winner, found, fitted, split)
     if spec.refit:
-        split = split.whole
-        fitted = _refit(work, winner, fitted, split)
+        made = Made(winner, found, _refit(work, winner, fitted, split.whole), split.whole, twin=fitted)
     clock.lap("fit_seconds")
-    return Made(winner, found, fitted, split)
+    return made
 
 
 def _search(

@@ -48,6 +48,7 @@ class TrainSpec:
     :param holdout_start: rows from here on are held out, instead of a share.
     :param refit: fit once more on all rows, and package that model: nothing is left to test it on, but its measured twin says
         what to expect of it.
+    :param keep_twin: with ``refit``: package the measured twin as well, so that it can be held against the champion.
     :param recipe: name of this way of making a model, under which its models of different age are compared.
     :param metric: name of a built-in metric or import path of one; ``None``: ``mae`` for numbers, ``log_loss`` for labels,
         ``accuracy`` where an estimator gives no probabilities.
@@ -81,6 +82,7 @@ class TrainSpec:
     holdout_share: float = 0.2
     holdout_start: datetime | None = None
     refit: bool = False
+    keep_twin: bool = False
     recipe: str | None = None
     metric: str | None = None
     parity: ParityLimits = field(default_factory=ParityLimits)
@@ -135,6 +137,7 @@ class TrainResult:
     :param trials: parameter sets that were tried.
     :param metric_value: the metric on the held-out rows.
     :param recipe: name of the way it was made; ``None``: it has none.
+    :param twin_digest: of the package of its twin that was measured; ``None``: there is none.
     :param reused: whether a former attempt had already finished this work.
     """
 
@@ -158,6 +161,7 @@ class TrainResult:
     metric: str
     metric_value: float | None
     recipe: str | None = None
+    twin_digest: str | None = None
     reused: bool
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_mlops.integrations.mlflow.artifacts import PACKAGE_FOLDER
+from airflow_mlops.integrations.mlflow.artifacts import PACKAGE_FOLDER, TWIN_FOLDER
 from airflow_mlops.integrations.mlflow.copies import COPY_DIGEST_TAG, Copies, ModelCopy
 from airflow_mlops.integrations.mlflow.leases import (
     LEASE_VARIABLE,
@@ -37,6 +37,7 @@ __all__ = [
     "TAG_CHARACTERS",
     "TASK_KEY_TAG",
     "TRAINED_UNTIL_TAG",
+    "TWIN_FOLDER",
     "WAIT_VARIABLE",
     "HeldElsewhereError",
     "ModelCopy",

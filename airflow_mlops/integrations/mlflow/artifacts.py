@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Folder of the run's artifacts that holds the model package.
 PACKAGE_FOLDER = "package"
+#: And with that of its twin that was measured, where the model was fitted again on all rows.
+TWIN_FOLDER = "twin"
 
 # What the operating system says when a file can't be written here; MLflow passes on only the text of it.
 _LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -66,8 +68,12 @@ class Artifacts(Connected):
             )
         return data.decode()
 
-    def download_package(self, run_id: str, destination: Path) -> Path:
+    def download_package(
+        self, run_id: str, destination: Path, *, artifact_folder: str = PACKAGE_FOLDER
+    ) -> Path:
         """Download the model package of a run.
+
+        :param artifact_folder: where it is; that of its twin, for example.
 
         :raises ModelVersionNotFoundError: when there is no such run, or it has no package.
         :raises ArtifactIntegrityError: it is too large to be one.
@@ -79,7 +85,7 @@ class Artifacts(Connected):
 
         with translated(f"run {run_id}"):
             root = self.client.get_run(run_id).info.artifact_uri
-            listed = self.client.list_artifacts(run_id, PACKAGE_FOLDER)
+            listed = self.client.list_artifacts(run_id, artifact_folder)
         size = sum(item.file_size or 0 for item in listed)
         if size > MAXIMUM_PACKAGE_BYTES:
             raise ArtifactIntegrityError(
@@ -90,15 +96,17 @@ class Artifacts(Connected):
             # By its own address: asked by run, MLflow calls every failure a path that is not correct.
             return Path(
                 download_artifacts(
-                    artifact_uri=f"{root}/{PACKAGE_FOLDER}",
+                    artifact_uri=f"{root}/{artifact_folder}",
                     dst_path=str(destination),
                     tracking_uri=self.tracking_uri,
                 )
             )
         except (MlflowException, OSError) as err:
-            raise self._download_error(run_id, destination, err) from err
+            raise self._download_error(run_id, artifact_folder, destination, err) from err
 
-    def _download_error(self, run_id: str, destination: Path, err: Exception) -> MLOpsError:
+    def _download_error(
+        self, run_id: str, artifact_folder: str, destination: Path, err: Exception
+    ) -> MLOpsError:
         """Tell what a download failed of: this machine's disk, a package that is not there, or the server."""
         text = " ".join(str(err).split())[:600]
         if any(int(number) in _LOCAL_ERRORS for number in re.findall(r"\[Errno (\d+)\]", text)):
@@ -107,10 +115,10 @@ class Artifacts(Connected):
                 "Check free space and write permission, then run the task again"
             )
         with translated(f"artifacts of run {run_id}"):
-            there = self.client.list_artifacts(run_id, PACKAGE_FOLDER)
+            there = self.client.list_artifacts(run_id, artifact_folder)
         if not there:
             return ModelVersionNotFoundError(
-                f"run {run_id} at {self.tracking_uri} has no artifact folder {PACKAGE_FOLDER!r}: "
+                f"run {run_id} at {self.tracking_uri} has no artifact folder {artifact_folder!r}: "
                 f"was it trained by TrainModelOperator? ({text})"
             )
         return RegistryUnavailableError(
