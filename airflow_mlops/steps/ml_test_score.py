@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.ml_test_rules import score_facts
@@ -228,9 +226,8 @@ def _read_run(registry: Registry, run_id: str) -> RunFacts:
 
     with translated(f"run {run_id}"):
         tags = registry.client.get_run(run_id).data.tags
-        listed = {item.path for item in registry.client.list_artifacts(run_id, _EXPLANATION)}
-    importances = _artifact(registry, run_id, "importance.json", listed)
-    rows = _artifact(registry, run_id, "rows.json", listed)
+    importances = _artifact(registry, run_id, "importance.json")
+    rows = _artifact(registry, run_id, "rows.json")
     commit = tags.get("airflow_mlops.git_commit")
     return RunFacts(
         run_id=run_id,
@@ -244,15 +241,8 @@ def _read_run(registry: Registry, run_id: str) -> RunFacts:
     )
 
 
-def _artifact(registry: Registry, run_id: str, name: str, listed: set[str]) -> list[Any]:
+def _artifact(registry: Registry, run_id: str, name: str) -> list[Any]:
     """Read a list of the explanation; empty where there is none."""
-    from airflow_mlops.integrations.mlflow.connection import translated
-
-    path = f"{_EXPLANATION}/{name}"
-    if path not in listed:
-        return []
-    with tempfile.TemporaryDirectory() as folder, translated(f"{path} of run {run_id}"):
-        found: list[Any] = json.loads(
-            Path(registry.client.download_artifacts(run_id, path, folder)).read_text()
-        )
+    data = registry.read_artifact(run_id, f"{_EXPLANATION}/{name}")
+    found: list[Any] = json.loads(data) if data is not None else []
     return found

@@ -13,7 +13,7 @@ import pytest
 from sklearn import metrics as oracle
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
+from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.services import Services
@@ -446,3 +446,25 @@ def test_a_champion_of_another_kind_is_named(
         SchemaMismatchError, match="the challenger is a regression and the champion a classification"
     ):
         evaluate(services, number)
+
+
+def test_a_model_of_all_rows_is_held_against_the_champion_by_its_twin(
+    electricity: tuple[str, pl.DataFrame], services: Services
+) -> None:
+    table, frame = electricity
+    before = {"end": frame["timestamp"][6000].isoformat(), "start": frame["timestamp"][0].isoformat()}
+    crown(services, train(services, table, "twin", window=before))
+    alone = train(services, table, "twin", holdout_share=0.1)
+    whole = train(services, table, "twin", holdout_share=0.1, refit=True, keep_twin=True, recipe="all")
+    assert whole["twin_digest"] not in {None, whole["package_digest"]}
+    assert (alone["twin_digest"], whole["metric_value"]) == (None, alone["metric_value"])
+    assert whole["training_rows"] == alone["training_rows"] + alone["holdout_rows"]
+    with pytest.raises(InsufficientDataError, match="challenger was trained on rows until"):
+        evaluate(services, whole)
+    told = evaluate(services, whole, twin_digest=whole["twin_digest"])
+    expected = evaluate(services, alone)
+    # The twin is the model that has not seen the rows: every number is that model's.
+    assert told["report"] == expected["report"]
+    assert (told["verdict"], told["run_id"]) == (expected["verdict"], whole["run_id"])
+    with pytest.raises(ArtifactIntegrityError):
+        evaluate(services, whole, twin_digest=whole["package_digest"])

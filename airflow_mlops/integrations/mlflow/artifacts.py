@@ -18,6 +18,8 @@ from airflow_mlops.exceptions import (
 from airflow_mlops.integrations.mlflow.connection import Connected, translated
 
 if TYPE_CHECKING:
+    from mlflow.entities import FileInfo
+
     from airflow_mlops.exceptions import MLOpsError
 
 #: Folder of the run's artifacts that holds the model package.
@@ -48,25 +50,47 @@ class Artifacts(Connected):
 
         :raises ArtifactIntegrityError: it is not there any more, or is another text.
         """
-        from mlflow.artifacts import download_artifacts
-
+        data = self.read_artifact(run_id, artifact_file)
         with translated(f"run {run_id}"):
             run = self.client.get_run(run_id)
-            listed = self.client.list_artifacts(run_id, artifact_file.rpartition("/")[0])
-        data = None
-        if artifact_file in {item.path for item in listed}:
-            with tempfile.TemporaryDirectory() as folder, translated(f"{artifact_file} of run {run_id}"):
-                address = f"{run.info.artifact_uri}/{artifact_file}"
-                path = download_artifacts(
-                    artifact_uri=address, dst_path=folder, tracking_uri=self.tracking_uri
-                )
-                data = Path(path).read_bytes()
         if data is None or file_digest(data) != run.data.tags.get(_digest_tag(artifact_file)):
             raise ArtifactIntegrityError(
                 f"{artifact_file} of run {run_id} is {'missing' if data is None else 'not what was stored'}; "
                 "delete the run in MLflow, and the work is done again"
             )
         return data.decode()
+
+    def read_artifact(self, run_id: str, artifact_file: str) -> bytes | None:
+        """Read a file of the run's artifacts as it is, without a look at who wrote it; ``None`` when there is none.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        folder, _, name = artifact_file.rpartition("/")
+        if name not in {Path(item.path).name for item in self.list_folder(run_id, folder)}:
+            return None
+        with tempfile.TemporaryDirectory() as temporary, translated(f"{artifact_file} of run {run_id}"):
+            root = self.client.get_run(run_id).info.artifact_uri
+            path = download_artifacts(
+                artifact_uri=f"{root}/{artifact_file}", dst_path=temporary, tracking_uri=self.tracking_uri
+            )
+            return Path(path).read_bytes()
+
+    def list_folder(self, run_id: str, artifact_folder: str) -> list[FileInfo]:
+        """List a folder of the run's artifacts; empty when there is none.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        from mlflow.artifacts import list_artifacts
+
+        with translated(f"run {run_id}"):
+            root = self.client.get_run(run_id).info.artifact_uri
+            # By its own address: by run, MLflow takes a folder for a logged model of the same name.
+            found: list[FileInfo] = list_artifacts(
+                artifact_uri=f"{root}/{artifact_folder}", tracking_uri=self.tracking_uri
+            )
+        return found
 
     def download_package(
         self, run_id: str, destination: Path, *, artifact_folder: str = PACKAGE_FOLDER
@@ -85,8 +109,7 @@ class Artifacts(Connected):
 
         with translated(f"run {run_id}"):
             root = self.client.get_run(run_id).info.artifact_uri
-            listed = self.client.list_artifacts(run_id, artifact_folder)
-        size = sum(item.file_size or 0 for item in listed)
+        size = sum(item.file_size or 0 for item in self.list_folder(run_id, artifact_folder))
         if size > MAXIMUM_PACKAGE_BYTES:
             raise ArtifactIntegrityError(
                 f"the package of run {run_id} has {size} bytes; at most {MAXIMUM_PACKAGE_BYTES} are loaded. "
@@ -114,9 +137,7 @@ class Artifacts(Connected):
                 f"could not write the model package of run {run_id} to {destination}: {text}. "
                 "Check free space and write permission, then run the task again"
             )
-        with translated(f"artifacts of run {run_id}"):
-            there = self.client.list_artifacts(run_id, artifact_folder)
-        if not there:
+        if not self.list_folder(run_id, artifact_folder):
             return ModelVersionNotFoundError(
                 f"run {run_id} at {self.tracking_uri} has no artifact folder {artifact_folder!r}: "
                 f"was it trained by TrainModelOperator? ({text})"
