@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         "who-was-champion": _who_was_champion,
         "timeline": _timeline,
         "score": _score,
+        "what-if": _what_if,
         "signing-key": _signing_key,
     }
     return commands[args.command](args)
@@ -66,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(
         commands.add_parser(
             "score", help="print the ML Test Score of a model, or write down that a person vouches for a test"
+        )
+    )
+    _add_what_if(
+        commands.add_parser(
+            "what-if", help="print what another retraining policy would have decided; nothing is written"
         )
     )
     who = commands.add_parser(
@@ -141,6 +147,27 @@ def _add_timeline(timeline: argparse.ArgumentParser) -> None:
     )
     timeline.add_argument("--json", action="store_true", help="all that is known, as JSON")
     timeline.add_argument(
+        "--ledger", metavar="URL", help="SQLAlchemy URL (default: $AIRFLOW_MLOPS_LEDGER_URL)"
+    )
+
+
+def _add_what_if(what_if: argparse.ArgumentParser) -> None:
+    what_if.add_argument("model", metavar="MODEL", help="registered model")
+    what_if.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the policy, such as budget=2 or challengers.minimum_gain=0.1; may be given several times",
+    )
+    what_if.add_argument(
+        "--decide",
+        default="airflow_mlops.core.retraining:decide_retraining",
+        metavar="MODULE:FUNCTION",
+        help="a decision of yours (default: ours)",
+    )
+    what_if.add_argument("--json", action="store_true", help="every window, as JSON")
+    what_if.add_argument(
         "--ledger", metavar="URL", help="SQLAlchemy URL (default: $AIRFLOW_MLOPS_LEDGER_URL)"
     )
 
@@ -256,6 +283,24 @@ def _timeline(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{err}\n")
         return 1
     sys.stdout.write(shown)
+    return 0
+
+
+def _what_if(args: argparse.Namespace) -> int:
+    from airflow_mlops.core.codec import to_dict
+    from airflow_mlops.exceptions import MLOpsError
+    from airflow_mlops.ledger import Ledger
+    from airflow_mlops.replay.what_if import policy_of, what_if, what_if_text
+    from airflow_mlops.services import Services
+
+    try:
+        policy = policy_of(args.set)
+        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+            found = what_if(ledger, args.model, policy, decide=args.decide)
+    except (MLOpsError, ValueError) as err:
+        sys.stderr.write(f"{err}\n")
+        return 1
+    sys.stdout.write(_json(to_dict(found)) if args.json else what_if_text(found))
     return 0
 
 

@@ -136,7 +136,7 @@ def _over_budget(case: Case) -> Restraint | None:
     spent = sum(time > now - timedelta(days=days) for time in case.history.retrained_at)
     if spent < budget:
         return None
-    return Restraint("alert", f"all {budget} retrainings of {days:g} days are used up")
+    return Restraint("alert", f"the budget of {budget} in {days:g} days is used up")
 
 
 def _blacked_out(case: Case) -> Restraint | None:

@@ -22,6 +22,8 @@ from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow_mlops.services import Services
 
 #: Checks of earlier windows that a policy may look back on.
@@ -30,7 +32,8 @@ LOOK_BACK = 24
 #: Retrainings that a policy may count.
 _REMEMBERED = 100
 
-_CHECKS = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK, EntryKind.CHALLENGER_CHECK)
+#: What a window is decided on.
+CHECKS = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK, EntryKind.CHALLENGER_CHECK)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,8 +217,16 @@ def _brief(entry: LedgerEntry) -> dict[str, Any]:
 
 
 def _evidence(ledger: Ledger, spec: RetrainingSpec, window: Window) -> WindowEvidence:
-    """Collect what the checks of a window found; of several of a kind the newest counts, a grade more than none."""
-    checks = ledger.entries(kind=_CHECKS, model_name=spec.model_name, window=window)
+    checks = ledger.entries(kind=CHECKS, model_name=spec.model_name, window=window)
+    return collect_evidence(window, checks, spec.now)
+
+
+def collect_evidence(window: Window, checks: Sequence[LedgerEntry], now: datetime) -> WindowEvidence:
+    """Collect what the checks of a window found; of several of a kind the newest counts, a grade more than none.
+
+    :param checks: of this window, newest first; at least one.
+    :param now: time of the decision.
+    """
     compared = next((check for check in checks if check.kind is EntryKind.CHALLENGER_CHECK), None)
     drift = next((check for check in checks if check.kind is EntryKind.DRIFT_CHECK), None)
     grades = [check for check in checks if check.kind is EntryKind.PERFORMANCE_CHECK]
@@ -228,16 +239,16 @@ def _evidence(ledger: Ledger, spec: RetrainingSpec, window: Window) -> WindowEvi
         drift=drift.payload if drift else None,
         challengers=from_dict(ChallengerCheck, compared.payload["check"]) if compared else None,
         row_count=int(checked.payload["row_count"]) if checked else 0,
-        waited_days=(spec.now - first) / timedelta(days=1),
+        waited_days=(now - first) / timedelta(days=1),
     )
 
 
 def _previous(ledger: Ledger, spec: RetrainingSpec, undecided: list[Window]) -> list[WindowEvidence]:
     """Give what was found in the windows before the newest undecided one, oldest first."""
     checks = ledger.entries(
-        kind=_CHECKS,
+        kind=CHECKS,
         model_name=spec.model_name,
-        limit=2 * len(_CHECKS) * LOOK_BACK,
+        limit=2 * len(CHECKS) * LOOK_BACK,
     )
     earlier = {check.window for check in checks if check.window and check.window.end <= undecided[-1].start}
     return [_evidence(ledger, spec, window) for window in sorted(earlier - set(undecided))[-LOOK_BACK:]]

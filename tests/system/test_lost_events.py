@@ -17,6 +17,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
+from tests.histories import History, random_policy
 
 pytestmark = pytest.mark.system
 
@@ -106,27 +107,17 @@ def decided_windows(ledger: Ledger, model: str) -> Counter[Window]:
     return Counter(entry.window for entry in decisions if entry.window)
 
 
-def test_in_each_of_many_histories_every_window_is_decided_exactly_once(tmp_path: Path) -> None:
-    """The same without Airflow, so that there may be many: events wake a decider too often, late, or never."""
-    chance, url, woken = random.Random(2), f"sqlite:///{tmp_path}/ledger.db", Counter()
+def test_in_each_of_a_thousand_histories_every_window_is_decided_exactly_once(tmp_path: Path) -> None:
+    """The same without Airflow, so that there may be many; with late labels, kills, blackouts, budgets and clocks that differ."""
+    chance, url, fates = random.Random(2), f"sqlite:///{tmp_path}/ledger.db", Counter[str]()
     with Ledger.open(url) as ledger:
-        for history in range(200):
-            model, pending, paused = f"model-{history}", 0, False
-            windows = range(chance.randint(1, 8))
-            for index in chance.sample(windows, len(windows)):  # late labels: windows come in any order
-                record_checks(ledger, model, index, degraded=chance.random() < 0.4)
-                paused = chance.random() < 0.25
-                fate = "paused" if paused else chance.choice(["sent", "lost", "twice", "merged"])
-                woken[fate] += 1
-                pending = {"sent": pending + 1, "twice": pending + 2, "merged": 1}.get(fate, pending)
-                if chance.random() < 0.6 and not paused:
-                    for _ in range(pending):
-                        decide(url, model, "event")
-                    pending = 0
-            decide(url, model, "clock")
-            assert decide(url, model, "clock again") == 0
-            assert decided_windows(ledger, model) == Counter(window(index) for index in windows)
-    assert min(woken[fate] for fate in ("sent", "lost", "twice", "merged", "paused")) > 50
+        for number in range(1000):
+            history = History(ledger, url, f"model-{number}", chance, random_policy(chance))
+            history.live()
+            history.require_sound()
+            fates += history.fates
+    common = {"sent", "lost", "twice", "late", "paused", "promoted", "reject", "killed"}
+    assert min(fates[fate] for fate in common) > 50, fates
 
 
 DECIDER = """

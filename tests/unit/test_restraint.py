@@ -66,7 +66,7 @@ class TestBudget:
         assert decide(3, self.spent(1), budget=2).outcome is Outcome.RETRAIN
         stopped = decide(3, self.spent(1, 29), budget=2)
         assert (stopped.outcome, stopped.training) == (Outcome.ALERT, None)
-        assert "all 2 retrainings of 30 days are used up" in stopped.reason
+        assert "the budget of 2 in 30 days is used up" in stopped.reason
 
     def test_those_of_before_do_not_count(self) -> None:
         assert decide(3, self.spent(1, 31), budget=2).outcome is Outcome.RETRAIN
