@@ -31,6 +31,7 @@ FEWEST_LEVELS = 3
 
 #: Recipes: all rows, a row's weight halving with every window of age; and all rows alike.
 RECENT, ALL = "recent", "all"
+RECIPES = (RECENT, ALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,7 +259,7 @@ def _required(latest: ChallengerCheck, policy: ChallengerPolicy, cost: float | N
 def _rank(checks: Sequence[ChallengerCheck], policy: ChallengerPolicy) -> dict[str, float]:
     """Average how far each recipe's newest models were behind the best one, relative to its loss; older windows count for less."""
     behind: dict[str, float] = {}
-    for recipe in checks[-1].recipes:
+    for recipe in (name for name in checks[-1].recipes if name in RECIPES):
         total = weights = 0.0
         for age, check in enumerate(reversed(checks)):
             found = check.newest(recipe)

@@ -51,7 +51,8 @@ class TrainModelOperator(StepOperator):
         model can't be evaluated on these rows any more; its recipe is, one window later. (templated)
     :param keep_twin: with ``refit``: package the measured twin as well, so that an evaluation can hold it against the champion.
         (templated)
-    :param recipe: name of this way of making a model, for ``CompareChallengersOperator``. (templated)
+    :param recipe: name of this way of making a model, for ``CompareChallengersOperator``; retrainings are decided among ``recent``
+        and ``all``, others are compared only. (templated)
     :param metric: name of a built-in metric, or import path of one; default ``mae`` for numbers, ``log_loss`` for labels,
         ``accuracy`` where the estimator gives no probabilities. (templated)
     :param parity: how far the ONNX form may be from the scikit-learn form, the fields of

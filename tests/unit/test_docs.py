@@ -4,12 +4,16 @@ import inspect
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import polars as pl
 import pytest
 
 from airflow_mlops import exceptions
+from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
+from airflow_mlops.core.retraining import RetrainingPolicy
+from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import great_expectations
 from airflow_mlops.ledger import EntryKind
 from airflow_mlops.policies import MLOPS_RETRY_POLICY
@@ -152,3 +156,34 @@ def test_every_operator_and_sensor_is_in_the_reference(layer):
 def test_every_kind_of_entry_is_in_the_reference():
     text = (REFERENCE / "ledger.md").read_text()
     assert not [kind for kind in EntryKind if f"`{kind}`" not in text]
+
+
+def test_the_policy_of_the_page_decides_what_it_says():
+    page = REPOSITORY / "docs" / "how-to" / "choose-a-policy.md"
+    (source,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+        if "def careful" in block
+    ]
+    made: dict = {}
+    exec(source, made)  # noqa: S102 - our own page
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    windows = [
+        Window(start=start + timedelta(days=index), end=start + timedelta(days=index + 1))
+        for index in range(3)
+    ]
+    evidence = [
+        WindowEvidence(
+            window=window,
+            performance={"measured": True, "degraded": degraded, "reason": "graded"},
+            drift=None,
+            row_count=5000,
+        )
+        for window, degraded in zip(windows, (False, True, True), strict=True)
+    ]
+    decisions = made["careful"](evidence, RetrainingHistory(), RetrainingPolicy())
+    assert [decision.outcome for decision in decisions] == ["nothing", "covered", "retrain"]
+    (once,) = made["careful"](
+        evidence[1:2], RetrainingHistory(), RetrainingPolicy(), previous_checks=evidence[:1]
+    )
+    assert (once.outcome, once.training) == ("alert", None)
