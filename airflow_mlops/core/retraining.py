@@ -136,6 +136,7 @@ class TrainingPlan:
     :param holdout_start: rows from here on are held out; ``None``: the usual share.
     :param refit: whether the model learns from all rows in the end, the held-out ones as well.
     :param keep_twin: whether its twin that has not is kept, to be held against the champion.
+    :param mlflow_copy: whether it is stored for MLflow's own loaders as well.
     :param recipe: name of the way it is made; ``None``: it has none.
     """
 
@@ -145,6 +146,7 @@ class TrainingPlan:
     holdout_start: datetime | None = None
     refit: bool = True
     keep_twin: bool = False
+    mlflow_copy: bool = True
     recipe: str | None = None
 
 

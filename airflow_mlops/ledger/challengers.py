@@ -30,6 +30,7 @@ def wanted_challengers(ledger: Ledger, model_name: str) -> list[dict[str, Any]]:
             window=window,
             rows="since_change",
             half_life_days=recipe_rows(recipe, window, since).half_life_days,
+            mlflow_copy=False,  # they serve nobody
             recipe=recipe,
         )
         for recipe in recipes

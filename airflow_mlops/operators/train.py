@@ -51,6 +51,7 @@ class TrainModelOperator(StepOperator):
         model can't be evaluated on these rows any more; its recipe is, one window later. (templated)
     :param keep_twin: with ``refit``: package the measured twin as well, so that an evaluation can hold it against the champion.
         (templated)
+    :param mlflow_copy: store the pipeline for MLflow's own loaders as well (default). (templated)
     :param recipe: name of this way of making a model, for ``CompareChallengersOperator``; retrainings are decided among ``recent``
         and ``all``, others are compared only. (templated)
     :param metric: name of a built-in metric, or import path of one; default ``mae`` for numbers, ``log_loss`` for labels,
@@ -93,6 +94,7 @@ class TrainModelOperator(StepOperator):
         "holdout_start",
         "refit",
         "keep_twin",
+        "mlflow_copy",
         "recipe",
         "metric",
         "parity",
@@ -129,6 +131,7 @@ class TrainModelOperator(StepOperator):
         holdout_start: str | None = None,
         refit: bool | str = False,
         keep_twin: bool | str = False,
+        mlflow_copy: bool | str = True,
         recipe: str | None = None,
         metric: str | None = None,
         parity: Mapping[str, Any] | None = None,
@@ -163,6 +166,7 @@ class TrainModelOperator(StepOperator):
         self.holdout_start = holdout_start
         self.refit = refit
         self.keep_twin = keep_twin
+        self.mlflow_copy = mlflow_copy
         self.recipe = recipe
         self.metric = metric
         self.parity = parity
@@ -197,6 +201,7 @@ class TrainModelOperator(StepOperator):
             "holdout_start": _instant(self.holdout_start),
             "refit": str(self.refit).lower() == "true",
             "keep_twin": str(self.keep_twin).lower() == "true",
+            "mlflow_copy": str(self.mlflow_copy).lower() == "true",
             "recipe": None if self.recipe in {None, "", "None"} else self.recipe,
             "metric": self.metric or None,
             "parity": dict(self.parity or {}),

@@ -185,6 +185,7 @@ class Replay:
             window=self.stream.reference,
             rows="window",
             half_life_days=days if recipe == RECENT else None,
+            mlflow_copy=False,
             recipe=recipe,
         )
         return to_dict(plan)

@@ -245,6 +245,8 @@ def _result(work: Work, made: Made, stored: _Stored) -> TrainResult:
 
 def _log_copy(work: Work, fitted: FittedModel, form: ServingForm, temporary: Path) -> ModelCopy | None:
     """Store the pipeline for MLflow's own loaders too, unless they would have to trust what nobody vouches for."""
+    if not work.spec.mlflow_copy:
+        return None
     if form == "pickle":
         log.warning(
             "training: %s is stored as a pickle, which runs code where it is loaded: it needs a signature, and its name in %s. "

@@ -49,6 +49,7 @@ class TrainSpec:
     :param refit: fit once more on all rows, and package that model: nothing is left to test it on, but its measured twin says
         what to expect of it.
     :param keep_twin: with ``refit``: package the measured twin as well, so that it can be held against the champion.
+    :param mlflow_copy: store the pipeline for MLflow's own loaders as well; nobody loads a challenger with them.
     :param recipe: name of this way of making a model, under which its models of different age are compared.
     :param metric: name of a built-in metric or import path of one; ``None``: ``mae`` for numbers, ``log_loss`` for labels,
         ``accuracy`` where an estimator gives no probabilities.
@@ -83,6 +84,7 @@ class TrainSpec:
     holdout_start: datetime | None = None
     refit: bool = False
     keep_twin: bool = False
+    mlflow_copy: bool = True
     recipe: str | None = None
     metric: str | None = None
     parity: ParityLimits = field(default_factory=ParityLimits)
