@@ -475,7 +475,7 @@ class _Told:
             realized=_realized(grade, len(grades)) if grade is not None else None,
             estimated=_estimated(graded),
             drift=_drift(drift.payload) if drift is not None else None,
-            challengers=_contenders(compared.payload) if compared is not None else (),
+            challengers=_contenders(compared.payload["check"]) if compared is not None else (),
             decision=self._decision(decision) if decision is not None else None,
         )
 
@@ -599,8 +599,9 @@ def _drift(payload: Mapping[str, Any]) -> WindowDrift:
     )
 
 
-def _contenders(payload: Mapping[str, Any]) -> tuple[ContenderLoss, ...]:
-    check = payload["check"]
+def _contenders(check: Mapping[str, Any] | None) -> tuple[ContenderLoss, ...]:
+    if check is None:  # the champion had learned from the window
+        return ()
     losses = [
         ContenderLoss(
             model_version=str(one["version"]),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from airflow_mlops.ledger import WindowGrade
+
 
 class CompareChallengersOperator(StepOperator):
     """Hold the champion and each recipe's newest models side by side on a window that none of them has seen.
@@ -117,9 +119,9 @@ class CompareChallengersOperator(StepOperator):
         earlier = [
             to_dict(grade.window)
             for grade in grades
-            if grade.measured and grade.window in undecided and grade.window not in compared
+            if _is_settled(grade) and grade.window in undecided and grade.window not in compared
         ]
-        return earlier, all(grade.measured for grade in own)
+        return earlier, all(_is_settled(grade) for grade in own)
 
     def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Write the comparison to the ledger.
@@ -134,8 +136,13 @@ class CompareChallengersOperator(StepOperator):
             key=check_key(result),
             model_name=result["model_name"],
             window=result["window"],
-            subject=result["check"]["champion"],
+            subject=result["check"]["champion"] if result["check"] else None,
             summary=f"challengers of {result['model_name']}: {result['reason']}",
             payload=result,
         )
         return standing.payload
+
+
+def _is_settled(grade: WindowGrade) -> bool:
+    """Whether labels are here, or none are awaited: a champion that is new gave no answers to grade."""
+    return grade.measured or not grade.entry.payload.get("awaits_labels", True)

@@ -11,7 +11,6 @@ from airflow_mlops.core.challengers import ChallengerCheck, Contender, measure_g
 from airflow_mlops.core.metrics import resolve_metric, row_losses
 from airflow_mlops.core.predictions import Graded
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
@@ -54,12 +53,15 @@ class ChallengersSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChallengersResult:
-    """The comparison, and a sentence about it."""
+    """The comparison, and a sentence about it.
+
+    :param check: ``None``: the champion has learned from rows of the window, so there was nothing to compare.
+    """
 
     model_name: str
     window: Window
     metric: str
-    check: ChallengerCheck
+    check: ChallengerCheck | None
     reason: str
 
 
@@ -72,7 +74,7 @@ class _Entrant(NamedTuple):
 def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
     """Compare on the same rows.
 
-    :raises InsufficientDataError: the champion has seen rows of the window, or none of them has a target.
+    :raises InsufficientDataError: no row of the window has a target.
     :raises ModelVersionNotFoundError: there is no champion.
     """
     registry = Registry.connect(services)
@@ -80,6 +82,16 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
     versions = _unseen(registry, spec, champion)
     models = {version.model_version: load_version(registry, version, services) for version in versions}
     first = models[champion.model_version]
+    trained = first.manifest.trained_on.window
+    if trained is not None and trained.end > spec.window.start:
+        return ChallengersResult(
+            model_name=spec.model_name,
+            window=spec.window,
+            metric=spec.metric,
+            check=None,
+            reason=f"not compared: champion, version {champion.model_version}, has learned from rows until "
+            f"{trained.end:%Y-%m-%d %H:%M}, and so from {spec.window}",
+        )
     rows = _rows(spec, resolve_dataset(spec.dataset, time_column=spec.time_column), list(models.values()))
     target = rows[spec.target or first.manifest.target].to_numpy()
     entrants = [
@@ -121,14 +133,7 @@ def _age(version: RegisteredVersion) -> Any:
 
 
 def _rows(spec: ChallengersSpec, dataset: DatasetVersion, models: list[ServedModel]) -> pl.DataFrame:
-    champion = models[0].manifest
-    trained = champion.trained_on.window
-    if trained is not None and trained.end > spec.window.start:
-        raise InsufficientDataError(
-            f"the champion was trained on rows until {trained.end:%Y-%m-%d %H:%M}, inside {spec.window}: compare on a later "
-            "window"
-        )
-    target = spec.target or champion.target
+    target = spec.target or models[0].manifest.target
     names = [name for model in models for name in model.manifest.signature.names]
     columns = [*dict.fromkeys([*names, target, spec.time_column])]
     rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)

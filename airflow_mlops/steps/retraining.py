@@ -227,7 +227,9 @@ def collect_evidence(window: Window, checks: Sequence[LedgerEntry], now: datetim
     :param checks: of this window, newest first; at least one.
     :param now: time of the decision.
     """
-    compared = next((check for check in checks if check.kind is EntryKind.CHALLENGER_CHECK), None)
+    compared = next(
+        (entry.payload["check"] for entry in checks if entry.kind is EntryKind.CHALLENGER_CHECK), None
+    )
     drift = next((check for check in checks if check.kind is EntryKind.DRIFT_CHECK), None)
     grades = [check for check in checks if check.kind is EntryKind.PERFORMANCE_CHECK]
     grades.sort(key=lambda check: not check.payload.get("measured"))
@@ -237,7 +239,7 @@ def collect_evidence(window: Window, checks: Sequence[LedgerEntry], now: datetim
         window=window,
         performance=grades[0].payload if grades else None,
         drift=drift.payload if drift else None,
-        challengers=from_dict(ChallengerCheck, compared.payload["check"]) if compared else None,
+        challengers=from_dict(ChallengerCheck, compared) if compared else None,
         row_count=int(checked.payload["row_count"]) if checked else 0,
         waited_days=(now - first) / timedelta(days=1),
     )

@@ -216,6 +216,15 @@ def test_the_chain_says_what_it_did(loop: Loop) -> None:
     assert results["score"]["row_count"] == results["performance"]["row_count"] > 1000
 
 
+def test_a_champion_that_has_learned_from_the_window_is_not_compared_on_it(loop: Loop) -> None:
+    compared = loop.results["challengers"]
+    assert compared["check"]["champion"] == "1"
+    seen = {**loop.specs["challengers"], "window": loop.specs["train"]["window"]}
+    told = run_step("challengers", seen, loop.services)
+    assert told["check"] is None
+    assert told["reason"].startswith("not compared: champion, version 1, has learned from rows until 2018-07")
+
+
 # What differs between two runs of the same step: times, and what a second run finds done.
 VOLATILE = {"seconds", "reused", "moved", "started", "dataset", "predictions", "report_url", "artifact"}
 

@@ -21,6 +21,8 @@ from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 from airflow_mlops.core.retraining import Outcome, RetrainingPolicy, decide_retraining
 from airflow_mlops.core.windows import Window
+from airflow_mlops.ledger import EntryKind, LedgerEntry
+from airflow_mlops.steps.retraining import collect_evidence
 
 POLICY = ChallengerPolicy()
 FIRST = datetime(2020, 1, 1)
@@ -265,6 +267,36 @@ class TestDecision:
         world.live()
         decision = self.decide(world, degraded=True, rows=5_000)
         assert (decision.outcome, decision.promote_on) == (Outcome.RETRAIN, "held_out")
+
+    def test_where_nothing_was_compared_the_other_checks_decide(self) -> None:
+        found_in = window(0)
+        payloads = {
+            EntryKind.CHALLENGER_CHECK: {"check": None, "reason": "not compared"},
+            EntryKind.PERFORMANCE_CHECK: {
+                "measured": False,
+                "awaits_labels": False,
+                "reason": "a new champion",
+                "row_count": 0,
+            },
+        }
+        checks = [
+            LedgerEntry(
+                kind=kind,
+                key="fares",
+                model_name="fares",
+                window=found_in,
+                subject=None,
+                summary="",
+                payload=payload,
+                actor="test",
+                recorded_at=found_in.end,
+            )
+            for kind, payload in payloads.items()
+        ]
+        found = collect_evidence(found_in, checks, found_in.end)
+        assert found.challengers is None
+        (decision,) = decide_retraining([found], RetrainingHistory(), RetrainingPolicy())
+        assert decision.outcome is Outcome.NOTHING
 
     def test_a_check_survives_the_ledger(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
