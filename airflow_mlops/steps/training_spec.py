@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_mlops.core.columns import ColumnRoles
@@ -45,7 +45,7 @@ class TrainSpec:
     :param trailing_days: for ``trailing``.
     :param half_life_days: weight of a row halves with this age (before the newest row); ``None``: equal weights.
     :param holdout_share: newest share of the rows, held out of the fit that is measured, ``(0, 0.5]``.
-    :param holdout_start: rows from here on are held out, instead of a share.
+    :param holdout_start: rows from here on are held out, instead of a share; a naive time is taken as UTC.
     :param refit: fit once more on all rows, and package that model: nothing is left to test it on, but its measured twin says
         what to expect of it.
     :param keep_twin: with ``refit``: package the measured twin as well, so that it can be held against the champion.
@@ -58,6 +58,7 @@ class TrainSpec:
         which runs where it is loaded. That takes a trusted signature and ``AIRFLOW_MLOPS_PICKLED_MODELS``.
     :param seed: random state.
     :param experiment: MLflow experiment.
+    :raises ValueError: ``keep_twin`` without ``refit``.
     """
 
     dataset: DatasetRef
@@ -90,6 +91,17 @@ class TrainSpec:
     allow_pickle: bool = False
     seed: int = 0
     experiment: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_twin and not self.refit:
+            raise ValueError(
+                "keep_twin is set, but refit is not: a model that is not fitted again on all rows is measured itself and has "
+                "no twin; set refit, or leave keep_twin out"
+            )
+        start = self.holdout_start
+        if start is not None:  # one instant is one text, as the text decides whether it was trained already
+            start = start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
+            object.__setattr__(self, "holdout_start", start)
 
     def columns(self) -> ColumnRoles:
         """Give the roles.

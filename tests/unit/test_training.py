@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -26,6 +26,7 @@ from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits, compare_forms
+from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
 from airflow_mlops.core.windows import Window
@@ -33,6 +34,7 @@ from airflow_mlops.exceptions import TransientError, UnsafeModelError
 from airflow_mlops.integrations import halving, onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
 from airflow_mlops.ledger.studies import studies_url
+from airflow_mlops.operators.train import TrainModelOperator
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import model_package
@@ -278,6 +280,74 @@ def halve(score: Any, families: Any = None, **settings: Any) -> tuple[Any, list[
     return found, told
 
 
+def spec_of(**more: Any) -> TrainSpec:
+    asked = {"dataset": "t", "model_name": "m", "estimator": "e.E", "target": "y", "time_column": "t"}
+    return from_dict(TrainSpec, asked | {"numeric": ["a"]} | more)
+
+
+def test_a_twin_is_of_a_model_of_all_rows() -> None:
+    assert spec_of(refit=True, keep_twin=True).keep_twin
+    with pytest.raises(ValueError, match="keep_twin is set, but refit is not"):
+        spec_of(keep_twin=True)
+
+
+def test_one_instant_is_one_holdout_start() -> None:
+    texts = ["2024-01-01T00:00:00", "2024-01-01T00:00:00Z", "2024-01-01T01:00:00+01:00"]
+    specs = [spec_of(holdout_start=text) for text in texts]
+    assert {str(spec.holdout_start) for spec in specs} == {"2024-01-01 00:00:00+00:00"}
+
+
+class TestPlan:
+    """What a decision asks for, and nothing else, takes the place of the operator's own arguments."""
+
+    PLAN: ClassVar[dict[str, Any]] = {
+        "window": {"start": "2024-01-01T00:00:00Z", "end": "2024-02-01T00:00:00Z"},
+        "rows": "all",
+        "refit": True,
+    }
+
+    def spec(self, plan: Any) -> dict[str, Any]:
+        operator = TrainModelOperator(
+            task_id="train",
+            dataset="t",
+            model_name="m",
+            estimator="e.E",
+            target="y",
+            time_column="t",
+            window_start="2023-01-01",
+            window_end="2023-02-01",
+            plan=plan,
+        )
+        return operator.build_spec({})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("plan", [PLAN, {"retrain": True, "plan": PLAN}])
+    def test_as_it_is_or_in_what_the_deciding_task_returned(self, plan: Any) -> None:
+        spec = self.spec(plan)
+        assert {name: spec[name] for name in self.PLAN} == self.PLAN
+
+    @pytest.mark.parametrize("plan", [None, "", "None"])
+    def test_without_one_the_arguments_count(self, plan: Any) -> None:
+        assert self.spec(plan)["window"]["start"].startswith("2023-01-01")
+
+    @pytest.mark.parametrize(
+        ("plan", "words"),
+        [
+            (
+                {"retrain": False, "plan": None, "reason": "no window is ripe"},
+                "asks for no training .no window is",
+            ),
+            (
+                PLAN | {"allow_pickle": True, "estimator": "x.Y"},
+                "plan holds allow_pickle, estimator: a plan says only",
+            ),
+            ("{'window': ...}", "render_template_as_native_obj"),
+        ],
+    )
+    def test_what_is_none_is_said(self, plan: Any, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            self.spec(plan)
+
+
 def test_halving_tries_many_on_few_rows_and_few_on_all(caplog: pytest.LogCaptureFixture) -> None:
     asked: list[tuple[str, int, int]] = []
 
@@ -334,6 +404,17 @@ def test_halving_when_nothing_works_and_when_time_is_up() -> None:
 
     with pytest.raises(TransientError, match="the disk is gone"):
         halve(lost)
+
+
+def test_halving_goes_on_after_its_time_until_something_was_measured() -> None:
+    def only_the_last(candidate: Candidate, learn: Any, check: Any) -> float:
+        if candidate.params["level"] == 0.0:
+            raise ValueError("no such solver")
+        return 1.0
+
+    families = [[replace(CANDIDATES[0], params={"level": level})] for level in (0.0, 2.0, 4.0)]
+    found, told = halve(only_the_last, families, timeout_seconds=0.0)
+    assert (found.best.params, [trial.value for trial in told]) == ({"level": 2.0}, [None, 1.0])
 
 
 @pytest.mark.parametrize("sets", [1, 2, 3, 8, 9, 27, 243, 244])
@@ -699,6 +780,32 @@ def test_true_and_false_are_one_text_everywhere(tmp_path: Path) -> None:
     accuracy = resolve_metric("accuracy")
     score = evaluate_metric(accuracy, target=frame["flag"].tail(200).to_numpy(), prediction=answers)
     assert score.value > 0.9
+
+
+def test_predictions_that_were_learned_by_heart_are_no_reference(tmp_path: Path) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    frame = rows().with_columns(y=pl.lit(np.random.default_rng(3).exponential(size=600)))
+    tree = Candidate(estimator="sklearn.tree.DecisionTreeRegressor")
+    window = Window(start=frame["t"].min(), end=frame["t"].max())  # type: ignore[arg-type]
+    split = Split(frame.head(-200), frame.tail(200), window, window)
+    features, held_out = (sklearn.to_features(part, columns) for part in (frame, split.holdout))
+    twin = sklearn.build_pipeline(tree, columns, seed=0).fit(features.head(400), frame["y"].head(400))
+    refit = sklearn.build_pipeline(tree, columns, seed=0).fit(features, frame["y"])
+    assert refit.predict(held_out) == pytest.approx(split.holdout["y"].to_numpy())  # by heart
+    dataset = DatasetVersion(
+        uri="memory", version=0, dataset_digest="sha256:0", row_count=frame.height, columns={}
+    )
+    profiles = []
+    for name, model in {
+        "measured": fitted(twin, held_out),
+        "refit": fitted(refit, held_out)._replace(twin=twin),
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        model_package.write_package(folder, model, columns, dataset, split, limits=LIMITS, quantize=None)
+        profile = profile_from_json((folder / REFERENCE_PROFILE_FILE).read_text())
+        profiles.append(profile.column("(prediction)"))
+    assert profiles[0].mean == pytest.approx(profiles[1].mean)
 
 
 def packaged(
