@@ -52,6 +52,8 @@ class TrainedOn:
     :param window_end: first instant after it.
     :param rows: training rows.
     :param recipe: name of the way it was made, under which models of different age are compared.
+    :param method_digest: of all that was asked for besides the rows, and of the code: of one recipe are only models that have the
+        same; ``None``: an older release made it.
     :param simple_prediction: what a model that knows nothing would always answer: the median or the most frequent
         label of the training rows. Every challenger has to beat it.
     :param class_shares: share of each label among the training rows; empty for a regression.
@@ -67,6 +69,7 @@ class TrainedOn:
     simple_prediction: float | str
     class_shares: dict[str, float] = field(default_factory=dict)
     recipe: str | None = None
+    method_digest: str | None = None
 
     @property
     def window(self) -> Window | None:

@@ -86,6 +86,7 @@ def write_package(
     split: Split,
     *,
     recipe: str | None = None,
+    method_digest: str | None = None,
     limits: ParityLimits,
     quantize: onnx.Quantization | None,
     allow_pickle: bool = False,
@@ -132,6 +133,7 @@ def write_package(
             window_end=split.training_window.end,
             rows=split.training.height,
             recipe=recipe,
+            method_digest=method_digest,
             simple_prediction=simple_prediction(
                 split.training[columns.target], classification=fitted.classification
             ),

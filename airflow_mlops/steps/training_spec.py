@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.package import file_digest
 from airflow_mlops.core.parity import ParityLimits
 from airflow_mlops.core.tuning import Candidate, Search
 from airflow_mlops.core.windows import Window
@@ -17,6 +19,22 @@ from airflow_mlops.steps.training_rows import RowRule
 
 #: What MLflow takes in no name of a logged or registered model.
 _NOT_IN_NAMES = "/:.%\"'"
+
+#: What a training is asked for besides its method: which rows, how a row counts by its age, and how the model is stored.
+_NO_METHOD = {
+    *(
+        "dataset",
+        "window",
+        "rows",
+        "trailing_days",
+        "half_life_days",
+        "holdout_share",
+        "holdout_start",
+        "refit",
+        "keep_twin",
+    ),
+    *("model_name", "recipe", "id_column", "parity", "quantize", "allow_pickle", "experiment"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +203,13 @@ def require_model_name(name: str) -> None:
             f"model_name {name!r} {'holds ' + ' '.join(wrong) if wrong else 'is empty'}: MLflow takes names without any of "
             f"{' '.join(_NOT_IN_NAMES)}"
         )
+
+
+def method_digest(spec: TrainSpec) -> str:
+    """Digest of how a model is made of whatever rows: what was asked for besides them, and the code that fits."""
+    asked = {name: value for name, value in to_dict(spec).items() if name not in _NO_METHOD}
+    code = [sklearn.code_of(path) for path in own_code(spec)]
+    return f"sha256:{file_digest(canonical_json([asked, code]).encode())}"
 
 
 def own_code(spec: TrainSpec) -> list[str]:
