@@ -35,12 +35,13 @@ from airflow_mlops.integrations import halving, onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.operators.train import TrainModelOperator
+from airflow_mlops.services import Services
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
-from airflow_mlops.steps import model_package
+from airflow_mlops.steps import model_package, select
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.training_rows import Split, row_weights
-from airflow_mlops.steps.training_spec import TrainSpec
+from airflow_mlops.steps.training_spec import TrainResult, TrainSpec
 
 COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
 SIGNATURE = ModelSignature(
@@ -472,6 +473,42 @@ def test_the_best_of_mapped_candidates() -> None:
         best_of([*results, {"run_id": "9", "metric": "r2", "validation_value": 1.0}], greater_is_better=False)
     with pytest.raises(ValueError, match="no candidate"):
         best_of([], greater_is_better=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"training_rows": 90}, "one is of 100 training rows in .* and the other of 90 training rows"),
+        ({"model_name": "tips"}, "one is of model 'fares' and the other of model 'tips'"),
+    ],
+)
+def test_candidates_of_different_rows_are_not_compared(more: dict[str, Any], words: str) -> None:
+    dataset = DatasetVersion(uri="trips", version=0, dataset_digest="sha256:0", row_count=120, columns={})
+    day = datetime(2024, 1, 1, tzinfo=UTC)
+    first = TrainResult(
+        model_name="fares",
+        run_id="a",
+        run_url="",
+        model_id=None,
+        package_digest="sha256:1",
+        serving_form="onnx",
+        serving_reason="",
+        dataset=dataset,
+        training=Window(start=day, end=day + timedelta(days=10)),
+        holdout=Window(start=day + timedelta(days=10), end=day + timedelta(days=12)),
+        training_rows=100,
+        holdout_rows=20,
+        estimator="e.E",
+        estimator_params={},
+        validation_value=1.0,
+        trials=1,
+        metric="mae",
+        metric_value=1.0,
+        reused=False,
+    )
+    second = replace(first, run_id="b", validation_value=0.5, **more)
+    with pytest.raises(ValueError, match=words):
+        select.run(select.SelectSpec(trainings=(first, second)), Services())
 
 
 def test_studies_lie_beside_the_ledger() -> None:
