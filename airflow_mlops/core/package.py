@@ -81,7 +81,7 @@ class TrainedOn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holdout:
-    """What the model scored on rows it was not trained on, when it was new.
+    """What the model scored on rows it was not trained on, when it was new; one that was fitted again on all rows: its twin.
 
     :param metric: name, such as ``mae``.
     :param value: the metric.
@@ -152,6 +152,12 @@ class PackageManifest:
             )
         if (self.task == "classification") != bool(self.classes):
             raise ValueError(f"task {self.task!r} does not fit classes {self.classes!r}")
+
+    @property
+    def has_learned_from_holdout(self) -> bool:
+        """Whether it was fitted again on all rows, so that ``holdout`` is the score of its twin."""
+        trained, held_out = self.trained_on.window, self.holdout.window_start
+        return trained is not None and held_out is not None and held_out < trained.end
 
     def to_bytes(self) -> bytes:
         """Give the bytes of ``package.json``: canonical, so equal manifests have equal digests."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits
 from airflow_mlops.core.codec import canonical_json, to_dict
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from airflow_mlops.serving.model import ServedModel
 
 EVALUATION_FOLDER = "evaluation"
+
+Measured = Literal["model", "twin", "predecessors"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +104,7 @@ class EvaluateResult:
     :param evaluation_url: page of the whole evaluation on the challenger's run.
     :param checks: everything that was looked at, each with its outcome and a sentence.
     :param report: ``None`` where the model's predecessors were tested instead.
+    :param measured: what the numbers are of: the ``model``, its ``twin``, or its ``predecessors``.
     :param artifact: what the packaged model costs; ``None`` when it did not answer.
     """
 
@@ -119,6 +122,7 @@ class EvaluateResult:
     slices: SliceReport | None
     groups: tuple[FairnessReport, ...]
     artifact: ArtifactFacts | None
+    measured: Measured = "model"
 
 
 def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
@@ -147,7 +151,9 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     if champion is not None:
         _require_comparable(challenger, champion)
     rival = champion_version.model_version if champion_version else None
+    measured: Measured = "twin" if spec.twin_digest else "model"
     if earned is not None:
+        measured = "predecessors"
         window, judged = earned.window, _Judged()
         predecessor = read_predecessor(earned, spec.model_name, registry, services)
         decision = judge_earned(earned, challenger.manifest, predecessor, rival, artifact)
@@ -175,6 +181,7 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
         slices=judged.slices,
         groups=judged.groups,
         artifact=costs,
+        measured=measured,
     )
     _publish(registry, result)
     return result

@@ -129,7 +129,7 @@ class TestPredecessors:
         key = world.decide()
         verdict = world.evaluate(world.train(window=THIRD, **RECIPE, half_life_days=5), decision_key=key)
         assert (verdict["verdict"], verdict["reason"], verdict["report"]) == ("promote", "they beat it", None)
-        assert version != world.champion
+        assert (version != world.champion, verdict["measured"]) == (True, "predecessors")
 
     def test_the_name_of_the_recipe_is_not_enough(self, world: World) -> None:
         version = world.register(world.train(window=SECOND, **RECIPE))
@@ -172,6 +172,15 @@ class TestTwins:
             world.evaluate(weak)
         with pytest.raises(ArtifactIntegrityError, match="is no twin of the package of run"):
             world.evaluate(weak | {"twin_digest": good["twin_digest"]})
+
+
+def test_an_explanation_on_learned_rows_says_so(world: World) -> None:
+    for more, learned in (({}, False), ({"refit": True}, True)):
+        training = world.train(window=SECOND, **more)
+        keys = ("dataset", "model_name", "run_id", "package_digest")
+        asked = {key: training[key] for key in keys} | {"window": training["holdout"], "time_column": "at"}
+        told = run_step("explain", asked | {"maximum_rows": 50, "explained_rows": 3}, world.services)
+        assert ("on rows it has learned from" in told["headline"]) == learned
 
 
 def test_a_folder_in_a_package_is_not_downloaded(world: World, tmp_path: Path) -> None:
