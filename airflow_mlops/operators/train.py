@@ -201,7 +201,7 @@ class TrainModelOperator(StepOperator):
             "holdout_start": _instant(self.holdout_start),
             "refit": str(self.refit).lower() == "true",
             "keep_twin": str(self.keep_twin).lower() == "true",
-            "recipe": None if self.recipe in _NO_VALUE else self.recipe,
+            "recipe": None if self.recipe in {None, "", "None"} else self.recipe,
             "metric": self.metric or None,
             "parity": dict(self.parity or {}),
             "quantize": self.quantize or None,

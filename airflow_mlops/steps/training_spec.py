@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.package import file_digest
 from airflow_mlops.core.parity import ParityLimits
+from airflow_mlops.core.retraining import TrainingPlan
 from airflow_mlops.core.tuning import Candidate, Search
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import onnx, sklearn
@@ -20,20 +21,11 @@ from airflow_mlops.steps.training_rows import RowRule
 #: What MLflow takes in no name of a logged or registered model.
 _NOT_IN_NAMES = "/:.%\"'"
 
-#: What a training is asked for besides its method: which rows, how a row counts by its age, and how the model is stored.
+#: What a training is asked for besides its method: all that a decision's plan says, which rows, and how the model is stored.
 _NO_METHOD = {
-    *(
-        "dataset",
-        "window",
-        "rows",
-        "trailing_days",
-        "half_life_days",
-        "holdout_share",
-        "holdout_start",
-        "refit",
-        "keep_twin",
-    ),
-    *("model_name", "recipe", "id_column", "parity", "quantize", "allow_pickle", "experiment"),
+    *(part.name for part in fields(TrainingPlan)),
+    *("dataset", "trailing_days", "holdout_share", "model_name", "id_column"),
+    *("parity", "quantize", "allow_pickle", "experiment"),
 }
 
 

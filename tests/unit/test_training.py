@@ -21,12 +21,13 @@ from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from airflow_mlops.core.codec import from_dict
+from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits, compare_forms
 from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
+from airflow_mlops.core.retraining import TrainingPlan
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
 from airflow_mlops.core.windows import Window
@@ -38,7 +39,7 @@ from airflow_mlops.operators.train import TrainModelOperator
 from airflow_mlops.services import Services
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
-from airflow_mlops.steps import model_package, select
+from airflow_mlops.steps import model_package, select, training_spec
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.training_rows import Split, row_weights
 from airflow_mlops.steps.training_spec import TrainResult, TrainSpec
@@ -296,6 +297,22 @@ def test_one_instant_is_one_holdout_start() -> None:
     texts = ["2024-01-01T00:00:00", "2024-01-01T00:00:00Z", "2024-01-01T01:00:00+01:00"]
     specs = [spec_of(holdout_start=text) for text in texts]
     assert {str(spec.holdout_start) for spec in specs} == {"2024-01-01 00:00:00+00:00"}
+
+
+def test_a_plan_says_nothing_of_the_method() -> None:
+    """Challengers and the model that is promoted for them are asked for by different plans."""
+    method = training_spec.method_digest(spec_of(estimator="sklearn.linear_model.Ridge"))
+    plan = TrainingPlan(
+        window=Window(start=datetime(2024, 1, 1), end=datetime(2024, 2, 1)),
+        rows="all",
+        half_life_days=3.0,
+        recipe="recent",
+    )
+    planned = spec_of(estimator="sklearn.linear_model.Ridge", **to_dict(plan))
+    assert training_spec.method_digest(planned) == method
+    for more in ({"estimator": "sklearn.linear_model.Lasso"}, {"numeric": ["b"]}, {"half_life_days": 4.0}):
+        other = spec_of(**({"estimator": "sklearn.linear_model.Ridge"} | more))
+        assert (training_spec.method_digest(other) == method) == ("half_life_days" in more)
 
 
 class TestPlan:
