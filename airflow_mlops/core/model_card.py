@@ -150,10 +150,12 @@ class _Evaluation:
 
 def _quality(manifest: PackageManifest, found: _Evaluation) -> Section:
     holdout = manifest.holdout
+    unseen = f"rows it was not trained on{_between(holdout.window_start, holdout.window_end)}"
+    if manifest.has_learned_from_holdout:
+        unseen = f"rows{_between(holdout.window_start, holdout.window_end)}, by a twin that was not trained on them; this model was"
     new = (
         f"{holdout.metric} when it was new",
-        f"{_number(holdout.value)} on {holdout.row_count} rows it was not trained on"
-        f"{_between(holdout.window_start, holdout.window_end)}",
+        f"{_number(holdout.value)} on {holdout.row_count} {unseen}",
     )
     compared = _compared(found)
     return replace(compared, facts=(new, *compared.facts))
@@ -169,6 +171,9 @@ def _compared(found: _Evaluation) -> Section:
             ("Reason", str(found.result.get("reason", ""))),
             ("Compared with", f"version {champion}" if champion else "a simple guess; there was no champion"),
         ]
+        measured = _MEASURED.get(str(found.result.get("measured")))
+        if measured:
+            facts.append(("Measured", measured))
         if found.result.get("row_count"):
             facts.append(("Rows", f"{found.result['row_count']}, the same for all"))
     tables = []
@@ -200,6 +205,12 @@ def _compared(found: _Evaluation) -> Section:
         intervals=_drawn(found.metrics[0]) if found.metrics else (),
     )
 
+
+#: What was measured, where it was not the model itself.
+_MEASURED = {
+    "twin": "its twin, made in the same way without these rows; the model has learned from them, and all numbers are the twin's",
+    "predecessors": "older models, made in the same way; this one has learned from all rows there are, and was tested on none",
+}
 
 _HOW_MEASURED = (
     "Improvement is over the champion, or over the first guess where there is none; p is one-sided and paired; detectable is the "

@@ -52,6 +52,8 @@ class TrainedOn:
     :param window_end: first instant after it.
     :param rows: training rows.
     :param recipe: name of the way it was made, under which models of different age are compared.
+    :param method_digest: of all that was asked for besides the rows, and of the code: of one recipe are only models that have the
+        same; ``None``: an older release made it.
     :param simple_prediction: what a model that knows nothing would always answer: the median or the most frequent
         label of the training rows. Every challenger has to beat it.
     :param class_shares: share of each label among the training rows; empty for a regression.
@@ -67,6 +69,7 @@ class TrainedOn:
     simple_prediction: float | str
     class_shares: dict[str, float] = field(default_factory=dict)
     recipe: str | None = None
+    method_digest: str | None = None
 
     @property
     def window(self) -> Window | None:
@@ -78,7 +81,7 @@ class TrainedOn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holdout:
-    """What the model scored on rows it was not trained on, when it was new.
+    """What the model scored on rows it was not trained on, when it was new; one that was fitted again on all rows: its twin.
 
     :param metric: name, such as ``mae``.
     :param value: the metric.
@@ -149,6 +152,12 @@ class PackageManifest:
             )
         if (self.task == "classification") != bool(self.classes):
             raise ValueError(f"task {self.task!r} does not fit classes {self.classes!r}")
+
+    @property
+    def has_learned_from_holdout(self) -> bool:
+        """Whether it was fitted again on all rows, so that ``holdout`` is the score of its twin."""
+        trained, held_out = self.trained_on.window, self.holdout.window_start
+        return trained is not None and held_out is not None and held_out < trained.end
 
     def to_bytes(self) -> bytes:
         """Give the bytes of ``package.json``: canonical, so equal manifests have equal digests."""

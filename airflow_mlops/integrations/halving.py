@@ -46,7 +46,7 @@ def search(
     AISTATS 2016; scikit-learn's ``HalvingGridSearchCV``.
 
     :param families: parameter sets that compete with each other, drawn already.
-    :param settings: the time limit; after it no set is tried, once one was tried on all rows.
+    :param settings: the time limit; after it no set is tried, once one was measured on all rows.
     :param score: fits and measures.
     :param folds: numbers of the rows to learn from and to check on, per fold.
     :param greater_is_better: direction of the metric.
@@ -159,7 +159,8 @@ class _Work:
 
     def _require_time(self) -> None:
         limit = self.settings.timeout_seconds
-        if self.finished and limit is not None and time.monotonic() - self._began > limit:
+        measured = any(trial.value is not None for _, trial in self.finished)
+        if measured and limit is not None and time.monotonic() - self._began > limit:
             raise _TimeIsUpError
 
     def _try(self, candidate: Candidate, learn: Rows, check: Rows) -> float:

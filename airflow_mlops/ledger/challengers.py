@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from airflow_mlops.core.windows import Window
     from airflow_mlops.ledger.store import Ledger
 
+#: Newest trainings and registrations that are looked at.
+_RECENT = 200
+
 
 def wanted_challengers(ledger: Ledger, model_name: str) -> list[dict[str, Any]]:
     """List the recipes worth a training, each as a plan for ``TrainModelOperator``.
@@ -40,10 +43,16 @@ def wanted_challengers(ledger: Ledger, model_name: str) -> list[dict[str, Any]]:
 
 
 def _trained(ledger: Ledger, model_name: str, window: Window) -> set[str]:
-    """Name the recipes that have a model of all rows up to the window's end."""
-    trainings = ledger.entries(kind=EntryKind.TRAINING, model_name=model_name, limit=100)
+    """Name the recipes that have a registered model of all rows up to the window's end."""
+    registered = {
+        entry.payload["run_id"]
+        for entry in ledger.entries(kind=EntryKind.REGISTRATION, model_name=model_name, limit=_RECENT)
+    }
     return {
         str(training.payload["recipe"])
-        for training in trainings
-        if training.payload.get("recipe") and training.window and training.window.end >= window.end
+        for training in ledger.entries(kind=EntryKind.TRAINING, model_name=model_name, limit=_RECENT)
+        if training.payload.get("recipe")
+        and training.window
+        and training.window.end >= window.end
+        and training.payload["run_id"] in registered  # what lost its test was not, and can't be compared
     }

@@ -98,7 +98,7 @@ class EvaluateModelOperator(StepOperator):
             "model_name": training["model_name"],
             "run_id": training["run_id"],
             "package_digest": training["package_digest"],
-            "twin_digest": training["twin_digest"],
+            "twin_digest": training.get("twin_digest"),  # a training of an older release has none
             "window": training["holdout"],
             "time_column": training["dataset"]["time_column"],
             "metric": self.metric or training["metric"],

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import MLflowRunLink
 from airflow_mlops.operators.base import StepOperator, names, optional_number, part_of, window_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from airflow.sdk import Context
+
+#: What a template that gives nothing renders to.
+_NO_VALUE: tuple[Any, ...] = (None, "", "None")
 
 
 class TrainModelOperator(StepOperator):
@@ -176,7 +181,7 @@ class TrainModelOperator(StepOperator):
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.training_spec.TrainSpec`."""
-        plan = part_of(self.plan, "plan") or {}
+        plan = _plan(self.plan)
         return {
             "dataset": part_of(self.dataset, "dataset"),
             "model_name": self.model_name,
@@ -230,6 +235,33 @@ class TrainModelOperator(StepOperator):
         )
 
 
+def _plan(value: Any) -> dict[str, Any]:
+    """Read what a decision asks for; nothing where no plan is given.
+
+    :raises ValueError: it is no plan, asks for no training, or for more than how rows are chosen.
+    """
+    from airflow_mlops.core.retraining import TrainingPlan
+
+    if value in _NO_VALUE:
+        return {}
+    plan = part_of(value, "plan")
+    if plan is None:
+        raise ValueError(
+            f"plan asks for no training ({value.get('reason', 'it says no reason')}): train only where the decision's "
+            "retrain is true"
+        )
+    if not isinstance(plan, Mapping):
+        raise ValueError(
+            f"plan is {plan!r:.100}: give what DecideRetrainingOperator returned (task.output, or a template with "
+            "render_template_as_native_obj=True)"
+        )
+    known = [field.name for field in fields(TrainingPlan)]
+    unknown = sorted({*map(str, plan)} - {*known})
+    if unknown:
+        raise ValueError(f"plan holds {', '.join(unknown)}: a plan says only {', '.join(known)}")
+    return dict(plan)
+
+
 def _instant(value: Any) -> str | None:
     """Read a time; a template that renders to nothing means none."""
-    return None if value in {None, "", "None"} else str(value)
+    return None if value in _NO_VALUE else str(value)

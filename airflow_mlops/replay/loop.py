@@ -355,17 +355,27 @@ class Replay:
         return training
 
     def _register(self, training: dict[str, Any]) -> str:
+        name = self.stream.config.name
         registered = self._step(
             "register",
             {
-                "model_name": self.stream.config.name,
+                "model_name": name,
                 "run_id": training["run_id"],
                 "package_digest": training["package_digest"],
                 "model_id": training["model_id"],
                 "actor": _ACTOR,
             },
         )
-        return str(registered["model_version"])
+        version = str(registered["model_version"])
+        self._record(
+            EntryKind.REGISTRATION,
+            None,
+            registered,
+            f"registered version {version}",
+            key=f"{name}|{version}",
+            now=from_dict(Window, training["training"]).end,
+        )
+        return version
 
     def _promote(
         self, version: str, *, expected: str | None, reason: str, key: str | None, window: Window

@@ -11,6 +11,7 @@ from airflow_mlops.core.challengers import ChallengerCheck, Contender, measure_g
 from airflow_mlops.core.metrics import resolve_metric, row_losses
 from airflow_mlops.core.predictions import Graded
 from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
@@ -74,13 +75,14 @@ class _Entrant(NamedTuple):
 def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
     """Compare on the same rows.
 
+    :raises ArtifactIntegrityError: a version's tags say something else of how and until when it was trained than its package.
     :raises InsufficientDataError: no row of the window has a target.
     :raises ModelVersionNotFoundError: there is no champion.
     """
     registry = Registry.connect(services)
     champion = registry.version_by_alias(spec.model_name, spec.champion_alias)
     versions = _unseen(registry, spec, champion)
-    models = {version.model_version: load_version(registry, version, services) for version in versions}
+    models = {version.model_version: _load(registry, version, services) for version in versions}
     first = models[champion.model_version]
     trained = first.manifest.trained_on.window
     if trained is not None and trained.end > spec.window.start:
@@ -126,6 +128,20 @@ def _unseen(
         count[recipe] = count.get(recipe, 0) + 1
         chosen.setdefault(version.model_version, version)
     return list(chosen.values())
+
+
+def _load(registry: Registry, version: RegisteredVersion, services: Services) -> ServedModel:
+    """Load a model, and see that it is what it was chosen as: who may write to MLflow may write any tag."""
+    model = load_version(registry, version, services)
+    trained = model.manifest.trained_on
+    until = trained.window_end if trained.recipe is not None else None
+    if (version.recipe, version.trained_until) != (trained.recipe, until):
+        raise ArtifactIntegrityError(
+            f"the tags of {version.model_name} version {version.model_version} say that it is of recipe {version.recipe!r} and "
+            f"rows until {version.trained_until}, its package says {trained.recipe!r} and {until}. Register its run again, which "
+            "writes the tags, or delete the version"
+        )
+    return model
 
 
 def _age(version: RegisteredVersion) -> Any:

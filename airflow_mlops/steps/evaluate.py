@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits
 from airflow_mlops.core.codec import canonical_json, to_dict
@@ -19,7 +19,7 @@ from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide
 from airflow_mlops.core.resampling import cut_clusters
 from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
+from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import fairlearn
 from airflow_mlops.integrations.mlflow import TWIN_FOLDER, Registry
 from airflow_mlops.serving.probe import check_artifact
@@ -27,7 +27,7 @@ from airflow_mlops.steps.aliases import find_rival
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
 from airflow_mlops.steps.packages import load_version, run_package
-from airflow_mlops.steps.predecessors import find_earned, judge_earned
+from airflow_mlops.steps.predecessors import find_earned, judge_earned, read_predecessor
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from airflow_mlops.serving.model import ServedModel
 
 EVALUATION_FOLDER = "evaluation"
+
+Measured = Literal["model", "twin", "predecessors"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +104,7 @@ class EvaluateResult:
     :param evaluation_url: page of the whole evaluation on the challenger's run.
     :param checks: everything that was looked at, each with its outcome and a sentence.
     :param report: ``None`` where the model's predecessors were tested instead.
+    :param measured: what the numbers are of: the ``model``, its ``twin``, or its ``predecessors``.
     :param artifact: what the packaged model costs; ``None`` when it did not answer.
     """
 
@@ -119,11 +122,13 @@ class EvaluateResult:
     slices: SliceReport | None
     groups: tuple[FairnessReport, ...]
     artifact: ArtifactFacts | None
+    measured: Measured = "model"
 
 
 def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     """Compare on the same rows and judge.
 
+    :raises ArtifactIntegrityError: a package is not the one it should be, or the twin is of another training.
     :raises InsufficientDataError: no rows in the window, or a metric that can't be measured on them.
     :raises ModelVersionNotFoundError: the run has no package; or MLflow no longer has the champion of the ledger.
     :raises SchemaMismatchError: a column that is not there, or a champion that answers something else.
@@ -131,7 +136,7 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     """
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
-    earned = find_earned(services, spec.model_name, spec.decision_key)
+    earned = find_earned(services, spec.model_name, spec.decision_key, run_id=spec.run_id)
     champion_version = find_rival(registry, services, spec.model_name, spec.champion_alias)
     with run_package(
         registry, spec.run_id, services, model_name=spec.model_name, package_digest=spec.package_digest
@@ -146,11 +151,14 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     if champion is not None:
         _require_comparable(challenger, champion)
     rival = champion_version.model_version if champion_version else None
+    measured: Measured = "twin" if spec.twin_digest else "model"
     if earned is not None:
+        measured = "predecessors"
         window, judged = earned.window, _Judged()
-        decision = judge_earned(earned, challenger.manifest, rival, artifact)
+        predecessor = read_predecessor(earned, spec.model_name, registry, services)
+        decision = judge_earned(earned, challenger.manifest, predecessor, rival, artifact)
     else:
-        tested = _tested(spec, registry, services) or challenger
+        tested = _twin(spec, challenger, registry, services) or challenger
         window = _unseen(spec, tested, champion)
         rows = _rows(spec, window, dataset, [model for model in (tested, champion) if model is not None])
         judged, report = _judge(spec, rows, tested, champion)
@@ -173,13 +181,19 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
         slices=judged.slices,
         groups=judged.groups,
         artifact=costs,
+        measured=measured,
     )
     _publish(registry, result)
     return result
 
 
-def _tested(spec: EvaluateSpec, registry: Registry, services: Services) -> ServedModel | None:
-    """Load the twin that has not seen the held-out rows; ``None``: the challenger itself has not."""
+def _twin(
+    spec: EvaluateSpec, challenger: ServedModel, registry: Registry, services: Services
+) -> ServedModel | None:
+    """Load the twin that has not seen the held-out rows; ``None``: the challenger itself has not.
+
+    :raises ArtifactIntegrityError: it is another package, or the twin of another training.
+    """
     if spec.twin_digest is None:
         return None
     with run_package(
@@ -190,7 +204,19 @@ def _tested(spec: EvaluateSpec, registry: Registry, services: Services) -> Serve
         package_digest=spec.twin_digest,
         artifact_folder=TWIN_FOLDER,
     ) as (_, twin):
+        if _training_of(twin) != _training_of(challenger):
+            raise ArtifactIntegrityError(
+                f"twin_digest {spec.twin_digest} is no twin of the package of run {spec.run_id}: they were made of other rows or in "
+                "another way. Give run_id, package_digest and twin_digest of one training's result"
+            )
         return twin
+
+
+def _training_of(model: ServedModel) -> tuple[object, ...]:
+    """Give what a model and its twin have in common."""
+    manifest, trained = model.manifest, model.manifest.trained_on
+    made = (trained.dataset_digest, trained.window_start, trained.recipe, trained.method_digest)
+    return manifest.task, manifest.signature, manifest.holdout, made
 
 
 @dataclass(frozen=True, slots=True)

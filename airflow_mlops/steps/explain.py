@@ -44,6 +44,9 @@ EXPLANATION_FOLDER = "explanation"
 AVERAGED_ROWS, BACKGROUND_ROWS = 200, 50
 
 
+_BY_HEART = ", on rows it has learned from: what it knows by heart counts too"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExplainSpec:
     """What to explain.
@@ -109,6 +112,7 @@ def run(spec: ExplainSpec, services: Services) -> ExplainResult:
         registry, spec.run_id, services, model_name=spec.model_name, package_digest=spec.package_digest
     ) as (_, model):
         names = list(model.manifest.signature.names)
+        learned = model.manifest.trained_on.window
     target_name = model.manifest.target
     found = read_rows(
         dataset, columns=[*names, target_name], time_column=spec.time_column, window=spec.window
@@ -147,7 +151,8 @@ def run(spec: ExplainSpec, services: Services) -> ExplainResult:
         row_count=rows.height,
         importances=importances[:50],
         contributions=ranked[:50],
-        headline=_headline(importances, spec.metric),
+        headline=_headline(importances, spec.metric)
+        + (_BY_HEART if learned is not None and spec.window.start < learned.end else ""),
     )
 
 

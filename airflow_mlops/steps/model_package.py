@@ -13,7 +13,7 @@ from airflow_mlops.core.estimation import ESTIMATION_FILE, Estimation, learn_lab
 from airflow_mlops.core.metrics import resolve_metric
 from airflow_mlops.core.package import Holdout, PackageManifest, SafeForm, ServingForm, TrainedOn
 from airflow_mlops.core.parity import ParityLimits
-from airflow_mlops.core.predictions import Graded
+from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_to_json
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.exceptions import UnsafeModelError
@@ -61,7 +61,7 @@ class FittedModel(NamedTuple):
 
     :param pipeline: the fitted pipeline.
     :param features: the held-out rows as the model takes them.
-    :param predictions: for them, shape ``(rows,)``.
+    :param predictions: of ``pipeline`` for them, shape ``(rows,)``.
     :param score: the metric on them.
     :param twin: the pipeline that was measured, where ``pipeline`` was fitted again on all rows.
     """
@@ -86,6 +86,7 @@ def write_package(
     split: Split,
     *,
     recipe: str | None = None,
+    method_digest: str | None = None,
     limits: ParityLimits,
     quantize: onnx.Quantization | None,
     allow_pickle: bool = False,
@@ -105,9 +106,10 @@ def write_package(
     form, reason = _write_model(
         folder / MODEL_STEM, fitted, signature, limits, quantize, allow_pickle=allow_pickle
     )
-    profile = reference_profile(split, columns, fitted.predictions, classification=fitted.classification)
+    unseen = sklearn.predict(fitted.twin or fitted.pipeline, fitted.features)
+    profile = reference_profile(split, columns, unseen.values, classification=fitted.classification)
     (folder / REFERENCE_PROFILE_FILE).write_text(profile_to_json(profile))
-    estimation = _write_estimation(folder, fitted, columns, signature, split)
+    estimation = _write_estimation(folder, fitted, unseen, columns, signature, split)
     (folder / ESTIMATION_FILE).write_text(canonical_json(to_dict(estimation)))
     classes = tuple(str(name) for name in fitted.pipeline.classes_) if fitted.classification else None
     return PackageManifest(
@@ -131,6 +133,7 @@ def write_package(
             window_end=split.training_window.end,
             rows=split.training.height,
             recipe=recipe,
+            method_digest=method_digest,
             simple_prediction=simple_prediction(
                 split.training[columns.target], classification=fitted.classification
             ),
@@ -175,12 +178,19 @@ def require_safe_form(pipeline: Any) -> None:
 
 
 def _write_estimation(
-    folder: Path, fitted: FittedModel, columns: ColumnRoles, signature: ModelSignature, split: Split
+    folder: Path,
+    fitted: FittedModel,
+    answers: Predictions,
+    columns: ColumnRoles,
+    signature: ModelSignature,
+    split: Split,
 ) -> Estimation:
-    """Learn on the held-out rows how the metric can be estimated without labels; write the error model if there is one."""
+    """Learn on the held-out rows how the metric can be estimated without labels; write the error model if there is one.
+
+    :param answers: for these rows, of a model that has not learned from them.
+    """
     metric = resolve_metric(fitted.score.metric)
     target = split.holdout[columns.target].to_numpy()
-    answers = sklearn.predict(fitted.twin or fitted.pipeline, fitted.features)
     if fitted.classification:
         estimation = learn_labels_estimation(metric, target=target, answers=answers)
         return with_effective_count(estimation, metric, Graded(target, answers))

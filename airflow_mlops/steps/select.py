@@ -13,6 +13,8 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.training_spec import TrainResult
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow_mlops.services import Services
 
 
@@ -44,8 +46,9 @@ def run(spec: SelectSpec, services: Services) -> SelectResult:
     The held-out rows are not looked at: the chosen one is judged on them afterwards, and a choice by them would
     make it look better than it is.
 
-    :raises ValueError: nothing to choose from, different metrics, or a training without cross-validation.
+    :raises ValueError: nothing to choose from, different models, rows or metrics, or a training without cross-validation.
     """
+    _require_same_rows(spec.trainings)
     metric = resolve_metric(spec.trainings[0].metric) if spec.trainings else resolve_metric("mae")
     results = [to_dict(training) for training in spec.trainings]
     chosen = spec.trainings[best_of(results, greater_is_better=metric.greater_is_better)]
@@ -61,6 +64,33 @@ def run(spec: SelectSpec, services: Services) -> SelectResult:
     return SelectResult(
         training=chosen,
         reason=f"{_name(chosen)} has the best cross-validated {metric.name.upper()} of {len(ranked)}: {scores}",
+    )
+
+
+def _require_same_rows(trainings: Sequence[TrainResult]) -> None:
+    """Refuse scores of different rows: the better one may only have had the easier ones.
+
+    A table that grew meanwhile is no other one, as long as the windows hold as many rows.
+    """
+    for one in trainings[1:]:
+        apart = [
+            (ours, theirs)
+            for ours, theirs in zip(_learned(trainings[0]), _learned(one), strict=True)
+            if ours != theirs
+        ]
+        if apart:
+            raise ValueError(
+                f"runs {trainings[0].run_id} and {one.run_id} can't be compared, as one is of {apart[0][0]} and the other of "
+                f"{apart[0][1]}: give all candidates the same model_name, dataset version and window"
+            )
+
+
+def _learned(training: TrainResult) -> tuple[str, ...]:
+    return (
+        f"model {training.model_name!r}",
+        f"table {training.dataset.uri}",
+        f"{training.training_rows} training rows in {training.training}",
+        f"{training.holdout_rows} held-out rows in {training.holdout}",
     )
 
 

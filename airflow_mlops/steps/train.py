@@ -36,7 +36,13 @@ from airflow_mlops.steps.provenance import note_package, noted_trainings
 from airflow_mlops.steps.training_fit import Made, Work, choose_metric, search_and_fit
 from airflow_mlops.steps.training_record import TRAINING_FOLDER, Clock, flat_params, row_facts, write_evidence
 from airflow_mlops.steps.training_rows import choose_window, split_rows
-from airflow_mlops.steps.training_spec import TrainResult, TrainSpec, own_code, require_model_name
+from airflow_mlops.steps.training_spec import (
+    TrainResult,
+    TrainSpec,
+    method_digest,
+    own_code,
+    require_model_name,
+)
 
 if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest, ServingForm
@@ -208,6 +214,7 @@ def _package(work: Work, fitted: FittedModel, split: Split, folder: Path) -> tup
         work.dataset,
         split,
         recipe=spec.recipe,
+        method_digest=method_digest(spec),
         limits=spec.parity,
         quantize=spec.quantize,
         allow_pickle=spec.allow_pickle,

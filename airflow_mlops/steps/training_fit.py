@@ -141,7 +141,7 @@ def _search(
         work.registry.log_step(work.run_id, f"trial_{work.metric.name}", trial.value, number)
 
     if settings.method == "halving":
-        each = max(2, settings.trials // len(spec.to_try()))
+        each = max(1, settings.trials // len(spec.to_try()))
         return halving.search(
             [sklearn.draw(one, each, spec.seed) if one.space else [one] for one in spec.to_try()],
             settings,

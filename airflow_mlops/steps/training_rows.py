@@ -111,7 +111,8 @@ def split_rows(
     if training.height == 0 or holdout.height == 0:
         raise InsufficientDataError(
             f"{rows.height} rows of {dataset.uri} can't be split by {columns.time!r} at {boundary}: "
-            f"{training.height} to train on, {holdout.height} held out"
+            f"{training.height} to train on, {holdout.height} held out; give another "
+            f"{'holdout_start' if holdout_start else 'holdout_share'}, or more rows"
         )
     start = window.start if window else cast("datetime", times.min())
     end = window.end if window else cast("datetime", times.max()) + timedelta(microseconds=1)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any
 
+from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.package import file_digest
 from airflow_mlops.core.parity import ParityLimits
+from airflow_mlops.core.retraining import TrainingPlan
 from airflow_mlops.core.tuning import Candidate, Search
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import onnx, sklearn
@@ -17,6 +20,13 @@ from airflow_mlops.steps.training_rows import RowRule
 
 #: What MLflow takes in no name of a logged or registered model.
 _NOT_IN_NAMES = "/:.%\"'"
+
+#: What a training is asked for besides its method: all that a decision's plan says, which rows, and how the model is stored.
+_NO_METHOD = {
+    *(part.name for part in fields(TrainingPlan)),
+    *("dataset", "trailing_days", "holdout_share", "model_name", "id_column"),
+    *("parity", "quantize", "allow_pickle", "experiment"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +55,7 @@ class TrainSpec:
     :param trailing_days: for ``trailing``.
     :param half_life_days: weight of a row halves with this age (before the newest row); ``None``: equal weights.
     :param holdout_share: newest share of the rows, held out of the fit that is measured, ``(0, 0.5]``.
-    :param holdout_start: rows from here on are held out, instead of a share.
+    :param holdout_start: rows from here on are held out, instead of a share; a naive time is taken as UTC.
     :param refit: fit once more on all rows, and package that model: nothing is left to test it on, but its measured twin says
         what to expect of it.
     :param keep_twin: with ``refit``: package the measured twin as well, so that it can be held against the champion.
@@ -59,6 +69,7 @@ class TrainSpec:
         which runs where it is loaded. That takes a trusted signature and ``AIRFLOW_MLOPS_PICKLED_MODELS``.
     :param seed: random state.
     :param experiment: MLflow experiment.
+    :raises ValueError: ``keep_twin`` without ``refit``.
     """
 
     dataset: DatasetRef
@@ -92,6 +103,17 @@ class TrainSpec:
     allow_pickle: bool = False
     seed: int = 0
     experiment: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_twin and not self.refit:
+            raise ValueError(
+                "keep_twin is set, but refit is not: a model that is not fitted again on all rows is measured itself and has "
+                "no twin; set refit, or leave keep_twin out"
+            )
+        start = self.holdout_start
+        if start is not None:  # one instant is one text, as the text decides whether it was trained already
+            start = start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
+            object.__setattr__(self, "holdout_start", start)
 
     def columns(self) -> ColumnRoles:
         """Give the roles.
@@ -175,6 +197,13 @@ def require_model_name(name: str) -> None:
             f"model_name {name!r} {'holds ' + ' '.join(wrong) if wrong else 'is empty'}: MLflow takes names without any of "
             f"{' '.join(_NOT_IN_NAMES)}"
         )
+
+
+def method_digest(spec: TrainSpec) -> str:
+    """Digest of how a model is made of whatever rows: what was asked for besides them, and the code that fits."""
+    asked = {name: value for name, value in to_dict(spec).items() if name not in _NO_METHOD}
+    code = [sklearn.code_of(path) for path in own_code(spec)]
+    return f"sha256:{file_digest(canonical_json([asked, code]).encode())}"
 
 
 def own_code(spec: TrainSpec) -> list[str]:

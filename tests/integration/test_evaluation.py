@@ -466,5 +466,6 @@ def test_a_model_of_all_rows_is_held_against_the_champion_by_its_twin(
     # The twin is the model that has not seen the rows: every number is that model's.
     assert told["report"] == expected["report"]
     assert (told["verdict"], told["run_id"]) == (expected["verdict"], whole["run_id"])
+    assert (told["measured"], expected["measured"]) == ("twin", "model")
     with pytest.raises(ArtifactIntegrityError):
         evaluate(services, whole, twin_digest=whole["package_digest"])

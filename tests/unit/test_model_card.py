@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from markdown_it import MarkdownIt
 
-from airflow_mlops.core.model_card import describe_model
+from airflow_mlops.core.model_card import describe_evaluation, describe_model, describe_request
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.serving.package import read_package
 from tests.packages import build_package
@@ -116,6 +117,35 @@ def test_it_says_what_was_measured(manifest: PackageManifest) -> None:
         assert "unset" not in text
         assert manifest.files["model.onnx"] in text
         assert "Whether it treats groups of people alike was not measured." in text
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [("twin", "all numbers are the twin's"), ("predecessors", "was tested on none"), ("model", None)],
+)
+def test_it_says_what_was_not_measured_of_the_model_itself(
+    manifest: PackageManifest, measured: str, words: str | None
+) -> None:
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    held_out = replace(
+        manifest.holdout, window_start=start + timedelta(days=8), window_end=start + timedelta(days=10)
+    )
+    trained = replace(
+        manifest.trained_on,
+        time_column="t",
+        window_start=start,
+        window_end=start + timedelta(days=8 if words is None else 10),
+    )
+    found = replace(manifest, holdout=held_out, trained_on=trained)
+    evaluation = ONE_METRIC | {"measured": measured}
+    shown = card(found, evaluation).to_markdown()
+    asked = describe_request(model_name="m", model_version="5", evaluation=evaluation, changes=(), links={})
+    page = describe_evaluation(evaluation).to_markdown()
+    assert ("rows it was not trained on" in shown) == (words is None)
+    assert ("by a twin that was not trained on them; this model was" in shown) == (words is not None)
+    for text in (shown, asked, page):
+        assert ("Measured" in text.replace("Measured on the same rows", "")) == (words is not None)
+        assert words is None or words in text
 
 
 def test_it_says_everything_there_is(manifest: PackageManifest) -> None:

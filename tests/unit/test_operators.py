@@ -10,6 +10,7 @@ from airflow.sdk import DAG, timezone
 
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.operators.deploy import DeployModelOperator
+from airflow_mlops.operators.evaluate import EvaluateModelOperator
 from airflow_mlops.operators.promotion import PromoteModelOperator, RollBackModelOperator
 from airflow_mlops.operators.score import ScoreBatchOperator
 from airflow_mlops.steps.base import load_step
@@ -38,3 +39,17 @@ def test_a_version_that_native_rendering_made_a_number(cls: Any) -> None:
     task.render_template_fields(context)
     assert task.model_version == 3
     assert from_dict(load_step(cls.step).spec, task.build_spec(context)).model_version == "3"
+
+
+def test_a_training_of_an_older_release_is_evaluated_itself() -> None:
+    window = {"start": "2024-01-01T00:00:00Z", "end": "2024-02-01T00:00:00Z"}
+    training = {
+        "dataset": {"uri": "rows", "time_column": "t"},
+        "model_name": "m",
+        "run_id": "r",
+        "package_digest": "sha256:1",
+        "holdout": window,
+        "metric": "mae",
+    }
+    task = EvaluateModelOperator(task_id="evaluate", training=training)
+    assert task.build_spec({})["twin_digest"] is None  # type: ignore[typeddict-item]

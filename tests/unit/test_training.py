@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -21,11 +21,13 @@ from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from airflow_mlops.core.codec import from_dict
+from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.parity import ParityLimits, compare_forms
+from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
+from airflow_mlops.core.retraining import TrainingPlan
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
 from airflow_mlops.core.windows import Window
@@ -33,12 +35,14 @@ from airflow_mlops.exceptions import TransientError, UnsafeModelError
 from airflow_mlops.integrations import halving, onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
 from airflow_mlops.ledger.studies import studies_url
+from airflow_mlops.operators.train import TrainModelOperator
+from airflow_mlops.services import Services
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
-from airflow_mlops.steps import model_package
+from airflow_mlops.steps import model_package, select, training_spec
 from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.training_rows import Split, row_weights
-from airflow_mlops.steps.training_spec import TrainSpec
+from airflow_mlops.steps.training_spec import TrainResult, TrainSpec
 
 COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
 SIGNATURE = ModelSignature(
@@ -278,6 +282,90 @@ def halve(score: Any, families: Any = None, **settings: Any) -> tuple[Any, list[
     return found, told
 
 
+def spec_of(**more: Any) -> TrainSpec:
+    asked = {"dataset": "t", "model_name": "m", "estimator": "e.E", "target": "y", "time_column": "t"}
+    return from_dict(TrainSpec, asked | {"numeric": ["a"]} | more)
+
+
+def test_a_twin_is_of_a_model_of_all_rows() -> None:
+    assert spec_of(refit=True, keep_twin=True).keep_twin
+    with pytest.raises(ValueError, match="keep_twin is set, but refit is not"):
+        spec_of(keep_twin=True)
+
+
+def test_one_instant_is_one_holdout_start() -> None:
+    texts = ["2024-01-01T00:00:00", "2024-01-01T00:00:00Z", "2024-01-01T01:00:00+01:00"]
+    specs = [spec_of(holdout_start=text) for text in texts]
+    assert {str(spec.holdout_start) for spec in specs} == {"2024-01-01 00:00:00+00:00"}
+
+
+def test_a_plan_says_nothing_of_the_method() -> None:
+    """Challengers and the model that is promoted for them are asked for by different plans."""
+    method = training_spec.method_digest(spec_of(estimator="sklearn.linear_model.Ridge"))
+    plan = TrainingPlan(
+        window=Window(start=datetime(2024, 1, 1), end=datetime(2024, 2, 1)),
+        rows="all",
+        half_life_days=3.0,
+        recipe="recent",
+    )
+    planned = spec_of(estimator="sklearn.linear_model.Ridge", **to_dict(plan))
+    assert training_spec.method_digest(planned) == method
+    for more in ({"estimator": "sklearn.linear_model.Lasso"}, {"numeric": ["b"]}, {"half_life_days": 4.0}):
+        other = spec_of(**({"estimator": "sklearn.linear_model.Ridge"} | more))
+        assert (training_spec.method_digest(other) == method) == ("half_life_days" in more)
+
+
+class TestPlan:
+    """What a decision asks for, and nothing else, takes the place of the operator's own arguments."""
+
+    PLAN: ClassVar[dict[str, Any]] = {
+        "window": {"start": "2024-01-01T00:00:00Z", "end": "2024-02-01T00:00:00Z"},
+        "rows": "all",
+        "refit": True,
+    }
+
+    def spec(self, plan: Any) -> dict[str, Any]:
+        operator = TrainModelOperator(
+            task_id="train",
+            dataset="t",
+            model_name="m",
+            estimator="e.E",
+            target="y",
+            time_column="t",
+            window_start="2023-01-01",
+            window_end="2023-02-01",
+            plan=plan,
+        )
+        return operator.build_spec({})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("plan", [PLAN, {"retrain": True, "plan": PLAN}])
+    def test_as_it_is_or_in_what_the_deciding_task_returned(self, plan: Any) -> None:
+        spec = self.spec(plan)
+        assert {name: spec[name] for name in self.PLAN} == self.PLAN
+
+    @pytest.mark.parametrize("plan", [None, "", "None"])
+    def test_without_one_the_arguments_count(self, plan: Any) -> None:
+        assert self.spec(plan)["window"]["start"].startswith("2023-01-01")
+
+    @pytest.mark.parametrize(
+        ("plan", "words"),
+        [
+            (
+                {"retrain": False, "plan": None, "reason": "no window is ripe"},
+                "asks for no training .no window is",
+            ),
+            (
+                PLAN | {"allow_pickle": True, "estimator": "x.Y"},
+                "plan holds allow_pickle, estimator: a plan says only",
+            ),
+            ("{'window': ...}", "render_template_as_native_obj"),
+        ],
+    )
+    def test_what_is_none_is_said(self, plan: Any, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            self.spec(plan)
+
+
 def test_halving_tries_many_on_few_rows_and_few_on_all(caplog: pytest.LogCaptureFixture) -> None:
     asked: list[tuple[str, int, int]] = []
 
@@ -336,6 +424,17 @@ def test_halving_when_nothing_works_and_when_time_is_up() -> None:
         halve(lost)
 
 
+def test_halving_goes_on_after_its_time_until_something_was_measured() -> None:
+    def only_the_last(candidate: Candidate, learn: Any, check: Any) -> float:
+        if candidate.params["level"] == 0.0:
+            raise ValueError("no such solver")
+        return 1.0
+
+    families = [[replace(CANDIDATES[0], params={"level": level})] for level in (0.0, 2.0, 4.0)]
+    found, told = halve(only_the_last, families, timeout_seconds=0.0)
+    assert (found.best.params, [trial.value for trial in told]) == ({"level": 2.0}, [None, 1.0])
+
+
 @pytest.mark.parametrize("sets", [1, 2, 3, 8, 9, 27, 243, 244])
 def test_halving_ends_on_all_rows(sets: int) -> None:
     family = [replace(CANDIDATES[0], params={"level": float(level)}) for level in range(sets)]
@@ -391,6 +490,42 @@ def test_the_best_of_mapped_candidates() -> None:
         best_of([*results, {"run_id": "9", "metric": "r2", "validation_value": 1.0}], greater_is_better=False)
     with pytest.raises(ValueError, match="no candidate"):
         best_of([], greater_is_better=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"training_rows": 90}, "one is of 100 training rows in .* and the other of 90 training rows"),
+        ({"model_name": "tips"}, "one is of model 'fares' and the other of model 'tips'"),
+    ],
+)
+def test_candidates_of_different_rows_are_not_compared(more: dict[str, Any], words: str) -> None:
+    dataset = DatasetVersion(uri="trips", version=0, dataset_digest="sha256:0", row_count=120, columns={})
+    day = datetime(2024, 1, 1, tzinfo=UTC)
+    first = TrainResult(
+        model_name="fares",
+        run_id="a",
+        run_url="",
+        model_id=None,
+        package_digest="sha256:1",
+        serving_form="onnx",
+        serving_reason="",
+        dataset=dataset,
+        training=Window(start=day, end=day + timedelta(days=10)),
+        holdout=Window(start=day + timedelta(days=10), end=day + timedelta(days=12)),
+        training_rows=100,
+        holdout_rows=20,
+        estimator="e.E",
+        estimator_params={},
+        validation_value=1.0,
+        trials=1,
+        metric="mae",
+        metric_value=1.0,
+        reused=False,
+    )
+    second = replace(first, run_id="b", validation_value=0.5, **more)
+    with pytest.raises(ValueError, match=words):
+        select.run(select.SelectSpec(trainings=(first, second)), Services())
 
 
 def test_studies_lie_beside_the_ledger() -> None:
@@ -699,6 +834,32 @@ def test_true_and_false_are_one_text_everywhere(tmp_path: Path) -> None:
     accuracy = resolve_metric("accuracy")
     score = evaluate_metric(accuracy, target=frame["flag"].tail(200).to_numpy(), prediction=answers)
     assert score.value > 0.9
+
+
+def test_predictions_that_were_learned_by_heart_are_no_reference(tmp_path: Path) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    frame = rows().with_columns(y=pl.lit(np.random.default_rng(3).exponential(size=600)))
+    tree = Candidate(estimator="sklearn.tree.DecisionTreeRegressor")
+    window = Window(start=frame["t"].min(), end=frame["t"].max())  # type: ignore[arg-type]
+    split = Split(frame.head(-200), frame.tail(200), window, window)
+    features, held_out = (sklearn.to_features(part, columns) for part in (frame, split.holdout))
+    twin = sklearn.build_pipeline(tree, columns, seed=0).fit(features.head(400), frame["y"].head(400))
+    refit = sklearn.build_pipeline(tree, columns, seed=0).fit(features, frame["y"])
+    assert refit.predict(held_out) == pytest.approx(split.holdout["y"].to_numpy())  # by heart
+    dataset = DatasetVersion(
+        uri="memory", version=0, dataset_digest="sha256:0", row_count=frame.height, columns={}
+    )
+    profiles = []
+    for name, model in {
+        "measured": fitted(twin, held_out),
+        "refit": fitted(refit, held_out)._replace(twin=twin),
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        model_package.write_package(folder, model, columns, dataset, split, limits=LIMITS, quantize=None)
+        profile = profile_from_json((folder / REFERENCE_PROFILE_FILE).read_text())
+        profiles.append(profile.column("(prediction)"))
+    assert profiles[0].mean == pytest.approx(profiles[1].mean)
 
 
 def packaged(

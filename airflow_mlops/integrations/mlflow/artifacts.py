@@ -98,9 +98,8 @@ class Artifacts(Connected):
         """Download the model package of a run.
 
         :param artifact_folder: where it is; that of its twin, for example.
-
         :raises ModelVersionNotFoundError: when there is no such run, or it has no package.
-        :raises ArtifactIntegrityError: it is too large to be one.
+        :raises ArtifactIntegrityError: it is too large to be one, or holds a folder.
         :raises StorageError: the package can't be written here.
         :raises RegistryUnavailableError: the server failed, or went away meanwhile.
         """
@@ -109,7 +108,13 @@ class Artifacts(Connected):
 
         with translated(f"run {run_id}"):
             root = self.client.get_run(run_id).info.artifact_uri
-        size = sum(item.file_size or 0 for item in self.list_folder(run_id, artifact_folder))
+        items = self.list_folder(run_id, artifact_folder)
+        inside = next((Path(item.path).name for item in items if item.is_dir), None)
+        if inside is not None:  # its files would be downloaded as well, and are in no sum
+            raise ArtifactIntegrityError(
+                f"the package of run {run_id} holds a folder {inside!r}, and packages hold none. It was not downloaded"
+            )
+        size = sum(item.file_size or 0 for item in items)
         if size > MAXIMUM_PACKAGE_BYTES:
             raise ArtifactIntegrityError(
                 f"the package of run {run_id} has {size} bytes; at most {MAXIMUM_PACKAGE_BYTES} are loaded. "
