@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_mlops.core.challengers import ALL, RECENT
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.metrics import evaluate_metric, resolve_metric
+from airflow_mlops.core.performance import PastGrade
 from airflow_mlops.core.retraining import TrainingPlan
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError
@@ -231,6 +232,7 @@ class Replay:
                 "id_column": ID_COLUMN,
                 "target": config.target,
                 "metric": config.metric,
+                "past": self._past_grades(window),
             },
         )
         self._record(EntryKind.PERFORMANCE_CHECK, window, grade, grade["reason"], now=_after(window))
@@ -243,6 +245,16 @@ class Replay:
                 {**common, "dataset": dataset, "time_column": config.time_column, "metric": config.metric},
             )
             self._record(EntryKind.CHALLENGER_CHECK, window, check, check["reason"], now=_after(window))
+
+    def _past_grades(self, window: Window) -> list[dict[str, Any]]:
+        """Give the grades of earlier windows, as the operator does: a slow change shows in several of them together."""
+        with self._ledger() as ledger:
+            grades = ledger.grades(self.stream.config.name, before=window.start)
+        return [
+            {name: grade.entry.payload[name] for name in PastGrade.__slots__}
+            for grade in grades
+            if grade.measured
+        ]
 
     def _decide(self, window: Window) -> tuple[dict[str, Any], str | None]:
         """Decide as the Dag does, and carry it out."""

@@ -43,7 +43,7 @@ def table(results: Sequence[ReplayResult]) -> str:
 
 
 def draw(results: Sequence[ReplayResult], path: Path) -> None:
-    """Draw the metric per window, one panel per policy, promotions marked."""
+    """Draw the metric per window, one panel per policy; promotions, and models that were turned down, are marked."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -65,10 +65,11 @@ def _draw_panel(axes: Any, result: ReplayResult) -> None:
     axes.plot(times, [item.first_value for item in result.windows], color=_FIRST, label="first model")
     axes.plot(times, [item.value for item in result.windows], color=_CHAMPION, label="champion", marker=".")
     for item in result.windows:
-        if item.promoted:
-            axes.axvline(item.window.end, color=_PROMOTED, linewidth=0.8, linestyle=":")
+        if item.promoted or item.outcome == "retrain":
+            color = _PROMOTED if item.promoted else _FIRST
+            axes.axvline(item.window.end, color=color, linewidth=0.8, linestyle=":")
     axes.set_title(
-        f"{result.policy}: {result.value:.4g}, {result.promotions} promotions (dotted), {result.trainings} trainings",
+        f"{result.policy}: {result.value:.4g}, {result.promotions} promotions (dotted red), {result.trainings} trainings",
         fontsize=9,
         loc="left",
     )

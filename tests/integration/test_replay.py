@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.replay.report import write_report
 from airflow_mlops.replay.runner import replay_one
 from airflow_mlops.replay.stream import Stream, StreamConfig
+from benchmarks import hurting_streams
 
 CONFIG = """
 name = "fares"
@@ -63,6 +65,9 @@ class TestPolicies:
             checks = ledger.entries(kind=EntryKind.CHALLENGER_CHECK)
         assert len(decisions) == len(result.windows) - 1
         assert len(checks) == len(result.windows)
+        with Ledger.open(f"sqlite:///{tmp_path / 'never' / 'ledger.db'}") as ledger:
+            newest = ledger.entries(kind=EntryKind.PERFORMANCE_CHECK)[0]
+        assert newest.payload["change"]["window_count"] == len(after)  # earlier grades are looked at, too
         write_report([result, never], tmp_path / "report")
         assert "| fares | challengers | mae |" in (tmp_path / "report" / "table.md").read_text()
         assert (tmp_path / "report" / "fares.png").stat().st_size > 10_000
@@ -73,10 +78,33 @@ class TestPolicies:
         assert result.promotions == 0
         assert result.value == pytest.approx(result.first_value)
 
+    def test_where_retraining_hurts_nobody_is_promoted(self, tmp_path: Path, mlflow_server: str) -> None:
+        (world,) = [one for one in hurting_streams.WORLDS if one.draw is hurting_streams.seasons]
+        config = StreamConfig.read(hurting_streams.write_stream(world, 0, tmp_path, windows=5))
+        linear = replace(config, estimator="sklearn.linear_model.Ridge", estimator_params={})
+        stream = Stream.load(linear, tmp_path)
+        blind = replay_one(stream, "always", tmp_path / "always", mlflow_server)
+        result = replay_one(stream, "challengers", tmp_path / "challengers", mlflow_server)
+        assert blind.value > 1.2 * blind.first_value
+        assert result.value <= 1.01 * result.first_value
+        assert result.trainings >= 4
+
     def test_a_policy_of_your_own_decides(self, tmp_path: Path, mlflow_server: str) -> None:
         stream = write_stream(tmp_path, changes=True)
         result = replay_one(stream, "airflow_mlops.replay.policies:always", tmp_path / "own", mlflow_server)
         assert result.promotions == len(result.windows) - 1
+
+
+class TestHurtingStreams:
+    @pytest.mark.parametrize("world", hurting_streams.WORLDS, ids=lambda world: world.name)
+    def test_they_are_what_a_replay_takes(self, tmp_path: Path, world: hurting_streams.World) -> None:
+        path = hurting_streams.write_stream(world, 1, tmp_path)
+        stream = Stream.load(StreamConfig.read(path), tmp_path)
+        rows = [stream.inside(window).height for window in stream.windows]
+        assert rows == [world.reference_rows] + hurting_streams.WINDOWS * [world.rows]
+        assert stream.rows["target"].is_finite().all()
+        assert hurting_streams.make_stream(world, 1).equals(hurting_streams.make_stream(world, 1))
+        assert world.why.endswith(".")
 
 
 class TestStream:
