@@ -247,6 +247,25 @@ def judge_challengers(
     )
 
 
+def did_not_last(check: ChallengerCheck, policy: ChallengerPolicy) -> bool:
+    """Tell whether the world is back: a model made before a change does much better again than those made after it.
+
+    :param check: of the first window after the one whose change led to a promotion. Of each recipe the newest model knows the
+        changed window alone, and the one before knows everything but that.
+    """
+    champion = check.contender(check.champion)
+    for recipe in check.recipes:
+        before, after = check.previous(recipe), check.newest(recipe)
+        gap = check.gap(before, after)
+        if champion is None or before is None or gap is None or gap.standard_error is None:
+            continue
+        much = (1.0 + policy.alarm_change) * before.loss < min(champion.loss, before.loss - gap.mean)
+        sure = -gap.mean > NormalDist().inv_cdf(1.0 - policy.alarm_significance) * gap.standard_error
+        if much and sure:
+            return True
+    return False
+
+
 def _required(latest: ChallengerCheck, policy: ChallengerPolicy, cost: float | None) -> float:
     """Give the loss per row that a promotion has to win back."""
     if cost is not None:

@@ -31,8 +31,8 @@ MAXIMUM_PACKAGE_BYTES = 2 * 1024**3
 #: How far a prediction may be from the known one. Wide enough for float32 against float64 (measured: at most
 #: 2e-5 over the estimators that convert), far too narrow for another model.
 KNOWN_RELATIVE_TOLERANCE = 1e-4
-#: For predictions around zero, where a relative tolerance says nothing.
-KNOWN_ABSOLUTE_TOLERANCE = 1e-6
+#: For predictions around zero, which are sums of larger numbers: a share of the largest of the known ones.
+KNOWN_SHARE_TOLERANCE = 1e-6
 
 Task = Literal["regression", "classification"]
 #: Forms that are data; a pickle is a program.
@@ -191,17 +191,19 @@ class PackageManifest:
         """
         if len(predictions) != len(self.known_predictions):
             return f"{len(predictions)} predictions for {len(self.known_predictions)} known rows"
+        numbers = [abs(known) for known in self.known_predictions if not isinstance(known, str)]
+        near_zero = KNOWN_SHARE_TOLERANCE * max([1.0, *numbers])
         for index, (given, known) in enumerate(zip(predictions, self.known_predictions, strict=True)):
-            if not _same(given, known):
+            if not _same(given, known, near_zero):
                 return f"known row {index} gives {given!r}, expected {known!r}"
         return None
 
 
-def _same(given: float | str, known: float | str) -> bool:
+def _same(given: float | str, known: float | str, near_zero: float) -> bool:
     if isinstance(given, str) or isinstance(known, str):
         return given == known
     return math.isclose(
-        given, known, rel_tol=KNOWN_RELATIVE_TOLERANCE, abs_tol=KNOWN_ABSOLUTE_TOLERANCE
+        given, known, rel_tol=KNOWN_RELATIVE_TOLERANCE, abs_tol=near_zero
     )  # NaN is close to nothing, so a model that answers NaN never passes
 
 

@@ -12,6 +12,7 @@ from airflow_mlops.core.challengers import (
     FEWEST_LEVELS,
     RECENT,
     ChallengerPolicy,
+    did_not_last,
     judge_challengers,
 )
 from airflow_mlops.core.restraint import Blackout, Case, find_restraint
@@ -115,6 +116,7 @@ class TrainingChoice:
     :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
     :param why: half a sentence.
     :param change: when the world changed, where the rows are those since then.
+    :param undoes_change: the last change did not last: from now on all rows count again.
     :param holdout_start: rows from here on are held out for the test against the champion; ``None``: the usual share.
     """
 
@@ -123,6 +125,7 @@ class TrainingChoice:
     half_life_days: float | None
     why: str
     change: datetime | None = None
+    undoes_change: bool = False
     holdout_start: datetime | None = None
 
 
@@ -275,6 +278,8 @@ def _by_challengers(
             reason=f"{found}; no window since the change of {since:%Y-%m-%d} has been compared",
             shadow=(RECENT, ALL),
         )
+    if since is not None and len(checks) == 1 and did_not_last(checks[0], policy.challengers):
+        return _taken_back(checks[0].champion, window, since, found)
     verdict = judge_challengers(checks, policy.challengers, cost=policy.cost)
     decision = RetrainingDecision(
         window=window, outcome=Outcome.NOTHING, reason=f"{verdict.reason}; {found}", shadow=verdict.train
@@ -312,6 +317,25 @@ def _by_challengers(
             recipe=verdict.recipe,
         )
     return replace(decision, outcome=Outcome.ALERT) if evidence.degraded else decision
+
+
+def _taken_back(champion: str, window: Window, since: datetime, found: str) -> RetrainingDecision:
+    """Go back to all rows: what changed was over with the window it was seen in."""
+    grounds = (
+        f"models from before the change of {since:%Y-%m-%d} beat version {champion} again: it did not last"
+    )
+    training = replace(recipe_rows(ALL, window, None), undoes_change=True)
+    return RetrainingDecision(
+        window=window,
+        outcome=Outcome.RETRAIN,
+        reason=f"{grounds}; {training.why}; {found}",
+        training=training,
+        promote_on="predecessors",
+        recipe=ALL,
+        champion_version=champion,
+        grounds=grounds,
+        shadow=(RECENT, ALL),
+    )
 
 
 def _after_change(

@@ -404,11 +404,19 @@ class Ledger:
             _require_decision(connection, key, model_name)
 
     def world_since(self, model_name: str) -> datetime | None:
-        """Find when the world last changed, as far as a promoted model was trained on what came after alone."""
+        """Find when the world last changed, as far as a promoted model was trained on what came after alone.
+
+        A change that a later promotion undid did not last, and the world before it is the present one.
+        """
+        undone = 0
         for decision in self.retrainings(model_name, limit=100):
-            change = (decision.payload.get("training") or {}).get("change")
-            if change and self.promotion_for(decision) is not None:
+            training = decision.payload.get("training") or {}
+            undoes, change = training.get("undoes_change", False), training.get("change")
+            if not (undoes or change) or self.promotion_for(decision) is None:
+                continue
+            if change and not undone:
                 return datetime.fromisoformat(change)
+            undone += 1 if undoes else -1
         return None
 
     def promotion_for(self, decision: LedgerEntry) -> LedgerEntry | None:

@@ -243,6 +243,27 @@ class TestDecision:
         assert decision.training is not None
         assert decision.training.start == since
 
+    @pytest.mark.parametrize(("fooled", "undone"), [(1.3, True), (0.2, False)])
+    def test_a_change_that_did_not_last_is_taken_back(self, fooled: float, *, undone: bool) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        world.live(level=2.0)
+        since = world.checks[0].window.start
+        # Champion and newest models know the changed window alone; those before know everything but that.
+        world.live(extra=dict.fromkeys((f"{ALL}18", f"{RECENT}21", f"{ALL}21"), fooled))
+        decision = self.decide(world, since=since)
+        assert decision.training is None or decision.training.undoes_change is undone
+        assert (decision.outcome is Outcome.RETRAIN) is undone
+        if undone:
+            assert (decision.promote_on, decision.recipe) == ("predecessors", ALL)
+            assert decision.champion_version == f"{ALL}18"
+            assert decision.training is not None
+            assert decision.training.start is None
+            assert "it did not last" in decision.reason
+        # Later on it is no news any more.
+        world.live(extra=dict.fromkeys((f"{ALL}18", f"{RECENT}22", f"{ALL}22"), fooled))
+        later = self.decide(world, since=since)
+        assert later.training is None or not later.training.undoes_change
+
     def test_an_alarm_asks_for_a_model_of_this_window_that_is_tested(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
         for level in (1.0, 1.1, 0.95, 1.05, 2.0):

@@ -482,3 +482,25 @@ def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_text(json.dumps(["not", "a", "database"] * 100))
     with pytest.raises(StorageError, match=r"ledger\.db can't be used: file is not a database"):
         Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+def test_a_change_counts_once_its_model_is_promoted_until_it_is_undone(url: str) -> None:
+    first, third = window(1).start, window(3).start
+    trainings = [
+        {"change": first.isoformat()},
+        {"change": None},
+        {"change": third.isoformat()},
+        {"change": None, "undoes_change": True},
+        {"change": None, "undoes_change": True},
+    ]
+    known = []
+    with Ledger.open(url) as ledger:
+        for index, training in enumerate(trainings, start=1):
+            key, before = f"d{index}", ledger.world_since("m")
+            ledger.record(
+                entry(EntryKind.RETRAINING_DECISION, key, index=index, outcome="retrain", training=training)
+            )
+            assert ledger.world_since("m") == before
+            ledger.record(entry(EntryKind.PROMOTION, f"p{index}", decision_key=key))
+            known.append(ledger.world_since("m"))
+    assert known == [first, first, third, first, None]

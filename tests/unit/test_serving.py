@@ -4,6 +4,7 @@ import asyncio
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataErr
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log
 from airflow_mlops.serving.model import load_model
+from airflow_mlops.serving.package import read_package
 from tests.packages import ROWS, SIGNATURE, build_package
 
 WINDOW = Window.parse("2019-01-01", "2019-02-01")
@@ -263,3 +265,23 @@ def test_an_endpoint_belongs_to_one_model() -> None:
         next_state(current, model_name="other", model_version="1", package_digest="sha256:1")
     with pytest.raises(ArtifactIntegrityError, match="a version never changes"):
         next_state(current, model_name="m", model_version="1", package_digest="sha256:1")
+
+
+@pytest.mark.parametrize(
+    ("largest", "near_zero", "same"),
+    [
+        (300.0, -0.16322, True),  # float32 against float64, in a sum of numbers like 300
+        (300.0, -0.1636, False),
+        (1.0, -0.16322, False),
+        (1.0, -0.1631905, True),
+    ],
+)
+def test_an_answer_near_zero_may_be_off_by_what_its_terms_are(
+    tmp_path: Path, largest: float, near_zero: float, *, same: bool
+) -> None:
+    digest = build_package(tmp_path / "package")
+    manifest = replace(
+        read_package(tmp_path / "package", expected_digest=digest),
+        known_predictions=(largest, -0.16319),
+    )
+    assert (manifest.known_mismatch([largest, near_zero]) is None) is same
