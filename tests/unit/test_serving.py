@@ -282,6 +282,6 @@ def test_an_answer_near_zero_may_be_off_by_what_its_terms_are(
     digest = build_package(tmp_path / "package")
     manifest = replace(
         read_package(tmp_path / "package", expected_digest=digest),
-        known_predictions=(largest, -0.16319),
+        known_predictions=(largest, 1.0, -0.16319),
     )
-    assert (manifest.known_mismatch([largest, near_zero]) is None) is same
+    assert (manifest.known_mismatch([largest, 1.0, near_zero]) is None) is same
