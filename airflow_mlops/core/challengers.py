@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import NormalDist, fmean, stdev
 from typing import Any
@@ -84,6 +84,11 @@ class ChallengerCheck:
     simple_loss: float
     contenders: tuple[Contender, ...]
     gaps: tuple[Gap, ...]
+
+    def after(self, change: datetime) -> ChallengerCheck:
+        """Leave out the models that know only what was before a change: they tell nothing of how models age since."""
+        there = [one for one in self.contenders if one.trained_until > change or one.version == self.champion]
+        return replace(self, contenders=tuple(there))
 
     def contender(self, version: str) -> Contender | None:
         """Find a model that was compared."""

@@ -280,6 +280,8 @@ def _by_challengers(
         )
     if since is not None and len(checks) == 1 and did_not_last(checks[0], policy.challengers):
         return _taken_back(checks[0].champion, window, since, found)
+    if since is not None:
+        checks = [check.after(since) for check in checks]
     verdict = judge_challengers(checks, policy.challengers, cost=policy.cost)
     decision = RetrainingDecision(
         window=window, outcome=Outcome.NOTHING, reason=f"{verdict.reason}; {found}", shadow=verdict.train

@@ -264,6 +264,17 @@ class TestDecision:
         later = self.decide(world, since=since)
         assert later.training is None or not later.training.undoes_change
 
+    def test_models_from_before_a_change_do_not_tell_how_fast_models_age_after_it(self) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        world.live()
+        world.live(champion=f"{ALL}21", extra={f"{RECENT}20": 1.3, f"{ALL}20": 1.3})
+        check = world.checks[-1]
+        # Champion and newest models were made after the window of the change; those before know nothing of it.
+        since = min(one.trained_until for one in check.contenders)
+        assert judge_challengers([check], POLICY).promote  # as if every window of age cost so much
+        assert {one.version for one in check.after(since).contenders} == {f"{RECENT}21", f"{ALL}21"}
+        assert self.decide(world, since=since).outcome is Outcome.NOTHING
+
     def test_an_alarm_asks_for_a_model_of_this_window_that_is_tested(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
         for level in (1.0, 1.1, 0.95, 1.05, 2.0):
