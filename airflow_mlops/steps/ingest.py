@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,11 +90,21 @@ def _read_source(spec: IngestSpec) -> pl.DataFrame:
         rows = frame.collect()
     except pl.exceptions.PolarsError as err:
         raise SchemaMismatchError(
-            f"{spec.source} can't be read as one table: {str(err).splitlines()[0]}. Fix what it names at the source"
+            f"{spec.source} can't be read as one table: {_unreadable(spec.source)}{str(err).splitlines()[0]}. Fix what it names at the source"
         ) from err
     if spec.time_column is not None:
         _require_times(rows, spec.time_column, spec.source)
     return rows
+
+
+def _unreadable(source: str) -> str:
+    """Name the first of the files that is none of its kind; nothing where each is."""
+    for file in sorted(glob.glob(source)):  # noqa: PTH207 - the pattern may be absolute
+        try:
+            _scan(file)
+        except DatasetNotFoundError:
+            return f"{file}: "
+    return ""
 
 
 def _scan(source: str) -> pl.LazyFrame:

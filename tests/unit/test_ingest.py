@@ -172,7 +172,7 @@ class TestSources:
     def test_a_file_that_is_broken(self, tmp_path: Path) -> None:
         land(tmp_path, "a.parquet", t=[datetime(2024, 1, 2)], x=[1.0])
         (tmp_path / "b.parquet").write_bytes(b"garbage")
-        self.refuse(tmp_path, str(tmp_path / "*.parquet"))
+        assert "b.parquet" in str(self.refuse(tmp_path, str(tmp_path / "*.parquet")))
 
     def test_a_file_without_a_line(self, tmp_path: Path) -> None:
         (tmp_path / "rows.csv").write_text("")
