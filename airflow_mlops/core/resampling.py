@@ -25,8 +25,11 @@ FEWEST_ROWS = 20
 #: Slow waves an error is measured with: a share (half the one of the source) of the blocks to the power 2/3, at least six. More see little of what
 #: rows remember, fewer cost power: see ``benchmarks/false_promotion.py``.
 WAVE_SHARE, FEWEST_WAVES = 0.2, 6
-#: A memory beyond this can't be told from rows that drift away for ever.
-LONGEST_MEMORY = 0.99
+#: A memory beyond this can't be told from rows that drift away for ever. What so few rows leave open about it is this many of its standard
+#: errors more than one, over the number of rows: see ``benchmarks/false_promotion.py``.
+LONGEST_MEMORY, SHORT_SERIES = 0.99, 40.0
+#: Fewer periods than this show no rhythm.
+FEWEST_PERIODS = 4
 #: Rows per cluster at least, in cube roots of all rows, and multiple of the length that estimates an error best.
 CLUSTER_FACTOR, SAFETY_FACTOR = 3.0, 2.0
 #: Clusters at least, however long the rows remember.
@@ -107,8 +110,8 @@ class Blocks:
 
     @property
     def freedom(self) -> int:
-        """Degrees of freedom of an error that is estimated from them: the waves it is measured with."""
-        return _waves(self.count)
+        """Degrees of freedom of an error that is estimated from them: the waves it is measured with, less one each for memory and rhythm."""
+        return _waves(self.count) - 2
 
     def resample(self, metric: Metric, graded: Graded, value: float) -> Resampled:
         """Give the metric on every resample, and what each block adds to it.
@@ -159,15 +162,14 @@ def common_factor(shares: Array) -> float:
 
     Neighbors err alike: an hour of rain makes every trip in it late. Taking such rows for independent evidence finds
     differences where there are none. What they have in common shows in slow waves: the terms are held against cosines of the
-    longest periods, whose mean square estimates the variance of the sum, and Student's t has a degree of freedom for each.
-    Rows that remember long have less in the waves than in the sum itself; that is made up for, for a memory of the first
-    order, at the upper end of what the rows leave open. A trend is not memory: it is taken out before.
+    longest periods, whose mean square estimates the variance of the sum; see :attr:`Blocks.freedom` for Student's t.
+    Rows that remember long have less in the waves than in the sum itself; that is made up for, for a memory of the row before,
+    at the upper end of what the rows leave open, and for one of the row a day, or any other rhythm, before where it is
+    beyond chance. A trend is not memory: it is taken out before.
 
     Source: Lazarus, Lewis, Stock and Watson, "HAR inference: recommendations for practice", Journal of Business and
     Economic Statistics 36, 2018 (cosines); Andrews and Monahan, "An improved heteroskedasticity and
-    autocorrelation consistent covariance matrix estimator", Econometrica 60, 1992 (recoloring); Marriott and Pope, "Bias in
-    the estimation of autocorrelations", Biometrika 41, 1954, and Shaman and Stine, "The bias of autoregressive coefficient
-    estimators", JASA 83, 1988 (the bias, with a trend).
+    autocorrelation consistent covariance matrix estimator", Econometrica 60, 1992 (recoloring).
 
     :param shares: shape ``(n,)``, about any level.
     :returns: infinite for fewer than 20 terms, or when one is not a number; one when all are equal.
@@ -181,11 +183,13 @@ def common_factor(shares: Array) -> float:
     spread = float(np.mean(np.square(centered)))
     if spread <= 1e-24 * float(np.max(np.abs(shares))) ** 2:
         return 1.0
+    memory, error = _memory(centered)
+    longest = min(memory + (1.0 + SHORT_SERIES / count) * error, LONGEST_MEMORY)
     waves = _waves(count)
     power = np.square(dct(centered, type=2, norm="ortho")[1 : waves + 1])
-    memory = _memory(centered)
     angles = np.pi * np.arange(1, waves + 1) / count
-    seen = (1.0 - memory) ** 2 / (1.0 + memory**2 - 2.0 * memory * np.cos(angles))
+    repeated, rhythm = _rhythm(centered[1:] - max(memory, 0.0) * centered[:-1])
+    seen = _seen(max(longest, 0.0), angles) * _seen(repeated, rhythm * angles)
     return math.sqrt(float(np.mean(power / seen)) / spread)
 
 
@@ -193,18 +197,61 @@ def _waves(count: int) -> int:
     return max(FEWEST_WAVES, int(WAVE_SHARE * count ** (2.0 / 3.0)))
 
 
-def _memory(centered: Array) -> float:
-    """Give what a term takes over from the one before: a standard error above the estimate, and not below zero."""
+def _seen(memory: float, angles: Array) -> Array:
+    """Give the variance of a wave as a share of the one of the longest wave there could be, for a memory of the first order."""
+    return np.asarray((1.0 - memory) ** 2 / (1.0 + memory**2 - 2.0 * memory * np.cos(angles)))
+
+
+def _memory(centered: Array) -> tuple[float, float]:
+    """Give what a term takes over from the one before, with its standard error.
+
+    Source: Marriott and Pope, "Bias in the estimation of autocorrelations", Biometrika 41, 1954, and Shaman and Stine, "The
+    bias of autoregressive coefficient estimators", JASA 83, 1988 (the bias, with a trend).
+    """
     count = len(centered)
     time = np.linspace(-1.0, 1.0, count)
     rest = centered - time * (float(time @ centered) / float(time @ time))
     before = float(rest[:-1] @ rest[:-1])
     if before <= 1e-24 * float(centered @ centered):
-        return 0.0
+        return 0.0, 0.0
     found = float(rest[1:] @ rest[:-1]) / before
     found += (2.0 + 4.0 * found) / count
-    found += math.sqrt(max(0.0, 1.0 - found**2) / count)
-    return min(max(found, 0.0), LONGEST_MEMORY)
+    return found, math.sqrt(max(0.0, 1.0 - found**2) / count)
+
+
+def _rhythm(news: Array) -> tuple[float, int]:
+    """Find the distance at which terms resemble each other most, beyond what chance finds among so many distances.
+
+    What is the same in every period is not memory: it does not make the sum less certain, and is taken out. What it hides is made
+    up for by the bias of an autoregression whose mean is estimated from so few periods, and half a standard error.
+
+    Source: Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81, 1994 (the largest of many);
+    Marriott and Pope, "Bias in the estimation of autocorrelations", Biometrika 41, 1954.
+
+    :param news: what a term has that the one before did not tell.
+    :returns: how much it takes over from the one at that distance, and the distance in terms, of at most a quarter of them; zero
+        where there is no rhythm.
+    """
+    count = len(news)
+    centered = news - np.mean(news)
+    power = np.abs(np.fft.rfft(centered, 2 * count)) ** 2
+    common = np.fft.irfft(power)[:count]
+    distances = np.arange(2, count // FEWEST_PERIODS + 1)
+    pairs = count - distances
+    alike = common[distances] / max(common[0], np.finfo(float).tiny) * count / pairs
+    best = int(np.argmax(alike * np.sqrt(pairs)))
+    if alike[best] * math.sqrt(pairs[best]) <= math.sqrt(2.0 * math.log(len(distances))):
+        return 0.0, 0
+    distance = int(distances[best])
+    phase = np.arange(count) % distance
+    rest = centered - (np.bincount(phase, weights=centered) / np.bincount(phase))[phase]
+    within = float(rest @ rest)
+    if within <= 1e-24 * float(common[0]):
+        return 0.0, 0
+    periods = count / distance
+    repeated = float(rest[distance:] @ rest[:-distance]) / within * count / pairs[best]
+    repeated = (repeated + 1.0 / periods + 0.5 / math.sqrt(pairs[best])) / (1.0 - 3.0 / periods)
+    return min(max(repeated, 0.0), float(alike[best])), distance
 
 
 def cut_clusters(row_count: int, differences: Array | None = None) -> Array:
