@@ -287,16 +287,18 @@ def _by_challengers(
         window=window, outcome=Outcome.NOTHING, reason=f"{verdict.reason}; {found}", shadow=verdict.train
     )
     # Until it is known how much the loss varies between windows, what was promised at training has to do.
-    if verdict.alarm or (evidence.degraded and len(checks) <= FEWEST_LEVELS):
-        training = _with_test(_after_change(evidence, verdict.recipe, since, policy), window)
+    changed = verdict.alarm or (evidence.degraded and len(checks) <= FEWEST_LEVELS)
+    afresh = _with_test(_after_change(evidence, verdict.recipe, since, policy), window)
+    # Of all rows it is the model its predecessors have earned a promotion for, if they have.
+    if changed and (afresh.change is not None or not verdict.promote):
         surprised = "the newest models are as surprised as the champion: the world changed"
         words = surprised if verdict.alarm else "challengers are too young to tell by"
         return replace(
             decision,
             outcome=Outcome.RETRAIN,
-            reason=f"{words}; {training.why}; {found}",
-            training=training,
-            recipe=ALL if training.change else verdict.recipe,
+            reason=f"{words}; {afresh.why}; {found}",
+            training=afresh,
+            recipe=ALL if afresh.change else verdict.recipe,
         )
     if verdict.promote:
         return replace(

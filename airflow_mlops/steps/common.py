@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
@@ -48,8 +48,12 @@ def read_rows(
 
 
 def work_key(step: str, *parts: object) -> str:
-    """Digest of a step's inputs: equal work has an equal key, so a retry finds what is already done."""
-    return hashlib.sha256(canonical_json([step, *map(str, parts)]).encode()).hexdigest()[:32]
+    """Digest of a step's inputs: equal work has an equal key, so a retry finds what is already done.
+
+    >>> work_key("train", {"depth": 3, "rate": 0.1}) == work_key("train", {"rate": 0.1, "depth": 3})
+    True
+    """
+    return hashlib.sha256(json.dumps([step, *parts], sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def model_columns(rows: pl.DataFrame, signature: ModelSignature) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def write_evidence(folder: Path, found: SearchResult | None) -> Path:
     """Write what a person needs to do the training again: every installed version, and every trial."""
     target = folder / TRAINING_FOLDER
     target.mkdir()
-    installed = {dist.metadata["Name"]: dist.version for dist in distributions()}
+    # Every look at ``metadata`` reads the package's file again.
+    installed = {known["Name"]: known["Version"] for known in (dist.metadata for dist in distributions())}
     lines = [
         f"{name}=={version}" for name, version in sorted(installed.items(), key=lambda item: item[0].lower())
     ]

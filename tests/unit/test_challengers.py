@@ -287,6 +287,17 @@ class TestDecision:
         assert few.training is not None
         assert few.training.start is None
 
+    def test_an_alarm_takes_nothing_from_a_model_that_has_earned_its_promotion(self) -> None:
+        """Where the window has too few rows to learn from alone, the same rows are used either way."""
+        world = World({RECENT: 0.05, ALL: 0.3}, champion_age=3)
+        for level in (1.0, 1.1, 0.95, 1.05, 2.0):
+            world.live(level=level)
+        few, many = self.decide(world, rows=500), self.decide(world, rows=5_000)
+        assert (few.promote_on, few.recipe) == ("predecessors", RECENT)
+        assert few.training is not None
+        assert few.training.holdout_start is None
+        assert many.promote_on == "held_out"
+
     def test_degraded_and_nothing_better_is_an_alert(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
         for _ in range(4):
