@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.core.codec import from_dict, unknown_fields
 from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.ledger import EntryKind, LedgerEntry
-from airflow_mlops.steps.retraining import CHECKS, LOOK_BACK, collect_evidence
+from airflow_mlops.steps.retraining import CHECKS, LOOK_BACK, ask_policy, collect_evidence
 
 if TYPE_CHECKING:
     from airflow_mlops.ledger import Ledger
@@ -76,6 +75,7 @@ def what_if(
     :param policy: parameters of the decision.
     :param decide: import path of the decision.
     :raises InsufficientDataError: no window of the model has been decided yet.
+    :raises ValueError: there is no such decision, or it gave no sound ones.
     """
     decisions = ledger.entries(
         kind=EntryKind.RETRAINING_DECISION,
@@ -89,7 +89,7 @@ def what_if(
             "`airflow-mlops timeline` lists the models the ledger knows"
         )
     past = _Past.read(ledger, model_name, decisions)
-    would_be = dict(_decide_again(past, policy, load_object(decide)))
+    would_be = dict(_decide_again(past, policy, decide))
     windows = [
         _compare(entry.window, entry, would_be.get(entry.window)) for entry in decisions if entry.window
     ]
@@ -226,7 +226,7 @@ def _occasions(decisions: Sequence[LedgerEntry]) -> list[_Occasion]:
 
 
 def _decide_again(
-    past: _Past, policy: RetrainingPolicy, decide: Any
+    past: _Past, policy: RetrainingPolicy, decide: str
 ) -> Iterator[tuple[Window, RetrainingDecision]]:
     history = RetrainingHistory()
     waiting: list[Window] = []
@@ -238,7 +238,7 @@ def _decide_again(
         previous = [found for window in earlier if (found := past.evidence(window, occasion)) is not None]
         since = history.champion_since or past.champion_since(occasion)
         history = replace(history, now=occasion.now, champion_since=since)
-        for decision in decide(known, history, policy, previous_checks=previous):
+        for decision in ask_policy(decide, known, history, policy, previous=previous):
             # What is left waiting is shown as such, until a later occasion decides it.
             yield decision.window, decision
             if not decision.outcome.leaves_undecided:

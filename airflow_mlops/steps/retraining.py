@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -85,11 +85,14 @@ def run(spec: RetrainingSpec, services: Services) -> RetrainingResult:
     with Ledger.open(services.require("ledger_url")) as ledger:
         windows = _undecided(ledger, spec)
         evidence = [_evidence(ledger, spec, window) for window in windows]
+        figures = [
+            found.figures() for found in evidence
+        ]  # as they are before anybody's policy has had them in hand
         decisions = _decide(ledger, spec, evidence)
         waiting = [item for item in decisions if item.outcome.leaves_undecided]
         new = [
             _entry(spec, item, found)
-            for item, found in zip(decisions, evidence, strict=True)
+            for item, found in zip(decisions, figures, strict=True)
             if item not in waiting
         ]
         written = ledger.record_all(new) if new else []
@@ -105,31 +108,87 @@ def _undecided(ledger: Ledger, spec: RetrainingSpec) -> list[Window]:
 
 
 def _decide(ledger: Ledger, spec: RetrainingSpec, evidence: list[WindowEvidence]) -> list[RetrainingDecision]:
-    """Ask the policy.
-
-    :raises ValueError: it did not give one decision for each window, in their order.
-    """
     if not evidence:
         return []
     windows = [item.window for item in evidence]
-    decide: Any = load_object(spec.decide)
-    decisions: list[RetrainingDecision] = list(
-        decide(
-            evidence,
-            _history(ledger, spec),
-            spec.policy,
-            previous_checks=_previous(ledger, spec, windows),
-        )
+    return ask_policy(
+        spec.decide, evidence, _history(ledger, spec), spec.policy, previous=_previous(ledger, spec, windows)
     )
+
+
+def ask_policy(
+    path: str,
+    evidence: Sequence[WindowEvidence],
+    history: RetrainingHistory,
+    policy: RetrainingPolicy,
+    *,
+    previous: Sequence[WindowEvidence],
+) -> list[RetrainingDecision]:
+    """Ask a policy, and see that what it says can be carried out: once it is in the ledger it stands.
+
+    :param path: import path of the policy.
+    :raises ValueError: there is none, it failed, or it did not give one sound decision for each window, in their order.
+    """
+    decide: Any = load_object(path)
+    try:
+        given = list(decide(evidence, history, policy, previous_checks=previous))
+    except Exception as err:
+        raise ValueError(
+            f"policy {path} failed, so nothing was decided: {type(err).__name__}: {err}. It is called as decide(evidence, "
+            "history, policy, previous_checks=...) and gives a list with one RetrainingDecision per window"
+        ) from err
+    decisions = [_sound(path, item) for item in given]
+    windows = [item.window for item in evidence]
     if [decision.window for decision in decisions] != windows:
         raise ValueError(
-            f"policy {spec.decide} was asked about {len(windows)} windows and gave {len(decisions)} decisions, or gave them in "
+            f"policy {path} was asked about {len(windows)} windows and gave {len(decisions)} decisions, or gave them in "
             "another order: it must give one per window, in the order of the evidence"
         )
     return decisions
 
 
-def _entry(spec: RetrainingSpec, decision: RetrainingDecision, evidence: WindowEvidence) -> LedgerEntry:
+def _sound(path: str, given: Any) -> RetrainingDecision:
+    """Give a policy's decision with every field of its type.
+
+    :raises ValueError: it is none, or asks for a training that can't be.
+    """
+    if not is_dataclass(given) or isinstance(given, type):
+        raise ValueError(f"policy {path} gave {given!r:.80}: give RetrainingDecision objects")
+    try:
+        decision = from_dict(RetrainingDecision, asdict(given))
+    except ValueError as err:
+        raise ValueError(f"policy {path} gave a decision that is none: {err}") from err
+    wrong = _wrong_training(decision)
+    if wrong is not None:
+        raise ValueError(f"policy {path} decided to retrain for {decision.window}, but {wrong}")
+    return decision
+
+
+def _wrong_training(decision: RetrainingDecision) -> str | None:
+    """Say why a decision to retrain can't be carried out; ``None`` where it can."""
+    training = decision.training
+    if decision.outcome is not Outcome.RETRAIN:
+        return None
+    if training is None:
+        return "does not say on what: give its training"
+    times = {name: getattr(training, name) for name in ("start", "end", "change", "holdout_start")}
+    naive = [name for name, time in times.items() if time is not None and time.tzinfo is None]
+    if naive:
+        return f"{', '.join(naive)} of its training has no time zone: give aware times, such as those of the window"
+    try:
+        rows = _plan_window(decision.window, training)
+    except ValueError as err:
+        return f"its training has no rows: {err}"
+    if training.half_life_days is not None and not training.half_life_days > 0:
+        return f"half_life_days of its training is {training.half_life_days}: give days above zero, or None"
+    if training.holdout_start is not None and not rows.contains(training.holdout_start):
+        return f"its training holds out rows from {training.holdout_start} on, which is not in {rows}"
+    if decision.promote_on == "predecessors" and not (decision.recipe and decision.champion_version):
+        return "promote_on='predecessors' needs the recipe that was compared, and champion_version, which it beat"
+    return None
+
+
+def _entry(spec: RetrainingSpec, decision: RetrainingDecision, figures: dict[str, Any]) -> LedgerEntry:
     return LedgerEntry(
         kind=EntryKind.RETRAINING_DECISION,
         key=f"{spec.model_name}|{decision.window.key}",
@@ -137,7 +196,7 @@ def _entry(spec: RetrainingSpec, decision: RetrainingDecision, evidence: WindowE
         window=decision.window,
         subject=None,
         summary=f"{decision.outcome} for {decision.window}: {decision.reason}",
-        payload=to_dict(decision) | {"evidence": evidence.figures()},
+        payload=to_dict(decision) | {"evidence": figures},
         actor=spec.actor,
         recorded_at=spec.now,
     )
@@ -173,16 +232,20 @@ def _result(
 
 
 def _plan(decision: LedgerEntry) -> TrainingPlan:
-    choice, end = from_dict(TrainingChoice, decision.payload["training"]), decision.window
-    start = choice.start or (end.start if end else choice.end - timedelta(days=1))
+    choice = from_dict(TrainingChoice, decision.payload["training"])
     return TrainingPlan(
-        window=Window(start=start, end=choice.end),
+        window=_plan_window(decision.window, choice),
         rows="window" if choice.start else "all",
         half_life_days=choice.half_life_days,
         holdout_start=choice.holdout_start,
         keep_twin=decision.payload["promote_on"] == "held_out",
         recipe=decision.payload["recipe"],
     )
+
+
+def _plan_window(decided: Window | None, choice: TrainingChoice) -> Window:
+    start = choice.start or (decided.start if decided else choice.end - timedelta(days=1))
+    return Window(start=start, end=choice.end)
 
 
 def _promoted(
