@@ -139,14 +139,19 @@ def _over_budget(case: Case) -> Restraint | None:
     return Restraint("alert", f"the budget of {budget} in {days:g} days is used up")
 
 
-def _blacked_out(case: Case) -> Restraint | None:
-    if case.history.now is None:
-        return None
-    for blackout in case.policy.blackouts:
-        end = blackout.until(case.history.now)
+def blacked_out(blackouts: Sequence[Blackout], now: datetime) -> str | None:
+    """Say until when a blackout lasts, and which; ``None``: there is none now."""
+    for blackout in blackouts:
+        end = blackout.until(now)
         if end is not None:
-            return Restraint("postponed", f"it has to wait until {end:%Y-%m-%d %H:%M %Z}: {blackout.why}")
+            return f"has to wait until {end:%Y-%m-%d %H:%M %Z}: {blackout.why}"
     return None
+
+
+def _blacked_out(case: Case) -> Restraint | None:
+    now = case.history.now
+    until = blacked_out(case.policy.blackouts, now) if now is not None else None
+    return Restraint("postponed", f"it {until}") if until is not None else None
 
 
 #: In order: a retraining that nothing else speaks against is worth waiting for the end of a blackout.

@@ -112,6 +112,27 @@ class Ledger:
         with self._writing() as connection:
             return [_append(connection, entry) for entry in new]
 
+    def newest_decision(self, model_name: str) -> int:
+        """Give the position of a model's newest retraining decision, whatever it was; 0 where there is none."""
+        with self._reading() as connection:
+            return _newest_decision(connection, model_name)
+
+    def record_decisions(
+        self, model_name: str, new: Sequence[LedgerEntry], *, newest: int
+    ) -> list[LedgerEntry] | None:
+        """Append a model's retraining decisions, if nobody has decided anything since the decider read the ledger.
+
+        What was decided meanwhile counts in budget, cool-down and what is covered, so the decider has to look again.
+
+        :param newest: what :meth:`newest_decision` gave before anything else was read.
+        :returns: the decisions as they stand; ``None``: somebody else decided meanwhile, and nothing is written.
+        """
+        with self._writing() as connection:
+            _lock(connection, f"{model_name}|decisions")
+            if _newest_decision(connection, model_name) != newest:
+                return None
+            return [_append(connection, entry).entry for entry in new]
+
     def find(self, kind: EntryKind, key: str) -> LedgerEntry | None:
         """Find the entry with this kind and key."""
         query = sa.select(entries).where(entries.c.kind == kind, entries.c.key == key)
@@ -472,6 +493,13 @@ def _decided(checks: Any) -> sa.ColumnElement[bool]:
         decided.c.window_start == checks.c.window_start,
         decided.c.window_end == checks.c.window_end,
     )
+
+
+def _newest_decision(connection: sa.Connection, model_name: str) -> int:
+    query = sa.select(sa.func.max(entries.c.entry_id)).where(
+        entries.c.kind == str(EntryKind.RETRAINING_DECISION), entries.c.model_name == model_name
+    )
+    return connection.execute(query).scalar() or 0
 
 
 def _append(connection: sa.Connection, entry: LedgerEntry) -> Recorded:

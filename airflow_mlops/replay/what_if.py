@@ -191,14 +191,14 @@ class _Past:
             if entry.window is not None:
                 checks[entry.window].append(entry)
         closed = {entry.key: str(entry.payload["outcome"]) for entry in entries(EntryKind.RETRAINING_OUTCOME)}
-        first = ledger.entries(kind=EntryKind.PROMOTION, model_name=model_name, limit=1, newest_first=False)
+        promotions = [move for move in ledger.moves(model_name) if move.kind is EntryKind.PROMOTION]
         return cls(
             occasions=_occasions(decisions),
             checks=checks,
             outcomes={
                 entry.window: closed[entry.key] for entry in decisions if entry.window and entry.key in closed
             },
-            first_promotion=first[0] if first else None,
+            first_promotion=promotions[0] if promotions else None,
         )
 
     def evidence(self, window: Window, occasion: _Occasion) -> WindowEvidence | None:

@@ -10,6 +10,7 @@ from airflow_mlops.core.challengers import ChallengerCheck
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 from airflow_mlops.core.extension import load_object
+from airflow_mlops.core.restraint import blacked_out
 from airflow_mlops.core.retraining import (
     Outcome,
     RetrainingDecision,
@@ -18,6 +19,7 @@ from airflow_mlops.core.retraining import (
     TrainingPlan,
 )
 from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import TransientError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.steps.base import Step
 
@@ -31,6 +33,9 @@ LOOK_BACK = 24
 
 #: Retrainings that a policy may count.
 _REMEMBERED = 100
+
+#: Who loses a race reads again what the winner decided. Somebody wins every round, so this ends long before.
+_ROUNDS = 100
 
 #: What a window is decided on.
 CHECKS = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK, EntryKind.CHALLENGER_CHECK)
@@ -81,22 +86,27 @@ class RetrainingResult:
 
 
 def run(spec: RetrainingSpec, services: Services) -> RetrainingResult:
-    """Decide all windows that are ripe; what another decider wrote first stands."""
+    """Decide all windows that are ripe; where another decider was faster its decisions stand, and count in what is left to decide."""
     with Ledger.open(services.require("ledger_url")) as ledger:
-        windows = _undecided(ledger, spec)
-        evidence = [_evidence(ledger, spec, window) for window in windows]
-        figures = [
-            found.figures() for found in evidence
-        ]  # as they are before anybody's policy has had them in hand
-        decisions = _decide(ledger, spec, evidence)
-        waiting = [item for item in decisions if item.outcome.leaves_undecided]
-        new = [
-            _entry(spec, item, found)
-            for item, found in zip(decisions, figures, strict=True)
-            if item not in waiting
-        ]
-        written = ledger.record_all(new) if new else []
-        return _result(ledger, spec, [item.entry for item in written if item.created], waiting)
+        for _ in range(_ROUNDS):
+            newest = ledger.newest_decision(spec.model_name)
+            evidence = [_evidence(ledger, spec, window) for window in _undecided(ledger, spec)]
+            figures = [
+                found.figures() for found in evidence
+            ]  # as they are before a policy has had them in hand
+            decisions = _decide(ledger, spec, evidence)
+            waiting = [item for item in decisions if item.outcome.leaves_undecided]
+            new = [
+                _entry(spec, item, found)
+                for item, found in zip(decisions, figures, strict=True)
+                if item not in waiting
+            ]
+            written = ledger.record_decisions(spec.model_name, new, newest=newest) if new else []
+            if written is not None:
+                return _result(ledger, spec, written, waiting)
+    raise TransientError(
+        f"others decided windows of {spec.model_name} {_ROUNDS} times while this task was at it; a retry finds what is left"
+    )
 
 
 def _undecided(ledger: Ledger, spec: RetrainingSpec) -> list[Window]:
@@ -218,6 +228,11 @@ def _result(
     opened = ledger.open_retraining(spec.model_name)
     if opened is None:
         return told
+    until = blacked_out(spec.policy.blackouts, spec.now)
+    if (
+        until is not None
+    ):  # it was decided before, or by a policy that knows no blackouts: nothing is touched all the same
+        return replace(told, reason=f"{told.reason}; the retraining decided for {opened.window} {until}")
     promotion = ledger.promotion_for(opened)
     if promotion is not None:
         return _promoted(ledger, told, opened, promotion)
@@ -271,7 +286,9 @@ def _idle(spec: RetrainingSpec, decided: list[LedgerEntry], waiting: list[Retrai
     if decided:
         return decided[-1].summary
     if waiting:
-        return f"{waiting[-1].window} waits for labels: {waiting[-1].reason}"
+        last = waiting[-1]
+        why = "is postponed" if last.outcome is Outcome.POSTPONED else "waits for labels"
+        return f"{last.window} {why}: {last.reason}"
     return f"no window of {spec.model_name} is ripe for a decision"
 
 
@@ -324,14 +341,14 @@ def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
     outcomes = ledger.entries(
         kind=EntryKind.RETRAINING_OUTCOME, model_name=spec.model_name, limit=_REMEMBERED
     )
-    champion_moves = ledger.entries(kind=EntryKind.PROMOTION, model_name=spec.model_name, limit=1)
+    promotions = [move for move in ledger.moves(spec.model_name) if move.kind is EntryKind.PROMOTION]
     return RetrainingHistory(
         now=spec.now,
         retrained_at=tuple(entry.recorded_at for entry in retrainings),
         last_retraining_window_end=max(
             (entry.window.end for entry in retrainings if entry.window), default=None
         ),
-        champion_since=champion_moves[0].recorded_at if champion_moves else None,
+        champion_since=promotions[-1].recorded_at if promotions else None,
         recent_outcomes=tuple(str(entry.payload["outcome"]) for entry in outcomes),
         world_since=ledger.world_since(spec.model_name),
     )

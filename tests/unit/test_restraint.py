@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -216,6 +217,10 @@ class TestEstimate:
         {"maximum_age_days": 0.0},
         {"minimum_new_rows": -1},
         {"rejections_before_pause": 0},
+        {"patience_days": 1e9},
+        {"patience_days": math.nan},
+        {"cool_down_days": math.inf},
+        {"cost": math.nan},
     ],
 )
 def test_a_policy_that_makes_no_sense_names_the_field(wrong: dict[str, Any]) -> None:
