@@ -113,6 +113,10 @@ def policy_of(settings: Sequence[str]) -> RetrainingPolicy:
         place = values
         for part in outer:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ValueError(
+                    f"{setting!r} reaches into {part!r}, which was set to {place!r} before: set one or the other"
+                )
         place[name] = _value(text.strip())
     unknown = unknown_fields(RetrainingPolicy, values)
     if unknown:
@@ -229,11 +233,14 @@ def _decide_again(
     past: _Past, policy: RetrainingPolicy, decide: str
 ) -> Iterator[tuple[Window, RetrainingDecision]]:
     history = RetrainingHistory()
+    changes: list[datetime] = []  # of the world, those that were not taken back
     waiting: list[Window] = []
     seen: list[Window] = []
     for occasion in past.occasions:
         waiting = sorted({*waiting, *occasion.windows})
         known = [found for window in waiting if (found := past.evidence(window, occasion)) is not None]
+        if not known:
+            continue
         earlier = sorted(window for window in seen if window.end <= waiting[-1].start)[-LOOK_BACK:]
         previous = [found for window in earlier if (found := past.evidence(window, occasion)) is not None]
         since = history.champion_since or past.champion_since(occasion)
@@ -244,7 +251,7 @@ def _decide_again(
             if not decision.outcome.leaves_undecided:
                 waiting.remove(decision.window)
                 seen.append(decision.window)
-            history = _after(history, decision, past.outcomes, occasion.now)
+            history = _after(history, decision, past.outcomes, occasion.now, changes)
 
 
 def _after(
@@ -252,12 +259,21 @@ def _after(
     decision: RetrainingDecision,
     outcomes: Mapping[Window, str],
     now: datetime,
+    changes: list[datetime],
 ) -> RetrainingHistory:
+    """Give the history with one more decision in it.
+
+    :param changes: brought up to date, by the rule of :meth:`Ledger.world_since`.
+    """
     if decision.outcome is not Outcome.RETRAIN:
         return history
     outcome = outcomes.get(decision.window, "promoted")
     promoted = outcome == "promoted"
-    change = decision.training.change if decision.training else None
+    if promoted and decision.training is not None:
+        if decision.training.change is not None:
+            changes.append(decision.training.change)
+        elif decision.training.undoes_change and changes:
+            changes.pop()
     ends = [decision.window.end, history.last_retraining_window_end or decision.window.end]
     return replace(
         history,
@@ -265,5 +281,5 @@ def _after(
         last_retraining_window_end=max(ends),
         recent_outcomes=(outcome, *history.recent_outcomes),
         champion_since=now if promoted else history.champion_since,
-        world_since=change if change is not None and promoted else history.world_since,
+        world_since=changes[-1] if changes else None,
     )
