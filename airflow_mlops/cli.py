@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from airflow_mlops.services import Services
 
+#: More windows, entries or days than there are.
+_MOST = 1_000_000_000
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run the command and give its exit code."""
@@ -381,12 +384,12 @@ def _signing_key(args: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    """Read a whole number from 1.
+    """Read a whole number from 1, that a database takes.
 
     :raises argparse.ArgumentTypeError: it is none.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST:,}")
     return int(text)
 
 
