@@ -107,7 +107,7 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
         "--policy",
         action="append",
         metavar="NAME",
-        help="challengers (the default), never, always, on_degradation, on_drift, or import path module:function of yours; "
+        help="challengers (the default), never, always, always_all, on_degradation, on_drift, gated, or import path module:function of yours; "
         "may be given several times",
     )
     replay.add_argument("--windows", type=_count, metavar="N", help="at most so many windows (default: all)")

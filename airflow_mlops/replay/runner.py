@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Policies that look at no challengers; those that look at the inputs. One of the user's may look at both.
-_ALONE = ("never", "always", "on_degradation", "on_drift")
-_DRIFT = ("on_drift",)
+_ALONE = tuple(name for name in NAMED if name != "challengers")
+_DRIFT = ("on_drift", "gated")
 
 
 def run(

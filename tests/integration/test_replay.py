@@ -95,6 +95,34 @@ class TestPolicies:
         assert result.value <= 1.01 * result.first_value
         assert result.trainings >= 4
 
+    def test_all_rows_alike_after_every_window(self, tmp_path: Path, mlflow_server: str) -> None:
+        stream = write_stream(tmp_path, changes=False)
+        short = Stream(replace(stream.config, name="alike"), stream.rows, stream.windows[:6])
+        result = replay_one(short, "always_all", tmp_path / "alike", mlflow_server)
+        assert (result.promotions, result.trainings) == (2, 2)
+        with Ledger.open(f"sqlite:///{tmp_path / 'alike' / 'ledger.db'}") as ledger:
+            trained = ledger.entries(kind=EntryKind.TRAINING, limit=2)
+        assert {entry.payload["training"]["start"][:10] for entry in trained} == {"2020-01-01"}
+
+    def test_a_gate_lets_through_what_is_better_on_the_newest_half(
+        self, tmp_path: Path, mlflow_server: str
+    ) -> None:
+        stream = write_stream(tmp_path, changes=True)
+        moved = pl.col("at") >= CHANGE
+        rows = stream.rows.with_columns(
+            [pl.when(moved).then(pl.col(name) + 9.0).otherwise(pl.col(name)) for name in ("distance", "hour")]
+        )
+        short = Stream(replace(stream.config, name="gated"), rows, stream.windows[2:7])
+        result = replay_one(short, "gated", tmp_path / "gated", mlflow_server)
+        promoted = [item for item in result.windows if item.promoted]
+        assert [item.window.start for item in promoted] == [CHANGE]
+        with Ledger.open(f"sqlite:///{tmp_path / 'gated' / 'ledger.db'}") as ledger:
+            (training,) = ledger.entries(kind=EntryKind.TRAINING, limit=1)
+        assert training.payload["holdout"] == {
+            "start": "2020-02-25T00:00:00Z",
+            "end": "2020-03-01T00:00:00Z",
+        }
+
     def test_a_policy_of_your_own_decides(self, tmp_path: Path, mlflow_server: str) -> None:
         stream = write_stream(tmp_path, changes=True)
         result = replay_one(stream, "airflow_mlops.replay.policies:always", tmp_path / "own", mlflow_server)
