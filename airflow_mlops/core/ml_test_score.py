@@ -464,14 +464,9 @@ def _require_link(evidence: str) -> None:
     """See that it is an address everybody may read; the ledger keeps it for ever."""
     try:
         link = urlsplit(evidence)
-        sound = (
-            link.scheme in {"https", "http"}
-            and bool(link.hostname)
-            and not set(evidence) & set(string.whitespace)
-        )
     except ValueError:
-        sound = False
-    if not sound:
+        link = urlsplit("")
+    if link.scheme not in {"https", "http"} or not link.hostname or set(evidence) & set(string.whitespace):
         raise ValueError(
             f"evidence {evidence!r} is no link: give the address of what can be looked at, such as https://wiki.example/review-12"
         )

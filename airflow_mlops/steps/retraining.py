@@ -338,10 +338,16 @@ def _previous(ledger: Ledger, spec: RetrainingSpec, undecided: list[Window]) -> 
 
 def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
     retrainings = ledger.retrainings(spec.model_name, limit=_REMEMBERED)
-    outcomes = ledger.entries(
-        kind=EntryKind.RETRAINING_OUTCOME, model_name=spec.model_name, limit=_REMEMBERED
-    )
+    ended = {
+        entry.key: str(entry.payload["outcome"])
+        for entry in ledger.entries(
+            kind=EntryKind.RETRAINING_OUTCOME, model_name=spec.model_name, limit=_REMEMBERED
+        )
+    }
     promotions = [move for move in ledger.moves(spec.model_name) if move.kind is EntryKind.PROMOTION]
+    # One that was promoted, and not deployed before the next was decided, beat the champion all the same.
+    earned = {str(move.payload.get("decision_key")): "promoted" for move in promotions}
+    outcomes = [(earned | ended).get(entry.key) for entry in retrainings]
     return RetrainingHistory(
         now=spec.now,
         retrained_at=tuple(entry.recorded_at for entry in retrainings),
@@ -349,7 +355,7 @@ def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
             (entry.window.end for entry in retrainings if entry.window), default=None
         ),
         champion_since=promotions[-1].recorded_at if promotions else None,
-        recent_outcomes=tuple(str(entry.payload["outcome"]) for entry in outcomes),
+        recent_outcomes=tuple(outcome for outcome in outcomes if outcome is not None),
         world_since=ledger.world_since(spec.model_name),
     )
 

@@ -159,6 +159,34 @@ class TestBlackout:
         )
 
 
+def test_a_promotion_that_was_never_deployed_is_no_defeat(url: str) -> None:
+    """Two retrainings lost, the third won and its deployment failed: the fourth has no reason to pause."""
+    with Ledger.open(url) as ledger:
+        for index in range(4):
+            check(ledger, index)
+            told = decide(url, window(index).end, policy={"rejections_before_pause": 3})
+            assert told["retrain"], told["reason"]
+            key = told["decision_key"]
+            payload = {"alias": "champion", "model_version": "2", "decision_key": key}
+            if index == 2:
+                write(ledger, EntryKind.PROMOTION, window(index).end, **payload)
+                continue
+            lost = LedgerEntry(
+                kind=EntryKind.RETRAINING_OUTCOME,
+                key=key,
+                model_name="m",
+                window=None,
+                subject=None,
+                summary="",
+                payload={"outcome": "reject"},
+                actor="test",
+                recorded_at=window(index).end,
+            )
+            ledger.record(lost)
+        check(ledger, 4)
+    assert decide(url, window(4).end, policy={"rejections_before_pause": 3})["retrain"]
+
+
 def test_a_new_challenger_makes_the_champion_no_younger(url: str) -> None:
     with Ledger.open(url) as ledger:
         for days, alias in ((0, "champion"), (300, "shadow")):
