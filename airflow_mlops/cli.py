@@ -229,7 +229,9 @@ def _ledger(args: argparse.Namespace) -> int:
     from airflow_mlops.services import Services
 
     try:
-        with Ledger.open(args.url or Services.from_environment().require("ledger_url")) as ledger:
+        with Ledger.open(
+            args.url or Services.from_environment().require("ledger_url"), create=args.migrate
+        ) as ledger:
             if args.migrate:
                 sys.stdout.write("The ledger's schema is up to date.\n")
                 return 0
@@ -248,7 +250,9 @@ def _who_was_champion(args: argparse.Namespace) -> int:
 
     at = args.at or datetime.now(tz=UTC)
     try:
-        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+        with Ledger.open(
+            args.ledger or Services.from_environment().require("ledger_url"), create=False
+        ) as ledger:
             found = ledger.who_was_champion(args.model, at, alias=args.alias)
     except MLOpsError as err:
         sys.stderr.write(f"{err}\n")
@@ -273,7 +277,9 @@ def _timeline(args: argparse.Namespace) -> int:
     from airflow_mlops.services import Services
 
     try:
-        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+        with Ledger.open(
+            args.ledger or Services.from_environment().require("ledger_url"), create=False
+        ) as ledger:
             if args.model is None:
                 models = read_overview(ledger)
                 shown = _json([to_dict(model) for model in models]) if args.json else overview_text(models)
@@ -298,7 +304,9 @@ def _what_if(args: argparse.Namespace) -> int:
 
     try:
         policy = policy_of(args.set)
-        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+        with Ledger.open(
+            args.ledger or Services.from_environment().require("ledger_url"), create=False
+        ) as ledger:
             found = what_if(ledger, args.model, policy, decide=args.decide)
     except (MLOpsError, ValueError) as err:
         sys.stderr.write(f"{err}\n")

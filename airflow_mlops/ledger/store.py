@@ -66,10 +66,11 @@ class Ledger:
         self._engine = engine
 
     @classmethod
-    def open(cls, url: str) -> Ledger:
+    def open(cls, url: str, *, create: bool = True) -> Ledger:
         """Connect, creating or migrating the schema; safe when several processes do so at once.
 
         :param url: SQLAlchemy URL, ``sqlite:////folder/ledger.db`` or ``postgresql+psycopg2://...``.
+        :param create: make a SQLite file that is not there; who only asks would take an empty one for an answer.
         :raises ConnectionConfigError: the URL is malformed, its driver is not installed, or a newer release of this
             package has changed the schema.
         :raises StorageError: the SQLite file can't be created or written, or is no database.
@@ -78,7 +79,7 @@ class Ledger:
         engine = _engine(url)
         try:
             with _translated(engine):
-                _require_writable(engine)
+                _require_writable(engine, create=create)
                 _migrate(engine)
         except BaseException:
             engine.dispose()  # nobody gets the ledger, so nobody would close it
@@ -680,12 +681,16 @@ def _lock(connection: sa.Connection, name: str) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
 
 
-def _require_writable(engine: sa.Engine) -> None:
+def _require_writable(engine: sa.Engine, *, create: bool) -> None:
     """Say in plain words that a SQLite file can't be made; the driver says "unable to open database file"."""
     database = engine.url.database
     if engine.dialect.name != "sqlite" or not database or database == ":memory:":
         return
     path = Path(database)
+    if not create and not path.exists():
+        raise StorageError(
+            f"there is no ledger at {path}: check the URL, or make one with `airflow-mlops ledger {engine.url} --migrate`"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab"):
