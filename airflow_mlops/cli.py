@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from airflow_mlops.services import Services
 
+#: More windows, entries or days than there are.
+_MOST = 1_000_000_000
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run the command and give its exit code."""
@@ -104,7 +107,7 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
         "--policy",
         action="append",
         metavar="NAME",
-        help="challengers (the default), never, always, on_degradation, on_drift, or import path module:function of yours; "
+        help="challengers (the default), never, always, always_all, on_degradation, on_drift, gated, or import path module:function of yours; "
         "may be given several times",
     )
     replay.add_argument("--windows", type=_count, metavar="N", help="at most so many windows (default: all)")
@@ -226,7 +229,9 @@ def _ledger(args: argparse.Namespace) -> int:
     from airflow_mlops.services import Services
 
     try:
-        with Ledger.open(args.url or Services.from_environment().require("ledger_url")) as ledger:
+        with Ledger.open(
+            args.url or Services.from_environment().require("ledger_url"), create=args.migrate
+        ) as ledger:
             if args.migrate:
                 sys.stdout.write("The ledger's schema is up to date.\n")
                 return 0
@@ -245,7 +250,9 @@ def _who_was_champion(args: argparse.Namespace) -> int:
 
     at = args.at or datetime.now(tz=UTC)
     try:
-        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+        with Ledger.open(
+            args.ledger or Services.from_environment().require("ledger_url"), create=False
+        ) as ledger:
             found = ledger.who_was_champion(args.model, at, alias=args.alias)
     except MLOpsError as err:
         sys.stderr.write(f"{err}\n")
@@ -270,7 +277,9 @@ def _timeline(args: argparse.Namespace) -> int:
     from airflow_mlops.services import Services
 
     try:
-        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+        with Ledger.open(
+            args.ledger or Services.from_environment().require("ledger_url"), create=False
+        ) as ledger:
             if args.model is None:
                 models = read_overview(ledger)
                 shown = _json([to_dict(model) for model in models]) if args.json else overview_text(models)
@@ -295,7 +304,9 @@ def _what_if(args: argparse.Namespace) -> int:
 
     try:
         policy = policy_of(args.set)
-        with Ledger.open(args.ledger or Services.from_environment().require("ledger_url")) as ledger:
+        with Ledger.open(
+            args.ledger or Services.from_environment().require("ledger_url"), create=False
+        ) as ledger:
             found = what_if(ledger, args.model, policy, decide=args.decide)
     except (MLOpsError, ValueError) as err:
         sys.stderr.write(f"{err}\n")
@@ -381,12 +392,12 @@ def _signing_key(args: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    """Read a whole number from 1.
+    """Read a whole number from 1, that a database takes.
 
     :raises argparse.ArgumentTypeError: it is none.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST:,}")
     return int(text)
 
 

@@ -98,7 +98,15 @@ class History:
         fate = self.chance.choice(["promoted", "promoted", "reject", "killed"])
         self.fates[fate] += 1
         if fate == "promoted":
-            self._write(EntryKind.PROMOTION, f"{decision.key}|{now}", now, None, decision_key=decision.key)
+            self._write(
+                EntryKind.PROMOTION,
+                f"{decision.key}|{now}",
+                now,
+                None,
+                decision_key=decision.key,
+                alias="champion",
+                model_version="2",
+            )
         if fate != "killed":
             self._write(EntryKind.RETRAINING_OUTCOME, decision.key, now, None, outcome=fate)
 

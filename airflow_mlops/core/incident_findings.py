@@ -165,12 +165,17 @@ def _unfinished(item: Retraining, policy: IncidentPolicy) -> list[Finding]:
 
 
 def count_overdue(findings: Iterable[Finding]) -> list[Finding]:
-    """Give overdue labels the number of windows in a row that wait for theirs as level, so that more of them is worse."""
+    """Give overdue labels the number of windows that wait for theirs as level, so that more of them is worse.
+
+    A window whose labels are here is no sign that all are, while an older one still waits: it is left out.
+    """
     counted: list[Finding] = []
     waiting = 0
     for finding in sorted(findings, key=lambda each: each.window):
-        waiting = waiting + 1 if finding.bad else 0
+        if not finding.bad:
+            counted += [] if waiting else [finding]
+            continue
+        waiting += 1
         also = f"{waiting} windows wait for labels; " if waiting > 1 else ""
-        level = float(waiting) if finding.bad else None
-        counted.append(replace(finding, reason=also + finding.reason, level=level))
+        counted.append(replace(finding, reason=also + finding.reason, level=float(waiting)))
     return counted

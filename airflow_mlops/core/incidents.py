@@ -102,7 +102,10 @@ class IncidentPolicy:
             raise ValueError(
                 "clean_windows, reminder_windows and failed_retrainings are counts: at least 1 is needed"
             )
-        if self.worse_factor < 1.0 or self.worse_by < 0.0:
+        for name in ("reminder_days", "labels_overdue_days", "unfinished_days"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name}={getattr(self, name):g} is no time: at least 0 days are needed")
+        if not (self.worse_factor >= 1.0 and self.worse_by >= 0.0):
             raise ValueError(
                 f"worse_factor={self.worse_factor:g} must be at least 1 and worse_by={self.worse_by:g} not below 0: "
                 "less would be told as worse"

@@ -153,7 +153,9 @@ def _staleness(facts: ModelFacts, policy: ScorePolicy) -> Finding:
 def _cost_of_age(fact: Fact) -> str | None:
     """Say what the older one of two models of a recipe lost in a window; ``None`` where no two were compared."""
     by_recipe: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for one in fact.payload.get("check", {}).get("contenders", ()):
+    for one in (fact.payload.get("check") or {}).get(
+        "contenders", ()
+    ):  # without a check the champion had seen the window
         if one.get("recipe"):
             by_recipe[one["recipe"]].append(one)
     for recipe, models in by_recipe.items():
@@ -188,10 +190,11 @@ def _inclusion(facts: ModelFacts, policy: ScorePolicy) -> Finding:
 
 
 def _reproducible(facts: ModelFacts, policy: ScorePolicy) -> Finding:
-    """Look for trainings of the same rows with the same parameters in runs of their own."""
+    """Look for trainings of the same rows, weighted alike, by the same method in runs of their own."""
     same: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts.of("training"):
-        same[_asked_for(fact)].append(fact)
+        if fact.payload.get("training_digest") is not None:
+            same[_asked_for(fact)].append(fact)
     pairs = [
         pair
         for group in same.values()
@@ -218,7 +221,7 @@ def _reproducible(facts: ModelFacts, policy: ScorePolicy) -> Finding:
 
 def _asked_for(fact: Fact) -> str:
     dataset = fact.payload.get("dataset") or {}
-    names = ("training", "holdout", "estimator", "estimator_params", "metric")
+    names = ("training", "holdout", "training_digest")
     return repr([dataset.get("dataset_digest"), *(fact.payload.get(name) for name in names)])
 
 

@@ -6,11 +6,13 @@ Reduction", IEEE Big Data 2017, sections II to VI (the tests) and VI (the score)
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow_mlops.core.page import Page, Section, Table
 from airflow_mlops.core.windows import Window
@@ -195,12 +197,20 @@ class ScorePolicy:
     :param maximum_days: and no older than this.
     :param release_days: what was found out about the version that serves counts for so long.
     :param attestation_days: how long a person's word counts, unless it says otherwise.
+    :raises ValueError: a number that is not above zero.
     """
 
     maximum_windows: int = 3
     maximum_days: float = 62.0
     release_days: float = 365.0
     attestation_days: float = 365.0
+
+    def __post_init__(self) -> None:
+        for name in ("maximum_windows", "maximum_days", "release_days", "attestation_days"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: no evidence would ever count; give more than 0"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -414,6 +424,9 @@ def add_up(facts: ModelFacts, findings: Mapping[str, Finding]) -> MLTestScore:
 
 ATTESTATION = "attestation"
 
+#: A hundred years: longer than anybody vouches for anything.
+_MOST_DAYS = 36_525
+
 
 def attestation_payload(
     *, test_id: str, by: str, evidence: str, automated: bool, at: datetime, days: float
@@ -433,12 +446,11 @@ def attestation_payload(
         raise ValueError(f"{test_id} is not taken on anybody's word, as it is measured here: {test.remedy}")
     if not by.strip():
         raise ValueError(f"{test_id} is vouched for by nobody: give a name with --by")
-    if not evidence.startswith(("https://", "http://")) or len(evidence) < len("https://a.b"):
+    _require_link(evidence)
+    if not 0.0 < days <= _MOST_DAYS:
         raise ValueError(
-            f"evidence {evidence!r} is no link: give the address of what can be looked at, such as https://wiki.example/review-12"
+            f"an attestation can't count for {days:g} days: give more than 0 and at most {_MOST_DAYS:,}"
         )
-    if days <= 0.0:
-        raise ValueError(f"an attestation that counts for {days:g} days never counts")
     return {
         "test": test_id,
         "by": by.strip(),
@@ -446,6 +458,22 @@ def attestation_payload(
         "automated": automated,
         "expires_at": (at + timedelta(days=days)).isoformat(),
     }
+
+
+def _require_link(evidence: str) -> None:
+    """See that it is an address everybody may read; the ledger keeps it for ever."""
+    try:
+        link = urlsplit(evidence)
+    except ValueError:
+        link = urlsplit("")
+    if link.scheme not in {"https", "http"} or not link.hostname or set(evidence) & set(string.whitespace):
+        raise ValueError(
+            f"evidence {evidence!r} is no link: give the address of what can be looked at, such as https://wiki.example/review-12"
+        )
+    if link.username is not None or link.password is not None:
+        raise ValueError(
+            f"the evidence at {link.hostname} holds a login: give the address without it, as the ledger keeps it for ever"
+        )
 
 
 def attested(facts: ModelFacts, test_id: str) -> Finding | None:

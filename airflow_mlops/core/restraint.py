@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Literal, NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 if TYPE_CHECKING:
     from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
@@ -22,13 +23,15 @@ class Blackout:
     :param start: first instant, with its time zone.
     :param end: first instant after it.
     :param repeat: ``never``, or every ``week`` after the first: a freeze from Friday evening to Monday morning.
+    :param time_zone: whose clock the weeks follow, such as ``Europe/Berlin``, with its summer time; ``None``: that of ``start``.
     :param why: for the sentence of the decision.
-    :raises ValueError: times without a time zone, in the wrong order, or a week that would never end.
+    :raises ValueError: times without a time zone, in the wrong order, a week that would never end, or no such time zone.
     """
 
     start: datetime
     end: datetime
     repeat: Literal["never", "week"] = "never"
+    time_zone: str | None = None
     why: str = "blackout"
 
     def __post_init__(self) -> None:
@@ -42,12 +45,29 @@ class Blackout:
             raise ValueError(
                 f"blackout {self.start} to {self.end} comes every week and lasts one: it never ends"
             )
+        self._zone()
 
     def until(self, now: datetime) -> datetime | None:
         """Give the end of the blackout that ``now`` lies in; ``None`` when it lies in none."""
-        weeks = (now - self.start) // timedelta(weeks=1) if self.repeat == "week" else 0
-        shift = max(weeks, 0) * timedelta(weeks=1)
-        return self.end + shift if self.start + shift <= now < self.end + shift else None
+        if self.repeat == "never":
+            return self.end if self.start <= now < self.end else None
+        zone = self._zone()
+        # By the clock on the wall: a week in which summer time begins has an hour less.
+        start, end, clock = (
+            time.astimezone(zone).replace(tzinfo=None) for time in (self.start, self.end, now)
+        )
+        shift = max((clock - start) // timedelta(weeks=1), 0) * timedelta(weeks=1)
+        return (end + shift).replace(tzinfo=zone) if start + shift <= clock < end + shift else None
+
+    def _zone(self) -> tzinfo | None:
+        if self.time_zone is None:
+            return self.start.tzinfo
+        try:
+            return ZoneInfo(self.time_zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as err:
+            raise ValueError(
+                f"blackout {self.start} to {self.end}: there is no time zone {self.time_zone!r}, write it as Europe/Berlin"
+            ) from err
 
 
 class Restraint(NamedTuple):
@@ -139,14 +159,19 @@ def _over_budget(case: Case) -> Restraint | None:
     return Restraint("alert", f"the budget of {budget} in {days:g} days is used up")
 
 
-def _blacked_out(case: Case) -> Restraint | None:
-    if case.history.now is None:
-        return None
-    for blackout in case.policy.blackouts:
-        end = blackout.until(case.history.now)
+def blacked_out(blackouts: Sequence[Blackout], now: datetime) -> str | None:
+    """Say until when a blackout lasts, and which; ``None``: there is none now."""
+    for blackout in blackouts:
+        end = blackout.until(now)
         if end is not None:
-            return Restraint("postponed", f"it has to wait until {end:%Y-%m-%d %H:%M %Z}: {blackout.why}")
+            return f"has to wait until {end:%Y-%m-%d %H:%M %Z}: {blackout.why}"
     return None
+
+
+def _blacked_out(case: Case) -> Restraint | None:
+    now = case.history.now
+    until = blacked_out(case.policy.blackouts, now) if now is not None else None
+    return Restraint("postponed", f"it {until}") if until is not None else None
 
 
 #: In order: a retraining that nothing else speaks against is worth waiting for the end of a blackout.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -29,6 +30,9 @@ PromoteOn = Literal["held_out", "predecessors", "untested"]
 
 #: Newest share of the decided window that a model is tested on.
 _TESTED_ON = 0.2
+
+#: More days than anybody means; times further back have no date.
+_MOST_DAYS = 36_525
 
 
 class Outcome(StrEnum):
@@ -91,12 +95,17 @@ class RetrainingPolicy:
 
     def __post_init__(self) -> None:
         for name in ("minimum_training_rows", "minimum_new_rows", "patience_days", "cool_down_days"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it can't be below zero")
         for name in ("trailing_days", "budget_days", "maximum_age_days", "half_life_days", "cost"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above zero")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a number above zero")
+        for name in ("trailing_days", "patience_days", "cool_down_days", "budget_days", "maximum_age_days"):
+            if (getattr(self, name) or 0) > _MOST_DAYS:
+                raise ValueError(
+                    f"{name} is {getattr(self, name):g}; give at most {_MOST_DAYS:,}, a hundred years"
+                )
         if self.budget is not None and self.budget < 1:
             raise ValueError(
                 f"budget is {self.budget}: no retraining would ever start; give 1 or more, or None"

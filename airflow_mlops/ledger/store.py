@@ -66,10 +66,11 @@ class Ledger:
         self._engine = engine
 
     @classmethod
-    def open(cls, url: str) -> Ledger:
+    def open(cls, url: str, *, create: bool = True) -> Ledger:
         """Connect, creating or migrating the schema; safe when several processes do so at once.
 
         :param url: SQLAlchemy URL, ``sqlite:////folder/ledger.db`` or ``postgresql+psycopg2://...``.
+        :param create: make a SQLite file that is not there; who only asks would take an empty one for an answer.
         :raises ConnectionConfigError: the URL is malformed, its driver is not installed, or a newer release of this
             package has changed the schema.
         :raises StorageError: the SQLite file can't be created or written, or is no database.
@@ -78,7 +79,7 @@ class Ledger:
         engine = _engine(url)
         try:
             with _translated(engine):
-                _require_writable(engine)
+                _require_writable(engine, create=create)
                 _migrate(engine)
         except BaseException:
             engine.dispose()  # nobody gets the ledger, so nobody would close it
@@ -111,6 +112,27 @@ class Ledger:
         """
         with self._writing() as connection:
             return [_append(connection, entry) for entry in new]
+
+    def newest_decision(self, model_name: str) -> int:
+        """Give the position of a model's newest retraining decision, whatever it was; 0 where there is none."""
+        with self._reading() as connection:
+            return _newest_decision(connection, model_name)
+
+    def record_decisions(
+        self, model_name: str, new: Sequence[LedgerEntry], *, newest: int
+    ) -> list[LedgerEntry] | None:
+        """Append a model's retraining decisions, if nobody has decided anything since the decider read the ledger.
+
+        What was decided meanwhile counts in budget, cool-down and what is covered, so the decider has to look again.
+
+        :param newest: what :meth:`newest_decision` gave before anything else was read.
+        :returns: the decisions as they stand; ``None``: somebody else decided meanwhile, and nothing is written.
+        """
+        with self._writing() as connection:
+            _lock(connection, f"{model_name}|decisions")
+            if _newest_decision(connection, model_name) != newest:
+                return None
+            return [_append(connection, entry).entry for entry in new]
 
     def find(self, kind: EntryKind, key: str) -> LedgerEntry | None:
         """Find the entry with this kind and key."""
@@ -474,6 +496,13 @@ def _decided(checks: Any) -> sa.ColumnElement[bool]:
     )
 
 
+def _newest_decision(connection: sa.Connection, model_name: str) -> int:
+    query = sa.select(sa.func.max(entries.c.entry_id)).where(
+        entries.c.kind == str(EntryKind.RETRAINING_DECISION), entries.c.model_name == model_name
+    )
+    return connection.execute(query).scalar() or 0
+
+
 def _append(connection: sa.Connection, entry: LedgerEntry) -> Recorded:
     """Insert, or read what stands under the same kind and key."""
     if entry.kind is EntryKind.RETRAINING_OUTCOME:
@@ -652,12 +681,16 @@ def _lock(connection: sa.Connection, name: str) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
 
 
-def _require_writable(engine: sa.Engine) -> None:
+def _require_writable(engine: sa.Engine, *, create: bool) -> None:
     """Say in plain words that a SQLite file can't be made; the driver says "unable to open database file"."""
     database = engine.url.database
     if engine.dialect.name != "sqlite" or not database or database == ":memory:":
         return
     path = Path(database)
+    if not create and not path.exists():
+        raise StorageError(
+            f"there is no ledger at {path}: check the URL, or make one with `airflow-mlops ledger {engine.url} --migrate`"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ NAMED = {
     "challengers": "airflow_mlops.core.retraining:decide_retraining",
     "never": "airflow_mlops.replay.policies:never",
     "always": "airflow_mlops.replay.policies:always",
+    "always_all": "airflow_mlops.replay.policies:always_all",
     "on_degradation": "airflow_mlops.replay.policies:on_degradation",
     "on_drift": "airflow_mlops.replay.policies:on_drift",
+    "gated": "airflow_mlops.replay.policies:gated",
 }
 
 
@@ -36,6 +39,17 @@ def always(
     return _each(evidence, policy, lambda _: True)
 
 
+def always_all(
+    evidence: Sequence[WindowEvidence], history: RetrainingHistory, policy: RetrainingPolicy, **_: Any
+) -> list[RetrainingDecision]:
+    """Retrain after every window on all rows alike, and promote without a test."""
+    return [
+        replace(decision, training=replace(decision.training, start=None, why="training on all rows"))
+        for decision in _each(evidence, policy, lambda _: True)
+        if decision.training is not None
+    ]
+
+
 def on_degradation(
     evidence: Sequence[WindowEvidence], history: RetrainingHistory, policy: RetrainingPolicy, **_: Any
 ) -> list[RetrainingDecision]:
@@ -48,6 +62,25 @@ def on_drift(
 ) -> list[RetrainingDecision]:
     """Retrain when the inputs moved, and promote without a test."""
     return _each(evidence, policy, lambda item: item.drifted)
+
+
+def gated(
+    evidence: Sequence[WindowEvidence], history: RetrainingHistory, policy: RetrainingPolicy, **_: Any
+) -> list[RetrainingDecision]:
+    """Retrain when the inputs moved, and promote what beats the champion on the newest half of the window, held out."""
+    return [
+        replace(
+            decision,
+            training=replace(
+                decision.training,
+                holdout_start=decision.window.start + (decision.window.end - decision.window.start) / 2,
+            ),
+            promote_on="held_out",
+        )
+        if decision.training is not None
+        else decision
+        for decision in on_drift(evidence, history, policy)
+    ]
 
 
 def _each(

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from airflow_mlops.core.extension import load_object
 from airflow_mlops.demo.errors import DemoError
 from airflow_mlops.demo.interrupts import Interrupted, Interrupts
 from airflow_mlops.demo.processes import Children
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-#: Policies that look at no challengers; those that look at the inputs.
-_ALONE = ("never", "always", "on_degradation", "on_drift")
-_DRIFT = ("on_drift",)
+#: Policies that look at no challengers; those that look at the inputs. One of the user's may look at both.
+_ALONE = tuple(name for name in NAMED if name != "challengers")
+_DRIFT = ("on_drift", "gated")
 
 
 def run(
@@ -55,7 +56,10 @@ def run(
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     with Interrupts() as interrupts:
         try:
+            for name in policies:
+                load_object(NAMED.get(name, name))  # a mistyped one is told before models are trained for it
             streams = [_load(path, data, shuffle, windows) for path in paths]
+            _require_names(streams)
             with claimed(workspace) as folder:
                 results = _replay_all(streams, policies, folder, interrupts)
                 write_report(results, folder / "report")
@@ -86,7 +90,7 @@ def _replay_all(
     results = []
     with Children(folder / NOTE, logs=folder / "logs", interrupts=interrupts) as children:
         start_mlflow(stack, children)
-        for stream, name in itertools.product(streams, policies):
+        for stream, name in itertools.product(streams, dict.fromkeys(policies)):
             _say(f"{stream.config.name}, policy {name}:")
             tables = folder / f"{stream.config.name}_{_plain(name)}"
             results.append(replay_one(stream, name, tables, stack.mlflow_url))
@@ -117,10 +121,20 @@ def replay_one(stream: Stream, policy: str, folder: Path, tracking_uri: str) -> 
         folder=folder,
         policy=NAMED.get(policy, policy),
         parameters={"trailing_days": stream.reference.days},
-        check_drift=policy in _DRIFT,
+        check_drift=policy in _DRIFT or policy not in NAMED,
         compare=policy not in _ALONE,
     ).run(name=policy, progress=_say)
     return replace(result, stream=stream.config.name)
+
+
+def _require_names(streams: Sequence[Stream]) -> None:
+    """See that no two streams have one name, as they would be one model."""
+    names = [stream.config.name for stream in streams]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"two streams have the name {', '.join(twice)}: give each a name of its own in its file"
+        )
 
 
 def _plain(policy: str) -> str:

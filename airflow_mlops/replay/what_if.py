@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.core.codec import from_dict, unknown_fields
 from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.ledger import EntryKind, LedgerEntry
-from airflow_mlops.steps.retraining import CHECKS, LOOK_BACK, collect_evidence
+from airflow_mlops.steps.retraining import CHECKS, LOOK_BACK, ask_policy, collect_evidence
 
 if TYPE_CHECKING:
     from airflow_mlops.ledger import Ledger
@@ -76,6 +75,7 @@ def what_if(
     :param policy: parameters of the decision.
     :param decide: import path of the decision.
     :raises InsufficientDataError: no window of the model has been decided yet.
+    :raises ValueError: there is no such decision, or it gave no sound ones.
     """
     decisions = ledger.entries(
         kind=EntryKind.RETRAINING_DECISION,
@@ -89,7 +89,7 @@ def what_if(
             "`airflow-mlops timeline` lists the models the ledger knows"
         )
     past = _Past.read(ledger, model_name, decisions)
-    would_be = dict(_decide_again(past, policy, load_object(decide)))
+    would_be = dict(_decide_again(past, policy, decide))
     windows = [
         _compare(entry.window, entry, would_be.get(entry.window)) for entry in decisions if entry.window
     ]
@@ -113,6 +113,10 @@ def policy_of(settings: Sequence[str]) -> RetrainingPolicy:
         place = values
         for part in outer:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ValueError(
+                    f"{setting!r} reaches into {part!r}, which was set to {place!r} before: set one or the other"
+                )
         place[name] = _value(text.strip())
     unknown = unknown_fields(RetrainingPolicy, values)
     if unknown:
@@ -191,14 +195,14 @@ class _Past:
             if entry.window is not None:
                 checks[entry.window].append(entry)
         closed = {entry.key: str(entry.payload["outcome"]) for entry in entries(EntryKind.RETRAINING_OUTCOME)}
-        first = ledger.entries(kind=EntryKind.PROMOTION, model_name=model_name, limit=1, newest_first=False)
+        promotions = [move for move in ledger.moves(model_name) if move.kind is EntryKind.PROMOTION]
         return cls(
             occasions=_occasions(decisions),
             checks=checks,
             outcomes={
                 entry.window: closed[entry.key] for entry in decisions if entry.window and entry.key in closed
             },
-            first_promotion=first[0] if first else None,
+            first_promotion=promotions[0] if promotions else None,
         )
 
     def evidence(self, window: Window, occasion: _Occasion) -> WindowEvidence | None:
@@ -226,25 +230,28 @@ def _occasions(decisions: Sequence[LedgerEntry]) -> list[_Occasion]:
 
 
 def _decide_again(
-    past: _Past, policy: RetrainingPolicy, decide: Any
+    past: _Past, policy: RetrainingPolicy, decide: str
 ) -> Iterator[tuple[Window, RetrainingDecision]]:
     history = RetrainingHistory()
+    changes: list[datetime] = []  # of the world, those that were not taken back
     waiting: list[Window] = []
     seen: list[Window] = []
     for occasion in past.occasions:
         waiting = sorted({*waiting, *occasion.windows})
         known = [found for window in waiting if (found := past.evidence(window, occasion)) is not None]
+        if not known:
+            continue
         earlier = sorted(window for window in seen if window.end <= waiting[-1].start)[-LOOK_BACK:]
         previous = [found for window in earlier if (found := past.evidence(window, occasion)) is not None]
         since = history.champion_since or past.champion_since(occasion)
         history = replace(history, now=occasion.now, champion_since=since)
-        for decision in decide(known, history, policy, previous_checks=previous):
+        for decision in ask_policy(decide, known, history, policy, previous=previous):
             # What is left waiting is shown as such, until a later occasion decides it.
             yield decision.window, decision
             if not decision.outcome.leaves_undecided:
                 waiting.remove(decision.window)
                 seen.append(decision.window)
-            history = _after(history, decision, past.outcomes, occasion.now)
+            history = _after(history, decision, past.outcomes, occasion.now, changes)
 
 
 def _after(
@@ -252,12 +259,21 @@ def _after(
     decision: RetrainingDecision,
     outcomes: Mapping[Window, str],
     now: datetime,
+    changes: list[datetime],
 ) -> RetrainingHistory:
+    """Give the history with one more decision in it.
+
+    :param changes: brought up to date, by the rule of :meth:`Ledger.world_since`.
+    """
     if decision.outcome is not Outcome.RETRAIN:
         return history
     outcome = outcomes.get(decision.window, "promoted")
     promoted = outcome == "promoted"
-    change = decision.training.change if decision.training else None
+    if promoted and decision.training is not None:
+        if decision.training.change is not None:
+            changes.append(decision.training.change)
+        elif decision.training.undoes_change and changes:
+            changes.pop()
     ends = [decision.window.end, history.last_retraining_window_end or decision.window.end]
     return replace(
         history,
@@ -265,5 +281,5 @@ def _after(
         last_retraining_window_end=max(ends),
         recent_outcomes=(outcome, *history.recent_outcomes),
         champion_since=now if promoted else history.champion_since,
-        world_since=change if change is not None and promoted else history.world_since,
+        world_since=changes[-1] if changes else None,
     )

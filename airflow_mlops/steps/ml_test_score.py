@@ -65,7 +65,7 @@ def score_model(
     :param policy: when evidence still counts.
     :raises ModelVersionNotFoundError: the ledger has no entry about the model.
     """
-    with Ledger.open(services.require("ledger_url")) as ledger:
+    with Ledger.open(services.require("ledger_url"), create=False) as ledger:
         facts = _facts(ledger, model_name, services, now)
     return score_facts(facts, policy or ScorePolicy())
 
@@ -100,7 +100,7 @@ def attest(
         at=now,
         days=ScorePolicy().attestation_days if days is None else days,
     )
-    with Ledger.open(services.require("ledger_url")) as ledger:
+    with Ledger.open(services.require("ledger_url"), create=False) as ledger:
         _require_known(ledger, model_name)
         return ledger.record(
             LedgerEntry(

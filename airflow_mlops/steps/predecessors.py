@@ -71,7 +71,10 @@ def find_earned(
             kind=EntryKind.CHALLENGER_CHECK, model_name=model_name, window=decision.window, limit=1
         )
     training, recipe = decision.payload["training"], decision.payload["recipe"]
-    compared = from_dict(ChallengerCheck, checks[0].payload["check"]).newest(recipe) if checks else None
+    check = (
+        checks[0].payload["check"] if checks else None
+    )  # none either where the champion had seen the window
+    compared = from_dict(ChallengerCheck, check).newest(recipe) if check else None
     return EarnedPromotion(
         window=decision.window,
         recipe=recipe,

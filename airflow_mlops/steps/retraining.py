@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from airflow_mlops.core.challengers import ChallengerCheck
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 from airflow_mlops.core.extension import load_object
+from airflow_mlops.core.restraint import blacked_out
 from airflow_mlops.core.retraining import (
     Outcome,
     RetrainingDecision,
@@ -18,6 +19,7 @@ from airflow_mlops.core.retraining import (
     TrainingPlan,
 )
 from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import TransientError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.steps.base import Step
 
@@ -31,6 +33,9 @@ LOOK_BACK = 24
 
 #: Retrainings that a policy may count.
 _REMEMBERED = 100
+
+#: Who loses a race reads again what the winner decided. Somebody wins every round, so this ends long before.
+_ROUNDS = 100
 
 #: What a window is decided on.
 CHECKS = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK, EntryKind.CHALLENGER_CHECK)
@@ -81,19 +86,27 @@ class RetrainingResult:
 
 
 def run(spec: RetrainingSpec, services: Services) -> RetrainingResult:
-    """Decide all windows that are ripe; what another decider wrote first stands."""
+    """Decide all windows that are ripe; where another decider was faster its decisions stand, and count in what is left to decide."""
     with Ledger.open(services.require("ledger_url")) as ledger:
-        windows = _undecided(ledger, spec)
-        evidence = [_evidence(ledger, spec, window) for window in windows]
-        decisions = _decide(ledger, spec, evidence)
-        waiting = [item for item in decisions if item.outcome.leaves_undecided]
-        new = [
-            _entry(spec, item, found)
-            for item, found in zip(decisions, evidence, strict=True)
-            if item not in waiting
-        ]
-        written = ledger.record_all(new) if new else []
-        return _result(ledger, spec, [item.entry for item in written if item.created], waiting)
+        for _ in range(_ROUNDS):
+            newest = ledger.newest_decision(spec.model_name)
+            evidence = [_evidence(ledger, spec, window) for window in _undecided(ledger, spec)]
+            figures = [
+                found.figures() for found in evidence
+            ]  # as they are before a policy has had them in hand
+            decisions = _decide(ledger, spec, evidence)
+            waiting = [item for item in decisions if item.outcome.leaves_undecided]
+            new = [
+                _entry(spec, item, found)
+                for item, found in zip(decisions, figures, strict=True)
+                if item not in waiting
+            ]
+            written = ledger.record_decisions(spec.model_name, new, newest=newest) if new else []
+            if written is not None:
+                return _result(ledger, spec, written, waiting)
+    raise TransientError(
+        f"others decided windows of {spec.model_name} {_ROUNDS} times while this task was at it; a retry finds what is left"
+    )
 
 
 def _undecided(ledger: Ledger, spec: RetrainingSpec) -> list[Window]:
@@ -105,31 +118,87 @@ def _undecided(ledger: Ledger, spec: RetrainingSpec) -> list[Window]:
 
 
 def _decide(ledger: Ledger, spec: RetrainingSpec, evidence: list[WindowEvidence]) -> list[RetrainingDecision]:
-    """Ask the policy.
-
-    :raises ValueError: it did not give one decision for each window, in their order.
-    """
     if not evidence:
         return []
     windows = [item.window for item in evidence]
-    decide: Any = load_object(spec.decide)
-    decisions: list[RetrainingDecision] = list(
-        decide(
-            evidence,
-            _history(ledger, spec),
-            spec.policy,
-            previous_checks=_previous(ledger, spec, windows),
-        )
+    return ask_policy(
+        spec.decide, evidence, _history(ledger, spec), spec.policy, previous=_previous(ledger, spec, windows)
     )
+
+
+def ask_policy(
+    path: str,
+    evidence: Sequence[WindowEvidence],
+    history: RetrainingHistory,
+    policy: RetrainingPolicy,
+    *,
+    previous: Sequence[WindowEvidence],
+) -> list[RetrainingDecision]:
+    """Ask a policy, and see that what it says can be carried out: once it is in the ledger it stands.
+
+    :param path: import path of the policy.
+    :raises ValueError: there is none, it failed, or it did not give one sound decision for each window, in their order.
+    """
+    decide: Any = load_object(path)
+    try:
+        given = list(decide(evidence, history, policy, previous_checks=previous))
+    except Exception as err:
+        raise ValueError(
+            f"policy {path} failed, so nothing was decided: {type(err).__name__}: {err}. It is called as decide(evidence, "
+            "history, policy, previous_checks=...) and gives a list with one RetrainingDecision per window"
+        ) from err
+    decisions = [_sound(path, item) for item in given]
+    windows = [item.window for item in evidence]
     if [decision.window for decision in decisions] != windows:
         raise ValueError(
-            f"policy {spec.decide} was asked about {len(windows)} windows and gave {len(decisions)} decisions, or gave them in "
+            f"policy {path} was asked about {len(windows)} windows and gave {len(decisions)} decisions, or gave them in "
             "another order: it must give one per window, in the order of the evidence"
         )
     return decisions
 
 
-def _entry(spec: RetrainingSpec, decision: RetrainingDecision, evidence: WindowEvidence) -> LedgerEntry:
+def _sound(path: str, given: Any) -> RetrainingDecision:
+    """Give a policy's decision with every field of its type.
+
+    :raises ValueError: it is none, or asks for a training that can't be.
+    """
+    if not is_dataclass(given) or isinstance(given, type):
+        raise ValueError(f"policy {path} gave {given!r:.80}: give RetrainingDecision objects")
+    try:
+        decision = from_dict(RetrainingDecision, asdict(given))
+    except ValueError as err:
+        raise ValueError(f"policy {path} gave a decision that is none: {err}") from err
+    wrong = _wrong_training(decision)
+    if wrong is not None:
+        raise ValueError(f"policy {path} decided to retrain for {decision.window}, but {wrong}")
+    return decision
+
+
+def _wrong_training(decision: RetrainingDecision) -> str | None:
+    """Say why a decision to retrain can't be carried out; ``None`` where it can."""
+    training = decision.training
+    if decision.outcome is not Outcome.RETRAIN:
+        return None
+    if training is None:
+        return "does not say on what: give its training"
+    times = {name: getattr(training, name) for name in ("start", "end", "change", "holdout_start")}
+    naive = [name for name, time in times.items() if time is not None and time.tzinfo is None]
+    if naive:
+        return f"{', '.join(naive)} of its training has no time zone: give aware times, such as those of the window"
+    try:
+        rows = _plan_window(decision.window, training)
+    except ValueError as err:
+        return f"its training has no rows: {err}"
+    if training.half_life_days is not None and not training.half_life_days > 0:
+        return f"half_life_days of its training is {training.half_life_days}: give days above zero, or None"
+    if training.holdout_start is not None and not rows.contains(training.holdout_start):
+        return f"its training holds out rows from {training.holdout_start} on, which is not in {rows}"
+    if decision.promote_on == "predecessors" and not (decision.recipe and decision.champion_version):
+        return "promote_on='predecessors' needs the recipe that was compared, and champion_version, which it beat"
+    return None
+
+
+def _entry(spec: RetrainingSpec, decision: RetrainingDecision, figures: dict[str, Any]) -> LedgerEntry:
     return LedgerEntry(
         kind=EntryKind.RETRAINING_DECISION,
         key=f"{spec.model_name}|{decision.window.key}",
@@ -137,7 +206,7 @@ def _entry(spec: RetrainingSpec, decision: RetrainingDecision, evidence: WindowE
         window=decision.window,
         subject=None,
         summary=f"{decision.outcome} for {decision.window}: {decision.reason}",
-        payload=to_dict(decision) | {"evidence": evidence.figures()},
+        payload=to_dict(decision) | {"evidence": figures},
         actor=spec.actor,
         recorded_at=spec.now,
     )
@@ -159,6 +228,11 @@ def _result(
     opened = ledger.open_retraining(spec.model_name)
     if opened is None:
         return told
+    until = blacked_out(spec.policy.blackouts, spec.now)
+    if (
+        until is not None
+    ):  # it was decided before, or by a policy that knows no blackouts: nothing is touched all the same
+        return replace(told, reason=f"{told.reason}; the retraining decided for {opened.window} {until}")
     promotion = ledger.promotion_for(opened)
     if promotion is not None:
         return _promoted(ledger, told, opened, promotion)
@@ -173,16 +247,20 @@ def _result(
 
 
 def _plan(decision: LedgerEntry) -> TrainingPlan:
-    choice, end = from_dict(TrainingChoice, decision.payload["training"]), decision.window
-    start = choice.start or (end.start if end else choice.end - timedelta(days=1))
+    choice = from_dict(TrainingChoice, decision.payload["training"])
     return TrainingPlan(
-        window=Window(start=start, end=choice.end),
+        window=_plan_window(decision.window, choice),
         rows="window" if choice.start else "all",
         half_life_days=choice.half_life_days,
         holdout_start=choice.holdout_start,
         keep_twin=decision.payload["promote_on"] == "held_out",
         recipe=decision.payload["recipe"],
     )
+
+
+def _plan_window(decided: Window | None, choice: TrainingChoice) -> Window:
+    start = choice.start or (decided.start if decided else choice.end - timedelta(days=1))
+    return Window(start=start, end=choice.end)
 
 
 def _promoted(
@@ -208,7 +286,9 @@ def _idle(spec: RetrainingSpec, decided: list[LedgerEntry], waiting: list[Retrai
     if decided:
         return decided[-1].summary
     if waiting:
-        return f"{waiting[-1].window} waits for labels: {waiting[-1].reason}"
+        last = waiting[-1]
+        why = "is postponed" if last.outcome is Outcome.POSTPONED else "waits for labels"
+        return f"{last.window} {why}: {last.reason}"
     return f"no window of {spec.model_name} is ripe for a decision"
 
 
@@ -258,18 +338,24 @@ def _previous(ledger: Ledger, spec: RetrainingSpec, undecided: list[Window]) -> 
 
 def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
     retrainings = ledger.retrainings(spec.model_name, limit=_REMEMBERED)
-    outcomes = ledger.entries(
-        kind=EntryKind.RETRAINING_OUTCOME, model_name=spec.model_name, limit=_REMEMBERED
-    )
-    champion_moves = ledger.entries(kind=EntryKind.PROMOTION, model_name=spec.model_name, limit=1)
+    ended = {
+        entry.key: str(entry.payload["outcome"])
+        for entry in ledger.entries(
+            kind=EntryKind.RETRAINING_OUTCOME, model_name=spec.model_name, limit=_REMEMBERED
+        )
+    }
+    promotions = [move for move in ledger.moves(spec.model_name) if move.kind is EntryKind.PROMOTION]
+    # One that was promoted, and not deployed before the next was decided, beat the champion all the same.
+    earned = {str(move.payload.get("decision_key")): "promoted" for move in promotions}
+    outcomes = [(earned | ended).get(entry.key) for entry in retrainings]
     return RetrainingHistory(
         now=spec.now,
         retrained_at=tuple(entry.recorded_at for entry in retrainings),
         last_retraining_window_end=max(
             (entry.window.end for entry in retrainings if entry.window), default=None
         ),
-        champion_since=champion_moves[0].recorded_at if champion_moves else None,
-        recent_outcomes=tuple(str(entry.payload["outcome"]) for entry in outcomes),
+        champion_since=promotions[-1].recorded_at if promotions else None,
+        recent_outcomes=tuple(outcome for outcome in outcomes if outcome is not None),
         world_since=ledger.world_since(spec.model_name),
     )
 

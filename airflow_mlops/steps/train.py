@@ -42,6 +42,7 @@ from airflow_mlops.steps.training_spec import (
     method_digest,
     own_code,
     require_model_name,
+    training_digest,
 )
 
 if TYPE_CHECKING:
@@ -246,6 +247,7 @@ def _result(work: Work, made: Made, stored: _Stored) -> TrainResult:
         metric_value=score.value,
         recipe=work.spec.recipe,
         twin_digest=stored.twin_digest,
+        training_digest=training_digest(work.spec),
         reused=False,
     )
 

@@ -162,6 +162,7 @@ class TrainResult:
     :param metric_value: the metric on the held-out rows.
     :param recipe: name of the way it was made; ``None``: it has none.
     :param twin_digest: of the package of its twin that was measured; ``None``: there is none.
+    :param training_digest: of all that decides what is learned of given rows; ``None``: a training of an older release.
     :param reused: whether a former attempt had already finished this work.
     """
 
@@ -186,6 +187,7 @@ class TrainResult:
     metric_value: float | None
     recipe: str | None = None
     twin_digest: str | None = None
+    training_digest: str | None = None
     reused: bool
 
 
@@ -204,6 +206,12 @@ def method_digest(spec: TrainSpec) -> str:
     asked = {name: value for name, value in to_dict(spec).items() if name not in _NO_METHOD}
     code = [sklearn.code_of(path) for path in own_code(spec)]
     return f"sha256:{file_digest(canonical_json([asked, code]).encode())}"
+
+
+def training_digest(spec: TrainSpec) -> str:
+    """Digest of all that decides what is learned of given rows: the method, their weights, and whether held-out ones count."""
+    asked = [method_digest(spec), spec.half_life_days, spec.refit]
+    return f"sha256:{file_digest(canonical_json(asked).encode())}"
 
 
 def own_code(spec: TrainSpec) -> list[str]:

@@ -239,3 +239,18 @@ def test_schedulers_that_look_at_incidents_at_once_write_each_event_once(url: st
         results = list(pool.map(lambda _: look(services), range(4)))
     assert sum(result["event_count"] for result in results) == 16
     require_sound(read_events(services))
+
+
+def test_of_deciders_who_have_read_the_same_ledger_one_decides(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        newest = ledger.record(decision(0, "nothing")).entry.entry_id
+        assert newest == ledger.newest_decision("m")
+        with ThreadPoolExecutor(4) as pool:
+            made = list(
+                pool.map(
+                    lambda index: ledger.record_decisions("m", [decision(index, "retrain")], newest=newest),
+                    range(1, 5),
+                )
+            )
+        assert sum(item is not None for item in made) == 1
+        assert len(ledger.entries(kind=EntryKind.RETRAINING_DECISION)) == 2

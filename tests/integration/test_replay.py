@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from airflow_mlops.core.retraining import Outcome, RetrainingDecision
 from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.replay.report import write_report
-from airflow_mlops.replay.runner import replay_one
+from airflow_mlops.replay.runner import replay_one, run
 from airflow_mlops.replay.stream import Stream, StreamConfig
 from benchmarks import hurting_streams
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.evidence import WindowEvidence
 
 CONFIG = """
 name = "fares"
@@ -89,10 +95,71 @@ class TestPolicies:
         assert result.value <= 1.01 * result.first_value
         assert result.trainings >= 4
 
+    def test_all_rows_alike_after_every_window(self, tmp_path: Path, mlflow_server: str) -> None:
+        stream = write_stream(tmp_path, changes=False)
+        short = Stream(replace(stream.config, name="alike"), stream.rows, stream.windows[:6])
+        result = replay_one(short, "always_all", tmp_path / "alike", mlflow_server)
+        assert (result.promotions, result.trainings) == (2, 2)
+        with Ledger.open(f"sqlite:///{tmp_path / 'alike' / 'ledger.db'}") as ledger:
+            trained = ledger.entries(kind=EntryKind.TRAINING, limit=2)
+        assert {entry.payload["training"]["start"][:10] for entry in trained} == {"2020-01-01"}
+
+    def test_a_gate_lets_through_what_is_better_on_the_newest_half(
+        self, tmp_path: Path, mlflow_server: str
+    ) -> None:
+        stream = write_stream(tmp_path, changes=True)
+        moved = pl.col("at") >= CHANGE
+        rows = stream.rows.with_columns(
+            [pl.when(moved).then(pl.col(name) + 9.0).otherwise(pl.col(name)) for name in ("distance", "hour")]
+        )
+        short = Stream(replace(stream.config, name="gated"), rows, stream.windows[2:7])
+        result = replay_one(short, "gated", tmp_path / "gated", mlflow_server)
+        promoted = [item for item in result.windows if item.promoted]
+        assert [item.window.start for item in promoted] == [CHANGE]
+        with Ledger.open(f"sqlite:///{tmp_path / 'gated' / 'ledger.db'}") as ledger:
+            (training,) = ledger.entries(kind=EntryKind.TRAINING, limit=1)
+        assert training.payload["holdout"] == {
+            "start": "2020-02-25T00:00:00Z",
+            "end": "2020-03-01T00:00:00Z",
+        }
+
     def test_a_policy_of_your_own_decides(self, tmp_path: Path, mlflow_server: str) -> None:
         stream = write_stream(tmp_path, changes=True)
         result = replay_one(stream, "airflow_mlops.replay.policies:always", tmp_path / "own", mlflow_server)
         assert result.promotions == len(result.windows) - 1
+
+    def test_a_policy_of_your_own_sees_all_that_there_is_to_see(
+        self, tmp_path: Path, mlflow_server: str
+    ) -> None:
+        stream = write_stream(tmp_path, changes=False)
+        short = Stream(replace(stream.config, name="seen"), stream.rows, stream.windows[:5])
+        result = replay_one(short, f"{__name__}:sees_everything", tmp_path / "own", mlflow_server)
+        assert result.windows[0].reason.endswith("seen")
+
+
+def sees_everything(evidence: Sequence[WindowEvidence], *_: Any, **__: Any) -> list[RetrainingDecision]:
+    assert all(item.performance and item.drift and item.challengers for item in evidence)
+    return [
+        RetrainingDecision(window=item.window, outcome=Outcome.NOTHING, reason="seen") for item in evidence
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policies", "files", "why"),
+    [
+        (["never", "alway"], ["fares.toml"], "'alway' is not an import path"),
+        (["never", "math:hypothesis"], ["fares.toml"], "'math' has no 'hypothesis'"),
+        (["never"], ["fares.toml", "fares.toml"], "two streams have the name fares"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(
+    tmp_path: Path, policies: list[str], files: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_stream(tmp_path, changes=False)
+    workspace = tmp_path / "replay"
+    assert run([tmp_path / file for file in files], policies=policies, workspace=workspace) == 1
+    assert why in capsys.readouterr().out
+    assert not workspace.exists()
 
 
 class TestHurtingStreams:

@@ -488,6 +488,9 @@ def test_recent_rows_count_more(table: str, services: Services) -> None:
     recent = run_step("train", spec(table, "recency", half_life_days=3, weight_column="w"), services)
     assert plain["metric_value"] > 5.0
     assert recent["metric_value"] < 1.0
+    again = run_step("train", spec(table, "recency", experiment="recency again"), services)
+    digests = [item["training_digest"] for item in (plain, again, recent)]
+    assert (again["reused"], digests[0] == digests[1], digests[1] == digests[2]) == (False, True, False)
 
 
 def test_mistakes_are_named_before_anything_runs(table: str, services: Services) -> None:

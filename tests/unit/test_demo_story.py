@@ -119,7 +119,7 @@ def test_a_data_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.C
 def test_windows_must_be_a_count(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
         main(["demo", "--windows", "0"])
-    assert "'0' is no whole number from 1" in capsys.readouterr().err
+    assert "'0' is no whole number from 1 to" in capsys.readouterr().err
 
 
 def test_the_ledger_is_made_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

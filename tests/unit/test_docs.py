@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -187,3 +188,11 @@ def test_the_policy_of_the_page_decides_what_it_says():
         evidence[1:2], RetrainingHistory(), RetrainingPolicy(), previous_checks=evidence[:1]
     )
     assert (once.outcome, once.training) == ("alert", None)
+    apart = [evidence[1], replace(evidence[0], window=windows[1]), evidence[2]]
+    apart[0] = replace(apart[0], window=windows[0])
+    decisions = made["careful"](apart, RetrainingHistory(), RetrainingPolicy())
+    assert [decision.outcome for decision in decisions] == [
+        "alert",
+        "nothing",
+        "alert",
+    ]  # nothing is covered by no retraining

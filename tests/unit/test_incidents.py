@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 from collections import Counter
@@ -136,6 +137,12 @@ class TestStory:
     def test_a_policy_that_makes_no_sense(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="at least 1"):
             IncidentPolicy(**wrong)
+
+    @pytest.mark.parametrize("name", ["reminder_days", "labels_overdue_days", "unfinished_days"])
+    @pytest.mark.parametrize("value", [-1.0, math.nan])
+    def test_a_time_below_zero_is_none(self, name: str, value: float) -> None:
+        with pytest.raises(ValueError, match=f"{name}=.* is no time"):
+            IncidentPolicy(**{name: value})
 
     def test_the_name_of_an_incident_fits_whatever_the_model_is_called(self) -> None:
         names = set()
@@ -278,8 +285,25 @@ def test_labels_are_overdue_after_two_weeks_unless_there_are_none_to_come() -> N
 
 
 def test_more_windows_without_labels_are_worse() -> None:
-    overdue = [finding(index, index != 2, None, Cause.LABELS) for index in range(5)]
-    assert [item.level for item in count_overdue(overdue)] == [1.0, 2.0, None, 1.0, 2.0]
+    overdue = [finding(index, index > 1, None, Cause.LABELS) for index in range(5)]
+    assert [item.level for item in count_overdue(overdue)] == [None, None, 1.0, 2.0, 3.0]
+
+
+def test_labels_are_not_here_again_while_an_older_window_waits_for_its_own() -> None:
+    story: list[IncidentEvent] = []
+
+    def look(*late: bool) -> list[str]:
+        found = count_overdue(
+            finding(index, bad, None, Cause.LABELS) for index, bad in enumerate(late, start=1)
+        )
+        new = next_events("m", Cause.LABELS, found, story, POLICY)
+        story.extend(new)
+        return [f"{event.kind} {event.window.start:%d}" for event in new]
+
+    assert look(True, True, True) == ["opened 02", "worsened 03", "worsened 04"]
+    assert look(True, True, False) == []
+    assert look(True, False, False, False) == []
+    assert look(False, False, False, False) == ["recovered 04"]
 
 
 def test_drift_is_as_bad_as_its_share_of_inputs() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -144,6 +145,7 @@ class World:
                 "trials": 0,
                 "metric": "mae",
                 "metric_value": 0.5,
+                "training_digest": f"sha256:{other.get('estimator', run)}",
                 "reused": False,
             }
             | other
@@ -361,7 +363,15 @@ def test_a_persons_word_expires(world: World) -> None:
         ),
         ({"by": " "}, "vouched for by nobody"),
         ({"evidence": "trust me"}, "'trust me' is no link"),
-        ({"days": 0.0}, "never counts"),
+        ({"evidence": "https://      "}, "is no link"),
+        ({"evidence": "https://[oops/review"}, "is no link"),
+        (
+            {"evidence": "https://anna:s3cret@ci.example/job"},
+            "at ci.example holds a login: give the address without",
+        ),
+        ({"days": 0.0}, "can't count for 0 days"),
+        ({"days": math.nan}, "can't count for nan days"),
+        ({"days": 1e12}, "give more than 0 and at most 36,525"),
     ],
 )
 def test_what_is_no_attestation_is_refused(world: World, given: dict[str, Any], message: str) -> None:
@@ -543,6 +553,36 @@ def test_a_repeated_training_once_is_half(world: World) -> None:
     world.train("c", estimator="lib.same", dataset=replace(DATASET, dataset_digest="sha256:2"))
     told = world.points()["infra-1"]
     assert (told.points, told.sentence.partition("; ")[2]) == (0.5, "once is not recurring")
+
+
+def test_models_of_other_weights_or_columns_are_no_repetition(world: World) -> None:
+    """As `retrain_on_drift` trains challengers: the same rows and parameters, by two recipes."""
+    world.train("recent", recipe="recent", training_digest="sha256:recent")
+    world.train("all", recipe="all", training_digest="sha256:all", metric_value=0.7)
+    world.train("also", recipe="also", training_digest="sha256:also")
+    told = world.points()["infra-1"]
+    assert (told.points, told.concern, told.sentence) == (0.0, None, "no training was ever repeated")
+
+
+def test_a_training_that_does_not_say_how_it_was_made_is_nobodys_repetition(world: World) -> None:
+    repeated(world)
+    world.train("old", estimator="lib.1", training_digest=None, metric_value=0.7)
+    assert world.points()["infra-1"].points == 1.0
+
+
+def test_a_window_that_was_not_compared_tells_nothing(world: World) -> None:
+    result = ChallengersResult(
+        model_name="m", window=window(NEWEST), metric="mae", check=None, reason="not compared"
+    )
+    world.write(EntryKind.CHALLENGER_CHECK, to_dict(result), index=NEWEST)
+    assert world.points()["model-4"].points == 0.0
+
+
+@pytest.mark.parametrize("name", ["maximum_windows", "maximum_days", "release_days", "attestation_days"])
+@pytest.mark.parametrize("value", [0, -1, math.nan])
+def test_a_policy_by_which_nothing_counts_names_the_field(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is .*give more than 0"):
+        ScorePolicy(**{name: value})
 
 
 def test_a_rollback_that_never_served_is_half(world: World) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -94,6 +96,33 @@ class TestBlackout:
         assert weekend.until(later + timedelta(hours=60)) is None
         assert weekend.until(later + timedelta(hours=59)) is not None
 
+    def test_a_weekly_one_follows_the_clock_on_the_wall(self) -> None:
+        told = {"start": "2026-01-02T17:00:00+01:00", "end": "2026-01-05T07:00:00+01:00", "repeat": "week"}
+        berlin = from_dict(Blackout, told | {"time_zone": "Europe/Berlin"})
+        fixed, zone = from_dict(Blackout, told), ZoneInfo("Europe/Berlin")
+        friday, monday = datetime(2026, 7, 3, 17, tzinfo=zone), datetime(2026, 7, 6, 7, tzinfo=zone)
+        minute = timedelta(minutes=1)
+        for now, inside in (
+            (friday - minute, False),
+            (friday, True),
+            (monday - minute, True),
+            (monday, False),
+        ):
+            assert (berlin.until(now.astimezone(UTC)) == monday) is inside
+        assert fixed.until(friday.astimezone(UTC)) is None  # 16:00 by the offset of its start
+        assert fixed.until(monday.astimezone(UTC)) is not None
+        # The same in Python, where a time knows its zone; and over the night in which summer time begins.
+        own = Blackout(
+            start=datetime(2026, 1, 2, 17, tzinfo=zone),
+            end=datetime(2026, 1, 5, 7, tzinfo=zone),
+            repeat="week",
+        )
+        assert own.until(friday.astimezone(UTC)) == monday
+        spring = datetime(
+            2026, 3, 30, 4, 59, tzinfo=UTC
+        )  # a Monday, 6:59 by the clock that has just been put forward
+        assert (berlin.until(spring), berlin.until(spring + minute)) == (spring + minute, None)
+
     def test_none_before_the_first(self) -> None:
         weekend = Blackout(start=self.FRIDAY, end=self.FRIDAY + timedelta(hours=60), repeat="week")
         assert weekend.until(self.FRIDAY - timedelta(weeks=1)) is None
@@ -120,6 +149,10 @@ class TestBlackout:
     def test_what_makes_no_sense(self, start: datetime, end: datetime, repeat: Any, why: str) -> None:
         with pytest.raises(ValueError, match=why):
             Blackout(start=start, end=end, repeat=repeat)
+
+    def test_a_zone_that_is_not_there(self) -> None:
+        with pytest.raises(ValueError, match="there is no time zone 'Berlin', write it as Europe/Berlin"):
+            Blackout(start=self.FRIDAY, end=self.FRIDAY + timedelta(days=1), time_zone="Berlin")
 
 
 class TestRejections:
@@ -216,6 +249,10 @@ class TestEstimate:
         {"maximum_age_days": 0.0},
         {"minimum_new_rows": -1},
         {"rejections_before_pause": 0},
+        {"patience_days": 1e9},
+        {"patience_days": math.nan},
+        {"cool_down_days": math.inf},
+        {"cost": math.nan},
     ],
 )
 def test_a_policy_that_makes_no_sense_names_the_field(wrong: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -400,3 +401,16 @@ def test_the_command_prints_a_table(url: str, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)[0]["state"] == "unmeasured"
     assert main(["timeline", "nobody", "--ledger", url]) == 0
     assert "knows nothing of nobody" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [["timeline"], ["timeline", "m"], ["what-if", "m"], ["who-was-champion", "m"], ["score", "m"]]
+)
+def test_who_asks_a_ledger_that_is_not_there_is_told_and_makes_none(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "typo" / "ledger.db"
+    assert main([*command, "--ledger", f"sqlite:///{path}"]) == 1
+    assert f"there is no ledger at {path}: check the URL" in capsys.readouterr().err
+    assert main(["ledger", f"sqlite:///{path}"]) == 1
+    assert not path.parent.exists()

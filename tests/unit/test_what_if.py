@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_mlops.cli import main
 from airflow_mlops.core.codec import from_dict
-from airflow_mlops.core.retraining import Outcome, RetrainingPolicy
+from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy, TrainingChoice
 from airflow_mlops.exceptions import InsufficientDataError
-from airflow_mlops.ledger import Ledger
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.replay.what_if import policy_of, what_if, what_if_text
-from tests.histories import History, random_policy
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+from tests.histories import History, random_policy, window
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 
 
 @pytest.fixture
@@ -83,6 +91,64 @@ class TestAnotherPolicy:
         assert "no window of 'nobody' has been decided yet" in capsys.readouterr().err
 
 
+def takes_back(
+    evidence: Sequence[WindowEvidence], history: RetrainingHistory, *_: Any, **__: Any
+) -> list[RetrainingDecision]:
+    """See a change in the first window, take it back in the second, and say in the third how it stands."""
+    (item,) = evidence
+    training = TrainingChoice(start=item.window.start, end=item.window.end, half_life_days=None, why="")
+    if item.window == window(0):
+        training = replace(training, change=item.window.start)
+    elif item.window == window(1):
+        training = replace(training, undoes_change=True)
+    else:
+        outcome = Outcome.NOTHING if history.world_since is None else Outcome.ALERT
+        return [RetrainingDecision(window=item.window, outcome=outcome, reason="")]
+    return [RetrainingDecision(window=item.window, outcome=Outcome.RETRAIN, reason="", training=training)]
+
+
+def test_a_change_that_was_taken_back_is_taken_back_here_too(url: str) -> None:
+    path = f"{__name__}:takes_back"
+    with Ledger.open(url) as ledger:
+        for index in range(3):
+            about: dict[str, Any] = {"model_name": "m", "subject": None, "summary": "", "actor": "test"}
+            at = window(index).end
+            check = LedgerEntry(
+                kind=EntryKind.PERFORMANCE_CHECK,
+                key=str(index),
+                window=window(index),
+                payload={"measured": True, "row_count": 9},
+                recorded_at=at,
+                **about,
+            )
+            ledger.record(check)
+            spec = {"model_name": "m", "actor": "a", "now": at.isoformat(), "decide": path}
+            told = run_step(
+                "retraining", spec | {"required_checks": ["performance_check"]}, Services(ledger_url=url)
+            )
+            if told["retrain"]:
+                payload = {"alias": "champion", "model_version": "1", "decision_key": told["decision_key"]}
+                promotion = LedgerEntry(
+                    kind=EntryKind.PROMOTION,
+                    key=str(index),
+                    window=None,
+                    payload=payload,
+                    recorded_at=at,
+                    **about,
+                )
+                ledger.record(promotion)
+                outcome = replace(
+                    promotion,
+                    kind=EntryKind.RETRAINING_OUTCOME,
+                    key=told["decision_key"],
+                    payload={"outcome": "promoted"},
+                )
+                ledger.record(outcome)
+        found = what_if(ledger, "m", RetrainingPolicy(), decide=path)
+    assert [item.was for item in found.windows] == ["retrain", "retrain", "nothing"]
+    assert [item for item in found.windows if item.differs] == []
+
+
 def test_a_model_nobody_decided_on(url: str) -> None:
     with (
         Ledger.open(url) as ledger,
@@ -97,8 +163,10 @@ def test_a_model_nobody_decided_on(url: str) -> None:
         ("budget", "sets nothing"),
         ("budget=none", "budget"),
         ("challengers.memry=1", "has no challengers.memry"),
+        ("challengers=1 challengers.memory=0.5", "reaches into 'challengers', which was set to 1 before"),
+        ("patience_days=1e9", "patience_days is 1e"),
     ],
 )
 def test_settings_that_make_no_sense(setting: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        policy_of([setting])
+        policy_of(setting.split())

@@ -1,0 +1,213 @@
+"""Deciders beside each other, killed, or woken in a blackout: what one has decided counts for the next."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from airflow_mlops.core.retraining import decide_retraining
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+from tests.histories import START, window
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/ledger.db"
+
+
+def write(
+    ledger: Ledger, kind: EntryKind, at: datetime, *, index: int | None = None, **payload: Any
+) -> LedgerEntry:
+    entry = LedgerEntry(
+        kind=kind,
+        key=f"m|{window(index).key}" if index is not None else f"m|{at}",
+        model_name="m",
+        window=window(index) if index is not None else None,
+        subject=None,
+        summary=str(kind),
+        payload=payload,
+        actor="test",
+        recorded_at=at,
+    )
+    return ledger.record(entry).entry
+
+
+def check(ledger: Ledger, index: int) -> None:
+    """A window in which the champion was bad."""
+    grade = {"measured": True, "degraded": True, "reason": "graded", "row_count": 5000}
+    drift = {"drifted": False, "headline": "inputs", "row_count": 5000}
+    write(ledger, EntryKind.PERFORMANCE_CHECK, window(index).end, index=index, **grade)
+    write(ledger, EntryKind.DRIFT_CHECK, window(index).end, index=index, **drift)
+
+
+def decide(url: str, now: datetime, *, actor: str = "a", **more: Any) -> dict[str, Any]:
+    spec = {"model_name": "m", "actor": actor, "now": now.isoformat(), **more}
+    return run_step("retraining", spec, Services(ledger_url=url))
+
+
+class TestTwoAtOnce:
+    """The second one has read two windows when the first, which saw one, writes."""
+
+    first_has_read, second_has_read, first_is_done = (threading.Event() for _ in range(3))
+
+    @classmethod
+    def first(cls, *args: Any, **more: Any) -> Any:
+        found = decide_retraining(*args, **more)
+        cls.first_has_read.set()
+        assert cls.second_has_read.wait(30)
+        return found
+
+    @classmethod
+    def second(cls, *args: Any, **more: Any) -> Any:
+        found = decide_retraining(*args, **more)
+        cls.second_has_read.set()
+        assert cls.first_is_done.wait(30)
+        return found
+
+    @pytest.mark.parametrize(
+        ("policy", "why"),
+        [
+            ({"budget": 1, "budget_days": 365}, "the budget of 1"),
+            ({"cool_down_days": 100}, "it is cooling down"),
+        ],
+    )
+    def test_what_the_faster_one_decided_counts(self, url: str, policy: dict[str, Any], why: str) -> None:
+        for event in (self.first_has_read, self.second_has_read, self.first_is_done):
+            event.clear()
+
+        def run_first() -> None:
+            decide(url, window(3).end, actor="first", policy=policy, decide=f"{__name__}:first")
+            self.first_is_done.set()
+
+        with Ledger.open(url) as ledger:
+            check(ledger, 0)
+            thread = threading.Thread(target=run_first)
+            thread.start()
+            assert self.first_has_read.wait(30)
+            check(ledger, 1)
+            told = decide(url, window(3).end, actor="second", policy=policy, decide=f"{__name__}:second")
+            thread.join(30)
+            made = ledger.entries(kind=EntryKind.RETRAINING_DECISION, newest_first=False)
+        assert [(entry.actor, entry.payload["outcome"]) for entry in made] == [
+            ("first", "retrain"),
+            ("second", "alert"),
+        ]
+        assert why in made[1].payload["reason"]
+        assert [item["outcome"] for item in told["decisions"]] == ["alert"]
+        assert told["decision_key"] == made[0].key  # what is open is the first one's
+
+
+first, second = TestTwoAtOnce.first, TestTwoAtOnce.second
+
+
+class TestBlackout:
+    FREEZE: ClassVar = {
+        "blackouts": [
+            {
+                "start": window(2).start.isoformat(),
+                "end": window(3).start.isoformat(),
+                "why": "year's end",
+            }
+        ]
+    }
+    BEFORE, INSIDE, AFTER = window(1).start, window(2).start + timedelta(days=1), window(3).start
+
+    def test_a_retraining_decided_before_is_not_taken_up_inside(self, url: str) -> None:
+        with Ledger.open(url) as ledger:
+            check(ledger, 0)
+        assert decide(url, self.BEFORE, policy=self.FREEZE)["retrain"]
+        inside = decide(url, self.INSIDE, policy=self.FREEZE)
+        assert not inside["retrain"]
+        assert inside["reason"].endswith(
+            "[2024-01-01, 2024-01-11) has to wait until 2024-01-31 00:00 UTC: year's end"
+        )
+        after = decide(url, self.AFTER, policy=self.FREEZE)
+        assert (after["retrain"], after["resumed"]) == (True, True)
+
+    def test_nor_is_what_was_promoted_before_deployed_inside(self, url: str) -> None:
+        with Ledger.open(url) as ledger:
+            check(ledger, 0)
+            key = decide(url, self.BEFORE, policy=self.FREEZE)["decision_key"]
+            promotion = LedgerEntry(
+                kind=EntryKind.PROMOTION,
+                key="p",
+                model_name="m",
+                window=None,
+                subject="2",
+                summary="promoted",
+                payload={"alias": "champion", "model_version": "2", "decision_key": key},
+                actor="test",
+                recorded_at=self.BEFORE,
+            )
+            ledger.move_alias(
+                model_name="m", alias="champion", model_version="2", expected_version=None, entry=promotion
+            )
+        assert not decide(url, self.INSIDE, policy=self.FREEZE)["deploy"]
+        assert decide(url, self.AFTER, policy=self.FREEZE)["deploy"]
+
+    def test_a_postponed_window_does_not_wait_for_labels(self, url: str) -> None:
+        with Ledger.open(url) as ledger:
+            check(ledger, 0)
+        assert decide(url, self.INSIDE, policy=self.FREEZE)["reason"].startswith(
+            "[2024-01-01, 2024-01-11) is postponed: graded"
+        )
+
+
+def test_a_promotion_that_was_never_deployed_is_no_defeat(url: str) -> None:
+    """Two retrainings lost, the third won and its deployment failed: the fourth has no reason to pause."""
+    with Ledger.open(url) as ledger:
+        for index in range(4):
+            check(ledger, index)
+            told = decide(url, window(index).end, policy={"rejections_before_pause": 3})
+            assert told["retrain"], told["reason"]
+            key = told["decision_key"]
+            payload = {"alias": "champion", "model_version": "2", "decision_key": key}
+            if index == 2:
+                write(ledger, EntryKind.PROMOTION, window(index).end, **payload)
+                continue
+            lost = LedgerEntry(
+                kind=EntryKind.RETRAINING_OUTCOME,
+                key=key,
+                model_name="m",
+                window=None,
+                subject=None,
+                summary="",
+                payload={"outcome": "reject"},
+                actor="test",
+                recorded_at=window(index).end,
+            )
+            ledger.record(lost)
+        check(ledger, 4)
+    assert decide(url, window(4).end, policy={"rejections_before_pause": 3})["retrain"]
+
+
+def test_a_new_challenger_makes_the_champion_no_younger(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        for days, alias in ((0, "champion"), (300, "shadow")):
+            at = START + timedelta(days=days)
+            entry = LedgerEntry(
+                kind=EntryKind.PROMOTION,
+                key=alias,
+                model_name="m",
+                window=None,
+                subject="1",
+                summary="",
+                payload={"alias": alias, "model_version": "1"},
+                actor="test",
+                recorded_at=at,
+            )
+            ledger.move_alias(
+                model_name="m", alias=alias, model_version="1", expected_version=None, entry=entry
+            )
+        grade = {"measured": True, "degraded": False, "reason": "graded", "row_count": 5000}
+        write(ledger, EntryKind.PERFORMANCE_CHECK, window(30).end, index=30, **grade)
+    policy = {"maximum_age_days": 92}
+    told = decide(url, window(30).end, policy=policy, required_checks=["performance_check"])
+    assert told["retrain"]
+    assert "the last retraining was 310 days ago" in told["reason"]
