@@ -87,6 +87,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "six": lambda random, n: random.integers(0, 6, n).astype(float),
     "few": lambda random, n: random.choice([0.0, 1.0, 2.0], n),
     "two": lambda random, n: random.choice([0.0, 1.0], n),
+    "neighbors": lambda random, n: random.choice([0.1, 0.2, 0.3, 0.1 + 0.2], n),
     "one": lambda random, n: np.full(n, 3.0),
     "words": lambda random, n: random.choice(["a", "b", "c", "d"], n, p=[0.6, 0.3, 0.09, 0.01]),
     "yes and no": lambda random, n: random.choice(["yes", "no"], n, p=[0.7, 0.3]),
