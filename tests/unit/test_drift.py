@@ -580,6 +580,15 @@ class TestSkew:
         assert "k: 5.0% new categories, such as new" in {item.sentence for item in found}
         assert find_skew(reference, profile_frame(trained, **kinds, like=reference)) == ()
 
+    def test_rare_categories_of_the_training_are_not_called_new(self) -> None:
+        words = [f"u{number}" for number in range(5000)]
+        reference = profile_frame(pl.DataFrame({"v": words}), categorical=["v"])
+        current = profile_frame(pl.DataFrame({"v": sorted(words)[-500:]}), categorical=["v"], like=reference)
+        (found,) = find_skew(reference, current)
+        assert found.kind == "unseen"
+        assert "in categories beyond the 1000 most frequent ones" in found.sentence
+        assert found.sentence.endswith("80.0% in training: rare, or new")
+
 
 class TestWindows:
     def test_months_are_calendar_months_and_weeks_are_weeks(self) -> None:
