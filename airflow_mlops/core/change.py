@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.resampling import best_block_length
+from airflow_mlops.core.resampling import best_block_length, require_level
 
 Array = NDArray[Any]
 
@@ -68,6 +68,15 @@ class ChangePolicy:
     tolerated_share: float = 0.05
     false_alarm_rate: float = 0.002
     memory_windows: int = 24
+
+    def __post_init__(self) -> None:
+        require_level("false_alarm_rate", self.false_alarm_rate)
+        if not 0.0 <= self.tolerated_share < math.inf:
+            raise ValueError(
+                f"tolerated_share is {self.tolerated_share}: give a share from 0 on, such as 0.05"
+            )
+        if self.memory_windows < 1:
+            raise ValueError(f"memory_windows is {self.memory_windows}: give a number of windows from 1 on")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

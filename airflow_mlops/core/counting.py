@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,8 @@ LARGEST = 1e150
 #: Values without a cell of their own that are kept by name: those with the smallest hashes, so that it does not matter
 #: which part of the rows was seen first.
 UNSEEN_NAMED = 20
+#: Characters of a category that is kept as it is.
+LONGEST_NAME = 80
 #: Up to so many distinct reference numbers, new numbers are kept by name as new categories are.
 FEW_POINTS = 20
 
@@ -107,13 +110,25 @@ def count_categories(column: pl.Series, layout: ColumnLayout) -> CountedCategori
 
 
 def category_counts(column: pl.Series) -> dict[str, int]:
-    """Count a column's values as text; nulls are left out."""
+    """Count a column's values as text, long ones by a name; nulls and NaN are left out."""
     import polars as pl
 
-    counted = column.drop_nulls().value_counts(name="rows")
+    known = column.fill_nan(None) if column.dtype.is_float() else column
+    counted = known.drop_nulls().value_counts(name="rows")
     values = counted.to_series(0)
     texts = values if values.dtype == pl.String else values.cast(pl.String)
-    return dict(zip(texts.to_list(), counted["rows"].to_list(), strict=True))
+    names = texts.to_list()
+    if (texts.str.len_chars() > LONGEST_NAME).any():
+        names = [_name(text) for text in names]
+    return dict(zip(names, counted["rows"].to_list(), strict=True))
+
+
+def _name(text: str) -> str:
+    """Give a long value a name: its beginning and a digest, so that a thousand documents make no profile of megabytes."""
+    if len(text) <= LONGEST_NAME:
+        return text
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{text[: LONGEST_NAME // 2]}… {digest}"
 
 
 def count_pairs(first: Array, second: Array, layout: ColumnLayout) -> tuple[int, Array]:
@@ -153,11 +168,10 @@ def _new_numbers(ordered: Array, starts: Array, counts: Array, layout: ColumnLay
     if not layout.points or len(layout.edges) > 2 * FEW_POINTS:
         return {}
     new: dict[str, int] = {}
-    for cell in range(0, len(counts), 2):  # points and what is between them take turns
-        if counts[cell]:
-            values, rows = np.unique(ordered[starts[cell] : starts[cell] + counts[cell]], return_counts=True)
-            new |= {
-                repr(float(value) + 0.0): int(n)  # no negative zero
-                for value, n in zip(values, rows, strict=True)
-            }
+    for cell in np.flatnonzero((counts > 0) & ~layout.is_point):
+        values, rows = np.unique(ordered[starts[cell] : starts[cell] + counts[cell]], return_counts=True)
+        new |= {
+            repr(float(value) + 0.0): int(n)  # no negative zero
+            for value, n in zip(values, rows, strict=True)
+        }
     return smallest_hashes(new)

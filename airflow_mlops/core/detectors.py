@@ -52,7 +52,7 @@ class Detector:
     rows: Callable[[Array, Array], float] | None = None
 
     def fires(self, value: float, threshold: float) -> bool:
-        """Tell whether a value means drift; one that can't be computed does not."""
+        """Tell whether a value means drift; NaN is no measurement, and whoever judges has to say so."""
         return value <= threshold if self.is_p_value else value >= threshold
 
     def in_doubt(self, measured: Measured, threshold: float) -> bool:
@@ -72,11 +72,21 @@ def find_detector(name: str) -> Detector:
             f"no detector named {name!r}; built in: {', '.join(DETECTORS)}, or give an import path"
         )
     function = load_object(name)
+
+    def measure(reference: ColumnProfile, current: ColumnProfile) -> Measured:
+        try:
+            return known(float(function(reference, current)))
+        except Exception as err:
+            raise ValueError(
+                f"detector {name!r} failed on column {current.name!r}: {type(err).__name__}: {err}; it takes the column's profile "
+                "on both sides and gives a number"
+            ) from err
+
     return Detector(
         name=name,
         threshold=float(getattr(function, "threshold", DISTANCE_THRESHOLD)),
         is_p_value=bool(getattr(function, "is_p_value", False)),
-        profiles=lambda reference, current: known(float(function(reference, current))),
+        profiles=measure,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from airflow_mlops.core.detectors import (
     significance,
 )
 from airflow_mlops.core.profile_columns import ColumnProfile, PairProfile
+from airflow_mlops.core.resampling import require_level
 from airflow_mlops.core.root_cause import describe, shares_of_shift
 from airflow_mlops.core.statistics import Measured, known
 from airflow_mlops.exceptions import InsufficientDataError
@@ -48,8 +50,9 @@ class DriftPolicy:
         the share of windows in which any column is called drifted by accident.
     :param correction: for testing many columns: ``holm`` bounds the chance of any false alarm, however columns depend on each
         other; ``benjamini_hochberg`` bounds the share of false ones among the alarms and finds more; ``none``.
-    :param minimum_rows: fewer values of a column can't be judged (rule of thumb).
-    :param share_threshold: share of drifted columns from which the window counts as drifted.
+    :param minimum_rows: fewer values of a column, on either side, can't be judged (rule of thumb).
+    :param share_threshold: share of drifted columns among those that were judged, from which the window counts as drifted.
+    :raises ValueError: naming the field and what it takes.
     """
 
     rule: Rule = "tested"
@@ -57,6 +60,18 @@ class DriftPolicy:
     correction: Correction = "holm"
     minimum_rows: int = 30
     share_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_level("significance", self.significance)
+        for name, kinds in (("rule", Rule), ("correction", Correction)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose {' or '.join(get_args(kinds))}")
+        if self.minimum_rows < 1:
+            raise ValueError(f"minimum_rows is {self.minimum_rows}: give a number of rows from 1 on")
+        if not 0.0 <= self.share_threshold <= 1.0:
+            raise ValueError(
+                f"share_threshold is {self.share_threshold}: give a share of the inputs, such as 0.5 for half"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +90,7 @@ class FeatureDrift:
     :param p_value: chance of such a difference where nothing changed, corrected for the number of columns; ``None`` under
         Evidently's rule.
     :param share_of_shift: the column's part in the whole shift, in ``[0, 1]``.
-    :param measured: ``False``: there are too few values to judge.
+    :param measured: ``False``: there are too few values to judge, or the detector gave no number.
     """
 
     feature: str
@@ -94,11 +109,17 @@ class FeatureDrift:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriftReport:
-    """All columns' comparisons, those that drifted first, largest part in the shift first."""
+    """All columns' comparisons, those that drifted first, largest part in the shift first.
+
+    :param feature_count: columns, pairs not among them.
+    :param measured_count: of them, those that could be judged.
+    :param drifted_share: share of drifted columns among those that could be judged.
+    """
 
     features: tuple[FeatureDrift, ...]
     drifted_count: int
     feature_count: int
+    measured_count: int
     drifted_share: float
     drifted: bool
     headline: str
@@ -136,10 +157,13 @@ def compare_profiles(
     :param policy: when a column, and when the window has drifted.
     :param read_rows: reads a column's values where only they can tell on which side of its threshold a statistic is.
     :param what: what the columns are, for the headline.
-    :raises InsufficientDataError: the current window has no rows, or fewer than the policy needs; that is not "no drift".
+    :raises InsufficientDataError: one of the sides has no rows, or fewer than the policy needs, or no column can be judged; that is
+        not "no drift".
+    :raises ValueError: a detector or a threshold is for no column, or can't be one.
     """
     policy = policy or DriftPolicy()
     _require_rows(reference, current, policy)
+    _require_choices(current.names, detector, thresholds or {})
     compared = [
         _compare(
             reference.column(column.name),
@@ -151,21 +175,24 @@ def compare_profiles(
         for column in current.columns
     ]
     features = _judge(compared, policy)
-    columns = [
-        item
-        for item, part in zip(features, compared, strict=True)
-        if not isinstance(part.current, PairProfile)
-    ]
-    drifted = [item for item in columns if item.drifted]
-    share = len(drifted) / len(columns) if columns else 0.0
+    pairs = {part.current.name for part in compared if isinstance(part.current, PairProfile)}
     features.sort(key=lambda item: (item.drifted, item.share_of_shift), reverse=True)
+    columns = [item for item in features if item.feature not in pairs]
+    judged = [item for item in columns if item.measured]
+    if not judged:
+        raise InsufficientDataError(
+            f"none of {len(columns)} {what} can be judged: {_unmeasured(columns, policy)}"
+        )
+    drifted = [item for item in judged if item.drifted]
+    share = len(drifted) / len(judged)
     return DriftReport(
         features=tuple(features),
         drifted_count=len(drifted),
         feature_count=len(columns),
+        measured_count=len(judged),
         drifted_share=share,
         drifted=bool(drifted) and share >= policy.share_threshold,
-        headline=_headline([item for item in features if item.drifted], len(columns), what),
+        headline=_headline(columns, [item for item in features if item.feature in pairs], what),
     )
 
 
@@ -197,11 +224,31 @@ def _require_rows(reference: Profile, current: Profile, policy: DriftPolicy) -> 
         raise InsufficientDataError("the current window has no rows; drift can't be judged")
     if reference.row_count == 0:
         raise InsufficientDataError("the reference has no rows; drift can't be judged")
-    if policy.rule == "tested" and current.row_count < policy.minimum_rows:
-        raise InsufficientDataError(
-            f"the current window has {current.row_count} rows, {policy.minimum_rows} are needed to judge drift: take a longer "
-            "window, or lower minimum_rows"
-        )
+    if policy.rule != "tested":
+        return
+    for side, rows in (("current window", current.row_count), ("reference", reference.row_count)):
+        if rows < policy.minimum_rows:
+            raise InsufficientDataError(
+                f"the {side} has {rows} rows, {policy.minimum_rows} are needed to judge drift: take a longer window, or lower "
+                "minimum_rows"
+            )
+
+
+def _require_choices(names: Sequence[str], detector: DetectorChoice, thresholds: Mapping[str, float]) -> None:
+    """Refuse what is meant for a column that is not there: a mistyped name would be judged by another rule in silence."""
+    by_column = {
+        "detector": {} if isinstance(detector, str) or detector is None else detector,
+        "threshold": thresholds,
+    }
+    for kind, chosen in by_column.items():
+        unknown = [name for name in chosen if name not in names]
+        if unknown:
+            raise ValueError(
+                f"a {kind} is given for {unknown[0]!r}, which is not compared; there are {', '.join(names)}"
+            )
+    for name, threshold in thresholds.items():
+        if not 0.0 < threshold < math.inf:
+            raise ValueError(f"the threshold of {name!r} is {threshold}: give a number above zero")
 
 
 def _chosen(
@@ -287,15 +334,20 @@ def _measure(
 def _judge(compared: Sequence[_Compared], policy: DriftPolicy) -> list[FeatureDrift]:
     """Judge all columns together."""
     tested = policy.rule == "tested"
-    p_values = adjusted_p_values([item.p_value for item in compared], policy.correction)
-    parts = shares_of_shift([item.effect for item in compared])
+    enough = [_can_be_judged(item, policy) for item in compared]
+    corrected = iter(
+        adjusted_p_values(
+            [item.p_value for item, use in zip(compared, enough, strict=True) if use], policy.correction
+        )
+    )
+    parts = shares_of_shift([item.effect if use else 0.0 for item, use in zip(compared, enough, strict=True)])
     judged = []
-    for item, p_value, part in zip(compared, p_values, parts, strict=True):
-        fires = item.detector.fires(item.measured.value, item.threshold)
-        enough = not tested or item.current.row_count >= policy.minimum_rows
+    for item, use, part in zip(compared, enough, parts, strict=True):
+        p_value = next(corrected) if use else 1.0
+        fires = use and item.detector.fires(item.measured.value, item.threshold)
         if tested:
             large = item.effect >= 1.0 if item.detector.is_p_value else fires
-            fires = enough and large and p_value <= policy.significance
+            fires = use and large and p_value <= policy.significance
         sentence = describe(item.reference, item.current)
         judged.append(
             FeatureDrift(
@@ -308,16 +360,44 @@ def _judge(compared: Sequence[_Compared], policy: DriftPolicy) -> list[FeatureDr
                 low=item.measured.low,
                 high=item.measured.high,
                 exact=item.measured.exact,
-                p_value=p_value if tested else None,
+                p_value=p_value if tested and use else None,
                 share_of_shift=part,
-                measured=enough,
+                measured=use,
             )
         )
     return judged
 
 
-def _headline(drifted: list[FeatureDrift], count: int, what: str) -> str:
-    if not drifted:
-        return f"none of {count} {what} moved"
-    shown = ", ".join(item.sentence for item in drifted[:3])
-    return f"{len(drifted)} of {count} {what} moved ({shown})"
+def _can_be_judged(item: _Compared, policy: DriftPolicy) -> bool:
+    """Tell whether there is a number, and under the tested rule enough values; a column that is all gone has been judged."""
+    if math.isnan(item.measured.value):
+        return False
+    values = (item.reference.count, item.current.count)
+    return policy.rule != "tested" or min(values) == 0 or min(values) >= policy.minimum_rows
+
+
+def _headline(columns: Sequence[FeatureDrift], pairs: Sequence[FeatureDrift], what: str) -> str:
+    drifted = [item for item in columns if item.drifted]
+    unmeasured = [item.feature for item in columns if not item.measured]
+    parts = [f"{len(drifted) or 'none'} of {len(columns) - len(unmeasured)} {what} moved"]
+    if drifted:
+        parts[0] += f" ({', '.join(item.sentence for item in drifted[:3])})"
+    if apart := [item.feature for item in pairs if item.drifted]:
+        parts.append(f"columns that go together differently: {_named(apart)}")
+    if unmeasured:
+        parts.append(f"{len(unmeasured)} could not be judged ({_named(unmeasured)})")
+    return "; ".join(parts)
+
+
+def _unmeasured(columns: Sequence[FeatureDrift], policy: DriftPolicy) -> str:
+    """Say why columns could not be judged, and what to do."""
+    without = [f"{item.feature} (by {item.detector})" for item in columns if math.isnan(item.statistic)]
+    if without:
+        return f"the detector gave no number for {_named(without)}; choose another one"
+    names = _named([item.feature for item in columns])
+    return f"fewer than {policy.minimum_rows} values of {names}; take a longer window, or lower minimum_rows"
+
+
+def _named(names: Iterable[str]) -> str:
+    first, *rest = ", ".join(list(names)[:3]), *list(names)[3:]
+    return f"{first} and {len(rest)} more" if rest else first

@@ -45,6 +45,8 @@ _SHARES = {
     "calibration_error",
 }
 
+_NOT_NEGATIVE = {"log_loss", "brier"}
+
 CalibrationKind = Literal["none", "isotonic", "platt"]
 LabelKind = Literal["text", "integer", "number"]
 
@@ -297,19 +299,29 @@ def estimate_labels(metric: Metric, answers: Predictions, estimation: Estimation
     :param metric: any but ``calibration_error``.
     :param answers: with probabilities, in the order of the classes the calibration was learned for.
     :param estimation: of the model that gave them.
-    :raises InsufficientDataError: no rows, or the metric is not a number on them.
+    :raises InsufficientDataError: no rows, or the metric, its interval or a probability is not a number on them.
     :raises ValueError: the estimation knows no calibration, or the answers no probabilities.
     """
     if estimation.calibration is None or answers.probabilities is None:
         raise ValueError(f"{metric.name} can't be estimated: {estimation.reason or 'no probabilities'}")
+    if not np.isfinite(answers.probabilities).all():
+        raise InsufficientDataError(
+            f"{metric.name} can't be estimated: the model gives probabilities that are no numbers"
+        )
     calibrated = estimation.calibration(answers.probabilities)
     value, deviation = _expected(metric, answers, calibrated, estimation.label_kind)
     reach = t_quantile(0.5 + COVERAGE / 2.0, max(estimation.folds - 1, 1)) * math.hypot(
         deviation, estimation.excess
     )
+    if not math.isfinite(reach):
+        raise InsufficientDataError(
+            f"{metric.name} can't be estimated: how far off {len(answers)} such answers are can't be told"
+        )
     low, high = value - reach, value + reach
     if metric.name in _SHARES:
         low, high = max(low, 0.0), min(high, 1.0)
+    if metric.name in _NOT_NEGATIVE:
+        low = max(low, 0.0)
     return Estimate(metric=metric.name, value=value, low=low, high=high, row_count=len(answers))
 
 
@@ -336,8 +348,11 @@ def _expected(
         _, deviation = _simulated(metric, answers.take(some), likely[some], label_kind, random)
         return _finite(metric, value), deviation * shrink
     value = float(metric.of_sums(_Sums(metric, answers, label_kind).expected(likely)))
-    drawn = _Sums(metric, answers.take(some), label_kind).drawn(likely[some], random)
-    return _finite(metric, value), float(np.nanstd(metric.of_sums(drawn))) * shrink
+    drawn = np.asarray(
+        metric.of_sums(_Sums(metric, answers.take(some), label_kind).drawn(likely[some], random))
+    )
+    known = drawn[np.isfinite(drawn)]
+    return _finite(metric, value), float(np.std(known)) * shrink if len(known) else math.nan
 
 
 def _finite(metric: Metric, value: float) -> float:

@@ -474,11 +474,16 @@ def _users(name: str, function: Callable[[Array, Array], Any]) -> Metric:
         return Metric(
             name=name,
             greater_is_better=greater_is_better,
-            score=lambda graded: float(function(graded.target, graded.native_answers)),
+            score=lambda graded: _asked(name, function, graded, float),
         )
 
     def per_row(graded: Graded) -> Array:
-        return np.asarray(function(graded.target, graded.native_answers), dtype=np.float64)
+        losses: Array = _asked(name, function, graded, lambda given: np.asarray(given, dtype=np.float64))
+        if losses.shape != (len(graded),):
+            raise ValueError(
+                f"metric {name!r} gave values of shape {losses.shape} for {len(graded)} rows: per_row = True promises one per row"
+            )
+        return losses
 
     sign = -1.0 if greater_is_better else 1.0
     return Metric(
@@ -491,6 +496,19 @@ def _users(name: str, function: Callable[[Array, Array], Any]) -> Metric:
         mean_loss=lambda value: sign * value,
         of_mean_loss=(lambda mean: -mean) if greater_is_better else None,
     )
+
+
+def _asked(
+    name: str, function: Callable[[Array, Array], Any], graded: Graded, read: Callable[[Any], Any]
+) -> Any:
+    """Call a user's function and read its answer; what goes wrong names the metric."""
+    try:
+        return read(function(graded.target, graded.native_answers))
+    except Exception as err:
+        raise ValueError(
+            f"metric {name!r} failed on {len(graded)} rows: {type(err).__name__}: {err}; it takes targets and predictions and gives "
+            "a number, or with per_row = True one for each row"
+        ) from err
 
 
 _BUILT_IN = {

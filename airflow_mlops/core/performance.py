@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,9 @@ from airflow_mlops.core.change import ChangePolicy, ChangeReport, WindowLoss, de
 from airflow_mlops.core.estimation import Estimate, EstimatorRecord, GradedEstimate
 from airflow_mlops.core.evaluation import normal_tail
 from airflow_mlops.core.metrics import Metric, MetricValue, resolve_metric
+from airflow_mlops.core.predictions import Graded, Predictions
+from airflow_mlops.core.resampling import Blocks, Resampled, common_factor, require_level, upper_tail
 from airflow_mlops.core.windows import Window
-
-if TYPE_CHECKING:
-    from airflow_mlops.core.predictions import Graded
 
 Array = NDArray[Any]
 
@@ -25,6 +24,10 @@ Array = NDArray[Any]
 _GROUPS = 10
 #: Difference between labelled and waiting answers, in standard errors, from which the first labels are called one-sided.
 _ONE_SIDED = 4.0
+#: Resamples that the error of a metric without a loss per row is estimated from.
+_RESAMPLES = 400
+#: Metrics of the order of the scores, and rows of the rarest label they need to be called worse beyond chance (rule of thumb).
+_RANKING, _RAREST_LABEL = ("roc_auc", "pr_auc"), 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +48,16 @@ class PerformancePolicy:
     minimum_labelled_share: float = 0.8
     maturity_days: float = 90.0
     change: ChangePolicy = field(default_factory=ChangePolicy)
+
+    def __post_init__(self) -> None:
+        require_level("significance", self.significance)
+        if not 0.0 <= self.minimum_labelled_share <= 1.0:
+            raise ValueError(
+                f"minimum_labelled_share is {self.minimum_labelled_share}: give a share, such as 0.8 for eighty percent"
+            )
+        for name in ("maximum_relative_change", "minimum_rows", "maturity_days"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 on")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,11 +122,25 @@ class EarlyLabels:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Uncertainty:
+    """How far off a window's metric may be by chance, where it is no mean of losses.
+
+    :param value: the metric, pulled in where few rows decide it.
+    :param standard_error: of it.
+    :param freedom: degrees of freedom of the error.
+    """
+
+    value: float
+    standard_error: float
+    freedom: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PerformanceReport:
     """The judgement.
 
     :param relative_change: worsening relative to the reference, above zero is worse; ``None`` when not measured.
-    :param z_score: of the difference of the mean losses; ``None`` where the metric has no per-row losses.
+    :param z_score: of the difference: of the mean losses, or of a metric that is none; ``None`` where no error is known.
     :param p_value: probability of so large a worsening if nothing had changed (one-sided).
     :param measured: whether there was enough to judge; unmeasured is never "fine".
     :param degraded: worse than tolerated and beyond chance in this window, or a lasting change of the level.
@@ -136,11 +163,15 @@ def judge_performance(
     policy: PerformancePolicy,
     early: EarlyLabels | None = None,
     change: ChangeReport | None = None,
+    reference_count: float | None = None,
+    uncertainty: Uncertainty | None = None,
+    problem: str | None = None,
 ) -> PerformanceReport:
     """Compare the window's metric with the reference.
 
-    The test is Welch's on the mean per-row loss of two independent samples, normal for the row counts at hand. A window that
-    is not worse enough by itself can still be one of a row that together are: see :func:`~airflow_mlops.core.change.detect_change`.
+    The test is Welch's on the mean per-row loss of two independent samples, normal for the row counts at hand; of a metric that
+    is no mean of losses, Student's on the metric itself. A window that is not worse enough by itself can still be one of a row
+    that together are: see :func:`~airflow_mlops.core.change.detect_change`.
 
     Source: Welch, "The generalization of Student's problem when several different population variances are
     involved", Biometrika 34, 1947.
@@ -151,8 +182,14 @@ def judge_performance(
     :param policy: when a change counts.
     :param early: whether the labels that came first are one-sided; if so, the adjusted value has to be degraded, too.
     :param change: what this window and earlier ones say together.
+    :param reference_count: independent losses among the reference's rows; ``None``: all of them are. The window's are taken to
+        depend on each other as much: its own can't tell a change within it from a memory.
+    :param uncertainty: of a metric that is no mean of losses, see :func:`uncertainty_of`.
+    :param problem: why there is no metric where there are labels.
     """
     short = _too_little(current.row_count if current else 0, labelled_share, policy)
+    if problem is not None and labelled_share >= policy.minimum_labelled_share:
+        short = problem
     if current is None or short is not None:
         return PerformanceReport(
             relative_change=None,
@@ -163,14 +200,14 @@ def judge_performance(
             reason=f"performance not measured: {short or 'no labelled rows'}",
         )
     worsening = relative_worsening(current.value, reference)
-    z_score = _z_score(current, reference)
-    p_value = normal_tail(z_score) if z_score is not None else None
+    z_score, p_value = _test(current, reference, reference_count, uncertainty)
     beyond_chance = p_value is None or p_value <= policy.significance
     degraded = worsening > policy.maximum_relative_change and beyond_chance
-    sided = early is not None and early.one_sided
-    if early is not None and early.one_sided and early.adjusted_value is not None:
-        degraded &= relative_worsening(early.adjusted_value, reference) > policy.maximum_relative_change
-    lasting = change is not None and change.changed and not sided
+    adjusted = early.adjusted_value if early is not None else None
+    unknown = early is not None and early.one_sided and adjusted is None
+    if early is not None and early.one_sided and adjusted is not None:
+        degraded &= relative_worsening(adjusted, reference) > policy.maximum_relative_change
+    lasting = change is not None and change.changed and not unknown
     reason = _reason(current, reference, worsening, z_score, policy, degraded=degraded)
     if change is not None and lasting:
         reason = f"{reason}; {change.reason}" if degraded else f"degraded: {change.reason}; {reason}"
@@ -188,6 +225,60 @@ def relative_worsening(value: float, reference: MetricValue) -> float:
     """Give the worsening relative to the reference; above zero is worse."""
     sign = -1.0 if resolve_metric(reference.metric).greater_is_better else 1.0
     return sign * (value - reference.value) / (abs(reference.value) or 1.0)
+
+
+def uncertainty_of(metric: Metric, graded: Graded, value: float) -> Uncertainty | None:
+    """Tell how far off a metric that is no mean of losses may be by chance: what it would be on other rows of the same kind.
+
+    Of few rows of a label, all or none may be found by chance, and resampling them knows no other outcome. So one row of each
+    label with each answer is added, as is usual for shares.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 6; Agresti and Coull, "Approximate is better
+    than exact for interval estimation of binomial proportions", The American Statistician 52, 1998 (added rows).
+
+    :param graded: labelled rows, in time order.
+    :param value: the metric on them.
+    :returns: an infinite error where too few rows tell; ``None`` for a mean of losses, and where a function of the user can't be
+        asked again.
+    """
+    if metric.mean_loss is not None or len(graded) == 0:
+        return None
+    if metric.name in _RANKING and np.min(np.bincount(graded.truth)) < _RAREST_LABEL:
+        return Uncertainty(value=value, standard_error=math.inf, freedom=1)
+    if metric.cells is not None and not metric.needs_probabilities:
+        graded = _with_each_outcome(graded)
+        value = metric.score(graded)
+    blocks = Blocks.draw(len(graded), resamples=_RESAMPLES)
+    try:
+        drawn = blocks.resample(metric, graded, value)
+    except ValueError:  # a function that refuses some resamples
+        return None
+    alone = Resampled(drawn.values, np.ones_like(drawn.shares)).standard_error
+    memory = max(1.0, common_factor(_without_step(drawn.shares)))
+    return Uncertainty(value=value, standard_error=alone * memory, freedom=blocks.freedom)
+
+
+def _without_step(shares: Array) -> Array:
+    """Take out the largest step: rows after a change within the window resemble each other, and that is no memory."""
+    count = np.arange(1, len(shares))
+    before = np.cumsum(shares)[:-1]
+    gap = before / count - (np.sum(shares) - before) / count[::-1]
+    cut = int(np.argmax(np.square(gap) * count * count[::-1])) + 1 if len(count) else len(shares)
+    return np.concatenate([part - np.mean(part) for part in (shares[:cut], shares[cut:]) if len(part)])
+
+
+def _with_each_outcome(graded: Graded) -> Graded:
+    """Add a row of each label with each answer, spread over the rows: side by side they would look like a memory."""
+    count = graded.label_count
+    if count**2 > len(graded) // 2:
+        return graded
+    truth, answered = np.divmod(np.arange(count**2), count)
+    places = np.linspace(0, len(graded), count**2, endpoint=False).astype(np.int64)
+    classes = tuple(str(label) for label in range(count))
+    return Graded(
+        np.insert(graded.truth, places, truth),
+        Predictions(values=np.insert(graded.answered, places, answered), classes=classes),
+    )
 
 
 def look_for_change(
@@ -280,7 +371,7 @@ def _groups_of(answers: Array) -> Array:
 
 
 def _largest_difference(here: Array, waiting: Array) -> float:
-    """Give the largest z-score over the groups' shares, made smaller for the number of groups (Bonferroni, roughly)."""
+    """Give the largest z-score over the groups' shares; with ten of them, four standard errors are chance in 1 of 1,600 windows."""
     labelled, open_ = here.sum(), waiting.sum()
     if labelled == 0 or open_ == 0:
         return 0.0
@@ -329,13 +420,34 @@ def _so_far(labelled_share: float, early: EarlyLabels | None, metric: str) -> st
     return f"{shown}, and the labels that came first are one-sided (z = {early.difference:.1f}){counted}"
 
 
-def _z_score(current: MetricValue, reference: MetricValue) -> float | None:
+def _test(
+    current: MetricValue,
+    reference: MetricValue,
+    reference_count: float | None,
+    uncertainty: Uncertainty | None,
+) -> tuple[float | None, float | None]:
+    """Give the z-score and the p-value of a worsening; ``None`` where no error is known."""
+    if uncertainty is None:
+        z_score = _z_score(current, reference, reference_count)
+        return z_score, normal_tail(z_score) if z_score is not None else None
+    sign = -1.0 if resolve_metric(reference.metric).greater_is_better else 1.0
+    # The reference's error is not known: its rows are taken to scatter as those of the window.
+    error = uncertainty.standard_error * math.sqrt(1.0 + current.row_count / reference.row_count)
+    worse = sign * (uncertainty.value - reference.value)
+    if error == 0.0:
+        score = math.copysign(math.inf, worse) if worse else 0.0
+        return score, 0.0 if score > 0 else 1.0
+    return worse / error, upper_tail(worse / error, uncertainty.freedom)
+
+
+def _z_score(current: MetricValue, reference: MetricValue, reference_count: float | None) -> float | None:
     mean_loss = resolve_metric(current.metric).mean_loss
     if mean_loss is None or current.standard_deviation is None or reference.standard_deviation is None:
         return None
+    independent = min((reference_count or reference.row_count) / reference.row_count, 1.0)
     error = math.sqrt(
-        current.standard_deviation**2 / current.row_count
-        + reference.standard_deviation**2 / reference.row_count
+        current.standard_deviation**2 / (current.row_count * independent)
+        + reference.standard_deviation**2 / (reference.row_count * independent)
     )
     worse = mean_loss(current.value) - mean_loss(reference.value)
     if error == 0.0:

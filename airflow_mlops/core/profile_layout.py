@@ -70,6 +70,12 @@ class ColumnLayout:
         """Cell of each named category."""
         return {name: number for number, name in enumerate(self.categories)}
 
+    @cached_property
+    def is_point(self) -> Array:
+        """Which cells of a histogram hold a single number: between neighboring floats there is none."""
+        alone = self.edges[1:] == np.nextafter(self.edges[:-1], np.inf)
+        return np.concatenate(([False], alone, [False])) if len(self.edges) else np.array([False])
+
     def identity(self) -> bytes:
         """Everything that decides in which cell a value is counted."""
         text = repr((self.name, self.kind, self.points, self.categories, self.buckets, self.parts))
@@ -131,8 +137,7 @@ def choose_edges(values: Array, *, edges: int = HISTOGRAM_EDGES) -> tuple[Array,
     starts = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
     distinct = values[starts]
     if len(distinct) <= POINTS:
-        cells = _point_cells(distinct)
-        return cells, len(cells) == 2 * len(distinct)  # neighboring floats share an edge
+        return _point_cells(distinct), True
     repeats = np.diff(np.append(starts, len(values)))
     heavy = distinct[repeats * edges >= len(values)]
     half = edges // 2

@@ -24,7 +24,7 @@ class Skew:
 
     :param feature: input.
     :param kind: ``missing`` (never sent), ``nulls`` (more often null than in training), ``unseen`` (categories that were not
-        in training), ``out_of_range`` (beyond the smallest or largest training value) or ``infinite``.
+        in training, or too rare there to be known by name), ``out_of_range`` (beyond the smallest or largest training value) or ``infinite``.
     :param reference_share: share of the training rows, in ``[0, 1]``.
     :param current_share: share of the requests.
     :param sentence: the finding in words.
@@ -68,13 +68,20 @@ def _of_column(reference: ColumnProfile, current: ColumnProfile) -> list[Skew]:
         )
         found.append(_skew("infinite", current, 0.0, infinite, f"infinite in {infinite:.1%}"))
     if isinstance(current, CategoricalProfile) and isinstance(reference, CategoricalProfile):
-        # Training categories beyond the named ones are known only together: they are no news.
         before, now = (side.other_count / max(side.row_count, 1) for side in (reference, current))
-        names = sorted(current.unseen, key=lambda name: (-current.unseen[name], name))[:NAMED]
-        found.append(
-            _skew("unseen", current, before, now, f"{now:.1%} new categories, such as {', '.join(names)}")
-        )
+        found.append(_skew("unseen", current, before, now, _unseen(reference, current, before, now)))
     return found
+
+
+def _unseen(reference: CategoricalProfile, current: CategoricalProfile, before: float, now: float) -> str:
+    """Say what is known of categories without a cell: those of the training are known only together, and may be among them."""
+    if reference.other_count:
+        return (
+            f"{now:.1%} in categories beyond the {len(reference.layout.categories)} most frequent ones, {before:.1%} in training: "
+            "rare, or new"
+        )
+    names = sorted(current.unseen, key=lambda name: (-current.unseen[name], name))[:NAMED]
+    return f"{now:.1%} new categories, such as {', '.join(names)}"
 
 
 def _skew(kind: SkewKind, column: ColumnProfile, reference: float, current: float, words: str) -> Skew:

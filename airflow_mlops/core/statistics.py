@@ -205,9 +205,10 @@ def value_counts(profile: NumericProfile) -> dict[float, int] | None:
     """Give rows per distinct number of a column of points; ``None`` where some of the numbers are not known."""
     if not profile.layout.points:
         return None
-    points = profile.edges[::2]
-    counted = {float(value): int(n) for value, n in zip(points, profile.counts[1::2], strict=True) if n}
-    elsewhere = int(profile.counts[::2].sum())
+    is_point = profile.layout.is_point
+    points = profile.edges[np.flatnonzero(is_point) - 1]
+    counted = {float(value): int(n) for value, n in zip(points, profile.counts[is_point], strict=True) if n}
+    elsewhere = int(profile.counts[~is_point].sum())
     if elsewhere != sum(profile.unseen.values()):
         return None
     return counted | {float(value): n for value, n in profile.unseen.items()}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import DriftDetectedError
 from airflow_mlops.links import ReportLink
-from airflow_mlops.operators.base import StepOperator, check_key, window_spec
+from airflow_mlops.operators.base import StepOperator, check_key, names, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +29,7 @@ class CheckDriftOperator(StepOperator):
     :param reference_windows: how many windows ``trailing`` takes together. (templated)
     :param at_least: the window counts as drifted when it and so many of the last ``of_windows`` together did. (templated)
     :param of_windows: how many windows, this one included, ``at_least`` looks at. (templated)
+    :param columns: inputs to compare; default all of them. (templated)
     :param pairs: numeric inputs to look at together, such as ``[["distance", "duration"]]``. (templated)
     :param domain_classifier: also train a classifier to tell the window from the training rows.
     :param report: write an Evidently report ``never``, when ``fired``, or ``always``. (templated)
@@ -52,6 +53,7 @@ class CheckDriftOperator(StepOperator):
         "reference_windows",
         "at_least",
         "of_windows",
+        "columns",
         "pairs",
         "report",
         "labels",
@@ -72,6 +74,7 @@ class CheckDriftOperator(StepOperator):
         reference_windows: int | str = 3,
         at_least: int | str = 1,
         of_windows: int | str = 1,
+        columns: str | Sequence[str] = (),
         pairs: Sequence[Sequence[str]] | None = None,
         domain_classifier: bool = False,
         report: str = "fired",
@@ -92,6 +95,7 @@ class CheckDriftOperator(StepOperator):
         self.reference_windows = reference_windows
         self.at_least = at_least
         self.of_windows = of_windows
+        self.columns = columns
         self.pairs = pairs
         self.domain_classifier = domain_classifier
         self.report = report
@@ -113,6 +117,7 @@ class CheckDriftOperator(StepOperator):
             "reference_windows": int(self.reference_windows),
             "at_least": int(self.at_least),
             "of_windows": int(self.of_windows),
+            "columns": names(self.columns),
             "pairs": [list(pair) for pair in self.pairs or ()],
             "domain_classifier": bool(self.domain_classifier),
             "report": self.report,

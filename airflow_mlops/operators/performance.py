@@ -147,7 +147,12 @@ class CheckPerformanceOperator(StepOperator):
                     grade.first_checked_at for grade in ledger.grades(self.model_name, window=window)
                 ] or [timezone.utcnow()]
             spec = spec | {
-                "past": [_past_grade(grade) for grade in past if grade.measured],
+                # Losses of another metric are in other units: beside them every level looks like a change.
+                "past": [
+                    _past_grade(grade)
+                    for grade in past
+                    if grade.measured and grade.entry.payload["metric"] == self.metric
+                ],
                 "waited_days": (timezone.utcnow() - first) / timedelta(days=1),
             }
         return self._runner.run(self.step, spec, self.services())

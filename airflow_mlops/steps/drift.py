@@ -15,7 +15,7 @@ from airflow_mlops.exceptions import InsufficientDataError, MLOpsError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.drift_report import write_report
-from airflow_mlops.steps.drift_sides import DriftSides, ReferenceKind
+from airflow_mlops.steps.drift_sides import DriftSides, Reference, ReferenceKind
 from airflow_mlops.steps.packages import champion_profile
 from airflow_mlops.steps.reference_profile import PREDICTION
 
@@ -43,6 +43,7 @@ class DriftSpec:
     :param reference_windows: how many windows ``trailing`` takes together.
     :param at_least: the window counts as drifted when it and so many of the last windows together did.
     :param of_windows: how many windows, this one included, ``at_least`` looks at.
+    :param columns: inputs to compare; none: all of them. Leave out what counts the season, or the rows.
     :param pairs: numeric inputs to look at together, for correlations.
     :param domain_classifier: also train a classifier to tell the windows apart.
     :param report: write an Evidently report ``never``, when ``fired``, or ``always``.
@@ -60,6 +61,7 @@ class DriftSpec:
     reference_windows: int = 3
     at_least: int = 1
     of_windows: int = 1
+    columns: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     domain_classifier: bool = False
     report: Literal["never", "fired", "always"] = "fired"
@@ -88,7 +90,8 @@ class DriftResult:
     :param prediction: the answers' comparison; ``None`` where the model package has no reference for them.
     :param target: the labels' comparison; ``None`` where none are given, ``measured`` false where it can't be judged yet.
     :param skew: requests unlike anything in training.
-    :param classifier: whether a classifier tells the windows apart; ``None`` where it was not asked for.
+    :param classifier: whether a classifier tells the windows apart; ``None`` where it was not asked for, ``measured`` false where
+        there are too few rows.
     """
 
     model_name: str
@@ -123,14 +126,16 @@ def run(spec: DriftSpec, services: Services) -> DriftResult:
         manifest=manifest,
         trained=trained,
         pairs=spec.pairs,
+        columns=spec.columns,
     )
-    report, reference = _compare(spec, sides, spec.window)
+    reference = _reference(spec, sides, spec.window)
+    report = _compare(spec, sides, spec.window, reference)
     verdicts = (report.drifted, *_earlier_verdicts(spec, sides))
     drifted = report.drifted and sum(verdicts) >= spec.at_least
     current = sides.profile(spec.window)
     url = None
     if spec.report == "always" or (spec.report == "fired" and drifted):
-        url = _explain(spec, registry, sides)
+        url = _explain(spec, registry, sides, reference)
     return DriftResult(
         model_name=spec.model_name,
         window=spec.window,
@@ -141,30 +146,35 @@ def run(spec: DriftSpec, services: Services) -> DriftResult:
         headline=_headline(spec, report, verdicts, drifted=drifted),
         features=tuple(to_dict(feature) for feature in report.features[:FEATURES_SHOWN]),
         report_url=url,
-        reference=reference,
+        reference=reference.told,
         window_verdicts=verdicts,
-        prediction=_prediction_drift(spec, sides),
+        prediction=_prediction_drift(spec, sides, reference),
         target=_target_drift(spec, sides),
         skew=tuple(
             to_dict(item) for item in find_skew(sides.trained, current.select(sides.inputs))[:FEATURES_SHOWN]
         ),
-        classifier=to_dict(sides.tell_apart(spec.window, spec.policy)) if spec.domain_classifier else None,
+        classifier=_told_apart(spec, sides) if spec.domain_classifier else None,
     )
 
 
-def _compare(spec: DriftSpec, sides: DriftSides, window: Window) -> tuple[DriftReport, str]:
-    """Compare the inputs of a window with its reference, and say what that is."""
-    reference, told, rows = sides.reference(window, spec.reference, spec.reference_windows)
-    names = [*sides.inputs, *sides.pair_names]
-    report = compare_profiles(
-        reference.select(names),
+def _reference(spec: DriftSpec, sides: DriftSides, window: Window) -> Reference:
+    """Give what a window is compared with."""
+    return sides.reference(
+        window, spec.reference, spec.reference_windows, minimum_rows=spec.policy.minimum_rows
+    )
+
+
+def _compare(spec: DriftSpec, sides: DriftSides, window: Window, reference: Reference) -> DriftReport:
+    """Compare the inputs of a window with its reference."""
+    names = [*sides.compared, *sides.pair_names]
+    return compare_profiles(
+        reference.profile.select(names),
         sides.profile(window).select(names),
         detector=spec.detector,
         thresholds=spec.thresholds,
         policy=spec.policy,
-        read_rows=sides.reader(window, rows),
+        read_rows=sides.reader(window, reference.open_rows),
     )
-    return report, told
 
 
 def _earlier_verdicts(spec: DriftSpec, sides: DriftSides) -> list[bool]:
@@ -172,23 +182,33 @@ def _earlier_verdicts(spec: DriftSpec, sides: DriftSides) -> list[bool]:
     verdicts = []
     for window in sides.windows_before(spec.window, spec.of_windows - 1):
         try:
-            verdicts.append(_compare(spec, sides, window)[0].drifted)
+            verdicts.append(_compare(spec, sides, window, _reference(spec, sides, window)).drifted)
         except InsufficientDataError:
             _LOG.info("%s has too few predictions of %s to be judged", window, spec.model_name)
     return verdicts
 
 
-def _prediction_drift(spec: DriftSpec, sides: DriftSides) -> dict[str, Any] | None:
+def _prediction_drift(spec: DriftSpec, sides: DriftSides, reference: Reference) -> dict[str, Any] | None:
     if PREDICTION not in sides.layout.by_name:
         return None  # a package of an older version
-    reference, _, _ = sides.reference(spec.window, spec.reference, spec.reference_windows)
-    report = compare_profiles(
-        reference.select([PREDICTION]),
-        sides.profile(spec.window).select([PREDICTION]),
-        policy=spec.policy,
-        what="predictions",
-    )
+    try:
+        report = compare_profiles(
+            reference.profile.select([PREDICTION]),
+            sides.profile(spec.window).select([PREDICTION]),
+            policy=spec.policy,
+            what="predictions",
+        )
+    except InsufficientDataError as err:  # of a model with a handful of held-out rows
+        return {"feature": PREDICTION, "measured": False, "drifted": False, "sentence": str(err)}
     return to_dict(report.features[0])
+
+
+def _told_apart(spec: DriftSpec, sides: DriftSides) -> dict[str, Any]:
+    """Let a classifier tell the windows apart; too few rows for it cost the inputs no verdict."""
+    try:
+        return to_dict(sides.tell_apart(spec.window, spec.policy)) | {"measured": True}
+    except InsufficientDataError as err:
+        return {"measured": False, "drifted": False, "sentence": str(err)}
 
 
 def _target_drift(spec: DriftSpec, sides: DriftSides) -> dict[str, Any] | None:
@@ -202,16 +222,22 @@ def _target_drift(spec: DriftSpec, sides: DriftSides) -> dict[str, Any] | None:
         )
     except MLOpsError as err:  # labels that are late or mistyped cost the inputs no verdict
         _LOG.warning("the drift of the target is not judged: %s", err)
-        return {"feature": sides.manifest.target, "measured": False, "sentence": str(err)}
+        return {
+            "feature": sides.manifest.target,
+            "measured": False,
+            "drifted": False,
+            "sentence": str(err),
+        }
     return to_dict(report.features[0])
 
 
-def _explain(spec: DriftSpec, registry: Registry, sides: DriftSides) -> str | None:
+def _explain(spec: DriftSpec, registry: Registry, sides: DriftSides, reference: Reference) -> str | None:
     try:
         return write_report(
             registry,
             sides,
             spec.window,
+            reference,
             spec=to_dict(spec),
             share_threshold=spec.policy.share_threshold,
             labels=spec.labels,

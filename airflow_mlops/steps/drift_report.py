@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.integrations import evidently
 from airflow_mlops.steps.common import work_key
-from airflow_mlops.steps.drift_sides import DriftSides, sample_rows
+from airflow_mlops.steps.drift_sides import DriftSides, Reference, sample_rows
 from airflow_mlops.steps.labels import labelled_predictions
 
 if TYPE_CHECKING:
@@ -29,26 +29,31 @@ def write_report(
     registry: Registry,
     sides: DriftSides,
     window: Window,
+    against: Reference,
     *,
     spec: dict[str, Any],
     share_threshold: float,
     labels: str | None,
     id_column: str | None,
 ) -> str:
-    """Write the page about training rows and window, and give its address.
+    """Write the page about reference and window, and give its address.
 
+    :param against: what the window was compared with.
     :param spec: what was asked for: equal work takes the place of an attempt that died.
     :param share_threshold: share of drifted columns from which the page says that the dataset drifted.
-    :param labels: table URI with labels, to show the target.
+    :param labels: table URI with labels, to show the target beside that of the training rows.
     :param id_column: column of the labels that equals the prediction id.
     """
     manifest = sides.manifest
-    numeric = [item.name for item in manifest.signature.inputs if item.type == "number"]
-    categorical = [item.name for item in manifest.signature.inputs if item.type == "string"]
+    shown = [item for item in manifest.signature.inputs if item.name in sides.compared]
+    numeric = [item.name for item in shown if item.type == "number"]
+    categorical = [item.name for item in shown if item.type == "string"]
+    if against.windows:  # of their predictions the target is in no table of ours
+        labels = None
     if labels and id_column:
         (numeric if manifest.task == "regression" else categorical).append(manifest.target)
     columns = [*numeric, *categorical]
-    reference = sample_rows(sides.open_training(columns), REPORT_ROWS)
+    reference = sample_rows(against.open_rows(columns), REPORT_ROWS)
     if labels and id_column:
         current = _labelled_sample(sides, window, labels=labels, id_column=id_column)
     else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from airflow_mlops.core.counting import sort_finite
+from airflow_mlops.core.counting import as_numbers, sort_finite
 from airflow_mlops.core.detectors import ColumnRows
 from airflow_mlops.core.drift_windows import last_year, windows_before
 from airflow_mlops.core.profile import (
@@ -23,7 +23,7 @@ from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.domain_classifier import CLASSIFIER_ROWS, DomainVerdict, tell_apart
 from airflow_mlops.serving.partition_profiles import profile_window, scan_window
-from airflow_mlops.steps.labels import labelled_predictions
+from airflow_mlops.steps.labels import as_trained, labelled_predictions
 from airflow_mlops.steps.reference_profile import PREDICTION
 
 if TYPE_CHECKING:
@@ -45,6 +45,20 @@ _LOG = logging.getLogger(__name__)
 _SOURCES = {PREDICTION: "prediction", "(id)": "prediction_id"}
 
 
+class Reference(NamedTuple):
+    """What a window is compared with.
+
+    :param windows: whose predictions it is; none: it is the training rows.
+    :param told: the same in words.
+    :param open_rows: opens columns of its rows.
+    """
+
+    profile: Profile
+    windows: tuple[Window, ...]
+    told: str
+    open_rows: Callable[[Sequence[str]], pl.LazyFrame]
+
+
 class DriftSides:
     """What a window is compared with, and the window.
 
@@ -53,6 +67,7 @@ class DriftSides:
     :param manifest: of the champion.
     :param trained: its reference profile.
     :param pairs: numeric inputs to look at together.
+    :param columns: inputs to compare; none: all of them.
     """
 
     def __init__(
@@ -63,11 +78,13 @@ class DriftSides:
         manifest: PackageManifest,
         trained: Profile,
         pairs: Sequence[tuple[str, str]] = (),
+        columns: Sequence[str] = (),
     ) -> None:
         self.log = log
         self.model_name = model_name
         self.manifest = manifest
         self.pairs = pairs
+        self.compared = list(columns) or self.inputs
         self.trained = join_profiles([trained, self._profile_pairs()]) if pairs else trained
         self._profiles: dict[Window, Profile] = {}
 
@@ -103,14 +120,14 @@ class DriftSides:
         return windows_before(window, count)
 
     def reference(
-        self, window: Window, kind: ReferenceKind, count: int
-    ) -> tuple[Profile, str, Callable[[Sequence[str]], pl.LazyFrame]]:
-        """Give the profile to compare a window with, what it is in words, and its rows.
+        self, window: Window, kind: ReferenceKind, count: int, *, minimum_rows: int = 1
+    ) -> Reference:
+        """Give what to compare a window with.
 
-        Where the log does not go back that far, it is the training rows; the words say so.
+        Where the log does not go back that far, or holds too little there, it is the training rows; the words say so.
         """
         if kind == "fixed":
-            return self.trained, "training rows", self.open_training
+            return Reference(self.trained, (), "training rows", self.open_training)
         windows = windows_before(window, count) if kind == "trailing" else [last_year(window)]
         found = []
         for item in windows:
@@ -118,13 +135,15 @@ class DriftSides:
                 found.append((item, self.profile(item)))
             except InsufficientDataError:
                 _LOG.info("no predictions of %s in %s to compare with", self.model_name, item)
-        if not found:
-            told = " and ".join(str(item) for item in windows)
-            return self.trained, f"training rows, as there are no predictions in {told}", self.open_training
-        chosen = [item for item, _ in found]
-        return (
+        rows = sum(profile.row_count for _, profile in found)
+        if rows < minimum_rows:
+            told = f"training rows, as there are {rows or 'no'} predictions in {_listed(windows)}"
+            return Reference(self.trained, (), told, self.open_training)
+        chosen = tuple(item for item, _ in found)
+        return Reference(
             merge_profiles(profile for _, profile in found),
-            f"predictions in {' and '.join(str(item) for item in chosen)}",
+            chosen,
+            f"predictions in {_listed(chosen)}",
             lambda names: self._open_windows(chosen, names),
         )
 
@@ -164,12 +183,13 @@ class DriftSides:
         ).drop_nulls([target])
         if joined.height == 0:
             raise InsufficientDataError(f"no label of {self.model_name} in {window} has arrived")
+        joined = joined.with_columns(as_trained(joined[target], self.manifest.classes))
         kind = "categorical" if self.manifest.task == "classification" else "numeric"
         return profile_frame(joined, **{kind: [target]}, like=self.trained)  # type: ignore[arg-type]
 
     def tell_apart(self, window: Window, policy: DriftPolicy) -> DomainVerdict:
-        """Train a classifier to tell requests from training rows."""
-        sides = (self.open_training(self.inputs), self.open_window(window, self.inputs))
+        """Train a classifier to tell requests from training rows by the compared inputs."""
+        sides = (self.open_training(self.compared), self.open_window(window, self.compared))
         reference, current = (self._typed(sample_rows(rows, CLASSIFIER_ROWS)) for rows in sides)
         return tell_apart(reference, current, significance=policy.significance)
 
@@ -193,11 +213,17 @@ class DriftSides:
         return rows.with_columns(pl.col(name).cast(kinds[name]) for name in rows.columns)
 
     def _values(self, column: pl.Series) -> Any:
+        """Give values as the profiles count them: text by its length."""
         import polars as pl
 
-        if self.trained.layout.by_name[column.name].kind == "number":
-            return sort_finite(column.cast(pl.Float64).to_numpy())[0]
+        layout = self.trained.layout.by_name[column.name]
+        if layout.is_histogram:
+            return sort_finite(as_numbers(column, layout.kind))[0]
         return np.array(column.drop_nulls().cast(pl.String).to_list(), dtype=str)
+
+
+def _listed(windows: Sequence[Window]) -> str:
+    return " and ".join(str(item) for item in windows)
 
 
 def sample_rows(rows: pl.LazyFrame, count: int) -> pl.DataFrame:

@@ -211,6 +211,8 @@ def estimate(package: GradingPackage, metric: Metric, rows: pl.DataFrame) -> tup
     missing = [name for name in signature.names if FEATURE_PREFIX + name not in rows.columns]
     if missing:
         return None, f"the inference log does not hold the input {missing[0]!r}"
+    if rows.height == 0:
+        return None, "this version gave no answer in the window"
     columns = logged_inputs(signature, rows)
     try:
         if package.error_model is not None and estimation.answer_field is not None:

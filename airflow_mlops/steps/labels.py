@@ -10,6 +10,7 @@ from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_inference_l
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import polars as pl
@@ -34,7 +35,9 @@ def labelled_predictions(
     :param inputs: whether to give the logged inputs, too.
     :returns: ``prediction_id``, ``model_version``, ``prediction``, the inputs and the target column, one row per prediction, in the
         order of their times; a prediction that was logged twice (a client that retried) counts once, with its latest answer.
+        A label that is no number (NaN) is none.
     :raises InsufficientDataError: nothing was predicted in the window.
+    :raises SchemaMismatchError: predictions of the window have labels that contradict each other.
     """
     import polars as pl
 
@@ -50,14 +53,58 @@ def labelled_predictions(
         return predictions.with_columns(pl.lit(None, dtype=pl.Float64).alias(target))
     dataset = resolve_dataset(labels)
     truth = delta.read_table(dataset.uri, version=dataset.version, columns=[id_column, target])
-    known = truth.with_columns(pl.col(id_column).cast(pl.String)).collect()
-    if known[id_column].is_duplicated().any():
-        raise SchemaMismatchError(
-            f"labels in {dataset.uri} repeat values of {id_column!r}: a prediction must have one label"
-        )
+    asked = predictions.lazy().select(pl.col("prediction_id").alias(id_column))
+    labels_here = (
+        truth.with_columns(pl.col(id_column).cast(pl.String)).join(asked, on=id_column, how="semi").collect()
+    )
+    if labels_here.schema[target].is_float():
+        labels_here = labels_here.with_columns(pl.col(target).fill_nan(None))
+    known = labels_here.drop_nulls(target).unique()  # a label that was delivered twice is one
+    _require_one_each(known, id_column, target, dataset.uri)
     return predictions.join(
         known, left_on="prediction_id", right_on=id_column, how="left", maintain_order="left"
     )
+
+
+def _require_one_each(known: pl.DataFrame, id_column: str, target: str, uri: str) -> None:
+    """Refuse labels of which nobody can tell which one is right."""
+    again = known.filter(known[id_column].is_duplicated()).sort(id_column, target)
+    if again.height == 0:
+        return
+    first = again[id_column][0]
+    values = " and ".join(str(value) for value in again.filter(again[id_column] == first)[target].to_list())
+    raise SchemaMismatchError(
+        f"labels in {uri} contradict each other for {again[id_column].n_unique()} predictions, such as {id_column} {first!r} with "
+        f"{target} {values}: keep the one that counts, such as the newest"
+    )
+
+
+def as_trained(labels: pl.Series, classes: Sequence[str] | None) -> pl.Series:
+    """Give labels of a classifier the type they had at training: a table that once held a missing one has 1.0 for 1.
+
+    :param labels: without missing ones.
+    :param classes: what the model answers; ``None`` for numbers, which stay as they are.
+    :raises SchemaMismatchError: not one of them is a label the model knows.
+    """
+    import polars as pl
+
+    if not classes or labels.len() == 0:
+        return labels
+    for kind in (labels.dtype, pl.Int64, pl.Float64):
+        if kind != labels.dtype and not labels.dtype.is_numeric():
+            continue
+        cast = labels.cast(kind, strict=False)
+        if set(_texts(cast.unique())) & set(classes) and (cast == labels).all():
+            return cast
+    shown = ", ".join(sorted(_texts(labels.unique()))[:5])
+    raise SchemaMismatchError(
+        f"labels in {labels.name!r} are {shown}, and the model answers {', '.join(classes[:5])}: give the column it was trained on, "
+        "with the same values"
+    )
+
+
+def _texts(labels: pl.Series) -> list[str]:
+    return [str(label) for label in labels.to_list() if label is not None]
 
 
 def labelled_share(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,13 @@ from airflow_mlops.core.performance import (
     EarlyLabels,
     PastGrade,
     PerformancePolicy,
+    Uncertainty,
     compare_early_labels,
     judge_estimate,
     judge_performance,
     look_for_change,
+    relative_worsening,
+    uncertainty_of,
 )
 from airflow_mlops.core.predictions import Graded
 from airflow_mlops.core.windows import Window
@@ -28,9 +31,11 @@ from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef
 from airflow_mlops.steps.estimation import GradingPackage, answers_of, estimate, load_for_grading
-from airflow_mlops.steps.labels import labelled_predictions
+from airflow_mlops.steps.labels import as_trained, labelled_predictions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import polars as pl
 
     from airflow_mlops.core.package import Holdout
@@ -158,7 +163,7 @@ def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
         ],
         concept_drift=bool(spec.past) and spec.past[-1].degraded,
     )
-    grade = _grade(spec, package, metric, answered, version.model_version)
+    grade = _grade(spec, package, metric, answered, version.model_version, reference)
     guess = estimate(package, metric, answered)
     reference_count = package.estimation.effective_count if package.estimation else None
     return _result(
@@ -168,14 +173,22 @@ def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Grade:
-    """What labels say of a window."""
+    """What labels say of a window.
+
+    :param uncertainty: of a metric that is worse than tolerated, and no mean of losses.
+    :param problem: why there is no metric where there are labels.
+    :param failed: metrics beside it that could not be measured, with why.
+    """
 
     share: float
     row_count: int
     current: MetricValue | None = None
     losses: WindowLoss | None = None
     early: EarlyLabels | None = None
+    uncertainty: Uncertainty | None = None
+    problem: str | None = None
     others: dict[str, float | None] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
 
 
 def _grade(
@@ -184,6 +197,7 @@ def _grade(
     metric: Metric,
     answered: pl.DataFrame,
     version: str,
+    reference: MetricValue,
 ) -> _Grade:
     """Measure what can be measured."""
     here = answered[spec.target].is_not_null()
@@ -191,9 +205,16 @@ def _grade(
     share = labelled.height / answered.height if answered.height else 1.0
     if labelled.height == 0:
         return _Grade(share=share, row_count=0)
-    graded = Graded(labelled[spec.target].to_numpy(), answers_of(package, labelled))
-    current = evaluate_metric(metric, target=graded.target, prediction=graded.answers)
-    losses = None
+    target = as_trained(labelled[spec.target], package.manifest.classes)
+    graded = Graded(target.to_numpy(), answers_of(package, labelled))
+    others, failed = _beside(spec.metrics, graded)
+    try:
+        current = evaluate_metric(metric, target=graded.target, prediction=graded.answers)
+    except InsufficientDataError as err:  # such as the first labels, all of one class
+        return _Grade(share=share, row_count=labelled.height, problem=str(err), others=others, failed=failed)
+    losses = uncertainty = None
+    if relative_worsening(current.value, reference) > spec.policy.maximum_relative_change:
+        uncertainty = uncertainty_of(metric, graded, current.value)
     if metric.losses is not None and metric.mean_loss is not None:
         each = metric.losses(graded)
         losses = WindowLoss(
@@ -212,16 +233,24 @@ def _grade(
         current=current,
         losses=losses,
         early=early,
-        others={name: _beside(name, graded) for name in spec.metrics},
+        uncertainty=uncertainty,
+        others=others,
+        failed=failed,
     )
 
 
-def _beside(name: str, graded: Graded) -> float | None:
-    """Measure a metric that is reported only; ``None`` where it is no number on these rows."""
-    try:
-        return evaluate_metric(resolve_metric(name), target=graded.target, prediction=graded.answers).value
-    except InsufficientDataError:
-        return None
+def _beside(names: Sequence[str], graded: Graded) -> tuple[dict[str, float | None], tuple[str, ...]]:
+    """Measure metrics that are reported only; ``None``, and why, where one can't be: it costs no grade."""
+    values: dict[str, float | None] = {}
+    failed = []
+    for name in names:
+        metric = resolve_metric(name)
+        try:
+            values[name] = evaluate_metric(metric, target=graded.target, prediction=graded.answers).value
+        except ValueError as err:
+            values[name] = None
+            failed.append(f"{name} not measured: {err}")
+    return values, tuple(failed)
 
 
 def _result(
@@ -241,7 +270,7 @@ def _result(
     change = None
     if grade.losses is not None and enough:
         change = look_for_change(
-            grade.losses,
+            _as_given(grade.losses, grade.early, reference.metric),
             reference,
             reference_count=reference_count,
             past=spec.past,
@@ -254,8 +283,11 @@ def _result(
         policy=spec.policy,
         early=grade.early,
         change=change,
+        reference_count=reference_count,
+        uncertainty=grade.uncertainty,
+        problem=grade.problem,
     )
-    reason = report.reason + _left_out(joined.height - answered.height, version)
+    reason = "; ".join((report.reason + _left_out(joined.height - answered.height, version), *grade.failed))
     final = grade.share >= 1.0 or spec.labels is None or spec.waited_days >= spec.policy.maturity_days
     estimate_degraded = False
     if not report.measured:
@@ -294,6 +326,17 @@ def _result(
         estimate_degraded=estimate_degraded,
         estimator=to_dict(record),
     )
+
+
+def _as_given(losses: WindowLoss, early: EarlyLabels | None, metric: str) -> WindowLoss:
+    """Give the losses for the search for a change: of one-sided labels, with each kind of answer as often as it was given.
+
+    With many rows some one-sidedness is always there, and labels may never be complete: the search can't wait for them.
+    """
+    mean_loss = resolve_metric(metric).mean_loss
+    if early is None or not early.one_sided or early.adjusted_value is None or mean_loss is None:
+        return losses
+    return replace(losses, mean=mean_loss(early.adjusted_value))
 
 
 def _reference(holdout: Holdout, metric: str) -> MetricValue:

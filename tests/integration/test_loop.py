@@ -16,6 +16,7 @@ import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
+from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.package import PackageManifest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
@@ -270,6 +271,37 @@ class TestLateLabels:
         world.check_performance(AUGUST)
         world.decide(days_later=46)
         assert world.decisions() == [(str(AUGUST), "alert")]
+
+
+def test_grades_in_another_metric_are_left_aside(world: World) -> None:
+    """A squared error of 0.01 is no level that an absolute one of 1.7 has left."""
+    world.answer(AUGUST)
+    world.land(AUGUST)
+    first = world.check_performance(AUGUST)
+    days = [
+        Window(start=AUGUST.start - timedelta(days=n + 1), end=AUGUST.start - timedelta(days=n))
+        for n in range(4)
+    ]
+    for metric, changed in (("rmse", False), ("mae", True)):
+        with world.ledger() as ledger:
+            for day in days:
+                payload = first | {
+                    "window": to_dict(day),
+                    "metric": metric,
+                    "loss_mean": 0.01,
+                    "loss_deviation": 0.01,
+                }
+                entry = LedgerEntry(
+                    kind=EntryKind.PERFORMANCE_CHECK, key=f"{MODEL}|{day.key}|{metric}", model_name=MODEL, window=day,
+                    subject="2", summary="a test", payload=payload, actor="test", recorded_at=AUGUST.end,
+                )  # fmt: skip
+                ledger.record(entry)
+        operator = CheckPerformanceOperator(
+            task_id="check_performance", model_name=MODEL, labels=world.labels, id_column=stream.ID, target=stream.TARGET,
+            window_start=AUGUST.start.isoformat(), window_end=AUGUST.end.isoformat(),
+        )  # fmt: skip
+        again = operator._grade(operator.build_spec({}))
+        assert again["change"]["changed"] == changed
 
 
 class TestGradedAgain:

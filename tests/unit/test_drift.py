@@ -47,6 +47,14 @@ def compare(first: Any, second: Any, **arguments: Any) -> FeatureDrift:
     return compare_profiles(*sides(first, second), **arguments).features[0]
 
 
+def not_a_number(reference: Any, current: Any) -> float:
+    return float("nan")
+
+
+def broken(reference: Any, current: Any) -> float:
+    raise KeyError("mode")
+
+
 def numbers(first: Any, second: Any) -> tuple[NumericProfile, NumericProfile]:
     reference, current = (side.column("v") for side in sides(first, second))
     assert isinstance(reference, NumericProfile)
@@ -79,6 +87,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "six": lambda random, n: random.integers(0, 6, n).astype(float),
     "few": lambda random, n: random.choice([0.0, 1.0, 2.0], n),
     "two": lambda random, n: random.choice([0.0, 1.0], n),
+    "neighbors": lambda random, n: random.choice([0.1, 0.2, 0.3, 0.1 + 0.2], n),
     "one": lambda random, n: np.full(n, 3.0),
     "words": lambda random, n: random.choice(["a", "b", "c", "d"], n, p=[0.6, 0.3, 0.09, 0.01]),
     "yes and no": lambda random, n: random.choice(["yes", "no"], n, p=[0.7, 0.3]),
@@ -430,6 +439,75 @@ class TestVerdict:
         assert item.sentence == "v: nulls 0.0% → 100.0%; 100% of the shift"
         assert not compare_profiles(gone, gone).features[0].drifted
 
+    def test_a_handful_of_values_is_not_judged_and_not_fine(self) -> None:
+        random = np.random.default_rng(13)
+        first = pl.DataFrame({"x": random.normal(size=1000), "y": random.normal(size=1000)})
+        second = first.with_columns(y=pl.Series([5.0, 5.1, 5.2] + [None] * 997))
+        reference = profile_frame(first, numeric=["x", "y"])
+        report = compare_profiles(reference, profile_frame(second, numeric=["x", "y"], like=reference))
+        assert report.headline == "none of 1 inputs moved; 1 could not be judged (y)"
+        few = next(item for item in report.features if item.feature == "y")
+        assert (few.measured, few.drifted, few.p_value, few.share_of_shift) == (False, False, None, 0.0)
+        alone = profile_frame(second.select("y"), numeric=["y"], like=reference)
+        with pytest.raises(
+            InsufficientDataError, match="none of 1 inputs can be judged: fewer than 30 values of y"
+        ):
+            compare_profiles(reference, alone)
+
+    def test_what_was_not_judged_does_not_water_down_the_share(self) -> None:
+        random = np.random.default_rng(14)
+        names = ["a", "b", "c"]
+        first = pl.DataFrame({name: random.normal(size=1000) for name in names})
+        nothing = pl.Series([1.0] * 5 + [None] * 995)
+        second = first.with_columns(pl.col("a") + 5.0, b=nothing, c=nothing)
+        reference = profile_frame(first, numeric=names)
+        report = compare_profiles(reference, profile_frame(second, numeric=names, like=reference))
+        assert report.drifted
+        assert (report.drifted_share, report.measured_count, report.feature_count) == (1.0, 1, 3)
+
+    def test_a_reference_of_a_few_rows_judges_nothing(self) -> None:
+        with pytest.raises(InsufficientDataError, match="the reference has 3 rows, 30 are needed"):
+            compare(np.array([1.0, 2.0, 3.0]), np.arange(1000.0))
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("significance", 5.0, "significance is 5.0: give a probability"),
+            ("share_threshold", 50.0, "share_threshold is 50.0: give a share of the inputs"),
+            ("minimum_rows", 0, "minimum_rows is 0: give a number of rows"),
+            ("correction", "holms", "correction is 'holms': choose holm or benjamini_hochberg or none"),
+            ("rule", "strict", "rule is 'strict': choose tested or evidently"),
+        ],
+    )
+    def test_a_policy_that_would_judge_nothing_is_refused(self, name: str, value: Any, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            DriftPolicy(**{name: value})
+
+    def test_a_choice_for_a_column_that_is_not_there_is_refused(self) -> None:
+        first = np.arange(100.0)
+        with pytest.raises(
+            ValueError, match="a threshold is given for 'w', which is not compared; there are v"
+        ):
+            compare(first, first, thresholds={"w": 0.5})
+        with pytest.raises(ValueError, match="a detector is given for 'w'"):
+            compare(first, first, detector={"w": "psi"})
+        with pytest.raises(ValueError, match=r"the threshold of 'v' is 0\.0: give a number above zero"):
+            compare(first, first, thresholds={"v": 0.0})
+
+    def test_a_sites_own_detector_that_gives_no_number(self) -> None:
+        first = np.random.default_rng(3).normal(size=3000)
+        reference, current = sides(first, first + 2.0)
+        path = f"{__name__}:not_a_number"
+        with pytest.raises(
+            InsufficientDataError,
+            match=r"none of 1 inputs can be judged: the detector gave no number for v \(",
+        ):
+            compare_profiles(reference, current, detector=path, policy=EVIDENTLY)
+        with pytest.raises(
+            ValueError, match=r"detector '.*:broken' failed on column 'v': KeyError: 'mode'; it takes"
+        ):
+            compare_profiles(reference, current, detector=f"{__name__}:broken")
+
     def test_a_sites_own_detector(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "plugins"))
         first = np.random.default_rng(3).normal(size=3000)
@@ -471,6 +549,7 @@ class TestVerdict:
         }
         assert report.feature_count == 2  # a pair is no input
         assert not report.drifted
+        assert report.headline == "none of 2 inputs moved; columns that go together differently: a*b"
 
 
 class TestSkew:
@@ -500,6 +579,15 @@ class TestSkew:
         }  # fmt: skip
         assert "k: 5.0% new categories, such as new" in {item.sentence for item in found}
         assert find_skew(reference, profile_frame(trained, **kinds, like=reference)) == ()
+
+    def test_rare_categories_of_the_training_are_not_called_new(self) -> None:
+        words = [f"u{number}" for number in range(5000)]
+        reference = profile_frame(pl.DataFrame({"v": words}), categorical=["v"])
+        current = profile_frame(pl.DataFrame({"v": sorted(words)[-500:]}), categorical=["v"], like=reference)
+        (found,) = find_skew(reference, current)
+        assert found.kind == "unseen"
+        assert "in categories beyond the 1000 most frequent ones" in found.sentence
+        assert found.sentence.endswith("80.0% in training: rare, or new")
 
 
 class TestWindows:

@@ -161,6 +161,28 @@ class TestLabels:
         with pytest.raises(ValueError, match=why):
             estimate_labels(resolve_metric(name), answers, estimation)
 
+    def test_what_is_no_number_is_no_estimate(self) -> None:
+        random = np.random.default_rng(5)
+        scores = random.random(400)
+        target = (random.random(400) < scores).astype(int)
+
+        def answers(given: np.ndarray) -> Predictions:
+            both = np.column_stack([1.0 - given, given])
+            return Predictions(
+                values=(given > 0.5).astype(int).astype(str), probabilities=both, classes=("0", "1")
+            )
+
+        for name, given, words in (
+            ("f1", np.array([0.3, np.nan]), "probabilities that are no numbers"),
+            ("roc_auc", np.array([0.3]), "how far off 1 such answers are can't be told"),
+        ):
+            estimation = learn_labels_estimation(resolve_metric(name), target=target, answers=answers(scores))
+            with pytest.raises(InsufficientDataError, match=words):
+                estimate_labels(resolve_metric(name), answers(given), estimation)
+        log_loss = resolve_metric("log_loss")
+        estimation = learn_labels_estimation(log_loss, target=target, answers=answers(scores))
+        assert estimate_labels(log_loss, answers(np.array([0.3])), estimation).low == 0.0
+
     def test_bare_labels_and_no_rows(self) -> None:
         metric = resolve_metric("accuracy")
         target, answers = two_labels(1000, 0)

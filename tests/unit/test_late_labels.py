@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
-from airflow_mlops.core.change import WindowLoss, detect_change
+from airflow_mlops.core.change import WindowLoss, detect_change, effective_count
 from airflow_mlops.core.estimation import Estimate, EstimatorRecord
 from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.performance import (
@@ -14,6 +15,7 @@ from airflow_mlops.core.performance import (
     compare_early_labels,
     judge_estimate,
     judge_performance,
+    uncertainty_of,
 )
 from airflow_mlops.core.predictions import Graded, Predictions
 
@@ -133,6 +135,125 @@ class TestJudgement:
         assert report.degraded
         assert report.reason.startswith("degraded: changed: mean loss 1.16 in 12 windows since w, ")
         assert not self.judge(1.16, 1.0).degraded
+
+    def test_one_sided_labels_do_not_silence_what_lasts(self) -> None:
+        def window(mean: float) -> WindowLoss:
+            return WindowLoss(
+                label="w", model_version="1", mean=mean, standard_deviation=1.0, effective_count=4000.0
+            )
+
+        change = detect_change([window(1.0), *[window(1.16)] * 12], promised=window(1.0))
+        counted = EarlyLabels(difference=9.0, one_sided=True, adjusted_value=1.15)
+        assert self.judge(1.16, 0.85, counted, change=change).degraded
+        unknown = EarlyLabels(difference=9.0, one_sided=True, adjusted_value=None)
+        assert not self.judge(1.16, 0.85, unknown, change=change).degraded
+
+    def test_what_stands_in_the_way_of_a_metric_is_said(self) -> None:
+        for share, words in ((0.3, "30% labelled so far"), (1.0, "roc_auc is nan on 5 rows")):
+            report = judge_performance(
+                current=None, reference=REFERENCE, labelled_share=share, policy=PerformancePolicy(),
+                problem="roc_auc is nan on 5 rows",
+            )  # fmt: skip
+            assert not report.measured
+            assert words in report.reason
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("minimum_labelled_share", 80.0, "minimum_labelled_share is 80.0: give a share"),
+            ("significance", 5.0, "significance is 5.0: give a probability"),
+            ("maximum_relative_change", -1.0, "maximum_relative_change is -1.0: give a number from 0 on"),
+        ],
+    )
+    def test_a_policy_that_would_judge_nothing_is_refused(self, name: str, value: float, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            PerformancePolicy(**{name: value})
+
+
+class TestByItself:
+    """A window of its own: worse beyond chance, for every kind of metric, and no more often than stated."""
+
+    def judge(self, name: str, reference: Graded, current: Graded) -> bool:
+        metric = resolve_metric(name)
+        promised, found = (
+            evaluate_metric(metric, target=side.target, prediction=side.answers)
+            for side in (reference, current)
+        )
+        return judge_performance(
+            current=found,
+            reference=promised,
+            labelled_share=1.0,
+            policy=PerformancePolicy(),
+            reference_count=effective_count(metric.losses(reference)) if metric.losses is not None else None,
+            uncertainty=uncertainty_of(metric, current, found.value),
+        ).degraded
+
+    def labels(self, random: np.random.Generator, rows: int, *, good: float = 0.3) -> Graded:
+        """Give answers of a model that tells a label of one row in twenty by a score."""
+        truth = (random.random(rows) < 0.05).astype(int)
+        score = np.clip(good * truth + random.normal(0.3, 0.2, rows), 0.01, 0.99)
+        answers = Predictions(
+            values=(score > 0.55).astype(int).astype(str),
+            probabilities=np.column_stack([1.0 - score, score]),
+            classes=("0", "1"),
+        )
+        return Graded(truth, answers)
+
+    @pytest.mark.parametrize(
+        ("name", "rows"),
+        [("f1", 200), ("recall", 200), ("pr_auc", 200), ("f1", 1000), (f"{__name__}:missed", 1000)],
+    )
+    def test_a_rare_label_is_no_alarm_by_chance(self, name: str, rows: int) -> None:
+        random = np.random.default_rng(1)
+        alarms = sum(
+            self.judge(name, self.labels(random, 4000), self.labels(random, rows)) for _ in range(60)
+        )
+        assert alarms <= 1  # by tolerance alone it were about ten of sixty
+
+    @pytest.mark.parametrize("name", ["f1", "recall", "pr_auc", "roc_auc", f"{__name__}:missed"])
+    def test_a_model_that_lost_its_way_is(self, name: str) -> None:
+        random = np.random.default_rng(2)
+        assert all(
+            self.judge(name, self.labels(random, 4000), self.labels(random, 3000, good=0.0)) for _ in range(5)
+        )
+
+    @pytest.mark.parametrize("name", ["mae", "f1"])
+    def test_a_change_within_the_window_is_no_memory(self, name: str) -> None:
+        random = np.random.default_rng(4)
+        if name == "f1":
+            before, after = self.labels(random, 5000), self.labels(random, 5000, good=-0.3)
+            reference = self.labels(random, 4000)
+        else:
+            reference, before, after = (
+                Graded(np.zeros(rows), Predictions(values=random.normal(0.0, size, rows)))
+                for rows, size in ((4000, 1.0), (1500, 1.0), (1500, 3.0))
+            )
+        parts = [
+            np.concatenate(pair)
+            for pair in zip(
+                (before.target, before.answers.values), (after.target, after.answers.values), strict=True
+            )
+        ]
+        answers = Predictions(values=parts[1], classes=before.answers.classes)
+        assert self.judge(name, reference, Graded(parts[0], answers))
+
+    def test_rows_that_err_alike_count_for_less(self) -> None:
+        random = np.random.default_rng(3)
+
+        def errors(rows: int) -> Graded:
+            noise = random.normal(size=rows) * np.sqrt(1 - 0.9**2)
+            return Graded(np.zeros(rows), Predictions(values=lfilter([1.0], [1.0, -0.9], noise)))
+
+        assert (
+            sum(self.judge("mae", errors(4000), errors(300)) for _ in range(200)) <= 1
+        )  # 1 in 13 were they independent
+
+
+def missed(target: np.ndarray, prediction: np.ndarray) -> float:
+    """Share of the rare label that was not found, as a function of the user knows it."""
+    if not target.any():
+        raise ValueError("nothing to miss")
+    return float(np.mean(prediction[target == 1] == 0)) + 0.5
 
 
 class TestEstimates:

@@ -162,6 +162,23 @@ class TestProfile:
         assert at.minimum == rows["at"].min().timestamp() * 1e6
         assert len(profile_to_json(made)) < 30_000
 
+    def test_documents_as_categories_take_no_room_and_stay_apart(self) -> None:
+        texts = [f"{'page ' * 1000}{number}" for number in range(1000)]
+        profile = profile_frame(pl.DataFrame({"v": texts}), categorical=["v"])
+        assert len(profile_to_json(profile)) < 150_000
+        assert profile.column("v").count == np.count_nonzero(profile.column("v").counts) == 1000
+        merged = merge_profiles(
+            [profile, profile_frame(pl.DataFrame({"v": texts}), categorical=["v"], like=profile)]
+        )
+        assert set(merged.column("v").counts[:1000].tolist()) == {2}
+
+    def test_a_category_that_is_no_number_is_none(self) -> None:
+        column = profile_frame(pl.DataFrame({"v": [1.0, 2.0, float("nan"), None]}), categorical=["v"]).column(
+            "v"
+        )
+        assert isinstance(column, CategoricalProfile)
+        assert (column.null_count, column.named_counts) == (2, {"1.0": 1, "2.0": 1})
+
     def test_cells_end_at_the_reference(self) -> None:
         reference = profile_frame(frame(4_000), numeric=["x"])
         assert isinstance(inside := reference.column("x"), NumericProfile)

@@ -1,0 +1,212 @@
+"""Windows as they come: text inputs, one class so far, a champion that was not asked, labels that are no numbers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import pytest
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.services import Services
+from airflow_mlops.serving.inference_log import InferenceLog
+from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.drift_sides import DriftSides
+from airflow_mlops.steps.packages import champion_profile, load_version
+
+pytestmark = pytest.mark.integration
+
+MODEL = "claims"
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def rows(count: int, seed: int, *, words: int = 4) -> pl.DataFrame:
+    """Give claims with a note whose length says something, and how they turned out: 1 for accepted."""
+    random = np.random.default_rng(seed)
+    amount, lengths = random.standard_normal(count), random.integers(1, 2 * words, count)
+    accepted = random.random(count) < 1 / (1 + np.exp(-2.0 * amount))
+    times = [START + timedelta(days=30 * seed, minutes=place) for place in range(count)]
+    return pl.DataFrame(
+        {
+            "id": [f"{seed}-{place}" for place in range(count)],
+            "t": times,
+            "amount": amount,
+            "note": ["word " * length for length in lengths],
+            "accepted": accepted.astype(np.int64),
+        }
+    )
+
+
+def broken(target: np.ndarray, prediction: np.ndarray) -> float:
+    raise ZeroDivisionError("no refunds")
+
+
+class Claims(NamedTuple):
+    folder: Path
+    services: Services
+
+    def ask(self, asked: pl.DataFrame, *, version: str = "1") -> Window:
+        """Let the champion answer; the log says that ``version`` did."""
+        registry = Registry.connect(self.services)
+        served = load_version(registry, registry.version_by_alias(MODEL, "champion"), self.services)
+        columns = {name: asked[name].to_list() for name in ("amount", "note")}
+        log = InferenceLog(Path(self.services.require("serving_dir")) / "inference_log")
+        log.append(
+            model_name=MODEL, model_version=version, signature=served.manifest.signature,
+            prediction_ids=asked["id"].to_list(), times=asked["t"].to_list(), columns=columns,
+            predictions=served.predict_columns(columns), latency_ms=1.0,
+        )  # fmt: skip
+        log.flush()
+        return Window(start=asked["t"].min(), end=asked["t"].max() + timedelta(seconds=1))  # type: ignore[operator,arg-type]
+
+    def grade(
+        self, window: Window, labels: pl.DataFrame, *, table: str = "labels", **more: Any
+    ) -> dict[str, Any]:
+        uri = str(self.folder / f"{table}-{window.start:%j}")
+        delta.replace_window(uri, labels, time_column=None, window=None)
+        spec = {
+            "model_name": MODEL, "window": window, "labels": uri, "id_column": "id", "target": "accepted", "metric": "roc_auc",
+        }  # fmt: skip
+        return run_step("performance", spec | more, self.services)
+
+    def drift(self, window: Window, **more: Any) -> dict[str, Any]:
+        spec = {"model_name": MODEL, "window": window, "report": "never"} | more
+        return run_step("drift", spec, self.services)
+
+
+@pytest.fixture(scope="module")
+def claims(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Claims:
+    folder = tmp_path_factory.mktemp("claims")
+    services = Services(
+        tracking_uri=mlflow_server,
+        ledger_url=f"sqlite:///{folder}/ledger.db",
+        serving_dir=str(folder / "serving"),
+    )
+    delta.replace_window(str(folder / "rows"), rows(3000, 0), time_column="t", window=None)
+    spec = {
+        "dataset": str(folder / "rows"), "model_name": MODEL, "estimator": "sklearn.linear_model.LogisticRegression",
+        "target": "accepted", "numeric": ["amount"], "text": ["note"], "time_column": "t", "id_column": "id",
+        "holdout_share": 0.5, "metric": "roc_auc",
+    }  # fmt: skip
+    trained = run_step("train", spec, services)
+    spec = {"model_name": MODEL, "run_id": trained["run_id"], "package_digest": trained["package_digest"]}
+    run_step("register", spec, services)
+    Registry.connect(services).set_alias(MODEL, "champion", "1")
+    return Claims(folder, services)
+
+
+class TestDrift:
+    def test_text_is_compared_by_its_length_from_rows_too(self, claims: Claims) -> None:
+        window = claims.ask(rows(400, 2, words=40))
+        found = {
+            detector: next(
+                item
+                for item in claims.drift(window, detector={"note": detector})["features"]
+                if item["feature"] == "note"
+            )
+            for detector in ("wasserstein", "anderson")
+        }
+        assert found["anderson"]["exact"]
+        assert found["anderson"]["drifted"] == found["wasserstein"]["drifted"] is True
+
+    def test_too_few_rows_for_the_classifier_cost_no_verdict(self, claims: Claims) -> None:
+        window = claims.ask(rows(40, 3, words=40))
+        result = claims.drift(window, domain_classifier=True)
+        assert result["drifted"]
+        assert not result["classifier"]["measured"]
+        assert "needs 50 rows in each" in result["classifier"]["sentence"]
+
+    def test_inputs_that_are_left_out(self, claims: Claims) -> None:
+        window = claims.ask(rows(400, 4, words=40))
+        result = claims.drift(window, columns=["amount"])
+        assert [item["feature"] for item in result["features"]] == ["amount"]
+        assert not result["drifted"]
+        with pytest.raises(ValueError, match="no profile of column 'amuont'; there are amount, note"):
+            claims.drift(window, columns=["amuont"])
+
+    def test_the_page_shows_what_the_verdict_was_about(self, claims: Claims) -> None:
+        claims.ask(rows(400, 5, words=40))
+        claims.ask(rows(400, 6, words=40))
+        before, window = (
+            Window(start=START + timedelta(days=30 * n), end=START + timedelta(days=30 * (n + 1)))
+            for n in (5, 6)
+        )
+        result = claims.drift(window, report="always", reference="trailing", reference_windows=1)
+        assert not result["drifted"]
+        assert result["reference"] == f"predictions in {before}"
+        registry = Registry.connect(claims.services)
+        manifest, trained = champion_profile(registry, MODEL, "champion")
+        sides = DriftSides(
+            log=Path(claims.services.require("serving_dir")) / "inference_log",
+            model_name=MODEL,
+            manifest=manifest,
+            trained=trained,
+        )
+        reference = sides.reference(window, "trailing", 1)
+        assert reference.windows == (before,)
+        assert (
+            reference.open_rows(["note"]).collect()["note"].to_list()
+            == rows(400, 5, words=40)["note"].to_list()
+        )
+        assert result["report_url"]  # of these rows: of the training ones there is no text column in the page
+
+
+class TestPerformance:
+    def test_one_class_so_far_is_not_measured_yet(self, claims: Claims) -> None:
+        asked = rows(400, 7)
+        first = asked.filter(pl.col("accepted") == 1).head(120).select("id", "accepted")
+        result = claims.grade(claims.ask(asked), first)
+        assert not result["measured"]
+        assert result["awaits_labels"]
+        assert result["estimated_value"] is not None
+        assert result["reason"].startswith("performance not measured: 30% labelled so far")
+        enough = claims.grade(
+            Window(start=asked["t"].min(), end=asked["t"].max() + timedelta(seconds=1)),  # type: ignore[operator,arg-type]
+            first,
+            policy={"minimum_labelled_share": 0.2},
+        )
+        assert not enough["measured"]
+        assert "roc_auc is nan on 120 rows" in enough["reason"]
+
+    def test_a_champion_that_was_not_asked(self, claims: Claims) -> None:
+        asked = rows(300, 8)
+        result = claims.grade(claims.ask(asked, version="7"), asked.select("id", "accepted"))
+        assert not result["measured"]
+        assert not result["estimated"]
+        assert "(without 300 answers not given by the champion, version 1)" in result["reason"]
+
+    def test_labels_with_a_point_are_the_same_labels(self, claims: Claims) -> None:
+        asked = rows(300, 9)
+        window = claims.ask(asked)
+        as_trained = claims.grade(window, asked.select("id", "accepted"), metrics=["accuracy"])
+        with_point = asked.select("id", pl.col("accepted").cast(pl.Float64))
+        again = claims.grade(window, with_point, metrics=["accuracy"], table="with-point")
+        assert again["value"] == as_trained["value"]
+        assert again["other_metrics"] == as_trained["other_metrics"]
+        assert again["other_metrics"]["accuracy"] > 0.5
+
+    def test_labels_the_model_never_heard_of_are_no_grade(self, claims: Claims) -> None:
+        asked = rows(300, 10)
+        words = asked.select(
+            "id", accepted=pl.when(pl.col("accepted") == 1).then(pl.lit("yes")).otherwise(pl.lit("no"))
+        )
+        with pytest.raises(ValueError, match="labels in 'accepted' are no, yes, and the model answers 0, 1"):
+            claims.grade(claims.ask(asked), words)
+
+    def test_a_metric_beside_that_fails_costs_no_grade(self, claims: Claims) -> None:
+        asked = rows(300, 11)
+        result = claims.grade(
+            claims.ask(asked), asked.select("id", "accepted"), metrics=["accuracy", f"{__name__}:broken"]
+        )
+        assert result["measured"]
+        assert result["other_metrics"][f"{__name__}:broken"] is None
+        assert result["other_metrics"]["accuracy"] > 0.5
+        assert (
+            f"metric '{__name__}:broken' failed on 300 rows: ZeroDivisionError: no refunds"
+            in result["reason"]
+        )

@@ -1,0 +1,100 @@
+"""Labels as they come: twice, corrected, missing, of predictions nobody asked about, with a point."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.integrations import delta
+from airflow_mlops.serving.inference_log import InferenceLog
+from airflow_mlops.steps.labels import as_trained, labelled_predictions, labelled_share
+
+START = datetime(2024, 5, 1, tzinfo=UTC)
+DAY = Window(start=START, end=START + timedelta(days=1))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    writer = InferenceLog(tmp_path / "log")
+    writer.append(
+        model_name="fare",
+        model_version="1",
+        signature=ModelSignature(inputs=(FieldSpec(name="x", type="number"),), output="y"),
+        prediction_ids=["a", "b", "c"],
+        times=[START + timedelta(hours=hour) for hour in range(3)],
+        columns={"x": [1.0, 2.0, 3.0]},
+        predictions=[10.0, 20.0, 30.0],
+        latency_ms=1.0,
+    )
+    writer.flush()
+    return tmp_path / "log"
+
+
+def land(folder: Path, ids: list[str | None], values: list[Any]) -> dict[str, Any]:
+    uri = str(folder / "labels")
+    delta.replace_window(uri, pl.DataFrame({"id": ids, "y": values}), time_column=None, window=None)
+    return {"labels": uri, "id_column": "id", "target": "y"}
+
+
+def joined(log: Path, ids: list[str | None], values: list[Any]) -> list[Any]:
+    return labelled_predictions(log, "fare", DAY, **land(log.parent, ids, values))["y"].to_list()
+
+
+def test_a_label_that_was_delivered_twice_is_one(log: Path) -> None:
+    assert joined(log, ["a", "b", "a"], [1.0, 2.0, 1.0]) == [1.0, 2.0, None]
+
+
+def test_a_label_that_came_after_a_missing_one_counts(log: Path) -> None:
+    assert joined(log, ["a", "a", "b"], [None, 1.0, None]) == [1.0, None, None]
+
+
+def test_what_is_no_number_is_no_label(log: Path) -> None:
+    arguments = land(log.parent, ["a", "b"], [1.0, float("nan")])
+    assert labelled_predictions(log, "fare", DAY, **arguments)["y"].to_list() == [1.0, None, None]
+    assert labelled_share(log, "fare", DAY, **arguments) == pytest.approx(1 / 3)
+
+
+def test_labels_of_other_predictions_are_nobodys_business(log: Path) -> None:
+    assert joined(log, ["z", "z", None, None, "c"], [1.0, 2.0, 3.0, 4.0, 5.0]) == [None, None, 5.0]
+
+
+def test_labels_that_contradict_each_other_name_one(log: Path) -> None:
+    with pytest.raises(
+        SchemaMismatchError,
+        match=r"contradict each other for 1 predictions, such as id 'b' with y 2\.0 and 7\.0: keep the one that counts",
+    ):
+        joined(log, ["a", "b", "b"], [1.0, 7.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "given"),
+    [
+        ([1.0, 0.0], ("0", "1"), [1, 0]),
+        ([1, 0], ("0.0", "1.0"), [1.0, 0.0]),
+        ([1, 0], ("0", "1"), [1, 0]),
+        ([1, 2], ("0", "1"), [1, 2]),  # a new label is a mistake, not another type
+        ([True, False], ("False", "True"), [True, False]),
+        (["a", "b"], ("a", "c"), ["a", "b"]),
+        ([1.5, 2.5], None, [1.5, 2.5]),
+    ],
+)
+def test_labels_have_the_type_of_the_training(
+    labels: list[Any], classes: tuple[str, ...] | None, given: list[Any]
+) -> None:
+    found = as_trained(pl.Series("y", labels), classes).to_list()
+    assert found == given
+    assert [type(value) for value in found] == [type(value) for value in given]
+
+
+def test_labels_in_other_words_are_refused() -> None:
+    with pytest.raises(
+        SchemaMismatchError, match="labels in 'y' are no, yes, and the model answers False, True: give"
+    ):
+        as_trained(pl.Series("y", ["yes", "no"]), ("False", "True"))
