@@ -36,7 +36,7 @@ RECIPES = (RECENT, ALL)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gap:
-    """How much worse an older model was than a newer one, on the same rows.
+    """How much worse an older model was than a newer one, or an earlier champion than the best of today, on the same rows.
 
     :param older: version.
     :param newer: version.
@@ -75,7 +75,9 @@ class ChallengerCheck:
     :param champion: version of the champion; one of the contenders.
     :param simple_loss: mean loss of a guess that knows nothing: the median, or the most frequent label.
     :param contenders: the champion, and of each recipe the newest model and the one before.
-    :param gaps: the champion and each older model against each recipe's newest one.
+    :param gaps: the champion and each older model against each recipe's newest one, and the best earlier champion against the best of
+        these.
+    :param earlier: champions of the past.
     """
 
     window: Window
@@ -84,6 +86,7 @@ class ChallengerCheck:
     simple_loss: float
     contenders: tuple[Contender, ...]
     gaps: tuple[Gap, ...]
+    earlier: tuple[Contender, ...] = ()
 
     def after(self, change: datetime) -> ChallengerCheck:
         """Leave out the models that know only what was before a change: they tell nothing of how models age since."""
@@ -119,6 +122,12 @@ class ChallengerCheck:
         """Loss of the best of the newest models; of the champion, where there are no others."""
         newest = [found.loss for recipe in self.recipes if (found := self.newest(recipe))]
         return min(newest or [one.loss for one in self.contenders])
+
+    @property
+    def best_today(self) -> Contender:
+        """Give the best of the champion and the newest models."""
+        today = [self.contender(self.champion), *map(self.newest, self.recipes)]
+        return min((one for one in today if one is not None), key=lambda one: one.loss)
 
     def _by_age(self, recipe: str | None) -> list[Contender]:
         made = [item for item in self.contenders if item.recipe == recipe]
@@ -252,23 +261,23 @@ def judge_challengers(
     )
 
 
-def did_not_last(check: ChallengerCheck, policy: ChallengerPolicy) -> bool:
-    """Tell whether the world is back: a model made before a change does much better again than those made after it.
+def came_back(check: ChallengerCheck, policy: ChallengerPolicy) -> Contender | None:
+    """Find an earlier champion that does much better again than every model of today: the world that it knew is back.
 
-    :param check: of the first window after the one whose change led to a promotion. Of each recipe the newest model knows the
-        changed window alone, and the one before knows everything but that.
+    How much is much is what makes an alarm.
+
+    Source: Widmer and Kubat, "Learning in the presence of concept drift and hidden contexts", Machine Learning 23, 1996 (what
+    was learned in a context is kept for its return).
     """
-    champion = check.contender(check.champion)
-    for recipe in check.recipes:
-        before, after = check.previous(recipe), check.newest(recipe)
-        gap = check.gap(before, after)
-        if champion is None or before is None or gap is None or gap.standard_error is None:
-            continue
-        much = (1.0 + policy.alarm_change) * before.loss < min(champion.loss, before.loss - gap.mean)
-        sure = -gap.mean > NormalDist().inv_cdf(1.0 - policy.alarm_significance) * gap.standard_error
-        if much and sure:
-            return True
-    return False
+    if not check.earlier:
+        return None
+    best, today = min(check.earlier, key=lambda one: one.loss), check.best_today
+    gap = check.gap(best, today)
+    if gap is None or gap.standard_error is None:
+        return None
+    much = (1.0 + policy.alarm_change) * best.loss < today.loss
+    sure = -gap.mean > NormalDist().inv_cdf(1.0 - policy.alarm_significance) * gap.standard_error
+    return best if much and sure else None
 
 
 def _required(latest: ChallengerCheck, policy: ChallengerPolicy, cost: float | None) -> float:

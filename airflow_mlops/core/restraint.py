@@ -81,6 +81,7 @@ class Case(NamedTuple):
     """A window whose checks call for a retraining, and all that may speak against it.
 
     :param seen: this window and those before it, oldest first.
+    :param trains: whether there would be a training; else an earlier champion would come back.
     :param tested: whether the new model would be held against the champion, and may lose.
     """
 
@@ -88,6 +89,7 @@ class Case(NamedTuple):
     seen: Sequence[WindowEvidence]
     history: RetrainingHistory
     policy: RetrainingPolicy
+    trains: bool
     tested: bool
 
     @property
@@ -99,7 +101,8 @@ class Case(NamedTuple):
 
 def find_restraint(case: Case) -> Restraint | None:
     """Find the first reason not to retrain for this window; ``None`` when there is none."""
-    return next((found for rule in _RULES if (found := rule(case)) is not None), None)
+    rules = _RULES if case.trains else _RULES_WITHOUT_TRAINING
+    return next((found for rule in rules if (found := rule(case)) is not None), None)
 
 
 def _covered(case: Case) -> Restraint | None:
@@ -176,3 +179,4 @@ def _blacked_out(case: Case) -> Restraint | None:
 
 #: In order: a retraining that nothing else speaks against is worth waiting for the end of a blackout.
 _RULES = (_covered, _cooling_down, _few_new_rows, _paused, _not_worth_it, _over_budget, _blacked_out)
+_RULES_WITHOUT_TRAINING = (_covered, _cooling_down, _blacked_out)

@@ -13,7 +13,7 @@ from airflow_mlops.core.challengers import (
     FEWEST_LEVELS,
     RECENT,
     ChallengerPolicy,
-    did_not_last,
+    came_back,
     judge_challengers,
 )
 from airflow_mlops.core.restraint import Blackout, Case, find_restraint
@@ -22,6 +22,7 @@ from airflow_mlops.core.windows import Window
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from airflow_mlops.core.challengers import ChallengerCheck, Contender
     from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 
 
@@ -39,11 +40,17 @@ class Outcome(StrEnum):
     """What was decided for a window."""
 
     RETRAIN = "retrain"
+    BRING_BACK = "bring_back"
     ALERT = "alert"
     WAIT_FOR_LABELS = "wait_for_labels"
     POSTPONED = "postponed"
     NOTHING = "nothing"
     COVERED = "covered"
+
+    @property
+    def acts(self) -> bool:
+        """Whether the champion may be replaced."""
+        return self in {Outcome.RETRAIN, Outcome.BRING_BACK}
 
     @property
     def leaves_undecided(self) -> bool:
@@ -73,6 +80,7 @@ class RetrainingPolicy:
     :param budget: retrainings in any ``budget_days``; ``None``: no limit.
     :param budget_days: 30: a month.
     :param blackouts: times in which nothing is retrained: a window that wants it is decided when they are over.
+    :param bring_back: whether an earlier champion that does much better again than all models of today takes their place.
     :param rejections_before_pause: after so many retrainings in a row that did not beat the champion the next one waits for
         2, 4, and at most 8 windows.
     """
@@ -91,6 +99,7 @@ class RetrainingPolicy:
     budget: int | None = None
     budget_days: float = 30.0
     blackouts: tuple[Blackout, ...] = ()
+    bring_back: bool = True
     rejections_before_pause: int = 2
 
     def __post_init__(self) -> None:
@@ -125,7 +134,6 @@ class TrainingChoice:
     :param half_life_days: weight of a row halves with this age; ``None``: equal weights.
     :param why: half a sentence.
     :param change: when the world changed, where the rows are those since then.
-    :param undoes_change: the last change did not last: from now on all rows count again.
     :param holdout_start: rows from here on are held out for the test against the champion; ``None``: the usual share.
     """
 
@@ -134,7 +142,6 @@ class TrainingChoice:
     half_life_days: float | None
     why: str
     change: datetime | None = None
-    undoes_change: bool = False
     holdout_start: datetime | None = None
 
 
@@ -170,7 +177,9 @@ class RetrainingDecision:
     :param promote_on: what it is promoted on: its twin's test on rows ``held_out``, the tests of its ``predecessors``, or
         nothing: ``untested``, for a policy of yours that wants that.
     :param recipe: how it is made; ``None`` when it is no model of a recipe.
-    :param champion_version: the champion that its predecessors were held against.
+    :param version: the earlier champion that is to come back.
+    :param undoes_change: it knows the world before the last change only, which did not last: from now on all rows count again.
+    :param champion_version: the champion that its predecessors, or it, were held against.
     :param grounds: what they showed, a sentence.
     :param shadow: recipes whose next model is worth a training, so that it can be compared in the next window.
     """
@@ -181,6 +190,8 @@ class RetrainingDecision:
     training: TrainingChoice | None = None
     promote_on: PromoteOn = "held_out"
     recipe: str | None = None
+    version: str | None = None
+    undoes_change: bool = False
     champion_version: str | None = None
     grounds: str = ""
     shadow: tuple[str, ...] = ()
@@ -209,7 +220,7 @@ def decide_retraining(
     for window_evidence in evidence:
         seen = [item for item in known if item.window <= window_evidence.window]
         decisions.append(_decide(window_evidence, seen, history, policy))
-    return _only_newest_retrains(decisions)
+    return _only_newest_acts(decisions)
 
 
 def _decide(
@@ -227,9 +238,11 @@ def _decide(
         wished = _by_challengers(evidence, seen, history, policy)
     else:
         wished = _by_checks(evidence, seen, history, policy)
-    if wished.outcome is not Outcome.RETRAIN:
+    if not wished.outcome.acts:
         return wished
-    restraint = find_restraint(Case(evidence, seen, history, policy, wished.promote_on == "held_out"))
+    trains = wished.outcome is Outcome.RETRAIN
+    tested = wished.promote_on == "held_out"
+    restraint = find_restraint(Case(evidence, seen, history, policy, trains=trains, tested=tested))
     if restraint is None:
         return wished
     return replace(
@@ -238,6 +251,8 @@ def _decide(
         reason=f"{wished.reason}; but {restraint.why}",
         training=None,
         recipe=None,
+        version=None,
+        undoes_change=False,
         promote_on="held_out",
     )
 
@@ -287,14 +302,15 @@ def _by_challengers(
             reason=f"{found}; no window since the change of {since:%Y-%m-%d} has been compared",
             shadow=(RECENT, ALL),
         )
-    if since is not None and len(checks) == 1 and did_not_last(checks[0], policy.challengers):
-        return _taken_back(checks[0].champion, window, since, found)
     if since is not None:
         checks = [check.after(since) for check in checks]
     verdict = judge_challengers(checks, policy.challengers, cost=policy.cost)
     decision = RetrainingDecision(
         window=window, outcome=Outcome.NOTHING, reason=f"{verdict.reason}; {found}", shadow=verdict.train
     )
+    earlier = came_back(checks[-1], policy.challengers) if policy.bring_back else None
+    if earlier is not None:
+        return _brought_back(decision, checks[-1], earlier, since, found)
     # Until it is known how much the loss varies between windows, what was promised at training has to do.
     changed = verdict.alarm or (evidence.degraded and len(checks) <= FEWEST_LEVELS)
     afresh = _with_test(_after_change(evidence, verdict.recipe, since, policy), window)
@@ -332,22 +348,30 @@ def _by_challengers(
     return replace(decision, outcome=Outcome.ALERT) if evidence.degraded else decision
 
 
-def _taken_back(champion: str, window: Window, since: datetime, found: str) -> RetrainingDecision:
-    """Go back to all rows: what changed was over with the window it was seen in."""
+def _brought_back(
+    decision: RetrainingDecision,
+    check: ChallengerCheck,
+    earlier: Contender,
+    since: datetime | None,
+    found: str,
+) -> RetrainingDecision:
+    """Go back to a model that is there: what it knows is true again, and no training tells it better."""
+    today = check.best_today
+    undone = since is not None and earlier.trained_until <= since
+    lasted = f": the change of {since:%Y-%m-%d} did not last" if undone else ""
     grounds = (
-        f"models from before the change of {since:%Y-%m-%d} beat version {champion} again: it did not last"
+        f"version {earlier.version} lost {earlier.loss:.4g} a row, and the best model of today, version {today.version}, "
+        f"{today.loss:.4g}: what it knew is true again{lasted}"
     )
-    training = replace(recipe_rows(ALL, window, None), undoes_change=True)
-    return RetrainingDecision(
-        window=window,
-        outcome=Outcome.RETRAIN,
-        reason=f"{grounds}; {training.why}; {found}",
-        training=training,
-        promote_on="predecessors",
-        recipe=ALL,
-        champion_version=champion,
+    return replace(
+        decision,
+        outcome=Outcome.BRING_BACK,
+        reason=f"{grounds}; {found}",
+        version=earlier.version,
+        undoes_change=undone,
+        champion_version=check.champion,
         grounds=grounds,
-        shadow=(RECENT, ALL),
+        shadow=(RECENT, ALL) if undone else decision.shadow,
     )
 
 
@@ -436,19 +460,21 @@ def _degraded_run(seen: Sequence[WindowEvidence]) -> list[WindowEvidence]:
     return run
 
 
-def _only_newest_retrains(decisions: list[RetrainingDecision]) -> list[RetrainingDecision]:
-    wanting = [decision for decision in decisions if decision.outcome is Outcome.RETRAIN]
-    if len(wanting) < 2:
+def _only_newest_acts(decisions: list[RetrainingDecision]) -> list[RetrainingDecision]:
+    acting = [decision for decision in decisions if decision.outcome.acts]
+    if len(acting) < 2:
         return decisions
-    newest = wanting[-1]
+    newest = acting[-1]
     return [
         replace(
             decision,
             outcome=Outcome.COVERED,
-            reason=f"{decision.reason}; covered by the retraining decided for {newest.window}",
+            reason=f"{decision.reason}; covered by the decision for {newest.window}",
             training=None,
+            version=None,
+            undoes_change=False,
         )
-        if decision.outcome is Outcome.RETRAIN and decision is not newest
+        if decision.outcome.acts and decision is not newest
         else decision
         for decision in decisions
     ]

@@ -53,6 +53,9 @@ _STORAGE_TROUBLE = ("readonly", "disk is full", "unable to open", "not a databas
 #: What is found out about a window.
 _CHECKS = (str(EntryKind.PERFORMANCE_CHECK), str(EntryKind.DRIFT_CHECK))
 
+#: Outcomes of a decision that may put another version in the champion's place.
+ACTING = ("retrain", "bring_back")
+
 _DRIVERS = {"sqlite": "", "postgresql": "pip install psycopg2-binary"}
 
 
@@ -238,6 +241,21 @@ class Ledger:
         """List every move of an alias, the first one first."""
         return self._query(_moves(model_name, alias).order_by(entries.c.entry_id))
 
+    def former_champions(self, model_name: str, *, alias: str = "champion", limit: int = 24) -> list[str]:
+        """List the versions that were champion and are not, the one that left last first; not those that somebody took back.
+
+        :param limit: at most so many: the first one there was, and those that left last.
+        """
+        left: dict[str, bool] = {}
+        for move in self.moves(model_name, alias):
+            version, before = str(move.payload["model_version"]), move.payload.get("previous_version")
+            left.pop(version, None)
+            if before is not None:
+                left.pop(str(before), None)
+                left[str(before)] = move.kind is not EntryKind.ROLLBACK
+        found = [version for version, welcome in reversed(left.items()) if welcome]
+        return found if len(found) <= limit else [*found[: limit - 1], found[-1]]
+
     def champion_at(self, model_name: str, at: datetime, *, alias: str = "champion") -> str | None:
         """Tell which version an alias pointed at, at a time; ``None``: at none yet."""
         found = self.who_was_champion(model_name, at, alias=alias)
@@ -396,14 +414,19 @@ class Ledger:
         maturing = {grade.window for grade in self.grades(model_name, before=before) if not grade.final}
         return sorted(maturing | set(self.ungraded_windows(model_name, before=before)))
 
-    def retrainings(self, model_name: str, *, limit: int = 1) -> list[LedgerEntry]:
-        """List the decisions to retrain, newest first."""
+    def retrainings(
+        self, model_name: str, *, outcomes: Sequence[str] = ("retrain",), limit: int = 1
+    ) -> list[LedgerEntry]:
+        """List the decisions to retrain, newest first.
+
+        :param outcomes: what was decided; :data:`ACTING`: also to bring an earlier champion back.
+        """
         query = (
             sa.select(entries)
             .where(
                 entries.c.kind == str(EntryKind.RETRAINING_DECISION),
                 entries.c.model_name == model_name,
-                entries.c.payload["outcome"].as_string() == "retrain",
+                entries.c.payload["outcome"].as_string().in_(outcomes),
             )
             .order_by(entries.c.entry_id.desc())
             .limit(limit)
@@ -411,8 +434,8 @@ class Ledger:
         return self._query(query)
 
     def open_retraining(self, model_name: str) -> LedgerEntry | None:
-        """Find the newest decision to retrain, unless its outcome is written: older ones are covered by it."""
-        newest = self.retrainings(model_name)
+        """Find the newest decision to replace the champion, unless its outcome is written: older ones are covered by it."""
+        newest = self.retrainings(model_name, outcomes=ACTING)
         if not newest or self.find(EntryKind.RETRAINING_OUTCOME, newest[0].key):
             return None
         return newest[0]
@@ -431,9 +454,9 @@ class Ledger:
         A change that a later promotion undid did not last, and the world before it is the present one.
         """
         undone = 0
-        for decision in self.retrainings(model_name, limit=100):
-            training = decision.payload.get("training") or {}
-            undoes, change = training.get("undoes_change", False), training.get("change")
+        for decision in self.retrainings(model_name, outcomes=ACTING, limit=100):
+            change = (decision.payload.get("training") or {}).get("change")
+            undoes = decision.payload.get("undoes_change", False)
             if not (undoes or change) or self.promotion_for(decision) is None:
                 continue
             if change and not undone:
@@ -442,7 +465,7 @@ class Ledger:
         return None
 
     def promotion_for(self, decision: LedgerEntry) -> LedgerEntry | None:
-        """Find the promotion that answered a decision to retrain."""
+        """Find the promotion that answered a decision."""
         query = (
             sa.select(entries)
             .where(

@@ -327,7 +327,7 @@ def read_overview(ledger: Ledger) -> list[ModelOverview]:
         .where(
             named,
             entries.c.kind == str(EntryKind.RETRAINING_DECISION),
-            entries.c.payload["outcome"].as_string() == "retrain",
+            entries.c.payload["outcome"].as_string().in_(ACTING),
         )
         .group_by(entries.c.model_name)
         .subquery()
