@@ -147,7 +147,7 @@ def sees_everything(evidence: Sequence[WindowEvidence], *_: Any, **__: Any) -> l
 @pytest.mark.parametrize(
     ("policies", "files", "why"),
     [
-        (["never", "alway"], ["fares.toml"], "'alway' is not an import path"),
+        (["never", "nevermore"], ["fares.toml"], "'nevermore' is not an import path"),
         (["never", "math:hypothesis"], ["fares.toml"], "'math' has no 'hypothesis'"),
         (["never"], ["fares.toml", "fares.toml"], "two streams have the name fares"),
     ],

@@ -658,3 +658,10 @@ def test_a_report_of_nothing_moved() -> None:
     report: DriftReport = compare_profiles(*sides(first, first))
     assert report.headline == "none of 1 inputs moved"
     assert not report.drifted
+
+
+def test_a_column_that_counts_the_season_is_not_named_with_a_threshold_it_never_reaches() -> None:
+    reference = profile_frame(pl.DataFrame({"month": [1.0] * 500 + [2.0] * 500}), numeric=["month"])
+    current = profile_frame(pl.DataFrame({"month": [7.0] * 1000}), numeric=["month"], like=reference)
+    assert compare_profiles(reference, current).drifted
+    assert not compare_profiles(reference, current, thresholds={"month": 100.0}).drifted
