@@ -3,13 +3,13 @@
 Reads from the ledger which checked windows nobody has decided on, decides each once, and carries a retraining out:
 train → evaluate → register → promote → deploy. A model that has not shown that it beats the champion is not promoted: on rows
 held out, or by its predecessors, the challengers, which are trained in the shadow after every decision for the next month.
+An earlier champion that does much better again than all of them comes back, without a training.
 
-The asset event of `monitor` wakes it, and so does the clock once a day: an event that Airflow lost, merged or
-sent twice changes nothing. A month whose labels are late stays undecided until they are there, or patience is over.
-A model that was promoted and could not be deployed is deployed by the next run.
+The asset event of `monitor` wakes it, and so does the clock once a day: an event that Airflow lost, merged or sent twice changes
+nothing. A month whose labels are late stays undecided until they are there, or patience is over. A model that was promoted and
+could not be deployed is deployed by the next run.
 
-* **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`).
-* **Variable**: `mlops_data_root`.
+* **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`). **Variable**: `mlops_data_root`.
 * **In**: asset *trip_fare monitoring*. **Out**: asset *trip_fare champion*.
 """
 
@@ -29,6 +29,9 @@ from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
 MODEL = "trip_fare"
 DATA = "{{ var.value.mlops_data_root }}"
+SOMETHING_NEW = "none_failed_min_one_success"
+DAILY = CronTriggerTimetable("0 6 * * *", timezone="UTC")
+KEY = "{{ ti.xcom_pull('decide').decision_key }}"
 HOW = {
     "dataset": f"{DATA}/trips",
     "model_name": MODEL,
@@ -44,17 +47,11 @@ HOW = {
 with DAG(
     dag_id="retrain_on_drift",
     doc_md=__doc__,
-    schedule=AssetOrTimeSchedule(
-        timetable=CronTriggerTimetable("0 6 * * *", timezone="UTC"), assets=[monitoring_asset(MODEL)]
-    ),
-    catchup=False,
+    schedule=AssetOrTimeSchedule(timetable=DAILY, assets=[monitoring_asset(MODEL)]),
     render_template_as_native_obj=True,  # a number in params stays a number
     max_active_runs=1,
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={
-        "minimum_training_rows": Param(
-            2000, type="integer", minimum=1, description="Rows that suffice after a change"
-        ),
         "budget": Param(4, type="integer", minimum=1, description="Retrainings in 30 days"),
         "minimum_uplift": Param(0.01, type="number", description="Improvement a challenger has to show"),
     },
@@ -63,19 +60,25 @@ with DAG(
     decide = DecideRetrainingOperator(
         task_id="decide",
         model_name=MODEL,
-        policy={
-            "minimum_training_rows": "{{ params.minimum_training_rows }}",
-            "budget": "{{ params.budget }}",
-        },
+        policy={"budget": "{{ params.budget }}"},
         required_checks=["performance_check", "drift_check", "challenger_check"],
         deploy_task_id="deploy",
+        bring_back_task_id="bring_back",
+    )
+    bring_back = PromoteModelOperator(
+        task_id="bring_back",
+        model_name=MODEL,
+        model_version="{{ ti.xcom_pull('decide').bring_back }}",
+        evaluation=decide.output,
+        decision_key=KEY,
+        outlets=[model_asset(MODEL)],
     )
     train = TrainModelOperator(task_id="train", plan=decide.output, **HOW)
     evaluate = EvaluateModelOperator(
         task_id="evaluate",
         training=train.output,
         minimum_uplift="{{ params.minimum_uplift }}",
-        decision_key="{{ ti.xcom_pull('decide').decision_key }}",
+        decision_key=KEY,
         on_reject="skip",
     )
     register = RegisterModelOperator(task_id="register", training=train.output, evaluation=evaluate.output)
@@ -84,12 +87,10 @@ with DAG(
         model_name=MODEL,
         model_version=register.output,
         evaluation=evaluate.output,
-        decision_key="{{ ti.xcom_pull('decide').decision_key }}",
+        decision_key=KEY,
         outlets=[model_asset(MODEL)],
     )
-    deploy = DeployModelOperator(
-        task_id="deploy", model_name=MODEL, trigger_rule="none_failed_min_one_success"
-    )
+    deploy = DeployModelOperator(task_id="deploy", model_name=MODEL, trigger_rule=SOMETHING_NEW)
 
     @task(trigger_rule="none_failed")
     def choose_challengers():
@@ -108,6 +109,7 @@ with DAG(
     )
 
     decide >> train >> evaluate >> register >> promote >> deploy
+    decide >> bring_back >> deploy  # an earlier champion that does much better again
     decide >> deploy  # what was promoted in an earlier run, but could not be deployed
-    promote >> wanted  # whether there was one or not
+    [promote, bring_back] >> wanted  # whether there was one or not
 # [END retrain_on_drift]

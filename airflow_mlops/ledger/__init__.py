@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from airflow_mlops.ledger.challengers import wanted_challengers
-from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded, WindowGrade
+from airflow_mlops.ledger.entries import ACTING, ChampionPeriod, EntryKind, LedgerEntry, Recorded, WindowGrade
 from airflow_mlops.ledger.store import Ledger
 
 __all__ = [
+    "ACTING",
     "ChampionPeriod",
     "EntryKind",
     "Ledger",

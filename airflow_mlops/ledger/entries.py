@@ -9,6 +9,9 @@ from typing import Any
 
 from airflow_mlops.core.windows import Window
 
+#: Outcomes of a retraining decision that may put another version in the champion's place.
+ACTING = ("retrain", "bring_back")
+
 
 class EntryKind(StrEnum):
     """What an entry is about."""

@@ -28,7 +28,7 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     StorageError,
 )
-from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded, WindowGrade
+from airflow_mlops.ledger.entries import ACTING, ChampionPeriod, EntryKind, LedgerEntry, Recorded, WindowGrade
 from airflow_mlops.ledger.tables import aliases, entries
 
 if TYPE_CHECKING:
@@ -52,9 +52,6 @@ _STORAGE_TROUBLE = ("readonly", "disk is full", "unable to open", "not a databas
 
 #: What is found out about a window.
 _CHECKS = (str(EntryKind.PERFORMANCE_CHECK), str(EntryKind.DRIFT_CHECK))
-
-#: Outcomes of a decision that may put another version in the champion's place.
-ACTING = ("retrain", "bring_back")
 
 _DRIVERS = {"sqlite": "", "postgresql": "pip install psycopg2-binary"}
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from airflow_mlops.core.metrics import resolve_metric
 from airflow_mlops.core.windows import Window
-from airflow_mlops.ledger.entries import EntryKind
+from airflow_mlops.ledger.entries import ACTING, EntryKind
 from airflow_mlops.ledger.tables import aliases, entries
 
 if TYPE_CHECKING:

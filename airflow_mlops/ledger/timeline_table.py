@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from airflow_mlops.ledger.entries import ACTING
+
 if TYPE_CHECKING:
     from airflow_mlops.ledger.timeline import (
         EstimatedMetric,
@@ -121,10 +123,10 @@ def _inputs(drift: WindowDrift | None) -> str:
 def _decided(decision: WindowDecision | None) -> str:
     if decision is None:
         return _NOTHING
-    if decision.outcome != "retrain":
+    if decision.outcome not in ACTING:
         return decision.outcome
     version = f" version {decision.promoted_version}" if decision.promoted_version else ""
-    return f"retrain: {decision.result or 'open'}{version}"
+    return f"{decision.outcome}: {decision.result or 'open'}{version}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -23,7 +23,7 @@ class CompareChallengersOperator(StepOperator):
     """Hold the champion and each recipe's newest models side by side on a window that none of them has seen.
 
     The comparison goes into the ledger, where the retraining decision reads it: a recipe whose models keep beating the champion
-    earns its next model a promotion. A model belongs to a recipe when it was trained with ``recipe=...``.
+    earns its next model a promotion. So are the champions of the past: where one of them does much better again, it may come back. A model belongs to a recipe when it was trained with ``recipe=...``.
 
     A window that ``CheckPerformanceOperator`` could not grade yet, as its labels are late, is skipped; a later run compares it.
 
@@ -83,7 +83,12 @@ class CompareChallengersOperator(StepOperator):
             "target": self.target or None,
             "metric": self.metric,
             "champion_alias": self.champion_alias,
+            "earlier": self._former_champions(),
         }
+
+    def _former_champions(self) -> list[str]:
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            return ledger.former_champions(self.model_name, alias=self.champion_alias)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Compare on the earlier windows that were graded since, then on this one; the result is about this one."""

@@ -47,7 +47,8 @@ class PromoteModelOperator(StepOperator):
     :param model_name: registered model. (templated)
     :param model_version: the version that earned it, or what the registration task returned. (templated)
     :param evaluation: what the evaluation task returned: a "promote" for this very package, whom it beat, and why. By hand,
-        without an evaluation: ``{"champion_version": ..., "reason": ...}`` and nothing else. (templated)
+        without an evaluation: ``{"champion_version": ..., "reason": ...}`` and nothing else. Where an earlier champion comes back:
+        what the decision returned. (templated)
     :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``. (templated)
     :param decision_key: retraining decision that this promotion answers; the deployment closes it. (templated)
     :param approval: what the approval task returned, where a person is asked; without a yes for this model, version, package and

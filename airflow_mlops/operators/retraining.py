@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import timezone
+from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_mlops.operators.base import StepOperator, actor
@@ -20,6 +21,8 @@ class DecideRetrainingOperator(StepOperator):
 
     It works from the ledger, not from the event that woke it: lost, merged or repeated events change nothing. When a retraining is
     due, the result holds its window (``training``) and ``decision_key``; otherwise what follows is skipped.
+    Where an earlier champion is to come back, only ``bring_back_task_id`` follows, and ``deploy_task_id`` after it: the result holds
+    its version (``bring_back``), in whose place (``champion_version``) and why. Without such a task this is never decided.
     A retraining that was decided but never ended is taken up again. If its version was promoted and could not be deployed,
     only ``deploy_task_id`` follows. Which challengers are worth a training is in the ledger, whatever was decided:
     :func:`~airflow_mlops.ledger.wanted_challengers`.
@@ -29,6 +32,7 @@ class DecideRetrainingOperator(StepOperator):
     :param decide_function: import path of the decision, a pure function. (templated)
     :param required_checks: a window is ripe when these checks are in the ledger, or the policy's patience is over.
     :param deploy_task_id: task after this one that deploys the champion, to run it alone.
+    :param bring_back_task_id: task after this one that promotes an earlier champion, to run it before that.
     """
 
     step = "retraining"
@@ -43,6 +47,7 @@ class DecideRetrainingOperator(StepOperator):
         decide_function: str = "airflow_mlops.core.retraining:decide_retraining",
         required_checks: Sequence[str] = ("performance_check", "drift_check"),
         deploy_task_id: str | None = None,
+        bring_back_task_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -51,6 +56,7 @@ class DecideRetrainingOperator(StepOperator):
         self.decide_function = decide_function
         self.required_checks = required_checks
         self.deploy_task_id = deploy_task_id
+        self.bring_back_task_id = bring_back_task_id
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.retraining.RetrainingSpec`."""
@@ -59,6 +65,7 @@ class DecideRetrainingOperator(StepOperator):
             "policy": dict(self.policy or {}),
             "decide": self.decide_function,
             "required_checks": list(self.required_checks),
+            "may_bring_back": self.bring_back_task_id in self.downstream_task_ids,
             "actor": actor(context),
             "now": timezone.utcnow().isoformat(),
         }
@@ -74,10 +81,29 @@ class DecideRetrainingOperator(StepOperator):
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Pass the training on, or skip what follows, but for a deployment that is owed."""
-        if result["retrain"]:
+        if result["retrain"] or result["bring_back"]:
             self.fill_outlets(context, {"decision_key": result["decision_key"], "reason": result["reason"]})
-            return result
+            return self._go_on(result, context)
         if result["deploy"] and self.deploy_task_id in self.downstream_task_ids:
             self.log.info("%s: going on with %s", result["reason"], self.deploy_task_id)
             raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids - {self.deploy_task_id}))
         raise AirflowSkipException(result["reason"])
+
+    def _go_on(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Skip the way that is not taken: a training and what follows, or that an earlier champion comes back.
+
+        :raises ValueError: there is no task for it.
+        """
+        following = set(self.downstream_task_ids)
+        if result["bring_back"] and self.bring_back_task_id not in following:
+            raise ValueError(
+                f"version {result['bring_back']} of {self.model_name} is to come back, and no task follows that promotes it: put a "
+                "PromoteModelOperator after this task and name it in bring_back_task_id"
+            )
+        taken = {self.bring_back_task_id, self.deploy_task_id}
+        left = following - taken if result["bring_back"] else following & {self.bring_back_task_id}
+        if not left:
+            return result
+        # Who skips returns nothing, and those that go on read the result.
+        context["ti"].xcom_push(key=BaseXCom.XCOM_RETURN_KEY, value=result)
+        raise DownstreamTasksSkipped(tasks=sorted(left))

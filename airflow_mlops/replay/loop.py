@@ -17,7 +17,7 @@ from airflow_mlops.core.retraining import TrainingPlan
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, wanted_challengers
+from airflow_mlops.ledger import ACTING, EntryKind, Ledger, LedgerEntry, wanted_challengers
 from airflow_mlops.replay.stream import ID_COLUMN, Stream
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
@@ -152,7 +152,7 @@ class Replay:
                     model_version=version,
                     value=value,
                     first_value=first_value,
-                    outcome="retrain" if decision.get("retrain") else "nothing",
+                    outcome=next((word for word in ACTING if decision.get(word)), "nothing"),
                     reason=str(decision["reason"]),
                     promoted=promoted,
                     trainings=self._trainings,
@@ -242,9 +242,19 @@ class Replay:
         if self.compare:
             check = self._step(
                 "challengers",
-                {**common, "dataset": dataset, "time_column": config.time_column, "metric": config.metric},
+                {
+                    **common,
+                    "dataset": dataset,
+                    "time_column": config.time_column,
+                    "metric": config.metric,
+                    "earlier": self._former_champions(),
+                },
             )
             self._record(EntryKind.CHALLENGER_CHECK, window, check, check["reason"], now=_after(window))
+
+    def _former_champions(self) -> list[str]:
+        with self._ledger() as ledger:
+            return ledger.former_champions(self.stream.config.name)
 
     def _past_grades(self, window: Window) -> list[dict[str, Any]]:
         """Give the grades of earlier windows, as the operator does: a slow change shows in several of them together."""
@@ -273,6 +283,8 @@ class Replay:
             },
         )
         promoted = self._retrain(decision, window) if decision["retrain"] else None
+        if decision["bring_back"]:
+            promoted = self._bring_back(decision, window)
         if self.compare:
             self._train_challengers()
         return decision, promoted
@@ -303,6 +315,18 @@ class Replay:
         self._promote(
             version,
             expected=evaluation["champion_version"],
+            reason=reason,
+            key=decision["decision_key"],
+            window=window,
+        )
+        self._record_outcome(decision, window, "promoted", reason)
+        return version
+
+    def _bring_back(self, decision: dict[str, Any], window: Window) -> str:
+        version, reason = str(decision["bring_back"]), str(decision["reason"])
+        self._promote(
+            version,
+            expected=decision["champion_version"],
             reason=reason,
             key=decision["decision_key"],
             window=window,

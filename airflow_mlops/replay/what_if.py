@@ -265,21 +265,25 @@ def _after(
 
     :param changes: brought up to date, by the rule of :meth:`Ledger.world_since`.
     """
-    if decision.outcome is not Outcome.RETRAIN:
+    if not decision.outcome.acts:
         return history
     outcome = outcomes.get(decision.window, "promoted")
     promoted = outcome == "promoted"
-    if promoted and decision.training is not None:
-        if decision.training.change is not None:
-            changes.append(decision.training.change)
-        elif decision.training.undoes_change and changes:
-            changes.pop()
+    if promoted and decision.training is not None and decision.training.change is not None:
+        changes.append(decision.training.change)
+    if promoted and decision.undoes_change and changes:
+        changes.pop()
+    history = replace(
+        history,
+        champion_since=now if promoted else history.champion_since,
+        world_since=changes[-1] if changes else None,
+    )
+    if decision.outcome is not Outcome.RETRAIN:
+        return history
     ends = [decision.window.end, history.last_retraining_window_end or decision.window.end]
     return replace(
         history,
         retrained_at=(now, *history.retrained_at),
         last_retraining_window_end=max(ends),
         recent_outcomes=(outcome, *history.recent_outcomes),
-        champion_since=now if promoted else history.champion_since,
-        world_since=changes[-1] if changes else None,
     )

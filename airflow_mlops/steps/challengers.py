@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from airflow_mlops.core.challengers import ChallengerCheck, Contender, measure_g
 from airflow_mlops.core.metrics import resolve_metric, row_losses
 from airflow_mlops.core.predictions import Graded
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ArtifactIntegrityError
+from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError
 from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from airflow_mlops.core.dataset import DatasetVersion
     from airflow_mlops.services import Services
     from airflow_mlops.serving.model import ServedModel
+
+log = logging.getLogger(__name__)
 
 #: Of each recipe the newest model and the one before: what one window of age costs is the gap between them.
 PER_RECIPE = 2
@@ -41,6 +44,7 @@ class ChallengersSpec:
     :param metric: whose loss per row is compared; a metric that is no mean over rows is replaced by mistakes or
         absolute errors.
     :param champion_alias: alias of the champion.
+    :param earlier: versions that were champion before; those that are gone are left out.
     """
 
     dataset: DatasetRef
@@ -50,6 +54,7 @@ class ChallengersSpec:
     target: str | None = None
     metric: str = "mae"
     champion_alias: str = "champion"
+    earlier: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +87,11 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
     registry = Registry.connect(services)
     champion = registry.version_by_alias(spec.model_name, spec.champion_alias)
     versions = _unseen(registry, spec, champion)
-    models = {version.model_version: _load(registry, version, services) for version in versions}
+    former = _former(registry, spec, champion)
+    models = {
+        version.model_version: _load(registry, version, services)
+        for version in {one.model_version: one for one in [*versions, *former]}.values()
+    }
     first = models[champion.model_version]
     trained = first.manifest.trained_on.window
     if trained is not None and trained.end > spec.window.start:
@@ -96,15 +105,12 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
         )
     rows = _rows(spec, resolve_dataset(spec.dataset, time_column=spec.time_column), list(models.values()))
     target = rows[spec.target or first.manifest.target].to_numpy()
-    entrants = [
-        _Entrant(
-            version,
-            models[version.model_version],
-            _losses(spec.metric, target, models[version.model_version], rows),
-        )
-        for version in versions
-    ]
-    check = _check(spec, champion, entrants, target)
+    losses = {version: _losses(spec.metric, target, model, rows) for version, model in models.items()}
+    entrants, earlier = (
+        [_Entrant(one, models[one.model_version], losses[one.model_version]) for one in some]
+        for some in (versions, former)
+    )
+    check = _with_earlier(_check(spec, champion, entrants, target), entrants, earlier, spec.window)
     return ChallengersResult(
         model_name=spec.model_name,
         window=spec.window,
@@ -128,6 +134,21 @@ def _unseen(
         count[recipe] = count.get(recipe, 0) + 1
         chosen.setdefault(version.model_version, version)
     return list(chosen.values())
+
+
+def _former(
+    registry: Registry, spec: ChallengersSpec, champion: RegisteredVersion
+) -> list[RegisteredVersion]:
+    """List the champions of the past that are still there."""
+    found = []
+    for number in dict.fromkeys(spec.earlier):
+        if number == champion.model_version:
+            continue
+        try:
+            found.append(registry.version(spec.model_name, number))
+        except ModelVersionNotFoundError:
+            log.warning("version %s of %s, a former champion, is gone: left out", number, spec.model_name)
+    return found
 
 
 def _load(registry: Registry, version: RegisteredVersion, services: Services) -> ServedModel:
@@ -164,15 +185,7 @@ def _losses(metric: str, target: NDArray[Any], model: ServedModel, rows: pl.Data
 def _check(
     spec: ChallengersSpec, champion: RegisteredVersion, entrants: list[_Entrant], target: NDArray[Any]
 ) -> ChallengerCheck:
-    contenders = tuple(
-        Contender(
-            version=entrant.version.model_version,
-            recipe=entrant.version.recipe,
-            trained_until=_trained_until(entrant, spec.window),
-            loss=float(np.mean(entrant.losses)),
-        )
-        for entrant in entrants
-    )
+    contenders = tuple(_contender(entrant, spec.window) for entrant in entrants)
     newest = {
         max((one for one in contenders if one.recipe == recipe), key=lambda one: one.trained_until).version
         for recipe in {one.recipe for one in contenders if one.recipe}
@@ -194,6 +207,33 @@ def _check(
         simple_loss=float(np.mean(simple)),
         contenders=contenders,
         gaps=gaps,
+    )
+
+
+def _with_earlier(
+    check: ChallengerCheck, entrants: list[_Entrant], earlier: list[_Entrant], window: Window
+) -> ChallengerCheck:
+    """Add the champions of the past, and how the best of them compares with the best model of today."""
+    unseen = [one for one in earlier if _trained_until(one, window) <= window.start]
+    if not unseen:
+        return check
+    today = next(one for one in entrants if one.version.model_version == check.best_today.version)
+    best = min(unseen, key=lambda one: float(np.mean(one.losses)))
+    gap = measure_gap(best.version.model_version, today.version.model_version, best.losses, today.losses)
+    pairs = {(one.older, one.newer) for one in check.gaps}
+    return replace(
+        check,
+        earlier=tuple(_contender(one, window) for one in unseen),
+        gaps=check.gaps if (gap.older, gap.newer) in pairs else (*check.gaps, gap),
+    )
+
+
+def _contender(entrant: _Entrant, window: Window) -> Contender:
+    return Contender(
+        version=entrant.version.model_version,
+        recipe=entrant.version.recipe,
+        trained_until=_trained_until(entrant, window),
+        loss=float(np.mean(entrant.losses)),
     )
 
 

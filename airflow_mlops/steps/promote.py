@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import canonical_json, to_dict
+from airflow_mlops.core.retraining import Outcome
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
@@ -30,7 +31,8 @@ class PromoteSpec:
     :param expected_version: the champion it was compared with; ``None`` when there was none. Somebody else's
         promotion in between makes this one lose.
     :param verdict: what its evaluation concluded; ``None``, with ``evaluated_run_id``: promoted by hand.
-    :param evaluated_run_id: the run that was evaluated; it must hold this version's package.
+    :param evaluated_run_id: the run that was evaluated; it must hold this version's package. ``None``, with a verdict: an earlier
+        champion comes back, as ``decision_key`` wants.
     :param package_digest: of the package that was registered, and approved; ``None``: any.
     :param approved_at: when a person approved it; ``None`` where nobody was asked.
     :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``.
@@ -153,6 +155,8 @@ def _require_earned(
         return
     elif spec.verdict != "promote":
         why = f"its evaluation concluded {spec.verdict or 'none'!r}: {spec.reason or 'no reason given'}"
+    elif run_id is None and _is_to_come_back(spec, services):
+        return
     elif run_id is None:
         why = "its evaluation does not say which run it is about"
     # The same package of another run is the same version, which names the first of them.
@@ -171,6 +175,16 @@ def _require_earned(
         "or promote by hand, without an evaluation",
         evidence={"verdict": spec.verdict, "evaluated_run_id": run_id, "version_run_id": version.run_id},
     )
+
+
+def _is_to_come_back(spec: PromoteSpec, services: Services) -> bool:
+    """Tell whether the decision is that this earlier champion takes the place of that one: it has met it, and every other model."""
+    with Ledger.open(services.require("ledger_url")) as ledger:
+        decision = ledger.find(EntryKind.RETRAINING_DECISION, spec.decision_key or "")
+    if decision is None or decision.model_name != spec.model_name:
+        return False
+    wanted = Outcome.BRING_BACK, spec.model_version, spec.expected_version
+    return tuple(decision.payload.get(name) for name in ("outcome", "version", "champion_version")) == wanted
 
 
 def _require_not_taken_back(ledger: Ledger, spec: PromoteSpec) -> None:

@@ -10,6 +10,7 @@ from airflow_mlops.core.challengers import ChallengerCheck
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 from airflow_mlops.core.extension import load_object
+from airflow_mlops.core.promotion import Verdict
 from airflow_mlops.core.restraint import blacked_out
 from airflow_mlops.core.retraining import (
     Outcome,
@@ -21,6 +22,7 @@ from airflow_mlops.core.retraining import (
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.steps.aliases import CHAMPION
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class RetrainingSpec:
     :param required_checks: a window is ripe when these are in the ledger, or the policy's patience is over.
     :param policy: parameters of the decision.
     :param decide: import path of the decision, ``decide(evidence, history, policy, previous_checks=...)``.
+    :param may_bring_back: whether there is somebody to carry out that an earlier champion comes back.
     :param actor: who decides.
     :param now: time of the decision.
     """
@@ -57,6 +60,7 @@ class RetrainingSpec:
     required_checks: tuple[EntryKind, ...] = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK)
     policy: RetrainingPolicy = field(default_factory=RetrainingPolicy)
     decide: str = "airflow_mlops.core.retraining:decide_retraining"
+    may_bring_back: bool = True
     actor: str
     now: datetime
 
@@ -68,6 +72,9 @@ class RetrainingResult:
     :param retrain: whether a training is to be carried out now.
     :param decision_key: ledger key of the decision that wants it.
     :param plan: the training; ``None`` when there is none to carry out.
+    :param bring_back: the earlier champion that is to come back now; ``None``: none.
+    :param champion_version: in whose place.
+    :param verdict: "promote" where a version is to come back: it has met the champion, and earned it.
     :param resumed: the decision was taken earlier, its training never ended.
     :param deploy: its version was promoted, but does not serve yet: it only has to be deployed.
     :param decisions: what was decided now, window by window.
@@ -79,6 +86,9 @@ class RetrainingResult:
     reason: str
     decision_key: str | None = None
     plan: TrainingPlan | None = None
+    bring_back: str | None = None
+    champion_version: str | None = None
+    verdict: Verdict | None = None
     resumed: bool = False
     deploy: bool = False
     decisions: tuple[dict[str, Any], ...] = ()
@@ -121,8 +131,9 @@ def _decide(ledger: Ledger, spec: RetrainingSpec, evidence: list[WindowEvidence]
     if not evidence:
         return []
     windows = [item.window for item in evidence]
+    policy = spec.policy if spec.may_bring_back else replace(spec.policy, bring_back=False)
     return ask_policy(
-        spec.decide, evidence, _history(ledger, spec), spec.policy, previous=_previous(ledger, spec, windows)
+        spec.decide, evidence, _history(ledger, spec), policy, previous=_previous(ledger, spec, windows)
     )
 
 
@@ -171,6 +182,11 @@ def _sound(path: str, given: Any) -> RetrainingDecision:
     wrong = _wrong_training(decision)
     if wrong is not None:
         raise ValueError(f"policy {path} decided to retrain for {decision.window}, but {wrong}")
+    if decision.outcome is Outcome.BRING_BACK and not (decision.version and decision.champion_version):
+        raise ValueError(
+            f"policy {path} decided to bring an earlier champion back for {decision.window}, but does not say which version, "
+            "and in whose place: give version and champion_version"
+        )
     return decision
 
 
@@ -236,14 +252,20 @@ def _result(
     promotion = ledger.promotion_for(opened)
     if promotion is not None:
         return _promoted(ledger, told, opened, promotion)
-    return replace(
+    told = replace(
         told,
-        retrain=True,
         reason=opened.payload["reason"],
         decision_key=opened.key,
-        plan=_plan(opened),
         resumed=all(entry.key != opened.key for entry in decided),
     )
+    if opened.payload["outcome"] == Outcome.RETRAIN:
+        return replace(told, retrain=True, plan=_plan(opened))
+    version, champion = str(opened.payload["version"]), str(opened.payload["champion_version"])
+    current = ledger.aliases(spec.model_name).get(CHAMPION)
+    if current != champion:
+        why = f"version {version} was to come back in place of version {champion}, and the champion is version {current} by now"
+        return replace(told, reason=f"{told.reason}; {why}", decision_key=None)
+    return replace(told, bring_back=version, champion_version=champion, verdict=Verdict.PROMOTE)
 
 
 def _plan(decision: LedgerEntry) -> TrainingPlan:
