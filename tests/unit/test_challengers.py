@@ -44,9 +44,17 @@ class World:
         self.checks: list[ChallengerCheck] = []
 
     def live(
-        self, *, level: float = 1.0, champion: str | None = None, extra: Mapping[str, float] | None = None
+        self,
+        *,
+        level: float = 1.0,
+        champion: str | None = None,
+        extra: Mapping[str, float] | None = None,
+        former: Sequence[str] = (),
     ) -> None:
-        """Live through a window: the loss of a model is the level plus its recipe's slope times its age."""
+        """Live through a window: the loss of a model is the level plus its recipe's slope times its age.
+
+        :param former: champions of the past, the best one last.
+        """
         now, hard = window(self.number), self.noise.normal(0.0, 0.2, ROWS)
         models = {f"{recipe}{self.number - age}": (recipe, age) for recipe in self.slope for age in (0, 1)}
         name = champion or f"{ALL}{20 - self.champion_age}"
@@ -243,26 +251,45 @@ class TestDecision:
         assert decision.training is not None
         assert decision.training.start == since
 
-    @pytest.mark.parametrize(("fooled", "undone"), [(1.3, True), (0.2, False)])
-    def test_a_change_that_did_not_last_is_taken_back(self, fooled: float, *, undone: bool) -> None:
+    @pytest.mark.parametrize(("fooled", "back"), [(1.3, True), (0.2, False)])
+    def test_an_earlier_champion_that_does_much_better_again_comes_back(
+        self, fooled: float, *, back: bool
+    ) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        for level in (1.0, 1.1, 1.0):
+            world.live(level=level)
+        world.live(
+            extra=dict.fromkeys((f"{ALL}18", f"{RECENT}23", f"{ALL}23"), fooled), former=(f"{ALL}12", f"{ALL}15")
+        )
+        decision = self.decide(world)
+        assert (decision.outcome is Outcome.BRING_BACK) is back
+        if back:
+            assert (decision.version, decision.champion_version) == (f"{ALL}15", f"{ALL}18")
+            assert "what it knew is true again" in decision.reason
+            assert decision.training is None
+            assert not decision.undoes_change
+            wait = replace(RetrainingPolicy(), bring_back=False)
+            assert self.decide(world, policy=wait).outcome is not Outcome.BRING_BACK
+
+    def test_with_a_champion_from_before_a_change_the_change_is_over(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
         world.live(level=2.0)
         since = world.checks[0].window.start
-        # Champion and newest models know the changed window alone; those before know everything but that.
-        world.live(extra=dict.fromkeys((f"{ALL}18", f"{RECENT}21", f"{ALL}21"), fooled))
+        # Champion and newest models know the changed window alone; the former champion knows everything but that.
+        knows = (f"{ALL}18", f"{RECENT}21", f"{ALL}21")
+        world.live(extra=dict.fromkeys(knows, 1.3), former=(f"{ALL}17",))
         decision = self.decide(world, since=since)
-        assert decision.training is None or decision.training.undoes_change is undone
-        assert (decision.outcome is Outcome.RETRAIN) is undone
-        if undone:
-            assert (decision.promote_on, decision.recipe) == ("predecessors", ALL)
-            assert decision.champion_version == f"{ALL}18"
-            assert decision.training is not None
-            assert decision.training.start is None
-            assert "it did not last" in decision.reason
-        # Later on it is no news any more.
-        world.live(extra=dict.fromkeys((f"{ALL}18", f"{RECENT}22", f"{ALL}22"), fooled))
-        later = self.decide(world, since=since)
-        assert later.training is None or not later.training.undoes_change
+        assert (decision.outcome, decision.undoes_change) == (Outcome.BRING_BACK, True)
+        assert decision.shadow == (RECENT, ALL)
+        assert "the change of 2021-09-22 did not last" in decision.reason
+
+    def test_few_rows_tell_nothing_of_an_earlier_champion(self) -> None:
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        world.live(extra=dict.fromkeys((f"{ALL}18", f"{RECENT}20", f"{ALL}20"), 1.3), former=(f"{ALL}17",))
+        check = world.checks[0]
+        unsure = replace(check, gaps=tuple(replace(gap, standard_error=None) for gap in check.gaps))
+        assert came_back(check, POLICY) is not None
+        assert came_back(unsure, POLICY) is None
 
     def test_models_from_before_a_change_do_not_tell_how_fast_models_age_after_it(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
