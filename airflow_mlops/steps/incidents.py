@@ -22,7 +22,7 @@ from airflow_mlops.core.incidents import (
     next_events,
     open_incidents,
 )
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger import ACTING, EntryKind, Ledger, LedgerEntry
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _version_link(
 
 def _retrainings(ledger: Ledger, spec: IncidentsSpec) -> list[Retraining]:
     """Give the newest decisions to retrain with what became of them."""
-    decisions = ledger.retrainings(spec.model_name, limit=_RETRAININGS)
+    decisions = ledger.retrainings(spec.model_name, outcomes=ACTING, limit=_RETRAININGS)
     current = ledger.aliases(spec.model_name).get(spec.alias)
     found = []
     for position, decision in enumerate(decisions):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +36,12 @@ estimator = "sklearn.linear_model.Ridge"
 CHANGE = datetime(2020, 2, 20, tzinfo=UTC)
 
 
-def write_stream(folder: Path, *, changes: bool) -> Stream:
+def write_stream(folder: Path, *, changes: bool, lasts: timedelta = timedelta(days=99)) -> Stream:
     noise = np.random.default_rng(0)
     at = pl.datetime_range(datetime(2020, 1, 1), datetime(2020, 3, 20, 23), "5m", time_unit="us", eager=True)
     distance, hour = noise.gamma(2.0, 2.0, len(at)), noise.integers(0, 24, len(at)).astype(float)
-    price = np.where((at.dt.replace_time_zone("UTC") >= CHANGE).to_numpy() & changes, 4.0, 2.5)
+    changed = at.dt.replace_time_zone("UTC").is_between(CHANGE, CHANGE + lasts, closed="left").to_numpy()
+    price = np.where(changed & changes, 4.0, 2.5)
     fare = 3.0 + price * distance + 0.1 * hour + noise.normal(0.0, 1.0, len(at))
     pl.DataFrame({"at": at, "distance": distance, "hour": hour, "fare": fare}).write_parquet(
         folder / "fares.parquet"
@@ -77,6 +78,23 @@ class TestPolicies:
         write_report([result, never], tmp_path / "report")
         assert "| fares | challengers | mae |" in (tmp_path / "report" / "table.md").read_text()
         assert (tmp_path / "report" / "fares.png").stat().st_size > 10_000
+
+    def test_what_was_true_before_and_is_again_needs_no_training(
+        self, tmp_path: Path, mlflow_server: str
+    ) -> None:
+        stream = write_stream(tmp_path, changes=True, lasts=timedelta(days=10))
+        short = Stream(replace(stream.config, name="recurs"), stream.rows, stream.windows)
+        result = replay_one(short, "challengers", tmp_path / "recurs", mlflow_server)
+        place = next(place for place, item in enumerate(result.windows) if item.window.start == CHANGE)
+        fooled, over, after = result.windows[place : place + 3]
+        assert fooled.outcome == "retrain"
+        assert over.model_version == fooled.promoted
+        assert (over.outcome, over.promoted, after.model_version) == ("bring_back", "1", "1")
+        assert after.value == pytest.approx(after.first_value)
+        with Ledger.open(f"sqlite:///{tmp_path / 'recurs' / 'ledger.db'}") as ledger:
+            assert ledger.world_since("recurs_challengers") is None  # all rows count again
+            assert ledger.open_retraining("recurs_challengers") is None
+            assert ledger.former_champions("recurs_challengers") == [fooled.promoted]
 
     def test_where_nothing_changes_nobody_is_promoted(self, tmp_path: Path, mlflow_server: str) -> None:
         stream = write_stream(tmp_path, changes=False)

@@ -58,6 +58,10 @@ def main() -> None:
         states["retrain_on_drift, owed"] = test(
             dags["retrain_on_drift"], datetime(2018, 10, 2, 6, tzinfo=UTC)
         )
+        owed, back = champion(), want_another_back()
+        states["retrain_on_drift, back"] = test(
+            dags["retrain_on_drift"], datetime(2018, 10, 3, 6, tzinfo=UTC)
+        )
         states["score_batch"] = test(dags["score_batch"], datetime(2018, 9, 1, tzinfo=UTC))
     finally:
         LocalServer(Path(SERVING["extra"]["serving_dir"]), port=SERVING["port"]).stop()
@@ -66,8 +70,14 @@ def main() -> None:
         told = [
             [str(entry.kind), entry.summary, entry.window.key if entry.window else None] for entry in entries
         ]
-        champion = ledger.aliases("trip_fare").get("champion")
-    result = {"states": states, "entries": told, "champion": champion, "links": links()}
+    result = {
+        "states": states,
+        "entries": told,
+        "owed": owed,
+        "back": back,
+        "champion": champion(),
+        "links": links(),
+    }
     sys.stdout.write("\n" + json.dumps(result) + "\n")
 
 
@@ -117,6 +127,40 @@ def owe_a_deployment() -> None:
             **common,
         )
         ledger.record_all([decision, promotion])
+
+
+def champion() -> str:
+    with Ledger.open(LEDGER) as ledger:
+        return ledger.aliases("trip_fare")["champion"]
+
+
+def want_another_back() -> str:
+    """Decide that another version takes the champion's place, as is decided where it does much better again."""
+    november = Window.parse("2018-11-01", "2018-12-01")
+    with Ledger.open(LEDGER) as ledger:
+        registered = ledger.entries(kind=EntryKind.REGISTRATION, model_name="trip_fare")
+        version = next(entry.subject for entry in registered if entry.subject != champion())
+        assert version is not None
+        payload = {
+            "outcome": "bring_back",
+            "reason": "what it knew is true again",
+            "version": version,
+            "champion_version": champion(),
+        }
+        ledger.record(
+            LedgerEntry(
+                kind=EntryKind.RETRAINING_DECISION,
+                key=f"trip_fare|{november.key}",
+                model_name="trip_fare",
+                window=november,
+                subject=None,
+                summary="bring_back for November",
+                payload=payload,
+                actor="test",
+                recorded_at=november.end,
+            )
+        )
+    return version
 
 
 def links() -> dict[str, str]:

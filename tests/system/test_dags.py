@@ -134,7 +134,7 @@ def test_the_world_outside_changed(outcome: dict) -> None:
         "scoring",
     } <= set(kinds)
     assert next(summary for kind, summary, _ in outcome["entries"] if kind == "selection").count(",") == 2
-    assert outcome["champion"] in {"1", "2"}
+    assert outcome["owed"] in {"1", "2"}
 
 
 def test_a_month_with_late_labels_is_decided_when_they_are_there(outcome: dict) -> None:
@@ -145,7 +145,8 @@ def test_a_month_with_late_labels_is_decided_when_they_are_there(outcome: dict) 
     watched = [
         (kind, window, "not measured: 40% labelled so far" in summary)
         for kind, summary, window in outcome["entries"]
-        if kind in {"performance_check", "retraining_decision"} and not summary.startswith("retrain ")
+        if kind in {"performance_check", "retraining_decision"}
+        and not summary.startswith(("retrain ", "bring_back "))
     ]
     assert watched == [
         ("performance_check", august, True),
@@ -161,8 +162,22 @@ def test_a_deployment_that_is_owed_is_all_that_follows(outcome: dict) -> None:
     done = {name for name, state in states.items() if state == "success"}
     assert done == {"decide", "deploy", "choose_challengers", "run"}
     assert {states[name] for name in ("train", "evaluate", "register", "promote")} == {"skipped"}
-    (closed,) = [summary for kind, summary, _ in outcome["entries"] if kind == "retraining_outcome"]
-    assert closed == f"the retraining of trip_fare ended: version {outcome['champion']} serves"
+    closed = [summary for kind, summary, _ in outcome["entries"] if kind == "retraining_outcome"]
+    assert closed[0] == f"the retraining of trip_fare ended: version {outcome['owed']} serves"
+
+
+def test_an_earlier_champion_comes_back_without_a_training(outcome: dict) -> None:
+    states = outcome["states"]["retrain_on_drift, back"]
+    done = {name for name, state in states.items() if state == "success"}
+    assert done >= {"decide", "bring_back", "deploy", "choose_challengers", "run"}
+    assert {states[name] for name in ("train", "evaluate", "register", "promote")} == {"skipped"}
+    assert outcome["champion"] == outcome["back"] != outcome["owed"]
+    promoted, closed = (
+        [summary for kind, summary, _ in outcome["entries"] if kind == wanted][-1]
+        for wanted in ("promotion", "retraining_outcome")
+    )
+    assert promoted == (f"version {outcome['back']} became champion of trip_fare: what it knew is true again")
+    assert closed == f"the retraining of trip_fare ended: version {outcome['back']} serves"
 
 
 def test_the_buttons_lead_somewhere(outcome: dict, mlflow_server: str) -> None:

@@ -15,7 +15,7 @@ from airflow_mlops.cli import main
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy, TrainingChoice
 from airflow_mlops.exceptions import InsufficientDataError
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger import ACTING, EntryKind, Ledger, LedgerEntry
 from airflow_mlops.replay.what_if import policy_of, what_if, what_if_text
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
@@ -100,7 +100,15 @@ def takes_back(
     if item.window == window(0):
         training = replace(training, change=item.window.start)
     elif item.window == window(1):
-        training = replace(training, undoes_change=True)
+        back = RetrainingDecision(
+            window=item.window,
+            outcome=Outcome.BRING_BACK,
+            reason="",
+            version="1",
+            champion_version="2",
+            undoes_change=True,
+        )
+        return [back]
     else:
         outcome = Outcome.NOTHING if history.world_since is None else Outcome.ALERT
         return [RetrainingDecision(window=item.window, outcome=outcome, reason="")]
@@ -126,8 +134,9 @@ def test_a_change_that_was_taken_back_is_taken_back_here_too(url: str) -> None:
             told = run_step(
                 "retraining", spec | {"required_checks": ["performance_check"]}, Services(ledger_url=url)
             )
-            if told["retrain"]:
-                payload = {"alias": "champion", "model_version": "1", "decision_key": told["decision_key"]}
+            if told["decisions"][0]["outcome"] in ACTING:
+                key = f"m|{window(index).key}"
+                payload = {"alias": "champion", "model_version": "1", "decision_key": key}
                 promotion = LedgerEntry(
                     kind=EntryKind.PROMOTION,
                     key=str(index),
@@ -140,12 +149,12 @@ def test_a_change_that_was_taken_back_is_taken_back_here_too(url: str) -> None:
                 outcome = replace(
                     promotion,
                     kind=EntryKind.RETRAINING_OUTCOME,
-                    key=told["decision_key"],
+                    key=key,
                     payload={"outcome": "promoted"},
                 )
                 ledger.record(outcome)
         found = what_if(ledger, "m", RetrainingPolicy(), decide=path)
-    assert [item.was for item in found.windows] == ["retrain", "retrain", "nothing"]
+    assert [item.was for item in found.windows] == ["retrain", "bring_back", "nothing"]
     assert [item for item in found.windows if item.differs] == []
 
 
