@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from airflow_mlops import cli
+from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError, PromotionRejectedError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.ledger import EntryKind, Ledger
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.integration.stalling_proxy import StallingProxy
@@ -239,6 +240,59 @@ class TestEvaluated:
             entry = ledger.entries(model_name=model)[0]
         assert entry.summary.endswith("promoted by hand, without an evaluation")
         assert (entry.payload["verdict"], entry.payload["evaluated_run_id"]) == (None, None)
+
+
+class TestComesBack:
+    """Version 1 was champion, 2 is; it was decided that 1 comes back in place of 2."""
+
+    def decide(self, services: Services, model: str, **payload: str) -> str:
+        window = Window.parse("2026-01-01", "2026-02-01")
+        entry = LedgerEntry(
+            kind=EntryKind.RETRAINING_DECISION,
+            key=f"{model}|{window.key}",
+            model_name=model,
+            window=window,
+            subject=None,
+            summary="",
+            payload={"outcome": "bring_back", "version": "1", "champion_version": "2"} | payload,
+            actor="test",
+            recorded_at=window.end,
+        )
+        with Ledger.open(str(services.ledger_url)) as ledger:
+            ledger.record(entry)
+        return entry.key
+
+    def come_back(self, services: Services, model: str, key: str | None) -> dict[str, Any]:
+        spec = promotion(model, "1", "2", verdict="promote", decision_key=key)
+        return run_step("promote", spec, services)
+
+    @pytest.fixture(autouse=True)
+    def second(self, services: Services, model: str) -> None:
+        run_step("promote", promotion(model, "2", "1"), services)
+
+    def test_as_was_decided(self, services: Services, model: str) -> None:
+        key = self.decide(services, model)
+        assert self.come_back(services, model, key)["moved"]
+        assert not self.come_back(services, model, key)["moved"]  # a retry
+        assert aliases(services, model) == {"champion": "1", "previous": "2"}
+        with Ledger.open(str(services.ledger_url)) as ledger:
+            assert ledger.former_champions(model) == ["2"]
+
+    @pytest.mark.parametrize(
+        "decided", [{"outcome": "retrain"}, {"version": "3"}, {"champion_version": "3"}, None]
+    )
+    def test_not_where_something_else_was(
+        self, services: Services, model: str, decided: dict[str, str] | None
+    ) -> None:
+        key = self.decide(services, model, **decided) if decided is not None else None
+        with pytest.raises(PromotionRejectedError, match="does not say which run"):
+            self.come_back(services, model, key)
+        assert aliases(services, model)["champion"] == "2"
+
+    def test_what_a_person_took_back_is_not_looked_at_again(self, services: Services, model: str) -> None:
+        run_step("roll-back", {"model_name": model, "actor": "anna", "now": NOW, "request": "anna"}, services)
+        with Ledger.open(str(services.ledger_url)) as ledger:
+            assert ledger.former_champions(model) == []
 
 
 class TestTakenBack:
