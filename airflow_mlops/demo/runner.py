@@ -373,8 +373,9 @@ class Demo:
             self.links[f"drift report {told.window}"] = report_url
             self.console.say(f"Drift report: {report_url}")
         if told.promoted_version:
-            trained = self._newest(EntryKind.TRAINING)
-            self.links[f"MLflow run of version {told.promoted_version}"] = trained.payload["run_url"]
+            if told.outcome == "retrain":
+                trained = self._newest(EntryKind.TRAINING)
+                self.links[f"MLflow run of version {told.promoted_version}"] = trained.payload["run_url"]
             self.console.good(f"{self._newest(EntryKind.PROMOTION).summary}.")
             self.console.good(f"{self._newest(EntryKind.DEPLOYMENT).summary}.")
 

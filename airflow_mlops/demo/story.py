@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FIRST, _LIVE = "#D55E00", "#0072B2"
+_WORDS = {"retrain": "retraining decided", "bring_back": "earlier model brought back"}
 _NOTE = {"fontsize": 8.5, "color": "0.3", "ha": "center", "va": "bottom"}
 
 
@@ -108,11 +109,11 @@ def _draw_errors(axes: Any, windows: Sequence[WindowStory]) -> None:
 
 
 def _draw_decisions(axes: Any, windows: Sequence[WindowStory], change: tuple[str, str] | None) -> None:
-    """Mark the change and decisions to retrain at their window, promotions between the windows."""
+    """Mark the change and what was decided at their window, promotions between the windows."""
     for index, item in enumerate(windows):
         words = [change[1]] if change and change[0] == item.window else []
-        if item.outcome == "retrain":
-            words.append("retraining decided")
+        if item.outcome in _WORDS:
+            words.append(_WORDS[item.outcome])
             axes.plot(index, item.live_error, "o", color=_LIVE, markersize=13, fillstyle="none", zorder=4)
         position = (index, item.live_error)
         axes.annotate(
