@@ -48,7 +48,7 @@ def read_table(
     """
     import polars as pl
 
-    frame = pl.scan_delta(_open(uri, version))
+    frame = _scan(_open(uri, version))
     known = frame.collect_schema().names()
     wanted = [*(columns or ()), *([time_column] if window is not None and time_column else [])]
     require_columns(wanted, known, uri)
@@ -89,7 +89,6 @@ def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, win
     :raises CommitConflictError: another write changed the same rows meanwhile; nothing was written.
     :raises StorageError: no permission or no space; the previous version stays.
     """
-    import polars as pl
     from deltalake import DeltaTable, write_deltalake
 
     data = rows.to_arrow()
@@ -99,7 +98,7 @@ def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, win
             if DeltaTable.is_deltatable(uri)
             else DeltaTable.create(uri, data.schema, mode="ignore")
         )
-    _require_same_schema(pl.scan_delta(table).collect_schema(), rows.schema, uri)
+    _require_same_schema(_scan(table).collect_schema(), rows.schema, uri)
     predicate = None
     if window is not None:
         predicate = (
@@ -115,10 +114,8 @@ def describe(uri: str, *, version: int | None = None, time_column: str | None = 
 
     :raises DatasetNotFoundError: no such table or version.
     """
-    import polars as pl
-
     table = _open(uri, version)
-    frame = pl.scan_delta(table).collect()
+    frame = _scan(table).collect()
     columns = {name: str(dtype) for name, dtype in frame.schema.items()}
     digest = RowDigest(columns)
     digest.update({name: frame[name].to_numpy() for name in columns})
@@ -147,6 +144,13 @@ def _open(uri: str, version: int | None) -> DeltaTable:
         ) from err
     except DeltaError as err:
         raise DatasetNotFoundError(f"table {uri} has no version {version}: {err}") from err
+
+
+def _scan(table: DeltaTable) -> pl.LazyFrame:
+    import polars as pl
+
+    # Of a folder such as "my data" Delta says "my%20data", which polars' own reader takes for its name.
+    return pl.scan_delta(table, use_pyarrow="%" in table.table_uri)
 
 
 def _require_same_schema(table: Any, rows: Any, uri: str) -> None:

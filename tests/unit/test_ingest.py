@@ -185,6 +185,22 @@ class TestSources:
         assert "time column 't' has 2 nulls" in str(self.refuse(tmp_path, source, window=window))
 
 
+@pytest.mark.parametrize("folder", ["my data", "größe", "100%"])
+def test_a_folder_may_be_called_as_people_call_them(tmp_path: Path, folder: str) -> None:
+    source = land(tmp_path, t=[datetime(2024, 1, 2)], x=[1.0])
+    spec = {
+        "source": source,
+        "table": str(tmp_path / folder / "trips"),
+        "time_column": "t",
+        "window": to_dict(JANUARY),
+    }
+    run_step("ingest", spec, Services())
+    dataset = run_step("ingest", spec, Services())["dataset"]
+    assert dataset["row_count"] == 1
+    table = delta.read_table(dataset["uri"], columns=["x"], window=JANUARY, time_column="t")
+    assert table.collect()["x"].to_list() == [1.0]
+
+
 def test_reference_dags_write_their_tables_one_run_at_a_time() -> None:
     from airflow.dag_processing.dagbag import DagBag
 
