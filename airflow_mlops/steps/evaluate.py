@@ -363,16 +363,11 @@ def _publish(registry: Registry, result: EvaluateResult) -> None:
 def _numbers(result: EvaluateResult) -> dict[str, float]:
     numbers = {}
     for item in result.report.metrics if result.report else ():
-        numbers[f"evaluation_{_key(item.metric)}"] = item.challenger.value
+        numbers[f"evaluation_{item.metric}"] = item.challenger.value
         if item.champion is not None:
-            numbers[f"evaluation_{_key(item.metric)}_champion"] = item.champion.value.value
+            numbers[f"evaluation_{item.metric}_champion"] = item.champion.value.value
     costs = to_dict(result.artifact) if result.artifact else {}
     return numbers | {f"artifact_{name}": value for name, value in costs.items()}
-
-
-def _key(metric: str) -> str:
-    """MLflow takes no ``:`` or ``@`` in the name of a metric."""
-    return "".join(sign if sign.isalnum() or sign in "_-. /" else "_" for sign in metric)
 
 
 STEP = Step(name="evaluate", spec=EvaluateSpec, result=EvaluateResult, run=run)
