@@ -9,7 +9,7 @@ A recipe whose models keep beating the champion earns its newest model a promoti
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import NormalDist, fmean, stdev
@@ -75,8 +75,8 @@ class ChallengerCheck:
     :param champion: version of the champion; one of the contenders.
     :param simple_loss: mean loss of a guess that knows nothing: the median, or the most frequent label.
     :param contenders: the champion, and of each recipe the newest model and the one before.
-    :param gaps: the champion and each older model against each recipe's newest one, and each earlier champion that did better than all
-        of these against the best of them.
+    :param gaps: the champion and each older model against each recipe's newest one, and the best earlier champion against the best of
+        these.
     :param earlier: champions of the past.
     """
 
@@ -261,21 +261,17 @@ def judge_challengers(
     )
 
 
-def came_back(
-    check: ChallengerCheck, policy: ChallengerPolicy, *, sent_away: Collection[str] = ()
-) -> Contender | None:
+def came_back(check: ChallengerCheck, policy: ChallengerPolicy) -> Contender | None:
     """Find an earlier champion that does much better again than every model of today: the world that it knew is back.
 
-    How much is much is what makes an alarm. Whom another one that came back has sent away does not come back in turn: in a world
-    that goes to and fro from window to window, whoever follows the last one is wrong every time.
+    How much is much is what makes an alarm.
 
     Source: Widmer and Kubat, "Learning in the presence of concept drift and hidden contexts", Machine Learning 23, 1996 (what
     was learned in a context is kept for its return).
     """
-    candidates = [one for one in check.earlier if one.version not in sent_away]
-    if not candidates:
+    if not check.earlier:
         return None
-    best, today = min(candidates, key=lambda one: one.loss), check.best_today
+    best, today = min(check.earlier, key=lambda one: one.loss), check.best_today
     gap = check.gap(best, today)
     if gap is None or gap.standard_error is None:
         return None

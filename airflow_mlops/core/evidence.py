@@ -109,7 +109,6 @@ class RetrainingHistory:
     :param recent_outcomes: outcomes of retrainings, newest first.
     :param world_since: when the world last changed, as far as a promoted model was trained on what came after alone;
         ``None``: it never has.
-    :param sent_away: whom an earlier champion that came back replaced, with the end of the window after which it did; newest first.
     """
 
     now: datetime | None = None
@@ -118,7 +117,6 @@ class RetrainingHistory:
     champion_since: datetime | None = None
     recent_outcomes: tuple[str, ...] = ()
     world_since: datetime | None = None
-    sent_away: tuple[tuple[str, datetime], ...] = ()
 
     @property
     def rejections(self) -> int:

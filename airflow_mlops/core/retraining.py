@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from airflow_mlops.core.challengers import (
     ALL,
     FEWEST_LEVELS,
-    LOOK_BACK,
     RECENT,
     ChallengerPolicy,
     came_back,
@@ -309,9 +308,7 @@ def _by_challengers(
     decision = RetrainingDecision(
         window=window, outcome=Outcome.NOTHING, reason=f"{verdict.reason}; {found}", shadow=verdict.train
     )
-    begin = checks[-LOOK_BACK:][0].window.start
-    sent_away = {version for version, end in history.sent_away if end > begin}
-    earlier = came_back(checks[-1], policy.challengers, sent_away=sent_away) if policy.bring_back else None
+    earlier = came_back(checks[-1], policy.challengers) if policy.bring_back else None
     if earlier is not None:
         return _brought_back(decision, checks[-1], earlier, since, found)
     # Until it is known how much the loss varies between windows, what was promised at training has to do.

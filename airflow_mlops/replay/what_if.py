@@ -278,9 +278,8 @@ def _after(
         champion_since=now if promoted else history.champion_since,
         world_since=changes[-1] if changes else None,
     )
-    if decision.outcome is Outcome.BRING_BACK:
-        away = (str(decision.champion_version), decision.window.end)
-        return replace(history, sent_away=(away, *history.sent_away))
+    if decision.outcome is not Outcome.RETRAIN:
+        return history
     ends = [decision.window.end, history.last_retraining_window_end or decision.window.end]
     return replace(
         history,

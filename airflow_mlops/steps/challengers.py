@@ -213,18 +213,19 @@ def _check(
 def _with_earlier(
     check: ChallengerCheck, entrants: list[_Entrant], earlier: list[_Entrant], window: Window
 ) -> ChallengerCheck:
-    """Add the champions of the past, and how those that did better compare with the best model of today."""
+    """Add the champions of the past, and how the best of them compares with the best model of today."""
     unseen = [one for one in earlier if _trained_until(one, window) <= window.start]
     if not unseen:
         return check
     today = next(one for one in entrants if one.version.model_version == check.best_today.version)
-    known = {gap.older for gap in check.gaps if gap.newer == today.version.model_version}
-    gaps = [
-        measure_gap(one.version.model_version, today.version.model_version, one.losses, today.losses)
-        for one in unseen
-        if one.version.model_version not in known and np.mean(one.losses) < check.best_today.loss
-    ]
-    return replace(check, earlier=tuple(_contender(one, window) for one in unseen), gaps=(*check.gaps, *gaps))
+    best = min(unseen, key=lambda one: float(np.mean(one.losses)))
+    gap = measure_gap(best.version.model_version, today.version.model_version, best.losses, today.losses)
+    pairs = {(one.older, one.newer) for one in check.gaps}
+    return replace(
+        check,
+        earlier=tuple(_contender(one, window) for one in unseen),
+        gaps=check.gaps if (gap.older, gap.newer) in pairs else (*check.gaps, gap),
+    )
 
 
 def _contender(entrant: _Entrant, window: Window) -> Contender:

@@ -379,11 +379,6 @@ def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
         champion_since=promotions[-1].recorded_at if promotions else None,
         recent_outcomes=tuple(outcome for outcome in outcomes if outcome is not None),
         world_since=ledger.world_since(spec.model_name),
-        sent_away=tuple(
-            (str(entry.payload["champion_version"]), entry.window.end)
-            for entry in ledger.retrainings(spec.model_name, outcomes=("bring_back",), limit=_REMEMBERED)
-            if entry.window
-        ),
     )
 
 
