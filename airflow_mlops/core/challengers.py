@@ -195,11 +195,10 @@ def measure_gap(older: str, newer: str, losses: Array, newer_losses: Array) -> G
     :param newer_losses: of the newer one on the same rows.
     """
     differences = np.asarray(losses - newer_losses, dtype=np.float64)
-    factor = common_factor(differences)
-    error = (
-        float(np.std(differences)) / math.sqrt(len(differences)) * factor if math.isfinite(factor) else None
-    )
-    return Gap(older=older, newer=newer, mean=float(differences.mean()), standard_error=error)
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.std(differences)) / math.sqrt(len(differences)) * common_factor(differences)
+        mean = float(differences.mean())
+    return Gap(older=older, newer=newer, mean=mean, standard_error=error if math.isfinite(error) else None)
 
 
 def judge_challengers(
