@@ -289,11 +289,8 @@ def _by_challengers(
 ) -> RetrainingDecision:
     """Decide by what fresh models were worth; where the world changed at once there are none yet, and a test has to tell."""
     since = history.world_since
-    checks = [
-        item.challengers
-        for item in seen
-        if item.challengers is not None and (since is None or item.window.start > since)
-    ]
+    compared = [item.challengers for item in seen if item.challengers is not None]
+    checks = [check for check in compared if since is None or check.window.start > since]
     window, found = evidence.window, _findings(evidence)
     if not checks:
         return RetrainingDecision(
@@ -308,7 +305,7 @@ def _by_challengers(
     decision = RetrainingDecision(
         window=window, outcome=Outcome.NOTHING, reason=f"{verdict.reason}; {found}", shadow=verdict.train
     )
-    earlier = came_back(checks[-1], policy.challengers) if policy.bring_back else None
+    earlier = came_back(compared, policy.challengers, since=since) if policy.bring_back else None
     if earlier is not None:
         return _brought_back(decision, checks[-1], earlier, since, found)
     # Until it is known how much the loss varies between windows, what was promised at training has to do.
