@@ -276,7 +276,7 @@ class TestDecision:
             assert (decision.version, decision.champion_version) == (f"{ALL}15", f"{ALL}18")
             assert "what it knew is true again" in decision.reason
             assert decision.training is None
-            assert not decision.undoes_change
+            assert decision.undoes_since is None
             unable = RetrainingPolicy(bring_back=False)
             assert self.decide(world, policy=unable).outcome is not Outcome.BRING_BACK
 
@@ -288,7 +288,8 @@ class TestDecision:
         knows = (f"{ALL}18", f"{RECENT}21", f"{ALL}21")
         world.live(extra=dict.fromkeys(knows, 1.3), former=(f"{ALL}17",))
         decision = self.decide(world, since=since)
-        assert (decision.outcome, decision.undoes_change) == (Outcome.BRING_BACK, True)
+        (former,) = world.checks[-1].earlier
+        assert (decision.outcome, decision.undoes_since) == (Outcome.BRING_BACK, former.trained_until)
         assert decision.shadow == (RECENT, ALL)
         assert "the change of 2021-08-23 did not last" in decision.reason
 
