@@ -12,13 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.resampling import common_factor, upper_tail
+from airflow_mlops.core.resampling import common_factor, degrees_of_freedom, t_quantile, upper_tail
 from airflow_mlops.core.windows import Window
 
 Array = NDArray[Any]
@@ -195,11 +196,10 @@ def measure_gap(older: str, newer: str, losses: Array, newer_losses: Array) -> G
     :param newer_losses: of the newer one on the same rows.
     """
     differences = np.asarray(losses - newer_losses, dtype=np.float64)
-    factor = common_factor(differences)
-    error = (
-        float(np.std(differences)) / math.sqrt(len(differences)) * factor if math.isfinite(factor) else None
-    )
-    return Gap(older=older, newer=newer, mean=float(differences.mean()), standard_error=error)
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.std(differences)) / math.sqrt(len(differences)) * common_factor(differences)
+        mean = float(differences.mean())
+    return Gap(older=older, newer=newer, mean=mean, standard_error=error if math.isfinite(error) else None)
 
 
 def judge_challengers(
@@ -261,23 +261,49 @@ def judge_challengers(
     )
 
 
-def came_back(check: ChallengerCheck, policy: ChallengerPolicy) -> Contender | None:
+def came_back(
+    checks: Sequence[ChallengerCheck], policy: ChallengerPolicy, *, since: datetime | None = None
+) -> Contender | None:
     """Find an earlier champion that does much better again than every model of today: the world that it knew is back.
 
-    How much is much is what makes an alarm.
+    How much is much is what makes an alarm; it is the best of several, so each has to be surer. Not one whose world was over a
+    window later when it was back last: who changes with every window that is like another one is wrong in each.
 
     Source: Widmer and Kubat, "Learning in the presence of concept drift and hidden contexts", Machine Learning 23, 1996 (what
     was learned in a context is kept for its return).
+
+    :param checks: of successive windows, oldest first, also of those before a change.
+    :param since: where the present world begins; models that know only what was before are not of today.
     """
+    found = _much_better_again(checks[-1].after(since) if since else checks[-1], policy)
+    if found is None:
+        return None
+    for check, later in reversed([*pairwise(checks)]):
+        before = _much_better_again(check, policy)
+        if before is not None and before.version == found.version:
+            return found if _lasted(later, found.version, policy) else None
+    return found
+
+
+def _much_better_again(check: ChallengerCheck, policy: ChallengerPolicy) -> Contender | None:
     if not check.earlier:
         return None
     best, today = min(check.earlier, key=lambda one: one.loss), check.best_today
     gap = check.gap(best, today)
     if gap is None or gap.standard_error is None:
         return None
+    surely = 1.0 - policy.alarm_significance / len(check.earlier)
+    least = t_quantile(surely, degrees_of_freedom(check.row_count)) * gap.standard_error
     much = (1.0 + policy.alarm_change) * best.loss < today.loss
-    sure = -gap.mean > NormalDist().inv_cdf(1.0 - policy.alarm_significance) * gap.standard_error
-    return best if much and sure else None
+    return best if much and -gap.mean > least else None
+
+
+def _lasted(check: ChallengerCheck, version: str, policy: ChallengerPolicy) -> bool:
+    """Tell whether a model was not much worse than another one, a window after it was the best."""
+    there = [*check.contenders, *check.earlier]
+    loss = next((one.loss for one in there if one.version == version), None)
+    best = min((one.loss for one in there), default=math.inf)
+    return loss is None or loss <= (1.0 + policy.alarm_change) * best
 
 
 def _required(latest: ChallengerCheck, policy: ChallengerPolicy, cost: float | None) -> float:
@@ -318,10 +344,11 @@ def _evidence(
         return None
     newest = checks[-1].newest(champion.recipe)
     fresh = newest is not None and newest.trained_until <= champion.trained_until
+    reign = _present_reign(checks)
     gaps = []
     for age, check in enumerate(reversed(checks[-LOOK_BACK:])):
         target = check.newest(recipe)
-        own = check.gap(check.contender(champion.version), target)
+        own = check.gap(check.contender(champion.version), target) if age < reign else None
         aging = check.gap(check.previous(champion.recipe), target) if fresh else None
         gaps += [(policy.memory**age, gap) for gap in (own, aging) if gap is not None]
     total = sum(weight for weight, _ in gaps)
@@ -340,10 +367,20 @@ def _lost_since_promotion(checks: Sequence[ChallengerCheck], recipe: str) -> flo
     version = checks[-1].champion
     gaps = [
         check.gap(check.contender(version), check.newest(recipe))
-        for check in checks
+        for check in checks[-_present_reign(checks) :]
         if check.champion == version
     ]
     return sum(max(gap.mean, 0.0) for gap in gaps if gap is not None)
+
+
+def _present_reign(checks: Sequence[ChallengerCheck]) -> int:
+    """Count the newest checks that tell of the champion as it is now: what made it leave once is over where it came back."""
+    version, left = checks[-1].champion, False
+    for age, check in enumerate(reversed(checks)):
+        left = left or check.champion != version
+        if left and check.champion == version:
+            return next(age for age, one in enumerate(reversed(checks)) if one.champion != version)
+    return len(checks)
 
 
 def _alarm(checks: Sequence[ChallengerCheck], policy: ChallengerPolicy) -> bool:

@@ -111,7 +111,7 @@ class Blocks:
     @property
     def freedom(self) -> int:
         """Degrees of freedom of an error that is estimated from them: the waves it is measured with, less one each for memory and rhythm."""
-        return _waves(self.count) - 2
+        return degrees_of_freedom(self.count)
 
     def resample(self, metric: Metric, graded: Graded, value: float) -> Resampled:
         """Give the metric on every resample, and what each block adds to it.
@@ -162,7 +162,7 @@ def common_factor(shares: Array) -> float:
 
     Neighbors err alike: an hour of rain makes every trip in it late. Taking such rows for independent evidence finds
     differences where there are none. What they have in common shows in slow waves: the terms are held against cosines of the
-    longest periods, whose mean square estimates the variance of the sum; see :attr:`Blocks.freedom` for Student's t.
+    longest periods, whose mean square estimates the variance of the sum; see :func:`degrees_of_freedom` for Student's t.
     Rows that remember long have less in the waves than in the sum itself; that is made up for, for a memory of the row before,
     at the upper end of what the rows leave open, and for one of the row a day, or any other rhythm, before where it is
     beyond chance. A trend is not memory: it is taken out before.
@@ -179,9 +179,13 @@ def common_factor(shares: Array) -> float:
         return math.inf
     from scipy.fft import dct
 
-    centered = shares - np.mean(shares)
+    largest = float(np.max(np.abs(shares)))
+    if largest == 0.0:
+        return 1.0
+    scaled = shares / largest  # squares of very large or small numbers are none
+    centered = scaled - np.mean(scaled)
     spread = float(np.mean(np.square(centered)))
-    if spread <= 1e-24 * float(np.max(np.abs(shares))) ** 2:
+    if spread <= 1e-24:
         return 1.0
     memory, error = _memory(centered)
     longest = min(memory + (1.0 + SHORT_SERIES / count) * error, LONGEST_MEMORY)
@@ -191,6 +195,15 @@ def common_factor(shares: Array) -> float:
     repeated, rhythm = _rhythm(centered[1:] - max(memory, 0.0) * centered[:-1])
     seen = _seen(max(longest, 0.0), angles) * _seen(repeated, rhythm * angles)
     return math.sqrt(float(np.mean(power / seen)) / spread)
+
+
+def degrees_of_freedom(count: int) -> int:
+    """Give those of an error of so many terms: the waves it is measured with, less one each for memory and rhythm.
+
+    >>> degrees_of_freedom(100), degrees_of_freedom(10_000)
+    (4, 90)
+    """
+    return _waves(count) - 2
 
 
 def _waves(count: int) -> int:
@@ -251,7 +264,7 @@ def _rhythm(news: Array) -> tuple[float, int]:
     periods = count / distance
     repeated = float(rest[distance:] @ rest[:-distance]) / within * count / pairs[best]
     repeated = (repeated + 1.0 / periods + 0.5 / math.sqrt(pairs[best])) / (1.0 - 3.0 / periods)
-    return min(max(repeated, 0.0), float(alike[best])), distance
+    return min(max(repeated, 0.0), float(alike[best]), LONGEST_MEMORY), distance
 
 
 def cut_clusters(row_count: int, differences: Array | None = None) -> Array:

@@ -178,7 +178,7 @@ class RetrainingDecision:
         nothing: ``untested``, for a policy of yours that wants that.
     :param recipe: how it is made; ``None`` when it is no model of a recipe.
     :param version: the earlier champion that is to come back.
-    :param undoes_change: it knows the world before the last change only, which did not last: from now on all rows count again.
+    :param undoes_since: it knows the world before this time only: no change since then lasted, and older rows count again.
     :param champion_version: the champion that its predecessors, or it, were held against.
     :param grounds: what they showed, a sentence.
     :param shadow: recipes whose next model is worth a training, so that it can be compared in the next window.
@@ -191,7 +191,7 @@ class RetrainingDecision:
     promote_on: PromoteOn = "held_out"
     recipe: str | None = None
     version: str | None = None
-    undoes_change: bool = False
+    undoes_since: datetime | None = None
     champion_version: str | None = None
     grounds: str = ""
     shadow: tuple[str, ...] = ()
@@ -252,7 +252,7 @@ def _decide(
         training=None,
         recipe=None,
         version=None,
-        undoes_change=False,
+        undoes_since=None,
         promote_on="held_out",
     )
 
@@ -289,11 +289,8 @@ def _by_challengers(
 ) -> RetrainingDecision:
     """Decide by what fresh models were worth; where the world changed at once there are none yet, and a test has to tell."""
     since = history.world_since
-    checks = [
-        item.challengers
-        for item in seen
-        if item.challengers is not None and (since is None or item.window.start > since)
-    ]
+    compared = [item.challengers for item in seen if item.challengers is not None]
+    checks = [check for check in compared if since is None or check.window.start > since]
     window, found = evidence.window, _findings(evidence)
     if not checks:
         return RetrainingDecision(
@@ -308,7 +305,7 @@ def _by_challengers(
     decision = RetrainingDecision(
         window=window, outcome=Outcome.NOTHING, reason=f"{verdict.reason}; {found}", shadow=verdict.train
     )
-    earlier = came_back(checks[-1], policy.challengers) if policy.bring_back else None
+    earlier = came_back(compared, policy.challengers, since=since) if policy.bring_back else None
     if earlier is not None:
         return _brought_back(decision, checks[-1], earlier, since, found)
     # Until it is known how much the loss varies between windows, what was promised at training has to do.
@@ -368,7 +365,7 @@ def _brought_back(
         outcome=Outcome.BRING_BACK,
         reason=f"{grounds}; {found}",
         version=earlier.version,
-        undoes_change=undone,
+        undoes_since=earlier.trained_until if undone else None,
         champion_version=check.champion,
         grounds=grounds,
         shadow=(RECENT, ALL) if undone else decision.shadow,
@@ -472,7 +469,7 @@ def _only_newest_acts(decisions: list[RetrainingDecision]) -> list[RetrainingDec
             reason=f"{decision.reason}; covered by the decision for {newest.window}",
             training=None,
             version=None,
-            undoes_change=False,
+            undoes_since=None,
         )
         if decision.outcome.acts and decision is not newest
         else decision

@@ -448,17 +448,17 @@ class Ledger:
     def world_since(self, model_name: str) -> datetime | None:
         """Find when the world last changed, as far as a promoted model was trained on what came after alone.
 
-        A change that a later promotion undid did not last, and the world before it is the present one.
+        A change did not last where a model from before it came back later: the world before it is the present one.
         """
-        undone = 0
+        undone: datetime | None = None
         for decision in self.retrainings(model_name, outcomes=ACTING, limit=100):
-            change = (decision.payload.get("training") or {}).get("change")
-            undoes = decision.payload.get("undoes_change", False)
-            if not (undoes or change) or self.promotion_for(decision) is None:
+            change = _time((decision.payload.get("training") or {}).get("change"))
+            undoes = _time(decision.payload.get("undoes_since"))
+            if (undoes or change) is None or self.promotion_for(decision) is None:
                 continue
-            if change and not undone:
-                return datetime.fromisoformat(change)
-            undone += 1 if undoes else -1
+            if change is not None and (undone is None or change < undone):
+                return change
+            undone = min((time for time in (undone, undoes) if time is not None), default=None)
         return None
 
     def promotion_for(self, decision: LedgerEntry) -> LedgerEntry | None:
@@ -495,6 +495,10 @@ class Ledger:
     def _writing(self) -> Iterator[sa.Connection]:
         with _translated(self._engine), self._engine.begin() as connection:
             yield connection
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text is not None else None
 
 
 def _moves(model_name: str, alias: str) -> sa.Select[Any]:

@@ -271,8 +271,8 @@ def _after(
     promoted = outcome == "promoted"
     if promoted and decision.training is not None and decision.training.change is not None:
         changes.append(decision.training.change)
-    if promoted and decision.undoes_change and changes:
-        changes.pop()
+    if promoted and decision.undoes_since is not None:
+        changes[:] = [change for change in changes if change < decision.undoes_since]
     history = replace(
         history,
         champion_since=now if promoted else history.champion_since,

@@ -12,7 +12,7 @@ from airflow_mlops.core.challengers import ChallengerCheck, Contender, measure_g
 from airflow_mlops.core.metrics import resolve_metric, row_losses
 from airflow_mlops.core.predictions import Graded
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError
+from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError, SchemaMismatchError
 from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
@@ -44,7 +44,7 @@ class ChallengersSpec:
     :param metric: whose loss per row is compared; a metric that is no mean over rows is replaced by mistakes or
         absolute errors.
     :param champion_alias: alias of the champion.
-    :param earlier: versions that were champion before; those that are gone are left out.
+    :param earlier: versions that were champion before; those that can't be compared any more are left out.
     """
 
     dataset: DatasetRef
@@ -87,11 +87,7 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
     registry = Registry.connect(services)
     champion = registry.version_by_alias(spec.model_name, spec.champion_alias)
     versions = _unseen(registry, spec, champion)
-    former = _former(registry, spec, champion)
-    models = {
-        version.model_version: _load(registry, version, services)
-        for version in {one.model_version: one for one in [*versions, *former]}.values()
-    }
+    models = {version.model_version: _load(registry, version, services) for version in versions}
     first = models[champion.model_version]
     trained = first.manifest.trained_on.window
     if trained is not None and trained.end > spec.window.start:
@@ -103,20 +99,33 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
             reason=f"not compared: champion, version {champion.model_version}, has learned from rows until "
             f"{trained.end:%Y-%m-%d %H:%M}, and so from {spec.window}",
         )
-    rows = _rows(spec, resolve_dataset(spec.dataset, time_column=spec.time_column), list(models.values()))
+    dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
+    known = {version.model_version: (version, models[version.model_version]) for version in versions}
+    former, left_out = _former(registry, spec, known, champion.model_version, dataset, services)
+    rows = _rows(spec, dataset, [*models.values(), *(model for _, model in former)])
     target = rows[spec.target or first.manifest.target].to_numpy()
-    losses = {version: _losses(spec.metric, target, model, rows) for version, model in models.items()}
-    entrants, earlier = (
-        [_Entrant(one, models[one.model_version], losses[one.model_version]) for one in some]
-        for some in (versions, former)
-    )
-    check = _with_earlier(_check(spec, champion, entrants, target), entrants, earlier, spec.window)
+    entrants = [
+        _Entrant(version, model, _losses(spec.metric, target, model, rows))
+        for version, model in known.values()
+    ]
+    check = _check(spec, champion, entrants, target)
+    earlier = []
+    for version, model in former:
+        try:
+            losses = _losses(spec.metric, target, model, rows)
+        except ValueError as err:  # also a column that holds something else by now
+            left_out[version.model_version] = str(err)
+        else:
+            earlier.append(_Entrant(version, model, losses))
+    check = _with_earlier(check, entrants, earlier, spec.window)
+    for number, why in left_out.items():
+        log.warning("version %s of %s, a former champion, is left out: %s", number, spec.model_name, why)
     return ChallengersResult(
         model_name=spec.model_name,
         window=spec.window,
         metric=spec.metric,
         check=check,
-        reason=_reason(check),
+        reason=_reason(check, left_out),
     )
 
 
@@ -137,18 +146,53 @@ def _unseen(
 
 
 def _former(
-    registry: Registry, spec: ChallengersSpec, champion: RegisteredVersion
-) -> list[RegisteredVersion]:
-    """List the champions of the past that are still there."""
-    found = []
+    registry: Registry,
+    spec: ChallengersSpec,
+    known: dict[str, tuple[RegisteredVersion, ServedModel]],
+    champion: str,
+    dataset: DatasetVersion,
+    services: Services,
+) -> tuple[list[tuple[RegisteredVersion, ServedModel]], dict[str, str]]:
+    """Load the champions of the past that can still be compared, and say why the others can't: none of them is needed.
+
+    :param known: the models of today.
+    """
+    found, left_out = [], {}
     for number in dict.fromkeys(spec.earlier):
-        if number == champion.model_version:
+        if number == champion:
             continue
         try:
-            found.append(registry.version(spec.model_name, number))
-        except ModelVersionNotFoundError:
-            log.warning("version %s of %s, a former champion, is gone: left out", number, spec.model_name)
-    return found
+            version, model = known.get(number) or _load_former(registry, spec, number, services)
+            _require_comparable(model, known[champion][1], spec, dataset)
+        except (ModelVersionNotFoundError, ArtifactIntegrityError, SchemaMismatchError) as err:
+            left_out[number] = str(err)
+        else:
+            found.append((version, model))
+    return found, left_out
+
+
+def _load_former(
+    registry: Registry, spec: ChallengersSpec, number: str, services: Services
+) -> tuple[RegisteredVersion, ServedModel]:
+    version = registry.version(spec.model_name, number)
+    return version, _load(registry, version, services)
+
+
+def _require_comparable(
+    model: ServedModel, champion: ServedModel, spec: ChallengersSpec, dataset: DatasetVersion
+) -> None:
+    """See that a former champion answers the same question, from columns that there still are, and knows no row of the window.
+
+    :raises SchemaMismatchError: it does not.
+    """
+    manifest, target = model.manifest, spec.target or champion.manifest.target
+    missing = [name for name in manifest.signature.names if name not in dataset.columns]
+    if missing:
+        raise SchemaMismatchError(f"{dataset.uri} has no column {', '.join(missing)} any more")
+    if (manifest.task, manifest.target) != (champion.manifest.task, target):
+        raise SchemaMismatchError(f"it predicts {manifest.target!r} by {manifest.task}")
+    if manifest.trained_on.window is None:
+        raise SchemaMismatchError("it does not say which rows it has learned from")
 
 
 def _load(registry: Registry, version: RegisteredVersion, services: Services) -> ServedModel:
@@ -214,17 +258,27 @@ def _with_earlier(
     check: ChallengerCheck, entrants: list[_Entrant], earlier: list[_Entrant], window: Window
 ) -> ChallengerCheck:
     """Add the champions of the past, and how the best of them compares with the best model of today."""
-    unseen = [one for one in earlier if _trained_until(one, window) <= window.start]
+    unseen = [
+        one
+        for one in earlier
+        if _trained_until(one, window) <= window.start and np.isfinite(np.mean(one.losses))
+    ]
     if not unseen:
         return check
-    today = next(one for one in entrants if one.version.model_version == check.best_today.version)
     best = min(unseen, key=lambda one: float(np.mean(one.losses)))
-    gap = measure_gap(best.version.model_version, today.version.model_version, best.losses, today.losses)
+    # Against each of today's: which of them is the best depends on where the world is held to begin.
+    today = {check.champion, *(one.version for one in map(check.newest, check.recipes) if one is not None)}
     pairs = {(one.older, one.newer) for one in check.gaps}
+    gaps = [
+        measure_gap(best.version.model_version, one.version.model_version, best.losses, one.losses)
+        for one in entrants
+        if one.version.model_version in today - {best.version.model_version}
+        and (best.version.model_version, one.version.model_version) not in pairs
+    ]
     return replace(
         check,
         earlier=tuple(_contender(one, window) for one in unseen),
-        gaps=check.gaps if (gap.older, gap.newer) in pairs else (*check.gaps, gap),
+        gaps=(*check.gaps, *gaps),
     )
 
 
@@ -242,7 +296,7 @@ def _trained_until(entrant: _Entrant, window: Window) -> Any:
     return trained.end if trained is not None else window.start
 
 
-def _reason(check: ChallengerCheck) -> str:
+def _reason(check: ChallengerCheck, left_out: dict[str, str]) -> str:
     shown = ", ".join(
         f"{one.recipe} (version {one.version}) {one.loss:.4g}"
         for recipe in check.recipes
@@ -250,7 +304,8 @@ def _reason(check: ChallengerCheck) -> str:
     )
     champion = check.contender(check.champion)
     own = f"champion, version {check.champion}, {champion.loss:.4g}" if champion else "no champion"
-    return f"mean loss on {check.row_count} rows: {own}; {shown or 'no challenger yet'}"
+    without = f"; former champions left out: {', '.join(left_out)}" if left_out else ""
+    return f"mean loss on {check.row_count} rows: {own}; {shown or 'no challenger yet'}{without}"
 
 
 STEP = Step(name="challengers", spec=ChallengersSpec, result=ChallengersResult, run=run)

@@ -187,6 +187,11 @@ def _sound(path: str, given: Any) -> RetrainingDecision:
             f"policy {path} decided to bring an earlier champion back for {decision.window}, but does not say which version, "
             "and in whose place: give version and champion_version"
         )
+    if decision.undoes_since is not None and decision.undoes_since.tzinfo is None:
+        raise ValueError(
+            f"policy {path} decided for {decision.window} that no change since {decision.undoes_since} lasted, without a time zone: "
+            "give undoes_since as an aware time"
+        )
     return decision
 
 

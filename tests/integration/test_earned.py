@@ -81,8 +81,14 @@ class World:
         asked = {key: training[key] for key in keys} | {"window": training["holdout"], "time_column": "at"}
         return run_step("evaluate", asked | more, self.services)
 
-    def compare(self) -> dict[str, Any]:
-        asked = {"dataset": self.table, "model_name": self.name, "window": THIRD, "time_column": "at"}
+    def compare(self, *, earlier: tuple[str, ...] = ()) -> dict[str, Any]:
+        asked = {
+            "dataset": self.table,
+            "model_name": self.name,
+            "window": THIRD,
+            "time_column": "at",
+            "earlier": list(earlier),
+        }
         return run_step("challengers", asked, self.services)
 
     def decide(self) -> str:
@@ -121,6 +127,36 @@ class World:
 def world(mlflow_server: str, tmp_path: Path, request: pytest.FixtureRequest) -> World:
     services = Services(tracking_uri=mlflow_server, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
     return World(services, tmp_path, f"earned {request.node.name}"[:60])
+
+
+class TestFormerChampions:
+    """One that can't be compared any more keeps nobody from comparing the others."""
+
+    def change_champion(self, world: World, **more: Any) -> None:
+        version = world.register(world.train(window=FIRST, estimator_params={"alpha": 0.5}, **more))
+        world.promote(version, world.champion)
+
+    def test_one_that_can_be_compared(self, world: World) -> None:
+        self.change_champion(world)
+        told = world.compare(earlier=("1", "99", "2"))
+        (former,) = told["check"]["earlier"]
+        assert former["version"] == "1"
+        assert "former champions left out: 99" in told["reason"]
+
+    def test_one_whose_columns_are_gone(self, world: World) -> None:
+        frame = delta.read_table(world.table).collect()
+        world.table += "_renamed"
+        window = Window(start=START, end=START + timedelta(days=60))
+        delta.replace_window(world.table, frame.rename({"x": "z"}), time_column="at", window=window)
+        self.change_champion(world, numeric=["z"])
+        told = world.compare(earlier=("1",))
+        assert (told["check"]["champion"], told["check"]["earlier"]) == ("2", [])
+        assert "former champions left out: 1" in told["reason"]
+
+    def test_one_that_is_not_what_was_registered(self, world: World) -> None:
+        self.change_champion(world)
+        world.registry.set_version_tag(world.name, "1", "airflow_mlops.package_digest", "sha256:0")
+        assert world.compare(earlier=("1",))["check"]["earlier"] == []
 
 
 class TestPredecessors:

@@ -276,7 +276,7 @@ class TestDecision:
             assert (decision.version, decision.champion_version) == (f"{ALL}15", f"{ALL}18")
             assert "what it knew is true again" in decision.reason
             assert decision.training is None
-            assert not decision.undoes_change
+            assert decision.undoes_since is None
             unable = RetrainingPolicy(bring_back=False)
             assert self.decide(world, policy=unable).outcome is not Outcome.BRING_BACK
 
@@ -288,17 +288,57 @@ class TestDecision:
         knows = (f"{ALL}18", f"{RECENT}21", f"{ALL}21")
         world.live(extra=dict.fromkeys(knows, 1.3), former=(f"{ALL}17",))
         decision = self.decide(world, since=since)
-        assert (decision.outcome, decision.undoes_change) == (Outcome.BRING_BACK, True)
+        (former,) = world.checks[-1].earlier
+        assert (decision.outcome, decision.undoes_since) == (Outcome.BRING_BACK, former.trained_until)
         assert decision.shadow == (RECENT, ALL)
         assert "the change of 2021-08-23 did not last" in decision.reason
+
+    @pytest.mark.parametrize(("lasts", "returns"), [(1, 2), (4, 5)])
+    def test_worlds_that_take_turns(self, lasts: int, returns: int) -> None:
+        """Two champions know a world each; the newest models know both, and neither well."""
+        world, champion = World({RECENT: 0.0, ALL: 0.0}, champion_age=8), f"{ALL}12"
+        both, came = (f"{ALL}12", f"{ALL}15"), []
+        for place in range(6 * lasts):
+            other = place // lasts % 2
+            newest = (f"{kind}{20 + place - age}" for kind in (RECENT, ALL) for age in (0, 1))
+            loss = dict.fromkeys(newest, 0.8) | {both[1 - other]: 2.0}
+            (former,) = set(both) - {champion}
+            world.live(champion=champion, extra=loss, former=(former,))
+            decision = self.decide(world)
+            if decision.outcome is Outcome.BRING_BACK:
+                champion = str(decision.version)
+                came.append(place)
+        assert len(came) == returns
+        assert all(place % lasts == 0 for place in came)
+
+    def test_what_it_lost_before_it_left_tells_nothing_of_a_champion_that_came_back(self) -> None:
+        """It was beaten in another world; since it is back it is as good as any."""
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=8)
+        world.live(extra={f"{ALL}12": 1.0})
+        world.live(champion=f"{ALL}20")
+        assert not judge_challengers(world.checks, POLICY).promote
+        world.live()
+        verdict = judge_challengers(world.checks, POLICY)
+        assert not verdict.promote
+        assert verdict.gain == pytest.approx(0.0, abs=0.02)
 
     def test_few_rows_tell_nothing_of_an_earlier_champion(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
         world.live(extra=dict.fromkeys((f"{ALL}18", f"{RECENT}20", f"{ALL}20"), 1.3), former=(f"{ALL}17",))
         check = world.checks[0]
         unsure = replace(check, gaps=tuple(replace(gap, standard_error=None) for gap in check.gaps))
-        assert came_back(check, POLICY) is not None
-        assert came_back(unsure, POLICY) is None
+        assert came_back([check], POLICY) is not None
+        assert came_back([unsure], POLICY) is None
+
+    def test_of_many_earlier_champions_one_has_to_be_surer(self) -> None:
+        """The best of many on a few rows is the luckiest."""
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        world.live(extra=dict.fromkeys((f"{ALL}18", f"{RECENT}20", f"{ALL}20"), 1.3), former=(f"{ALL}17",))
+        check = replace(world.checks[0], row_count=100)  # an error of four degrees of freedom
+        gaps = [replace(gap, standard_error=abs(gap.mean) / 5.0) for gap in check.gaps]
+        one = replace(check, gaps=tuple(gaps))
+        assert came_back([one], POLICY) is not None
+        assert came_back([replace(one, earlier=one.earlier * 24)], POLICY) is None
 
     def test_models_from_before_a_change_do_not_tell_how_fast_models_age_after_it(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)

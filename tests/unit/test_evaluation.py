@@ -493,6 +493,17 @@ class TestPromotion:
         memory = related(random, 720, 0.8, 24)
         assert common_factor(memory) * float(np.std(memory)) > 2.0
 
+    def test_a_clear_rhythm_of_four_periods_leaves_the_error_a_number(self) -> None:
+        random, times = np.random.default_rng(14), np.arange(1_000)
+        for period in (200, 249, 250) * 30:
+            wave = np.sin(2.0 * np.pi * times / period + random.uniform(0.0, 6.0))
+            assert common_factor(wave + random.normal(0.0, 1e-9, 1_000)) < 1_000.0
+
+    @pytest.mark.parametrize("unit", [1e-200, 1e200])
+    def test_the_unit_of_a_loss_does_not_matter(self, unit: float) -> None:
+        loss = np.random.default_rng(15).normal(0.0, 1.0, 50)
+        assert common_factor(unit * loss) == pytest.approx(common_factor(loss))
+
     @pytest.mark.parametrize("metric", ["f1", "roc_auc"])
     def test_metrics_that_are_no_mean_see_what_neighbors_have_in_common(self, metric: str) -> None:
         """200 pairs of classifiers whose mistakes resemble the ones before; ten expected, 20 is three deviations above."""

@@ -10,6 +10,7 @@ import traceback
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -486,28 +487,21 @@ def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
 
 def test_a_change_counts_once_its_model_is_promoted_until_it_is_undone(url: str) -> None:
     first, third = window(1).start, window(3).start
-    trainings = [
-        {"change": first.isoformat()},
-        {"change": None},
-        {"change": third.isoformat()},
-        None,
-        None,
+    decided: list[dict[str, Any]] = [
+        {"training": {"change": first.isoformat()}},
+        {"training": {"change": None}},
+        {"training": {"change": third.isoformat()}},
+        {"undoes_since": window(2).start.isoformat()},  # knows nothing of the third
+        {"training": {"change": third.isoformat()}},
+        {"undoes_since": window(0).start.isoformat()},  # knows of none
     ]
     known = []
     with Ledger.open(url) as ledger:
-        for index, training in enumerate(trainings, start=1):
+        for index, about in enumerate(decided, start=1):
             key, before = f"d{index}", ledger.world_since("m")
-            ledger.record(
-                entry(
-                    EntryKind.RETRAINING_DECISION,
-                    key,
-                    index=index,
-                    outcome="retrain" if training else "bring_back",
-                    training=training,
-                    undoes_change=training is None,
-                )
-            )
+            outcome = "retrain" if "training" in about else "bring_back"
+            ledger.record(entry(EntryKind.RETRAINING_DECISION, key, index=index, outcome=outcome, **about))
             assert ledger.world_since("m") == before
             ledger.record(entry(EntryKind.PROMOTION, f"p{index}", decision_key=key))
             known.append(ledger.world_since("m"))
-    assert known == [first, first, third, first, None]
+    assert known == [first, first, third, first, third, None]

@@ -106,7 +106,7 @@ def takes_back(
             reason="",
             version="1",
             champion_version="2",
-            undoes_change=True,
+            undoes_since=window(0).start,
         )
         return [back]
     else:
