@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import pairwise
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
@@ -266,8 +265,8 @@ def came_back(
 ) -> Contender | None:
     """Find an earlier champion that does much better again than every model of today: the world that it knew is back.
 
-    How much is much is what makes an alarm; it is the best of several, so each has to be surer. Not one whose world was over a
-    window later when it was back last: who changes with every window that is like another one is wrong in each.
+    How much is much is what makes an alarm. Not one whose world was over a window after it became champion last: who changes
+    with every window that is like another one is wrong in each.
 
     Source: Widmer and Kubat, "Learning in the presence of concept drift and hidden contexts", Machine Learning 23, 1996 (what
     was learned in a context is kept for its return).
@@ -278,11 +277,13 @@ def came_back(
     found = _much_better_again(checks[-1].after(since) if since else checks[-1], policy)
     if found is None:
         return None
-    for check, later in reversed([*pairwise(checks)]):
-        before = _much_better_again(check, policy)
-        if before is not None and before.version == found.version:
-            return found if _lasted(later, found.version, policy) else None
-    return found
+    champions = [None, *(check.champion for check in checks)]
+    begun = [
+        check
+        for before, check in zip(champions, checks, strict=False)
+        if before != check.champion == found.version
+    ]
+    return found if not begun or _lasted(begun[-1], found.version, policy) else None
 
 
 def _much_better_again(check: ChallengerCheck, policy: ChallengerPolicy) -> Contender | None:
@@ -292,14 +293,13 @@ def _much_better_again(check: ChallengerCheck, policy: ChallengerPolicy) -> Cont
     gap = check.gap(best, today)
     if gap is None or gap.standard_error is None:
         return None
-    surely = 1.0 - policy.alarm_significance / len(check.earlier)
-    least = t_quantile(surely, degrees_of_freedom(check.row_count)) * gap.standard_error
+    surely = t_quantile(1.0 - policy.alarm_significance, degrees_of_freedom(check.row_count))
     much = (1.0 + policy.alarm_change) * best.loss < today.loss
-    return best if much and -gap.mean > least else None
+    return best if much and -gap.mean > surely * gap.standard_error else None
 
 
 def _lasted(check: ChallengerCheck, version: str, policy: ChallengerPolicy) -> bool:
-    """Tell whether a model was not much worse than another one, a window after it was the best."""
+    """Tell whether a model was not much worse than the best one."""
     there = [*check.contenders, *check.earlier]
     loss = next((one.loss for one in there if one.version == version), None)
     best = min((one.loss for one in there), default=math.inf)

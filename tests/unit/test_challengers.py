@@ -330,15 +330,25 @@ class TestDecision:
         assert came_back([check], POLICY) is not None
         assert came_back([unsure], POLICY) is None
 
-    def test_of_many_earlier_champions_one_has_to_be_surer(self) -> None:
-        """The best of many on a few rows is the luckiest."""
+    def test_a_champion_of_one_window_does_not_come_back(self) -> None:
+        """Its world was over when it came, and will be so again."""
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        world.live()
+        world.live(champion=f"{ALL}21", extra={f"{ALL}21": 1.3}, former=(f"{ALL}18",))
+        assert self.decide(world).version == f"{ALL}18"
+        world.live()
+        today = dict.fromkeys((f"{ALL}18", f"{RECENT}23", f"{ALL}23"), 1.3)
+        world.live(extra=today, former=(f"{ALL}21",))
+        assert came_back(world.checks[-1:], POLICY) is not None
+        assert self.decide(world).outcome is not Outcome.BRING_BACK
+
+    def test_with_fewer_rows_it_has_to_be_surer(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
         world.live(extra=dict.fromkeys((f"{ALL}18", f"{RECENT}20", f"{ALL}20"), 1.3), former=(f"{ALL}17",))
-        check = replace(world.checks[0], row_count=100)  # an error of four degrees of freedom
-        gaps = [replace(gap, standard_error=abs(gap.mean) / 5.0) for gap in check.gaps]
-        one = replace(check, gaps=tuple(gaps))
-        assert came_back([one], POLICY) is not None
-        assert came_back([replace(one, earlier=one.earlier * 24)], POLICY) is None
+        gaps = [replace(gap, standard_error=abs(gap.mean) / 3.0) for gap in world.checks[0].gaps]
+        check = replace(world.checks[0], gaps=tuple(gaps))
+        assert came_back([check], POLICY) is not None
+        assert came_back([replace(check, row_count=100)], POLICY) is None  # four degrees of freedom
 
     def test_models_from_before_a_change_do_not_tell_how_fast_models_age_after_it(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
