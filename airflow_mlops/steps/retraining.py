@@ -392,11 +392,9 @@ def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
         )
     }
     promotions = [move for move in ledger.moves(spec.model_name) if move.kind is EntryKind.PROMOTION]
-    returns = {
-        entry.key
-        for entry in ledger.retrainings(spec.model_name, outcomes=[Outcome.BRING_BACK], limit=_REMEMBERED)
-    }
-    fresh = [move for move in promotions if move.payload.get("decision_key") not in returns]
+    returns = ledger.retrainings(spec.model_name, outcomes=[Outcome.BRING_BACK], limit=_REMEMBERED)
+    came_back = {entry.key for entry in returns}
+    fresh = [move for move in promotions if move.payload.get("decision_key") not in came_back]
     # One that was promoted, and not deployed before the next was decided, beat the champion all the same.
     earned = {str(move.payload.get("decision_key")): "promoted" for move in promotions}
     outcomes = [(earned | ended).get(entry.key) for entry in retrainings]
@@ -406,6 +404,7 @@ def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
         last_retraining_window_end=max(
             (entry.window.end for entry in retrainings if entry.window), default=None
         ),
+        last_return_window_end=max((entry.window.end for entry in returns if entry.window), default=None),
         champion_since=fresh[-1].recorded_at if fresh else None,
         recent_outcomes=tuple(outcome for outcome in outcomes if outcome is not None),
         world_since=ledger.world_since(spec.model_name),

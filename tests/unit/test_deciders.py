@@ -280,3 +280,14 @@ class TestComesBack:
         policy, checks = {"maximum_age_days": 92}, ["performance_check"]
         told = decide(url, window(30).end, policy=policy, required_checks=checks)
         assert "the last retraining was 310 days ago" in told["reason"]
+
+    def test_what_was_before_is_covered(self, url: str) -> None:
+        """Labels of an earlier window came later: it tells of a world that is over."""
+        earlier = window(-1)
+        grade = {"measured": True, "degraded": True, "reason": "graded", "row_count": 5000}
+        with Ledger.open(url) as ledger:
+            write(ledger, EntryKind.PERFORMANCE_CHECK, window(2).end, index=-1, **grade)
+        told = decide(url, window(2).end, required_checks=["performance_check"])
+        (decision,) = told["decisions"]
+        assert (decision["window"], decision["outcome"]) == (earlier.key, "covered")
+        assert told["bring_back"] == "1"
