@@ -105,7 +105,8 @@ class RetrainingHistory:
     :param now: time of the decision.
     :param retrained_at: when retrainings were decided, newest first.
     :param last_retraining_window_end: end of the newest window a retraining was decided for.
-    :param champion_since: when the present champion was promoted.
+    :param last_return_window_end: end of the newest window for which it was decided that an earlier champion comes back.
+    :param champion_since: when a champion was promoted last; one that only came back is no younger for it.
     :param recent_outcomes: outcomes of retrainings, newest first.
     :param world_since: when the world last changed, as far as a promoted model was trained on what came after alone;
         ``None``: it never has.
@@ -114,6 +115,7 @@ class RetrainingHistory:
     now: datetime | None = None
     retrained_at: tuple[datetime, ...] = ()
     last_retraining_window_end: datetime | None = None
+    last_return_window_end: datetime | None = None
     champion_since: datetime | None = None
     recent_outcomes: tuple[str, ...] = ()
     world_since: datetime | None = None
@@ -128,7 +130,7 @@ class RetrainingHistory:
 
     @property
     def age_days(self) -> float | None:
-        """Days since the champion was promoted, or a retraining last tried to replace it; ``None`` when not known."""
+        """Days since a new champion was promoted, or a retraining last tried to replace it; ``None`` when not known."""
         known = [time for time in (self.champion_since, *self.retrained_at[:1]) if time is not None]
         if self.now is None or not known:
             return None

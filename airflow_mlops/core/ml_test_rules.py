@@ -238,6 +238,11 @@ def _validated(facts: ModelFacts, policy: ScorePolicy) -> Finding:
     mine = next((fact for fact in promotions if fact.subject == facts.champion), None)
     if facts.champion is None or mine is None:
         return Finding(points=0.0, sentence="nothing was promoted")
+    gated = [fact for fact in promotions if fact.payload.get("verdict") == "promote"]
+    decided = _answered(facts, mine)
+    if mine in gated and decided is not None and decided.payload.get("outcome") == "bring_back":
+        what = "an earlier champion comes back where it did much better again than every model of today"
+        return _released(facts, policy, gated, what, mine=mine, more=(decided,))
     run = mine.payload.get("evaluated_run_id")
     verdicts = [fact for fact in facts.of("evaluation") if fact.payload.get("verdict") == "promote"]
     earned = next((fact for fact in verdicts if run is not None and fact.subject == run), None)
@@ -247,7 +252,6 @@ def _validated(facts: ModelFacts, policy: ScorePolicy) -> Finding:
             sentence=f"version {facts.champion} serves without an evaluation that let it through: {mine.summary}",
             evidence=(note(mine),),
         )
-    gated = [fact for fact in promotions if fact.payload.get("verdict") == "promote"]
     if not any(_checks(earned, name) for name in ("champion", "baseline")):
         return _untested(facts, mine, earned)
     return _released(
@@ -255,10 +259,15 @@ def _validated(facts: ModelFacts, policy: ScorePolicy) -> Finding:
     )
 
 
+def _answered(facts: ModelFacts, promotion: Fact) -> Fact | None:
+    """Find the decision that a promotion answers."""
+    key = promotion.payload.get("decision_key")
+    return next((one for one in facts.of("retraining_decision") if key and one.key == key), None)
+
+
 def _untested(facts: ModelFacts, mine: Fact, earned: Fact) -> Finding:
     """Judge a champion that learned from all rows, so that none was left to test it on: half where its predecessors were tested."""
-    key = mine.payload.get("decision_key")
-    decided = next((one for one in facts.of("retraining_decision") if key and one.key == key), None)
+    decided = _answered(facts, mine)
     told = f"version {facts.champion} was not tested itself"
     proof = (note(mine), note(earned))
     if decided is None or decided.payload.get("promote_on") != "predecessors":

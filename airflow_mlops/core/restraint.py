@@ -106,10 +106,15 @@ def find_restraint(case: Case) -> Restraint | None:
 
 
 def _covered(case: Case) -> Restraint | None:
-    since = case.history.last_retraining_window_end
+    history = case.history
+    ends = {
+        "retraining decided": history.last_retraining_window_end,
+        "return of an earlier champion": history.last_return_window_end,
+    }
+    what, since = max(ends.items(), key=lambda item: item[1].timestamp() if item[1] else 0.0)
     if since is None or case.evidence.window.end > since:
         return None
-    why = f"it is covered by the retraining decided for a window that ended on {since:%Y-%m-%d}"
+    why = f"it is covered by the {what} for a window that ended on {since:%Y-%m-%d}"
     return Restraint("covered", why)
 
 

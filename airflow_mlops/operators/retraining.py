@@ -22,7 +22,7 @@ class DecideRetrainingOperator(StepOperator):
     It works from the ledger, not from the event that woke it: lost, merged or repeated events change nothing. When a retraining is
     due, the result holds its window (``training``) and ``decision_key``; otherwise what follows is skipped.
     Where an earlier champion is to come back, only ``bring_back_task_id`` follows, and ``deploy_task_id`` after it: the result holds
-    its version (``bring_back``), in whose place (``champion_version``) and why. Without such a task this is never decided.
+    its version (``bring_back``), in whose place (``champion_version``) and why. Without such a task this is never decided, and what was decided before is given up.
     A retraining that was decided but never ended is taken up again. If its version was promoted and could not be deployed,
     only ``deploy_task_id`` follows. Which challengers are worth a training is in the ledger, whatever was decided:
     :func:`~airflow_mlops.ledger.wanted_challengers`.
@@ -90,16 +90,8 @@ class DecideRetrainingOperator(StepOperator):
         raise AirflowSkipException(result["reason"])
 
     def _go_on(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Skip the way that is not taken: a training and what follows, or that an earlier champion comes back.
-
-        :raises ValueError: there is no task for it.
-        """
+        """Skip the way that is not taken: a training and what follows, or that an earlier champion comes back."""
         following = set(self.downstream_task_ids)
-        if result["bring_back"] and self.bring_back_task_id not in following:
-            raise ValueError(
-                f"version {result['bring_back']} of {self.model_name} is to come back, and no task follows that promotes it: put a "
-                "PromoteModelOperator after this task and name it in bring_back_task_id"
-            )
         taken = {self.bring_back_task_id, self.deploy_task_id}
         left = following - taken if result["bring_back"] else following & {self.bring_back_task_id}
         if not left:

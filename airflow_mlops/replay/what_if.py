@@ -273,16 +273,14 @@ def _after(
         changes.append(decision.training.change)
     if promoted and decision.undoes_since is not None:
         changes[:] = [change for change in changes if change < decision.undoes_since]
-    history = replace(
-        history,
-        champion_since=now if promoted else history.champion_since,
-        world_since=changes[-1] if changes else None,
-    )
+    history = replace(history, world_since=changes[-1] if changes else None)
+    end = decision.window.end
     if decision.outcome is not Outcome.RETRAIN:
-        return history
-    ends = [decision.window.end, history.last_retraining_window_end or decision.window.end]
+        return replace(history, last_return_window_end=max(end, history.last_return_window_end or end))
+    ends = [end, history.last_retraining_window_end or end]
     return replace(
         history,
+        champion_since=now if promoted else history.champion_since,
         retrained_at=(now, *history.retrained_at),
         last_retraining_window_end=max(ends),
         recent_outcomes=(outcome, *history.recent_outcomes),

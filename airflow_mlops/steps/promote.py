@@ -158,7 +158,7 @@ def _require_earned(
     elif run_id is None and _is_to_come_back(spec, services):
         return
     elif run_id is None:
-        why = "its evaluation does not say which run it is about"
+        why = "its evaluation does not say which run it is about, and no open decision wants it back in that champion's place"
     # The same package of another run is the same version, which names the first of them.
     elif not is_package_of(
         run_id,
@@ -178,10 +178,15 @@ def _require_earned(
 
 
 def _is_to_come_back(spec: PromoteSpec, services: Services) -> bool:
-    """Tell whether the decision is that this earlier champion takes the place of that one: it has met it, and every other model."""
+    """Tell whether the decision is that this earlier champion takes the place of that one: it has met it, and every other model.
+
+    One that has ended is no reason any more, but for a retry of what it ended with.
+    """
     with Ledger.open(services.require("ledger_url")) as ledger:
         decision = ledger.find(EntryKind.RETRAINING_DECISION, spec.decision_key or "")
-    if decision is None or decision.model_name != spec.model_name:
+        ended = ledger.find(EntryKind.RETRAINING_OUTCOME, spec.decision_key or "")
+        done = ledger.aliases(spec.model_name).get(spec.alias) == spec.model_version
+    if decision is None or decision.model_name != spec.model_name or (ended is not None and not done):
         return False
     wanted = Outcome.BRING_BACK, spec.model_version, spec.expected_version
     return tuple(decision.payload.get(name) for name in ("outcome", "version", "champion_version")) == wanted

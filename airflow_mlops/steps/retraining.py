@@ -254,6 +254,7 @@ def _result(
         until is not None
     ):  # it was decided before, or by a policy that knows no blackouts: nothing is touched all the same
         return replace(told, reason=f"{told.reason}; the retraining decided for {opened.window} {until}")
+    current = ledger.aliases(spec.model_name).get(CHAMPION)  # before what may move it is looked for
     promotion = ledger.promotion_for(opened)
     if promotion is not None:
         return _promoted(ledger, told, opened, promotion)
@@ -266,11 +267,30 @@ def _result(
     if opened.payload["outcome"] == Outcome.RETRAIN:
         return replace(told, retrain=True, plan=_plan(opened))
     version, champion = str(opened.payload["version"]), str(opened.payload["champion_version"])
-    current = ledger.aliases(spec.model_name).get(CHAMPION)
-    if current != champion:
-        why = f"version {version} was to come back in place of version {champion}, and the champion is version {current} by now"
-        return replace(told, reason=f"{told.reason}; {why}", decision_key=None)
-    return replace(told, bring_back=version, champion_version=champion, verdict=Verdict.PROMOTE)
+    why = f"version {version} was to come back in place of version {champion}"
+    if current not in {champion, None}:  # none: it was set before there was a ledger
+        why = f"{why}, and the champion is version {current} by now"
+    elif not spec.may_bring_back:
+        why = f"{why}, and there is no task for it any more"
+    else:
+        return replace(told, bring_back=version, champion_version=champion, verdict=Verdict.PROMOTE)
+    ledger.record(_not_brought_back(spec, opened, why))
+    return replace(told, reason=f"{told.reason}; {why}", decision_key=None)
+
+
+def _not_brought_back(spec: RetrainingSpec, opened: LedgerEntry, why: str) -> LedgerEntry:
+    """Close a decision that can't be carried out any more: left open it would be, should that champion ever be champion again."""
+    return LedgerEntry(
+        kind=EntryKind.RETRAINING_OUTCOME,
+        key=opened.key,
+        model_name=spec.model_name,
+        window=None,
+        subject=opened.payload["version"],
+        summary=f"the champion of {spec.model_name} stays: {why}",
+        payload={"outcome": "rejected", "reason": why, "model_version": opened.payload["version"]},
+        actor=spec.actor,
+        recorded_at=spec.now,
+    )
 
 
 def _plan(decision: LedgerEntry) -> TrainingPlan:
@@ -372,6 +392,9 @@ def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
         )
     }
     promotions = [move for move in ledger.moves(spec.model_name) if move.kind is EntryKind.PROMOTION]
+    returns = ledger.retrainings(spec.model_name, outcomes=[Outcome.BRING_BACK], limit=_REMEMBERED)
+    came_back = {entry.key for entry in returns}
+    fresh = [move for move in promotions if move.payload.get("decision_key") not in came_back]
     # One that was promoted, and not deployed before the next was decided, beat the champion all the same.
     earned = {str(move.payload.get("decision_key")): "promoted" for move in promotions}
     outcomes = [(earned | ended).get(entry.key) for entry in retrainings]
@@ -381,7 +404,8 @@ def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
         last_retraining_window_end=max(
             (entry.window.end for entry in retrainings if entry.window), default=None
         ),
-        champion_since=promotions[-1].recorded_at if promotions else None,
+        last_return_window_end=max((entry.window.end for entry in returns if entry.window), default=None),
+        champion_since=fresh[-1].recorded_at if fresh else None,
         recent_outcomes=tuple(outcome for outcome in outcomes if outcome is not None),
         world_since=ledger.world_since(spec.model_name),
     )

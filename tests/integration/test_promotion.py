@@ -278,6 +278,22 @@ class TestComesBack:
         with Ledger.open(str(services.ledger_url)) as ledger:
             assert ledger.former_champions(model) == ["2"]
 
+    def test_not_once_the_decision_has_ended(self, services: Services, model: str) -> None:
+        """Whoever wants it again, in a later task, has to decide again."""
+        key = self.decide(services, model)
+        assert self.come_back(services, model, key)["moved"]
+        with Ledger.open(str(services.ledger_url)) as ledger:
+            decision = ledger.find(EntryKind.RETRAINING_DECISION, key)
+            assert decision is not None
+            ledger.record(
+                replace(decision, kind=EntryKind.RETRAINING_OUTCOME, payload={"outcome": "promoted"})
+            )
+        assert not self.come_back(services, model, key)["moved"]  # a retry
+        run_step("promote", promotion(model, "2", "1", actor="anna"), services)
+        again = promotion(model, "1", "2", verdict="promote", decision_key=key, actor="another task")
+        with pytest.raises(PromotionRejectedError, match="no open decision"):
+            run_step("promote", again, services)
+
     @pytest.mark.parametrize(
         "decided", [{"outcome": "retrain"}, {"version": "3"}, {"champion_version": "3"}, None]
     )

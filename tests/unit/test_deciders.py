@@ -211,3 +211,83 @@ def test_a_new_challenger_makes_the_champion_no_younger(url: str) -> None:
     told = decide(url, window(30).end, policy=policy, required_checks=["performance_check"])
     assert told["retrain"]
     assert "the last retraining was 310 days ago" in told["reason"]
+
+
+class TestComesBack:
+    """It was decided that version 1 comes back in place of 2."""
+
+    @pytest.fixture(autouse=True)
+    def decided(self, url: str) -> None:
+        with Ledger.open(url) as ledger:
+            self.promote(ledger, "2", None, day=0)
+            payload = {
+                "outcome": "bring_back",
+                "version": "1",
+                "champion_version": "2",
+                "reason": "it is back",
+            }
+            write(ledger, EntryKind.RETRAINING_DECISION, window(0).end, index=0, **payload)
+
+    def promote(self, ledger: Ledger, version: str, before: str | None, *, day: int, **payload: Any) -> None:
+        entry = LedgerEntry(
+            kind=EntryKind.PROMOTION,
+            key=f"{version} {day}",
+            model_name="m",
+            window=None,
+            subject=version,
+            summary="",
+            payload={"alias": "champion", "model_version": version, "previous_version": before} | payload,
+            actor="test",
+            recorded_at=START + timedelta(days=day),
+        )
+        ledger.move_alias(
+            model_name="m", alias="champion", model_version=version, expected_version=before, entry=entry
+        )
+
+    def test_until_it_is_there(self, url: str) -> None:
+        for _ in range(2):
+            told = decide(url, window(0).end)
+            asked = told["bring_back"], told["champion_version"], told["verdict"], told["retrain"]
+            assert asked == ("1", "2", "promote", False)
+        with Ledger.open(url) as ledger:
+            self.promote(ledger, "1", "2", day=11, decision_key=told["decision_key"])
+        told = decide(url, window(0).end)
+        assert (told["bring_back"], told["deploy"]) == (None, True)  # killed before it was deployed
+
+    def test_not_in_the_place_of_another_nor_when_that_one_has_gone_again(self, url: str) -> None:
+        with Ledger.open(url) as ledger:
+            self.promote(ledger, "3", "2", day=11)
+            told = decide(url, window(1).end)
+            assert told["bring_back"] is None
+            assert "the champion is version 3 by now" in told["reason"]
+            self.promote(ledger, "2", "3", day=12)
+            assert decide(url, window(2).end)["bring_back"] is None
+            assert ledger.open_retraining("m") is None
+
+    def test_not_where_its_task_was_taken_out(self, url: str) -> None:
+        told = decide(url, window(1).end, may_bring_back=False)
+        assert told["bring_back"] is None
+        assert "there is no task for it any more" in told["reason"]
+        with Ledger.open(url) as ledger:
+            assert ledger.open_retraining("m") is None
+
+    def test_it_is_no_younger_for_it(self, url: str) -> None:
+        key = decide(url, window(0).end)["decision_key"]
+        with Ledger.open(url) as ledger:
+            self.promote(ledger, "1", "2", day=300, decision_key=key)
+            grade = {"measured": True, "degraded": False, "reason": "graded", "row_count": 5000}
+            write(ledger, EntryKind.PERFORMANCE_CHECK, window(30).end, index=30, **grade)
+        policy, checks = {"maximum_age_days": 92}, ["performance_check"]
+        told = decide(url, window(30).end, policy=policy, required_checks=checks)
+        assert "the last retraining was 310 days ago" in told["reason"]
+
+    def test_what_was_before_is_covered(self, url: str) -> None:
+        """Labels of an earlier window came later: it tells of a world that is over."""
+        earlier = window(-1)
+        grade = {"measured": True, "degraded": True, "reason": "graded", "row_count": 5000}
+        with Ledger.open(url) as ledger:
+            write(ledger, EntryKind.PERFORMANCE_CHECK, window(2).end, index=-1, **grade)
+        told = decide(url, window(2).end, required_checks=["performance_check"])
+        (decision,) = told["decisions"]
+        assert (decision["window"], decision["outcome"]) == (earlier.key, "covered")
+        assert told["bring_back"] == "1"

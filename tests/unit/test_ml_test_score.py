@@ -539,6 +539,17 @@ def test_a_champion_that_was_not_tested_itself_is_half_by_its_predecessors(
     assert told.sentence.startswith("version 3 was not tested itself")
 
 
+def test_a_champion_that_came_back_was_compared_with_every_model(world: World) -> None:
+    released(world)
+    back = decided(NEWEST, Outcome.BRING_BACK)
+    with Ledger.open(world.url) as ledger:
+        ledger.record(back)
+    world.promote("4", decision_key=back.key)
+    told = world.points()["infra-4"]
+    assert told.points == 1.0
+    assert "an earlier champion comes back where it did much better again" in told.sentence
+
+
 def test_a_training_that_came_out_otherwise_is_not_reproducible(world: World) -> None:
     repeated(world)
     world.train("c-1", estimator="lib.1", metric_value=0.7)
