@@ -334,7 +334,8 @@ class TestDecision:
         """Its world was over when it came, and will be so again."""
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
         world.live()
-        world.live(champion=f"{ALL}21", extra={f"{ALL}21": 1.3}, former=(f"{ALL}18",))
+        fooled = dict.fromkeys((f"{ALL}21", f"{RECENT}21"), 1.3)
+        world.live(champion=f"{ALL}21", extra=fooled, former=(f"{ALL}18",))
         assert self.decide(world).version == f"{ALL}18"
         world.live()
         today = dict.fromkeys((f"{ALL}18", f"{RECENT}23", f"{ALL}23"), 1.3)
