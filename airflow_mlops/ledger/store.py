@@ -416,7 +416,7 @@ class Ledger:
     ) -> list[LedgerEntry]:
         """List the decisions to retrain, newest first.
 
-        :param outcomes: what was decided; :data:`ACTING`: also to bring an earlier champion back.
+        :param outcomes: what was decided; ``ACTING``: also to bring an earlier champion back.
         """
         query = (
             sa.select(entries)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.retraining import Outcome
-from airflow_mlops.exceptions import PromotionRejectedError
+from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionRejectedError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.steps.aliases import require_movable, show_aliases
@@ -82,7 +82,11 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
     """
     require_movable(spec.alias)
     registry = Registry.connect(services)
-    version = registry.version(spec.model_name, spec.model_version)
+    try:
+        version = registry.version(spec.model_name, spec.model_version)
+    except ModelVersionNotFoundError as err:
+        _give_up(spec, services, str(err))
+        raise
     _require_earned(spec, registry, version, services)
     require_signed(version, services)
     with Ledger.open(services.require("ledger_url")) as ledger:
@@ -190,6 +194,26 @@ def _is_to_come_back(spec: PromoteSpec, services: Services) -> bool:
         return False
     wanted = Outcome.BRING_BACK, spec.model_version, spec.expected_version
     return tuple(decision.payload.get(name) for name in ("outcome", "version", "champion_version")) == wanted
+
+
+def _give_up(spec: PromoteSpec, services: Services, why: str) -> None:
+    """Close the decision that an earlier champion comes back which is gone for ever: no later run could carry it out."""
+    if spec.verdict is None or spec.evaluated_run_id is not None or not _is_to_come_back(spec, services):
+        return
+    with Ledger.open(services.require("ledger_url")) as ledger:
+        ledger.record(
+            LedgerEntry(
+                kind=EntryKind.RETRAINING_OUTCOME,
+                key=spec.decision_key or "",
+                model_name=spec.model_name,
+                window=None,
+                subject=spec.model_version,
+                summary=f"the {spec.alias} of {spec.model_name} stays: {why}",
+                payload={"outcome": "rejected", "reason": why, "model_version": spec.model_version},
+                actor=spec.actor,
+                recorded_at=spec.now,
+            )
+        )
 
 
 def _require_not_taken_back(ledger: Ledger, spec: PromoteSpec) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from airflow_mlops import cli
 from airflow_mlops.core.windows import Window
@@ -277,6 +278,14 @@ class TestComesBack:
         assert aliases(services, model) == {"champion": "1", "previous": "2"}
         with Ledger.open(str(services.ledger_url)) as ledger:
             assert ledger.former_champions(model) == ["2"]
+
+    def test_one_that_was_deleted_is_not_waited_for(self, services: Services, model: str) -> None:
+        key = self.decide(services, model)
+        MlflowClient(str(services.tracking_uri)).delete_model_version(model, "1")
+        with pytest.raises(ModelVersionNotFoundError):
+            self.come_back(services, model, key)
+        with Ledger.open(str(services.ledger_url)) as ledger:
+            assert ledger.open_retraining(model) is None
 
     def test_not_once_the_decision_has_ended(self, services: Services, model: str) -> None:
         """Whoever wants it again, in a later task, has to decide again."""
