@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
@@ -277,11 +278,8 @@ def came_back(
     found = _much_better_again(checks[-1].after(since) if since else checks[-1], policy)
     if found is None:
         return None
-    champions = [None, *(check.champion for check in checks)]
     begun = [
-        check
-        for before, check in zip(champions, checks, strict=False)
-        if before != check.champion == found.version
+        check for before, check in pairwise(checks) if before.champion != check.champion == found.version
     ]
     return found if not begun or _lasted(begun[-1], found.version, policy) else None
 
