@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
+from airflow_mlops.ledger import ACTING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +66,7 @@ def _draw_panel(axes: Any, result: ReplayResult) -> None:
     axes.plot(times, [item.first_value for item in result.windows], color=_FIRST, label="first model")
     axes.plot(times, [item.value for item in result.windows], color=_CHAMPION, label="champion", marker=".")
     for item in result.windows:
-        if item.promoted or item.outcome == "retrain":
+        if item.promoted or item.outcome in ACTING:
             color = _PROMOTED if item.promoted else _FIRST
             axes.axvline(item.window.end, color=color, linewidth=0.8, linestyle=":")
     axes.set_title(
