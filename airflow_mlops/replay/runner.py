@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from airflow_mlops.replay.stream import Stream, StreamConfig
 from airflow_mlops.services import Services
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 #: Policies that look at no challengers; those that look at the inputs. One of the user's may look at both.
@@ -52,9 +53,8 @@ def run(
     :param windows: at most so many.
     :returns: exit code: 0, 1 when something failed, 130 after Ctrl-C.
     """
-    logging.getLogger("airflow_mlops").setLevel(logging.WARNING)  # one line per window is enough
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, _quiet():
         try:
             for name in policies:
                 load_object(NAMED.get(name, name))  # a mistyped one is told before models are trained for it
@@ -71,6 +71,18 @@ def run(
             return 1
     _say(f"\n{table(results)}\nTable, pictures and JSON are in {folder / 'report'}")
     return 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the steps' own log to what is wrong: one line per window is enough."""
+    logger = logging.getLogger("airflow_mlops")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _load(path: Path, data: Path | None, shuffle: int | None, windows: int | None) -> Stream:

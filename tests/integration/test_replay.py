@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -176,6 +177,7 @@ def test_mistakes_are_told_before_anything_is_trained(
     write_stream(tmp_path, changes=False)
     workspace = tmp_path / "replay"
     assert run([tmp_path / file for file in files], policies=policies, workspace=workspace) == 1
+    assert logging.getLogger("airflow_mlops").level == logging.NOTSET  # what comes after it is heard
     assert why in capsys.readouterr().out
     assert not workspace.exists()
 
