@@ -266,7 +266,7 @@ def came_back(
 ) -> Contender | None:
     """Find an earlier champion that does much better again than every model of today: the world that it knew is back.
 
-    How much is much is what makes an alarm. Not one whose world was over a window after it became champion last: who changes
+    How much is much is what makes an alarm; that the best of several is looked at is not corrected for. Not one whose world was over a window after it became champion last: who changes
     with every window that is like another one is wrong in each.
 
     Source: Widmer and Kubat, "Learning in the presence of concept drift and hidden contexts", Machine Learning 23, 1996 (what

@@ -286,13 +286,18 @@ class TestComparison:
                     oracle.average_precision_score(truth[rows] == "b", score[rows]),
                 )
             )
+        # Twenty waves tell an error to a sixth of it: the width is held to the oracle's in the mean of several sets of rows.
+        widths = []
+        for seed in range(1, 9):
+            target, given = labels(20_000, "ab", seed)
+            others = compare_models(
+                target=target, challenger=given, champion=None, baselines={}, metrics=["roc_auc", "pr_auc"]
+            )
+            widths.append([one.challenger.high - one.challenger.low for one in others.metrics])
         for column, measured in enumerate(report.metrics):
             drawn = np.array(values)[:, column]
             assert measured.challenger.value == pytest.approx(drawn.mean(), abs=drawn.std())
-            # Twenty waves tell an error to a sixth of it.
-            assert measured.challenger.high - measured.challenger.low == pytest.approx(
-                3.92 * drawn.std(), rel=0.33
-            )
+            assert np.mean(widths, axis=0)[column] == pytest.approx(3.92 * drawn.std(), rel=0.25)
 
     @pytest.mark.parametrize("count", [200, 3_000])
     def test_nineteen_of_twenty_intervals_hold_the_truth(self, count: int) -> None:
