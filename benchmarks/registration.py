@@ -41,6 +41,7 @@ MANIFEST: dict[str, Any] = {
 }
 MEASURED = {"value": 1.0, "low": 0.9, "high": 1.1}
 EVALUATION = {
+    "model_name": "bench",
     "verdict": "promote",
     "reason": "better",
     "champion_version": None,
@@ -102,7 +103,8 @@ def measure(uri: str, folder: Path, size: int) -> tuple[float, float, float, flo
         manifest = from_dict(PackageManifest, MANIFEST | {"files": hash_files(package)})
         digest = write_manifest(package, manifest)
         upload = timed(lambda: client.log_artifacts(run_id, package, "package"))
-    spec = {"model_name": "bench", "run_id": run_id, "package_digest": digest, "evaluation": EVALUATION}
+    evaluation = EVALUATION | {"run_id": run_id}
+    spec = {"model_name": "bench", "run_id": run_id, "package_digest": digest, "evaluation": evaluation}
     key = SigningKey.generate()
     services = Services(tracking_uri=uri, signing_key=key.to_text(), signing_public_keys=key.public_text())
     first = timed(lambda: run_step("register", spec, services))

@@ -49,7 +49,7 @@ ERROR_MODEL = Candidate(
     params={"max_iter": 60, "learning_rate": 0.1, "max_leaf_nodes": 15, "min_samples_leaf": 40},
 )
 #: Held-out rows it is learned on at most, the newest.
-MOST_ROWS = 50_000
+MOST_ROWS = 25_000
 
 
 class ErrorModel(NamedTuple):

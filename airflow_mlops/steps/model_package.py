@@ -61,16 +61,15 @@ class FittedModel(NamedTuple):
 
     :param pipeline: the fitted pipeline.
     :param features: the held-out rows as the model takes them.
-    :param predictions: of ``pipeline`` for them, shape ``(rows,)``.
-    :param score: the metric on them.
-    :param twin: the pipeline that was measured, where ``pipeline`` was fitted again on all rows.
+    :param unseen: answers to them by a pipeline that had not learned from them: this one, or its measured twin where this
+        one was fitted again on all rows.
+    :param score: the metric of these answers.
     """
 
     pipeline: Any
     features: pd.DataFrame
-    predictions: Any
+    unseen: Predictions
     score: MetricValue
-    twin: Any = None
 
     @property
     def classification(self) -> bool:
@@ -106,12 +105,12 @@ def write_package(
     form, reason = _write_model(
         folder / MODEL_STEM, fitted, signature, limits, quantize, allow_pickle=allow_pickle
     )
-    unseen = sklearn.predict(fitted.twin or fitted.pipeline, fitted.features)
-    profile = reference_profile(split, columns, unseen.values, classification=fitted.classification)
+    profile = reference_profile(split, columns, fitted.unseen.values, classification=fitted.classification)
     (folder / REFERENCE_PROFILE_FILE).write_text(profile_to_json(profile))
-    estimation = _write_estimation(folder, fitted, unseen, columns, signature, split)
+    estimation = _write_estimation(folder, fitted, columns, signature, split)
     (folder / ESTIMATION_FILE).write_text(canonical_json(to_dict(estimation)))
     classes = tuple(str(name) for name in fitted.pipeline.classes_) if fitted.classification else None
+    known = fitted.features.head(KNOWN_ROWS)
     return PackageManifest(
         task="classification" if fitted.classification else "regression",
         signature=signature,
@@ -122,8 +121,10 @@ def write_package(
         target=columns.target,
         classes=classes,
         probabilities=sklearn.gives_probabilities(fitted.pipeline),
-        known_rows=tuple(json_safe(fitted.features.head(KNOWN_ROWS).to_dict(orient="records"))),
-        known_predictions=tuple(_known(value, fitted) for value in fitted.predictions[:KNOWN_ROWS]),
+        known_rows=tuple(json_safe(known.to_dict(orient="records"))),
+        known_predictions=tuple(
+            _known(value, fitted) for value in sklearn.predict(fitted.pipeline, known).values
+        ),
         trained_on=TrainedOn(
             dataset_uri=dataset.uri,
             dataset_version=dataset.version,
@@ -180,21 +181,17 @@ def require_safe_form(pipeline: Any) -> None:
 def _write_estimation(
     folder: Path,
     fitted: FittedModel,
-    answers: Predictions,
     columns: ColumnRoles,
     signature: ModelSignature,
     split: Split,
 ) -> Estimation:
-    """Learn on the held-out rows how the metric can be estimated without labels; write the error model if there is one.
-
-    :param answers: for these rows, of a model that has not learned from them.
-    """
+    """Learn on the held-out rows how the metric can be estimated without labels; write the error model if there is one."""
     metric = resolve_metric(fitted.score.metric)
     target = split.holdout[columns.target].to_numpy()
     if fitted.classification:
-        estimation = learn_labels_estimation(metric, target=target, answers=answers)
-        return with_effective_count(estimation, metric, Graded(target, answers))
-    graded = Graded(target, answers)
+        estimation = learn_labels_estimation(metric, target=target, answers=fitted.unseen)
+        return with_effective_count(estimation, metric, Graded(target, fitted.unseen))
+    graded = Graded(target, fitted.unseen)
     model = fit_error_model(metric, graded, fitted.features, columns)
     estimation = with_effective_count(model.estimation, metric, graded)
     if model.pipeline is None:

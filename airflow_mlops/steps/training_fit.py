@@ -174,11 +174,11 @@ def _fit(
     sklearn.fit(pipeline, features, target, weights)
     log.info("training: fitted %s on %d rows", candidate.name, len(features))
     holdout = sklearn.to_features(work.split.holdout, work.columns)
-    predictions = sklearn.predict(pipeline, holdout)
+    unseen = sklearn.predict(pipeline, holdout)
     score = evaluate_metric(
-        work.metric, target=work.split.holdout[work.spec.target].to_numpy(), prediction=predictions
+        work.metric, target=work.split.holdout[work.spec.target].to_numpy(), prediction=unseen
     )
-    return FittedModel(pipeline=pipeline, features=holdout, predictions=predictions.values, score=score)
+    return FittedModel(pipeline=pipeline, features=holdout, unseen=unseen, score=score)
 
 
 def _refit(work: Work, candidate: Candidate, measured: FittedModel, split: Split) -> FittedModel:
@@ -190,11 +190,7 @@ def _refit(work: Work, candidate: Candidate, measured: FittedModel, split: Split
         pipeline, features, target, row_weights(split.training, work.columns, work.spec.half_life_days)
     )
     log.info("training: fitted %s again on all %d rows", candidate.name, len(features))
-    return measured._replace(
-        pipeline=pipeline,
-        predictions=sklearn.predict(pipeline, measured.features).values,
-        twin=measured.pipeline,
-    )
+    return measured._replace(pipeline=pipeline)
 
 
 def _pipeline(work: Work, candidate: Candidate) -> Any:

@@ -660,7 +660,7 @@ def test_the_estimators_package_is_pinned() -> None:
 def fitted(pipeline: Any, features: Any) -> model_package.FittedModel:
     metric = "accuracy" if sklearn.is_classification(pipeline) else "mae"
     score = MetricValue(metric=metric, value=0.0, standard_deviation=None, row_count=len(features))
-    return model_package.FittedModel(pipeline, features, pipeline.predict(features), score)
+    return model_package.FittedModel(pipeline, features, sklearn.predict(pipeline, features), score)
 
 
 @pytest.mark.parametrize(
@@ -809,7 +809,7 @@ def test_margins_are_no_probabilities(estimator: str, form: str | None, tmp_path
     model, served = packaged(Candidate(estimator=estimator), columns, frame, tmp_path)
     assert form in (None, served.manifest.serving_form), served.manifest.serving_reason
     answers = served.answer({name: model.features[name].to_numpy() for name in columns.inputs})
-    assert answers.values.tolist() == model.predictions.tolist()
+    assert answers.values.tolist() == model.unseen.values.tolist()
     if "Logistic" in estimator:
         assert answers.probabilities is not None
         assert answers.probabilities == pytest.approx(model.pipeline.predict_proba(model.features), abs=1e-5)
@@ -852,7 +852,7 @@ def test_predictions_that_were_learned_by_heart_are_no_reference(tmp_path: Path)
     profiles = []
     for name, model in {
         "measured": fitted(twin, held_out),
-        "refit": fitted(refit, held_out)._replace(twin=twin),
+        "refit": fitted(twin, held_out)._replace(pipeline=refit),
     }.items():
         folder = tmp_path / name
         folder.mkdir()
