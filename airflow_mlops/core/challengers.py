@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -245,9 +245,9 @@ def judge_challengers(
             train=train,
             reason=reason,
         )
-    gain, error = evidence
+    gain, error, freedom = evidence
     lost = 0.0 if _steady(ranking, policy) else _lost_since_promotion(checks, recipe)
-    sure = gain > NormalDist().inv_cdf(1.0 - policy.significance) * error
+    sure = gain > t_quantile(1.0 - policy.significance, freedom) * error
     promote = sure and lost + gain > required
     return ChallengerVerdict(
         recipe=recipe,
@@ -335,8 +335,11 @@ def _steady(ranking: dict[str, float], policy: ChallengerPolicy) -> bool:
 
 def _evidence(
     checks: Sequence[ChallengerCheck], recipe: str, policy: ChallengerPolicy
-) -> tuple[float, float] | None:
-    """Average the gaps that tell the gain of a promotion, with its standard error."""
+) -> tuple[float, float, float] | None:
+    """Average the gaps that tell the gain of a promotion, with its standard error and that one's degrees of freedom.
+
+    Source: Welch, "The generalization of 'Student's' problem", Biometrika 34, 1947 (degrees of freedom of a sum of errors).
+    """
     champion = checks[-1].contender(checks[-1].champion)
     if champion is None:
         return None
@@ -348,16 +351,18 @@ def _evidence(
         target = check.newest(recipe)
         own = check.gap(check.contender(champion.version), target) if age < reign else None
         aging = check.gap(check.previous(champion.recipe), target) if fresh else None
-        gaps += [(policy.memory**age, gap) for gap in (own, aging) if gap is not None]
-    total = sum(weight for weight, _ in gaps)
+        freedom = degrees_of_freedom(check.row_count)
+        gaps += [(policy.memory**age, gap, freedom) for gap in (own, aging) if gap is not None]
     if not gaps:
         return None
-    mean = sum(weight * gap.mean for weight, gap in gaps) / total
-    errors = [
-        weight * (math.inf if gap.standard_error is None else gap.standard_error) for weight, gap in gaps
-    ]
-    error = math.hypot(*errors) / total
-    return mean, error
+    total = sum(weight for weight, _, _ in gaps)
+    mean = sum(weight * gap.mean for weight, gap, _ in gaps) / total
+    if any(gap.standard_error is None for _, gap, _ in gaps):
+        return mean, math.inf, 1.0
+    parts = [((weight * (gap.standard_error or 0.0) / total) ** 2, freedom) for weight, gap, freedom in gaps]
+    variance = math.fsum(part for part, _ in parts)
+    terms = math.fsum(part**2 / freedom for part, freedom in parts)
+    return mean, math.sqrt(variance), variance**2 / terms if terms > 0.0 else 1.0
 
 
 def _lost_since_promotion(checks: Sequence[ChallengerCheck], recipe: str) -> float:
