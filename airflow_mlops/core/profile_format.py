@@ -17,6 +17,9 @@ from airflow_mlops.core.profile_layout import Array, ColumnLayout, Layout
 #: Name of the reference profile inside a model package.
 REFERENCE_PROFILE_FILE = "reference_profile.json"
 
+#: Name of the predictions' column in it; no column of a table is called so.
+PREDICTION = "(prediction)"
+
 #: Version of the layout that is written.
 FORMAT = 2
 _MAGIC = b"AMPROF02"

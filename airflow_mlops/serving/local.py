@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.rollout import DesiredState, next_state
+from airflow_mlops.core.rollout import DesiredState, serve_alone, version_folder
 from airflow_mlops.core.signing import Trust
 from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, RunningServer, wait_until
-from airflow_mlops.serving.app import DESIRED_FILE
 from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_signature, write_signature
+from airflow_mlops.serving.reconciler import DESIRED_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,12 +70,12 @@ def deploy_package(
         serving_dir.mkdir(parents=True, exist_ok=True)
     with _exclusive(serving_dir):
         current = _read_desired(serving_dir)
-        desired = next_state(
+        desired = serve_alone(
             current, model_name=model_name, model_version=model_version, package_digest=package_digest
         )
         # Proved loadable here first: what can't be served never becomes desired.
         load_model(package_folder, expected_digest=package_digest, trust=Trust.of(public_keys, model_name))
-        _copy_package(package_folder, serving_dir / desired.folder)
+        _copy_package(package_folder, serving_dir / version_folder(model_name, model_version))
         server = LocalServer(serving_dir, host=host, port=port, token=token, public_keys=public_keys)
         running = server.running()
         if running is not None and running.settings != server.settings:
@@ -169,12 +169,12 @@ def _wait_until_live(
             problem = str(err)
             return False
         problem = status["error"] or f"it serves version {status['model_version']}"
-        return (status["model_version"], status["revision"]) == (desired.model_version, desired.revision)
+        return bool(status["revision"] == desired.revision and status["error"] is None)
 
     with EndpointClient(server.url, token, timeout_seconds=5) as client:
         if not wait_until(lambda: live(client), timeout_seconds=timeout_seconds):
             raise RolloutError(
-                f"version {desired.model_version} of {desired.model_name} did not answer at {server.url} within "
+                f"version {desired.stable.model_version} of {desired.model_name} did not answer at {server.url} within "
                 f"{timeout_seconds:g} s: {problem}. "
                 + (
                     f"Version {desired.previous_version} serves on"
@@ -193,7 +193,7 @@ def _restore(serving_dir: Path, current: DesiredState | None) -> None:
 
 def _remove_others(serving_dir: Path, desired: DesiredState) -> None:
     """Keep the live version and the one before it, for a way back."""
-    keep = {desired.model_version, desired.previous_version}
-    for folder in (serving_dir / desired.folder).parent.iterdir():
+    keep = {desired.previous_version, *(one.model_version for one in desired.versions)}
+    for folder in (serving_dir / desired.folder(desired.stable)).parent.iterdir():
         if folder.name not in keep:
             shutil.rmtree(folder, ignore_errors=True)

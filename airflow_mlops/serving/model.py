@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import zipfile
@@ -109,6 +110,11 @@ class ServedModel:
             probabilities=self.probabilities(columns) if self.probabilities else None,
             classes=self.manifest.classes or (),
         )
+
+
+def all_finite(answers: Sequence[Any]) -> bool:
+    """Tell whether every answer that is a number is finite."""
+    return not any(isinstance(answer, float) and not math.isfinite(answer) for answer in answers)
 
 
 def allowed_types() -> set[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.drift import DriftPolicy, DriftReport, compare_profiles
+from airflow_mlops.core.profile_format import PREDICTION
 from airflow_mlops.core.skew import find_skew
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, MLOpsError
@@ -17,7 +18,6 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.drift_report import write_report
 from airflow_mlops.steps.drift_sides import DriftSides, Reference, ReferenceKind
 from airflow_mlops.steps.packages import champion_profile
-from airflow_mlops.steps.reference_profile import PREDICTION
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services

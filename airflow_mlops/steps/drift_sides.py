@@ -19,12 +19,12 @@ from airflow_mlops.core.profile import (
     profile_frame,
     profile_scan,
 )
+from airflow_mlops.core.profile_format import PREDICTION
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.domain_classifier import CLASSIFIER_ROWS, DomainVerdict, tell_apart
 from airflow_mlops.serving.partition_profiles import profile_window, scan_window
 from airflow_mlops.steps.labels import as_trained, labelled_predictions
-from airflow_mlops.steps.reference_profile import PREDICTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

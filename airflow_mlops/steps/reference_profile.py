@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.profile import Profile, join_profiles, profile_frame
+from airflow_mlops.core.profile_format import PREDICTION
 
 if TYPE_CHECKING:
     from airflow_mlops.core.columns import ColumnRoles
     from airflow_mlops.steps.training_rows import Split
-
-#: Name of the predictions' profile; no column of a table is called so.
-PREDICTION = "(prediction)"
 
 
 def reference_profile(

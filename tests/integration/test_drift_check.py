@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from airflow_mlops.core.profile_format import PREDICTION
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.reference_profile import PREDICTION
 from tests.integration.test_loop import AUGUST, MODEL, World, manifest, world
 
 pytestmark = pytest.mark.integration

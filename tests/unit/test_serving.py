@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mlops.core.rollout import next_state
+from airflow_mlops.core.rollout import serve_alone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, RolloutError
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_package
+from airflow_mlops.serving.reconciler import LiveVersion, Routes
 from tests.packages import ROWS, SIGNATURE, build_package
 
 WINDOW = Window.parse("2019-01-01", "2019-02-01")
@@ -189,10 +190,9 @@ class TestApp:
     def app(self, package: Path, tmp_path: Path) -> EndpointApp:
         model = load_model(package)
         app = EndpointApp(tmp_path, token="right")
-        from airflow_mlops.serving.app import LiveVersion
-
-        state = next_state(None, model_name="m", model_version="1", package_digest="sha256:0")
-        app.live = LiveVersion(state=state, model=model)
+        state = serve_alone(None, model_name="m", model_version="1", package_digest="sha256:0")
+        live = LiveVersion(model_version="1", package_digest="sha256:0", model=model)
+        app.reconciler.routes = Routes(state, {"1": live})
         return app
 
     @staticmethod
@@ -260,11 +260,11 @@ class TestApp:
 
 
 def test_an_endpoint_belongs_to_one_model() -> None:
-    current = next_state(None, model_name="m", model_version="1", package_digest="sha256:0")
+    current = serve_alone(None, model_name="m", model_version="1", package_digest="sha256:0")
     with pytest.raises(RolloutError, match="serves model 'm'"):
-        next_state(current, model_name="other", model_version="1", package_digest="sha256:1")
+        serve_alone(current, model_name="other", model_version="1", package_digest="sha256:1")
     with pytest.raises(ArtifactIntegrityError, match="a version never changes"):
-        next_state(current, model_name="m", model_version="1", package_digest="sha256:1")
+        serve_alone(current, model_name="m", model_version="1", package_digest="sha256:1")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_mlops import cli
-from airflow_mlops.core.rollout import next_state
+from airflow_mlops.core.rollout import serve_alone
 from airflow_mlops.core.signing import (
     SIGNATURE_FILE,
     PackageSignature,
@@ -22,9 +22,10 @@ from airflow_mlops.hooks.services import services_from_connections
 from airflow_mlops.hooks.signing import SigningHook
 from airflow_mlops.operators.deploy import DeployModelOperator
 from airflow_mlops.operators.register import RegisterModelOperator
-from airflow_mlops.serving.app import DESIRED_FILE, EndpointApp
+from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_signature, write_signature
+from airflow_mlops.serving.reconciler import DESIRED_FILE
 from tests.packages import build_package
 
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()
@@ -173,16 +174,17 @@ class TestPackage:
 
     def test_the_service_asks_for_it(self, signed: tuple[Path, str], tmp_path: Path) -> None:
         folder, digest = signed
-        desired = next_state(None, model_name="fare", model_version="1", package_digest=digest)
-        (tmp_path / desired.folder).parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(tmp_path / desired.folder)
+        desired = serve_alone(None, model_name="fare", model_version="1", package_digest=digest)
+        there = tmp_path / desired.folder(desired.stable)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(there)
         (tmp_path / DESIRED_FILE).write_bytes(desired.to_bytes())
         refusing = EndpointApp(tmp_path, public_keys=OTHER.public_text())
-        refusing.reconcile()
+        refusing.reconciler.reconcile()
         assert not refusing.ready
         assert "which is not trusted here" in str(refusing.status()["error"])
         serving = EndpointApp(tmp_path, public_keys=f"{OTHER.public_text()} {KEY.public_text()}")
-        serving.reconcile()
+        serving.reconciler.reconcile()
         assert serving.status()["model_version"] == "1"
 
 

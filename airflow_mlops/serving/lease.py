@@ -1,0 +1,77 @@
+"""The lease of a rollout: while it runs, somebody steers. When nobody renews it, the stable version answers everything."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from airflow_mlops.exceptions import RolloutError
+from airflow_mlops.serving.files import storage_errors, write_whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LEASE_FILE = "lease.json"
+
+
+class Lease(NamedTuple):
+    """Until when a desired state may be served.
+
+    :param revision: of the desired state.
+    :param until: seconds since 1970, by the clock of the machine that serves.
+    """
+
+    revision: int
+    until: float
+
+    @property
+    def valid(self) -> bool:
+        """Whether it has not run out."""
+        return time.time() < self.until
+
+
+def read_lease(serving_dir: Path) -> Lease | None:
+    """Read the lease; ``None`` where there is none."""
+    try:
+        return Lease(**json.loads((serving_dir / LEASE_FILE).read_text()))
+    except (FileNotFoundError, TypeError, ValueError):
+        return None
+
+
+def grant_lease(serving_dir: Path, revision: int, seconds: float) -> None:
+    """Begin the lease of a desired state that is about to be written."""
+    _write(serving_dir, Lease(revision, time.time() + seconds))
+
+
+def renew_lease(serving_dir: Path, revision: int, seconds: float) -> None:
+    """Say that somebody still steers. A lease that ran out stays so: some worker may have seen it.
+
+    :raises RolloutError: it ran out, or is of another revision.
+    """
+    with storage_errors(f"lock {serving_dir}"), (serving_dir / ".lease.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lease = read_lease(serving_dir)
+        if lease is None or lease.revision != revision:
+            raise RolloutError(
+                f"revision {revision} is not being rolled out any more: there is another one, or none"
+            )
+        if not lease.valid:
+            raise RolloutError(
+                f"the lease of revision {revision} ran out {time.time() - lease.until:.1f} s ago: the stable version answers"
+            )
+        _write(serving_dir, Lease(revision, time.time() + seconds))
+
+
+def end_lease(serving_dir: Path, revision: int) -> None:
+    """Let the stable version answer everything from now on, as if nobody steered."""
+    with storage_errors(f"lock {serving_dir}"), (serving_dir / ".lease.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lease = read_lease(serving_dir)
+        if lease is not None and lease.revision == revision:
+            _write(serving_dir, Lease(revision, 0.0))
+
+
+def _write(serving_dir: Path, lease: Lease) -> None:
+    write_whole(serving_dir / LEASE_FILE, json.dumps(lease._asdict()).encode())

@@ -1,0 +1,79 @@
+"""The mirror: it answers requests again with another version, after they were answered, to compare; never returned."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_mlops.serving.model import all_finite
+
+if TYPE_CHECKING:
+    from airflow_mlops.serving.observer import Observer
+    from airflow_mlops.serving.reconciler import LiveVersion
+
+logger = logging.getLogger(__name__)
+
+#: Requests that wait to be answered again at most; a longer queue would only compare what is old.
+MAXIMUM_WAITING = 1_000
+
+
+class Answered(NamedTuple):
+    """A request that was answered.
+
+    :param columns: its inputs.
+    :param answers: what was returned, one per row.
+    :param log: writes what another version answers into the inference log, as never returned.
+    """
+
+    columns: Mapping[str, Sequence[Any]]
+    answers: Sequence[Any]
+    log: Callable[[LiveVersion, Sequence[Any], float], bool]
+
+
+class Mirror:
+    """Answer again in a thread of its own; when it can't keep up, requests are left out and counted.
+
+    :param observer: notes both answers.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._waiting: queue.Queue[tuple[LiveVersion, Answered] | None] = queue.Queue(MAXIMUM_WAITING)
+        self._thread = threading.Thread(target=self._answer_again, name="mirror", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, when what waits has been answered."""
+        if self._thread.is_alive():
+            self._waiting.put(None)
+            self._thread.join(timeout=10)
+
+    def offer(self, version: LiveVersion, answered: Answered) -> None:
+        """Let a version answer a request again; leave it out when too many wait."""
+        try:
+            self._waiting.put_nowait((version, answered))
+        except queue.Full:
+            self._observer.shed()
+
+    def _answer_again(self) -> None:
+        while (waiting := self._waiting.get()) is not None:
+            version, answered = waiting
+            started = time.perf_counter()
+            try:
+                answers = version.model.predict_columns(answered.columns)
+                if not all_finite(answers):
+                    raise ValueError("no finite number")
+            except Exception:
+                logger.exception("version %s, a mirror, failed on a request", version.model_version)
+                self._observer.mirrored(version.model_version, 0.0, None, answered.answers)
+                continue
+            seconds = time.perf_counter() - started
+            self._observer.mirrored(version.model_version, seconds, answers, answered.answers)
+            answered.log(version, answers, seconds)

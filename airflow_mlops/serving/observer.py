@@ -1,0 +1,200 @@
+"""The observer: it counts what each version does during a rollout, off the request path, into a file per worker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
+from airflow_mlops.core.observations import (
+    AnswerCells,
+    Observations,
+    VersionObservations,
+    count_times,
+    merge_observations,
+)
+from airflow_mlops.core.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_from_json
+from airflow_mlops.serving.files import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from airflow_mlops.serving.reconciler import Routes
+
+logger = logging.getLogger(__name__)
+
+OBSERVED_FOLDER = "observed"
+
+#: Events held between two flushes at most; what comes on top is not counted, for no version.
+MAXIMUM_EVENTS = 200_000
+
+
+class _Event(NamedTuple):
+    """One request, as one version answered it.
+
+    :param seconds: it took; ``None`` for a mirror's, which waits for its turn.
+    :param answers: one per row; ``None`` where it failed.
+    :param returned: what was answered instead, where this was a mirror's answer.
+    """
+
+    version: str
+    seconds: float | None
+    answers: Sequence[Any] | None
+    returned: Sequence[Any] | None
+
+
+class Observer:
+    """Count, while a rollout is under way; otherwise do nothing.
+
+    A crash loses at most what came since the last flush.
+
+    :param serving_dir: serving folder.
+    """
+
+    def __init__(self, serving_dir: Path) -> None:
+        self.folder = serving_dir / OBSERVED_FOLDER
+        self.serving_dir = serving_dir
+        #: Whether there is anything to count: who serves asks first, as most of the time there is not.
+        self.active = False
+        self._seen = Observations(revision=0)
+        self._events: list[_Event] = []
+        self._shed = 0
+        self._flushing = threading.Lock()
+
+    def begin(self, routes: Routes) -> None:
+        """Count from now on for new routes: from nothing, where they are a new state; no more, where nobody steers."""
+        self.flush()
+        with self._flushing:
+            state = routes.state
+            if state.revision != self._seen.revision:
+                self._seen = Observations(
+                    revision=state.revision,
+                    cells=_answer_cells(self.serving_dir, routes),
+                    versions={one.model_version: VersionObservations() for one in state.versions},
+                )
+                self._remove_older()
+            self._seen = replace(self._seen, fell_back=routes.fell_back)
+            self.active = state.leased
+            self._events = []
+            if state.leased or routes.fell_back:
+                self._write()
+
+    def answered(self, version: str, seconds: float, answers: Sequence[Any]) -> None:
+        """Note a request that a version answered."""
+        self._note(_Event(version, seconds, answers, None))
+
+    def failed(self, version: str) -> None:
+        """Note a request that a version failed on."""
+        self._note(_Event(version, None, None, None))
+
+    def mirrored(
+        self, version: str, seconds: float, answers: Sequence[Any] | None, returned: Sequence[Any]
+    ) -> None:
+        """Note a mirror's answer beside the one that was returned; ``None`` where it failed."""
+        self._note(_Event(version, seconds, answers, returned))
+
+    def shed(self) -> None:
+        """Note a request that the mirror had no time for."""
+        self._shed += 1
+
+    def flush(self) -> None:
+        """Add up what came in, and write it."""
+        with self._flushing:
+            events, self._events = self._events, []
+            if events or self._shed:
+                self._add(events)
+                self._write()
+
+    def read(self) -> Observations:
+        """Add up what all workers saw of the present state."""
+        self.flush()
+        with self._flushing:
+            own = self._seen
+        others = []
+        for path in self.folder.glob(f"{own.revision}-*.json"):
+            if path.name != self._file:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    others.append(from_dict(Observations, json.loads(path.read_text())))
+        return merge_observations([own, *others])
+
+    @property
+    def _file(self) -> str:
+        return f"{self._seen.revision}-{os.getpid()}.json"
+
+    def _note(self, event: _Event) -> None:
+        if self.active and len(self._events) < MAXIMUM_EVENTS:
+            self._events.append(event)
+
+    def _add(self, events: list[_Event]) -> None:
+        versions = dict(self._seen.versions)
+        for name in {event.version for event in events}:
+            counted = _count([event for event in events if event.version == name], self._seen.cells)
+            versions[name] = versions.get(name, VersionObservations()) + counted
+        shed, self._shed = self._shed, 0
+        self._seen = replace(self._seen, versions=versions, shed=self._seen.shed + shed)
+
+    def _write(self) -> None:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            write_whole(self.folder / self._file, canonical_json(to_dict(self._seen)).encode())
+        except OSError:  # serving goes on: who steers finds no data, which is never a pass
+            logger.exception("what was observed can't be written")
+
+    def _remove_older(self) -> None:
+        for path in self.folder.glob("*-*.json"):
+            revision = path.name.partition("-")[0]
+            if revision.isdigit() and int(revision) < self._seen.revision:
+                path.unlink(missing_ok=True)
+
+
+def _count(events: list[_Event], cells: AnswerCells) -> VersionObservations:
+    """Count what one version did."""
+    answered = [event for event in events if event.answers is not None]
+    answers = [answer for event in answered for answer in event.answers or ()]
+    pairs = [
+        pair
+        for event in answered
+        if event.returned is not None
+        for pair in zip(event.answers or (), event.returned, strict=True)
+    ]
+    times = [event.seconds for event in answered if event.seconds is not None]
+    sums = (0.0, 0.0)
+    if answers and not cells.labels:
+        numbers = np.asarray(answers, dtype=np.float64)
+        sums = (float(numbers.sum()), float((numbers**2).sum()))
+    return VersionObservations(
+        requests=len(events),
+        failed=len(events) - len(answered),
+        rows=len(answers),
+        times=tuple(count_times(times).tolist()) if times else (),
+        answers=tuple(cells.counts(answers).tolist()) if answers else (),
+        sums=sums,
+        pairs=len(pairs),
+        differing=sum(own != other for own, other in pairs),
+        absolute_difference=0.0 if cells.labels else float(sum(abs(own - other) for own, other in pairs)),
+    )
+
+
+def _answer_cells(serving_dir: Path, routes: Routes) -> AnswerCells:
+    """Count answers as the stable version's training counted them, so that all versions are counted alike."""
+    manifest = routes.stable.model.manifest
+    if manifest.task == "classification":
+        return AnswerCells(labels=manifest.classes or ())
+    folder = serving_dir / routes.state.folder(routes.state.stable)
+    try:
+        profile = profile_from_json((folder / REFERENCE_PROFILE_FILE).read_text())
+        return AnswerCells(edges=tuple(profile.layout.by_name[PREDICTION].edges.tolist()))
+    except (
+        FileNotFoundError,
+        KeyError,
+        ValueError,
+    ):  # a package of another release: its answers are not compared
+        return AnswerCells()
