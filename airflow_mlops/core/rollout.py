@@ -1,162 +1,275 @@
-"""Rollout: which versions an endpoint should serve, and in which shares, as one small document."""
+"""Rollout: the way of a new version to an endpoint, as a state machine that knows no clock and no network.
+
+A rollout is a list of phases. What happened to it is a list of events, which the ledger keeps; :func:`state_after` folds them into
+where it stands, and :func:`next_action` says what is to be done. Whoever carries it out may be killed at any point: his successor
+reads the same events and goes on.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
 
-from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.package import is_plain_name
-from airflow_mlops.exceptions import ArtifactIntegrityError, RolloutError
+from airflow_mlops.core.canary import Analysis
+from airflow_mlops.core.desired_state import DesiredState, ServedVersion
 
+Strategy = Literal["recreate", "blue_green", "shadow", "canary", "ab"]
+STRATEGIES: tuple[Strategy, ...] = ("recreate", "blue_green", "shadow", "canary", "ab")
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServedVersion:
-    """One version that an endpoint has loaded.
-
-    :param model_version: its version.
-    :param package_digest: digest of the package that carries it.
-    :param share: of the requests that it answers, in ``[0, 1]``.
-    """
-
-    model_version: str
-    package_digest: str
-    share: float = 1.0
+#: How often a phase is begun again after nobody steered it for a while.
+MOST_RESTARTS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DesiredState:
-    """What one endpoint is to serve.
+class Phase:
+    """A stretch of a rollout in which traffic is split in one way.
 
-    :param model_name: registered model; an endpoint serves one model for its whole life.
-    :param versions: what is loaded, the safe one first: it answers everything when whoever steers a rollout is gone. The
-        shares add up to 1.
-    :param mirror: version that computes an answer to every request as well, which is compared and never returned.
-    :param sticky: requests with the same ``x-sticky-key`` are answered by the same version.
-    :param leased: the shares hold only while somebody who steers the rollout says that he is there.
-    :param previous_version: the version served before; ``None`` at the first deployment.
-    :param revision: counts the changes of this document, from 1.
-    :raises ValueError: when a name cannot be a folder name, a version is there twice, or shares do not add up to 1.
+    :param name: what people call it.
+    :param share: of the requests that the new version answers.
+    :param mirror: which of the two answers every request as well, unseen: ``new``, ``old`` or neither.
+    :param seconds: how long it lasts, at least.
     """
 
-    model_name: str
-    versions: tuple[ServedVersion, ...]
-    mirror: str | None = None
+    name: str
+    share: float
+    mirror: Literal["new", "old"] | None = None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutPlan:
+    """How a version is rolled out.
+
+    :param strategy: what it is called.
+    :param phases: in order; none: at once.
+    :param looks: how often one looks in each phase.
+    :param patience: for how many times its length a phase is waited for when there is no data, before it has failed.
+    :param sticky: requests with the same key are answered by the same version.
+    :param ends_with: version that serves when all phases have passed.
+    """
+
+    strategy: Strategy
+    phases: tuple[Phase, ...]
+    looks: int = 2
+    patience: float = 3.0
     sticky: bool = False
-    leased: bool = False
-    previous_version: str | None
-    revision: int
-
-    def __post_init__(self) -> None:
-        names = [version.model_version for version in self.versions]
-        for name in (self.model_name, *names):
-            if not is_plain_name(name):
-                raise ValueError(
-                    f"{name!r} cannot be served: a model name and version must be plain file names"
-                )
-        if not names or len({*names}) != len(names):
-            raise ValueError(f"versions {names}: each version once, and one at least")
-        shares = [version.share for version in self.versions]
-        if min(shares) < 0.0 or not math.isclose(sum(shares), 1.0, abs_tol=1e-9):
-            raise ValueError(f"shares {shares} must not be negative, and add up to 1")
-        if self.mirror is not None and self.mirror not in names:
-            raise ValueError(f"mirror is version {self.mirror!r}, which is not among {names}")
+    ends_with: Literal["new", "old"] = "new"
 
     @property
-    def stable(self) -> ServedVersion:
-        """The version that answers everything when nobody steers."""
-        return self.versions[0]
-
-    @property
-    def fallback(self) -> DesiredState:
-        """The same with everything answered by the stable version."""
-        return replace(self, versions=(replace(self.stable, share=1.0),), mirror=None, leased=False)
-
-    def find(self, model_version: str) -> ServedVersion | None:
-        """Find a version that is loaded."""
-        return next((one for one in self.versions if one.model_version == model_version), None)
-
-    def folder(self, version: ServedVersion) -> str:
-        """Where the verified copy of a version lives, relative to the serving folder."""
-        return version_folder(self.model_name, version.model_version)
-
-    def to_bytes(self) -> bytes:
-        """Give the bytes of ``desired.json``."""
-        return json.dumps(to_dict(self), indent=2).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> DesiredState:
-        """Inverse of :meth:`to_bytes`.
-
-        :raises ValueError: when it is no JSON, or naming each field that does not fit.
-        """
-        return from_dict(cls, json.loads(data))
+    def all_looks(self) -> int:
+        """How often one looks, in all phases together."""
+        return max(1, self.looks * len(self.phases))
 
 
-def version_folder(model_name: str, model_version: str) -> str:
-    """Where the copy of a version lives, relative to the serving folder.
+def plan_rollout(
+    strategy: Strategy,
+    *,
+    shares: Sequence[float] = (0.05, 0.25, 0.5),
+    seconds: float = 600.0,
+    looks: int = 2,
+    patience: float = 3.0,
+) -> RolloutPlan:
+    """Plan a rollout.
 
-    >>> version_folder("taxi-fare", "3")
-    'models/taxi-fare/3'
+    :param strategy: ``recreate``: at once. ``blue_green``: at once, with the old version loaded and answering unseen beside it until it has
+        proved itself. ``shadow``: the new version answers unseen, and is not served at the end. ``canary``: it answers a growing
+        share. ``ab``: it answers the first of the shares, always the same callers.
+    :param shares: of a canary's phases, ascending; of ``ab`` one.
+    :param seconds: of each phase.
+    :raises ValueError: shares out of order, or times that are none.
     """
-    return f"models/{model_name}/{model_version}"
-
-
-def require_same_model(
-    current: DesiredState | None, *, model_name: str, model_version: str, package_digest: str
-) -> None:
-    """See that a version may be served where ``current`` is.
-
-    :raises RolloutError: the endpoint belongs to another model.
-    :raises ArtifactIntegrityError: the same version comes from a different package.
-    """
-    if current is None:
-        return
-    if current.model_name != model_name:
-        raise RolloutError(
-            f"this endpoint serves model {current.model_name!r} (version {current.stable.model_version}), not "
-            f"{model_name!r}: give each model its own serving folder and port"
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy {strategy!r} is none of {', '.join(STRATEGIES)}")
+    if seconds < 0.0 or looks < 1 or patience < 1.0:
+        raise ValueError(
+            f"seconds={seconds:g}, looks={looks}, patience={patience:g}: at least 0, 1 and 1 are needed"
         )
-    there = current.find(model_version)
-    if there is not None and there.package_digest != package_digest:
-        raise ArtifactIntegrityError(
-            f"{model_name} version {model_version} is deployed from package {there.package_digest}, but "
-            f"{package_digest} was given: a version never changes, register the new package as a new version"
-        )
-
-
-def serve_alone(
-    current: DesiredState | None, *, model_name: str, model_version: str, package_digest: str
-) -> DesiredState:
-    """Give the state in which one version answers everything; the same state when it already does.
-
-    :param current: what the endpoint is to serve now; ``None`` when nothing was ever deployed there.
-    :raises RolloutError: when the endpoint belongs to another model.
-    :raises ArtifactIntegrityError: when the same version comes from a different package.
-    """
-    require_same_model(
-        current, model_name=model_name, model_version=model_version, package_digest=package_digest
+    steps = list(shares) if strategy == "canary" else list(shares)[:1] if strategy == "ab" else []
+    if strategy in ("canary", "ab") and (
+        not steps or steps != sorted({*steps}) or not 0.0 < steps[0] <= steps[-1] < 1.0
+    ):
+        raise ValueError(f"shares {list(shares)}: above 0 and below 1, each larger than the one before")
+    phases: dict[Strategy, tuple[Phase, ...]] = {
+        "recreate": (),
+        "blue_green": (Phase(name="both loaded", share=1.0, mirror="old", seconds=seconds),),
+        "shadow": (Phase(name="shadow", share=0.0, mirror="new", seconds=seconds),),
+        "canary": tuple(Phase(name=f"canary {share:.4g}", share=share, seconds=seconds) for share in steps),
+        "ab": tuple(Phase(name=f"a/b {share:.4g}", share=share, seconds=seconds) for share in steps),
+    }
+    return RolloutPlan(
+        strategy=strategy,
+        phases=phases[strategy],
+        looks=looks,
+        patience=patience,
+        sticky=strategy == "ab",
+        ends_with="old" if strategy == "shadow" else "new",
     )
-    alone = ServedVersion(model_version=model_version, package_digest=package_digest)
-    if current is None:
-        return DesiredState(model_name=model_name, versions=(alone,), previous_version=None, revision=1)
-    if current.versions == (alone,):
-        return current
-    stable = current.stable.model_version
+
+
+def phase_state(
+    current: DesiredState, plan: RolloutPlan, phase: Phase, new: ServedVersion, *, rollout: str
+) -> DesiredState:
+    """Give what an endpoint is to serve in a phase; whoever answered before is the one to fall back to."""
+    stable = current.stable
+    mirror = {"new": new.model_version, "old": stable.model_version, None: None}[phase.mirror]
     return DesiredState(
-        model_name=model_name,
-        versions=(alone,),
-        previous_version=current.previous_version if stable == model_version else stable,
+        model_name=current.model_name,
+        versions=(
+            ServedVersion(
+                model_version=stable.model_version,
+                package_digest=stable.package_digest,
+                share=1.0 - phase.share,
+            ),
+            ServedVersion(
+                model_version=new.model_version, package_digest=new.package_digest, share=phase.share
+            ),
+        ),
+        mirror=mirror,
+        sticky=plan.sticky,
+        leased=True,
+        rollout=rollout,
+        previous_version=current.previous_version,
         revision=current.revision + 1,
     )
 
 
-def share_point(key: bytes) -> float:
-    """Give a key's point in ``[0, 1)``: the same wherever and whenever it is asked.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutEvent:
+    """Something that happened in a rollout.
 
-    >>> round(share_point(b"customer 17"), 4)
-    0.5998
+    :param number: counts from 1.
+    :param what: ``entered`` a phase, ``looked`` at it, ``finished`` the rollout or ``rolled_back``.
+    :param phase: number of the phase, from 0.
+    :param revision: of the desired state, where one was written.
+    :param at: when.
+    :param analysis: of a look.
+    :param reason: a sentence.
     """
-    return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest()) / 2.0**56
+
+    number: int
+    what: Literal["entered", "looked", "finished", "rolled_back"]
+    phase: int
+    revision: int | None = None
+    at: datetime
+    analysis: Analysis | None = None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutState:
+    """Where a rollout stands.
+
+    :param status: ``new``, ``running``, ``finished`` or ``rolled_back``.
+    :param phase: number of the phase it is in.
+    :param revision: of the desired state of that phase.
+    :param since: when the phase was entered.
+    :param looks: looks at it since then that had data.
+    :param entries: how often this phase was entered.
+    :param events: how many there were.
+    :param reason: what the last event said.
+    """
+
+    status: Literal["new", "running", "finished", "rolled_back"] = "new"
+    phase: int = 0
+    revision: int | None = None
+    since: datetime | None = None
+    looks: int = 0
+    entries: int = 0
+    events: int = 0
+    reason: str = ""
+
+
+def state_after(events: Iterable[RolloutEvent]) -> RolloutState:
+    """Fold what happened into where a rollout stands."""
+    state = RolloutState()
+    for event in events:
+        if event.what == "entered":
+            again = state.status == "running" and state.phase == event.phase
+            state = RolloutState(
+                status="running",
+                phase=event.phase,
+                revision=event.revision,
+                since=event.at,
+                entries=state.entries + 1 if again else 1,
+                events=event.number,
+                reason=event.reason,
+            )
+            continue
+        told = event.what == "looked" and event.analysis is not None and event.analysis.judgement != "no data"
+        state = RolloutState(
+            status="running" if event.what == "looked" else event.what,
+            phase=event.phase,
+            revision=event.revision if event.what != "looked" else state.revision,
+            since=state.since,
+            looks=state.looks + told,
+            entries=state.entries,
+            events=event.number,
+            reason=event.reason,
+        )
+    return state
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Action:
+    """What is to be done next.
+
+    :param what: ``enter`` a phase, ``wait`` until a time, ``look`` now, ``finish`` or ``roll_back``.
+    :param phase: number of the phase to enter.
+    :param until: to wait for.
+    :param reason: why, a sentence.
+    """
+
+    what: Literal["enter", "wait", "look", "finish", "roll_back", "none"]
+    phase: int = 0
+    until: datetime | None = None
+    reason: str = ""
+
+
+def next_action(plan: RolloutPlan, state: RolloutState, *, now: datetime, steered: bool) -> Action:
+    """Say what is to be done.
+
+    :param now: the present.
+    :param steered: the endpoint serves the phase's desired state; it does not when nobody steered for too long.
+    """
+    if state.status in ("finished", "rolled_back"):
+        return Action(what="none", reason=state.reason)
+    if state.status == "new" or state.since is None:
+        return _enter(plan, 0, "the rollout begins")
+    if not steered:
+        if state.entries > MOST_RESTARTS:
+            return Action(what="roll_back", reason=f"nobody steered it {state.entries} times in a row")
+        return Action(
+            what="enter", phase=state.phase, reason="nobody steered for a while: the phase begins again"
+        )
+    phase = plan.phases[state.phase]
+    due = state.since + timedelta(seconds=phase.seconds * min(state.looks + 1, plan.looks) / plan.looks)
+    return Action(what="look") if now >= due else Action(what="wait", until=due, reason=state.reason)
+
+
+def action_after(plan: RolloutPlan, state: RolloutState, analysis: Analysis, *, now: datetime) -> Action:
+    """Say what follows from a look, which is not among the state's looks yet.
+
+    :param analysis: what it found.
+    """
+    phase = plan.phases[state.phase]
+    since = state.since or now
+    if analysis.judgement == "worse":
+        return Action(what="roll_back", reason=analysis.sentence)
+    if analysis.judgement == "no data":
+        end = since + timedelta(seconds=phase.seconds * plan.patience)
+        if now >= end:
+            return Action(what="roll_back", reason=f"there is not enough to judge it by: {analysis.sentence}")
+        pause = timedelta(seconds=max(1.0, phase.seconds / plan.looks / 2.0))
+        return Action(what="wait", until=min(end, now + pause), reason=analysis.sentence)
+    if state.looks + 1 < plan.looks:
+        due = since + timedelta(seconds=phase.seconds * (state.looks + 2) / plan.looks)
+        return Action(what="wait", until=max(due, now), reason=analysis.sentence)
+    return _enter(plan, state.phase + 1, analysis.sentence)
+
+
+def _enter(plan: RolloutPlan, phase: int, reason: str) -> Action:
+    if phase < len(plan.phases):
+        return Action(what="enter", phase=phase, reason=reason)
+    return Action(what="finish", phase=phase, reason=reason)

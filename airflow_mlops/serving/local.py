@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.rollout import DesiredState, serve_alone, version_folder
+from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone, version_folder
 from airflow_mlops.core.signing import Trust
 from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, RunningServer, wait_until
 from airflow_mlops.serving.files import storage_errors, write_whole
+from airflow_mlops.serving.lease import grant_lease, read_lease
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_signature, write_signature
 from airflow_mlops.serving.reconciler import DESIRED_FILE
@@ -34,72 +35,130 @@ class Deployment:
     :param started: whether the service had to be started.
     """
 
-    endpoint_url: str
-    model_name: str
-    model_version: str
     previous_version: str | None
-    package_digest: str
     revision: int
     pid: int
     seconds: float
     started: bool
 
 
+class LocalEndpoint:
+    """The service of one serving folder, as whoever deploys sees it: what is desired, and whether it is so.
+
+    :param server: its process.
+    :param timeout_seconds: how long it may take to serve what is asked for.
+    """
+
+    def __init__(self, server: LocalServer, *, timeout_seconds: float = 120.0) -> None:
+        self.server = server
+        self.serving_dir = server.serving_dir
+        self.timeout_seconds = timeout_seconds
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Let one deployment at a time touch the folder; the lock goes with the process that holds it."""
+        with storage_errors(f"create {self.serving_dir}"):
+            self.serving_dir.mkdir(parents=True, exist_ok=True)
+        with storage_errors(f"lock {self.serving_dir}"), (self.serving_dir / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def desired(self) -> DesiredState | None:
+        """Read what is to be served; ``None`` where nothing was ever deployed."""
+        try:
+            return DesiredState.from_bytes((self.serving_dir / DESIRED_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def require_no_rollout(self, current: DesiredState | None, *, but: str | None = None) -> None:
+        """See that nobody else is rolling out a version here.
+
+        :param but: name of the rollout that may be under way.
+        :raises RolloutError: somebody is, and steers.
+        """
+        if current is None or not current.leased or current.rollout == but:
+            return
+        lease = read_lease(self.serving_dir)
+        if lease is not None and lease.revision == current.revision and lease.valid:
+            versions = ", ".join(one.model_version for one in current.versions[1:])
+            raise RolloutError(
+                f"a rollout of version {versions} is under way at {self.server.url} (revision {current.revision}): wait for its "
+                "end, or end its task, which rolls it back. Nothing was changed"
+            )
+
+    def bring(self, package_folder: Path, model_name: str, version: ServedVersion) -> None:
+        """Copy a version's package into the serving folder, after it was verified and has answered its known rows.
+
+        :raises ArtifactIntegrityError: the package is not the registered one, or can't be loaded.
+        """
+        trust = Trust.of(self.server.public_keys, model_name)
+        load_model(package_folder, expected_digest=version.package_digest, trust=trust)
+        _copy_package(package_folder, self.serving_dir / version_folder(model_name, version.model_version))
+
+    def serve(self, desired: DesiredState, *, lease_seconds: float = 0.0) -> tuple[RunningServer, bool]:
+        """Ask for a state and see that it is served; if it is not, all is put back.
+
+        :param lease_seconds: for how long, where the state is leased.
+        :returns: the process, and whether it had to be started.
+        :raises RolloutError: it was not served in time, or the port is taken; says what serves now.
+        """
+        current, server = self.desired(), self.server
+        running = server.running()
+        if running is not None and running.settings != server.settings:
+            running = _restart(server, running)
+        if desired.leased:
+            grant_lease(self.serving_dir, desired.revision, lease_seconds)
+        write_whole(self.serving_dir / DESIRED_FILE, desired.to_bytes())
+        try:
+            process = running or server.start()
+            _wait_until_live(server, desired, self.timeout_seconds)
+        except BaseException:
+            _restore(self.serving_dir, current)
+            if running is None:
+                server.stop()
+            raise
+        return process, running is None
+
+    def remove_others(self, desired: DesiredState) -> None:
+        """Keep the versions that are served and the one before them, for a way back."""
+        keep = {desired.previous_version, *(one.model_version for one in desired.versions)}
+        for folder in (self.serving_dir / desired.folder(desired.stable)).parent.iterdir():
+            if folder.name not in keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def client(self) -> EndpointClient:
+        """Give a client of the service; the caller closes it."""
+        return EndpointClient(self.server.url, self.server.token, timeout_seconds=5.0)
+
+
 def deploy_package(
-    *,
-    serving_dir: Path,
-    package_folder: Path,
-    model_name: str,
-    model_version: str,
-    package_digest: str,
-    host: str,
-    port: int,
-    token: str | None,
-    timeout_seconds: float,
-    public_keys: str | None = None,
+    endpoint: LocalEndpoint, package_folder: Path, model_name: str, version: ServedVersion
 ) -> Deployment:
     """Make the folder's service answer with a version; the old version answers until the new one does.
 
-    :param public_keys: keys the package must be signed with, here and in the service; ``None`` asks for no signature.
-    :raises RolloutError: the new version did not answer in time, or the port is taken; says what serves now.
+    :raises RolloutError: the new version did not answer in time, the port is taken, or a rollout is under way; says what serves now.
     :raises ArtifactIntegrityError: the package is not the registered one, or can't be loaded.
     :raises StorageError: the folder can't be written.
     """
     started_at = time.monotonic()
-    with storage_errors(f"create {serving_dir}"):
-        serving_dir.mkdir(parents=True, exist_ok=True)
-    with _exclusive(serving_dir):
-        current = _read_desired(serving_dir)
+    with endpoint.exclusive():
+        current = endpoint.desired()
         desired = serve_alone(
-            current, model_name=model_name, model_version=model_version, package_digest=package_digest
+            current,
+            model_name=model_name,
+            model_version=version.model_version,
+            package_digest=version.package_digest,
         )
-        # Proved loadable here first: what can't be served never becomes desired.
-        load_model(package_folder, expected_digest=package_digest, trust=Trust.of(public_keys, model_name))
-        _copy_package(package_folder, serving_dir / version_folder(model_name, model_version))
-        server = LocalServer(serving_dir, host=host, port=port, token=token, public_keys=public_keys)
-        running = server.running()
-        if running is not None and running.settings != server.settings:
-            running = _restart(server, running)
-        write_whole(serving_dir / DESIRED_FILE, desired.to_bytes())
-        try:
-            process = running or server.start()
-            _wait_until_live(server, desired, token, timeout_seconds)
-        except BaseException:
-            _restore(serving_dir, current)
-            if running is None:
-                server.stop()
-            raise
-        _remove_others(serving_dir, desired)
+        endpoint.require_no_rollout(current)
+        endpoint.bring(package_folder, model_name, version)
+        process, started = endpoint.serve(desired)
+        endpoint.remove_others(desired)
     return Deployment(
-        endpoint_url=server.url,
-        model_name=model_name,
-        model_version=model_version,
         previous_version=desired.previous_version,
-        package_digest=package_digest,
         revision=desired.revision,
         pid=process.pid,
         seconds=time.monotonic() - started_at,
-        started=running is None,
+        started=started,
     )
 
 
@@ -113,21 +172,6 @@ def _restart(server: LocalServer, running: RunningServer) -> RunningServer:
     )
     server.stop()
     return server.start()
-
-
-@contextmanager
-def _exclusive(serving_dir: Path) -> Iterator[None]:
-    """Let one deployment at a time touch the folder; the lock goes with the process that holds it."""
-    with storage_errors(f"lock {serving_dir}"), (serving_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _read_desired(serving_dir: Path) -> DesiredState | None:
-    try:
-        return DesiredState.from_bytes((serving_dir / DESIRED_FILE).read_bytes())
-    except FileNotFoundError:
-        return None
 
 
 def _copy_package(source: Path, destination: Path) -> None:
@@ -154,9 +198,7 @@ def _copy_signature(source: Path, destination: Path) -> None:
         write_signature(destination, signature)
 
 
-def _wait_until_live(
-    server: LocalServer, desired: DesiredState, token: str | None, timeout_seconds: float
-) -> None:
+def _wait_until_live(server: LocalServer, desired: DesiredState, timeout_seconds: float) -> None:
     problem: str | None = "it did not answer"
 
     def live(client: EndpointClient) -> bool:
@@ -171,7 +213,7 @@ def _wait_until_live(
         problem = status["error"] or f"it serves version {status['model_version']}"
         return bool(status["revision"] == desired.revision and status["error"] is None)
 
-    with EndpointClient(server.url, token, timeout_seconds=5) as client:
+    with EndpointClient(server.url, server.token, timeout_seconds=5) as client:
         if not wait_until(lambda: live(client), timeout_seconds=timeout_seconds):
             raise RolloutError(
                 f"version {desired.stable.model_version} of {desired.model_name} did not answer at {server.url} within "
@@ -189,11 +231,3 @@ def _restore(serving_dir: Path, current: DesiredState | None) -> None:
         (serving_dir / DESIRED_FILE).unlink(missing_ok=True)
     else:
         write_whole(serving_dir / DESIRED_FILE, current.to_bytes())
-
-
-def _remove_others(serving_dir: Path, desired: DesiredState) -> None:
-    """Keep the live version and the one before it, for a way back."""
-    keep = {desired.previous_version, *(one.model_version for one in desired.versions)}
-    for folder in (serving_dir / desired.folder(desired.stable)).parent.iterdir():
-        if folder.name not in keep:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.rollout import DesiredState, ServedVersion, share_point
+from airflow_mlops.core.desired_state import DesiredState, ServedVersion, share_point
 from airflow_mlops.core.signing import Trust
 from airflow_mlops.serving.lease import read_lease
 from airflow_mlops.serving.model import ServedModel, load_model

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from airflow_mlops.core.desired_state import ServedVersion
 from airflow_mlops.exceptions import ConnectionConfigError
+from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.serving.local import deploy_package
+from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
@@ -64,24 +66,23 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
         if spec.model_version
         else registry.version_by_alias(spec.model_name, spec.alias)
     )
+    server = LocalServer(
+        Path(services.require("serving_dir")),
+        host=url.hostname,
+        port=url.port,
+        token=services.endpoint_token,
+        public_keys=services.signing_public_keys,
+    )
+    endpoint = LocalEndpoint(server, timeout_seconds=spec.timeout_seconds)
+    served = ServedVersion(model_version=version.model_version, package_digest=version.package_digest)
     with tempfile.TemporaryDirectory() as temporary:
-        deployment = deploy_package(
-            serving_dir=Path(services.require("serving_dir")),
-            package_folder=registry.download_version(version, Path(temporary)),
-            model_name=version.model_name,
-            model_version=version.model_version,
-            package_digest=version.package_digest,
-            host=url.hostname,
-            port=url.port,
-            token=services.endpoint_token,
-            timeout_seconds=spec.timeout_seconds,
-            public_keys=services.signing_public_keys,
-        )
+        folder = registry.download_version(version, Path(temporary))
+        deployment = deploy_package(endpoint, folder, version.model_name, served)
     return DeployResult(
         model_name=version.model_name,
         model_version=version.model_version,
         previous_version=deployment.previous_version,
-        endpoint_url=deployment.endpoint_url,
+        endpoint_url=server.url,
         package_digest=version.package_digest,
         revision=deployment.revision,
         seconds=deployment.seconds,

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
+from airflow_mlops.core.desired_state import ServedVersion
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.integrations.bentoml import LocalServer
-from airflow_mlops.serving.local import deploy_package
+from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 from tests.conftest import REPOSITORY
 from tests.integration.test_registration import Runs
 from tests.packages import ROWS, build_package
@@ -97,17 +98,9 @@ def test_what_talks_to_the_service_does(
     connection = {"conn_type": "bentoml", "host": "127.0.0.1", "port": port, "password": "token"}
     monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", json.dumps(connection))
     try:
-        deploy_package(
-            serving_dir=tmp_path / "serving",
-            package_folder=tmp_path / "package",
-            model_name="m",
-            model_version="1",
-            package_digest=digest,
-            host="127.0.0.1",
-            port=port,
-            token="token",
-            timeout_seconds=60,
-        )
+        endpoint = LocalEndpoint(LocalServer(tmp_path / "serving", port=port, token="token"))
+        served = ServedVersion(model_version="1", package_digest=digest)
+        deploy_package(endpoint, tmp_path / "package", "m", served)
         assert call("predict", ROWS[:1]) == pytest.approx([2.0], abs=0.6)
     finally:
         LocalServer(tmp_path / "serving", port=port).stop()

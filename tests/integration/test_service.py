@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from airflow_mlops.core.desired_state import ServedVersion
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
@@ -23,7 +24,7 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
 from airflow_mlops.serving.inference_log import read_inference_log
-from airflow_mlops.serving.local import Deployment, deploy_package
+from airflow_mlops.serving.local import Deployment, LocalEndpoint, deploy_package
 from tests.disks import immutable, small_disk
 from tests.packages import ROWS, build_package
 
@@ -43,17 +44,8 @@ class Endpoint:
         self.client = EndpointClient(self.server.url, "token")
 
     def deploy(self, package: Path, digest: str, version: str) -> Deployment:
-        return deploy_package(
-            serving_dir=self.folder,
-            package_folder=package,
-            model_name="m",
-            model_version=version,
-            package_digest=digest,
-            host="127.0.0.1",
-            port=self.port,
-            token="token",
-            timeout_seconds=60,
-        )
+        served = ServedVersion(model_version=version, package_digest=digest)
+        return deploy_package(LocalEndpoint(self.server, timeout_seconds=60), package, "m", served)
 
 
 @pytest.fixture(scope="module")
@@ -175,29 +167,25 @@ def test_a_new_token_and_a_new_port_start_it_again(
     first_pid = endpoint.deploy(*packages["1"], "1").pid
     assert endpoint.deploy(*packages["1"], "1").pid == first_pid
     package, digest = packages["1"]
-    common = {
-        "serving_dir": endpoint.folder,
-        "package_folder": package,
-        "model_name": "m",
-        "model_version": "1",
-        "package_digest": digest,
-        "host": "127.0.0.1",
-        "timeout_seconds": 60.0,
-    }
-    changed = deploy_package(**common, port=endpoint.port, token="another")
+
+    def deploy_to(port: int) -> tuple[LocalServer, Deployment]:
+        server = LocalServer(endpoint.folder, port=port, token="another")
+        served = ServedVersion(model_version="1", package_digest=digest)
+        return server, deploy_package(LocalEndpoint(server, timeout_seconds=60), package, "m", served)
+
+    _, changed = deploy_to(endpoint.port)
     assert changed.pid != first_pid
     with pytest.raises(ValueError, match="bearer token is missing or wrong"):
         endpoint.client.ready()
-    elsewhere = free_port()
-    moved = deploy_package(**common, port=elsewhere, token="another")
+    server, _ = deploy_to(free_port())
     try:
-        with EndpointClient(moved.endpoint_url, "another") as client:
+        with EndpointClient(server.url, "another") as client:
             assert client.ready()["model_version"] == "1"
         with pytest.raises(EndpointUnavailableError):
             endpoint.client.ready()
         assert (endpoint.folder / "endpoint.json").stat().st_mode & 0o077 == 0
     finally:
-        LocalServer(endpoint.folder, port=elsewhere, token="another").stop()
+        server.stop()
 
 
 def test_the_service_sees_no_secret_of_the_task(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mlops.core.rollout import serve_alone
+from airflow_mlops.core.desired_state import serve_alone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, RolloutError
 from airflow_mlops.serving.app import EndpointApp

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_mlops import cli
-from airflow_mlops.core.rollout import serve_alone
+from airflow_mlops.core.desired_state import serve_alone
 from airflow_mlops.core.signing import (
     SIGNATURE_FILE,
     PackageSignature,

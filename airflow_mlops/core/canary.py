@@ -1,0 +1,378 @@
+"""Canary analysis: whether a new version does worse than the stable one, from what both did in the same minutes.
+
+Which version answers a request is drawn by lot, so the two are compared as in a randomized trial: what happened in those minutes
+(a slow disk, a burst of requests) happened to both. Every test is one-sided, "worse by more than is tolerated", and counts only
+when the difference matters *and* is beyond chance. The chance of stopping an equal version by any test in any look of a whole
+rollout is bounded by one figure, which is divided evenly (Bonferroni, "Il calcolo delle assicurazioni", 1935): nothing is assumed of
+how the tests depend on each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from airflow_mlops.core.observations import (
+    TIME_GROWTH,
+    AnswerCells,
+    Observations,
+    VersionObservations,
+    time_quantile,
+)
+
+Array = NDArray[Any]
+
+#: What is compared; each takes its part of the probability of a false alarm.
+METRICS = ("errors", "latency", "slowest", "answers", "quality")
+
+#: A mirror answers in what time the traffic leaves it: only one that takes so much longer, as a share, is slow.
+MIRROR_LATENCY = 1.0
+
+#: ``worse``: beyond what is tolerated, and beyond chance. ``no data``: too little to tell, which is never a pass.
+Judgement = Literal["fine", "worse", "no data"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanaryPolicy:
+    """What is tolerated of a new version.
+
+    :param minimum_requests: of each version; with fewer there is no data.
+    :param significance: probability that a version that is not worse is stopped in a whole rollout, at most.
+    :param error_tolerance: how much larger the share of failed requests may be.
+    :param latency_tolerance: how much longer a typical request may take, as a share.
+    :param slowest_tolerance: how much larger the share of requests may be that take longer than the stable version's slowest
+        hundredth; by definition its own share is .01.
+    :param answer_tolerance: largest distance between the distributions of answers, in ``[0, 1]``: Kolmogorov and Smirnov's for
+        numbers, total variation for labels. A new model is there to answer differently, so this is wide.
+    :param quality_tolerance: how much larger the mean loss may be, as a share of the stable version's.
+    :param split_significance: probability that a split as asked for is taken for another one, in a whole rollout.
+    """
+
+    minimum_requests: int = 200
+    significance: float = 0.02
+    error_tolerance: float = 0.005
+    latency_tolerance: float = 0.25
+    slowest_tolerance: float = 0.02
+    answer_tolerance: float = 0.3
+    quality_tolerance: float = 0.05
+    split_significance: float = 0.001
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Losses:
+    """Losses of one version's answers whose labels have arrived.
+
+    :param count: labelled rows.
+    :param mean: of their losses.
+    :param variance: of their losses, of the sample.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What one comparison found.
+
+    :param metric: what was compared: one of :data:`METRICS`, or ``split``.
+    :param judgement: the verdict on it.
+    :param stable: figure of the stable version.
+    :param new: figure of the new one.
+    :param p_value: probability of so large a difference, if the new version were just tolerable.
+    :param sentence: the same in words.
+    """
+
+    metric: str
+    judgement: Judgement
+    stable: float | None = None
+    new: float | None = None
+    p_value: float | None = None
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """One look at two versions.
+
+    :param judgement: ``worse`` when anything is, else ``no data`` when anything is missing that has to be there.
+    :param findings: by metric.
+    :param sentence: what decided.
+    """
+
+    judgement: Judgement
+    findings: tuple[Finding, ...]
+    sentence: str
+
+
+def analyze(
+    seen: Observations,
+    *,
+    stable: str,
+    new: str,
+    policy: CanaryPolicy,
+    looks: int,
+    share: float | None = None,
+    sticky: bool = False,
+    losses: tuple[Losses, Losses] | None = None,
+) -> Analysis:
+    """Compare two versions.
+
+    :param seen: what both did in the same minutes.
+    :param stable: version that was served before.
+    :param new: version that is to replace it.
+    :param looks: how often one looks in the whole rollout, at most.
+    :param share: of the requests that the new version was to answer; ``None`` where every request goes to both.
+    :param sticky: whoever asks again is answered by the same version, so that requests do not count one by one.
+    :param losses: of the stable and the new version, where labels are expected.
+    """
+    before, after = seen.of(stable), seen.of(new)
+    level = policy.significance / (len(METRICS) * looks)
+    tolerance = (
+        policy.latency_tolerance if share is not None else max(policy.latency_tolerance, MIRROR_LATENCY)
+    )
+    findings = [
+        _compare_errors(before, after, policy, level),
+        _compare_times(before, after, policy, level, tolerance),
+        *([_compare_slowest(before, after, policy, level)] if share is not None else []),
+        _compare_answers(before, after, policy, level, seen.cells),
+    ]
+    if losses is not None:
+        findings.append(_compare_losses(*losses, policy, level))
+    if share is not None:
+        findings.insert(0, _check_split(before, after, share, policy, looks, sticky=sticky))
+    worse = [one for one in findings if one.judgement == "worse"]
+    missing = [one for one in findings if one.judgement == "no data"]
+    judgement: Judgement = "worse" if worse else "no data" if missing else "fine"
+    said = worse or missing or findings
+    return Analysis(
+        judgement=judgement, findings=tuple(findings), sentence="; ".join(one.sentence for one in said)
+    )
+
+
+def _check_split(
+    before: VersionObservations,
+    after: VersionObservations,
+    share: float,
+    policy: CanaryPolicy,
+    looks: int,
+    *,
+    sticky: bool,
+) -> Finding:
+    """See whether the split is as asked for: by the exact binomial test.
+
+    With sticky keys a few busy ones weigh much, so a split within a fifth of the smaller share is let pass.
+    """
+    total = before.requests + after.requests
+    observed = after.requests / total if total else 0.0
+    said = f"the new version answered {after.requests} of {total} requests ({observed:.1%}), asked for {share:.1%}"
+    if total < policy.minimum_requests:
+        return Finding(metric="split", judgement="no data", new=observed, sentence=f"{said}: too few to tell")
+    p_value = float(stats.binomtest(after.requests, total, share).pvalue)
+    close = sticky and abs(observed - share) <= 0.2 * min(share, 1.0 - share)
+    off = p_value < policy.split_significance / looks and not close
+    return Finding(
+        metric="split",
+        judgement="worse" if off else "fine",
+        stable=share,
+        new=observed,
+        p_value=p_value,
+        sentence=f"{said}: traffic is not split as asked" if off else said,
+    )
+
+
+def _compare_errors(
+    before: VersionObservations, after: VersionObservations, policy: CanaryPolicy, level: float
+) -> Finding:
+    """Compare shares of failed requests, by Fisher's exact test: it holds for any number, so it may stop a rollout early.
+
+    Source: Fisher, "Statistical Methods for Research Workers", 5th edition, 1934, section 21.02.
+    """
+    if min(before.requests, after.requests) == 0:
+        return _no_data("errors", before.requests, after.requests, policy)
+    shares = before.failed / before.requests, after.failed / after.requests
+    p_value = _more_often(before.failed, before.requests, after.failed, after.requests)
+    worse = shares[1] > shares[0] + policy.error_tolerance and p_value < level
+    said = f"{shares[1]:.2%} of the new version's requests failed, {shares[0]:.2%} of the stable one's"
+    return _judged("errors", shares, p_value, said, worse=worse, before=before, after=after, policy=policy)
+
+
+def _compare_times(
+    before: VersionObservations,
+    after: VersionObservations,
+    policy: CanaryPolicy,
+    level: float,
+    tolerance: float,
+) -> Finding:
+    """Compare the time requests take: by Mann and Whitney's test, and Hodges and Lehmann's estimate of the ratio.
+
+    Source: Mann and Whitney, Annals of Mathematical Statistics 18, 1947; Hodges and Lehmann, ibid. 34, 1963. The normal
+    approximation with its correction for ties: times are known by cell.
+    """
+    one, other = np.asarray(before.times), np.asarray(after.times)
+    if not len(one) or not len(other):
+        return _no_data("latency", before.requests, after.requests, policy)
+    p_value, ratio = rank_test(one, other)
+    worse = ratio > 1.0 + tolerance and p_value < level
+    medians = time_quantile(before.times, 0.5), time_quantile(after.times, 0.5)
+    said = (
+        f"a request takes the new version {ratio:.2f} times as long "
+        f"(median {1e3 * medians[1]:.3g} ms, stable {1e3 * medians[0]:.3g} ms)"
+    )
+    return _judged("latency", medians, p_value, said, worse=worse, before=before, after=after, policy=policy)
+
+
+def _compare_slowest(
+    before: VersionObservations, after: VersionObservations, policy: CanaryPolicy, level: float
+) -> Finding:
+    """Compare how many requests take longer than the stable version's slowest hundredth, by Fisher's exact test."""
+    one, other = np.asarray(before.times), np.asarray(after.times)
+    if not len(one) or not len(other):
+        return _no_data("slowest", before.requests, after.requests, policy)
+    beyond = int(np.searchsorted(np.cumsum(one), 0.99 * one.sum())) + 1
+    slow = int(one[beyond:].sum()), int(other[beyond:].sum())
+    shares = slow[0] / one.sum(), slow[1] / other.sum()
+    p_value = _more_often(slow[0], int(one.sum()), slow[1], int(other.sum()))
+    worse = shares[1] > shares[0] + policy.slowest_tolerance and p_value < level
+    limit = 1e3 * time_quantile(before.times, 0.99)
+    said = f"{shares[1]:.1%} of the new version's requests take over {limit:.3g} ms, {shares[0]:.1%} of the stable one's"
+    return _judged("slowest", shares, p_value, said, worse=worse, before=before, after=after, policy=policy)
+
+
+def _compare_answers(
+    before: VersionObservations,
+    after: VersionObservations,
+    policy: CanaryPolicy,
+    level: float,
+    cells: AnswerCells,
+) -> Finding:
+    """Compare what is answered: cell by cell, rows of one request counting as one.
+
+    Source: Smirnov, Annals of Mathematical Statistics 19, 1948 (numbers); Pearson's test of homogeneity (labels).
+    """
+    if cells.count == 1:
+        said = (
+            "answers are not compared: the stable version's package does not say how its own were distributed"
+        )
+        return Finding(metric="answers", judgement="fine", sentence=said)
+    if not before.answers or not after.answers:
+        return _no_data("answers", before.requests, after.requests, policy)
+    one, other = (np.asarray(side.answers) / sum(side.answers) for side in (before, after))
+    counts = tuple(min(side.requests - side.failed, side.rows) for side in (before, after))
+    if not cells.labels:
+        distance = float(np.abs(np.cumsum(one) - np.cumsum(other)).max())
+        effective = math.sqrt(counts[0] * counts[1] / (counts[0] + counts[1]))
+        p_value = float(stats.kstwobign.sf(effective * distance))
+    else:
+        distance = float(np.abs(one - other).sum() / 2.0)
+        table = np.array([one * counts[0], other * counts[1]])[:, (one + other) > 0.0]
+        p_value = float(stats.chi2_contingency(table, correction=False).pvalue) if table.shape[1] > 1 else 1.0
+    worse = distance > policy.answer_tolerance and p_value < level
+    said = f"the answers of both versions are {distance:.2f} apart"
+    return _judged(
+        "answers", (0.0, distance), p_value, said, worse=worse, before=before, after=after, policy=policy
+    )
+
+
+def _compare_losses(before: Losses, after: Losses, policy: CanaryPolicy, level: float) -> Finding:
+    """Compare mean losses, by Welch's test of a difference beyond the tolerance.
+
+    Source: Welch, Biometrika 34, 1947.
+    """
+    if min(before.count, after.count) < policy.minimum_requests:
+        return Finding(
+            metric="quality",
+            judgement="no data",
+            sentence=f"{after.count} of the new version's answers have labels and {before.count} of the stable one's, "
+            f"{policy.minimum_requests} each are needed",
+        )
+    errors = [side.variance / side.count for side in (before, after)]
+    margin = 1.0 + policy.quality_tolerance
+    spread = math.sqrt(margin**2 * errors[0] + errors[1])
+    gap = after.mean - margin * before.mean
+    if spread == 0.0:
+        p_value = 0.0 if gap > 0.0 else 1.0
+    else:
+        freedom = (margin**2 * errors[0] + errors[1]) ** 2 / (
+            (margin**2 * errors[0]) ** 2 / (before.count - 1) + errors[1] ** 2 / (after.count - 1)
+        )
+        p_value = float(stats.t.sf(gap / spread, freedom))
+    worse = p_value < level
+    return Finding(
+        metric="quality",
+        judgement="worse" if worse else "fine",
+        stable=before.mean,
+        new=after.mean,
+        p_value=p_value,
+        sentence=f"the new version's mean loss is {after.mean:.4g}, the stable one's {before.mean:.4g}",
+    )
+
+
+def rank_test(one: Array, other: Array) -> tuple[float, float]:
+    """Test whether the second of two samples, known by cell, lies above the first.
+
+    :param one: counts by cell of time, shape ``(k,)``.
+    :param other: likewise.
+    :returns: one-sided p-value, and how many times as long the second takes: the median over all pairs.
+    """
+    counts = int(one.sum()), int(other.sum())
+    below = np.concatenate([[0], np.cumsum(one)[:-1]])
+    statistic = float((other * (below + one / 2.0)).sum())
+    total = counts[0] + counts[1]
+    ties = (one + other).astype(np.float64)
+    variance = (
+        counts[0] * counts[1] / 12.0 * (total + 1 - (ties**3 - ties).sum() / (total * (total - 1.0)))
+        if total > 1
+        else 0.0
+    )
+    mean = counts[0] * counts[1] / 2.0
+    p_value = float(stats.norm.sf((statistic - mean) / math.sqrt(variance))) if variance > 0.0 else 1.0
+    pairs = np.correlate(other.astype(np.float64), one.astype(np.float64), mode="full")
+    distances = np.arange(-(len(one) - 1), len(other))
+    median = distances[int(np.searchsorted(np.cumsum(pairs), pairs.sum() / 2.0))]
+    return p_value, float(TIME_GROWTH**median)
+
+
+def _more_often(failed: int, count: int, new_failed: int, new_count: int) -> float:
+    """Give the probability that the new side has so many of all failures, if both fail alike."""
+    return float(stats.hypergeom.sf(new_failed - 1, count + new_count, failed + new_failed, new_count))
+
+
+def _judged(
+    metric: str,
+    figures: tuple[float, float],
+    p_value: float,
+    sentence: str,
+    *,
+    worse: bool,
+    before: VersionObservations,
+    after: VersionObservations,
+    policy: CanaryPolicy,
+) -> Finding:
+    """Worse is worse with any number of requests; fine is only what was seen often enough."""
+    if not worse and min(before.requests, after.requests) < policy.minimum_requests:
+        return _no_data(metric, before.requests, after.requests, policy)
+    judgement: Judgement = "worse" if worse else "fine"
+    return Finding(
+        metric=metric,
+        judgement=judgement,
+        stable=float(figures[0]),
+        new=float(figures[1]),
+        p_value=p_value,
+        sentence=sentence,
+    )
+
+
+def _no_data(metric: str, before: int, after: int, policy: CanaryPolicy) -> Finding:
+    return Finding(
+        metric=metric,
+        judgement="no data",
+        sentence=f"{metric}: {after} requests to the new version and {before} to the stable one, "
+        f"{policy.minimum_requests} each are needed",
+    )
