@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.package import Holdout, PackageManifest, TrainedOn
+from airflow_mlops.core.profile import profile_frame
+from airflow_mlops.core.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_to_json
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate
 from airflow_mlops.integrations import onnx, sklearn
@@ -36,13 +39,18 @@ def build_package(folder: Path, *, slope: float = 2.0, form: str = "onnx") -> st
         sklearn.save_skops(pipeline, folder / "model.skops")
     else:
         (folder / "model.pkl").write_bytes(pickle.dumps(pipeline))
+    model_file = next(folder.iterdir()).name
+    answers = pl.DataFrame({PREDICTION: pipeline.predict(features)})
+    (folder / REFERENCE_PROFILE_FILE).write_text(
+        profile_to_json(profile_frame(answers, numeric=[PREDICTION]))
+    )
     known = pd.DataFrame({"x": [1.0, 2.0, np.nan], "kind": ["a", "b", "a"]})
     manifest = PackageManifest(
         task="regression",
         signature=SIGNATURE,
         serving_form=form,
         serving_reason="for a test",
-        model_file=next(folder.iterdir()).name,
+        model_file=model_file,
         files=hash_files(folder),
         target="y",
         known_rows=tuple(ROWS),

@@ -50,6 +50,7 @@ class CanaryPolicy:
     :param answer_tolerance: largest distance between the distributions of answers, in ``[0, 1]``: Kolmogorov and Smirnov's for
         numbers, total variation for labels. A new model is there to answer differently, so this is wide.
     :param quality_tolerance: how much larger the mean loss may be, as a share of the stable version's.
+    :param win_significance: probability that a version that is not better wins an A/B test.
     :param split_significance: probability that a split as asked for is taken for another one, in a whole rollout.
     """
 
@@ -60,6 +61,7 @@ class CanaryPolicy:
     slowest_tolerance: float = 0.02
     answer_tolerance: float = 0.3
     quality_tolerance: float = 0.05
+    win_significance: float = 0.05
     split_significance: float = 0.001
 
 
@@ -85,7 +87,8 @@ class Finding:
     :param judgement: the verdict on it.
     :param stable: figure of the stable version.
     :param new: figure of the new one.
-    :param p_value: probability of so large a difference, if the new version were just tolerable.
+    :param p_value: probability of so large a difference to the new version's disadvantage, by chance.
+    :param better_p_value: likewise to its advantage, where that is asked for.
     :param sentence: the same in words.
     """
 
@@ -94,6 +97,7 @@ class Finding:
     stable: float | None = None
     new: float | None = None
     p_value: float | None = None
+    better_p_value: float | None = None
     sentence: str
 
 
@@ -292,26 +296,36 @@ def _compare_losses(before: Losses, after: Losses, policy: CanaryPolicy, level: 
             sentence=f"{after.count} of the new version's answers have labels and {before.count} of the stable one's, "
             f"{policy.minimum_requests} each are needed",
         )
-    errors = [side.variance / side.count for side in (before, after)]
-    margin = 1.0 + policy.quality_tolerance
-    spread = math.sqrt(margin**2 * errors[0] + errors[1])
-    gap = after.mean - margin * before.mean
-    if spread == 0.0:
-        p_value = 0.0 if gap > 0.0 else 1.0
-    else:
-        freedom = (margin**2 * errors[0] + errors[1]) ** 2 / (
-            (margin**2 * errors[0]) ** 2 / (before.count - 1) + errors[1] ** 2 / (after.count - 1)
-        )
-        p_value = float(stats.t.sf(gap / spread, freedom))
-    worse = p_value < level
+    worse = _larger(after, before, 1.0 + policy.quality_tolerance)
     return Finding(
         metric="quality",
-        judgement="worse" if worse else "fine",
+        judgement="worse" if worse < level else "fine",
         stable=before.mean,
         new=after.mean,
-        p_value=p_value,
+        p_value=worse,
+        better_p_value=_larger(before, after, 1.0),
         sentence=f"the new version's mean loss is {after.mean:.4g}, the stable one's {before.mean:.4g}",
     )
+
+
+def clearly_better(analysis: Analysis, policy: CanaryPolicy) -> bool:
+    """Tell whether labels show, beyond chance, that the new version is better; without labels nothing does."""
+    found = next((one for one in analysis.findings if one.metric == "quality"), None)
+    return (
+        found is not None
+        and found.better_p_value is not None
+        and found.better_p_value < policy.win_significance
+    )
+
+
+def _larger(one: Losses, other: Losses, margin: float) -> float:
+    """Give the probability that the mean of one exceeds ``margin`` times that of the other so far, if it does not."""
+    own, others = one.variance / one.count, margin**2 * other.variance / other.count
+    gap = one.mean - margin * other.mean
+    if own + others == 0.0:
+        return 0.0 if gap > 0.0 else 1.0
+    freedom = (own + others) ** 2 / (own**2 / (one.count - 1) + others**2 / (other.count - 1))
+    return float(stats.t.sf(gap / math.sqrt(own + others), freedom))
 
 
 def rank_test(one: Array, other: Array) -> tuple[float, float]:

@@ -216,12 +216,14 @@ class EndpointClient:
         *,
         prediction_ids: Sequence[str] | None = None,
         times: Sequence[str] | None = None,
+        sticky_key: str | None = None,
     ) -> dict[str, Any]:
         """Ask for predictions.
 
         :param rows: at most 10,000 records.
         :param prediction_ids: one per row, to join labels by; default made by the service.
         :param times: event times, one per row, ISO 8601; default now.
+        :param sticky_key: who asks; in an A/B test he is always answered by the same version.
         :raises SignatureMismatchError: the service named a field that does not fit.
         :raises EndpointUnavailableError: it does not answer, or failed.
         """
@@ -230,7 +232,23 @@ class EndpointClient:
             body["prediction_ids"] = list(prediction_ids)
         if times is not None:
             body["times"] = list(times)
-        return self._request("POST", "/predict", json=body)
+        headers = {"x-sticky-key": sticky_key} if sticky_key else None
+        return self._request("POST", "/predict", json=body, headers=headers)
+
+    def rollout(self) -> dict[str, Any]:
+        """Tell what each version did since the present state is served: :class:`~airflow_mlops.core.observations.Observations`.
+
+        :raises EndpointUnavailableError: it does not answer.
+        """
+        return self._request("GET", "/rollout")
+
+    def renew_lease(self, revision: int, seconds: float) -> None:
+        """Say that somebody steers the rollout for so long; 0 seconds: nobody does any more.
+
+        :raises EndpointUnavailableError: it does not answer.
+        :raises ValueError: the lease ran out, or another state is served.
+        """
+        self._request("POST", "/rollout/lease", json={"revision": revision, "seconds": seconds})
 
     def close(self) -> None:
         """Give the connections back."""

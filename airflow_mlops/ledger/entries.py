@@ -27,6 +27,7 @@ class EntryKind(StrEnum):
     APPROVAL = "approval"
     PROMOTION = "promotion"
     ROLLBACK = "rollback"
+    ROLLOUT = "rollout"
     DEPLOYMENT = "deployment"
     SCORING = "scoring"
     DRIFT_CHECK = "drift_check"

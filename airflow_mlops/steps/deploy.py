@@ -1,71 +1,137 @@
-"""Deploy: a registered version becomes the one that the local BentoML service answers with."""
+"""Deploy: a registered version becomes the one that the local BentoML service answers with, at once or step by step."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from airflow_mlops.core.canary import CanaryPolicy
 from airflow_mlops.core.desired_state import ServedVersion
+from airflow_mlops.core.rollout import Strategy, plan_rollout
 from airflow_mlops.exceptions import ConnectionConfigError
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.rollout import QualitySpec, Rollout, RolloutSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_mlops.integrations.mlflow import RegisteredVersion
     from airflow_mlops.services import Services
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeploySpec:
-    """What to deploy.
+    """What to deploy, and how.
 
     :param model_name: registered model.
     :param model_version: version number; ``None`` takes the one ``alias`` points at.
     :param alias: see ``model_version``.
+    :param strategy: see :func:`~airflow_mlops.core.rollout.plan_rollout`, as the next four.
+    :param shares: of the phases.
+    :param phase_seconds: of each phase.
+    :param looks: in each phase.
+    :param patience: times its length that a phase is waited for when there is no data.
+    :param policy: what is tolerated of the new version.
+    :param quality: labels to judge it by.
+    :param lease_seconds: how long shares hold when nobody says that he steers.
+    :param rollout: names this rollout; whoever comes with the same name goes on with it.
+    :param actor: who deploys.
+    :param abort: roll back the rollout of this name instead, for this reason.
     :param timeout_seconds: how long the service may take to answer with the new version.
     """
 
     model_name: str
     model_version: str | None = None
     alias: str = "champion"
+    strategy: Strategy = "recreate"
+    shares: tuple[float, ...] = (0.05, 0.25, 0.5)
+    phase_seconds: float = 600.0
+    looks: int = 2
+    patience: float = 3.0
+    policy: CanaryPolicy = field(default_factory=CanaryPolicy)
+    quality: QualitySpec | None = None
+    lease_seconds: float = 60.0
+    rollout: str = ""
+    actor: str = ""
+    abort: str | None = None
     timeout_seconds: float = 120.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeployResult:
-    """What serves now."""
+    """What serves now.
+
+    :param model_version: the version that was to be deployed.
+    :param serving_version: the version that answers, or answers most safely while a rollout is under way.
+    :param state: ``serving``: it is through. ``waiting``: a rollout is under way. ``rolled_back``: what served before serves.
+    :param wait_seconds: until one has to look again; ``None`` when it has ended.
+    :param reason: what decided, a sentence.
+    """
 
     model_name: str
     model_version: str
+    serving_version: str
     previous_version: str | None
     endpoint_url: str
     package_digest: str
     revision: int
     seconds: float
     started: bool
+    strategy: Strategy = "recreate"
+    state: Literal["serving", "waiting", "rolled_back"] = "serving"
+    wait_seconds: float | None = None
+    reason: str = ""
 
 
 def run(spec: DeploySpec, services: Services) -> DeployResult:
-    """Replace the served version in one step; the old one answers until the new one has proved itself.
+    """Replace the served version, or go one step further in doing so; the old one answers until the new one has proved itself.
 
-    :raises RolloutError: the new version did not come up; says what serves now.
+    :raises RolloutError: the new version did not come up, or another rollout is under way; says what serves now.
     :raises ModelVersionNotFoundError: no such version or alias.
     """
-    url = urlsplit(services.require("endpoint_url"))
-    if url.hostname is None or url.port is None:
-        raise ConnectionConfigError(
-            f"endpoint {services.endpoint_url!r} needs a host and a port to start a service on"
-        )
     registry = Registry.connect(services)
     version = (
         registry.version(spec.model_name, spec.model_version)
         if spec.model_version
         else registry.version_by_alias(spec.model_name, spec.alias)
     )
+    endpoint = _endpoint(spec, services)
+    served = ServedVersion(model_version=version.model_version, package_digest=version.package_digest)
+    with tempfile.TemporaryDirectory() as temporary:
+
+        def fetch() -> Path:
+            return registry.download_version(version, Path(temporary))
+
+        if spec.strategy != "recreate":
+            return _roll_out(spec, services, endpoint, version, served, fetch)
+        deployment = deploy_package(endpoint, fetch(), version.model_name, served)
+    return DeployResult(
+        model_name=version.model_name,
+        model_version=version.model_version,
+        serving_version=version.model_version,
+        previous_version=deployment.previous_version,
+        endpoint_url=endpoint.server.url,
+        package_digest=version.package_digest,
+        revision=deployment.revision,
+        seconds=deployment.seconds,
+        started=deployment.started,
+    )
+
+
+def _endpoint(spec: DeploySpec, services: Services) -> LocalEndpoint:
+    url = urlsplit(services.require("endpoint_url"))
+    if url.hostname is None or url.port is None:
+        raise ConnectionConfigError(
+            f"endpoint {services.endpoint_url!r} needs a host and a port to start a service on"
+        )
     server = LocalServer(
         Path(services.require("serving_dir")),
         host=url.hostname,
@@ -73,20 +139,52 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
         token=services.endpoint_token,
         public_keys=services.signing_public_keys,
     )
-    endpoint = LocalEndpoint(server, timeout_seconds=spec.timeout_seconds)
-    served = ServedVersion(model_version=version.model_version, package_digest=version.package_digest)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = registry.download_version(version, Path(temporary))
-        deployment = deploy_package(endpoint, folder, version.model_name, served)
+    return LocalEndpoint(server, timeout_seconds=spec.timeout_seconds)
+
+
+def _roll_out(
+    spec: DeploySpec,
+    services: Services,
+    endpoint: LocalEndpoint,
+    version: RegisteredVersion,
+    served: ServedVersion,
+    fetch: Callable[[], Path],
+) -> DeployResult:
+    started = time.monotonic()
+    plan = plan_rollout(
+        spec.strategy,
+        shares=spec.shares,
+        seconds=spec.phase_seconds,
+        looks=spec.looks,
+        patience=spec.patience,
+    )
+    how = RolloutSpec(
+        name=spec.rollout or f"{version.model_name}/{version.model_version}",
+        plan=plan,
+        policy=spec.policy,
+        quality=spec.quality,
+        lease_seconds=spec.lease_seconds,
+        actor=spec.actor or "deploy",
+        abort=spec.abort,
+    )
+    with Ledger.open(services.require("ledger_url")) as ledger:
+        rollout = Rollout(how, endpoint, ledger, model_name=version.model_name, new=served, fetch=fetch)
+        progress = rollout.advance()
+    desired, status = progress.desired, progress.state.status
     return DeployResult(
         model_name=version.model_name,
         model_version=version.model_version,
-        previous_version=deployment.previous_version,
-        endpoint_url=server.url,
+        serving_version=desired.stable.model_version,
+        previous_version=desired.previous_version,
+        endpoint_url=endpoint.server.url,
         package_digest=version.package_digest,
-        revision=deployment.revision,
-        seconds=deployment.seconds,
-        started=deployment.started,
+        revision=desired.revision,
+        seconds=time.monotonic() - started,
+        started=progress.started,
+        strategy=spec.strategy,
+        state="rolled_back" if status == "rolled_back" else "serving" if status == "finished" else "waiting",
+        wait_seconds=progress.wait_seconds,
+        reason=progress.state.reason,
     )
 
 

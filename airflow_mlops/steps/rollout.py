@@ -1,0 +1,388 @@
+"""Rollout: one step further on the way of a version to the service, as far as it goes without waiting."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from airflow_mlops.core.canary import Analysis, CanaryPolicy, Losses, analyze, clearly_better
+from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.desired_state import DesiredState, ServedVersion, require_same_model, serve_alone
+from airflow_mlops.core.metrics import resolve_metric
+from airflow_mlops.core.observations import Observations
+from airflow_mlops.core.predictions import Graded, Predictions
+from airflow_mlops.core.rollout import (
+    Action,
+    RolloutEvent,
+    RolloutPlan,
+    RolloutState,
+    action_after,
+    next_action,
+    phase_state,
+    state_after,
+)
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import EndpointUnavailableError, InsufficientDataError, RolloutError
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.steps.common import DatasetRef
+from airflow_mlops.steps.labels import labelled_predictions
+
+if TYPE_CHECKING:
+    from airflow_mlops.serving.local import LocalEndpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualitySpec:
+    """Labels to judge a rollout by, as they arrive.
+
+    :param labels: dataset version or table URI that holds them.
+    :param id_column: column of the labels that equals the prediction id.
+    :param target: label column.
+    :param metric: built-in metric or import path of one, a mean of losses by row.
+    """
+
+    labels: DatasetRef
+    id_column: str
+    target: str
+    metric: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSpec:
+    """How to roll out.
+
+    :param name: names this rollout: whoever comes with the same one goes on with it.
+    :param plan: its phases.
+    :param policy: what is tolerated of the new version.
+    :param quality: labels to judge it by; ``None``: none are expected while it lasts.
+    :param lease_seconds: how long the shares hold when nobody says that he steers.
+    :param actor: who rolls out.
+    :param abort: roll back what is under way, for this reason.
+    """
+
+    name: str
+    plan: RolloutPlan
+    policy: CanaryPolicy
+    quality: QualitySpec | None = None
+    lease_seconds: float = 60.0
+    actor: str
+    abort: str | None = None
+
+
+class Progress(NamedTuple):
+    """Where a rollout stands.
+
+    :param state: the state.
+    :param wait_seconds: until the next look; ``None`` when it has ended.
+    :param desired: what is to be served.
+    :param started: whether the service had to be started.
+    """
+
+    state: RolloutState
+    wait_seconds: float | None
+    desired: DesiredState
+    started: bool
+
+
+class Rollout:
+    """Carries out a rollout and writes down what happens.
+
+    :param spec: how to.
+    :param endpoint: where to.
+    :param ledger: where it is written down.
+    :param model_name: registered model.
+    :param new: version to roll out.
+    :param fetch: gives the folder of its package.
+    """
+
+    def __init__(
+        self,
+        spec: RolloutSpec,
+        endpoint: LocalEndpoint,
+        ledger: Ledger,
+        *,
+        model_name: str,
+        new: ServedVersion,
+        fetch: Callable[[], Path],
+    ) -> None:
+        self.spec, self.endpoint, self.ledger = spec, endpoint, ledger
+        self.model_name, self.new, self.fetch = model_name, new, fetch
+        self.started = False
+        self.attempt, self.events = self._so_far()
+
+    @property
+    def state(self) -> RolloutState:
+        """Where it stands."""
+        return state_after(self.events)
+
+    def advance(self) -> Progress:
+        """Do all that can be done now.
+
+        :raises RolloutError: somebody else rolls out here, or the new version does not come up; the old one serves.
+        """
+        with self.endpoint.exclusive():
+            current = self.endpoint.desired()
+            self.endpoint.require_no_rollout(current, but=self.spec.name)
+            require_same_model(
+                current,
+                model_name=self.model_name,
+                model_version=self.new.model_version,
+                package_digest=self.new.package_digest,
+            )
+            if self.spec.abort is not None:
+                return self._abort(current, self.spec.abort)
+            if current is None or (
+                current.stable.model_version == self.new.model_version and not current.leased
+            ):
+                return self._finish("no other version was served that it could be compared with", current)
+            try:
+                return self._advance()
+            except BaseException as err:
+                # SIGTERM included: whatever was served before serves again.
+                if self.state.status == "running" or self._desired().rollout == self.spec.name:
+                    self._roll_back(f"the rollout ended early: {type(err).__name__}: {err}")
+                raise
+
+    def _advance(self) -> Progress:
+        action = next_action(self.spec.plan, self.state, now=_now(), steered=self._steered())
+        while True:
+            if action.what == "look":
+                action = self._look()
+            if action.what == "enter":
+                self._enter(action)
+                action = next_action(self.spec.plan, self.state, now=_now(), steered=True)
+                continue
+            if action.what == "wait" and action.until is not None:
+                seconds = max(0.0, (action.until - _now()).total_seconds())
+                return Progress(self.state, seconds, self._desired(), self.started)
+            if action.what == "finish":
+                return self._finish(action.reason, self._desired())
+            if action.what == "roll_back":
+                self._roll_back(action.reason)
+            return Progress(self.state, None, self._desired(), self.started)
+
+    # -- what is done -------------------------------------------------------------------------------------
+
+    def _enter(self, action: Action) -> None:
+        phase = self.spec.plan.phases[action.phase]
+        current = self._desired()
+        if self.state.status == "new":
+            self.endpoint.bring(self.fetch(), self.model_name, self.new)
+        desired = phase_state(current, self.spec.plan, phase, self.new, rollout=self.spec.name)
+        _, started = self.endpoint.serve(desired, lease_seconds=self.spec.lease_seconds)
+        self.started = self.started or started
+        self._write(
+            "entered",
+            phase=action.phase,
+            revision=desired.revision,
+            reason=action.reason,
+            summary=f"rollout of {self.model_name} version {self.new.model_version}: {phase.name}, "
+            f"beside version {current.stable.model_version}: {action.reason}",
+        )
+
+    def _look(self) -> Action:
+        """Compare the versions, and say what follows."""
+        plan, phase = self.spec.plan, self.spec.plan.phases[self.state.phase]
+        with self.endpoint.client() as client:
+            seen = from_dict(Observations, client.rollout())
+        current = self._desired()
+        analysis = analyze(
+            seen,
+            stable=current.stable.model_version,
+            new=self.new.model_version,
+            policy=self.spec.policy,
+            looks=plan.all_looks,
+            share=None if phase.mirror else phase.share,
+            sticky=plan.sticky,
+            losses=self._losses(current) if self.spec.quality and not phase.mirror else None,
+        )
+        now = _now()
+        action = action_after(plan, self.state, analysis, now=now)
+        if plan.strategy == "ab" and action.what == "finish" and not self._won(analysis):
+            action = replace(
+                action,
+                what="roll_back",
+                reason=f"the new version is not clearly better, so the stable one stays: {analysis.sentence}",
+            )
+        self._write(
+            "looked",
+            phase=self.state.phase,
+            analysis=analysis,
+            reason=analysis.sentence,
+            summary=f"rollout of {self.model_name} version {self.new.model_version}, {phase.name}: "
+            f"{analysis.judgement}: {analysis.sentence}",
+        )
+        return action
+
+    def _finish(self, reason: str, current: DesiredState | None) -> Progress:
+        """Let the plan's version serve alone."""
+        keeps_old = self.spec.plan.ends_with == "old" and current is not None
+        end = current.stable if keeps_old and current is not None else self.new
+        if current is None or current.find(self.new.model_version) is None:
+            self.endpoint.bring(self.fetch(), self.model_name, self.new)
+        desired = serve_alone(
+            current,
+            model_name=self.model_name,
+            model_version=end.model_version,
+            package_digest=end.package_digest,
+        )
+        _, started = self.endpoint.serve(desired)
+        self.endpoint.remove_others(desired)
+        self.started = self.started or started
+        if self.state.status != "finished":
+            self._write(
+                "finished",
+                phase=self.state.phase,
+                revision=desired.revision,
+                reason=reason,
+                summary=f"rollout of {self.model_name} version {self.new.model_version} passed; "
+                f"version {end.model_version} serves: {reason}",
+            )
+        return Progress(self.state, None, desired, self.started)
+
+    def _roll_back(self, reason: str) -> None:
+        """Let the version serve that did before."""
+        current = self._desired()
+        stable = current.stable
+        desired = serve_alone(
+            current,
+            model_name=self.model_name,
+            model_version=stable.model_version,
+            package_digest=stable.package_digest,
+        )
+        began = _now()
+        self.endpoint.serve(desired)
+        seconds = (_now() - began).total_seconds()
+        self._write(
+            "rolled_back",
+            phase=self.state.phase,
+            revision=desired.revision,
+            reason=reason,
+            summary=f"rollout of {self.model_name} version {self.new.model_version} was rolled back; version "
+            f"{stable.model_version} serves again after {seconds:.1f} s: {reason}",
+        )
+
+    def _abort(self, current: DesiredState | None, reason: str) -> Progress:
+        if current is not None and current.rollout == self.spec.name:
+            self._roll_back(reason)
+        return Progress(self.state, None, self._desired(), started=False)
+
+    # -- what is known ------------------------------------------------------------------------------------
+
+    def _steered(self) -> bool:
+        """Tell whether the service serves what the state says."""
+        current = self._desired()
+        if current.rollout != self.spec.name or current.revision != self.state.revision:
+            return False
+        try:
+            with self.endpoint.client() as client:
+                seen = from_dict(Observations, client.rollout())
+                if seen.revision != current.revision or seen.fell_back:
+                    return False
+                client.renew_lease(current.revision, self.spec.lease_seconds)
+        except (EndpointUnavailableError, ValueError):
+            return False
+        return True
+
+    def _desired(self) -> DesiredState:
+        current = self.endpoint.desired()
+        if current is None:
+            raise RolloutError(
+                f"{self.endpoint.serving_dir} has lost its desired state; deploy a version again"
+            )
+        return current
+
+    def _losses(self, current: DesiredState) -> tuple[Losses, Losses]:
+        """Give what both versions lost on the answers of this phase whose labels have arrived."""
+        quality = self.spec.quality
+        if quality is None or self.state.since is None:
+            return Losses(), Losses()
+        metric = resolve_metric(quality.metric)
+        if metric.losses is None or metric.needs_probabilities:
+            raise ValueError(
+                f"{metric.name} is no mean of losses row by row: give a metric such as mae, rmse or accuracy for a rollout"
+            )
+        try:
+            joined = labelled_predictions(
+                self.endpoint.serving_dir / "inference_log",
+                self.model_name,
+                Window(start=self.state.since, end=_now()),
+                labels=quality.labels,
+                id_column=quality.id_column,
+                target=quality.target,
+            ).drop_nulls(quality.target)
+        except InsufficientDataError:
+            return Losses(), Losses()
+
+        def of(version: str) -> Losses:
+            rows = joined.filter(joined["model_version"] == version)
+            if rows.height == 0 or metric.losses is None:
+                return Losses()
+            graded = Graded(
+                rows[quality.target].to_numpy(), Predictions(values=rows["prediction"].to_numpy())
+            )
+            losses = np.asarray(metric.losses(graded), dtype=np.float64)
+            spread = float(losses.var(ddof=1)) if len(losses) > 1 else 0.0
+            return Losses(count=len(losses), mean=float(losses.mean()), variance=spread)
+
+        return of(current.stable.model_version), of(self.new.model_version)
+
+    def _won(self, analysis: Analysis) -> bool:
+        return clearly_better(analysis, self.spec.policy)
+
+    # -- what is written down -----------------------------------------------------------------------------
+
+    def _so_far(self) -> tuple[int, list[RolloutEvent]]:
+        """Read the newest attempt; one that was rolled back is over, and whoever comes again begins anew."""
+        entries = self.ledger.entries(
+            kind=EntryKind.ROLLOUT,
+            model_name=self.model_name,
+            subject=self.new.model_version,
+            limit=1_000,
+            newest_first=False,
+        )
+        mine = [entry.payload for entry in entries if entry.payload["rollout"] == self.spec.name]
+        attempt = max((int(payload["attempt"]) for payload in mine), default=1)
+        events = [
+            from_dict(RolloutEvent, payload["event"]) for payload in mine if payload["attempt"] == attempt
+        ]
+        if state_after(events).status == "rolled_back" and self.spec.abort is None:
+            return attempt + 1, []
+        return attempt, events
+
+    def _write(self, what: Any, *, summary: str, **facts: Any) -> None:
+        event = RolloutEvent(number=self.state.events + 1, what=what, at=_now(), **facts)
+        self.ledger.record(
+            LedgerEntry(
+                kind=EntryKind.ROLLOUT,
+                key=f"{self.spec.name}|{self.new.model_version}|{self.attempt}|{event.number}",
+                model_name=self.model_name,
+                window=None,
+                subject=self.new.model_version,
+                summary=summary,
+                payload={
+                    "rollout": self.spec.name,
+                    "attempt": self.attempt,
+                    "strategy": self.spec.plan.strategy,
+                    "endpoint": self.endpoint.server.url,
+                    "event": to_dict(event),
+                },
+                actor=self.spec.actor,
+                recorded_at=event.at,
+            )
+        )
+        self.events.append(event)
+        log.info("%s", summary)
+
+
+def _now() -> datetime:
+    """Give the time: a rollout is an experiment on live traffic, which can't be run for another day."""
+    return datetime.now(UTC)
