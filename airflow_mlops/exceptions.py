@@ -65,6 +65,10 @@ class PromotionRejectedError(GateFailedError):
     """The challenger did not earn the champion's place."""
 
 
+class RolloutRejectedError(GateFailedError):
+    """The new version did worse than the one that served, or nothing could be told; that one serves again."""
+
+
 class PromotionConflictError(MLOpsError):
     """Somebody else moved the alias first; the message says who and to which version."""
 

@@ -26,7 +26,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [_modules("operators", _OPERATORS)],
         "sensors": [_modules("sensors", _SENSORS)],
         "hooks": [_modules("hooks", ("bentoml", "ledger", "mlflow", "signing"))],
-        "triggers": [_modules("triggers", ("poll",))],
+        "triggers": [_modules("triggers", ("poll", "rollout"))],
         "connection-types": [_mlflow(), _bentoml(), _ledger(), _signing()],
         "notifications": ["airflow_mlops.notifiers.incidents.IncidentNotifier"],
         "extra-links": [f"airflow_mlops.links.{name}" for name in _LINKS],

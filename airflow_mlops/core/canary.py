@@ -1,10 +1,10 @@
 """Canary analysis: whether a new version does worse than the stable one, from what both did in the same minutes.
 
 Which version answers a request is drawn by lot, so the two are compared as in a randomized trial: what happened in those minutes
-(a slow disk, a burst of requests) happened to both. Every test is one-sided, "worse by more than is tolerated", and counts only
-when the difference matters *and* is beyond chance. The chance of stopping an equal version by any test in any look of a whole
-rollout is bounded by one figure, which is divided evenly (Bonferroni, "Il calcolo delle assicurazioni", 1935): nothing is assumed of
-how the tests depend on each other.
+(a slow disk, a burst of requests) happened to both. Every test is one-sided and asks for a difference beyond what is tolerated: a version that is exactly as bad as is
+tolerated is stopped by chance alone. The probability that any test in any look of a whole rollout does so is bounded by one figure,
+which is divided evenly (Bonferroni, "Il calcolo delle assicurazioni", 1935): nothing is assumed of how the tests depend on each
+other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ METRICS = ("errors", "latency", "slowest", "answers", "quality")
 #: A mirror answers in what time the traffic leaves it: only one that takes so much longer, as a share, is slow.
 MIRROR_LATENCY = 1.0
 
-#: ``worse``: beyond what is tolerated, and beyond chance. ``no data``: too little to tell, which is never a pass.
+#: ``worse``: by more than is tolerated, beyond chance. ``no data``: too little to tell, which is never a pass.
 Judgement = Literal["fine", "worse", "no data"]
 
 
@@ -41,8 +41,8 @@ Judgement = Literal["fine", "worse", "no data"]
 class CanaryPolicy:
     """What is tolerated of a new version.
 
-    :param minimum_requests: of each version; with fewer there is no data.
-    :param significance: probability that a version that is not worse is stopped in a whole rollout, at most.
+    :param minimum_requests: that each version has to answer; with fewer there is no data.
+    :param significance: probability that a version within these tolerances is stopped in a whole rollout, at most.
     :param error_tolerance: how much larger the share of failed requests may be.
     :param latency_tolerance: how much longer a typical request may take, as a share.
     :param slowest_tolerance: how much larger the share of requests may be that take longer than the stable version's slowest
@@ -194,17 +194,17 @@ def _check_split(
 def _compare_errors(
     before: VersionObservations, after: VersionObservations, policy: CanaryPolicy, level: float
 ) -> Finding:
-    """Compare shares of failed requests, by Fisher's exact test: it holds for any number, so it may stop a rollout early.
-
-    Source: Fisher, "Statistical Methods for Research Workers", 5th edition, 1934, section 21.02.
-    """
+    """Compare shares of failed requests; it holds for any number of them, so it may stop a rollout early."""
     if min(before.requests, after.requests) == 0:
-        return _no_data("errors", before.requests, after.requests, policy)
+        return _no_data("errors", before, after, policy)
     shares = before.failed / before.requests, after.failed / after.requests
-    p_value = _more_often(before.failed, before.requests, after.failed, after.requests)
-    worse = shares[1] > shares[0] + policy.error_tolerance and p_value < level
+    p_value = more_often(
+        (before.failed, before.requests), (after.failed, after.requests), tolerance=policy.error_tolerance
+    )
     said = f"{shares[1]:.2%} of the new version's requests failed, {shares[0]:.2%} of the stable one's"
-    return _judged("errors", shares, p_value, said, worse=worse, before=before, after=after, policy=policy)
+    if p_value >= level and not _enough(before, after, policy):
+        return _no_data("errors", before, after, policy)
+    return _judged("errors", shares, p_value, level, said)
 
 
 def _compare_times(
@@ -214,39 +214,40 @@ def _compare_times(
     level: float,
     tolerance: float,
 ) -> Finding:
-    """Compare the time requests take: by Mann and Whitney's test, and Hodges and Lehmann's estimate of the ratio.
+    """Compare the time requests take: by Mann and Whitney's test against the stable version's times made longer by the tolerance.
 
-    Source: Mann and Whitney, Annals of Mathematical Statistics 18, 1947; Hodges and Lehmann, ibid. 34, 1963. The normal
-    approximation with its correction for ties: times are known by cell.
+    Source: Mann and Whitney, Annals of Mathematical Statistics 18, 1947; the ratio is Hodges and Lehmann's estimate, ibid. 34, 1963.
+    The normal approximation with its correction for ties: times are known by cell.
     """
+    if not _enough(before, after, policy):
+        return _no_data("latency", before, after, policy)
     one, other = np.asarray(before.times), np.asarray(after.times)
-    if not len(one) or not len(other):
-        return _no_data("latency", before.requests, after.requests, policy)
-    p_value, ratio = rank_test(one, other)
-    worse = ratio > 1.0 + tolerance and p_value < level
+    longer = round(math.log(1.0 + tolerance) / math.log(TIME_GROWTH))
+    shifted = np.concatenate([np.zeros(longer, dtype=one.dtype), one])
+    p_value, _ = rank_test(shifted, np.concatenate([other, np.zeros(longer, dtype=other.dtype)]))
+    _, ratio = rank_test(one, other)
     medians = time_quantile(before.times, 0.5), time_quantile(after.times, 0.5)
     said = (
         f"a request takes the new version {ratio:.2f} times as long "
         f"(median {1e3 * medians[1]:.3g} ms, stable {1e3 * medians[0]:.3g} ms)"
     )
-    return _judged("latency", medians, p_value, said, worse=worse, before=before, after=after, policy=policy)
+    return _judged("latency", medians, p_value, level, said)
 
 
 def _compare_slowest(
     before: VersionObservations, after: VersionObservations, policy: CanaryPolicy, level: float
 ) -> Finding:
-    """Compare how many requests take longer than the stable version's slowest hundredth, by Fisher's exact test."""
+    """Compare how many requests take longer than the stable version's slowest hundredth."""
+    if not _enough(before, after, policy):
+        return _no_data("slowest", before, after, policy)
     one, other = np.asarray(before.times), np.asarray(after.times)
-    if not len(one) or not len(other):
-        return _no_data("slowest", before.requests, after.requests, policy)
     beyond = int(np.searchsorted(np.cumsum(one), 0.99 * one.sum())) + 1
-    slow = int(one[beyond:].sum()), int(other[beyond:].sum())
-    shares = slow[0] / one.sum(), slow[1] / other.sum()
-    p_value = _more_often(slow[0], int(one.sum()), slow[1], int(other.sum()))
-    worse = shares[1] > shares[0] + policy.slowest_tolerance and p_value < level
+    slow, counts = (int(one[beyond:].sum()), int(other[beyond:].sum())), (int(one.sum()), int(other.sum()))
+    shares = slow[0] / counts[0], slow[1] / counts[1]
+    p_value = more_often((slow[0], counts[0]), (slow[1], counts[1]), tolerance=policy.slowest_tolerance)
     limit = 1e3 * time_quantile(before.times, 0.99)
     said = f"{shares[1]:.1%} of the new version's requests take over {limit:.3g} ms, {shares[0]:.1%} of the stable one's"
-    return _judged("slowest", shares, p_value, said, worse=worse, before=before, after=after, policy=policy)
+    return _judged("slowest", shares, p_value, level, said)
 
 
 def _compare_answers(
@@ -256,32 +257,34 @@ def _compare_answers(
     level: float,
     cells: AnswerCells,
 ) -> Finding:
-    """Compare what is answered: cell by cell, rows of one request counting as one.
+    """Compare what is answered, rows of one request counting as one; the bounds hold for any number.
 
-    Source: Smirnov, Annals of Mathematical Statistics 19, 1948 (numbers); Pearson's test of homogeneity (labels).
+    Source: Massart, "The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality", Annals of Probability 18, 1990 (numbers);
+    Weissman et al., "Inequalities for the L1 deviation of the empirical distribution", HP Laboratories, 2003 (labels).
     """
     if cells.count == 1:
         said = (
             "answers are not compared: the stable version's package does not say how its own were distributed"
         )
         return Finding(metric="answers", judgement="fine", sentence=said)
-    if not before.answers or not after.answers:
-        return _no_data("answers", before.requests, after.requests, policy)
+    if not _enough(before, after, policy):
+        return _no_data("answers", before, after, policy)
     one, other = (np.asarray(side.answers) / sum(side.answers) for side in (before, after))
-    counts = tuple(min(side.requests - side.failed, side.rows) for side in (before, after))
-    if not cells.labels:
-        distance = float(np.abs(np.cumsum(one) - np.cumsum(other)).max())
-        effective = math.sqrt(counts[0] * counts[1] / (counts[0] + counts[1]))
-        p_value = float(stats.kstwobign.sf(effective * distance))
-    else:
+    counts = [min(side.requests - side.failed, side.rows) for side in (before, after)]
+    if cells.labels:
         distance = float(np.abs(one - other).sum() / 2.0)
-        table = np.array([one * counts[0], other * counts[1]])[:, (one + other) > 0.0]
-        p_value = float(stats.chi2_contingency(table, correction=False).pvalue) if table.shape[1] > 1 else 1.0
-    worse = distance > policy.answer_tolerance and p_value < level
-    said = f"the answers of both versions are {distance:.2f} apart"
-    return _judged(
-        "answers", (0.0, distance), p_value, said, worse=worse, before=before, after=after, policy=policy
-    )
+        kinds = 2.0 ** int(((one + other) > 0.0).sum())
+    else:
+        distance = float(np.abs(np.cumsum(one) - np.cumsum(other)).max())
+        kinds = 0.0
+    beyond = max(0.0, distance - policy.answer_tolerance)
+    if kinds:
+        p_value = sum(kinds * math.exp(-count * beyond**2 / 2.0) for count in counts)
+    else:
+        p_value = 2.0 * math.exp(-2.0 * beyond**2 / (counts[0] ** -0.5 + counts[1] ** -0.5) ** 2)
+        p_value *= 2.0
+    said = f"the answers of both versions are {distance:.2f} apart, at most {policy.answer_tolerance:g} is tolerated"
+    return _judged("answers", (0.0, distance), min(1.0, p_value), level, said)
 
 
 def _compare_losses(before: Losses, after: Losses, policy: CanaryPolicy, level: float) -> Finding:
@@ -353,29 +356,52 @@ def rank_test(one: Array, other: Array) -> tuple[float, float]:
     return p_value, float(TIME_GROWTH**median)
 
 
-def _more_often(failed: int, count: int, new_failed: int, new_count: int) -> float:
-    """Give the probability that the new side has so many of all failures, if both fail alike."""
-    return float(stats.hypergeom.sf(new_failed - 1, count + new_count, failed + new_failed, new_count))
+def more_often(stable: tuple[int, int], new: tuple[int, int], *, tolerance: float) -> float:
+    """Give the probability that so many more of the new requests are counted, if their share is larger by the tolerance only.
+
+    The larger of two: Fisher's exact one without any tolerance, which holds for any number of requests, and the one at which
+    Newcombe's interval of the difference begins at the tolerance.
+
+    Source: Fisher, "Statistical Methods for Research Workers", 5th edition, 1934, section 21.02; Newcombe, "Interval estimation for
+    the difference between independent proportions", Statistics in Medicine 17, 1998, method 10.
+
+    :param stable: how many are counted, and of how many.
+    :param new: likewise.
+    """
+    (counted, count), (new_counted, new_count) = stable, new
+    exact = float(stats.hypergeom.sf(new_counted - 1, count + new_count, counted + new_counted, new_count))
+    gap = new_counted / new_count - counted / count
+    if gap <= tolerance:
+        return max(exact, 0.5)
+    low, high = 0.0, 40.0
+    for _ in range(50):  # the level at which the interval begins at the tolerance, by bisection
+        middle = (low + high) / 2.0
+        below = new_counted / new_count - _wilson(new_counted, new_count, -middle)
+        above = _wilson(counted, count, middle) - counted / count
+        low, high = (middle, high) if gap - math.hypot(below, above) > tolerance else (low, middle)
+    return max(exact, float(stats.norm.sf(low)))
+
+
+def _wilson(counted: int, count: int, deviations: float) -> float:
+    """Give an end of Wilson's interval of a share, so many standard deviations off.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
+    """
+    share, square = counted / count, deviations**2
+    spread = math.sqrt(share * (1.0 - share) / count + square / (4.0 * count**2))
+    return (share + square / (2.0 * count) + deviations * spread) / (1.0 + square / count)
+
+
+def _enough(before: VersionObservations, after: VersionObservations, policy: CanaryPolicy) -> bool:
+    return all(side.requests - side.failed >= policy.minimum_requests for side in (before, after))
 
 
 def _judged(
-    metric: str,
-    figures: tuple[float, float],
-    p_value: float,
-    sentence: str,
-    *,
-    worse: bool,
-    before: VersionObservations,
-    after: VersionObservations,
-    policy: CanaryPolicy,
+    metric: str, figures: tuple[float, float], p_value: float, level: float, sentence: str
 ) -> Finding:
-    """Worse is worse with any number of requests; fine is only what was seen often enough."""
-    if not worse and min(before.requests, after.requests) < policy.minimum_requests:
-        return _no_data(metric, before.requests, after.requests, policy)
-    judgement: Judgement = "worse" if worse else "fine"
     return Finding(
         metric=metric,
-        judgement=judgement,
+        judgement="worse" if p_value < level else "fine",
         stable=float(figures[0]),
         new=float(figures[1]),
         p_value=p_value,
@@ -383,10 +409,12 @@ def _judged(
     )
 
 
-def _no_data(metric: str, before: int, after: int, policy: CanaryPolicy) -> Finding:
+def _no_data(
+    metric: str, before: VersionObservations, after: VersionObservations, policy: CanaryPolicy
+) -> Finding:
     return Finding(
         metric=metric,
         judgement="no data",
-        sentence=f"{metric}: {after} requests to the new version and {before} to the stable one, "
-        f"{policy.minimum_requests} each are needed",
+        sentence=f"{metric}: the new version answered {after.requests - after.failed} requests and the stable one "
+        f"{before.requests - before.failed}, {policy.minimum_requests} each are needed",
     )

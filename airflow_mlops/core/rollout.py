@@ -145,6 +145,7 @@ class RolloutEvent:
     :param revision: of the desired state, where one was written.
     :param at: when.
     :param analysis: of a look.
+    :param seconds: that it took to serve what had served before.
     :param reason: a sentence.
     """
 
@@ -154,6 +155,7 @@ class RolloutEvent:
     revision: int | None = None
     at: datetime
     analysis: Analysis | None = None
+    seconds: float | None = None
     reason: str
 
 

@@ -2,44 +2,88 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from airflow.sdk import conf
+
+from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError, RolloutRejectedError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import EndpointLink
-from airflow_mlops.operators.base import StepOperator
+from airflow_mlops.operators.base import StepOperator, actor, part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
 
 class DeployModelOperator(StepOperator):
-    """Make the local BentoML service answer with a version; it is started when it does not run.
+    """Make the local BentoML service answer with a version, at once or step by step; it is started when it does not run.
 
-    The old version answers until the new one is loaded, verified and warm; if that fails, it goes on answering.
+    The old version answers until the new one is loaded, verified and warm; if that fails, it goes on answering. A strategy other than
+    ``recreate`` compares both versions under the same traffic and takes the new one back as soon as it does worse, when the task is
+    killed, and when nobody steers for ``lease_seconds``. A retry after a crash goes on where the rollout was.
     A retraining whose version serves now is closed in the ledger.
 
     :param model_name: registered model. (templated)
-    :param model_version: version number; default the one ``alias`` points at. (templated)
+    :param model_version: version number, or the whole output of a register task; default the one ``alias`` points at. (templated)
     :param alias: see ``model_version``. (templated)
-    :param strategy: ``recreate``: all traffic at once.
+    :param strategy: ``recreate``: all traffic at once. ``blue_green``: at once, with the old version loaded and answering unseen
+        beside it until the new one has proved itself. ``shadow``: the new version answers every request unseen, and is not served at
+        the end. ``canary``: it answers a growing share. ``ab``: it answers the first of ``shares``, always the same callers (header
+        ``x-sticky-key``), and serves at the end if labels show that it is better. (templated)
+    :param shares: of the requests that the new version answers, phase by phase, in ``(0, 1)``. (templated)
+    :param phase_minutes: length of each phase. (templated)
+    :param looks: how often both versions are compared in each phase. (templated)
+    :param patience: for how many times its length a phase is waited for when too few requests come; then the old version stays.
+        (templated)
+    :param tolerances: fields of :class:`~airflow_mlops.core.canary.CanaryPolicy` that differ from its defaults. (templated)
+    :param quality: labels to judge both versions by as they arrive: ``{"labels": dataset or table, "id_column": …, "target": …,
+        "metric": "mae"}``. (templated)
+    :param on_reject: what follows when the new version was taken back: ``fail`` the task, or ``return`` the result, whose ``state``
+        is ``rolled_back``.
+    :param lease_seconds: how long the shares hold when the task is gone. (templated)
     :param timeout_seconds: how long the service may take to answer with the new version. (templated)
+    :param deferrable: wait in the triggerer; default from ``[operators] default_deferrable``.
     """
 
     step = "deploy"
-    needs = frozenset({"mlflow", "bentoml"})
+    needs = frozenset({"mlflow", "bentoml", "ledger"})
     operator_extra_links = (EndpointLink(),)
-    template_fields: Sequence[str] = ("model_name", "model_version", "alias", "timeout_seconds")
+    template_fields: Sequence[str] = (
+        "model_name",
+        "model_version",
+        "alias",
+        "strategy",
+        "shares",
+        "phase_minutes",
+        "looks",
+        "patience",
+        "tolerances",
+        "quality",
+        "lease_seconds",
+        "timeout_seconds",
+    )
 
     def __init__(
         self,
         *,
         model_name: str,
-        model_version: str | None = None,
+        model_version: str | Mapping[str, Any] | None = None,
         alias: str = "champion",
-        strategy: Literal["recreate"] = "recreate",
+        strategy: Literal["recreate", "blue_green", "shadow", "canary", "ab"] | str = "recreate",
+        shares: Sequence[float] | str = (0.05, 0.25, 0.5),
+        phase_minutes: float | str = 10.0,
+        looks: int | str = 2,
+        patience: float | str = 3.0,
+        tolerances: Mapping[str, Any] | None = None,
+        quality: Mapping[str, Any] | None = None,
+        on_reject: Literal["fail", "return"] = "fail",
+        lease_seconds: float | str = 60.0,
         timeout_seconds: float | str = 120.0,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -47,14 +91,44 @@ class DeployModelOperator(StepOperator):
         self.model_version = model_version
         self.alias = alias
         self.strategy = strategy
+        self.shares = shares
+        self.phase_minutes = phase_minutes
+        self.looks = looks
+        self.patience = patience
+        self.tolerances = tolerances
+        self.quality = quality
+        self.on_reject = on_reject
+        self.lease_seconds = lease_seconds
         self.timeout_seconds = timeout_seconds
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Deploy; wait for the end of a rollout, without a worker when deferrable."""
+        return self._carry_on(context, self.build_spec(context))
+
+    def resume(self, context: Context, event: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+        """Go on after a wait."""
+        if event["lease"]:
+            self.log.warning("%s", event["lease"])
+        return self._carry_on(context, spec)
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.deploy.DeploySpec`."""
+        version = part_of(self.model_version, "model_version")
         return {
             "model_name": self.model_name,
-            "model_version": str(self.model_version) if self.model_version else None,
+            "model_version": str(version) if version else None,
             "alias": self.alias,
+            "strategy": self.strategy,
+            "shares": [float(share) for share in _listed(self.shares)],
+            "phase_seconds": 60.0 * float(self.phase_minutes),
+            "looks": int(self.looks),
+            "patience": float(self.patience),
+            "policy": dict(self.tolerances or {}),
+            "quality": dict(self.quality) if self.quality else None,
+            "lease_seconds": float(self.lease_seconds),
+            "rollout": actor(context),
+            "actor": actor(context),
             "timeout_seconds": float(self.timeout_seconds),
         }
 
@@ -63,6 +137,8 @@ class DeployModelOperator(StepOperator):
         from airflow_mlops.ledger import EntryKind
 
         self.note_link(EndpointLink, result["endpoint_url"])
+        if result["serving_version"] != result["model_version"]:
+            return  # the ledger has it all in the rollout's own entries
         self.write_entry(
             context,
             kind=EntryKind.DEPLOYMENT,
@@ -75,6 +151,78 @@ class DeployModelOperator(StepOperator):
             payload=result,
         )
         self._close_retraining(result, context)
+
+    def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Fail when the new version was taken back."""
+        if result["state"] == "rolled_back" and self.on_reject == "fail":
+            raise RolloutRejectedError(
+                f"version {result['model_version']} of {result['model_name']} was taken back, version "
+                f"{result['serving_version']} serves at {result['endpoint_url']}: {result['reason']}",
+                evidence=result,
+            )
+        return result
+
+    def on_kill(self) -> None:
+        """Stop steering: what is under way is rolled back on the way out."""
+        super().on_kill()
+        raise RolloutError("the task was killed")
+
+    # -- rollouts -----------------------------------------------------------------------------------------
+
+    def _carry_on(self, context: Context, spec: dict[str, Any]) -> dict[str, Any]:
+        """Go as far as possible, wait, and go on, until the rollout has ended one way or the other."""
+        from airflow.sdk.exceptions import TaskDeferred
+
+        try:
+            while (result := self._run(spec))["state"] == "waiting":
+                spec = {**spec, "model_version": result["model_version"]}
+                self.log.info("%s; next look in %.0f s", result["reason"], result["wait_seconds"])
+                self._wait(result, spec)
+        except TaskDeferred:
+            raise
+        except BaseException as err:
+            if spec["strategy"] != "recreate":
+                self._run({**spec, "abort": f"{type(err).__name__}: {err}"})
+            raise
+        self.record(result, context)
+        return self.decide(result, context)
+
+    def _run(self, spec: dict[str, Any]) -> dict[str, Any]:
+        return self._runner.run(self.step, spec, self.services())
+
+    def _wait(self, result: dict[str, Any], spec: dict[str, Any]) -> None:
+        """Wait for the next look, and say all the while that somebody steers."""
+        until = datetime.now(UTC) + timedelta(seconds=result["wait_seconds"])
+        if self.deferrable:
+            self._defer(result, spec, until)
+        from airflow_mlops.triggers.rollout import renew_lease
+
+        while (left := (until - datetime.now(UTC)).total_seconds()) > 0.0:
+            try:
+                renew_lease(self.bentoml_conn_id, result["revision"], spec["lease_seconds"])
+            except EndpointUnavailableError as err:  # it may be back before the lease runs out
+                self.log.warning("the lease could not be renewed: %s", err)
+            except ValueError as err:
+                self.log.warning("%s", err)
+                return
+            time.sleep(min(left, spec["lease_seconds"] / 3.0))
+
+    def _defer(self, result: dict[str, Any], spec: dict[str, Any], until: datetime) -> NoReturn:
+        from airflow_mlops.triggers.rollout import RolloutTrigger
+
+        self.defer(
+            trigger=RolloutTrigger(
+                bentoml_conn_id=self.bentoml_conn_id,
+                mlflow_conn_id=self.mlflow_conn_id,
+                ledger_conn_id=self.ledger_conn_id,
+                signing_conn_id=self.signing_conn_id,
+                revision=result["revision"],
+                until=until.isoformat(),
+                spec=spec,
+            ),
+            method_name="resume",
+            kwargs={"spec": spec},
+        )
 
     def _close_retraining(self, result: dict[str, Any], context: Context) -> None:
         """Write the outcome of the retraining that this version was promoted for: it serves."""
@@ -99,3 +247,10 @@ class DeployModelOperator(StepOperator):
                 "reason": promotion.payload["reason"],
             },
         )
+
+
+def _listed(shares: Sequence[float] | str) -> Sequence[float | str]:
+    """Read shares that may have been rendered to text: ``0.1, 0.5`` or ``[0.1, 0.5]``."""
+    if isinstance(shares, str):
+        return [part for part in shares.strip("[]() ").split(",") if part.strip()]
+    return shares

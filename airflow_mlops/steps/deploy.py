@@ -73,6 +73,7 @@ class DeployResult:
     :param serving_version: the version that answers, or answers most safely while a rollout is under way.
     :param state: ``serving``: it is through. ``waiting``: a rollout is under way. ``rolled_back``: what served before serves.
     :param wait_seconds: until one has to look again; ``None`` when it has ended.
+    :param restore_seconds: that it took to serve what had served before, where it was rolled back.
     :param reason: what decided, a sentence.
     """
 
@@ -88,6 +89,7 @@ class DeployResult:
     strategy: Strategy = "recreate"
     state: Literal["serving", "waiting", "rolled_back"] = "serving"
     wait_seconds: float | None = None
+    restore_seconds: float | None = None
     reason: str = ""
 
 
@@ -184,6 +186,7 @@ def _roll_out(
         strategy=spec.strategy,
         state="rolled_back" if status == "rolled_back" else "serving" if status == "finished" else "waiting",
         wait_seconds=progress.wait_seconds,
+        restore_seconds=progress.restore_seconds,
         reason=progress.state.reason,
     )
 

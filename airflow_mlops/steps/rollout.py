@@ -84,12 +84,14 @@ class Progress(NamedTuple):
     :param wait_seconds: until the next look; ``None`` when it has ended.
     :param desired: what is to be served.
     :param started: whether the service had to be started.
+    :param restore_seconds: that it took to serve what had served before, where it was rolled back.
     """
 
     state: RolloutState
     wait_seconds: float | None
     desired: DesiredState
     started: bool
+    restore_seconds: float | None = None
 
 
 class Rollout:
@@ -167,7 +169,7 @@ class Rollout:
                 return self._finish(action.reason, self._desired())
             if action.what == "roll_back":
                 self._roll_back(action.reason)
-            return Progress(self.state, None, self._desired(), self.started)
+            return self._ended()
 
     # -- what is done -------------------------------------------------------------------------------------
 
@@ -265,6 +267,7 @@ class Rollout:
             "rolled_back",
             phase=self.state.phase,
             revision=desired.revision,
+            seconds=seconds,
             reason=reason,
             summary=f"rollout of {self.model_name} version {self.new.model_version} was rolled back; version "
             f"{stable.model_version} serves again after {seconds:.1f} s: {reason}",
@@ -273,7 +276,11 @@ class Rollout:
     def _abort(self, current: DesiredState | None, reason: str) -> Progress:
         if current is not None and current.rollout == self.spec.name:
             self._roll_back(reason)
-        return Progress(self.state, None, self._desired(), started=False)
+        return self._ended()
+
+    def _ended(self) -> Progress:
+        seconds = self.events[-1].seconds if self.events else None
+        return Progress(self.state, None, self._desired(), self.started, seconds)
 
     # -- what is known ------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ def test_discovery_found_everything() -> None:
     assert {cls.__name__ for cls in TASKS} == OPERATORS | SENSORS
     assert {cls.__name__ for cls in FOUND_HOOKS} == HOOKS
     assert {cls.__name__ for cls in FOUND_NOTIFIERS} == NOTIFIERS
-    assert {cls.__name__ for cls in FOUND_TRIGGERS} == {"PollTrigger"}
+    assert {cls.__name__ for cls in FOUND_TRIGGERS} == {"PollTrigger", "RolloutTrigger"}
     assert {cls.step for cls in TASKS if issubclass(cls, StepOperator)} == set(STEP_MODULES)
 
 

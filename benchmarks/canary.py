@@ -1,0 +1,182 @@
+"""How often a canary is stopped that is as good, and how often one goes through that is worse: simulated rollouts, whole.
+
+Three phases of 5, 25 and 50 % with two looks each, as ``DeployModelOperator`` has them by default. Requests come in bursts, take times
+with a heavy tail that slow stretches of the service make longer for both versions, and fail now and then in stretches for both. Each
+simulation is one rollout with the default policy; nothing is tuned to it.
+
+    python benchmarks/canary.py --simulations 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from airflow_mlops.core.canary import Analysis, CanaryPolicy, Losses, analyze
+from airflow_mlops.core.observations import AnswerCells, Observations, VersionObservations, count_times
+from airflow_mlops.core.rollout import RolloutEvent, action_after, next_action, plan_rollout, state_after
+
+SECONDS = 600.0
+CELLS = AnswerCells(edges=tuple(np.linspace(5.0, 40.0, 41)))
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """How a new version differs.
+
+    :param name: in words.
+    :param failing: share of its requests that fail; the stable version's: one in a thousand.
+    :param slower: its times are longer by this factor.
+    :param stalls: share of its requests that take ten times as long.
+    :param shift: its answers are higher by so many standard deviations.
+    :param loss: its mean loss is larger by this factor; ``None``: no labels come.
+    :param misrouted: share of its requests that go to the stable version instead.
+    """
+
+    name: str
+    failing: float = 0.001
+    slower: float = 1.0
+    stalls: float = 0.0
+    shift: float = 0.0
+    loss: float | None = None
+    misrouted: float = 0.0
+
+
+WORLDS = (
+    World(name="as good"),
+    World(name="as good, with labels", loss=1.0),
+    World(name="25 % slower: just tolerated", slower=1.25),
+    World(name="0.6 % of requests fail: just tolerated", failing=0.006),
+    World(name="answers 0.5 sd higher (tolerated)", shift=0.5),
+    World(name="2 % of requests fail", failing=0.02),
+    World(name="half of the requests fail", failing=0.5),
+    World(name="50 % slower", slower=1.5),
+    World(name="4 % of requests stall", stalls=0.04),
+    World(name="answers 2 sd higher", shift=2.0),
+    World(name="loss 20 % larger", loss=1.2),
+    World(name="a third of its traffic goes elsewhere", misrouted=1 / 3),
+)
+
+
+def main() -> None:
+    """Print how rollouts end, world by world."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--simulations", type=int, default=1_000)
+    parser.add_argument("--rates", type=float, nargs="+", default=[5.0, 20.0], help="requests a second")
+    arguments = parser.parse_args()
+    print("| new version | requests/s | passed | stopped | no data | minutes until stopped (median) |")
+    print("|---|---|---|---|---|---|")
+    for world in WORLDS:
+        for rate in arguments.rates:
+            ends = [
+                roll_out(world, rate, np.random.default_rng(seed)) for seed in range(arguments.simulations)
+            ]
+            shares = [np.mean([end == kind for end, _ in ends]) for kind in ("passed", "stopped", "no data")]
+            minutes = [spent / 60.0 for end, spent in ends if end == "stopped"]
+            median = f"{np.median(minutes):.0f}" if minutes else ""
+            print(
+                f"| {world.name} | {rate:g} | {shares[0]:.1%} | {shares[1]:.1%} | {shares[2]:.1%} | {median} |",
+                flush=True,
+            )
+
+
+def roll_out(world: World, rate: float, random: np.random.Generator) -> tuple[str, float]:
+    """Carry out one rollout; give how it ended, and after how many seconds."""
+    plan, policy = plan_rollout("canary", seconds=SECONDS), CanaryPolicy()
+    now, events = START, []
+    traffic: Traffic | None = None
+
+    def note(what: str, phase: int, analysis: Analysis | None = None) -> None:
+        events.append(
+            RolloutEvent(number=len(events) + 1, what=what, phase=phase, at=now, analysis=analysis, reason="")  # type: ignore[arg-type]
+        )
+
+    while True:
+        state = state_after(events)
+        action = next_action(plan, state, now=now, steered=True)
+        if action.what == "look" and traffic is not None:
+            seen, losses = traffic.until((now - START).total_seconds())
+            analysis = analyze(
+                seen,
+                stable="1",
+                new="2",
+                policy=policy,
+                looks=plan.all_looks,
+                share=plan.phases[state.phase].share,
+                losses=losses if world.loss is not None else None,
+            )
+            action = action_after(plan, state, analysis, now=now)
+            note("looked", state.phase, analysis)
+            if action.what == "roll_back":
+                end = "no data" if analysis.judgement == "no data" else "stopped"
+                return end, (now - START).total_seconds()
+        if action.what == "enter":
+            note("entered", action.phase)
+            share = plan.phases[action.phase].share
+            traffic = Traffic(world, rate, share, (now - START).total_seconds(), random)
+        elif action.what == "wait" and action.until is not None:
+            now = max(action.until, now + timedelta(seconds=1))
+        elif action.what == "finish":
+            return "passed", (now - START).total_seconds()
+
+
+class Traffic:
+    """Requests of one phase, drawn as they are asked for."""
+
+    def __init__(
+        self, world: World, rate: float, share: float, begun: float, random: np.random.Generator
+    ) -> None:
+        self.world, self.rate, self.share, self.random = world, rate, share, random
+        self.begun = self.drawn = begun
+        self.versions = {"1": VersionObservations(), "2": VersionObservations()}
+        self.losses: dict[str, list[np.ndarray]] = {"1": [], "2": []}
+
+    def until(self, at: float) -> tuple[Observations, tuple[Losses, Losses]]:
+        """Give all up to a time."""
+        while self.drawn < at:
+            self._minute(min(60.0, at - self.drawn))
+        losses = tuple(
+            Losses(count=len(values), mean=float(values.mean()), variance=float(values.var(ddof=1)))
+            if len(values := np.concatenate([np.empty(0), *self.losses[name]])) > 1
+            else Losses()
+            for name in ("1", "2")
+        )
+        return Observations(revision=1, cells=CELLS, versions=dict(self.versions)), losses  # type: ignore[return-value]
+
+    def _minute(self, seconds: float) -> None:
+        """Draw a minute: its rate, its slowness and its failures are the same for both versions."""
+        random, world = self.random, self.world
+        self.drawn += seconds
+        count = random.poisson(self.rate * seconds * random.gamma(2.0, 0.5))
+        slow, failing = math.exp(random.normal(0.0, 0.4)), 10.0 if random.random() < 0.05 else 1.0
+        new = random.random(count) < self.share * (1.0 - world.misrouted)
+        for name, asked in (("1", int((~new).sum())), ("2", int(new.sum()))):
+            is_new = name == "2"
+            share = world.failing if is_new else 0.001
+            failed = int((random.random(asked) < min(1.0, share * failing)).sum())
+            answered = asked - failed
+            times = (
+                0.002 * slow * np.exp(random.normal(0.0, 0.6, answered)) * (world.slower if is_new else 1.0)
+            )
+            stall = random.random(answered) < (0.01 + (world.stalls if is_new else 0.0))
+            times = np.where(stall, 10.0 * times, times)
+            answers = random.normal(20.0 + 5.0 * (world.shift if is_new else 0.0), 5.0, answered)
+            self.versions[name] += VersionObservations(
+                requests=asked,
+                failed=failed,
+                rows=answered,
+                times=tuple(count_times(times).tolist()),
+                answers=tuple(CELLS.counts(answers.tolist()).tolist()),
+            )
+            if world.loss is not None:
+                labelled = random.exponential(2.0 * (world.loss if is_new else 1.0), answered)
+                self.losses[name].append(labelled[random.random(answered) < 0.5])
+
+
+if __name__ == "__main__":
+    main()

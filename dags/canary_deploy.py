@@ -1,0 +1,58 @@
+"""### Canary deploy
+
+A new champion is rolled out step by step: it answers 5, 25, then 50 % of the requests, and is compared with the version before it over
+the same minutes: failures, times, answers, and losses as labels come. Whatever goes wrong, the old version answers everything again,
+and the champion alias goes back to it. The task waits without a worker. Who decided what, and why, is in the ledger.
+
+Leave the task `deploy` out of the Dags that promote: this one deploys whatever they make champion.
+
+* **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`).
+* **Variable**: `mlops_data_root`.
+* **In**: asset *trip_fare champion*.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG, Param
+
+from airflow_mlops.assets import model_asset
+from airflow_mlops.operators.deploy import DeployModelOperator
+from airflow_mlops.operators.promotion import RollBackModelOperator
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
+
+MODEL = "trip_fare"
+
+# [START canary_deploy]
+with DAG(
+    dag_id="canary_deploy",
+    doc_md=__doc__,
+    schedule=[model_asset(MODEL)],
+    catchup=False,
+    render_template_as_native_obj=True,  # a number in params stays a number
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
+    params={
+        "shares": Param(
+            [0.05, 0.25, 0.5], type="array", description="Shares of the requests, phase by phase"
+        ),
+        "phase_minutes": Param(10, type="number", exclusiveMinimum=0, description="Length of each phase"),
+    },
+    tags=["mlops", "reference"],
+):
+    deploy = DeployModelOperator(
+        task_id="deploy",
+        model_name=MODEL,
+        strategy="canary",
+        shares="{{ params.shares }}",
+        phase_minutes="{{ params.phase_minutes }}",
+        deferrable=True,
+    )
+    roll_back = RollBackModelOperator(
+        task_id="roll_back",
+        model_name=MODEL,
+        reason="it did not pass its rollout: the version before it serves",
+        trigger_rule="one_failed",
+    )
+
+    deploy >> roll_back
+# [END canary_deploy]
