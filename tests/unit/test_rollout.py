@@ -1,0 +1,439 @@
+"""Rollouts as decisions: the desired state, the routes, the state machine, the comparison of versions."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from airflow_mlops.core.canary import (
+    Analysis,
+    CanaryPolicy,
+    Finding,
+    Losses,
+    analyze,
+    clearly_better,
+    more_often,
+    rank_test,
+)
+from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone
+from airflow_mlops.core.observations import (
+    AnswerCells,
+    Observations,
+    VersionObservations,
+    count_times,
+    merge_observations,
+    time_quantile,
+)
+from airflow_mlops.core.rollout import (
+    MOST_RESTARTS,
+    RolloutEvent,
+    action_after,
+    next_action,
+    phase_state,
+    plan_rollout,
+    state_after,
+)
+from airflow_mlops.exceptions import RolloutError
+from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
+from airflow_mlops.serving.model import ServedModel
+from airflow_mlops.serving.reconciler import LiveVersion, Routes
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+ONE = serve_alone(None, model_name="m", model_version="1", package_digest="sha256:1")
+TWO = ServedVersion(model_version="2", package_digest="sha256:2")
+
+
+def state(*shares: float, **changes: object) -> DesiredState:
+    versions = tuple(
+        ServedVersion(model_version=str(number), package_digest=f"sha256:{number}", share=share)
+        for number, share in enumerate(shares, 1)
+    )
+    return DesiredState(
+        **{"model_name": "m", "versions": versions, "previous_version": None, "revision": 1, **changes}
+    )  # type: ignore[arg-type]
+
+
+def routes(desired: DesiredState) -> Routes:
+    model = ServedModel(manifest=None, predictor=lambda columns: np.zeros(1))  # type: ignore[arg-type]
+    return Routes(
+        desired,
+        {
+            one.model_version: LiveVersion(
+                model_version=one.model_version, package_digest=one.package_digest, model=model
+            )
+            for one in desired.versions
+        },
+    )
+
+
+class TestDesiredState:
+    @pytest.mark.parametrize(
+        ("shares", "changes", "words"),
+        [
+            ((0.5, 0.4), {}, "add up to 1"),
+            ((1.5, -0.5), {}, "must not be negative"),
+            ((), {}, "one at least"),
+            ((1.0,), {"mirror": "9"}, "mirror is version '9'"),
+            ((1.0,), {"model_name": "../m"}, "plain file names"),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(
+        self, shares: tuple[float, ...], changes: dict, words: str
+    ) -> None:
+        with pytest.raises(ValueError, match=words):
+            state(*shares, **changes)
+
+    def test_it_comes_back_as_it_was_written(self) -> None:
+        desired = state(0.75, 0.25, mirror="2", sticky=True, leased=True, rollout="a/b/c")
+        assert DesiredState.from_bytes(desired.to_bytes()) == desired
+
+    def test_the_version_before_is_the_one_that_served_alone(self) -> None:
+        second = serve_alone(ONE, model_name="m", model_version="2", package_digest="sha256:2")
+        assert (second.previous_version, second.revision) == ("1", 2)
+        assert serve_alone(second, model_name="m", model_version="2", package_digest="sha256:2") is second
+        canary = phase_state(
+            second,
+            plan_rollout("canary"),
+            plan_rollout("canary").phases[0],
+            ServedVersion(model_version="3", package_digest="sha256:3"),
+            rollout="r",
+        )
+        back = serve_alone(canary, model_name="m", model_version="2", package_digest="sha256:2")
+        assert (back.previous_version, back.revision) == ("1", 4)
+
+
+class TestRoutes:
+    def test_shares_are_kept(self) -> None:
+        split = routes(state(0.9, 0.1, leased=True))
+        chosen = [split.choose().model_version for _ in range(20_000)]
+        assert chosen.count("2") / len(chosen) == pytest.approx(0.1, abs=0.015)
+
+    @given(small=st.floats(0.01, 0.5), more=st.floats(0.01, 0.45))
+    @settings(max_examples=20)
+    def test_a_share_that_grows_takes_nobody_back(self, small: float, more: float) -> None:
+        before = routes(state(1 - small, small, sticky=True))
+        after = routes(state(1 - small - more, small + more, sticky=True))
+        keys = [f"caller {number}".encode() for number in range(300)]
+        had = {key for key in keys if before.choose(key).model_version == "2"}
+        has = {key for key in keys if after.choose(key).model_version == "2"}
+        assert had <= has
+        assert all(before.choose(key) is before.choose(key) for key in keys)
+
+    def test_the_stable_version_is_what_is_left(self) -> None:
+        desired = state(0.5, 0.5, leased=True, mirror="2")
+        assert {routes(desired.fallback).choose().model_version for _ in range(100)} == {"1"}
+        assert desired.fallback.mirror is None
+
+
+class TestLease:
+    def test_what_ran_out_stays_so(self, tmp_path: Path) -> None:
+        grant_lease(tmp_path, 3, 60.0)
+        renew_lease(tmp_path, 3, 90.0)
+        lease = read_lease(tmp_path)
+        assert lease is not None
+        assert lease.valid
+        with pytest.raises(RolloutError, match="revision 2 is not being rolled out"):
+            renew_lease(tmp_path, 2, 60.0)
+        end_lease(tmp_path, 3)
+        with pytest.raises(RolloutError, match="ran out"):
+            renew_lease(tmp_path, 3, 60.0)
+
+    def test_a_file_that_is_none_is_no_lease(self, tmp_path: Path) -> None:
+        (tmp_path / "lease.json").write_text('{"revision": 1}')
+        assert read_lease(tmp_path) is None
+
+
+class TestPlan:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"strategy": "slowly"}, "strategy 'slowly' is none of"),
+            ({"strategy": "canary", "shares": [0.5, 0.2]}, "each larger than the one before"),
+            ({"strategy": "canary", "shares": [0.5, 1.0]}, "below 1"),
+            ({"strategy": "ab", "shares": []}, "above 0"),
+            ({"strategy": "canary", "looks": 0}, "looks=0"),
+            ({"strategy": "canary", "patience": 0.5}, "patience=0.5"),
+        ],
+    )
+    def test_what_is_no_plan_is_refused(self, arguments: dict, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            plan_rollout(**arguments)
+
+
+def analysis(judgement: str) -> Analysis:
+    return Analysis(judgement=judgement, findings=(), sentence=f"it is {judgement}")  # type: ignore[arg-type]
+
+
+def live(
+    judgements: list[str], *, strategy: str = "canary", kills: list[int] | None = None
+) -> tuple[list[RolloutEvent], str]:
+    """Live through a rollout on a clock of its own; ``kills``: events after which whoever steers is gone for a while."""
+    plan = plan_rollout(strategy, seconds=600.0)  # type: ignore[arg-type]
+    now, events, left, kills = START, [], list(judgements), list(kills or [])
+    steered = True
+
+    def note(what: str, phase: int, found: Analysis | None = None) -> None:
+        events.append(
+            RolloutEvent(
+                number=len(events) + 1,
+                what=what,
+                phase=phase,
+                revision=len(events),
+                at=now,
+                analysis=found,
+                reason=what,
+            )  # type: ignore[arg-type]
+        )
+
+    for _ in range(200):
+        if kills and len(events) >= kills[0]:
+            kills.pop(0)
+            steered, now = False, now + timedelta(seconds=120)
+        current = state_after(events)
+        action = next_action(plan, current, now=now, steered=steered)
+        if action.what == "look":
+            found = analysis(left.pop(0) if left else "fine")
+            action = action_after(plan, current, found, now=now)
+            note("looked", current.phase, found)
+        if action.what == "enter":
+            note("entered", action.phase)
+            steered = True
+        elif action.what == "wait":
+            assert action.until is not None
+            assert action.until >= now
+            now = action.until
+        elif action.what in ("finish", "roll_back"):
+            note("finished" if action.what == "finish" else "rolled_back", current.phase)
+            return events, action.reason
+    raise AssertionError("it never ends")
+
+
+class TestStateMachine:
+    def test_all_fine_goes_through_every_phase(self) -> None:
+        events, _ = live([])
+        assert [event.phase for event in events if event.what == "entered"] == [0, 1, 2]
+        assert [event.what for event in events].count("looked") == 6
+        assert events[-1].what == "finished"
+        assert events[-1].at - START == timedelta(seconds=1800)
+
+    @pytest.mark.parametrize("look", range(6))
+    def test_one_bad_look_ends_it(self, look: int) -> None:
+        events, reason = live(["fine"] * look + ["worse"])
+        assert events[-1].what == "rolled_back"
+        assert [event.what for event in events].count("looked") == look + 1
+        assert reason == "it is worse"
+
+    def test_without_data_it_waits_and_then_fails(self) -> None:
+        events, reason = live(["no data"] * 100)
+        assert events[-1].what == "rolled_back"
+        assert "not enough to judge it by" in reason
+        assert events[-1].at - START == timedelta(seconds=1800)  # three times the phase
+
+    def test_data_that_comes_late_is_looked_at_as_often(self) -> None:
+        events, _ = live(["no data"] * 3)
+        judged = [event for event in events if event.analysis and event.analysis.judgement == "fine"]
+        assert (len(judged), events[-1].what) == (6, "finished")
+
+    @given(
+        st.lists(st.sampled_from(["fine", "fine", "fine", "no data", "worse"]), max_size=12),
+        st.lists(st.integers(1, 14), max_size=4).map(sorted),
+        st.sampled_from(["canary", "shadow", "blue_green", "ab"]),
+    )
+    @settings(max_examples=150)
+    def test_whatever_happens_it_ends(self, judgements: list[str], kills: list[int], strategy: str) -> None:
+        events, _ = live(judgements, strategy=strategy, kills=kills)
+        ended = state_after(events)
+        assert ended.status in {"finished", "rolled_back"}
+        worse = any(event.analysis and event.analysis.judgement == "worse" for event in events)
+        assert (ended.status == "rolled_back") >= worse
+        if ended.status == "finished":
+            # Every phase passed, with as many looks as were planned since it was entered last.
+            plan = plan_rollout(strategy, seconds=600.0)  # type: ignore[arg-type]
+            for phase in range(len(plan.phases)):
+                mine = [
+                    event for event in events if event.phase == phase and event.what in ("entered", "looked")
+                ]
+                last = max(number for number, event in enumerate(mine) if event.what == "entered")
+                told = [e for e in mine[last + 1 :] if e.analysis and e.analysis.judgement == "fine"]
+                assert len(told) == plan.looks
+        assert next_action(plan_rollout(strategy), ended, now=START, steered=True).what == "none"  # type: ignore[arg-type]
+
+    def test_nobody_steers_for_ever(self) -> None:
+        plan = plan_rollout("canary")
+        events = [
+            RolloutEvent(number=number, what="entered", phase=0, revision=number, at=START, reason="")
+            for number in range(1, MOST_RESTARTS + 2)
+        ]
+        assert next_action(plan, state_after(events), now=START, steered=False).what == "roll_back"
+        assert next_action(plan, state_after(events[:-1]), now=START, steered=False).what == "enter"
+
+    def test_events_come_back_from_json(self) -> None:
+        events, _ = live(["no data", "fine", "worse"])
+        again = [from_dict(RolloutEvent, json.loads(json.dumps(to_dict(event)))) for event in events]
+        assert again == events
+
+
+CELLS = AnswerCells(edges=tuple(np.linspace(0.0, 10.0, 11).tolist()))
+
+
+def seen(
+    requests: int, *, failed: int = 0, seconds: float = 0.002, center: float = 5.0, seed: int = 0
+) -> VersionObservations:
+    random = np.random.default_rng(seed)
+    answered = requests - failed
+    return VersionObservations(
+        requests=requests,
+        failed=failed,
+        rows=answered,
+        times=tuple(count_times(seconds * np.exp(random.normal(0.0, 0.5, answered))).tolist()),
+        answers=tuple(CELLS.counts(random.normal(center, 2.0, answered).tolist()).tolist()),
+    )
+
+
+def compare(stable: VersionObservations, new: VersionObservations, **how: object) -> Analysis:
+    both = Observations(revision=1, cells=CELLS, versions={"1": stable, "2": new})
+    asked = {"looks": 6, "policy": CanaryPolicy(), **how}
+    return analyze(both, stable="1", new="2", **asked)  # type: ignore[arg-type]
+
+
+def finding(found: Analysis, metric: str) -> Finding:
+    return next(one for one in found.findings if one.metric == metric)
+
+
+class TestAnalysis:
+    def test_equal_versions_are_fine(self) -> None:
+        found = compare(seen(2000), seen(500, seed=1), share=0.2)
+        assert found.judgement == "fine"
+        assert {one.metric for one in found.findings} == {"split", "errors", "latency", "slowest", "answers"}
+
+    @pytest.mark.parametrize(
+        ("new", "metric", "words"),
+        [
+            (seen(500, failed=25, seed=1), "errors", "5.00% of the new version's requests failed"),
+            (seen(500, seconds=0.005, seed=1), "latency", "times as long"),
+            (seen(500, center=9.0, seed=1), "answers", "apart"),
+            (seen(900, seed=1), "split", "traffic is not split as asked"),
+        ],
+    )
+    def test_what_is_worse_is_named(self, new: VersionObservations, metric: str, words: str) -> None:
+        found = compare(seen(2000), new, share=0.2)
+        assert found.judgement == "worse"
+        assert finding(found, metric).judgement == "worse"
+        assert words in found.sentence
+
+    def test_a_few_that_all_fail_are_enough(self) -> None:
+        assert compare(seen(300), seen(12, failed=12), share=0.04).judgement == "worse"
+
+    def test_a_few_that_are_fine_are_not(self) -> None:
+        found = compare(seen(3000), seen(150, seed=1), share=0.05)
+        assert found.judgement == "no data"
+        assert "200 each are needed" in found.sentence
+
+    def test_one_failure_proves_nothing(self) -> None:
+        assert compare(seen(300), seen(1, failed=1), share=0.01).judgement == "no data"
+
+    def test_only_stalls_are_seen_too(self) -> None:
+        slow = seen(2000, seed=1)
+        times = np.asarray(slow.times)
+        stalls = count_times([0.2] * 200)
+        stalled = VersionObservations(
+            requests=slow.requests + 200,
+            rows=slow.rows + 200,
+            answers=slow.answers,
+            times=tuple((times + stalls).tolist()),
+        )
+        found = compare(seen(2000), stalled)
+        assert finding(compare(seen(2000), stalled, share=0.52), "slowest").judgement == "worse"
+        assert found.judgement == "fine"  # a mirror's slowest are those of the traffic
+
+    def test_labels_decide_an_ab_test(self) -> None:
+        better = compare(
+            seen(900),
+            seen(600, seed=1),
+            losses=(Losses(count=900, mean=2.0, variance=1.0), Losses(count=600, mean=1.5, variance=1.0)),
+        )
+        worse = compare(
+            seen(900),
+            seen(600, seed=1),
+            losses=(Losses(count=900, mean=2.0, variance=1.0), Losses(count=600, mean=2.5, variance=1.0)),
+        )
+        none = compare(
+            seen(900), seen(600, seed=1), losses=(Losses(count=9, mean=2.0, variance=1.0), Losses())
+        )
+        policy = CanaryPolicy()
+        assert (better.judgement, clearly_better(better, policy)) == ("fine", True)
+        assert (worse.judgement, clearly_better(worse, policy)) == ("worse", False)
+        assert (none.judgement, clearly_better(none, policy)) == ("no data", False)
+
+    def test_labels_of_classes(self) -> None:
+        cells = AnswerCells(labels=("no", "yes"))
+        base = seen(1000)
+
+        def with_answers(yes: int) -> VersionObservations:
+            counts = cells.counts(["yes"] * yes + ["no"] * (1000 - yes)).tolist()
+            return VersionObservations(requests=1000, rows=1000, times=base.times, answers=tuple(counts))
+
+        def judge(yes: int) -> str:
+            both = Observations(
+                revision=1, cells=cells, versions={"1": with_answers(200), "2": with_answers(yes)}
+            )
+            return analyze(both, stable="1", new="2", policy=CanaryPolicy(), looks=6).judgement
+
+        assert (judge(250), judge(900)) == ("fine", "worse")
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.005, 300), (0.02, 2000), (0.0, 200)])
+def test_a_share_that_is_just_tolerable_is_seldom_stopped(share: float, count: int) -> None:
+    random = np.random.default_rng(5)
+    tolerance, level, stopped = 0.005, 0.05, 0
+    for _ in range(600):
+        one, other = random.binomial(count, share), random.binomial(count, share + tolerance)
+        stopped += more_often((int(one), count), (int(other), count), tolerance=tolerance) < level
+    assert stopped / 600 <= 0.07
+
+
+def test_the_rank_test_is_scipys() -> None:
+    from scipy import stats
+
+    random = np.random.default_rng(3)
+    one, other = random.lognormal(size=300), 1.1 * random.lognormal(size=200)
+    counts = count_times(0.001 * one), count_times(0.001 * other)
+    cells = [np.repeat(np.arange(len(count)), count) for count in counts]
+    expected = stats.mannwhitneyu(cells[1], cells[0], alternative="greater", use_continuity=False)
+    p_value, ratio = rank_test(*counts)
+    assert p_value == pytest.approx(expected.pvalue, rel=1e-9)
+    assert ratio == pytest.approx(np.median(np.divide.outer(other, one)), rel=0.06)
+
+
+def test_what_workers_saw_adds_up() -> None:
+    parts = [
+        Observations(
+            revision=4,
+            cells=CELLS,
+            versions={"1": seen(300, seed=number), "2": seen(50, failed=3)},
+            shed=number,
+        )
+        for number in range(3)
+    ]
+    whole = merge_observations(parts)
+    assert (whole.of("1").requests, whole.of("2").failed, whole.shed) == (900, 9, 3)
+    assert sum(whole.of("1").times) == 900
+    assert from_dict(Observations, json.loads(json.dumps(to_dict(whole)))) == whole
+    with pytest.raises(ValueError, match="can't be added"):
+        merge_observations([parts[0], Observations(revision=5)])
+
+
+def test_times_have_cells_of_five_percent() -> None:
+    times = [0.0001, 0.0123, 7.0, 0.0]
+    counts = count_times(times)
+    assert counts.sum() == 4
+    for share, value in ((0.5, 0.0001), (0.75, 0.0123), (1.0, 7.0)):
+        assert value <= time_quantile(counts.tolist(), share) <= value * 1.06
+    with pytest.raises(ValueError, match="no request"):
+        time_quantile((), 0.5)
