@@ -106,11 +106,11 @@ class DeployModelOperator(StepOperator):
         """Deploy; wait for the end of a rollout, without a worker when deferrable."""
         return self._carry_on(context, self.build_spec(context))
 
-    def resume(self, context: Context, event: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
-        """Go on after a wait."""
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on after a wait, with the version that the alias pointed at when the rollout began."""
         if event["lease"]:
             self.log.warning("%s", event["lease"])
-        return self._carry_on(context, spec)
+        return self._carry_on(context, {**self.build_spec(context), "model_version": event["model_version"]})
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.deploy.DeploySpec`."""
@@ -221,7 +221,6 @@ class DeployModelOperator(StepOperator):
                 spec=spec,
             ),
             method_name="resume",
-            kwargs={"spec": spec},
         )
 
     def _close_retraining(self, result: dict[str, Any], context: Context) -> None:

@@ -29,6 +29,8 @@ def test_they_parse_and_explain_themselves() -> None:
         "score_batch",
         "tune_and_train",
         "promote_with_approval",
+        "canary_deploy",
+        "rollback_drill",
     }
     for dag in bag.dags.values():
         assert dag.doc_md.startswith("### ")
