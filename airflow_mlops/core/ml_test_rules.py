@@ -293,6 +293,17 @@ def _debuggable(facts: ModelFacts, policy: ScorePolicy) -> Finding:
 
 
 def _canaried(facts: ModelFacts, policy: ScorePolicy) -> Finding:
+    """A whole point for a version that has passed a rollout under traffic, by a Dag, before it answered everything."""
+    mine = [fact for fact in facts.of("rollout") if facts.champion and fact.subject == facts.champion]
+    passed = [fact for fact in mine if fact.payload["event"]["what"] == "finished" and fact.of_a_dag]
+    looked = [fact for fact in mine if fact.payload["event"]["what"] == "looked"]
+    if passed and looked:
+        return Finding(
+            points=1.0,
+            sentence=f"version {facts.champion} was compared with the one before it under the same traffic "
+            f"({passed[0].payload['strategy']}), and passed on {passed[0].at:%Y-%m-%d}",
+            evidence=(note(looked[0]), note(passed[0])),
+        )
     tried = [fact for fact in facts.of("deployment") if facts.champion and fact.subject == facts.champion]
     if not tried:
         return Finding(points=0.0, sentence="no deployment of the champion is known")

@@ -134,8 +134,7 @@ TESTS = (
     _person(
         "infra-6",
         "Models are tested via a canary process before they enter production serving",
-        "DeployModelOperator tries a new version on known rows before any traffic, which is half of it; where a canary takes a "
-        "share of the traffic, ",
+        "deploy with strategy='canary' (DeployModelOperator); where another canary takes a share of the traffic, ",
     ),
     MLTest(
         test_id="infra-7",

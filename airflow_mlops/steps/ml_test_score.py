@@ -33,6 +33,7 @@ _OF_THE_MODEL = (
     EntryKind.REGISTRATION,
     EntryKind.PROMOTION,
     EntryKind.ROLLBACK,
+    EntryKind.ROLLOUT,
     EntryKind.DEPLOYMENT,
     EntryKind.DRIFT_CHECK,
     EntryKind.PERFORMANCE_CHECK,
@@ -40,7 +41,7 @@ _OF_THE_MODEL = (
     EntryKind.RETRAINING_DECISION,
     EntryKind.ATTESTATION,
 )
-_OF_A_VERSION = (EntryKind.REGISTRATION, EntryKind.PROMOTION, EntryKind.DEPLOYMENT)
+_OF_A_VERSION = (EntryKind.REGISTRATION, EntryKind.PROMOTION, EntryKind.ROLLOUT, EntryKind.DEPLOYMENT)
 _OF_A_RUN = (EntryKind.TRAINING, EntryKind.EVALUATION, EntryKind.EXPLANATION)
 _OF_WINDOWS = {
     EntryKind.DRIFT_CHECK,

@@ -610,6 +610,16 @@ def test_a_deployment_that_is_tried_first_is_half_a_canary(world: World) -> None
     assert world.points()["infra-6"].points == 0.5
 
 
+def test_a_rollout_that_was_passed_under_traffic_is_a_canary(world: World) -> None:
+    world.write(EntryKind.DEPLOYMENT, {}, subject="2")
+    for what in ("entered", "looked"):
+        world.write(EntryKind.ROLLOUT, {"strategy": "canary", "event": {"what": what}}, subject="2")
+    assert world.points()["infra-6"].points == 0.5
+    world.write(EntryKind.ROLLOUT, {"strategy": "canary", "event": {"what": "finished"}}, subject="2")
+    assert world.points()["infra-6"].points == 1.0
+    assert "(canary), and passed on" in world.points()["infra-6"].sentence
+
+
 @pytest.mark.parametrize("side", ["tables", "requests"])
 def test_one_side_of_the_invariants_is_half(world: World, side: str) -> None:
     world.train("run-2")
