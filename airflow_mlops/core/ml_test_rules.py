@@ -293,7 +293,7 @@ def _debuggable(facts: ModelFacts, policy: ScorePolicy) -> Finding:
 
 
 def _canaried(facts: ModelFacts, policy: ScorePolicy) -> Finding:
-    """A whole point for a version that has passed a rollout under traffic, by a Dag, before it answered everything."""
+    """Give a whole point for a version that has passed a rollout under traffic, by a Dag, before it answered everything."""
     mine = [fact for fact in facts.of("rollout") if facts.champion and fact.subject == facts.champion]
     passed = [fact for fact in mine if fact.payload["event"]["what"] == "finished" and fact.of_a_dag]
     looked = [fact for fact in mine if fact.payload["event"]["what"] == "looked"]
