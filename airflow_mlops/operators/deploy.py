@@ -107,10 +107,10 @@ class DeployModelOperator(StepOperator):
         return self._carry_on(context, self.build_spec(context))
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Go on after a wait, with the version that the alias pointed at when the rollout began."""
+        """Go on after a wait."""
         if event["lease"]:
             self.log.warning("%s", event["lease"])
-        return self._carry_on(context, {**self.build_spec(context), "model_version": event["model_version"]})
+        return self._carry_on(context, event["spec"])
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.deploy.DeploySpec`."""
@@ -173,19 +173,33 @@ class DeployModelOperator(StepOperator):
         """Go as far as possible, wait, and go on, until the rollout has ended one way or the other."""
         from airflow.sdk.exceptions import TaskDeferred
 
+        before: dict[str, Any] | None = None
         try:
             while (result := self._run(spec))["state"] == "waiting":
-                spec = {**spec, "model_version": result["model_version"]}
+                before = result
+                # The version of now, whatever happens to the alias; with its digest no step needs MLflow any more.
+                spec = spec | {name: result[name] for name in ("model_version", "package_digest")}
                 self.log.info("%s; next look in %.0f s", result["reason"], result["wait_seconds"])
                 self._wait(result, spec)
         except TaskDeferred:
             raise
         except BaseException as err:
             if spec["strategy"] != "recreate":
-                self._run({**spec, "abort": f"{type(err).__name__}: {err}"})
+                self._take_back(spec, before, f"{type(err).__name__}: {err}")
             raise
         self.record(result, context)
         return self.decide(result, context)
+
+    def _take_back(self, spec: dict[str, Any], before: dict[str, Any] | None, reason: str) -> None:
+        """Let the old version serve, and write down why; at least the former."""
+        from airflow_mlops.triggers.rollout import renew_lease
+
+        try:
+            self._run({**spec, "abort": reason})
+        except Exception:
+            self.log.exception("the rollout could not be taken back in order: its lease is ended")
+            if before is not None:
+                renew_lease(self.bentoml_conn_id, before["revision"], 0.0)
 
     def _run(self, spec: dict[str, Any]) -> dict[str, Any]:
         return self._runner.run(self.step, spec, self.services())

@@ -23,7 +23,6 @@ from airflow_mlops.steps.rollout import QualitySpec, Rollout, RolloutSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_mlops.integrations.mlflow import RegisteredVersion
     from airflow_mlops.services import Services
 
 
@@ -34,6 +33,7 @@ class DeploySpec:
     :param model_name: registered model.
     :param model_version: version number; ``None`` takes the one ``alias`` points at.
     :param alias: see ``model_version``.
+    :param package_digest: of the version, where it is known: a rollout that is under way needs no MLflow then.
     :param strategy: see :func:`~airflow_mlops.core.rollout.plan_rollout`, as the next four.
     :param shares: of the phases.
     :param phase_seconds: of each phase.
@@ -51,6 +51,7 @@ class DeploySpec:
     model_name: str
     model_version: str | None = None
     alias: str = "champion"
+    package_digest: str | None = None
     strategy: Strategy = "recreate"
     shares: tuple[float, ...] = (0.05, 0.25, 0.5)
     phase_seconds: float = 600.0
@@ -99,33 +100,42 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
     :raises RolloutError: the new version did not come up, or another rollout is under way; says what serves now.
     :raises ModelVersionNotFoundError: no such version or alias.
     """
+    endpoint = _endpoint(spec, services)
+    with tempfile.TemporaryDirectory() as temporary:
+
+        def fetch() -> Path:
+            registry = Registry.connect(services)
+            return registry.download_version(
+                registry.version(spec.model_name, new.model_version), Path(temporary)
+            )
+
+        new = _version(spec, services)
+        if spec.strategy != "recreate":
+            return _roll_out(spec, services, endpoint, new, fetch)
+        deployment = deploy_package(endpoint, fetch(), spec.model_name, new)
+    return DeployResult(
+        model_name=spec.model_name,
+        model_version=new.model_version,
+        serving_version=new.model_version,
+        previous_version=deployment.previous_version,
+        endpoint_url=endpoint.server.url,
+        package_digest=new.package_digest,
+        revision=deployment.revision,
+        seconds=deployment.seconds,
+        started=deployment.started,
+    )
+
+
+def _version(spec: DeploySpec, services: Services) -> ServedVersion:
+    if spec.model_version and spec.package_digest:
+        return ServedVersion(model_version=spec.model_version, package_digest=spec.package_digest)
     registry = Registry.connect(services)
     version = (
         registry.version(spec.model_name, spec.model_version)
         if spec.model_version
         else registry.version_by_alias(spec.model_name, spec.alias)
     )
-    endpoint = _endpoint(spec, services)
-    served = ServedVersion(model_version=version.model_version, package_digest=version.package_digest)
-    with tempfile.TemporaryDirectory() as temporary:
-
-        def fetch() -> Path:
-            return registry.download_version(version, Path(temporary))
-
-        if spec.strategy != "recreate":
-            return _roll_out(spec, services, endpoint, version, served, fetch)
-        deployment = deploy_package(endpoint, fetch(), version.model_name, served)
-    return DeployResult(
-        model_name=version.model_name,
-        model_version=version.model_version,
-        serving_version=version.model_version,
-        previous_version=deployment.previous_version,
-        endpoint_url=endpoint.server.url,
-        package_digest=version.package_digest,
-        revision=deployment.revision,
-        seconds=deployment.seconds,
-        started=deployment.started,
-    )
+    return ServedVersion(model_version=version.model_version, package_digest=version.package_digest)
 
 
 def _endpoint(spec: DeploySpec, services: Services) -> LocalEndpoint:
@@ -148,8 +158,7 @@ def _roll_out(
     spec: DeploySpec,
     services: Services,
     endpoint: LocalEndpoint,
-    version: RegisteredVersion,
-    served: ServedVersion,
+    new: ServedVersion,
     fetch: Callable[[], Path],
 ) -> DeployResult:
     started = time.monotonic()
@@ -161,7 +170,7 @@ def _roll_out(
         patience=spec.patience,
     )
     how = RolloutSpec(
-        name=spec.rollout or f"{version.model_name}/{version.model_version}",
+        name=spec.rollout or f"{spec.model_name}/{new.model_version}",
         plan=plan,
         policy=spec.policy,
         quality=spec.quality,
@@ -170,16 +179,16 @@ def _roll_out(
         abort=spec.abort,
     )
     with Ledger.open(services.require("ledger_url")) as ledger:
-        rollout = Rollout(how, endpoint, ledger, model_name=version.model_name, new=served, fetch=fetch)
+        rollout = Rollout(how, endpoint, ledger, model_name=spec.model_name, new=new, fetch=fetch)
         progress = rollout.advance()
     desired, status = progress.desired, progress.state.status
     return DeployResult(
-        model_name=version.model_name,
-        model_version=version.model_version,
+        model_name=spec.model_name,
+        model_version=new.model_version,
         serving_version=desired.stable.model_version,
         previous_version=desired.previous_version,
         endpoint_url=endpoint.server.url,
-        package_digest=version.package_digest,
+        package_digest=new.package_digest,
         revision=desired.revision,
         seconds=time.monotonic() - started,
         started=progress.started,

@@ -66,10 +66,10 @@ class RolloutTrigger(BaseTrigger):
             except TransientError as err:  # the service may be back before the lease runs out
                 logger.warning("the lease could not be renewed: %s", err)
             except ValueError as err:
-                yield TriggerEvent({"lease": str(err), "model_version": self.spec["model_version"]})
+                yield TriggerEvent({"lease": str(err), "spec": self.spec})
                 return
             await asyncio.sleep(min(left, seconds / 3.0))
-        yield TriggerEvent({"lease": None, "model_version": self.spec["model_version"]})
+        yield TriggerEvent({"lease": None, "spec": self.spec})
 
     async def on_kill(self) -> None:
         """Let the stable version answer everything at once, then write down why."""

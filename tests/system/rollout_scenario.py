@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk import DAG
 
 from airflow_mlops.demo import stream
 from airflow_mlops.hooks.services import services_from_connections
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
 from airflow_mlops.ledger import EntryKind, Ledger
+from airflow_mlops.operators.deploy import DeployModelOperator
 from airflow_mlops.steps.base import run_step
 
 DATA = Path(os.environ["AIRFLOW_VAR_MLOPS_DATA_ROOT"])
@@ -91,6 +98,7 @@ def main() -> None:
             states["drill"] = test(
                 dags["rollback_drill"], datetime(2018, 9, 3, tzinfo=UTC), phase_minutes=0.08, traffic=False
             )
+        killed = kill_in_the_middle()
         with EndpointClient(f"http://127.0.0.1:{SERVING['port']}") as client:
             serving = client.ready()
     finally:
@@ -105,11 +113,49 @@ def main() -> None:
         "states": states,
         "champions": champions,
         "rollout": told,
+        "killed": killed,
         "serving": serving["versions"],
         "failures": traffic.failures + drilled.failures,
         "answered": [traffic.answered, drilled.answered],
     }
     sys.stdout.write("\n" + json.dumps(result) + "\n")
+
+
+def kill_in_the_middle() -> list[str]:
+    """Roll out a version in a process of its own, ask that to end as Airflow does, and give what the ledger says of it."""
+    rollout = subprocess.Popen(
+        [sys.executable, __file__, "roll-out"], stdout=subprocess.DEVNULL, stderr=sys.stderr
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (told := rollouts_of("dag/killed/deploy")):
+        time.sleep(0.1)
+    rollout.send_signal(signal.SIGTERM)
+    return [
+        *told,
+        f"exit {int(rollout.wait(timeout=30) != 0)}",
+        *rollouts_of("dag/killed/deploy")[len(told) :],
+    ]
+
+
+def rollouts_of(name: str) -> list[str]:
+    with Ledger.open(LEDGER) as ledger:
+        entries = ledger.entries(kind=EntryKind.ROLLOUT, newest_first=False)
+    return [
+        f"{entry.payload['event']['what']}: {entry.payload['event']['reason']}"
+        for entry in entries
+        if entry.payload["rollout"] == name
+    ]
+
+
+def roll_out() -> None:
+    """Run the operator as a task does, with Airflow's handler of SIGTERM."""
+    with DAG("dag", schedule=None):
+        deploy = DeployModelOperator(
+            task_id="deploy", model_name=MODEL, model_version="1", strategy="canary", shares=[0.5]
+        )
+    context: Any = {"ti": SimpleNamespace(dag_id="dag", run_id="killed", task_id="deploy")}
+    signal.signal(signal.SIGTERM, lambda *_: deploy.on_kill())
+    deploy._carry_on(context, deploy.build_spec(context))
 
 
 def register(estimator: str, params: dict) -> str:
@@ -161,4 +207,4 @@ def test(dag: object, when: datetime, **conf: object) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    roll_out() if sys.argv[1:] == ["roll-out"] else main()

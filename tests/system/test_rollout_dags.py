@@ -69,9 +69,17 @@ def test_a_bad_one_is_taken_back_and_so_is_the_alias(outcome: dict) -> None:
 
 def test_the_drill_proves_it(outcome: dict) -> None:
     assert set(outcome["states"]["drill"].values()) == {"success"}, outcome["output"]
-    last = outcome["rollout"][-1]
+    last = [event for event in outcome["rollout"] if event[1] == "4"][-1]
     assert last[0] == "rolled_back"
     assert "serves again after" in last[2]
+
+
+def test_a_task_that_is_killed_takes_its_rollout_back(outcome: dict) -> None:
+    begun, ended, back = outcome["killed"]
+    assert (begun, ended) == ("entered: the rollout begins", "exit 1")
+    assert back == "rolled_back: the rollout ended early: RolloutError: the task was killed" or back == (
+        "rolled_back: RolloutError: the task was killed"
+    )
 
 
 def test_no_request_failed(outcome: dict) -> None:
