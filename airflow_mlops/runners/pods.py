@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import (
-    PodLaunchFailedException,
-    generic_api_retry,
-)
+from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import generic_api_retry
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from airflow.providers.cncf.kubernetes.utils.container import get_container_status
-from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeoutException
+from airflow.providers.cncf.kubernetes.utils.pod_manager import (
+    PodLaunchTimeoutException,
+    PodNotFoundException,
+    detect_pod_terminate_early_issues,
+)
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import TaskDeferred
 
@@ -108,6 +109,8 @@ class StepPodOperator(KubernetesPodOperator):
         #: The pod as it was before it was deleted, and the end of its log.
         self.last_seen: Any = None
         self.last_lines = ""
+        #: What the trigger says of a pod that did not start or end in time.
+        self.too_late: str | None = None
 
     def get_or_create_pod(self, pod_request_obj: Any, context: Any) -> Any:
         """Go on with the pod of an earlier attempt or start one, and give it its secret."""
@@ -256,6 +259,7 @@ def run(operator: StepPodOperator) -> dict[str, Any]:
 
 def resume(operator: StepPodOperator, event: dict[str, Any]) -> dict[str, Any]:
     """Go on with the deferred task."""
+    operator.too_late = event["message"] if event["status"] == "timeout" else None
     return _outcome(operator, operator.trigger_reentry, get_current_context(), event)
 
 
@@ -280,15 +284,18 @@ def _outcome(operator: StepPodOperator, work: Callable[..., Any], *args: Any) ->
 
 def _explained(operator: StepPodOperator, problem: Exception | None) -> Exception:
     """Find the reason there is no result, and say what to do about it."""
+    stuck = detect_pod_terminate_early_issues(operator.last_seen) if operator.last_seen else None
+    if stuck is not None:
+        why = " ".join(stuck.split())
+        return ValueError(
+            f"image {operator.image_name!r} of step {operator.step!r} can't be started: {why}; give an image that the "
+            "cluster can pull, and ResourceSpec(pull_secrets=...) if its registry asks who is there"
+        )
+    if operator.too_late is not None:
+        return TransientError(f"the pod of step {operator.step!r} was not done in time: {operator.too_late}")
     for err in _chain(problem):
         if isinstance(err, ConnectionConfigError | TransientError):
             return err
-        if isinstance(err, PodLaunchFailedException):
-            why = " ".join(str(err).split())
-            return ValueError(
-                f"image {operator.image_name!r} of step {operator.step!r} can't be started: {why}; give an image that the "
-                "cluster can pull, and ResourceSpec(pull_secrets=...) if its registry asks who is there"
-            )
         if isinstance(err, PodLaunchTimeoutException):
             return TransientError(
                 f"the pod of step {operator.step!r} did not start: {err} Ask for less in ResourceSpec, or wait longer "
@@ -321,10 +328,10 @@ def _refusal(operator: StepPodOperator, err: BaseException) -> Exception | None:
         return ConnectionConfigError(
             f"a rule of the namespace refuses the pod of step {operator.step!r}: {said}"
         )
-    if err.status == 404 and operator.pod is None:
+    if err.status == 404 and said.startswith("namespaces "):
         return ConnectionConfigError(f"{said}: name one that is there, in the runner or the connection")
     if err.status == 404:
-        return TransientError(f"the pod of step {operator.step!r} was deleted before it had a result: {said}")
+        return _deleted(operator)
     if err.status in (400, 422):
         return ValueError(f"the cluster refuses the pod of step {operator.step!r}: {said}")
     return TransientError(f"the cluster of {operator.kubernetes_conn_id!r} failed: {said}")
@@ -332,6 +339,10 @@ def _refusal(operator: StepPodOperator, err: BaseException) -> Exception | None:
 
 def _ended(operator: StepPodOperator, problem: Exception | None) -> Exception:
     """Say how a pod ended that gave no result."""
+    if operator.last_seen is None and (problem is None or isinstance(problem, PodNotFoundException)):
+        return _deleted(operator)
+    if operator.last_seen is not None and operator.last_seen.metadata.deletion_timestamp is not None:
+        return _deleted(operator)
     status = getattr(operator.last_seen, "status", None)
     reason = getattr(status, "reason", None)
     if status is not None and reason in _TAKEN_AWAY:
@@ -348,6 +359,12 @@ def _ended(operator: StepPodOperator, problem: Exception | None) -> Exception:
     elif problem is not None:
         how = f"has no result: {problem}"
     return RuntimeError(f"{_named(operator)} {how}:\n{operator.last_lines}")
+
+
+def _deleted(operator: StepPodOperator) -> Exception:
+    return TransientError(
+        f"{_named(operator)} was deleted before it had a result; drained node, or somebody?"
+    )
 
 
 def _told(operator: StepPodOperator) -> str:

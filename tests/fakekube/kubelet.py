@@ -100,6 +100,8 @@ class Kubelet:
     def __init__(self, store: Store, folder: Path, images: Mapping[str, Mapping[str, str]]) -> None:
         self.store, self.folder, self.images = store, folder, images
         self.containers: dict[tuple[str, str], Container] = {}
+        #: How long it takes to get an image.
+        self.pull_seconds = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, pod: Object) -> None:
@@ -160,6 +162,9 @@ class Kubelet:
             self._event(pod, "Failed", f'Failed to pull image "{one["image"]}"')
         if missing:
             self._tell(pod)
+            return
+        await asyncio.sleep(self.pull_seconds)
+        if "deletionTimestamp" in meta:
             return
         volumes = await self._volumes(pod)
         if volumes is None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
+import os
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -11,20 +16,26 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import polars as pl
 import pytest
 import yaml
+from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.execution_time.context import set_current_context
 
 from airflow_mlops.exceptions import ConnectionConfigError, DatasetNotFoundError, TransientError
+from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.runners.in_process import InProcessRunner
 from airflow_mlops.runners.kubernetes import RIGHTS, KubernetesRunner, ResourceSpec
 from airflow_mlops.services import Services
 from tests.conftest import REPOSITORY
 from tests.fakekube.kubelet import PATH, why_not
 from tests.fakekube.server import FakeKube, fake_kube
+
+if TYPE_CHECKING:
+    from airflow.triggers.base import BaseTrigger
 
 pytestmark = [
     pytest.mark.integration,
@@ -40,14 +51,12 @@ SIDECAR = "alpine:3.24.2"
 CANARY = "a-password-that-must-not-be-seen"
 SERVICES = Services(tracking_uri="http://127.0.0.1:1", tracking_password=CANARY)
 
-IMAGES = {
-    IMAGE: {
-        "PATH": f"{Path(sys.executable).parent}:{PATH}",
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-    },
-    SIDECAR: {},
+OURS = {
+    "PATH": f"{Path(sys.executable).parent}:{PATH}",
+    "PYTHONPATH": str(REPOSITORY),
+    "OMP_NUM_THREADS": "1",
 }
+IMAGES = {IMAGE: OURS, "registry.example.com/airflow-mlops:0.1.0": OURS, SIDECAR: {}}
 
 
 @pytest.fixture
@@ -88,10 +97,17 @@ def spec(tmp_path: Path) -> dict[str, Any]:
     return {"source": str(tmp_path / "rows.parquet"), "table": str(tmp_path / "table")}
 
 
+class StateStore(dict[str, Any]):
+    """What Airflow keeps of a task from one attempt to the next."""
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+
 class Attempt:
     """One attempt of a task, as far as the runner and the provider look at it."""
 
-    def __init__(self, number: int = 1) -> None:
+    def __init__(self, number: int = 1, store: StateStore | None = None) -> None:
         self.pushed: dict[str, Any] = {}
         ti = SimpleNamespace(
             dag_id="a_dag",
@@ -102,6 +118,7 @@ class Attempt:
             xcom_push=lambda key, value: self.pushed.update({key: value}),
         )
         self.context: Any = {
+            "task_state_store": store,
             "ti": ti,
             "run_id": ti.run_id,
             "dag": SimpleNamespace(),
@@ -246,6 +263,13 @@ def test_a_missing_image_is_named(kube: FakeKube, spec: dict[str, Any]) -> None:
     assert_nothing_left(kube)
 
 
+def test_a_pod_that_does_not_start_may_be_tried_again(kube: FakeKube, spec: dict[str, Any]) -> None:
+    kube.kubelet.pull_seconds = 60.0
+    with pytest.raises(TransientError, match=r"did not start: .*startup_timeout"):
+        Attempt().run(spec, startup_timeout=timedelta(seconds=1))
+    assert_nothing_left(kube)
+
+
 def test_a_pod_that_is_taken_away_may_be_tried_again(
     kube: FakeKube, spec: dict[str, Any], patient: dict[str, str], tmp_path: Path
 ) -> None:
@@ -310,11 +334,12 @@ def test_a_retry_goes_on_with_the_pod_of_a_killed_task(
 def test_a_retry_with_other_work_ends_the_former_pod_first(
     kube: FakeKube, spec: dict[str, Any], patient: dict[str, str], tmp_path: Path
 ) -> None:
-    first = Attempt()
+    store = StateStore()
+    first = Attempt(1, store)
     thread = first.begin(spec, env=patient)
     assert wait_until(lambda: starts(tmp_path))
     (pod,) = kube.pods()
-    assert Attempt(2).run(spec | {"table": str(tmp_path / "other")})["row_count"] == 3
+    assert Attempt(2, store).run(spec | {"table": str(tmp_path / "other")})["row_count"] == 3
     thread.join(timeout=60)
     assert isinstance(first.problem, TransientError)
     assert_nothing_left(kube)
@@ -324,6 +349,96 @@ def test_a_retry_with_other_work_ends_the_former_pod_first(
         if resource == "pods" and how != "MODIFIED"
     ]
     assert came_and_went == [("ADDED", True), ("DELETED", True), ("ADDED", False), ("DELETED", False)]
+
+
+class TestDeferred:
+    """The task waits in the triggerer, and comes back in another process."""
+
+    def defer(self, attempt: Attempt, spec: dict[str, Any], **arguments: Any) -> BaseTrigger:
+        with pytest.raises(TaskDeferred) as deferred:
+            attempt.run(spec, deferrable=True, **arguments)
+        assert deferred.value.method_name == "execute_complete"
+        path, kwargs = deferred.value.trigger.serialize()
+        assert CANARY not in json.dumps(kwargs, default=str)
+        module, _, name = path.rpartition(".")
+        trigger: BaseTrigger = getattr(importlib.import_module(module), name)(**kwargs)
+        return trigger
+
+    def resume(self, trigger: BaseTrigger, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Go on as Airflow does: with a runner that was made anew."""
+
+        async def event() -> Any:
+            fired = await anext(aiter(trigger.run()))
+            return json.loads(json.dumps(fired.payload, default=str))
+
+        attempt = Attempt()
+        attempt.runner = KubernetesRunner(image=IMAGE, deferrable=True, **arguments)
+        operator = IngestDatasetOperator(task_id="ingest", source="x", table="y", runner=attempt.runner)
+        operator.record = lambda result, context: None  # type: ignore[method-assign]
+        with set_current_context(attempt.context):
+            return operator.execute_complete(attempt.context, asyncio.run(event()))
+
+    def test_the_result_is_taken_afterwards(self, kube: FakeKube, spec: dict[str, Any]) -> None:
+        trigger = self.defer(Attempt(), spec)
+        assert self.resume(trigger, {"poll_seconds": 0.2})["row_count"] == 3
+        assert_nothing_left(kube)
+
+    def test_an_error_of_ours_comes_back_as_what_it_was(
+        self, kube: FakeKube, spec: dict[str, Any], tmp_path: Path
+    ) -> None:
+        trigger = self.defer(Attempt(), spec | {"source": str(tmp_path / "nothing_here.parquet")})
+        with pytest.raises(DatasetNotFoundError, match="nothing_here"):
+            self.resume(trigger, {})
+        assert_nothing_left(kube)
+
+    def test_a_missing_image_is_named(self, kube: FakeKube, spec: dict[str, Any]) -> None:
+        trigger = self.defer(Attempt(), spec, image="registry.example/none:2")
+        with pytest.raises(ValueError, match=r"image .* can't be started: .*registry.example/none:2"):
+            self.resume(trigger, {})
+        assert_nothing_left(kube)
+
+    def test_a_pod_that_does_not_start_may_be_tried_again(self, kube: FakeKube, spec: dict[str, Any]) -> None:
+        kube.kubelet.pull_seconds = 60.0
+        trigger = self.defer(Attempt(), spec, startup_timeout=timedelta(seconds=1))
+        with pytest.raises(TransientError, match="was not done in time: Pod took too long to start"):
+            self.resume(trigger, {})
+        assert_nothing_left(kube)
+
+    def test_a_pod_that_is_taken_away_may_be_tried_again(
+        self, kube: FakeKube, spec: dict[str, Any], patient: dict[str, str], tmp_path: Path
+    ) -> None:
+        trigger = self.defer(Attempt(), spec, env=patient)
+        assert wait_until(lambda: starts(tmp_path))
+        kube.delete(kube.pods()[0])
+        assert_nothing_left(kube)
+        with pytest.raises(TransientError, match="was deleted before it had a result"):
+            self.resume(trigger, {})
+
+    def test_another_runner_can_not_go_on(self) -> None:
+        operator = IngestDatasetOperator(task_id="ingest", source="x", table="y")
+        with pytest.raises(TypeError, match="'ingest' was deferred by another runner than InProcessRunner"):
+            operator.execute_complete(Attempt().context, {})
+
+    def test_killing_the_waiting_task_takes_the_pod_along(
+        self, kube: FakeKube, spec: dict[str, Any], patient: dict[str, str], tmp_path: Path
+    ) -> None:
+        trigger = self.defer(Attempt(), spec, env=patient)
+        assert wait_until(lambda: starts(tmp_path))
+        asyncio.run(trigger.on_kill())
+        assert_nothing_left(kube)
+
+    def test_a_retry_goes_on_with_the_pod(
+        self, kube: FakeKube, spec: dict[str, Any], patient: dict[str, str], tmp_path: Path
+    ) -> None:
+        store = StateStore()
+        self.defer(Attempt(1, store), spec, env=patient)
+        assert wait_until(lambda: starts(tmp_path))
+        assert store["pod_identifier"]["name"] == kube.pods()[0]["metadata"]["name"]
+        trigger = self.defer(Attempt(2, store), spec, env=patient)
+        (tmp_path / "go").touch()
+        assert self.resume(trigger, {"env": patient})["row_count"] == 3
+        assert (starts(tmp_path), len(kube.started())) == (1, 1)
+        assert_nothing_left(kube)
 
 
 @pytest.mark.parametrize("right", [f"{verb} {name}" for name, verbs in RIGHTS.items() for verb in verbs])
@@ -338,6 +453,66 @@ def test_a_right_that_is_missing_is_named_before_anything_starts(
     with pytest.raises(ConnectionConfigError, match=f"may not {right} in namespace 'mlops'.*role.yaml"):
         Attempt().run(spec)
     assert kube.started() == []
+
+
+@pytest.fixture
+def airflow_home(
+    kube: FakeKube, mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """An environment with the reference Dag and the scenario's in its Dag folder, and everything it connects to."""
+    dags = tmp_path / "dags"
+    dags.mkdir()
+    shutil.copy(REPOSITORY / "dags" / "train_on_kubernetes.py", dags)
+    shutil.copy(Path(__file__).parent / "kubernetes_scenario.py", dags)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = httpx.URL(mlflow_server)
+    bentoml = {"host": "127.0.0.1", "port": port, "extra": {"serving_dir": str(tmp_path / "serving")}}
+    connections = {
+        "MLFLOW": {"conn_type": "mlflow", "host": server.host, "port": server.port, "password": CANARY},
+        "BENTOML": {"conn_type": "bentoml"} | bentoml,
+        "LEDGER": {"conn_type": "mlops_ledger", "extra": {"url": f"sqlite:///{tmp_path / 'ledger.db'}"}},
+    }
+    environment = {
+        **os.environ,
+        **{f"AIRFLOW_CONN_{name}_DEFAULT": json.dumps(value) for name, value in connections.items()},
+        "AIRFLOW_HOME": str(tmp_path / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW_VAR_MLOPS_DATA_ROOT": str(tmp_path / "data"),
+        "SCENARIO_IMAGE": IMAGE,
+        "PYTHONWARNINGS": "ignore",
+    }
+    for command in (["db", "migrate"], ["dags", "reserialize"]):
+        airflow = [sys.executable, "-m", "airflow", *command]
+        done = subprocess.run(airflow, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+    return environment
+
+
+def test_dags_train_in_pods(kube: FakeKube, airflow_home: dict[str, str], tmp_path: Path) -> None:
+    kube.kubelet.pull_seconds = 4.0  # long enough to ask why it takes so long
+    scenario = [sys.executable, str(tmp_path / "dags" / "kubernetes_scenario.py")]
+    done = subprocess.run(scenario, env=airflow_home, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    reference = ("train", "evaluate", "register", "promote", "deploy")
+    assert outcome["train_on_kubernetes"] == dict.fromkeys(reference, "success"), done.stdout[-6000:]
+    assert outcome["waiting_in_the_task"] == {"train": "success", "train_on_nothing": "failed"}
+    assert [found["model_name"] for found in outcome["train_on_kubernetes, xcom"]] == ["trip_fare"]
+    assert [found and found["model_name"] for found in outcome["waiting_in_the_task, xcom"]] == [
+        "waiting",
+        None,
+    ]
+    assert outcome["entries"].count("training") == 2
+    assert "DatasetNotFoundError" in done.stdout
+    assert len(kube.started()) == 3
+    assert_nothing_left(kube)
+    assert CANARY not in done.stdout + done.stderr + json.dumps(kube.started())
+    # What the role grants is what both ways of waiting asked for, and nothing else was refused.
+    asked = {(resource, verb) for user, verb, resource in kube.store.audit if user == WORKER}
+    assert asked == {(resource, verb) for resource, verbs in RIGHTS.items() for verb in verbs}
 
 
 def test_the_role_that_ships_is_what_is_needed() -> None:
@@ -375,6 +550,10 @@ def test_a_cluster_that_refuses_says_what(
     kube.tokens.clear()
     with pytest.raises(ConnectionConfigError, match="does not know connection 'kubernetes_default'"):
         Attempt().run(spec)
+    kube.url = "http://127.0.0.1:9"  # nobody listens there
+    be(kube, WORKER, monkeypatch)
+    with pytest.raises(TransientError, match="the cluster of 'kubernetes_default' can't be reached"):
+        Attempt().run(spec)
     assert kube.pods() == []
 
 
@@ -401,4 +580,7 @@ def test_what_has_no_argument_comes_from_a_template(
     assert result["row_count"] == 3
     (pod,) = kube.started()
     assert pod["metadata"]["annotations"] == {"team": "pricing"}
-    assert [one["name"] for one in pod["spec"]["containers"]] == ["base", "airflow-xcom-sidecar"]
+    containers = pod["spec"]["containers"]
+    assert [one["name"] for one in containers] == ["base", "airflow-xcom-sidecar"]
+    for container in containers:
+        assert container["securityContext"] == ResourceSpec().container_security

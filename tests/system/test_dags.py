@@ -29,6 +29,7 @@ def test_they_parse_and_explain_themselves() -> None:
         "score_batch",
         "tune_and_train",
         "promote_with_approval",
+        "train_on_kubernetes",
     }
     for dag in bag.dags.values():
         assert dag.doc_md.startswith("### ")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -74,3 +76,13 @@ def test_it_is_a_value() -> None:
         EVERYTHING.cpu = "4"  # type: ignore[misc]
     assert ResourceSpec(cpu="2") == ResourceSpec(cpu="2")
     assert manifest(ResourceSpec())["spec"]["containers"][0]["resources"] == {}
+
+
+def test_a_dag_file_that_names_a_runner_stays_light() -> None:
+    code = (
+        "import sys, airflow_mlops.runners.kubernetes; print(*{'airflow', 'kubernetes'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == ""
