@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import generic_api_retry
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
-from airflow.providers.cncf.kubernetes.utils.container import get_container_status
+from airflow.providers.cncf.kubernetes.utils.container import container_is_running, get_container_status
 from airflow.providers.cncf.kubernetes.utils.pod_manager import (
     PodLaunchTimeoutException,
     PodNotFoundException,
@@ -120,8 +121,11 @@ class StepPodOperator(KubernetesPodOperator):
         self.pod = super().get_or_create_pod(pod_request_obj, context)
         try:
             self._give_secret(self.pod_manager.read_pod(self.pod))
-        except BaseException:  # without it, the pod would wait till its deadline
-            self.process_pod_deletion(self.pod, reraise=False)
+        except BaseException:
+            if (
+                self.pod is pod_request_obj
+            ):  # just started; without its secret it would wait till its deadline
+                self.process_pod_deletion(self.pod, reraise=False)
             raise
         return self.pod
 
@@ -131,7 +135,8 @@ class StepPodOperator(KubernetesPodOperator):
         self.outcome = outcome if isinstance(outcome, dict) else None
 
     def cleanup(self, pod: Any, remote_pod: Any, *args: Any, **kwargs: Any) -> None:
-        """Remember how the pod ended, then delete it."""
+        """Remember how the pod ended, then delete it; but not a running one only because the cluster did not answer."""
+        problem = sys.exc_info()[1]  # what the provider is about to fail with: it cleans up on its way out
         if remote_pod is not None and not self._killed:
             with contextlib.suppress(Exception):  # it may be gone; what it said is a help, not the point
                 self.last_seen = self.pod_manager.read_pod(remote_pod)
@@ -140,6 +145,11 @@ class StepPodOperator(KubernetesPodOperator):
                         remote_pod, self.base_container_name, tail_lines=_LAST_LINES, follow=False
                     )
                     self.last_lines = b"".join(lines).decode(errors="replace")
+        if container_is_running(self.last_seen, self.base_container_name) and _is_transient(self, problem):
+            self.log.warning(
+                "leaving pod %s running: the next attempt goes on with it", self.last_seen.metadata.name
+            )
+            return
         super().cleanup(pod, remote_pod, *args, **kwargs)
 
     def _check_rights(self, namespace: str) -> None:
@@ -273,6 +283,11 @@ def _outcome(operator: StepPodOperator, work: Callable[..., Any], *args: Any) ->
         raise
     except Exception as err:  # noqa: BLE001 - told below in the step's terms
         problem = err
+        for behind in _chain(err):
+            if not isinstance(
+                behind, Exception
+            ):  # the task's own end, such as its timeout, which the clean-up hid
+                raise behind from None
     if operator.outcome is None:
         raise _explained(operator, problem) from problem
     if "error" in operator.outcome:
@@ -335,6 +350,10 @@ def _refusal(operator: StepPodOperator, err: BaseException) -> Exception | None:
     if err.status in (400, 422):
         return ValueError(f"the cluster refuses the pod of step {operator.step!r}: {said}")
     return TransientError(f"the cluster of {operator.kubernetes_conn_id!r} failed: {said}")
+
+
+def _is_transient(operator: StepPodOperator, problem: BaseException | None) -> bool:
+    return any(isinstance(_refusal(operator, err), TransientError) for err in _chain(problem))
 
 
 def _ended(operator: StepPodOperator, problem: Exception | None) -> Exception:

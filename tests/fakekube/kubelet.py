@@ -23,7 +23,9 @@ from tests.fakekube.objects import ApiError, Object, Store, now
 #: New mount and process namespaces; without root, also a user namespace in which one is.
 UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
 UNSHARE += [] if os.getuid() == 0 else ["--user", "--map-root-user"]
-NSENTER = ["nsenter", "--mount", "--pid", "--root", "--wd"] + ([] if os.getuid() == 0 else ["--user"])
+NSENTER = ["nsenter", "--mount", "--pid", "--root", "--wd"] + (
+    [] if os.getuid() == 0 else ["--user", "--preserve-credentials"]
+)
 
 #: The container sees the machine's files, its own processes, and its volumes where it asked for them.
 #: Arguments: pairs of folder and mount point, ``--``, the command.

@@ -49,6 +49,9 @@ class FakeKube:
         self.kubelet = Kubelet(self.store, folder, images)
         #: Bearer tokens and whose they are; a token that is not here is nobody's.
         self.tokens: dict[str, str] = {}
+        #: How many requests are still to be answered with 503; see :meth:`stumble`.
+        self.failures = 0
+        self._cut = 0
         self.url = ""
 
     @contextlib.contextmanager
@@ -99,6 +102,10 @@ class FakeKube:
     def _header(self, user: str) -> dict[str, str]:
         self.tokens[f"token-of-{user}"] = user
         return {"authorization": f"Bearer token-of-{user}"}
+
+    def stumble(self, failures: int) -> None:
+        """End every log that is followed, and answer the next requests with 503, as a restarting server does."""
+        self.failures, self._cut = failures, self._cut + 1
 
     def pods(self) -> list[Object]:
         return self._all("pods")
@@ -161,6 +168,9 @@ class FakeKube:
 
     def _user(self, request: Request | WebSocket) -> str:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self.failures > 0:
+            self.failures -= 1
+            raise ApiError(503, "ServiceUnavailable", "apiserver not ready")
         if token not in self.tokens:
             raise ApiError(401, "Unauthorized", "Unauthorized")
         return self.tokens[token]
@@ -237,6 +247,7 @@ class FakeKube:
         follow, stamped = query.get("follow") in {"true", "True"}, query.get("timestamps") in {"true", "True"}
 
         async def lines() -> AsyncIterator[bytes]:
+            cut = self._cut
             at = max(len(container.lines) - int(query.get("tailLines") or 2**31), 0)
             while True:
                 ended = container.ended
@@ -245,7 +256,7 @@ class FakeKube:
                     if when >= since:
                         stamp = when.strftime("%Y-%m-%dT%H:%M:%S.%f000Z ").encode() if stamped else b""
                         yield stamp + line
-                if ended or not follow:
+                if ended or not follow or cut != self._cut:
                     return
                 await asyncio.sleep(0.05)
 

@@ -22,8 +22,9 @@ import httpx
 import polars as pl
 import pytest
 import yaml
-from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.execution_time.context import set_current_context
+from airflow.sdk.execution_time.timeout import TimeoutPosix
 
 from airflow_mlops.exceptions import ConnectionConfigError, DatasetNotFoundError, TransientError
 from airflow_mlops.operators.ingest import IngestDatasetOperator
@@ -328,6 +329,34 @@ def test_a_retry_goes_on_with_the_pod_of_a_killed_task(
     assert attempt.run(spec, env=patient)["row_count"] == 3
     assert attempt.pushed["pod_name"] == pod["metadata"]["name"]
     assert (starts(tmp_path), len(kube.started())) == (1, 1)  # no second one
+    assert_nothing_left(kube)
+
+
+def test_a_cluster_that_stumbles_does_not_cost_the_work(
+    kube: FakeKube, spec: dict[str, Any], patient: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", ATTEMPT, json.dumps(spec), json.dumps(patient)]
+    once = os.environ | {"AIRFLOW__WORKERS__API_RETRIES": "1"}  # the provider would try again for some time
+    first = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=once
+    )
+    assert wait_until(lambda: starts(tmp_path))
+    assert wait_until(lambda: (WORKER, "get", "pods/log") in kube.store.audit)
+    kube.stumble(1)
+    output, errors = first.communicate(timeout=60)
+    assert "the cluster of 'kubernetes_default' failed: apiserver not ready" in errors
+    assert "the next attempt goes on with it" in output
+    (tmp_path / "go").touch()
+    assert Attempt(2).run(spec, env=patient)["row_count"] == 3
+    assert (starts(tmp_path), len(kube.started())) == (1, 1)
+    assert_nothing_left(kube)
+
+
+def test_the_tasks_own_timeout_stays_one(
+    kube: FakeKube, spec: dict[str, Any], patient: dict[str, str]
+) -> None:
+    with pytest.raises(AirflowTaskTimeout), TimeoutPosix(3):
+        Attempt().run(spec, env=patient)
     assert_nothing_left(kube)
 
 
