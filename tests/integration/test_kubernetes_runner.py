@@ -355,7 +355,7 @@ def test_a_cluster_that_stumbles_does_not_cost_the_work(
 def test_the_tasks_own_timeout_stays_one(
     kube: FakeKube, spec: dict[str, Any], patient: dict[str, str]
 ) -> None:
-    with pytest.raises(AirflowTaskTimeout), TimeoutPosix(3):
+    with pytest.raises(AirflowTaskTimeout), TimeoutPosix(5):
         Attempt().run(spec, env=patient)
     assert_nothing_left(kube)
 
@@ -424,6 +424,18 @@ class TestDeferred:
         trigger = self.defer(Attempt(), spec, image="registry.example/none:2")
         with pytest.raises(ValueError, match=r"image .* can't be started: .*registry.example/none:2"):
             self.resume(trigger, {})
+        assert_nothing_left(kube)
+
+    def test_a_retry_gives_the_secret_that_a_killed_task_could_not(
+        self, kube: FakeKube, spec: dict[str, Any]
+    ) -> None:
+        kube.kubelet.pull_seconds = 3.0
+        self.defer(Attempt(), spec)
+        (secret,) = kube.secrets()
+        kube.store.remove("secrets", NAMESPACE, secret["metadata"]["name"])
+        trigger = self.defer(Attempt(2), spec)
+        assert self.resume(trigger, {"poll_seconds": 0.2})["row_count"] == 3
+        assert len(kube.started()) == 1
         assert_nothing_left(kube)
 
     def test_a_pod_that_does_not_start_may_be_tried_again(self, kube: FakeKube, spec: dict[str, Any]) -> None:
