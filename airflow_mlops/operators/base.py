@@ -13,6 +13,7 @@ from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.hooks.services import services_from_connections
 from airflow_mlops.hooks.signing import SigningHook
+from airflow_mlops.runners.base import DeferringRunner
 from airflow_mlops.runners.in_process import InProcessRunner
 
 if TYPE_CHECKING:
@@ -64,7 +65,21 @@ class StepOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step, write down what it saw, then let :meth:`decide` return, skip or raise."""
-        result = self._runner.run(self.step, self.build_spec(context), self.services())
+        return self._conclude(self._runner.run(self.step, self.build_spec(context), self.services()), context)
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on where a runner that waits in the triggerer deferred the task.
+
+        :raises TypeError: when the Dag has another runner by now.
+        """
+        runner = self._runner
+        if not isinstance(runner, DeferringRunner):
+            raise TypeError(
+                f"task {self.task_id!r} was deferred by another runner than {type(runner).__name__}: clear it to run it anew"
+            )
+        return self._conclude(runner.resume(event), context)
+
+    def _conclude(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         return self.decide(self.record(result, context) or result, context)
 
     def build_spec(self, context: Context) -> dict[str, Any]:

@@ -187,8 +187,7 @@ class DeployModelOperator(StepOperator):
             if spec["strategy"] != "recreate":
                 self._take_back(spec, before, f"{type(err).__name__}: {err}")
             raise
-        self.record(result, context)
-        return self.decide(result, context)
+        return self._conclude(result, context)
 
     def _take_back(self, spec: dict[str, Any], before: dict[str, Any] | None, reason: str) -> None:
         """Let the old version serve, and write down why; at least the former."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow_mlops.services import Services
 
 
@@ -16,3 +18,11 @@ class Runner(Protocol):
 
     def cancel(self) -> None:
         """End what is running, because the task was killed."""
+
+
+@runtime_checkable
+class DeferringRunner(Runner, Protocol):
+    """A runner whose :meth:`run` may end in Airflow's ``TaskDeferred``, with ``execute_complete`` as the method to come back to."""
+
+    def resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the step's JSON result after the trigger fired; it may defer again."""

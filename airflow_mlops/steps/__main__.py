@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
             _write_whole(args.result, json.dumps({"error": describe_error(err)}))
         parser.error(str(err))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    # A step that is asked to end cleans up first; the first process of a container would not even end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         outcome = run_step(args.name, spec, Services.from_environment())
     except Exception as err:

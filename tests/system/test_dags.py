@@ -31,6 +31,7 @@ def test_they_parse_and_explain_themselves() -> None:
         "promote_with_approval",
         "canary_deploy",
         "rollback_drill",
+        "train_on_kubernetes",
     }
     for dag in bag.dags.values():
         assert dag.doc_md.startswith("### ")
