@@ -173,6 +173,8 @@ def _follow(process: psutil.Process | None, output: Path) -> tuple[str, int | No
 def _how_it_ended(code: int | None) -> str:
     if code is None:
         return "ended without a result"
+    if code == 128 + signal.SIGTERM:  # it cleaned up before it ended
+        code = -signal.SIGTERM
     if code >= 0:
         return f"ended with {code}"
     name = signal.Signals(-code).name
