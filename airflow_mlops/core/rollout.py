@@ -168,6 +168,7 @@ class RolloutState:
     :param revision: of the desired state of that phase.
     :param since: when the phase was entered.
     :param looks: looks at it since then that had data.
+    :param condemned: the last look found the new version worse; whoever saw that may not have come to act on it.
     :param entries: how often this phase was entered.
     :param events: how many there were.
     :param reason: what the last event said.
@@ -178,6 +179,7 @@ class RolloutState:
     revision: int | None = None
     since: datetime | None = None
     looks: int = 0
+    condemned: bool = False
     entries: int = 0
     events: int = 0
     reason: str = ""
@@ -199,13 +201,15 @@ def state_after(events: Iterable[RolloutEvent]) -> RolloutState:
                 reason=event.reason,
             )
             continue
-        told = event.what == "looked" and event.analysis is not None and event.analysis.judgement != "no data"
+        found = event.analysis.judgement if event.analysis is not None else None
+        told = event.what == "looked" and found != "no data"
         state = RolloutState(
             status="running" if event.what == "looked" else event.what,
             phase=event.phase,
             revision=event.revision if event.what != "looked" else state.revision,
             since=state.since,
             looks=state.looks + told,
+            condemned=found == "worse",
             entries=state.entries,
             events=event.number,
             reason=event.reason,
@@ -239,6 +243,8 @@ def next_action(plan: RolloutPlan, state: RolloutState, *, now: datetime, steere
         return Action(what="none", reason=state.reason)
     if state.status == "new" or state.since is None:
         return _enter(plan, 0, "the rollout begins")
+    if state.condemned:
+        return Action(what="roll_back", reason=state.reason)
     if not steered:
         if state.entries > MOST_RESTARTS:
             return Action(what="roll_back", reason=f"nobody steered it {state.entries} times in a row")

@@ -98,6 +98,7 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
     """Replace the served version, or go one step further in doing so; the old one answers until the new one has proved itself.
 
     :raises RolloutError: the new version did not come up, or another rollout is under way; says what serves now.
+    :raises ValueError: a plan that makes no sense.
     :raises ModelVersionNotFoundError: no such version or alias.
     """
     endpoint = _endpoint(spec, services)
@@ -162,6 +163,8 @@ def _roll_out(
     fetch: Callable[[], Path],
 ) -> DeployResult:
     started = time.monotonic()
+    if spec.strategy == "ab" and spec.quality is None:
+        raise ValueError("an A/B test is decided by labels: give quality, or choose strategy='canary'")
     plan = plan_rollout(
         spec.strategy,
         shares=spec.shares,

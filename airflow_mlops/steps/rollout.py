@@ -141,10 +141,10 @@ class Rollout:
             )
             if self.spec.abort is not None:
                 return self._abort(current, self.spec.abort)
-            if current is None or (
-                current.stable.model_version == self.new.model_version and not current.leased
-            ):
-                return self._finish("no other version was served that it could be compared with", current)
+            if current is None:
+                return self._finish("nothing was served that it could be compared with", current)
+            if current.stable.model_version == self.new.model_version and not current.leased:
+                return self._finish("it serves already", current)
             try:
                 return self._advance()
             except BaseException as err:

@@ -264,6 +264,17 @@ class TestStateMachine:
                 assert len(told) == plan.looks
         assert next_action(plan_rollout(strategy), ended, now=START, steered=True).what == "none"  # type: ignore[arg-type]
 
+    def test_what_was_condemned_is_taken_back_by_whoever_comes_next(self) -> None:
+        events = [
+            RolloutEvent(number=1, what="entered", phase=0, revision=2, at=START, reason=""),
+            RolloutEvent(
+                number=2, what="looked", phase=0, at=START, analysis=analysis("worse"), reason="bad"
+            ),
+        ]
+        for steered in (True, False):
+            action = next_action(plan_rollout("canary"), state_after(events), now=START, steered=steered)
+            assert (action.what, action.reason) == ("roll_back", "bad")
+
     def test_nobody_steers_for_ever(self) -> None:
         plan = plan_rollout("canary")
         events = [
