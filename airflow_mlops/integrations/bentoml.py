@@ -79,9 +79,9 @@ class LocalServer:
 
     @property
     def settings(self) -> str:
-        """Digest of address, token, keys, accepted pickles and log; a service that runs with others has to be started again."""
-        own = [os.environ.get("AIRFLOW_MLOPS_PICKLED_MODELS", ""), _log_variables()]
-        text = canonical_json([self.url, self.token, self.public_keys, *own, str(self.serving_dir)])
+        """Digest of address, token, keys and accepted pickles; a service that runs with others has to be started again."""
+        pickled = os.environ.get("AIRFLOW_MLOPS_PICKLED_MODELS", "")
+        text = canonical_json([self.url, self.token, self.public_keys, pickled, str(self.serving_dir)])
         # Slow on purpose: a token that people chose could be guessed from a plain digest.
         return hashlib.scrypt(
             text.encode(), salt=b"airflow-mlops endpoint", n=2**14, r=8, p=1, dklen=16
@@ -103,16 +103,12 @@ class LocalServer:
         :raises RolloutError: the port is taken by somebody else.
         """
         self.require_free_port()
-        environment = (
-            bare_environment()
-            | _log_variables()
-            | {
-                "AIRFLOW_MLOPS_SERVING_DIR": str(self.serving_dir),
-                "BENTOML_DO_NOT_TRACK": "True",
-                # Every start of BentoML empties its metrics folder: each service needs a home of its own.
-                "BENTOML_HOME": str(self.serving_dir / ".bentoml"),
-            }
-        )
+        environment = bare_environment() | {
+            "AIRFLOW_MLOPS_SERVING_DIR": str(self.serving_dir),
+            "BENTOML_DO_NOT_TRACK": "True",
+            # Every start of BentoML empties its metrics folder: each service needs a home of its own.
+            "BENTOML_HOME": str(self.serving_dir / ".bentoml"),
+        }
         if self.token:
             environment["AIRFLOW_MLOPS_ENDPOINT_TOKEN"] = self.token
         if self.public_keys:
@@ -184,11 +180,6 @@ class LocalServer:
                 raise RolloutError(
                     f"{_why_not_bound(err, self.host, self.port)}. Nothing was changed"
                 ) from err
-
-
-def _log_variables() -> dict[str, str]:
-    """Give what the environment says about the inference log, its key included: the service writes it, no other process of ours."""
-    return {name: value for name, value in os.environ.items() if name.startswith("AIRFLOW_MLOPS_LOG_")}
 
 
 class EndpointClient:
