@@ -29,13 +29,13 @@ CATEGORIES = ["kind", "zone"]
 CHUNK = 1_000_000
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DAYS = 30
-ROUNDS = 3
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is told")
     parser.add_argument("--one", help="measure one thing, in this process")
     parser.add_argument("--argument", type=json.loads)
     given = parser.parse_args()
@@ -53,13 +53,13 @@ def main() -> None:
             )
             for rows in given.rows:
                 table = make_table(folder / f"rows-{rows}", rows)
-                compare(folder, uri, version, table, rows)
+                compare(folder, uri, version, table, rows, given.rounds)
         finally:
             server.terminate()
             server.wait()
 
 
-def compare(folder: Path, uri: str, version: str, table: str, rows: int) -> None:
+def compare(folder: Path, uri: str, version: str, table: str, rows: int, rounds: int) -> None:
     """Measure everything on one table, in turns, and print the medians."""
     raw = {"table": table, "model": str(folder / "model.onnx")}
     spec = {
@@ -77,13 +77,13 @@ def compare(folder: Path, uri: str, version: str, table: str, rows: int) -> None
         "step, a commit per day": ("step", whole | {"partition": "day"}),
     }
     found: dict[str, list[dict[str, float]]] = {label: [] for label in asked}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for label, (what, argument) in asked.items():
             found[label].append(
                 child(what, argument | {"out": str(folder / f"out-{rows}-{what}-{number}-{len(label)}")})
             )
     middle = {
-        label: sorted(items, key=lambda item: item["seconds"])[ROUNDS // 2] for label, items in found.items()
+        label: sorted(items, key=lambda item: item["seconds"])[rounds // 2] for label, items in found.items()
     }
     best = min(item["seconds"] for label, item in middle.items() if label.startswith("raw"))
     for label, item in middle.items():
