@@ -173,17 +173,19 @@ class InferenceLog:
             frames: dict[str, list[pl.DataFrame]] = {}
             slices = _Slices(self._columns, frames)
             taken = 0
-            # One by one: what was written leaves the memory as it goes, not in one long go at the end.
-            for _ in range(waiting):
-                request = self._requests.popleft()
-                taken += len(request.predictions)
-                slices.add(request)
-            slices.finish()
-            self._shed(slices.lost_rows)
-            for model_name, model_frames in frames.items():
-                self._write(model_name, model_frames)
-            with self._lock:
-                self._rows -= taken
+            try:
+                # One by one: what was written leaves the memory as it goes, not in one long go at the end.
+                for _ in range(waiting):
+                    request = self._requests.popleft()
+                    taken += len(request.predictions)
+                    slices.add(request)
+                slices.finish()
+                for model_name, model_frames in frames.items():
+                    self._write(model_name, model_frames)
+            finally:
+                with self._lock:
+                    self._rows -= taken
+                    self.shed_rows += slices.lost_rows
 
     def _write(self, model_name: str, frames: list[pl.DataFrame]) -> None:
         import polars as pl
@@ -265,7 +267,12 @@ class _Slices:
         self._rows = 0
 
     def add(self, request: _Request) -> None:
-        for part in _in_slices(request):
+        try:
+            parts = list(_in_slices(request))
+        except Exception as err:  # noqa: BLE001 - as below
+            self._lose(request, err)
+            return
+        for part in parts:
             self._open.setdefault(id(part.signature), []).append(part)
             self._rows += len(part.predictions)
             if self._rows >= _SLICE_ROWS:
@@ -286,16 +293,16 @@ class _Slices:
         except Exception as err:  # noqa: BLE001 - one request's rows must not cost the others theirs
             if len(requests) > 1:
                 return [frame for request in requests for frame in self._build([request])]
-            lost = len(requests[0].predictions)
-            self.lost_rows += lost
-            # The error's text may hold values, and these may be personal.
-            logger.error(  # noqa: TRY400
-                "%d rows of %s can't be stored and are lost: %s",
-                lost,
-                requests[0].model_name,
-                type(err).__name__,
-            )
+            self._lose(requests[0], err)
             return []
+
+    def _lose(self, request: _Request, err: Exception) -> None:
+        lost = len(request.predictions)
+        self.lost_rows += lost
+        # The error's text may hold values, and these may be personal.
+        logger.error(
+            "%d rows of %s can't be stored and are lost: %s", lost, request.model_name, type(err).__name__
+        )
 
 
 def _in_slices(request: _Request) -> Iterator[_Request]:

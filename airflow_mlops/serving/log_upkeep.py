@@ -115,7 +115,7 @@ class Upkeep:
 
         :raises OSError: the URI or the disk refuses; what is not uploaded stays.
         """
-        if self._remote is None:
+        if self._remote is None or not self.root.exists():
             return
         local = LocalFolder(self.root)
         with exclusive(self.root) as mine:
@@ -161,6 +161,7 @@ class Upkeep:
 @contextlib.contextmanager
 def exclusive(root: Path) -> Iterator[bool]:
     """Let one process of this machine at a time move files; gives whether it is this one. A killed one holds nothing."""
+    root.mkdir(parents=True, exist_ok=True)
     with (root / ".upkeep").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -65,7 +65,8 @@ class ScoreSpec:
 class ScoreResult:
     """Where the predictions are.
 
-    :param predictions: the table of predictions; its digest is that of its list of files.
+    :param dataset: what was scored; of a table that was named by its URI alone the digest is that of its list of files.
+    :param predictions: the table of predictions, with such a digest.
     :param partitions: commits the window was divided into.
     :param reused: of these, found done by an earlier attempt.
     """

@@ -127,6 +127,23 @@ class TestRows:
         assert len(list(tmp_path.rglob("part-*.parquet"))) == 1
         assert log.queued_rows == 0
 
+    def test_what_can_not_be_taken_apart_costs_its_own_rows(self, tmp_path: Path) -> None:
+        log = InferenceLog(tmp_path, maximum_rows=600)
+        given = {"model_name": "m", "model_version": "1", "signature": SIGNATURE, "latency_ms": 1.0}
+        for columns in ({"x": dict.fromkeys(range(500)), "kind": ["a"] * 500}, {"x": [1.0] * 500}):
+            log.append(
+                **given,
+                prediction_ids=["a"] * 500,
+                times=None,
+                columns=columns,
+                predictions=[1.0] * 500,
+            )
+            log.flush()
+        assert (log.shed_rows, log.queued_rows) == (1000, 0)
+        assert ask(log, "good")
+        log.flush()
+        assert logged(tmp_path) == ["good"]
+
 
 class TestRedaction:
     PERSON = "Eleonore Mustermann"
