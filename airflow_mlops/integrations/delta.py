@@ -68,6 +68,46 @@ def read_table(
     return frame.select(columns) if columns is not None else frame
 
 
+def stream_table(
+    uri: str,
+    *,
+    version: int | None = None,
+    columns: Sequence[str],
+    window: Window | None = None,
+    time_column: str | None = None,
+    batch_rows: int,
+) -> Iterator[pl.DataFrame]:
+    """Read like :func:`read_table`, some rows at a time and in any order; memory holds no more than the next few.
+
+    polars' own batches are read far ahead of whoever takes them: with a slow one, the table is in memory.
+
+    :param batch_rows: at least so many per frame, the last one excepted.
+    """
+    import polars as pl
+    import pyarrow as pa
+
+    table = _open(uri, version)
+    schema = _scan(table).collect_schema()
+    require_columns(
+        [*columns, *([time_column] if window is not None and time_column else [])], list(schema), uri
+    )
+    types = {name: schema[name] for name in columns}
+
+    def framed(batches: list[pa.RecordBatch]) -> pl.DataFrame:
+        frame = pl.from_arrow(pa.Table.from_batches(batches))
+        return cast("pl.DataFrame", frame).select(pl.col(name).cast(dtype) for name, dtype in types.items())
+
+    waiting: list[pa.RecordBatch] = []
+    reader = table.scan(list(columns), predicate=_predicate(time_column, window))
+    for batch in pa.RecordBatchReader.from_stream(reader):
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= batch_rows:
+            yield framed(waiting)
+            waiting = []
+    if waiting:
+        yield framed(waiting)
+
+
 def require_columns(wanted: Sequence[str], known: Sequence[str], where: str) -> None:
     """Check that columns exist.
 
@@ -260,7 +300,8 @@ def _place(window: Window | None) -> str:
 def _predicate(time_column: str | None, window: Window | None) -> str | None:
     if window is None:
         return None
-    return f"{time_column} >= '{window.start.isoformat()}' AND {time_column} < '{window.end.isoformat()}'"
+    quoted = '"' + str(time_column).replace('"', '""') + '"'
+    return f"{quoted} >= '{window.start.isoformat()}' AND {quoted} < '{window.end.isoformat()}'"
 
 
 def _open(uri: str, version: int | None) -> DeltaTable:

@@ -108,11 +108,10 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
             logger.info("%s of %s is scored already", window or "all", spec.table)
             reused += 1
             continue
-        rows = _rows(spec, dataset, model, window)
         delta.replace_window_streamed(
             spec.table,
-            _predicted(rows, model, spec, version.model_version),
-            schema=_schema(rows, model, spec),
+            _predicted(_batches(spec, dataset, model, window), model, spec, version.model_version),
+            schema=_schema(spec, dataset, model),
             time_column=spec.time_column,
             window=window,
             work=key,
@@ -189,34 +188,30 @@ def _next(start: datetime, partition: Partition) -> datetime:
     return start + (timedelta(hours=1) if partition == "hour" else timedelta(days=1))
 
 
-def _rows(
+def _batches(
     spec: ScoreSpec, dataset: DatasetVersion, model: ServedModel, window: Window | None
-) -> pl.LazyFrame:
-    columns = [*dict.fromkeys([spec.id_column, spec.time_column, *model.manifest.signature.names])]
-    return delta.read_table(
+) -> Iterator[pl.DataFrame]:
+    return delta.stream_table(
         dataset.uri,
         version=dataset.version,
-        columns=columns,
+        columns=[*dict.fromkeys([spec.id_column, spec.time_column, *model.manifest.signature.names])],
         window=window,
         time_column=spec.time_column,
+        batch_rows=_BATCH_ROWS,
     )
 
 
-def _schema(rows: pl.LazyFrame, model: ServedModel, spec: ScoreSpec) -> dict[str, pl.DataType]:
+def _schema(spec: ScoreSpec, dataset: DatasetVersion, model: ServedModel) -> dict[str, pl.DataType]:
     import polars as pl
 
-    source = rows.collect_schema()
+    kept = [spec.id_column, spec.time_column]
+    source = delta.read_table(dataset.uri, version=dataset.version, columns=kept).collect_schema()
     answer = pl.Float64() if model.manifest.task == "regression" else pl.String()
-    return {
-        spec.id_column: source[spec.id_column],
-        spec.time_column: source[spec.time_column],
-        "prediction": answer,
-        "model_version": pl.String(),
-    }
+    return {**{name: source[name] for name in kept}, "prediction": answer, "model_version": pl.String()}
 
 
 def _predicted(
-    rows: pl.LazyFrame, model: ServedModel, spec: ScoreSpec, model_version: str
+    batches: Iterator[pl.DataFrame], model: ServedModel, spec: ScoreSpec, model_version: str
 ) -> Iterator[pl.DataFrame]:
     """Predict batch by batch, on every core that is ours, a few batches ahead of the writer."""
     import polars as pl
@@ -235,7 +230,7 @@ def _predicted(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="score")
     ahead: deque[Future[pl.DataFrame]] = deque()
     try:
-        for batch in rows.collect_batches(chunk_size=_BATCH_ROWS, lazy=True):
+        for batch in batches:
             ahead.append(pool.submit(predict, batch))
             if len(ahead) > workers:
                 yield ahead.popleft().result()

@@ -137,6 +137,28 @@ def test_of_two_that_write_the_same_window_one_wins(uri: str) -> None:
     assert "came first" in lost
 
 
+@pytest.mark.parametrize("zone", ["UTC", None])
+def test_a_stream_gives_the_rows_of_the_window(tmp_path: Path, zone: str | None) -> None:
+    uri = str(tmp_path / "my data" / "Table")  # a name that has to be quoted
+    rows = pl.concat([*frames(0), *frames(1)]).with_columns(
+        pl.col("time").dt.replace_time_zone(zone).alias("Pickup Time"),
+        pl.col("id").cast(pl.String).alias("kind"),
+    )
+    delta.replace_window(uri, rows.drop("time"), time_column=None, window=None)
+    half = Window(start=START + timedelta(seconds=250), end=START + timedelta(days=1, seconds=50))
+    read = {"columns": ["kind", "Pickup Time"], "time_column": "Pickup Time"}
+    got = list(delta.stream_table(uri, **read, window=half, batch_rows=40))
+    assert pl.concat(got)["kind"].sort().to_list() == sorted(map(str, [*range(250, 300), *range(50)]))
+    assert all(frame.height >= 40 for frame in got[:-1])
+    assert got[0].schema == rows.select("kind", "Pickup Time").schema
+    assert sum(frame.height for frame in delta.stream_table(uri, **read, batch_rows=10**6)) == 600
+    if zone:
+        delta.replace_window(uri, rows.drop("time").clear(), time_column="Pickup Time", window=half)
+        assert delta.read_table(uri).collect().height == 500
+    with pytest.raises(SchemaMismatchError, match="has no column zone; it has"):
+        next(delta.stream_table(uri, columns=["zone"], batch_rows=1))
+
+
 def test_a_table_is_described_without_its_rows(uri: str) -> None:
     write(uri, 0)
     first = delta.describe_files(uri, time_column="time")
