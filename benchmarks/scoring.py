@@ -97,7 +97,7 @@ def compare(folder: Path, uri: str, version: str, table: str, rows: int, rounds:
 def child(what: str, argument: dict[str, Any]) -> dict[str, float]:
     """Measure in a process of its own."""
     command = [sys.executable, "-W", "ignore", __file__, "--one", what, "--argument", json.dumps(argument)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
 

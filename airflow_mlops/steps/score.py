@@ -227,17 +227,20 @@ def _predicted(
         )
 
     workers = len(os.sched_getaffinity(0))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="score")
     ahead: deque[Future[pl.DataFrame]] = deque()
-    try:
-        for batch in batches:
-            ahead.append(pool.submit(predict, batch))
-            if len(ahead) > workers:
+    # The writer asks for rows from within delta-rs, which can't be entered a second time there: reading has a thread of its own.
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(workers, "predict") as pool:
+        try:
+            read = reader.submit(next, batches, None)
+            while (batch := read.result()) is not None:
+                read = reader.submit(next, batches, None)
+                ahead.append(pool.submit(predict, batch))
+                if len(ahead) > workers:
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 STEP = Step(name="score", spec=ScoreSpec, result=ScoreResult, run=run)
