@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 Partition = Literal["hour", "day", "month"]
 
-#: Rows that are predicted in one go; a few such batches are in memory.
-_BATCH_ROWS = 50_000
+#: Rows that are predicted in one go: few enough that every core has some of a small partition. A few such batches are in memory.
+_BATCH_ROWS = 16_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
