@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.digest import RowDigest
+from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
     DatasetNotFoundError,
@@ -16,16 +18,23 @@ from airflow_mlops.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     import polars as pl
     from deltalake import DeltaTable
 
-    from airflow_mlops.core.windows import Window
-
 #: delta-rs colors its messages for terminals.
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
+
+#: What a commit says about itself: the work it is the outcome of, and the window it replaced.
+_WORK, _WINDOW = "airflow_mlops.work", "airflow_mlops.window"
+#: Commits that change files and no rows.
+_ROWS_STAY = frozenset(
+    {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UPDATE FIELD METADATA"}
+)
+#: Commits to look through for what was done before; beyond them it is done once more.
+_HISTORY = 1000
 
 
 def read_table(
@@ -59,6 +68,46 @@ def read_table(
     return frame.select(columns) if columns is not None else frame
 
 
+def stream_table(
+    uri: str,
+    *,
+    version: int | None = None,
+    columns: Sequence[str],
+    window: Window | None = None,
+    time_column: str | None = None,
+    batch_rows: int,
+) -> Iterator[pl.DataFrame]:
+    """Read like :func:`read_table`, some rows at a time and in any order; memory holds no more than the next few.
+
+    polars' own batches are read far ahead of whoever takes them: with a slow one, the table is in memory.
+
+    :param batch_rows: at least so many per frame, the last one excepted.
+    """
+    import polars as pl
+    import pyarrow as pa
+
+    table = _open(uri, version)
+    schema = _scan(table).collect_schema()
+    require_columns(
+        [*columns, *([time_column] if window is not None and time_column else [])], list(schema), uri
+    )
+    types = {name: schema[name] for name in columns}
+
+    def framed(batches: list[pa.RecordBatch]) -> pl.DataFrame:
+        frame = pl.from_arrow(pa.Table.from_batches(batches))
+        return cast("pl.DataFrame", frame).select(pl.col(name).cast(dtype) for name, dtype in types.items())
+
+    waiting: list[pa.RecordBatch] = []
+    reader = table.scan(list(columns), predicate=_predicate(time_column, window))
+    for batch in pa.RecordBatchReader.from_stream(reader):
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= batch_rows:
+            yield framed(waiting)
+            waiting = []
+    if waiting:
+        yield framed(waiting)
+
+
 def require_columns(wanted: Sequence[str], known: Sequence[str], where: str) -> None:
     """Check that columns exist.
 
@@ -89,24 +138,120 @@ def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, win
     :raises CommitConflictError: another write changed the same rows meanwhile; nothing was written.
     :raises StorageError: no permission or no space; the previous version stays.
     """
-    from deltalake import DeltaTable, write_deltalake
+    from deltalake import write_deltalake
 
     data = rows.to_arrow()
+    table = _open_to_write(uri, rows.schema)
     with _write_errors(uri):
-        table = (
-            DeltaTable(uri)
-            if DeltaTable.is_deltatable(uri)
-            else DeltaTable.create(uri, data.schema, mode="ignore")
-        )
-    _require_same_schema(_scan(table).collect_schema(), rows.schema, uri)
-    predicate = None
-    if window is not None:
-        predicate = (
-            f"{time_column} >= '{window.start.isoformat()}' AND {time_column} < '{window.end.isoformat()}'"
-        )
-    with _write_errors(uri):
-        write_deltalake(table, data, mode="overwrite", predicate=predicate)
+        write_deltalake(table, data, mode="overwrite", predicate=_predicate(time_column, window))
     return table.version()
+
+
+def replace_window_streamed(
+    uri: str,
+    frames: Iterator[pl.DataFrame],
+    *,
+    schema: Mapping[str, pl.DataType],
+    time_column: str,
+    window: Window | None,
+    work: str,
+) -> int:
+    """Like :func:`replace_window`, of rows that come a frame at a time; memory holds a few of them.
+
+    An error of ``frames`` is raised as it is, and nothing is written.
+
+    :param schema: of the frames.
+    :param work: key of the work the rows are the outcome of, for :func:`is_written`.
+    """
+    import polars as pl
+    import pyarrow as pa
+    from deltalake import CommitProperties, Transaction, write_deltalake
+
+    empty = pl.DataFrame(schema=schema)
+    table = _open_to_write(uri, empty.schema)
+    problems: list[BaseException] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for frame in frames:
+                yield from frame.to_arrow().to_batches()
+        except BaseException as err:
+            problems.append(err)  # delta-rs would make a text of it
+            raise
+
+    place = _place(window)
+    properties = CommitProperties(
+        custom_metadata={_WORK: work, _WINDOW: place},
+        # Of two that write one window at a time the second one fails, also where there was nothing to replace.
+        app_transactions=[Transaction(f"{_WINDOW}={place}", int(work[:15], 16))],
+    )
+    try:
+        with _write_errors(uri):
+            write_deltalake(
+                table,
+                pa.RecordBatchReader.from_batches(empty.to_arrow().schema, batches()),
+                mode="overwrite",
+                predicate=_predicate(time_column, window),
+                commit_properties=properties,
+            )
+    except Exception:
+        if problems:
+            raise problems[0] from None
+        raise
+    return table.version()
+
+
+def is_written(uri: str, *, work: str, window: Window | None) -> bool:
+    """Tell whether some work's rows are what a window of a table holds: they were committed, and nobody has changed it since.
+
+    :param work: as :func:`replace_window_streamed` was given.
+    """
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(uri):
+        return False
+    for commit in DeltaTable(uri).history(_HISTORY):
+        other = commit.get(_WINDOW)
+        if commit.get(_WORK) == work and other == _place(window):
+            return True
+        if other and other != "all" and window is not None:
+            theirs = Window.from_key(other)
+            if theirs.end <= window.start or window.end <= theirs.start:
+                continue
+        if commit.get("operation") not in _ROWS_STAY:
+            return False
+    return False
+
+
+def describe_files(uri: str, *, version: int | None = None, time_column: str | None = None) -> DatasetVersion:
+    """Address a version like :func:`describe`, without reading its rows: the digest is that of its list of files.
+
+    It names this version and no other; the same rows written again have another one.
+
+    :raises DatasetNotFoundError: no such table or version.
+    """
+    import polars as pl
+
+    table = _open(uri, version)
+    frame = _scan(table)
+    schema = frame.collect_schema()
+    actions = pl.DataFrame(table.get_add_actions())
+    files = sorted(actions.select("path", "size_bytes").rows()) if actions.height else []
+    told = [pl.len().alias("count")]
+    if time_column is not None and time_column in schema:
+        told += [pl.col(time_column).min().alias("first"), pl.col(time_column).max().alias("last")]
+    found = frame.select(told).collect(engine="streaming").row(0, named=True)
+    text = f"files-v1;{sorted((name, str(dtype)) for name, dtype in schema.items())};{files}"
+    return DatasetVersion(
+        uri=uri,
+        version=table.version(),
+        dataset_digest="sha256:" + hashlib.sha256(text.encode()).hexdigest(),
+        row_count=found["count"],
+        columns={name: str(dtype) for name, dtype in schema.items()},
+        time_column=time_column,
+        time_min=found.get("first"),
+        time_max=found.get("last"),
+    )
 
 
 def describe(uri: str, *, version: int | None = None, time_column: str | None = None) -> DatasetVersion:
@@ -130,6 +275,33 @@ def describe(uri: str, *, version: int | None = None, time_column: str | None = 
         time_min=cast("datetime", times.min()) if times is not None else None,
         time_max=cast("datetime", times.max()) if times is not None else None,
     )
+
+
+def _open_to_write(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
+    """Open a table that takes such rows; a missing one is created empty."""
+    import polars as pl
+    from deltalake import DeltaTable
+
+    empty = pl.DataFrame(schema=schema)
+    with _write_errors(uri):
+        table = (
+            DeltaTable(uri)
+            if DeltaTable.is_deltatable(uri)
+            else DeltaTable.create(uri, empty.to_arrow().schema, mode="ignore")
+        )
+    _require_same_schema(_scan(table).collect_schema(), empty.schema, uri)
+    return table
+
+
+def _place(window: Window | None) -> str:
+    return "all" if window is None else window.key
+
+
+def _predicate(time_column: str | None, window: Window | None) -> str | None:
+    if window is None:
+        return None
+    quoted = '"' + str(time_column).replace('"', '""') + '"'
+    return f"{quoted} >= '{window.start.isoformat()}' AND {quoted} < '{window.end.isoformat()}'"
 
 
 def _open(uri: str, version: int | None) -> DeltaTable:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class ScoreBatchOperator(StepOperator):
-    """Write a version's predictions for a window to a Delta table; the window is replaced in one commit.
+    """Write a version's predictions for a window to a Delta table; the window is replaced in one commit, or in one per partition.
+
+    Rows are read, predicted and written in a stream. A retry does not do again what an earlier attempt has committed.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
     :param table: URI of the table of predictions. (templated)
@@ -24,6 +26,8 @@ class ScoreBatchOperator(StepOperator):
     :param time_column: copied too; places a row in the window. (templated)
     :param window_start: first instant of the rows to score; default the run's data interval. (templated)
     :param window_end: first instant after them. (templated)
+    :param partition: ``hour``, ``day`` or ``month``: commits each by itself, so that a retry goes on where it was; default one commit
+        for the window. (templated)
     """
 
     step = "score"
@@ -38,6 +42,7 @@ class ScoreBatchOperator(StepOperator):
         "time_column",
         "window_start",
         "window_end",
+        "partition",
     )
 
     def __init__(
@@ -52,6 +57,7 @@ class ScoreBatchOperator(StepOperator):
         time_column: str,
         window_start: str | None = "{{ data_interval_start }}",
         window_end: str | None = "{{ data_interval_end }}",
+        partition: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -64,6 +70,7 @@ class ScoreBatchOperator(StepOperator):
         self.time_column = time_column
         self.window_start = window_start
         self.window_end = window_end
+        self.partition = partition
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.score.ScoreSpec`."""
@@ -76,6 +83,7 @@ class ScoreBatchOperator(StepOperator):
             "id_column": self.id_column,
             "time_column": self.time_column,
             "window": window_spec(self.window_start, self.window_end),
+            "partition": self.partition or None,
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import hmac
 import logging
 import os
+import re
 import threading
-import uuid
-from datetime import UTC, datetime
+import time
+from collections import deque
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.serving.files import storage_errors
+from airflow_mlops.serving.log_files import (
+    PART,
+    LocalFolder,
+    LogFiles,
+    by_schema,
+    file_name,
+    may_hold,
+    reading_again,
+    scan,
+)
+from airflow_mlops.serving.log_settings import LogSettings
+from airflow_mlops.serving.log_upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import polars as pl
@@ -26,13 +42,30 @@ logger = logging.getLogger(__name__)
 #: Prefix of the input fields' columns, so that a field named "prediction" is no clash.
 FEATURE_PREFIX = "feature_"
 
+#: Rows that are turned into columns before the requests get their turn: Python runs one thread at a time, and a request that arrives
+#: meanwhile waits as long as this takes (about a third of a millisecond).
+_SLICE_ROWS = 128
+_PAUSE_SECONDS = 0.0003
+#: One complaint a minute: a disk that is full is not helped by a log that fills it.
+_COMPLAINT_SECONDS = 60.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
-class _Batch(NamedTuple):
-    """Predictions of one request."""
+
+class _Request(NamedTuple):
+    """What one request asked and was answered; references only."""
 
     model_name: str
-    columns: dict[str, list[Any]]
-    types: dict[str, str]
+    model_version: str
+    signature: ModelSignature
+    prediction_ids: Sequence[str]
+    times: Sequence[datetime] | None
+    columns: Mapping[str, Sequence[Any]]
+    predictions: Sequence[Any]
+    latency_ms: float
+    request_id: str
+    shadow: bool
+    received_us: int
 
 
 class InferenceLog:
@@ -40,33 +73,54 @@ class InferenceLog:
 
     A crash loses at most what came since the last flush. When the disk can't keep up, rows are shed and counted; a request never waits.
 
-    :param root: folder of the log.
-    :param flush_seconds: how often to flush.
-    :param maximum_rows: rows held in memory at most.
+    :param root: folder of the log; with :attr:`LogSettings.uri` of what is not uploaded yet.
+    :param settings: default what the folder's ``settings.json`` and the environment say.
+    :param flush_seconds: instead of the settings'.
+    :param maximum_rows: instead of the settings'.
+    :raises ConnectionConfigError: the settings do not fit, or the key of pseudonyms is missing.
     """
 
-    def __init__(self, root: Path, *, flush_seconds: float = 1.0, maximum_rows: int = 200_000) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        settings: LogSettings | None = None,
+        flush_seconds: float | None = None,
+        maximum_rows: int | None = None,
+    ) -> None:
         self.root = root
-        self.flush_seconds = flush_seconds
-        self.maximum_rows = maximum_rows
+        self.settings = settings or LogSettings.load(root)
+        self.flush_seconds = flush_seconds or self.settings.flush_seconds
+        self.maximum_rows = maximum_rows or self.settings.maximum_rows
         self.shed_rows = 0
-        self._batches: list[_Batch] = []
+        self._folder = LocalFolder(root)
+        self._columns = _Columns(self.settings)
+        self._upkeep = Upkeep(root, self.settings)
+        self._requests: deque[_Request] = deque()
         self._rows = 0
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._stopped = threading.Event()
+        self._complained = -_COMPLAINT_SECONDS
         self._thread = threading.Thread(target=self._flush_regularly, name="inference-log", daemon=True)
 
     def start(self) -> None:
-        """Begin to flush."""
+        """Begin to flush, and to upload and tidy up what was flushed."""
         self._thread.start()
+        self._upkeep.start()
 
     def stop(self) -> None:
-        """Flush what is left and end the thread."""
+        """Flush what is left and end the threads."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         self.flush()
+        self._upkeep.stop()
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that are in memory only."""
+        return self._rows
 
     def append(
         self,
@@ -79,130 +133,311 @@ class InferenceLog:
         columns: Mapping[str, Sequence[Any]],
         predictions: Sequence[Any],
         latency_ms: float,
+        request_id: str = "",
+        shadow: bool = False,
     ) -> bool:
-        """Take a request's predictions.
+        """Take a request's predictions; what is given must not be changed afterwards, as only references are kept.
 
         :param times: event times; ``None``: now.
+        :param shadow: whether the caller never saw these answers; readers leave such rows out.
         :returns: ``False`` when there was no room and the rows were shed.
         """
         count = len(predictions)
-        received = datetime.now(UTC)
+        request = _Request(
+            model_name,
+            model_version,
+            signature,
+            prediction_ids,
+            times,
+            columns,
+            predictions,
+            latency_ms,
+            request_id,
+            shadow,
+            time.time_ns() // 1000,
+        )
         with self._lock:
             if self._rows + count > self.maximum_rows:
                 self.shed_rows += count
                 return False
             self._rows += count
-            types: dict[str, str] = {FEATURE_PREFIX + field.name: field.type for field in signature.inputs}
-            batch: dict[str, list[Any]] = {
-                "prediction_id": list(prediction_ids),
-                "time": list(times) if times is not None else [received] * count,
-                "received_at": [received] * count,
-                "model_name": [model_name] * count,
-                "model_version": [model_version] * count,
-                "latency_ms": [latency_ms] * count,
-                "prediction": list(predictions),
-            }
-            batch |= {FEATURE_PREFIX + name: list(values) for name, values in columns.items()}
-            self._batches.append(_Batch(model_name, batch, types))
+            self._requests.append(request)
         return True
 
     def flush(self) -> None:
         """Write what has been collected; rows that can't be written are shed and counted."""
         with self._flushing:
-            with self._lock:
-                batches, self._batches, rows, self._rows = self._batches, [], self._rows, 0
-            if not batches:
+            waiting = len(self._requests)
+            if not waiting:
                 return
+            frames: dict[str, list[pl.DataFrame]] = {}
+            slices = _Slices(self._columns, frames)
+            taken = 0
             try:
-                for model_name in {batch.model_name for batch in batches}:
-                    self._write(model_name, [batch for batch in batches if batch.model_name == model_name])
-            except Exception:
-                # The service goes on: serving without a log is better than not serving.
-                logger.exception(
-                    "the inference log in %s can't be written; %d rows are lost", self.root, rows
-                )
-                self.shed_rows += rows
+                # One by one: what was written leaves the memory as it goes, not in one long go at the end.
+                for _ in range(waiting):
+                    request = self._requests.popleft()
+                    taken += len(request.predictions)
+                    slices.add(request)
+                slices.finish()
+                for model_name, model_frames in frames.items():
+                    self._write(model_name, model_frames)
+            finally:
+                with self._lock:
+                    self._rows -= taken
+                    self.shed_rows += slices.lost_rows
 
-    def _write(self, model_name: str, batches: list[_Batch]) -> None:
+    def _write(self, model_name: str, frames: list[pl.DataFrame]) -> None:
         import polars as pl
 
-        instant = pl.Datetime("us", "UTC")
-        frames = []
-        for batch in batches:
-            kinds = {
-                name: pl.Float64 if kind == "number" else pl.String for name, kind in batch.types.items()
-            }
-            try:
-                frames.append(
-                    pl.DataFrame(
-                        batch.columns,
-                        schema_overrides={"time": instant, "received_at": instant, **kinds},
-                        strict=False,
-                    )
-                )
-            except Exception:  # one request's rows must not cost the others theirs
-                lost = len(batch.columns["prediction_id"])
-                logger.exception("%d rows of %s can't be stored and are lost", lost, model_name)
-                self.shed_rows += lost
-        if not frames:
-            return
-        rows = pl.concat(frames, how="diagonal_relaxed")
-        folder = self.root / model_name / f"hour={datetime.now(UTC):%Y-%m-%dT%H}"
-        folder.mkdir(parents=True, exist_ok=True)
-        first, last = rows["time"].min(), rows["time"].max()
-        # The range of event times in the name: a reader opens only the files that can matter.
-        name = f"part-{stamp(first)}-{stamp(last)}-{os.getpid()}-{uuid.uuid4().hex}.parquet"
-        temporary = folder / f".{name}.tmp"
         try:
-            rows.write_parquet(temporary)
-            os.replace(temporary, folder / name)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+            try:
+                rows = pl.concat(frames, how="vertical", rechunk=True)
+            except pl.exceptions.PolarsError:  # versions with other inputs
+                rows = pl.concat(frames, how="diagonal_relaxed")
+            if rows.height == 0:
+                return
+            self._upkeep.require_room()
+            name = file_name(PART, rows["time"].min(), rows["time"].max(), self._upkeep.writer)
+            with (
+                storage_errors(f"write the inference log in {self.root}"),
+                self._folder.staged(f"{model_name}/hour={datetime.now(UTC):%Y-%m-%dT%H}/{name}") as temporary,
+            ):
+                _write_parquet(rows, temporary)
+                self._upkeep.spooled(temporary.stat().st_size)
+        except Exception as err:  # noqa: BLE001 - serving without a log is better than not serving
+            lost = sum(frame.height for frame in frames)
+            self._shed(lost)
+            self._complain("%d predictions of %s are not logged: %s", lost, model_name, err)
+
+    def _shed(self, count: int) -> None:
+        with self._lock:
+            self.shed_rows += count
+
+    def _complain(self, text: str, *values: object) -> None:
+        if time.monotonic() - self._complained >= _COMPLAINT_SECONDS:
+            self._complained = time.monotonic()
+            logger.error(f"{text}. Rows shed so far: %d", *values, self.shed_rows)  # noqa: G004
 
     def _flush_regularly(self) -> None:
         while not self._stopped.wait(self.flush_seconds):
             self.flush()
 
 
-def read_inference_log(root: Path, model_name: str, window: Window) -> pl.DataFrame:
-    """Read the predictions whose event time is inside a window.
+class _Columns:
+    """What is logged of a request, as columns: sampled, and without what must not be on disk."""
 
-    :raises InsufficientDataError: there are none; names model, window and folder.
-    """
+    def __init__(self, settings: LogSettings) -> None:
+        self.share = settings.share
+        self.drop = frozenset(settings.drop)
+        self.pseudonymize = frozenset(settings.pseudonymize)
+        self.key = settings.key()
+        self._known: set[int] = set()
+
+    def look_at(self, signature: ModelSignature) -> None:
+        """Say which declared columns a model does not have: a misspelt one would be logged in full."""
+        if id(signature) in self._known:
+            return
+        self._known.add(id(signature))
+        missing = sorted((self.drop | self.pseudonymize) - set(signature.names))
+        if missing:
+            logger.warning(
+                "no input is named %s, so there is nothing to redact; the model takes %s",
+                ", ".join(missing),
+                ", ".join(signature.names),
+            )
+
+    def kept(self, name: str, kind: str) -> bool:
+        return name not in self.drop and not (kind == "number" and name in self.pseudonymize)
+
+    def values(self, name: str, values: list[Any]) -> list[Any]:
+        if name not in self.pseudonymize:
+            return values
+        return [None if value is None else pseudonym(value, self.key) for value in values]
+
+
+class _Slices:
+    """Turns requests into frames, a slice of rows at a time, and lets requests in between."""
+
+    def __init__(self, columns: _Columns, frames: dict[str, list[pl.DataFrame]]) -> None:
+        self.columns = columns
+        self.frames = frames
+        self.lost_rows = 0
+        self._open: dict[int, list[_Request]] = {}
+        self._rows = 0
+
+    def add(self, request: _Request) -> None:
+        try:
+            parts = list(_in_slices(request))
+        except Exception as err:  # noqa: BLE001 - as below
+            self._lose(request, err)
+            return
+        for part in parts:
+            self._open.setdefault(id(part.signature), []).append(part)
+            self._rows += len(part.predictions)
+            if self._rows >= _SLICE_ROWS:
+                self.finish()
+
+    def finish(self) -> None:
+        for requests in self._open.values():
+            for model_name in dict.fromkeys(request.model_name for request in requests):
+                of_model = [request for request in requests if request.model_name == model_name]
+                self.frames.setdefault(model_name, []).extend(self._build(of_model))
+                time.sleep(_PAUSE_SECONDS)
+        self._open.clear()
+        self._rows = 0
+
+    def _build(self, requests: list[_Request]) -> list[pl.DataFrame]:
+        try:
+            return [_frame(requests, self.columns)]
+        except Exception as err:  # noqa: BLE001 - one request's rows must not cost the others theirs
+            if len(requests) > 1:
+                return [frame for request in requests for frame in self._build([request])]
+            self._lose(requests[0], err)
+            return []
+
+    def _lose(self, request: _Request, err: Exception) -> None:
+        lost = len(request.predictions)
+        self.lost_rows += lost
+        # The error's text may hold values, and these may be personal.
+        logger.error(
+            "%d rows of %s can't be stored and are lost: %s", lost, request.model_name, type(err).__name__
+        )
+
+
+def _in_slices(request: _Request) -> Iterator[_Request]:
+    count = len(request.predictions)
+    if count <= _SLICE_ROWS:
+        yield request
+        return
+    for start in range(0, count, _SLICE_ROWS):
+        part = slice(start, start + _SLICE_ROWS)
+        yield request._replace(
+            prediction_ids=request.prediction_ids[part],
+            times=None if request.times is None else request.times[part],
+            columns={name: values[part] for name, values in request.columns.items()},
+            predictions=request.predictions[part],
+        )
+
+
+def _frame(requests: list[_Request], columns: _Columns) -> pl.DataFrame:
+    """Give requests of one signature as rows."""
     import polars as pl
 
-    files = sorted((root / model_name).glob("hour=*/part-*.parquet"))
-    matching = [file for file in files if may_hold(file.name, window)]
-    rows = None
-    if matching:
-        rows = (
-            pl.scan_parquet(
-                matching, missing_columns="insert", extra_columns="ignore", hive_partitioning=False
-            )
-            .filter(pl.col("time").is_between(window.start, window.end, closed="left"))
-            .collect()
-        )
+    signature = requests[0].signature
+    columns.look_at(signature)
+    ids: list[Any] = []
+    times: list[int] = []
+    answers: list[Any] = []
+    per_request: tuple[list[Any], ...] = ([], [], [], [], [])
+    for request in requests:
+        count = len(request.predictions)
+        ids.extend(request.prediction_ids)
+        answers.extend(_plain(request.predictions))
+        if request.times is None:
+            times.extend([request.received_us] * count)
+        else:
+            times.extend((instant - _EPOCH) // _MICROSECOND for instant in request.times)
+        for values, value in zip(
+            per_request,
+            (
+                request.received_us,
+                request.model_version,
+                request.latency_ms,
+                request.request_id,
+                request.shadow,
+            ),
+            strict=True,
+        ):
+            values.extend([value] * count)
+    instant = pl.Datetime("us", "UTC")
+    received, versions, latencies, request_ids, shadows = per_request
+    series = [
+        pl.Series("prediction_id", ids, dtype=pl.String),
+        pl.Series("time", times, dtype=pl.Int64).cast(instant),
+        pl.Series("received_at", received, dtype=pl.Int64).cast(instant),
+        pl.Series("model_name", [requests[0].model_name] * len(ids), dtype=pl.String),
+        pl.Series("model_version", versions, dtype=pl.String),
+        pl.Series("latency_ms", latencies, dtype=pl.Float64),
+        pl.Series("request_id", request_ids, dtype=pl.String),
+        pl.Series("shadow", shadows, dtype=pl.Boolean),
+        pl.Series("prediction", answers, strict=False),
+    ]
+    for field in signature.inputs:
+        if columns.kept(field.name, field.type):
+            given: list[Any] = []
+            for request in requests:
+                given.extend(_plain(request.columns[field.name]))
+            kind = pl.Float64 if field.type == "number" else pl.String
+            values = columns.values(field.name, given)
+            series.append(pl.Series(FEATURE_PREFIX + field.name, values, dtype=kind, strict=False))
+    frame = pl.DataFrame(series)
+    if columns.share < 1.0:
+        frame = frame.filter(pl.Series([is_sampled(item, columns.share) for item in ids], dtype=pl.Boolean))
+    return frame
+
+
+def _write_parquet(rows: pl.DataFrame, path: Path) -> None:
+    import polars as pl
+
+    try:
+        rows.write_parquet(path, compression_level=1)
+    except (OSError, pl.exceptions.PolarsError) as err:  # what the disk said is only in polars' text
+        code = re.search(r"os error (\d+)", str(err))
+        if code is None:
+            raise
+        number = int(code[1])
+        raise OSError(number, os.strerror(number), str(path)) from err
+
+
+def _plain(values: Any) -> Any:
+    """Give an array as a list."""
+    return values.tolist() if hasattr(values, "tolist") else values
+
+
+def is_sampled(prediction_id: str, share: float) -> bool:
+    """Tell whether a prediction is logged: by its id alone, so that every service and every repetition decides alike.
+
+    :param share: in ``(0, 1]``.
+
+    >>> is_sampled("a", 1.0)
+    True
+    """
+    digest = hashlib.blake2b(prediction_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < share * 2**64
+
+
+def pseudonym(value: object, key: bytes) -> str:
+    """Give what stands for a value in the log: the same for the same value, and of no use without the key."""
+    return hmac.digest(key, str(value).encode(), "sha256").hex()[:32]
+
+
+def read_inference_log(
+    root: Path | str, model_name: str, window: Window, *, shadow: bool = False
+) -> pl.DataFrame:
+    """Read the predictions whose event time is inside a window.
+
+    :param root: the log's folder, or the URI its files are uploaded to.
+    :param shadow: whether to give answers that callers never saw, too.
+    :raises InsufficientDataError: there are none; names model, window and folder.
+    """
+    files = LogFiles(root)
+    rows, count = reading_again(lambda: _read(files, model_name, window, shadow=shadow))
     if rows is None or rows.height == 0:
         raise InsufficientDataError(
-            f"nothing was predicted by {model_name} in {window}: {root / model_name} holds {len(files)} files, none with a "
+            f"nothing was predicted by {model_name} in {window}: {root}/{model_name} holds {count} files, none with a "
             "row in the window; has the service been asked, with these times?"
         )
     return rows
 
 
-def may_hold(name: str, window: Window) -> bool:
-    """Tell by a file's name whether it can hold a row of the window."""
-    first, last = time_span(name)
-    return first < stamp(window.end) and last >= stamp(window.start)
+def _read(
+    files: LogFiles, model_name: str, window: Window, *, shadow: bool
+) -> tuple[pl.DataFrame | None, int]:
+    import polars as pl
 
-
-def time_span(name: str) -> tuple[str, str]:
-    """Give the stamps of the first and the last row in a file, by its name."""
-    _, first, last, *_ = name.split("-")
-    return first, last
-
-
-def stamp(instant: Any) -> str:
-    """Write an instant of UTC so that texts are in the order of time."""
-    return f"{instant.year:04}{instant:%m%dT%H%M%S.%f}"
+    names = [name for group in files.hours(model_name).values() for name in group]
+    sources = [files.source(name) for name in names if may_hold(name, window)]
+    inside = pl.col("time").is_between(window.start, window.end, closed="left")
+    frames = [scan(group, shadow=shadow).filter(inside).collect() for group in by_schema(sources)]
+    return (pl.concat(frames, how="diagonal_relaxed") if frames else None), len(names)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
-import uuid
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_mlops.core.profile import Profile, merge_profiles, profile_scan_like
 from airflow_mlops.core.profile_format import profile_from_bytes, profile_to_bytes
 from airflow_mlops.exceptions import InsufficientDataError
-from airflow_mlops.serving.inference_log import FEATURE_PREFIX, may_hold, stamp, time_span
+from airflow_mlops.serving.inference_log import FEATURE_PREFIX
+from airflow_mlops.serving.log_files import (
+    LogFiles,
+    by_schema,
+    may_hold,
+    reading_again,
+    scan,
+    stamp,
+    time_span,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,61 +36,70 @@ logger = logging.getLogger(__name__)
 class _Partition(NamedTuple):
     """Files of one folder that can hold rows of a window."""
 
-    folder: Path
-    files: list[Path]
+    folder: str
+    names: list[str]
     whole: bool
 
 
 def profile_window(
-    root: Path, model_name: str, window: Window, layout: Layout, *, sources: Mapping[str, str]
+    root: Path | str, model_name: str, window: Window, layout: Layout, *, sources: Mapping[str, str]
 ) -> Profile:
     """Profile the predictions whose event time is inside a window.
 
     A partition that lies in the window as a whole is profiled once: the profile is kept beside it, under the name of its
     cells, and is used as long as the partition has the same files. Of one that the window cuts through the rows are read.
 
-    :param root: folder of the log.
+    :param root: the log's folder, or the URI its files are uploaded to.
     :param layout: cells, of the reference.
     :param sources: column of the log per column of the layout; others are inputs.
     :raises InsufficientDataError: nothing was predicted; names model, window and folder.
     """
-    partitions, count = _partitions(root / model_name, window)
-    profiles = (_partition_profile(item, window, layout, sources) for item in partitions)
-    profile = merge_profiles(profiles, layout=layout)
+    files = LogFiles(root)
+
+    def made() -> tuple[Profile, int]:
+        partitions, count = _partitions(files, model_name, window)
+        profiles = (_partition_profile(files, item, window, layout, sources) for item in partitions)
+        return merge_profiles(profiles, layout=layout), count
+
+    profile, count = reading_again(made)
     if profile.row_count == 0:
         raise InsufficientDataError(
-            f"nothing was predicted by {model_name} in {window}: {root / model_name} holds {count} files, none with a row in "
+            f"nothing was predicted by {model_name} in {window}: {root}/{model_name} holds {count} files, none with a row in "
             "the window; has the service been asked, with these times?"
         )
     return profile
 
 
 def scan_window(
-    root: Path, model_name: str, window: Window, names: Sequence[str], *, sources: Mapping[str, str]
+    root: Path | str, model_name: str, window: Window, names: Sequence[str], *, sources: Mapping[str, str]
 ) -> pl.LazyFrame:
     """Open columns of the predictions whose event time is inside a window; nothing is read yet.
 
     :raises InsufficientDataError: no file can hold any.
     """
-    partitions, count = _partitions(root / model_name, window)
-    files = [file for item in partitions for file in item.files]
-    if not files:
+    files = LogFiles(root)
+
+    def opened() -> tuple[list[list[Path | bytes]], int]:
+        partitions, count = _partitions(files, model_name, window)
+        return by_schema(files.source(name) for item in partitions for name in item.names), count
+
+    groups, count = reading_again(opened)
+    if not groups:
         raise InsufficientDataError(
-            f"nothing was predicted by {model_name} in {window}: none of the {count} files in {root / model_name} is of that time"
+            f"nothing was predicted by {model_name} in {window}: none of the {count} files in {root}/{model_name} is of that time"
         )
-    return _scan(_by_schema(files), names, sources, window)
+    return _scan(groups, names, sources, window)
 
 
-def _partitions(folder: Path, window: Window) -> tuple[list[_Partition], int]:
+def _partitions(files: LogFiles, model_name: str, window: Window) -> tuple[list[_Partition], int]:
     """List the partitions that can matter, oldest first, and count all files."""
     partitions, count = [], 0
-    for partition in sorted(folder.glob("hour=*")):
-        names = sorted(file.name for file in partition.glob("part-*.parquet"))
+    for folder, names in files.hours(model_name).items():
         count += len(names)
         matching = [name for name in names if may_hold(name, window)]
         if matching:
             whole = len(matching) == len(names) and all(_inside(name, window) for name in names)
-            partitions.append(_Partition(partition, [partition / name for name in matching], whole))
+            partitions.append(_Partition(folder, matching, whole))
     return partitions, count
 
 
@@ -93,39 +109,31 @@ def _inside(name: str, window: Window) -> bool:
 
 
 def _partition_profile(
-    partition: _Partition, window: Window, layout: Layout, sources: Mapping[str, str]
+    files: LogFiles, partition: _Partition, window: Window, layout: Layout, sources: Mapping[str, str]
 ) -> Profile:
     def read(limit: Window | None) -> Profile:
-        groups = _by_schema(partition.files)
+        groups = by_schema(files.source(name) for name in partition.names)
         return profile_scan_like(lambda names: _scan(groups, names, sources, limit), layout)
 
     if not partition.whole:
         return read(window)
-    key = hashlib.sha256("\n".join(file.name for file in partition.files).encode()).hexdigest()
+    key = hashlib.sha256("\n".join(name.rpartition("/")[2] for name in partition.names).encode()).hexdigest()
     # Beside the partition, but not as one of its files; other cells have another profile.
-    path = partition.folder / f".profile-{layout.digest[:16]}"
+    path = f"{partition.folder}/.profile-{layout.digest[:16]}"
     with contextlib.suppress(OSError):
-        kept = profile_from_bytes(path.read_bytes(), layout, key=key)
+        kept = profile_from_bytes(files.read(path), layout, key=key)
         if kept is not None:
             return kept
     made = read(None)
-    _keep(path, profile_to_bytes(made, key=key))
+    try:
+        files.write(path, profile_to_bytes(made, key=key))
+    except OSError as err:  # a log that may only be read is profiled every time
+        logger.info("the profile %s can't be kept: %s", path, err)
     return made
 
 
-def _keep(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as err:  # a log that may only be read is profiled every time
-        logger.info("the profile %s can't be kept: %s", path, err)
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
 def _scan(
-    groups: Sequence[Sequence[Path]],
+    groups: Sequence[Sequence[Path | bytes]],
     names: Iterable[str],
     sources: Mapping[str, str],
     window: Window | None,
@@ -136,7 +144,7 @@ def _scan(
     frames = []
     wanted = {name: sources.get(name, FEATURE_PREFIX + name) for name in names}
     for group in groups:
-        frame = pl.scan_parquet(list(group), hive_partitioning=False)
+        frame = scan(group)
         if window is not None:
             frame = frame.filter(pl.col("time").is_between(window.start, window.end, closed="left"))
         there = frame.collect_schema()
@@ -144,14 +152,3 @@ def _scan(
         frame = frame.with_columns(missing)
         frames.append(frame.select(pl.col(source).alias(name) for name, source in wanted.items()))
     return frames[0] if len(frames) == 1 else pl.concat(frames, how="vertical_relaxed")
-
-
-def _by_schema(files: Sequence[Path]) -> list[list[Path]]:
-    """Group files of the same columns: the versions of a model may take different ones."""
-    import polars as pl
-
-    groups: dict[tuple[tuple[str, str], ...], list[Path]] = {}
-    for file in files:
-        schema = tuple((name, str(dtype)) for name, dtype in pl.read_parquet_schema(file).items())
-        groups.setdefault(schema, []).append(file)
-    return list(groups.values())

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
 
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, model_columns, work_key
 from airflow_mlops.steps.packages import load_version
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import polars as pl
+
     from airflow_mlops.services import Services
+    from airflow_mlops.serving.model import ServedModel
+
+logger = logging.getLogger(__name__)
+
+Partition = Literal["hour", "day", "month"]
+
+#: Rows that are predicted in one go: few enough that every core has some of a small partition. A few such batches are in memory.
+_BATCH_ROWS = 16_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +47,7 @@ class ScoreSpec:
     :param id_column: copied to the predictions, to join them.
     :param time_column: copied too; places a row in the window.
     :param window: rows to score; ``None`` scores all.
+    :param partition: commits each hour, day or month (of UTC) by itself, so that a retry goes on where it was; ``None``: one commit.
     """
 
     dataset: DatasetRef
@@ -39,52 +58,189 @@ class ScoreSpec:
     id_column: str
     time_column: str
     window: Window | None = None
+    partition: Partition | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreResult:
-    """Where the predictions are."""
+    """Where the predictions are.
+
+    :param dataset: what was scored; of a table that was named by its URI alone the digest is that of its list of files.
+    :param predictions: the table of predictions, with such a digest.
+    :param partitions: commits the window was divided into.
+    :param reused: of these, found done by an earlier attempt.
+    """
 
     dataset: DatasetVersion
     predictions: DatasetVersion
     model_name: str
     model_version: str
     row_count: int
+    partitions: int = 1
+    reused: int = 0
 
 
 def run(spec: ScoreSpec, services: Services) -> ScoreResult:
-    """Predict and write the window in one commit.
+    """Predict in a stream and write each partition in one commit; what an earlier attempt has committed is not done again.
 
     :raises InsufficientDataError: the window has no rows.
     :raises SchemaMismatchError: an input column is missing.
     """
-    import polars as pl
-
     registry = Registry.connect(services)
     version = (
         registry.version(spec.model_name, spec.model_version)
         if spec.model_version
         else registry.version_by_alias(spec.model_name, spec.alias)
     )
-    dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
-    model = load_version(registry, version, services)
-    names = model.manifest.signature.names
-    columns = [*dict.fromkeys([spec.id_column, spec.time_column, *names])]
-    rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)
-    predictions = rows.select(
-        spec.id_column,
-        spec.time_column,
-        pl.Series("prediction", model.predict_columns(model_columns(rows, model.manifest.signature))),
-        pl.lit(version.model_version).alias("model_version"),
+    dataset = (
+        delta.describe_files(spec.dataset, time_column=spec.time_column)
+        if isinstance(spec.dataset, str)
+        else spec.dataset
     )
-    written = delta.replace_window(spec.table, predictions, time_column=spec.time_column, window=spec.window)
+    model = load_version(registry, version, services)
+    count, windows = _partitions(spec, dataset)
+    work = work_key("score", dataset.uri, dataset.version, version.model_name, version.model_version)
+    work = work_key(work, version.package_digest, spec.id_column, spec.time_column)
+    reused = 0
+    for window in windows:
+        key = work_key(work, window.key if window else None)
+        if delta.is_written(spec.table, work=key, window=window):
+            logger.info("%s of %s is scored already", window or "all", spec.table)
+            reused += 1
+            continue
+        delta.replace_window_streamed(
+            spec.table,
+            _predicted(_batches(spec, dataset, model, window), model, spec, version.model_version),
+            schema=_schema(spec, dataset, model),
+            time_column=spec.time_column,
+            window=window,
+            work=key,
+        )
     return ScoreResult(
         dataset=dataset,
-        predictions=delta.describe(spec.table, version=written, time_column=spec.time_column),
+        predictions=delta.describe_files(spec.table, time_column=spec.time_column),
         model_name=version.model_name,
         model_version=version.model_version,
-        row_count=predictions.height,
+        row_count=count,
+        partitions=len(windows),
+        reused=reused,
     )
+
+
+def _partitions(spec: ScoreSpec, dataset: DatasetVersion) -> tuple[int, list[Window | None]]:
+    """Count the rows, and divide their window."""
+    import polars as pl
+
+    rows = delta.read_table(
+        dataset.uri,
+        version=dataset.version,
+        columns=[spec.time_column],
+        window=spec.window,
+        time_column=spec.time_column,
+    )
+    times = pl.col(spec.time_column)
+    told = rows.select(
+        count=pl.len(), missing=times.null_count(), first=times.min(), last=times.max()
+    ).collect(engine="streaming")
+    count, missing, first, last = told.row(0)
+    if count == 0:
+        where = f"window {spec.window} of " if spec.window else ""
+        raise InsufficientDataError(
+            f"{where}{dataset.uri} (version {dataset.version}) has no rows; ingest the window first"
+        )
+    if spec.partition is None:
+        return count, [spec.window]
+    if missing:
+        raise SchemaMismatchError(
+            f"{missing} rows of {dataset.uri} have no {spec.time_column!r} and belong to no {spec.partition}: give a window, or "
+            "score without partitions"
+        )
+    span = spec.window or Window(start=first, end=last + timedelta(microseconds=1))
+    return count, list(divide(span, spec.partition, whole=spec.window is None))
+
+
+def divide(window: Window, partition: Partition, *, whole: bool = False) -> Iterator[Window]:
+    """Divide a window where hours, days or months of UTC begin.
+
+    :param whole: whether the first and the last part may reach beyond the window, to be whole ones.
+
+    >>> [str(part) for part in divide(Window.parse("2024-01-31", "2024-02-02"), "month")]
+    ['[2024-01-31, 2024-02-01)', '[2024-02-01, 2024-02-02)']
+    """
+    start = window.start.replace(minute=0, second=0, microsecond=0)
+    if partition != "hour":
+        start = start.replace(hour=0)
+    if partition == "month":
+        start = start.replace(day=1)
+    while start < window.end:
+        end = _next(start, partition)
+        yield (
+            Window(start=start, end=end)
+            if whole
+            else Window(start=max(start, window.start), end=min(end, window.end))
+        )
+        start = end
+
+
+def _next(start: datetime, partition: Partition) -> datetime:
+    if partition == "month":
+        return datetime(start.year + start.month // 12, start.month % 12 + 1, 1, tzinfo=UTC)
+    return start + (timedelta(hours=1) if partition == "hour" else timedelta(days=1))
+
+
+def _batches(
+    spec: ScoreSpec, dataset: DatasetVersion, model: ServedModel, window: Window | None
+) -> Iterator[pl.DataFrame]:
+    return delta.stream_table(
+        dataset.uri,
+        version=dataset.version,
+        columns=[*dict.fromkeys([spec.id_column, spec.time_column, *model.manifest.signature.names])],
+        window=window,
+        time_column=spec.time_column,
+        batch_rows=_BATCH_ROWS,
+    )
+
+
+def _schema(spec: ScoreSpec, dataset: DatasetVersion, model: ServedModel) -> dict[str, pl.DataType]:
+    import polars as pl
+
+    kept = [spec.id_column, spec.time_column]
+    source = delta.read_table(dataset.uri, version=dataset.version, columns=kept).collect_schema()
+    answer = pl.Float64() if model.manifest.task == "regression" else pl.String()
+    return {**{name: source[name] for name in kept}, "prediction": answer, "model_version": pl.String()}
+
+
+def _predicted(
+    batches: Iterator[pl.DataFrame], model: ServedModel, spec: ScoreSpec, model_version: str
+) -> Iterator[pl.DataFrame]:
+    """Predict batch by batch, on every core that is ours, a few batches ahead of the writer."""
+    import polars as pl
+
+    def predict(batch: pl.DataFrame) -> pl.DataFrame:
+        columns = model_columns(batch, model.manifest.signature)
+        if model.manifest.task == "regression":  # without a list in between
+            answers = pl.Series("prediction", model.predictor(columns)).cast(pl.Float64)
+        else:
+            answers = pl.Series("prediction", model.predict_columns(columns), dtype=pl.String)
+        return batch.select(
+            spec.id_column, spec.time_column, answers, pl.lit(model_version).alias("model_version")
+        )
+
+    workers = len(os.sched_getaffinity(0))
+    ahead: deque[Future[pl.DataFrame]] = deque()
+    # The writer asks for rows from within delta-rs, which can't be entered a second time there: reading has a thread of its own.
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(workers, "predict") as pool:
+        try:
+            read = reader.submit(next, batches, None)
+            while (batch := read.result()) is not None:
+                read = reader.submit(next, batches, None)
+                ahead.append(pool.submit(predict, batch))
+                if len(ahead) > workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 STEP = Step(name="score", spec=ScoreSpec, result=ScoreResult, run=run)

@@ -1,0 +1,186 @@
+"""Batch scoring for real: killed and gone on with, the same answers as the service's, in any form of model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from airflow_mlops.core.windows import Window
+from airflow_mlops.demo import stream
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
+from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.common import model_columns
+from airflow_mlops.steps.packages import load_version
+
+pytestmark = pytest.mark.integration
+
+JULY = Window.parse("2018-07-01", "2018-08-01")
+WINDOW = {"start": "2018-07-01T00:00:00Z", "end": "2018-08-01T00:00:00Z"}
+
+
+class World:
+    """A table, a model that learned from it, and the step that scores."""
+
+    def __init__(self, folder: Path, mlflow_url: str) -> None:
+        self.folder, self.name = folder, "scored_fare"
+        self.services = Services(tracking_uri=mlflow_url)
+        trips = stream.simulate(1, trips_per_month=3000)
+        july = trips.filter(pl.col(stream.TIME).is_between(JULY.start, JULY.end, closed="left"))
+        # Enough rows that a kill hits the step at work.
+        self.trips = pl.concat(
+            july.with_columns(pl.col(stream.ID).cast(pl.String) + f"-{copy}") for copy in range(60)
+        ).sort(stream.TIME)
+        self.table = str(folder / "trips")
+        delta.replace_window(self.table, self.trips, time_column=stream.TIME, window=None)
+        small = str(folder / "small")
+        delta.replace_window(small, july, time_column=stream.TIME, window=None)
+        trained = run_step(
+            "train",
+            {
+                "dataset": small,
+                "model_name": self.name,
+                "estimator": "sklearn.ensemble.HistGradientBoostingRegressor",
+                "estimator_params": {"max_iter": 20},
+                "target": stream.TARGET,
+                "numeric": [name for name in stream.FEATURES if name != "rate_code_id"],
+                "categorical": ["rate_code_id"],
+                "time_column": stream.TIME,
+                "window": WINDOW,
+            },
+            self.services,
+        )
+        spec = {
+            "model_name": self.name,
+            "run_id": trained["run_id"],
+            "package_digest": trained["package_digest"],
+        }
+        self.version = run_step("register", spec, self.services)["model_version"]
+
+    def spec(self, table: str, **more: Any) -> dict[str, Any]:
+        return {
+            "dataset": self.table,
+            "table": str(self.folder / table),
+            "model_name": self.name,
+            "model_version": self.version,
+            "id_column": stream.ID,
+            "time_column": stream.TIME,
+            "window": WINDOW,
+        } | more
+
+    def score(self, table: str, **more: Any) -> dict[str, Any]:
+        return run_step("score", self.spec(table, **more), self.services)
+
+    def predictions(self, table: str) -> pl.DataFrame:
+        return delta.read_table(str(self.folder / table)).collect()
+
+    def predictions_of_whole(self) -> pl.DataFrame:
+        """What one commit for all gives."""
+        self.score("whole")
+        return self.predictions("whole").sort(stream.ID)
+
+
+@pytest.fixture(scope="module")
+def world(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("scoring"), mlflow_server)
+
+
+def test_rows_keep_their_answers(world: World) -> None:
+    result = world.score("whole")
+    assert (result["row_count"], result["partitions"], result["reused"]) == (world.trips.height, 1, 0)
+    registry = Registry.connect(world.services)
+    model = load_version(registry, registry.version(world.name, world.version), world.services)
+    expected = model.predict_columns(model_columns(world.trips, model.manifest.signature))
+    scored = world.predictions("whole").sort(stream.ID)
+    wanted = world.trips.with_columns(prediction=pl.Series(expected)).sort(stream.ID)
+    assert scored[stream.ID].to_list() == wanted[stream.ID].to_list()
+    assert (scored["prediction"] - wanted["prediction"]).abs().max() == 0.0
+    assert set(scored["model_version"]) == {world.version}
+    again = world.score("whole")
+    assert (again["reused"], again["predictions"]) == (1, result["predictions"])
+
+
+def test_by_day_is_the_same(world: World) -> None:
+    result = world.score("days", partition="day")
+    assert (result["partitions"], result["reused"]) == (31, 0)
+    assert world.predictions("days").sort(stream.ID).equals(world.predictions_of_whole())
+    half = world.score("days", partition="day", window=WINDOW | {"end": "2018-07-16T00:00:00Z"})
+    assert (half["partitions"], half["reused"]) == (15, 15)
+    everything = world.score("days", partition="month", window=None)
+    assert (everything["partitions"], everything["row_count"]) == (1, world.trips.height)
+    assert world.predictions("days").height == world.trips.height
+
+
+def test_killed_again_and_again_every_row_is_there_once(world: World, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(world.spec("killed", partition="day")))
+    command = [sys.executable, "-m", "airflow_mlops.steps", "score", "--spec", str(spec)]
+    command += ["--result", str(tmp_path / "result.json")]
+    environment = {**os.environ, **world.services.to_environment()}
+    table, per_day = str(world.folder / "killed"), world.trips.group_by(pl.col(stream.TIME).dt.date()).len()
+    days = dict(per_day.rows())
+    seen = 0
+    for further in (1, 3, 4, 6):  # killed when so many more days are committed
+        child = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while child.poll() is None and committed(table) < seen + further and time.monotonic() < deadline:
+            time.sleep(0.002)
+        child.kill()
+        child.wait()
+        counts = dict(world.predictions("killed").group_by(pl.col(stream.TIME).dt.date()).len().rows())
+        assert all(
+            days[day] == count for day, count in counts.items()
+        )  # a day is there as a whole or not at all
+        assert len(counts) >= seen
+        seen = len(counts)
+    assert 0 < seen < 31
+    result = world.score("killed", partition="day")
+    assert result["reused"] >= seen
+    assert world.predictions("killed").sort(stream.ID).equals(world.predictions_of_whole())
+
+
+def committed(table: str) -> int:
+    """Count commits after the one that made the table."""
+    return max(0, len(list((Path(table) / "_delta_log").glob("*.json"))) - 1)
+
+
+def test_what_is_missing_is_said(world: World) -> None:
+    later = {"start": "2030-01-01T00:00:00Z", "end": "2030-02-01T00:00:00Z"}
+    with pytest.raises(
+        InsufficientDataError, match=r"window \[2030-01-01.*has no rows; ingest the window first"
+    ):
+        world.score("none", window=later)
+    narrow = str(world.folder / "narrow")
+    delta.replace_window(narrow, world.trips.drop("trip_distance"), time_column=stream.TIME, window=None)
+    with pytest.raises(SchemaMismatchError, match="has no column trip_distance"):
+        world.score("none", dataset=narrow)
+    text = str(world.folder / "text")
+    rows = world.trips.with_columns(pl.lit("far").alias("trip_distance"))
+    delta.replace_window(text, rows, time_column=stream.TIME, window=None)
+    with pytest.raises(SchemaMismatchError, match="'trip_distance' holds String, the model takes a number"):
+        world.score("none", dataset=text)
+    timeless = str(world.folder / "timeless")
+    gap = (
+        pl.when(pl.col(stream.TIME) > JULY.start + timedelta(days=30))
+        .then(None)
+        .otherwise(pl.col(stream.TIME))
+    )
+    delta.replace_window(
+        timeless, world.trips.with_columns(gap.alias(stream.TIME)), time_column=stream.TIME, window=None
+    )
+    with pytest.raises(SchemaMismatchError, match=r"rows of .* belong to no day: give a window"):
+        world.score("none", dataset=timeless, partition="day", window=None)
+    assert world.score("none", dataset=timeless, window=None)["row_count"] == world.trips.height
