@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import bentoml
 
 from airflow_mlops.serving.app import EndpointApp, Scope
-from airflow_mlops.serving.drain import end_gently
+from airflow_mlops.serving.drain import Drain
 from airflow_mlops.serving.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ModelEndpoint:
 
     def __init__(self) -> None:
         APP.start()
-        end_gently(APP, SETTINGS.drain_seconds)
+        Drain(APP, SETTINGS.serving_dir, SETTINGS.drain_seconds)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
