@@ -27,15 +27,19 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from airflow_mlops.integrations.bentoml import LocalServer
 
 ROUNDS = 3
 SECONDS = 3
 CONNECTIONS = (1, 16, 64)
 BATCH = 1_000
+SWAPPED_REQUESTS = 100_000
 TOKEN = "benchmark"  # noqa: S105 - opens nothing but the server that is measured
 
 NUMERIC = (
@@ -144,11 +148,13 @@ class Measured(NamedTuple):
     :param rate: requests per second.
     :param p99: milliseconds.
     :param failed: requests without a good answer.
+    :param answered: all others.
     """
 
     rate: float
     p99: float
     failed: int
+    answered: int
 
 
 def main() -> None:
@@ -225,7 +231,7 @@ def batches(
     raw, seen = [], []
     for _ in range(rounds):
         raw.append(raw_rows_per_second(package, rows, seconds))
-        seen.append(measure(urls["ours"], body_of("ours", rows), 4, seconds, folder).rate * len(rows))
+        seen.append(measure(urls["ours"], body_of("ours", rows), 2, seconds, folder).rate * len(rows))
     ours, limit = statistics.median(seen), statistics.median(raw)
     print(
         f"{len(rows):,} rows a request: {ours:,.0f} rows/s; ONNX Runtime alone {limit:,.0f}; {ours / limit:.2f} of it"
@@ -236,39 +242,29 @@ def swap_under_load(
     folder: Path, package: Path, digest: str, rows: list[dict[str, Any]], servers: ExitStack
 ) -> None:
     """Swap between two versions under 16 connections until 100,000 requests were answered."""
-    from airflow_mlops.serving.local import deploy_package
-
     url = servers.enter_context(start_ours(folder, package, digest))
+    server = our_server(folder, int(url.rpartition(":")[2]))
     steady = measure(url, body_of("ours", rows[:1]), 16, 5, folder)
     other, other_digest = make_package(folder / "other", rows, seed=1)
-    answers: list[Measured] = []
+    seen: list[Measured] = []
 
     def ask() -> None:
-        while sum(int(one.rate * 5) for one in answers) < 100_000:
-            answers.append(measure(url, body_of("ours", rows[:1]), 16, 5, folder))
+        while sum(one.answered for one in seen) < SWAPPED_REQUESTS:
+            seen.append(measure(url, body_of("ours", rows[:1]), 16, 5, folder))
 
     asking = threading.Thread(target=ask)
     asking.start()
-    swaps = 0
+    swaps, seconds = 0, []
     while asking.is_alive():
-        version = str(swaps % 2 + 1)
-        which = (package, digest) if version == "1" else (other, other_digest)
-        deploy_package(
-            serving_dir=folder / "serving",
-            package_folder=which[0],
-            model_name="fare",
-            model_version=version,
-            package_digest=which[1],
-            host="127.0.0.1",
-            port=int(url.rpartition(":")[2]),
-            token=TOKEN,
-            timeout_seconds=60,
-        )
         swaps += 1
+        started = time.monotonic()
+        deploy(server, *((other, other_digest, "2") if swaps % 2 else (package, digest, "1")))
+        seconds.append(time.monotonic() - started)
         asking.join(timeout=0.5)
     print(
-        f"{swaps} swaps under 16 connections: {sum(one.failed for one in answers)} failed of "
-        f"{sum(int(one.rate * 5) for one in answers):,}; p99 {max(one.p99 for one in answers):.1f} ms, steady {steady.p99:.1f}"
+        f"{swaps} swaps under 16 connections: {sum(one.failed for one in seen)} failed of {sum(one.answered for one in seen):,}; "
+        f"p99 {statistics.median(one.p99 for one in seen):.1f} ms, steady {steady.p99:.1f}; "
+        f"a new version is live after {statistics.median(seconds):.2f} s, at most {max(seconds):.2f}"
     )
 
 
@@ -368,7 +364,7 @@ def measure(url: str, body: str, connections: int, seconds: int, folder: Path) -
     if found is None:
         raise RuntimeError(output)
     requests, microseconds, broken, refused = (int(found[i]) for i in range(1, 5))
-    return Measured(1e6 * requests / microseconds, float(found[5]), broken + refused)
+    return Measured(1e6 * requests / microseconds, float(found[5]), broken + refused, requests - refused)
 
 
 @contextmanager
@@ -421,25 +417,36 @@ def start_mlflow(folder: Path, package: Path, digest: str) -> Iterator[str]:
 @contextmanager
 def start_ours(folder: Path, package: Path, digest: str) -> Iterator[str]:
     """Start the service as a deployment does."""
+    server = our_server(folder, _free_port())
+    try:
+        deploy(server, package, digest, "1")
+        yield server.url
+    finally:
+        server.stop()
+
+
+def our_server(folder: Path, port: int) -> LocalServer:
+    """Give the service that is measured."""
     from airflow_mlops.integrations.bentoml import LocalServer
+
+    return LocalServer(folder / "serving", port=port, token=TOKEN)
+
+
+def deploy(server: LocalServer, package: Path, digest: str, version: str) -> None:
+    """Let the service answer with a version."""
     from airflow_mlops.serving.local import deploy_package
 
-    port = _free_port()
-    deployed = deploy_package(
-        serving_dir=folder / "serving",
+    deploy_package(
+        serving_dir=server.serving_dir,
         package_folder=package,
         model_name="fare",
-        model_version="1",
+        model_version=version,
         package_digest=digest,
-        host="127.0.0.1",
-        port=port,
+        host=server.host,
+        port=server.port,
         token=TOKEN,
         timeout_seconds=60,
     )
-    try:
-        yield deployed.endpoint_url
-    finally:
-        LocalServer(folder / "serving", port=port, token=TOKEN).stop()
 
 
 def _copy(folder: Path, package: Path, name: str, text: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -18,6 +19,9 @@ from airflow_mlops.serving.settings import ServiceSettings
 if TYPE_CHECKING:
     from airflow_mlops.serving.requests import Receive
     from airflow_mlops.serving.responses import Send
+
+# uvicorn puts a line together for each request, as long as there is anybody who could want it.
+logging.getLogger("uvicorn.access").propagate = False
 
 SETTINGS = ServiceSettings.from_environment()
 APP = EndpointApp(SETTINGS)

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from airflow_mlops.integrations.bentoml import LocalServer, wait_until
-from airflow_mlops.serving.local import Deployment, deploy_package
+from airflow_mlops.serving.local import Deployment
+from tests import endpoints
 from tests.callers import Callers
 from tests.packages import ROWS, build_package
 
@@ -49,18 +50,7 @@ def server(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.fixture
 def deploy(server: LocalServer, packages: dict[str, tuple[Path, str]]) -> Deploy:
     def run(version: str) -> Deployment:
-        package, digest = packages[version]
-        return deploy_package(
-            serving_dir=server.serving_dir,
-            package_folder=package,
-            model_name="m",
-            model_version=version,
-            package_digest=digest,
-            host="127.0.0.1",
-            port=server.port,
-            token="token",
-            timeout_seconds=60,
-        )
+        return endpoints.deploy(server, *packages[version], version)
 
     return run
 

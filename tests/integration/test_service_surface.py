@@ -21,8 +21,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from airflow_mlops.integrations.bentoml import LocalServer, wait_until
-from airflow_mlops.serving.local import deploy_package
 from airflow_mlops.serving.package import read_package, write_manifest
+from tests import endpoints
 from tests.packages import ROWS, build_package
 
 pytestmark = pytest.mark.integration
@@ -46,20 +46,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_MLOPS_SERVICE_WORKERS", "2")
         server = LocalServer(folder / "serving", port=port, token="token")
-        deployed = deploy_package(
-            serving_dir=server.serving_dir,
-            package_folder=folder / "package",
-            model_name="m",
-            model_version="1",
-            package_digest=digest,
-            host="127.0.0.1",
-            port=port,
-            token="token",
-            timeout_seconds=60,
-        )
+        endpoints.deploy(server, folder / "package", digest)
         try:
             headers = {"Authorization": "Bearer token"}
-            with httpx.Client(base_url=deployed.endpoint_url, headers=headers, timeout=30) as client:
+            with httpx.Client(base_url=server.url, headers=headers, timeout=30) as client:
                 yield client
         finally:
             server.stop()
