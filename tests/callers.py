@@ -62,6 +62,7 @@ class Callers:
                 try:
                     connection.connect()
                 except OSError:
+                    connection.close()
                     connection = None
                     if self.go_home_when_refused:
                         return
@@ -75,6 +76,7 @@ class Callers:
                 data = json.loads(answer.read())
             except (OSError, http.client.HTTPException) as err:
                 self.lost.append(f"{type(err).__name__} on request {asked} of a connection")
+                connection.close()
                 connection = None
                 continue
             asked += 1
