@@ -1,9 +1,10 @@
-"""What the service costs beside the model: requests per second and p99 of five servers that answer with one ONNX model, by wrk.
+"""What the service costs beside the model: requests per second and p99 of five servers that answer with one model, by wrk.
 
 * `bare`: an ASGI callable that reads JSON and calls ONNX Runtime, under uvicorn: no validation, no log, nothing. The limit.
 * `ours`: the service as `DeployModelOperator` starts it, with one worker, validation, token, metrics and inference log.
 * `naive`: a BentoML service with one `@bentoml.api`, as BentoML's tutorials have it.
-* `mlflow`: `mlflow models serve`.
+* `mlflow`: `mlflow models serve` of the scikit-learn pipeline that the ONNX model was made of, which is what MLflow serves by itself.
+* `mlflow-onnx`: the same of a `PythonModel` that calls ONNX Runtime.
 
 All run beside each other on the loopback address and are asked in turn, in several rounds. wrk and the servers share the machine. `--swaps` swaps
 versions under 16 connections until 100,000 requests were answered instead.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import re
 import shutil
 import socket
@@ -165,7 +167,9 @@ def main() -> None:
     parser.add_argument("--swaps", action="store_true", help="swap versions under 16 connections instead")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--without", nargs="*", default=[], help="servers to leave out: bare, naive, mlflow")
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="servers to leave out: bare, naive, mlflow, mlflow-onnx"
+    )
     given = parser.parse_args()
     if shutil.which("wrk") is None:
         print("skipped: wrk is not installed (apt-get install wrk)")
@@ -180,7 +184,13 @@ def main() -> None:
         if given.swaps:
             swap_under_load(folder, package, digest, rows, servers)
             return
-        starts = {"bare": start_bare, "ours": start_ours, "naive": start_naive, "mlflow": start_mlflow}
+        starts = {
+            "bare": start_bare,
+            "ours": start_ours,
+            "naive": start_naive,
+            "mlflow": start_mlflow,
+            "mlflow-onnx": start_mlflow_onnx,
+        }
         urls = {
             label: servers.enter_context(start(folder, package, digest))
             for label, start in starts.items()
@@ -300,6 +310,7 @@ def make_package(folder: Path, rows: list[dict[str, Any]], seed: int = 0) -> tup
         ColumnRoles(target="fare", time="t", numeric=NUMERIC, categorical=CATEGORICAL),
         seed=seed,
     ).fit(frame[[*NUMERIC, *CATEGORICAL]], fare)
+    (folder.parent / "pipeline.pkl").write_bytes(pickle.dumps(pipeline))
     inputs = [FieldSpec(name=name, type="number") for name in NUMERIC]
     inputs += [FieldSpec(name=name, type="string") for name in CATEGORICAL]
     signature = ModelSignature(inputs=tuple(inputs), output="fare")
@@ -348,7 +359,7 @@ def raw_rows_per_second(package: Path, rows: list[dict[str, Any]], seconds: floa
 
 def body_of(label: str, rows: list[dict[str, Any]]) -> str:
     """Write a request the way a server wants it."""
-    return json.dumps({"dataframe_records" if label == "mlflow" else "rows": rows})
+    return json.dumps({"dataframe_records" if label.startswith("mlflow") else "rows": rows})
 
 
 def measure(url: str, body: str, connections: int, seconds: int, folder: Path) -> Measured:
@@ -390,27 +401,35 @@ def start_naive(folder: Path, package: Path, digest: str) -> Iterator[str]:
 
 @contextmanager
 def start_mlflow(folder: Path, package: Path, digest: str) -> Iterator[str]:
-    """Start `mlflow models serve`."""
+    """Start `mlflow models serve` of the pipeline."""
+    import mlflow
+
+    pipeline = pickle.loads((folder / "pipeline.pkl").read_bytes())  # noqa: S301 - written a moment ago
+    mlflow.sklearn.save_model(
+        pipeline, folder / "sklearn", serialization_format="cloudpickle", pip_requirements=[]
+    )
+    with _mlflow_serving(folder, folder / "sklearn") as url:
+        yield url
+
+
+@contextmanager
+def start_mlflow_onnx(folder: Path, package: Path, digest: str) -> Iterator[str]:
+    """Start `mlflow models serve` of the ONNX model."""
     import mlflow
 
     here = _copy(folder / "mlflow", package, "model.py", PYFUNC)
+    artifacts = {"model": str(here / "model.onnx")}
     mlflow.pyfunc.save_model(
-        here / "saved",
-        python_model=str(here / "model.py"),
-        artifacts={"model": str(here / "model.onnx")},
-        pip_requirements=[],
+        here / "saved", python_model=str(here / "model.py"), artifacts=artifacts, pip_requirements=[]
     )
-    command = [
-        "mlflow",
-        "models",
-        "serve",
-        "--env-manager",
-        "local",
-        "--model-uri",
-        str(here / "saved"),
-        "--port",
-    ]
-    with _running(here, command, "/ping") as url:
+    with _mlflow_serving(here, here / "saved") as url:
+        yield url
+
+
+@contextmanager
+def _mlflow_serving(folder: Path, model: Path) -> Iterator[str]:
+    command = ["mlflow", "models", "serve", "--env-manager", "local", "--model-uri", str(model), "--port"]
+    with _running(folder, command, "/ping") as url:
         yield url + "#mlflow"
 
 
@@ -459,7 +478,13 @@ def _copy(folder: Path, package: Path, name: str, text: str) -> Path:
 @contextmanager
 def _running(folder: Path, command: list[str], ready: str) -> Iterator[str]:
     port = _free_port()
-    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment = (
+        os.environ
+        | {
+            "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # MLflow starts uvicorn by name
+        }
+    )
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command, str(port)],
@@ -471,7 +496,7 @@ def _running(folder: Path, command: list[str], ready: str) -> Iterator[str]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(url + ready, folder / "server.log")
+        _wait_for(url + ready, process, folder / "server.log")
         yield url
     finally:
         process.terminate()
@@ -481,9 +506,9 @@ def _running(folder: Path, command: list[str], ready: str) -> Iterator[str]:
             process.kill()
 
 
-def _wait_for(url: str, log: Path) -> None:
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - our own server
         except OSError:
