@@ -53,24 +53,52 @@ class ModelSignature:
             raise SignatureMismatchError("rows: at least one row is needed")
         columns: dict[str, list[Any]] = {}
         for field in self.inputs:
-            convert = _to_number if field.type == "number" else _to_string
             values = []
             for index, row in enumerate(rows):
                 if field.name not in row:
                     raise SignatureMismatchError(
                         f"rows[{index}].{field.name}: field is missing ({field.type})"
                     )
-                value = row[field.name]
-                if value is None and not field.nullable:
-                    raise SignatureMismatchError(f"rows[{index}].{field.name}: null is not allowed")
-                try:
-                    values.append(convert(value))
-                except (TypeError, ValueError, OverflowError) as err:
-                    raise SignatureMismatchError(
-                        f"rows[{index}].{field.name}: expected {field.type}, got {value!r:.60}"
-                    ) from err
+                values.append(_checked(field, row[field.name], f"rows[{index}].{field.name}"))
             columns[field.name] = values
         return columns
+
+    def columns_from_columns(self, given: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Check columns against the signature.
+
+        Extra columns are ignored.
+
+        :param given: one list per field, all of the same length, which is at least one.
+        :returns: as :meth:`columns_from_records`.
+        :raises SignatureMismatchError: naming the field and place and the type that was expected.
+        """
+        columns: dict[str, list[Any]] = {}
+        count = None
+        for field in self.inputs:
+            if field.name not in given:
+                raise SignatureMismatchError(f"columns.{field.name}: field is missing ({field.type})")
+            values = given[field.name]
+            if not isinstance(values, list):
+                raise SignatureMismatchError(f"columns.{field.name}: expected a list of {field.type}s")
+            count = len(values) if count is None else count
+            if len(values) != count or not values:
+                raise SignatureMismatchError(
+                    f"columns.{field.name}: {len(values)} values; all columns have the same number, and at least one"
+                )
+            columns[field.name] = [
+                _checked(field, value, f"columns.{field.name}[{index}]") for index, value in enumerate(values)
+            ]
+        return columns
+
+
+def _checked(field: FieldSpec, value: Any, place: str) -> Any:
+    """Convert a value to a field's type."""
+    if value is None and not field.nullable:
+        raise SignatureMismatchError(f"{place}: null is not allowed")
+    try:
+        return _to_number(value) if field.type == "number" else _to_string(value)
+    except (TypeError, ValueError, OverflowError) as err:
+        raise SignatureMismatchError(f"{place}: expected {field.type}, got {value!r:.60}") from err
 
 
 def _to_number(value: Any) -> float:

@@ -30,6 +30,9 @@ ENDPOINT_FILE = "endpoint.json"
 LOG_FILE = "service.log"
 SERVICE = "airflow_mlops.serving.service:ModelEndpoint"
 
+#: Variables of ours that are settings of the service: whoever starts it hands them on.
+_HANDED_ON = ("AIRFLOW_MLOPS_SERVICE_", "AIRFLOW_MLOPS_LOG_")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunningServer:
@@ -53,7 +56,7 @@ class LocalServer:
     :param serving_dir: serving folder.
     :param host: address to listen on.
     :param port: port to listen on.
-    :param token: bearer token requests must bring.
+    :param token: bearer token requests must bring; several, apart by spaces, are all accepted.
     :param public_keys: keys a package must be signed with before the service loads it.
     """
 
@@ -79,9 +82,10 @@ class LocalServer:
 
     @property
     def settings(self) -> str:
-        """Digest of address, token, keys and accepted pickles; a service that runs with others has to be started again."""
+        """Digest of address, tokens, keys, accepted pickles and settings; a service that runs with others has to be started again."""
         pickled = os.environ.get("AIRFLOW_MLOPS_PICKLED_MODELS", "")
-        text = canonical_json([self.url, self.token, self.public_keys, pickled, str(self.serving_dir)])
+        known = [self.url, self.token, self.public_keys, pickled, str(self.serving_dir), _handed_on()]
+        text = canonical_json(known)
         # Slow on purpose: a token that people chose could be guessed from a plain digest.
         return hashlib.scrypt(
             text.encode(), salt=b"airflow-mlops endpoint", n=2**14, r=8, p=1, dklen=16
@@ -103,7 +107,8 @@ class LocalServer:
         :raises RolloutError: the port is taken by somebody else.
         """
         self.require_free_port()
-        environment = bare_environment() | {
+        environment = bare_environment() | _handed_on()
+        environment |= {
             "AIRFLOW_MLOPS_SERVING_DIR": str(self.serving_dir),
             "BENTOML_DO_NOT_TRACK": "True",
             # Every start of BentoML empties its metrics folder: each service needs a home of its own.
@@ -147,7 +152,10 @@ class LocalServer:
         return server
 
     def stop(self, *, timeout_seconds: float = 15.0) -> None:
-        """End the service: ask its process group, then insist. Does nothing when it does not run."""
+        """End the service: ask its process group, then insist. Does nothing when it does not run.
+
+        :param timeout_seconds: longer than ``AIRFLOW_MLOPS_SERVICE_DRAIN_SECONDS``, during which it still answers.
+        """
         server = self.running()
         if server is None:
             return
@@ -186,13 +194,13 @@ class EndpointClient:
     """Ask an endpoint for predictions; a context manager, as its connections stay open until it is closed.
 
     :param url: address, ``http(s)://host:port``.
-    :param token: bearer token.
+    :param token: bearer token; of several, apart by spaces, the first is sent.
     :param timeout_seconds: per request.
     """
 
     def __init__(self, url: str, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
         self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {"Authorization": f"Bearer {token.split()[0]}"} if token and token.strip() else {}
         self._client = httpx.Client(
             base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False
         )
@@ -278,6 +286,10 @@ def wait_until(condition: Any, *, timeout_seconds: float, interval_seconds: floa
             return True
         time.sleep(interval_seconds)
     return bool(condition())
+
+
+def _handed_on() -> dict[str, str]:
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(_HANDED_ON)}
 
 
 def _why_not_bound(err: OSError, host: str, port: int) -> str:

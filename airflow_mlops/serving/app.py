@@ -3,105 +3,126 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
+import gc
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.exceptions import RolloutError, SignatureMismatchError
+from airflow_mlops.exceptions import RolloutError
+from airflow_mlops.serving import arrow
+from airflow_mlops.serving.authorization import Authorization
+from airflow_mlops.serving.cache import AnswerCache
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.serving.lease import end_lease, renew_lease
 from airflow_mlops.serving.metrics import EndpointMetrics
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import all_finite
 from airflow_mlops.serving.observer import Observer
+from airflow_mlops.serving.openapi import openapi_document
 from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes
-from airflow_mlops.serving.requests import Receive, RequestError, parse, read_json
+from airflow_mlops.serving.requests import (
+    IdMaker,
+    PredictionRequest,
+    Receive,
+    RequestError,
+    parse_json,
+    read_body,
+)
+from airflow_mlops.serving.responses import Response, Send, json_response, respond
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from airflow_mlops.serving.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = Mapping[bytes, bytes]
+_Answer = Callable[[Headers, Receive], Awaitable[Response]]
 
 LOG_FOLDER = "inference_log"
 
-#: From this many rows on a prediction leaves the event loop, so that small requests are not held up.
-THREAD_ROWS = 64
-
-_ROUTES = {
-    ("POST", "/predict"),
-    ("GET", "/status"),
-    ("GET", "/rollout"),
-    ("POST", "/rollout/lease"),
-}
+#: From this size on a body is read and answered outside of the event loop, so that small requests are not held up.
+THREAD_BYTES = 8_192
 
 #: Longest lease of a rollout, in seconds.
 MAXIMUM_LEASE = 3_600
 
-#: How often what was observed during a rollout is added up and written.
-OBSERVE_SECONDS = 0.5
+#: Allocations after which Python looks for garbage in rings, and how seldom it looks at what has survived.
+_COLLECTED_AFTER = (10_000, 50, 100)
+
+#: How often what was counted is added up and written.
+PUBLISH_SECONDS = 0.5
 
 
 class EndpointApp:
-    """Answer ``POST /predict``, ``GET /status``, and, for whoever steers a rollout, ``/rollout`` and ``/rollout/lease``.
+    """Answer ``POST /predict``, say what answers, and, for whoever steers a rollout, ``/rollout`` and ``/rollout/lease``.
 
-    :param serving_dir: serving folder.
-    :param token: bearer token every request must bring; ``None``: no authentication.
-    :param poll_seconds: how often the desired state is looked at.
-    :param public_keys: keys a package must be signed with before it is loaded; ``None`` checks digests only.
+    :param settings: what it runs with.
     """
 
-    def __init__(
-        self,
-        serving_dir: Path,
-        *,
-        token: str | None = None,
-        poll_seconds: float = 0.2,
-        public_keys: str | None = None,
-    ) -> None:
-        self.serving_dir = serving_dir
-        self.token = token
-        self.log = InferenceLog(serving_dir / LOG_FOLDER)
-        self.observer = Observer(serving_dir)
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self.log = InferenceLog(settings.serving_dir / LOG_FOLDER)
+        self.observer = Observer(settings.serving_dir)
         self.mirror = Mirror(self.observer)
         self.reconciler = Reconciler(
-            serving_dir, on_change=self.observer.begin, poll_seconds=poll_seconds, public_keys=public_keys
+            settings.serving_dir,
+            on_change=self._routes_changed,
+            poll_seconds=settings.poll_seconds,
+            public_keys=settings.public_keys,
         )
         self.metrics: EndpointMetrics | None = None
+        #: Whether callers are told to ask elsewhere, as this worker is about to end.
+        self.draining = False
+        self._authorization = Authorization(settings.tokens)
+        self._cache = AnswerCache(settings.cache_rows)
+        self._ids = IdMaker()
+        self._at_hand = 0
         self._stopped = threading.Event()
-        self._observing = threading.Thread(target=self._observe_regularly, name="observer", daemon=True)
+        self._publishing = threading.Thread(target=self._publish_regularly, name="publisher", daemon=True)
+        self._open: dict[tuple[str, str], _Answer] = {("GET", "/readyz"): self._answer_ready}
+        self._guarded: dict[tuple[str, str], _Answer] = {
+            ("POST", "/predict"): self._answer_predict,
+            ("GET", "/status"): self._answer_status,
+            ("GET", "/openapi.json"): self._answer_openapi,
+            (
+                "GET",
+                "/docs.json",
+            ): self._answer_openapi,  # where BentoML would have its own, which knows no model
+            ("GET", "/rollout"): self._answer_rollout,
+            ("POST", "/rollout/lease"): self._answer_lease,
+        }
 
     # -- life ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Load what is desired, then watch for changes."""
-        self.metrics = EndpointMetrics()
+        self.metrics = EndpointMetrics(waiting_rows=self._waiting_rows, shed_rows=lambda: self.log.shed_rows)
         self.log.start()
         self.mirror.start()
         self.reconciler.start()
-        self._observing.start()
+        self._publishing.start()
+        # What was loaded stays, and what waits for the log goes by itself. Collections that walk through it let requests wait.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_COLLECTED_AFTER)
 
     def stop(self) -> None:
         """Write what is left and end the threads."""
         self._stopped.set()
         self.reconciler.stop()
         self.mirror.stop()
-        self.observer.flush()
+        self._publish()
         self.log.stop()
 
     @property
     def ready(self) -> bool:
-        """Whether a version answers."""
-        return self.reconciler.routes is not None
+        """Whether a version answers, and will go on to."""
+        return self.reconciler.routes is not None and not self.draining
 
     def status(self) -> dict[str, Any]:
         """Say what answers now, and why not what was asked for."""
@@ -121,9 +142,30 @@ class EndpointApp:
             else [],
         }
 
-    def _observe_regularly(self) -> None:
-        while not self._stopped.wait(OBSERVE_SECONDS):
-            self.observer.flush()
+    def publish_metrics(self) -> None:
+        """Bring what ``/metrics`` exposes up to date."""
+        if self.metrics is not None:
+            self.metrics.publish()
+
+    def _routes_changed(self, routes: Routes) -> None:
+        self.observer.begin(routes)
+        if self.metrics is not None:
+            self.metrics.began(routes, self.settings.serving_dir)
+
+    def _waiting_rows(self) -> int:
+        waiting: int = getattr(self.log, "queued_rows", 0)
+        return waiting
+
+    def _publish(self) -> None:
+        self.observer.flush()
+        try:
+            self.publish_metrics()
+        except Exception:  # serving without metrics is better than not serving
+            logger.exception("metrics can't be published")
+
+    def _publish_regularly(self) -> None:
+        while not self._stopped.wait(PUBLISH_SECONDS):
+            self._publish()
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -132,35 +174,55 @@ class EndpointApp:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:100] or uuid.uuid4().hex
+        request_id = headers.get(b"x-request-id", b"")[:100] or self._ids.one().encode()
+        headers[b"x-request-id"] = request_id
         version = "none"
         try:
-            status, body = await self._answer(scope, headers, receive)
-            version = body.get("model_version", version)
+            response = await self._route(scope["method"], scope["path"], headers)(headers, receive)
         except RequestError as err:
-            status, body, version = err.status, {"error": str(err)}, err.model_version or version
+            version = err.model_version or version
+            response = _error_response(err)
         except Exception:
-            logger.exception("request %s failed", request_id)
-            status, body = 500, {"error": f"the service failed on request {request_id}; its log says why"}
-        if self.metrics is not None and scope["path"] == "/predict":
-            self.metrics.count_request(version, status)
-        await _respond(send, status, body, request_id)
+            logger.exception("request %s failed", request_id.decode("latin-1"))
+            message = f"the service failed on request {request_id.decode('latin-1')}; its log says why"
+            response = json_response(500, {"error": message})
+        if self.metrics is not None and response.status != 200 and scope["path"] == "/predict":
+            self.metrics.count_request(version, response.status)
+        await respond(send, response, request_id, last=self.draining)
 
-    async def _answer(
-        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive
-    ) -> tuple[int, dict[str, Any]]:
-        route = (scope["method"], scope["path"])
-        if route not in _ROUTES:
-            raise RequestError(404, f"{scope['method']} {scope['path']}: try POST /predict or GET /status")
-        self._authorize(headers)
-        if route == ("GET", "/status"):
-            return 200, self.status()
-        if route == ("GET", "/rollout"):
-            return 200, to_dict(await asyncio.to_thread(self.observer.read))
-        body = await read_json(headers, receive)
-        if route == ("POST", "/rollout/lease"):
-            return 200, await asyncio.to_thread(self._lease, body)
-        return 200, await self._predict(body, headers.get(b"x-sticky-key"))
+    def _route(self, method: str, path: str, headers: Headers) -> _Answer:
+        answer = self._guarded.get((method, path))
+        if answer is not None:
+            self._authorization.require(headers)
+            return answer
+        answer = self._open.get((method, path))
+        if answer is not None:
+            return answer
+        allowed = [known for known, where in (*self._guarded, *self._open) if where == path]
+        raise RequestError(
+            405 if allowed else 404, f"{method} {path}: try POST /predict, GET /status or GET /openapi.json"
+        )
+
+    async def _answer_ready(self, headers: Headers, receive: Receive) -> Response:
+        status = self.status()
+        body = {name: status[name] for name in ("model_name", "model_version", "versions", "mirror", "error")}
+        return json_response(200 if self.ready else 503, {"ready": self.ready, **body})
+
+    async def _answer_status(self, headers: Headers, receive: Receive) -> Response:
+        return json_response(200, self.status())
+
+    async def _answer_openapi(self, headers: Headers, receive: Receive) -> Response:
+        routes = self.reconciler.routes
+        manifest = routes.stable.model.manifest if routes else None
+        name = routes.state.model_name if routes else None
+        return json_response(200, openapi_document(manifest, name, self.settings))
+
+    async def _answer_rollout(self, headers: Headers, receive: Receive) -> Response:
+        return json_response(200, to_dict(await asyncio.to_thread(self.observer.read)))
+
+    async def _answer_lease(self, headers: Headers, receive: Receive) -> Response:
+        body = parse_json(await read_body(headers, receive, self.settings.maximum_bytes))
+        return json_response(200, await asyncio.to_thread(self._lease, body))
 
     def _lease(self, body: Any) -> dict[str, Any]:
         """Renew the lease of a rollout, or end it."""
@@ -178,61 +240,94 @@ class EndpointApp:
             )
         try:
             if seconds:
-                renew_lease(self.serving_dir, revision, seconds)
+                renew_lease(self.settings.serving_dir, revision, seconds)
             else:
-                end_lease(self.serving_dir, revision)
+                end_lease(self.settings.serving_dir, revision)
         except RolloutError as err:
             raise RequestError(409, str(err)) from err
         return {"revision": revision, "seconds": seconds}
 
-    def _authorize(self, headers: Mapping[bytes, bytes]) -> None:
-        if self.token is None:
-            return
-        given = headers.get(b"authorization", b"")
-        if not hmac.compare_digest(given, b"Bearer " + self.token.encode()):
-            raise RequestError(401, "the bearer token is missing or wrong")
+    # -- predictions --------------------------------------------------------------------------------------
 
-    async def _predict(self, body: Any, sticky_key: bytes | None) -> dict[str, Any]:
+    async def _answer_predict(self, headers: Headers, receive: Receive) -> Response:
+        if self._at_hand >= self.settings.maximum_concurrency:
+            raise RequestError(
+                429, f"{self._at_hand} requests are at hand, which is what this worker takes; come again"
+            )
+        self._at_hand += 1
+        try:
+            return await self._predict(headers, receive)
+        finally:
+            self._at_hand -= 1
+
+    async def _predict(self, headers: Headers, receive: Receive) -> Response:
+        body = await read_body(headers, receive, self.settings.maximum_bytes)
         routes = self.reconciler.routes
         if routes is None:
             raise RequestError(503, self.reconciler.error or "no model version is live yet")
-        version = routes.choose(sticky_key)
-        signature = version.model.manifest.signature
-        rows, prediction_ids, times = parse(body)
+        version = routes.choose(headers.get(b"x-sticky-key"))
+        is_arrow = headers.get(b"content-type") == arrow.CONTENT_TYPE
+        compute = partial(self._compute, version, body, is_arrow)
+        began = time.perf_counter()
         try:
-            columns = signature.columns_from_records(rows)
-        except (SignatureMismatchError, AttributeError) as err:
-            raise RequestError(422, str(err)) from err
-        started = time.perf_counter()
-        try:
-            predictions = await self._predictions(version, columns, len(rows))
-        except RequestError:
-            self.observer.failed(version.model_version)
+            if is_arrow or len(body) >= THREAD_BYTES:
+                asked, predictions, seconds = await asyncio.get_running_loop().run_in_executor(None, compute)
+            else:
+                asked, predictions, seconds = compute()
+        except RequestError as err:
+            if err.model_version is not None:
+                self.observer.failed(err.model_version)
             raise
-        seconds = time.perf_counter() - started
-        if self.observer.active:
-            self.observer.answered(version.model_version, seconds, predictions)
-        note = partial(self._log, routes=routes, prediction_ids=prediction_ids, times=times, columns=columns)
-        kept = note(version, predictions, seconds)
-        if routes.mirror is not None and routes.mirror is not version:
-            self.mirror.offer(routes.mirror, Answered(columns, predictions, partial(note, shadow=True)))
+        ids = asked.prediction_ids or self._ids.many(asked.size)
+        self._note(routes, version, asked._replace(prediction_ids=ids), predictions, seconds, headers)
         if self.metrics is not None:
-            self.metrics.observe(version.model_version, rows=len(rows), seconds=seconds, kept=kept)
-        return {
-            "model_name": routes.state.model_name,
-            "model_version": version.model_version,
-            "prediction_ids": prediction_ids,
-            "predictions": predictions,
-        }
-
-    async def _predictions(
-        self, version: LiveVersion, columns: Mapping[str, Sequence[Any]], count: int
-    ) -> Sequence[Any]:
-        predict = version.model.predict_columns
-        try:
-            predictions = (
-                await asyncio.to_thread(predict, columns) if count >= THREAD_ROWS else predict(columns)
+            self.metrics.count_request(version.model_version, 200)
+            self.metrics.count_answer(
+                version.model_version,
+                columns=asked.columns,
+                predictions=predictions,
+                seconds=time.perf_counter() - began,
             )
+        if is_arrow or headers.get(b"accept") == arrow.CONTENT_TYPE:
+            about = (
+                (b"x-model-name", routes.state.model_name.encode()),
+                (b"x-model-version", version.model_version.encode()),
+            )
+            return Response(200, arrow.encode_arrow(ids, predictions), arrow.CONTENT_TYPE, about)
+        return json_response(
+            200,
+            {
+                "model_name": routes.state.model_name,
+                "model_version": version.model_version,
+                "prediction_ids": ids,
+                "predictions": predictions,
+            },
+        )
+
+    def _compute(
+        self, version: LiveVersion, body: bytes, is_arrow: bool
+    ) -> tuple[PredictionRequest, Sequence[Any], float]:
+        """Read a body and predict its rows; gives the seconds that the prediction took as well."""
+        model = version.model
+        if is_arrow:
+            asked = arrow.decode_arrow(body, model.manifest.signature, self.settings.maximum_rows)
+        else:
+            asked = model.decoder.decode(body, self.settings.maximum_rows)
+        started = time.perf_counter()
+        predictions = self._predictions(version, asked)
+        return asked, predictions, time.perf_counter() - started
+
+    def _predictions(self, version: LiveVersion, asked: PredictionRequest) -> Sequence[Any]:
+        # While versions are compared, all of them work for their answers.
+        remembers = self._cache.size and asked.size == 1 and not self.observer.active
+        key = (
+            (version.package_digest, *(column[0] for column in asked.columns.values())) if remembers else None
+        )
+        known = self._cache.get(key) if key else None
+        if known is not None:
+            return known
+        try:
+            predictions = version.model.predict_columns(asked.columns)
         except Exception as err:
             logger.exception("version %s failed", version.model_version)
             message = f"version {version.model_version} failed on these rows; the service's log says why"
@@ -240,7 +335,33 @@ class EndpointApp:
         if not all_finite(predictions):
             message = "the model gives no finite number for these rows; are the values in range?"
             raise RequestError(422, message, model_version=version.model_version)
+        if key:
+            self._cache.put(key, predictions)
         return predictions
+
+    def _note(
+        self,
+        routes: Routes,
+        version: LiveVersion,
+        asked: PredictionRequest,
+        predictions: Sequence[Any],
+        seconds: float,
+        headers: Headers,
+    ) -> None:
+        """Log an answer, count it for the rollout, and let the mirror answer as well."""
+        if self.observer.active:
+            self.observer.answered(version.model_version, seconds, predictions)
+        log = partial(
+            self._log,
+            routes=routes,
+            request_id=headers[b"x-request-id"].decode("latin-1"),
+            prediction_ids=asked.prediction_ids,
+            times=asked.times,
+            columns=asked.columns,
+        )
+        log(version, predictions, seconds)
+        if routes.mirror is not None and routes.mirror is not version:
+            self.mirror.offer(routes.mirror, Answered(asked.columns, predictions, partial(log, shadow=True)))
 
     def _log(
         self,
@@ -249,11 +370,12 @@ class EndpointApp:
         seconds: float,
         *,
         routes: Routes,
+        request_id: str,
         shadow: bool = False,
         **request: Any,
     ) -> bool:
         """Write what a version answered to a request into the inference log."""
-        if shadow:  # until the log knows what was never returned
+        if shadow:  # until the log knows what was never returned, and request_id
             return True
         return self.log.append(
             model_name=routes.state.model_name,
@@ -265,14 +387,10 @@ class EndpointApp:
         )
 
 
-async def _respond(send: Send, status: int, body: Mapping[str, Any], request_id: str) -> None:
-    data = json.dumps(body, allow_nan=False).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(data)).encode()),
-        (b"x-request-id", request_id.encode("latin-1")),
-    ]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
+def _error_response(err: RequestError) -> Response:
+    more = {
+        401: ((b"www-authenticate", b"Bearer"),),
+        429: ((b"retry-after", b"1"),),
+        503: ((b"retry-after", b"1"),),
+    }
+    return json_response(err.status, {"error": str(err)}, *more.get(err.status, ()))

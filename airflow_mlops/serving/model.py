@@ -8,7 +8,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.integrations.onnx_file import asks_for_files
 from airflow_mlops.serving.package import read_verified
+from airflow_mlops.serving.requests import RequestDecoder
 
 if TYPE_CHECKING:
     from airflow_mlops.core.signing import Trust
@@ -76,11 +77,16 @@ class ServedModel:
     :param predictor: columns in, one value per row out.
     :param probabilities: columns in, one probability per row and class out, in the order of the manifest's classes;
         ``None`` for a regression, and for a classifier that gives none.
+    :ivar decoder: reads requests for it.
     """
 
     manifest: PackageManifest
     predictor: _Predictor
     probabilities: _Predictor | None = None
+    decoder: RequestDecoder = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decoder", RequestDecoder(self.manifest.signature))
 
     def predict_columns(self, columns: Columns) -> list[float] | list[str]:
         """Predict from columns.
@@ -92,9 +98,9 @@ class ServedModel:
         """
         output = self.predictor(columns)
         if self.manifest.task == "regression":
-            numbers: list[float] = np.asarray(output, dtype=np.float64).tolist()
+            numbers: list[float] = output.astype(np.float64).tolist()
             return numbers
-        return [str(label) for label in np.asarray(output).tolist()]
+        return [str(label) for label in output.tolist()]
 
     def predict_records(self, rows: Sequence[Mapping[str, Any]]) -> list[float] | list[str]:
         """Predict from records, after checking them against the signature.
@@ -113,8 +119,10 @@ class ServedModel:
 
 
 def all_finite(answers: Sequence[Any]) -> bool:
-    """Tell whether every answer that is a number is finite."""
-    return not any(isinstance(answer, float) and not math.isfinite(answer) for answer in answers)
+    """Tell whether every answer is finite; labels are."""
+    if answers and isinstance(answers[0], float):
+        return all(map(math.isfinite, answers))
+    return True
 
 
 def allowed_types() -> set[str]:
@@ -195,9 +203,11 @@ def _load_onnx(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_Pre
     if given != wanted:
         raise ArtifactIntegrityError(f"{path} takes {given}, its signature says {wanted}")
     names = [item.name for item in session.get_outputs()]
+    numbers = [field.name for field in manifest.signature.inputs if field.type == "number"]
+    texts = [field.name for field in manifest.signature.inputs if field.type == "string"]
 
     def run(output: str, columns: Columns) -> NDArray[Any]:
-        feed = {name: _tensor(columns[name], kind) for name, kind in wanted.items()}
+        feed = _number_tensors(numbers, columns) | {name: _text_tensor(columns[name]) for name in texts}
         return np.asarray(session.run([output], feed)[0])
 
     def predict(columns: Columns) -> NDArray[Any]:
@@ -226,12 +236,16 @@ def _require_whole_onnx(data: bytes, path: Path) -> None:
         )
 
 
-def _tensor(values: Sequence[Any] | NDArray[Any], kind: str) -> NDArray[Any]:
-    """Give one ONNX input of shape ``[rows, 1]``."""
-    if kind == "tensor(float)":
-        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, as the model's converter has it
-            return np.asarray(values, dtype=np.float32).reshape(-1, 1)
-    return np.array([["" if value is None else value] for value in values], dtype=object).reshape(-1, 1)
+def _number_tensors(names: Sequence[str], columns: Columns) -> dict[str, NDArray[Any]]:
+    """Give the ONNX inputs that are numbers, each of shape ``[rows, 1]``: one conversion, and a view per input."""
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, as the model's converter has it
+        block = np.array([columns[name] for name in names], dtype=np.float32)
+    return dict(zip(names, block[:, :, np.newaxis], strict=True)) if names else {}
+
+
+def _text_tensor(values: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
+    """Give one ONNX input that is text, of shape ``[rows, 1]``; what is missing is empty, as in training."""
+    return np.array(["" if value is None else value for value in values], dtype=object).reshape(-1, 1)
 
 
 def _load_skops(data: bytes, path: Path) -> Any:

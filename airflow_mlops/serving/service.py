@@ -1,42 +1,71 @@
-"""The BentoML service: BentoML owns process, health and scaling; our route is mounted in it as plain ASGI."""
+"""The BentoML service: BentoML owns process, health and scaling; requests for us pass its middleware by."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
 import threading
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 
-from airflow_mlops.serving.app import EndpointApp
+from airflow_mlops.serving.app import EndpointApp, Scope
+from airflow_mlops.serving.drain import Drain
+from airflow_mlops.serving.settings import ServiceSettings
 
-APP = EndpointApp(
-    Path(os.environ.get("AIRFLOW_MLOPS_SERVING_DIR", ".")),
-    token=os.environ.get("AIRFLOW_MLOPS_ENDPOINT_TOKEN") or None,
-    public_keys=os.environ.get("AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS") or None,
-)
+if TYPE_CHECKING:
+    from airflow_mlops.serving.requests import Receive
+    from airflow_mlops.serving.responses import Send
+
+# uvicorn puts a line together for each request, as long as there is anybody who could want it.
+logging.getLogger("uvicorn.access").propagate = False
+
+SETTINGS = ServiceSettings.from_environment()
+APP = EndpointApp(SETTINGS)
+
+#: What BentoML answers itself.
+_BENTOML_PATHS = frozenset({"/livez", "/healthz", "/metrics"})
 
 
-# The OpenTelemetry middleware costs most of a request's time even when nothing is sampled; access logging comes next.
+class _DirectService(bentoml.Service):  # type: ignore[misc]
+    """A service whose own application answers before BentoML's middleware.
+
+    Of that, OpenTelemetry costs most of a request's time even when nothing is sampled, and the timeout leaves a timer behind
+    for a minute after each request: tens of thousands at once, through which every garbage collection walks.
+    """
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        behind = super().to_asgi(is_main)
+
+        async def front(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":  # start and stop
+                await behind(scope, receive, send)
+            elif scope["path"] not in _BENTOML_PATHS:
+                await APP(scope, receive, send)
+            else:
+                if scope["path"] == "/metrics":
+                    await asyncio.to_thread(APP.publish_metrics)
+                await behind(scope, receive, send)
+
+        return front
+
+
 @bentoml.service(
     name="model_endpoint",
-    workers=1,
+    service_class=_DirectService,
+    workers=SETTINGS.workers,
     logging={"access": {"enabled": False}},
-    tracing={"excluded_urls": "predict,status"},
 )
-@bentoml.asgi_app(APP)
 class ModelEndpoint:
     """Serves the version that the serving folder asks for."""
 
     def __init__(self) -> None:
         APP.start()
+        Drain(APP, SETTINGS.serving_dir, SETTINGS.drain_seconds)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-    def __is_ready__(self) -> bool:
-        """Whether a model version answers; behind BentoML's ``/readyz``."""
-        return APP.ready
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:

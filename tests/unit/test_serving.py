@@ -18,6 +18,7 @@ from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.serving.reconciler import LiveVersion, Routes
+from airflow_mlops.serving.settings import ServiceSettings
 from tests.packages import ROWS, SIGNATURE, build_package
 
 WINDOW = Window.parse("2019-01-01", "2019-02-01")
@@ -189,7 +190,7 @@ class TestApp:
     @pytest.fixture
     def app(self, package: Path, tmp_path: Path) -> EndpointApp:
         model = load_model(package)
-        app = EndpointApp(tmp_path, token="right")
+        app = EndpointApp(ServiceSettings(serving_dir=tmp_path, tokens=("right",)))
         state = serve_alone(None, model_name="m", model_version="1", package_digest="sha256:0")
         live = LiveVersion(model_version="1", package_digest="sha256:0", model=model)
         app.reconciler.routes = Routes(state, {"1": live})
@@ -255,7 +256,9 @@ class TestApp:
         assert self.ask(app, {}, path="/else")[0] == 404
 
     def test_without_a_version_it_says_so(self, tmp_path: Path) -> None:
-        status, body = self.ask(EndpointApp(tmp_path, token="right"), {"rows": ROWS})
+        status, body = self.ask(
+            EndpointApp(ServiceSettings(serving_dir=tmp_path, tokens=("right",))), {"rows": ROWS}
+        )
         assert (status, body["error"]) == (503, "no model version is live yet")
 
 

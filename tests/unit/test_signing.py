@@ -26,6 +26,7 @@ from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_signature, write_signature
 from airflow_mlops.serving.reconciler import DESIRED_FILE
+from airflow_mlops.serving.settings import ServiceSettings
 from tests.packages import build_package
 
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()
@@ -179,11 +180,13 @@ class TestPackage:
         there.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(there)
         (tmp_path / DESIRED_FILE).write_bytes(desired.to_bytes())
-        refusing = EndpointApp(tmp_path, public_keys=OTHER.public_text())
+        refusing = EndpointApp(ServiceSettings(serving_dir=tmp_path, public_keys=OTHER.public_text()))
         refusing.reconciler.reconcile()
         assert not refusing.ready
         assert "which is not trusted here" in str(refusing.status()["error"])
-        serving = EndpointApp(tmp_path, public_keys=f"{OTHER.public_text()} {KEY.public_text()}")
+        serving = EndpointApp(
+            ServiceSettings(serving_dir=tmp_path, public_keys=f"{OTHER.public_text()} {KEY.public_text()}")
+        )
         serving.reconciler.reconcile()
         assert serving.status()["model_version"] == "1"
 

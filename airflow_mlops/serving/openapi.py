@@ -1,0 +1,163 @@
+"""The endpoint's OpenAPI document, with the inputs and an example of the model that answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.signature import FieldSpec
+    from airflow_mlops.serving.settings import ServiceSettings
+
+_ERRORS = {
+    401: "the bearer token is missing or wrong",
+    413: "too many rows or bytes",
+    422: "the body does not fit: names row, field and type",
+    429: "too many requests at once; come again",
+    500: "the model failed",
+    503: "no version is live, or the service is about to end",
+}
+
+
+def openapi_document(
+    manifest: PackageManifest | None, model_name: str | None, settings: ServiceSettings
+) -> dict[str, Any]:
+    """Describe the endpoint.
+
+    :param manifest: of the stable version; ``None``: nothing answers yet, so nothing is known about rows.
+    """
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": model_name or "model endpoint",
+            "version": "1",
+            "description": "Predictions of a registered model.",
+        },
+        "paths": {
+            "/predict": {"post": _predict(manifest, settings)},
+            "/status": {"get": _get("What answers now, its inputs, and why not what was asked for.")},
+            "/readyz": {"get": _get("Which versions are live.", 503)},
+        },
+    }
+    if settings.tokens:
+        document["components"] = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
+        document["security"] = [{"token": []}]
+    return document
+
+
+def _predict(manifest: PackageManifest | None, settings: ServiceSettings) -> dict[str, Any]:
+    row, column = _row_schema(manifest), _columns_schema(manifest)
+    many = {"minItems": 1, "maxItems": settings.maximum_rows}
+    common = {
+        "prediction_ids": {
+            "type": ["array", "null"],
+            "items": {"type": ["string", "integer"], "minLength": 1, "maxLength": 256},
+            "description": "One per row, to join labels by; made by the service where they are missing.",
+        },
+        "times": {
+            "type": ["array", "null"],
+            "items": {"type": "string", "format": "date-time"},
+            "description": "Event times, one per row; now where they are missing.",
+        },
+    }
+
+    def form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "object", "required": [name], "properties": {name: schema, **common}}
+
+    body: dict[str, Any] = {
+        "schema": {
+            "oneOf": [
+                form("rows", {"type": "array", "items": row, **many}),
+                form("row", row),
+                form("columns", column),
+            ]
+        }
+    }
+    if manifest is not None:
+        body["example"] = {"rows": [dict(manifest.known_rows[0])]}
+    number = manifest is None or manifest.task == "regression"
+    answer = {
+        "type": "object",
+        "required": ["model_name", "model_version", "prediction_ids", "predictions"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "prediction_ids": {"type": "array", "items": {"type": "string"}},
+            "predictions": {"type": "array", "items": {"type": "number" if number else "string"}},
+        },
+    }
+    return {
+        "summary": "Predict rows.",
+        "operationId": "predict",
+        "parameters": [
+            {
+                "name": name,
+                "in": "header",
+                "required": False,
+                "schema": {"type": "string"},
+                "description": text,
+            }
+            for name, text in (
+                ("X-Request-Id", "comes back as it was sent"),
+                ("X-Sticky-Key", "the same key is answered by the same version, where a rollout is sticky"),
+            )
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": body,
+                "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "one prediction per row",
+                "content": {
+                    "application/json": {"schema": answer},
+                    "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
+                },
+            },
+            **{str(status): _error(status) for status in _ERRORS},
+        },
+    }
+
+
+def _get(summary: str, *statuses: int) -> dict[str, Any]:
+    answer = {"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}}
+    return {
+        "summary": summary,
+        "responses": {"200": answer, **{str(status): _error(status) for status in (401, *statuses)}},
+    }
+
+
+def _error(status: int) -> dict[str, Any]:
+    return {"description": _ERRORS[status], "content": {"application/json": {"schema": {"type": "object"}}}}
+
+
+def _row_schema(manifest: PackageManifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return {"type": "object"}
+    inputs = manifest.signature.inputs
+    return {
+        "type": "object",
+        "required": [field.name for field in inputs],
+        "properties": {field.name: {"type": _types(field)} for field in inputs},
+    }
+
+
+def _columns_schema(manifest: PackageManifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return {"type": "object"}
+    inputs = manifest.signature.inputs
+    return {
+        "type": "object",
+        "required": [field.name for field in inputs],
+        "properties": {
+            field.name: {"type": "array", "minItems": 1, "items": {"type": _types(field)}} for field in inputs
+        },
+    }
+
+
+def _types(field: FieldSpec) -> list[str]:
+    types = ["number"] if field.type == "number" else ["string", "integer"]
+    return [*types, "null"] if field.nullable else types

@@ -1,0 +1,81 @@
+"""Settings of the service: read once from the environment of its process, and never changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: Prefix of the variables that set what a service takes and how it runs; a deployment hands them on to the service it starts.
+SERVICE_PREFIX = "AIRFLOW_MLOPS_SERVICE_"
+
+#: The numbers among them, each with the least that makes sense.
+_LEAST = {
+    "poll_seconds": 0.01,
+    "workers": 1,
+    "maximum_rows": 1,
+    "maximum_bytes": 1,
+    "maximum_concurrency": 1,
+    "cache_rows": 0,
+    "drain_seconds": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSettings:
+    """What one worker of the service runs with.
+
+    :param serving_dir: serving folder.
+    :param tokens: bearer tokens, each of which opens the endpoint; none: no authentication.
+    :param public_keys: keys a package must be signed with before it is loaded; ``None`` checks digests only.
+    :param poll_seconds: how often the desired state is looked at.
+    :param workers: processes that answer.
+    :param maximum_rows: rows in one request.
+    :param maximum_bytes: bytes of one request's body.
+    :param maximum_concurrency: requests for predictions that one worker has at hand at once; more are told to come again.
+    :param cache_rows: answers to single rows that a worker remembers; 0: none.
+    :param drain_seconds: how long a worker that was asked to end goes on answering, telling every caller to leave.
+    """
+
+    serving_dir: Path = Path()
+    tokens: tuple[str, ...] = ()
+    public_keys: str | None = None
+    poll_seconds: float = 0.2
+    workers: int = 1
+    maximum_rows: int = 10_000
+    maximum_bytes: int = 16 * 1024 * 1024
+    maximum_concurrency: int = 256
+    cache_rows: int = 0
+    drain_seconds: float = 1.0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServiceSettings:
+        """Read the settings.
+
+        :raises ValueError: a variable holds no number, or one that makes no sense; names it.
+        """
+        plain = cls()
+
+        def number(name: str, least: float) -> Any:
+            default = getattr(plain, name)
+            variable = SERVICE_PREFIX + name.upper()
+            text = environment.get(variable, "").strip()
+            try:
+                value = type(default)(text) if text else default
+                if not least <= value < float("inf"):
+                    raise ValueError(value)
+            except ValueError:
+                what = "whole number" if isinstance(default, int) else "number"
+                raise ValueError(
+                    f"{variable}={text!r}: a {what} from {least:g} on is needed; unset it for {default:g}"
+                ) from None
+            return value
+
+        return cls(
+            serving_dir=Path(environment.get("AIRFLOW_MLOPS_SERVING_DIR", ".")),
+            tokens=tuple(environment.get("AIRFLOW_MLOPS_ENDPOINT_TOKEN", "").split()),
+            public_keys=environment.get("AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS") or None,
+            **{name: number(name, least) for name, least in _LEAST.items()},
+        )

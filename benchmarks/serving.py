@@ -1,0 +1,528 @@
+"""What the service costs beside the model: requests per second and p99 of five servers that answer with one model, by wrk.
+
+* `bare`: an ASGI callable that reads JSON and calls ONNX Runtime, under uvicorn: no validation, no log, nothing. The limit.
+* `ours`: the service as `DeployModelOperator` starts it, with one worker, validation, token, metrics and inference log.
+* `naive`: a BentoML service with one `@bentoml.api`, as BentoML's tutorials have it.
+* `mlflow`: `mlflow models serve` of the scikit-learn pipeline that the ONNX model was made of, which is what MLflow serves by itself.
+* `mlflow-onnx`: the same of a `PythonModel` that calls ONNX Runtime.
+
+All run beside each other on the loopback address and are asked in turn, in several rounds. wrk and the servers share the machine. `--swaps` swaps
+versions under 16 connections until 100,000 requests were answered instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from airflow_mlops.integrations.bentoml import LocalServer
+
+ROUNDS = 3
+SECONDS = 3
+CONNECTIONS = (1, 16, 64)
+BATCH = 1_000
+SWAPPED_REQUESTS = 100_000
+TOKEN = "benchmark"  # noqa: S105 - opens nothing but the server that is measured
+
+NUMERIC = (
+    "trip_distance",
+    "pickup_location_id",
+    "dropoff_location_id",
+    "hour",
+    "day_of_week",
+    "passenger_count",
+)
+CATEGORICAL = ("rate_code_id",)
+
+BARE = """
+import json
+import numpy as np
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession("model.onnx", options, providers=["CPUExecutionProvider"])
+output = session.get_outputs()[0].name
+kinds = {item.name: object if item.type == "tensor(string)" else np.float32 for item in session.get_inputs()}
+
+
+def predict(rows):
+    feed = {name: np.array([[row[name]] for row in rows], dtype=kind) for name, kind in kinds.items()}
+    return session.run([output], feed)[0].reshape(-1).tolist()
+"""
+
+ASGI = (
+    BARE
+    + """
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    data = json.dumps({"predictions": predict(json.loads(body)["rows"])}).encode() if body else b"{}"
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": data})
+"""
+)
+
+NAIVE = (
+    BARE
+    + """
+
+import bentoml
+
+
+@bentoml.service(workers=1)
+class Naive:
+    @bentoml.api(route="/predict")
+    def predict(self, rows: list[dict]) -> list[float]:
+        return predict(rows)
+"""
+)
+
+PYFUNC = """
+import mlflow
+
+
+class Model(mlflow.pyfunc.PythonModel):
+    def load_context(self, context):
+        import numpy as np
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(
+            context.artifacts["model"], options, providers=["CPUExecutionProvider"]
+        )
+        self.kinds = {
+            item.name: object if item.type == "tensor(string)" else np.float32 for item in self.session.get_inputs()
+        }
+
+    def predict(self, context, model_input, params=None):
+        feed = {name: model_input[[name]].to_numpy(dtype=kind) for name, kind in self.kinds.items()}
+        return self.session.run([self.session.get_outputs()[0].name], feed)[0].reshape(-1)
+
+
+mlflow.models.set_model(Model())
+"""
+
+LUA = """
+wrk.method = "POST"
+wrk.body = [==[%s]==]
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer %s"
+function done(summary, latency, requests)
+  io.write(string.format("MEASURED %%d %%d %%d %%d %%f\\n", summary.requests, summary.duration,
+    summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout, summary.errors.status,
+    latency:percentile(99.0) / 1000))
+end
+"""
+
+
+class Measured(NamedTuple):
+    """What wrk saw of one server.
+
+    :param rate: requests per second.
+    :param p99: milliseconds.
+    :param failed: requests without a good answer.
+    :param answered: all others.
+    """
+
+    rate: float
+    p99: float
+    failed: int
+    answered: int
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--swaps", action="store_true", help="swap versions under 16 connections instead")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="servers to leave out: bare, naive, mlflow, mlflow-onnx"
+    )
+    given = parser.parse_args()
+    if shutil.which("wrk") is None:
+        print("skipped: wrk is not installed (apt-get install wrk)")
+        return
+    os.environ.update(
+        {"OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    )
+    with tempfile.TemporaryDirectory() as name, ExitStack() as servers:
+        folder = Path(name)
+        rows = make_rows(BATCH)
+        package, digest = make_package(folder / "package", rows)
+        if given.swaps:
+            swap_under_load(folder, package, digest, rows, servers)
+            return
+        starts = {
+            "bare": start_bare,
+            "ours": start_ours,
+            "naive": start_naive,
+            "mlflow": start_mlflow,
+            "mlflow-onnx": start_mlflow_onnx,
+        }
+        urls = {
+            label: servers.enter_context(start(folder, package, digest))
+            for label, start in starts.items()
+            if label not in given.without
+        }
+        one_row(urls, folder, rows, given.rounds, given.seconds)
+        batches(urls, folder, package, rows, given.rounds, given.seconds)
+
+
+def one_row(
+    urls: dict[str, str], folder: Path, rows: list[dict[str, Any]], rounds: int, seconds: int
+) -> None:
+    """Measure requests of one row."""
+    print(f"one row, JSON; median of {rounds} rounds of {seconds} s; requests/s (p99 in ms)")
+    print(
+        f"{'':<14}"
+        + "".join(f"{label:>20}" for label in urls)
+        + f"{'ours/bare':>11}{'/naive':>8}{'/mlflow':>9}"
+    )
+    for connections in CONNECTIONS:
+        seen: dict[str, list[Measured]] = {label: [] for label in urls}
+        for _ in range(rounds):
+            for label, url in urls.items():
+                seen[label].append(measure(url, body_of(label, rows[:1]), connections, seconds, folder))
+        rates = {label: statistics.median(one.rate for one in many) for label, many in seen.items()}
+        tails = {label: statistics.median(one.p99 for one in many) for label, many in seen.items()}
+        failed = {
+            label: sum(one.failed for one in many)
+            for label, many in seen.items()
+            if any(one.failed for one in many)
+        }
+        print(
+            f"{connections:>3} at once   "
+            + "".join(f"{rates[label]:>10,.0f} ({tails[label]:>6.1f})".rjust(20) for label in urls)
+            + "".join(
+                f"{rates['ours'] / rates[label]:>{width}.2f}" if label in rates else " " * width
+                for label, width in (("bare", 11), ("naive", 8), ("mlflow", 9))
+            )
+            + (f"  failed: {failed}" if failed else ""),
+            flush=True,
+        )
+
+
+def batches(
+    urls: dict[str, str], folder: Path, package: Path, rows: list[dict[str, Any]], rounds: int, seconds: int
+) -> None:
+    """Measure requests of many rows beside ONNX Runtime alone."""
+    raw, seen = [], []
+    for _ in range(rounds):
+        raw.append(raw_rows_per_second(package, rows, seconds))
+        seen.append(measure(urls["ours"], body_of("ours", rows), 2, seconds, folder).rate * len(rows))
+    ours, limit = statistics.median(seen), statistics.median(raw)
+    print(
+        f"{len(rows):,} rows a request: {ours:,.0f} rows/s; ONNX Runtime alone {limit:,.0f}; {ours / limit:.2f} of it"
+    )
+
+
+def swap_under_load(
+    folder: Path, package: Path, digest: str, rows: list[dict[str, Any]], servers: ExitStack
+) -> None:
+    """Swap between two versions under 16 connections until 100,000 requests were answered."""
+    url = servers.enter_context(start_ours(folder, package, digest))
+    server = our_server(folder, int(url.rpartition(":")[2]))
+    steady = measure(url, body_of("ours", rows[:1]), 16, 5, folder)
+    other, other_digest = make_package(folder / "other", rows, seed=1)
+    seen: list[Measured] = []
+
+    def ask() -> None:
+        while sum(one.answered for one in seen) < SWAPPED_REQUESTS:
+            seen.append(measure(url, body_of("ours", rows[:1]), 16, 5, folder))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    swaps, seconds = 0, []
+    while asking.is_alive():
+        swaps += 1
+        started = time.monotonic()
+        deploy(server, *((other, other_digest, "2") if swaps % 2 else (package, digest, "1")))
+        seconds.append(time.monotonic() - started)
+        asking.join(timeout=0.5)
+    print(
+        f"{swaps} swaps under 16 connections: {sum(one.failed for one in seen)} failed of {sum(one.answered for one in seen):,}; "
+        f"p99 {statistics.median(one.p99 for one in seen):.1f} ms, steady {steady.p99:.1f}; "
+        f"a new version is live after {statistics.median(seconds):.2f} s, at most {max(seconds):.2f}"
+    )
+
+
+def make_rows(count: int) -> list[dict[str, Any]]:
+    """Make rows that look like taxi trips."""
+    rng = np.random.default_rng(0)
+    columns = {
+        "trip_distance": rng.gamma(2.0, 1.5, count).round(2),
+        "pickup_location_id": rng.integers(1, 264, count),
+        "dropoff_location_id": rng.integers(1, 264, count),
+        "hour": rng.integers(0, 24, count),
+        "day_of_week": rng.integers(0, 7, count),
+        "passenger_count": rng.integers(1, 6, count),
+        "rate_code_id": rng.choice(["1", "2", "5"], count),
+    }
+    return pd.DataFrame(columns).to_dict("records")
+
+
+def make_package(folder: Path, rows: list[dict[str, Any]], seed: int = 0) -> tuple[Path, str]:
+    """Train on made rows and package the model as training does."""
+    from airflow_mlops.core.columns import ColumnRoles
+    from airflow_mlops.core.package import Holdout, PackageManifest, TrainedOn
+    from airflow_mlops.core.signature import FieldSpec, ModelSignature
+    from airflow_mlops.core.tuning import Candidate
+    from airflow_mlops.integrations import onnx, sklearn
+    from airflow_mlops.serving.package import hash_files, write_manifest
+
+    folder.mkdir()
+    frame = pd.DataFrame(make_rows(20_000))
+    fare = 3.0 + 2.5 * frame["trip_distance"] + np.random.default_rng(seed).normal(0.0, 1.0, len(frame))
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator="sklearn.ensemble.HistGradientBoostingRegressor", params={}),
+        ColumnRoles(target="fare", time="t", numeric=NUMERIC, categorical=CATEGORICAL),
+        seed=seed,
+    ).fit(frame[[*NUMERIC, *CATEGORICAL]], fare)
+    (folder.parent / "pipeline.pkl").write_bytes(pickle.dumps(pipeline))
+    inputs = [FieldSpec(name=name, type="number") for name in NUMERIC]
+    inputs += [FieldSpec(name=name, type="string") for name in CATEGORICAL]
+    signature = ModelSignature(inputs=tuple(inputs), output="fare")
+    (folder / "model.onnx").write_bytes(onnx.convert(pipeline, signature))
+    known = rows[:3]
+    manifest = PackageManifest(
+        task="regression",
+        signature=signature,
+        serving_form="onnx",
+        serving_reason="for a measurement",
+        model_file="model.onnx",
+        files=hash_files(folder),
+        target="fare",
+        known_rows=tuple(known),
+        known_predictions=tuple(pipeline.predict(pd.DataFrame(known)[[*NUMERIC, *CATEGORICAL]]).tolist()),
+        trained_on=TrainedOn(
+            dataset_digest="sha256:0",
+            dataset_uri="memory",
+            dataset_version=0,
+            rows=len(frame),
+            simple_prediction=1.0,
+        ),
+        holdout=Holdout(metric="mae", value=0.1, row_count=10),
+    )
+    return folder, write_manifest(folder, manifest)
+
+
+def raw_rows_per_second(package: Path, rows: list[dict[str, Any]], seconds: float) -> float:
+    """Give the rows per second of ONNX Runtime alone, with inputs that are there already."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        package / "model.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    feed = {name: np.array([[row[name]] for row in rows], dtype=np.float32) for name in NUMERIC}
+    feed |= {name: np.array([[row[name]] for row in rows], dtype=object) for name in CATEGORICAL}
+    output = session.get_outputs()[0].name
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        session.run([output], feed)
+        count += len(rows)
+    return count / (time.perf_counter() - started)
+
+
+def body_of(label: str, rows: list[dict[str, Any]]) -> str:
+    """Write a request the way a server wants it."""
+    return json.dumps({"dataframe_records" if label.startswith("mlflow") else "rows": rows})
+
+
+def measure(url: str, body: str, connections: int, seconds: int, folder: Path) -> Measured:
+    """Ask a server for some seconds, after a short warm-up."""
+    script = folder / "request.lua"
+    script.write_text(LUA % (body, TOKEN))
+    path = url + ("/invocations" if url.endswith("#mlflow") else "/predict")
+    path = path.replace("#mlflow", "")
+    command = ["wrk", "-t1", f"-c{connections}", "--timeout", "10", "-s", str(script), path]
+    subprocess.run([*command, "-d1"], check=True, capture_output=True)
+    output = subprocess.run([*command, f"-d{seconds}"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"MEASURED (\d+) (\d+) (\d+) (\d+) ([\d.]+)", output)
+    if found is None:
+        raise RuntimeError(output)
+    requests, microseconds, broken, refused = (int(found[i]) for i in range(1, 5))
+    return Measured(1e6 * requests / microseconds, float(found[5]), broken + refused, requests - refused)
+
+
+@contextmanager
+def start_bare(folder: Path, package: Path, digest: str) -> Iterator[str]:
+    """Start uvicorn with an ASGI callable."""
+    here = _copy(folder / "bare", package, "bare.py", ASGI)
+    with _running(
+        here, ["uvicorn", "bare:app", "--no-access-log", "--log-level", "warning", "--port"], "/"
+    ) as url:
+        yield url
+
+
+@contextmanager
+def start_naive(folder: Path, package: Path, digest: str) -> Iterator[str]:
+    """Start a plain BentoML service."""
+    here = _copy(folder / "naive", package, "naive.py", NAIVE)
+    os.environ["BENTOML_HOME"] = str(here / "home")
+    with _running(
+        here, ["bentoml", "serve", "naive:Naive", "--host", "127.0.0.1", "--port"], "/readyz"
+    ) as url:
+        yield url
+
+
+@contextmanager
+def start_mlflow(folder: Path, package: Path, digest: str) -> Iterator[str]:
+    """Start `mlflow models serve` of the pipeline."""
+    import mlflow
+
+    pipeline = pickle.loads((folder / "pipeline.pkl").read_bytes())  # noqa: S301 - written a moment ago
+    mlflow.sklearn.save_model(
+        pipeline, folder / "sklearn", serialization_format="cloudpickle", pip_requirements=[]
+    )
+    with _mlflow_serving(folder, folder / "sklearn") as url:
+        yield url
+
+
+@contextmanager
+def start_mlflow_onnx(folder: Path, package: Path, digest: str) -> Iterator[str]:
+    """Start `mlflow models serve` of the ONNX model."""
+    import mlflow
+
+    here = _copy(folder / "mlflow", package, "model.py", PYFUNC)
+    artifacts = {"model": str(here / "model.onnx")}
+    mlflow.pyfunc.save_model(
+        here / "saved", python_model=str(here / "model.py"), artifacts=artifacts, pip_requirements=[]
+    )
+    with _mlflow_serving(here, here / "saved") as url:
+        yield url
+
+
+@contextmanager
+def _mlflow_serving(folder: Path, model: Path) -> Iterator[str]:
+    command = ["mlflow", "models", "serve", "--env-manager", "local", "--model-uri", str(model), "--port"]
+    with _running(folder, command, "/ping") as url:
+        yield url + "#mlflow"
+
+
+@contextmanager
+def start_ours(folder: Path, package: Path, digest: str) -> Iterator[str]:
+    """Start the service as a deployment does."""
+    server = our_server(folder, _free_port())
+    try:
+        deploy(server, package, digest, "1")
+        yield server.url
+    finally:
+        server.stop()
+
+
+def our_server(folder: Path, port: int) -> LocalServer:
+    """Give the service that is measured."""
+    from airflow_mlops.integrations.bentoml import LocalServer
+
+    return LocalServer(folder / "serving", port=port, token=TOKEN)
+
+
+def deploy(server: LocalServer, package: Path, digest: str, version: str) -> None:
+    """Let the service answer with a version."""
+    from airflow_mlops.serving.local import deploy_package
+
+    deploy_package(
+        serving_dir=server.serving_dir,
+        package_folder=package,
+        model_name="fare",
+        model_version=version,
+        package_digest=digest,
+        host=server.host,
+        port=server.port,
+        token=TOKEN,
+        timeout_seconds=60,
+    )
+
+
+def _copy(folder: Path, package: Path, name: str, text: str) -> Path:
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes((package / "model.onnx").read_bytes())
+    (folder / name).write_text(text)
+    return folder
+
+
+@contextmanager
+def _running(folder: Path, command: list[str], ready: str) -> Iterator[str]:
+    port = _free_port()
+    environment = (
+        os.environ
+        | {
+            "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # MLflow starts uvicorn by name
+        }
+    )
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, str(port)],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(url + ready, process, folder / "server.log")
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - our own server
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise TimeoutError(f"{url} does not answer:\n{log.read_text()[-2000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The service under 16 connections: swaps, killed workers, its end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from airflow_mlops.integrations.bentoml import LocalServer, wait_until
+from airflow_mlops.serving.local import Deployment
+from tests import endpoints
+from tests.callers import Callers
+from tests.packages import ROWS, build_package
+
+pytestmark = pytest.mark.integration
+
+Deploy = Callable[[str], Deployment]
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    root = tmp_path_factory.mktemp("packages")
+    return {
+        version: (root / version, build_package(root / version, slope=slope))
+        for version, slope in (("1", 2.0), ("2", 5.0))
+    }
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+    monkeypatch.setenv("AIRFLOW_MLOPS_SERVICE_WORKERS", "2")
+    server = LocalServer(tmp_path / "serving", port=port, token="token")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def deploy(server: LocalServer, packages: dict[str, tuple[Path, str]]) -> Deploy:
+    def run(version: str) -> Deployment:
+        return endpoints.deploy(server, *packages[version], version)
+
+    return run
+
+
+def workers(server: LocalServer) -> list[psutil.Process]:
+    """Give the processes that listen."""
+    running = server.running()
+    assert running is not None
+    return [one for one in psutil.Process(running.pid).children() if listens(one)]
+
+
+def listens(process: psutil.Process) -> bool:
+    try:
+        is_worker = any("_bentoml_impl.worker" in word for word in process.cmdline())
+        return is_worker and any(one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp"))
+    except psutil.Error:  # gone, or a zombie
+        return False
+
+
+def test_swaps_lose_no_request_and_every_worker_follows(server: LocalServer, deploy: Deploy) -> None:
+    deploy("1")
+    with Callers(server.port, ROWS[:1]) as callers:
+        for version in ("2", "1", "2"):
+            deploy(version)
+            callers.until(sum(callers.answers.values()) + 500)
+        time.sleep(0.5)  # the slower worker has followed as well
+        callers.answers.clear()
+        callers.until(500)
+        assert set(callers.answers) == {(200, "2")}
+    assert callers.lost == []
+
+
+def test_who_was_accepted_is_answered_when_it_ends(server: LocalServer, deploy: Deploy) -> None:
+    deploy("1")
+    with Callers(server.port, ROWS[:1], go_home_when_refused=True) as callers:
+        callers.until(500)
+        server.stop()
+        callers.wait()  # refused, they have gone home
+    assert callers.lost == []
+    assert set(callers.answers) == {(200, "1")}
+
+
+def test_a_worker_that_is_asked_to_end_is_replaced_on_the_same_port(
+    server: LocalServer, deploy: Deploy
+) -> None:
+    deploy("1")
+    assert wait_until(lambda: len(workers(server)) == 2, timeout_seconds=30)
+    before = workers(server)
+    for worker in before:  # both: the last one closes the port, which the next has to open again
+        worker.send_signal(signal.SIGTERM)
+    psutil.wait_procs(before, timeout=20)
+    with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer token"}) as client:
+
+        def answers() -> bool:
+            try:
+                return client.get("/readyz").status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        assert wait_until(answers, timeout_seconds=40)
+        assert client.post("/predict", json={"rows": ROWS[:1]}).json()["model_version"] == "1"
+    assert not {one.pid for one in before} & {one.pid for one in workers(server)}
+
+
+def test_a_killed_worker_comes_back_with_the_version_that_is_desired_now(
+    server: LocalServer, deploy: Deploy
+) -> None:
+    deploy("1")
+    assert wait_until(lambda: len(workers(server)) == 2, timeout_seconds=30)
+    victim, other = workers(server)
+    with Callers(server.port, ROWS[:1]) as callers:
+        callers.until(200)
+        victim.kill()
+        deploy("2")
+        # Those on its connections lose what was under way, at most one each; the other worker goes on.
+        assert wait_until(lambda: len(workers(server)) == 2, timeout_seconds=40)
+    assert len(callers.lost) <= 16
+    other.suspend()  # so that the new one answers
+    try:
+        with httpx.Client(
+            base_url=server.url, timeout=10, headers={"Authorization": "Bearer token"}
+        ) as client:
+            answer = client.post("/predict", json={"rows": ROWS[:1]}).json()
+            assert answer["model_version"] == "2"
+    finally:
+        other.resume()

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from airflow_mlops.core.rollout import serve_alone
+from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.serving.app import EndpointApp
+from airflow_mlops.serving.model import load_model
+from airflow_mlops.serving.reconciler import LiveVersion, Routes
+from airflow_mlops.serving.requests import IdMaker, PredictionRequest, RequestDecoder, RequestError
+from airflow_mlops.serving.settings import ServiceSettings
+from tests.packages import ROWS, SIGNATURE, build_package
+
+NAMED = ModelSignature(
+    inputs=(
+        FieldSpec(name="a b", type="number"),
+        FieldSpec(name="class", type="string", nullable=False),
+        FieldSpec(name="é", type="number", nullable=False),
+    ),
+    output="y",
+)
+ARROW = b"application/vnd.apache.arrow.stream"
+
+numbers = st.sampled_from([0, 1, -2.5, 1e300, 2**70, None])
+texts = st.sampled_from(["", "a", "é", 3, None])
+values = st.sampled_from([None, True, 0, 1.5, 10**400, "", "a", "2024-01-01", "9999", [], {}])
+row = st.one_of(
+    st.fixed_dictionaries({"a b": numbers, "class": texts, "é": numbers}, optional={"more": values}),
+    st.fixed_dictionaries({}, optional=dict.fromkeys(NAMED.names, values)),
+)
+listed = st.lists(numbers, max_size=3)
+body = st.fixed_dictionaries(
+    {},
+    optional={
+        "rows": st.one_of(st.lists(row, max_size=3), values),
+        "row": st.one_of(row, values),
+        "columns": st.one_of(
+            st.fixed_dictionaries({"a b": listed, "class": st.lists(texts, max_size=3), "é": listed}), values
+        ),
+        "prediction_ids": st.one_of(st.lists(values, max_size=3), values),
+        "times": st.one_of(st.lists(values, max_size=3), values),
+    },
+)
+
+
+def comparable(decode: Any, data: bytes) -> Any:
+    try:
+        request: PredictionRequest = decode(data, 2)
+    except RequestError as err:
+        return err.status, str(err)
+    columns = {name: [repr(value) for value in column] for name, column in request.columns.items()}
+    return columns, *request[1:]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(body)
+def test_the_fast_way_answers_as_the_slow_one(asked: dict) -> None:
+    decoder = RequestDecoder(NAMED)
+    data = json.dumps(asked).encode()
+    assert comparable(decoder.decode, data) == comparable(decoder._decode_slowly, data)
+
+
+def test_good_requests_go_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = RequestDecoder(NAMED)
+    monkeypatch.setattr(decoder, "_decode_slowly", None)
+    good = {"a b": None, "class": 3, "é": 1, "more": [1, {}]}
+    for asked in (
+        {"rows": [good]},
+        {"row": good},
+        {
+            "columns": {name: [value] for name, value in good.items()},
+            "prediction_ids": [1],
+            "times": ["2024-01-01"],
+        },
+    ):
+        request = decoder.decode(json.dumps(asked).encode(), 10)
+        assert math.isnan(request.columns["a b"][0])
+        assert (request.columns["class"], request.columns["é"]) == (["3"], [1.0])
+
+
+def test_ids_are_unique_and_all_alike() -> None:
+    ids = [IdMaker(), IdMaker()]
+    made = [one for maker in ids for one in (maker.one(), *maker.many(10_000), *maker.many(1))]
+    assert len(set(made)) == len(made) == 20_004
+    assert {len(one) for one in made} == {32}
+
+
+class TestSettings:
+    def test_they_come_from_the_environment(self) -> None:
+        settings = ServiceSettings.from_environment(
+            {
+                "AIRFLOW_MLOPS_SERVING_DIR": "/srv/fare",
+                "AIRFLOW_MLOPS_ENDPOINT_TOKEN": "new old",
+                "AIRFLOW_MLOPS_SERVICE_WORKERS": "4",
+            }
+        )
+        assert (settings.serving_dir, settings.tokens, settings.workers) == (
+            Path("/srv/fare"),
+            ("new", "old"),
+            4,
+        )
+        assert settings.maximum_rows == 10_000
+
+    @pytest.mark.parametrize("text", ["many", "0", "1.5", "-1"])
+    def test_what_makes_no_sense_is_named(self, text: str) -> None:
+        with pytest.raises(
+            ValueError, match=f"AIRFLOW_MLOPS_SERVICE_WORKERS='{text}': a whole number from 1 on"
+        ):
+            ServiceSettings.from_environment({"AIRFLOW_MLOPS_SERVICE_WORKERS": text})
+
+
+class Caller:
+    """Asks an application in this process."""
+
+    def __init__(self, folder: Path, package: Path, **settings: Any) -> None:
+        self.app = EndpointApp(ServiceSettings(serving_dir=folder, **settings))
+        state = serve_alone(None, model_name="m", model_version="1", package_digest="sha256:0")
+        live = LiveVersion(model_version="1", package_digest="sha256:0", model=load_model(package))
+        self.app.reconciler.routes = Routes(state, {"1": live})
+
+    def ask(self, path: str, body: object = None, **headers: str) -> tuple[int, Any, dict[bytes, bytes]]:
+        return asyncio.run(self.asked(path, body, **headers))
+
+    async def asked(
+        self, path: str, body: object = None, **headers: str
+    ) -> tuple[int, Any, dict[bytes, bytes]]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent: list[dict] = []
+
+        async def receive() -> dict:
+            await asyncio.sleep(0)
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        method = "GET" if body is None else "POST"
+        await self.app({"type": "http", "method": method, "path": path, "headers": given}, receive, send)
+        about = dict(sent[0]["headers"])
+        content = sent[1]["body"]
+        return sent[0]["status"], json.loads(content) if about[b"content-type"] != ARROW else content, about
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packages") / "one"
+    build_package(folder)
+    return folder
+
+
+class TestApp:
+    def test_records_columns_and_arrow_are_answered_alike(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package)
+        _, records, _ = caller.ask("/predict", {"rows": ROWS})
+        columns = {name: [row[name] for row in ROWS] for name in ("x", "kind")}
+        _, by_column, _ = caller.ask("/predict", {"columns": columns})
+        assert by_column["predictions"] == records["predictions"]
+        _, single, _ = caller.ask("/predict", {"row": ROWS[0]})
+        assert single["predictions"] == records["predictions"][:1]
+        stream = io.BytesIO()
+        pl.DataFrame({**columns, "prediction_id": ["a", "b", "c"]}).write_ipc_stream(stream)
+        status, table, about = caller.ask("/predict", stream.getvalue(), content_type=ARROW.decode())
+        assert status == 200
+        answered = pl.read_ipc_stream(table)
+        assert answered.to_dict(as_series=False) == {
+            "prediction_id": ["a", "b", "c"],
+            "prediction": records["predictions"],
+        }
+        assert about[b"x-model-version"] == b"1"
+
+    @pytest.mark.parametrize(
+        ("table", "status", "words"),
+        [
+            ({"x": ["far"], "kind": ["a"]}, 422, "x: expected number, got String"),
+            ({"x": [1.0]}, 422, "kind: column is missing (string)"),
+            ({"x": [math.inf], "kind": ["a"]}, 422, "x: expected number, got an infinite one"),
+            ({"x": [], "kind": []}, 422, "at least one row"),
+            ({"x": [1.0] * 5, "kind": ["a"] * 5}, 413, "5 rows; at most 4"),
+            ({"x": [1.0], "kind": ["a"], "prediction_id": [""]}, 422, "prediction_id: texts of 1 to 256"),
+            (
+                {"x": [1.0], "kind": ["a"], "time": ["now"]},
+                422,
+                "time: times without gaps are needed, got String",
+            ),
+            (b"nothing of the kind", 422, "not an Arrow stream"),
+        ],
+    )
+    def test_tables_that_do_not_fit(
+        self, package: Path, tmp_path: Path, table: Any, status: int, words: str
+    ) -> None:
+        if isinstance(table, dict):
+            stream = io.BytesIO()
+            pl.DataFrame(table).write_ipc_stream(stream)
+            table = stream.getvalue()
+        caller = Caller(tmp_path, package, maximum_rows=4)
+        answered, answer, _ = caller.ask("/predict", table, content_type=ARROW.decode())
+        assert (answered, words in answer["error"]) == (status, True), answer
+
+    def test_an_unseen_category_and_a_missing_value_are_answered_as_the_estimator_does(
+        self, package: Path, tmp_path: Path
+    ) -> None:
+        odd = [{"x": 1.0, "kind": "never seen"}, {"x": None, "kind": None}]
+        _, answer, _ = Caller(tmp_path, package).ask("/predict", {"rows": odd})
+        other = build_package(tmp_path / "sklearn", form="sklearn")
+        estimator = load_model(tmp_path / "sklearn", expected_digest=other)
+        assert answer["predictions"] == pytest.approx(estimator.predict_records(odd), rel=1e-5)
+
+    def test_large_bodies_are_answered_off_the_loop(self, package: Path, tmp_path: Path) -> None:
+        status, answer, _ = Caller(tmp_path, package).ask("/predict", {"rows": ROWS * 1_000})
+        assert (status, len(set(answer["prediction_ids"]))) == (200, 3_000)
+
+    def test_tokens_rotate(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, tokens=("new", "old"))
+        asked = [
+            caller.ask("/predict", {"rows": ROWS}, authorization=f"Bearer {token}")[0]
+            for token in ("new", "old", "older", "new old")
+        ]
+        assert asked == [200, 200, 401, 401]
+        assert caller.ask("/readyz")[0] == 200
+
+    def test_more_at_once_than_allowed_come_again(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, maximum_concurrency=2)
+
+        async def three() -> list[tuple[int, Any, dict[bytes, bytes]]]:
+            return await asyncio.gather(*(caller.asked("/predict", {"rows": ROWS}) for _ in range(3)))
+
+        answers = asyncio.run(three())
+        assert [status for status, _, _ in answers] == [200, 200, 429]
+        assert answers[2][2][b"retry-after"] == b"1"
+        assert caller.ask("/predict", {"rows": ROWS})[0] == 200
+
+    def test_what_it_says_of_itself(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package)
+        status, ready, _ = caller.ask("/readyz")
+        assert (status, ready["versions"][0]["model_version"]) == (200, "1")
+        _, document, _ = caller.ask("/openapi.json")
+        content = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+        assert content["schema"]["oneOf"][0]["properties"]["rows"]["items"]["properties"] == {
+            "x": {"type": ["number", "null"]},
+            "kind": {"type": ["string", "integer", "null"]},
+        }
+        assert caller.ask("/predict", content["example"])[0] == 200
+        assert caller.ask("/predict")[0] == 405
+        caller.app.draining = True
+        status, _, about = caller.ask("/readyz")
+        assert (status, about[b"connection"]) == (503, b"close")
+
+    def test_repeated_rows_are_answered_from_memory(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, cache_rows=2)
+        rows = [{"x": None, "kind": "a"}, {"x": 1, "kind": "a"}, {"x": 2, "kind": "a"}]
+        first = [caller.ask("/predict", {"row": row})[1]["predictions"] for row in rows]
+        assert len(caller.app._cache._answers) == 2
+        again = [caller.ask("/predict", {"row": row})[1]["predictions"] for row in rows]
+        assert again == first
+
+
+def test_the_log_gets_every_answer(package: Path, tmp_path: Path) -> None:
+    caller = Caller(tmp_path, package)
+    _, answer, about = caller.ask("/predict", {"row": ROWS[0]}, x_request_id="mine")
+    assert about[b"x-request-id"] == b"mine"
+    caller.app.log.flush()
+    (file,) = tmp_path.rglob("part-*.parquet")
+    logged = pl.read_parquet(file)
+    assert logged["prediction_id"].to_list() == answer["prediction_ids"]
+    assert set(logged.columns) >= {f"feature_{name}" for name in SIGNATURE.names}
