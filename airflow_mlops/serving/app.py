@@ -101,7 +101,9 @@ class EndpointApp:
 
     def start(self) -> None:
         """Load what is desired, then watch for changes."""
-        self.metrics = EndpointMetrics(waiting_rows=self._waiting_rows, shed_rows=lambda: self.log.shed_rows)
+        self.metrics = EndpointMetrics(
+            waiting_rows=lambda: self.log.queued_rows, shed_rows=lambda: self.log.shed_rows
+        )
         self.log.start()
         self.mirror.start()
         self.reconciler.start()
@@ -151,10 +153,6 @@ class EndpointApp:
         self.observer.begin(routes)
         if self.metrics is not None:
             self.metrics.began(routes, self.settings.serving_dir)
-
-    def _waiting_rows(self) -> int:
-        waiting: int = getattr(self.log, "queued_rows", 0)
-        return waiting
 
     def _publish(self) -> None:
         self.observer.flush()
@@ -370,13 +368,9 @@ class EndpointApp:
         seconds: float,
         *,
         routes: Routes,
-        request_id: str,
-        shadow: bool = False,
         **request: Any,
     ) -> bool:
         """Write what a version answered to a request into the inference log."""
-        if shadow:  # until the log knows what was never returned, and request_id
-            return True
         return self.log.append(
             model_name=routes.state.model_name,
             model_version=version.model_version,
