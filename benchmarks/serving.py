@@ -453,19 +453,11 @@ def our_server(folder: Path, port: int) -> LocalServer:
 
 def deploy(server: LocalServer, package: Path, digest: str, version: str) -> None:
     """Let the service answer with a version."""
-    from airflow_mlops.serving.local import deploy_package
+    from airflow_mlops.core.desired_state import ServedVersion
+    from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 
-    deploy_package(
-        serving_dir=server.serving_dir,
-        package_folder=package,
-        model_name="fare",
-        model_version=version,
-        package_digest=digest,
-        host=server.host,
-        port=server.port,
-        token=TOKEN,
-        timeout_seconds=60,
-    )
+    served = ServedVersion(model_version=version, package_digest=digest)
+    deploy_package(LocalEndpoint(server, timeout_seconds=60), package, "fare", served)
 
 
 def _copy(folder: Path, package: Path, name: str, text: str) -> Path:

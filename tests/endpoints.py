@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.serving.local import Deployment, deploy_package
+from airflow_mlops.core.desired_state import ServedVersion
+from airflow_mlops.serving.local import Deployment, LocalEndpoint, deploy_package
 
 if TYPE_CHECKING:
     from airflow_mlops.integrations.bentoml import LocalServer
@@ -13,14 +14,5 @@ if TYPE_CHECKING:
 
 def deploy(server: LocalServer, package: Path, digest: str, version: str = "1") -> Deployment:
     """Let a service answer with a version of model ``m``."""
-    return deploy_package(
-        serving_dir=server.serving_dir,
-        package_folder=package,
-        model_name="m",
-        model_version=version,
-        package_digest=digest,
-        host=server.host,
-        port=server.port,
-        token=server.token,
-        timeout_seconds=60,
-    )
+    served = ServedVersion(model_version=version, package_digest=digest)
+    return deploy_package(LocalEndpoint(server, timeout_seconds=60), package, "m", served)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from airflow_mlops.core.rollout import serve_alone
+from airflow_mlops.core.desired_state import serve_alone
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.model import load_model
