@@ -42,6 +42,10 @@ SECONDS = 3
 CONNECTIONS = (1, 16, 64)
 BATCH = 1_000
 SWAPPED_REQUESTS = 100_000
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "HistGradientBoostingRegressor": {},
+    "RandomForestRegressor": {"n_estimators": 100, "max_depth": 8},
+}
 TOKEN = "benchmark"  # noqa: S105 - opens nothing but the server that is measured
 
 NUMERIC = (
@@ -165,6 +169,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--swaps", action="store_true", help="swap versions under 16 connections instead")
+    parser.add_argument(
+        "--forest", action="store_true", help="100 trees of a random forest instead of boosted ones"
+    )
     parser.add_argument("--seconds", type=int, default=SECONDS, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument(
@@ -180,7 +187,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as servers:
         folder = Path(name)
         rows = make_rows(BATCH)
-        package, digest = make_package(folder / "package", rows)
+        estimator = "RandomForestRegressor" if given.forest else "HistGradientBoostingRegressor"
+        package, digest = make_package(folder / "package", rows, estimator=estimator)
         if given.swaps:
             swap_under_load(folder, package, digest, rows, servers)
             return
@@ -293,7 +301,9 @@ def make_rows(count: int) -> list[dict[str, Any]]:
     return pd.DataFrame(columns).to_dict("records")
 
 
-def make_package(folder: Path, rows: list[dict[str, Any]], seed: int = 0) -> tuple[Path, str]:
+def make_package(
+    folder: Path, rows: list[dict[str, Any]], seed: int = 0, estimator: str = "HistGradientBoostingRegressor"
+) -> tuple[Path, str]:
     """Train on made rows and package the model as training does."""
     from airflow_mlops.core.columns import ColumnRoles
     from airflow_mlops.core.package import Holdout, PackageManifest, TrainedOn
@@ -306,7 +316,7 @@ def make_package(folder: Path, rows: list[dict[str, Any]], seed: int = 0) -> tup
     frame = pd.DataFrame(make_rows(20_000))
     fare = 3.0 + 2.5 * frame["trip_distance"] + np.random.default_rng(seed).normal(0.0, 1.0, len(frame))
     pipeline = sklearn.build_pipeline(
-        Candidate(estimator="sklearn.ensemble.HistGradientBoostingRegressor", params={}),
+        Candidate(estimator=f"sklearn.ensemble.{estimator}", params=ESTIMATORS[estimator]),
         ColumnRoles(target="fare", time="t", numeric=NUMERIC, categorical=CATEGORICAL),
         seed=seed,
     ).fit(frame[[*NUMERIC, *CATEGORICAL]], fare)

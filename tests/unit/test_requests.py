@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from airflow_mlops.core.desired_state import serve_alone
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.reconciler import LiveVersion, Routes
@@ -116,6 +117,14 @@ class TestSettings:
             ValueError, match=f"AIRFLOW_MLOPS_SERVICE_WORKERS='{text}': a whole number from 1 on"
         ):
             ServiceSettings.from_environment({"AIRFLOW_MLOPS_SERVICE_WORKERS": text})
+
+    def test_a_service_with_other_settings_is_another_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = LocalServer(tmp_path, port=3000)
+        before = server.settings
+        monkeypatch.setenv("AIRFLOW_MLOPS_SERVICE_WORKERS", "2")
+        assert server.settings != before
 
 
 class Caller:
