@@ -7,7 +7,8 @@
 * `mlflow-onnx`: the same of a `PythonModel` that calls ONNX Runtime.
 
 All run beside each other on the loopback address and are asked in turn, in several rounds. wrk and the servers share the machine. `--swaps` swaps
-versions under 16 connections until 100,000 requests were answered instead.
+versions under 16 connections until 100,000 requests were answered instead; `--soak 500000` asks so many requests, and looks at memory and at
+whether the inference log has every row.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -169,6 +171,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--swaps", action="store_true", help="swap versions under 16 connections instead")
+    parser.add_argument("--soak", type=int, metavar="REQUESTS", help="ask so many requests instead")
     parser.add_argument(
         "--forest", action="store_true", help="100 trees of a random forest instead of boosted ones"
     )
@@ -191,6 +194,9 @@ def main() -> None:
         package, digest = make_package(folder / "package", rows, estimator=estimator)
         if given.swaps:
             swap_under_load(folder, package, digest, rows, servers)
+            return
+        if given.soak:
+            soak(folder, package, digest, rows, given.soak, servers)
             return
         starts = {
             "bare": start_bare,
@@ -283,6 +289,49 @@ def swap_under_load(
         f"{swaps} swaps under 16 connections: {sum(one.failed for one in seen)} failed of {sum(one.answered for one in seen):,}; "
         f"p99 {statistics.median(one.p99 for one in seen):.1f} ms, steady {steady.p99:.1f}; "
         f"a new version is live after {statistics.median(seconds):.2f} s, at most {max(seconds):.2f}"
+    )
+
+
+def soak(
+    folder: Path,
+    package: Path,
+    digest: str,
+    rows: list[dict[str, Any]],
+    requests: int,
+    servers: ExitStack,
+) -> None:
+    """Ask for long under 16 connections; print the service's memory, and what it counted beside what its log holds."""
+    import psutil
+
+    from airflow_mlops.core.windows import Window
+    from airflow_mlops.serving.inference_log import read_inference_log
+
+    url = servers.enter_context(start_ours(folder, package, digest))
+    server = our_server(folder, int(url.rpartition(":")[2]))
+    if (running := server.running()) is None:
+        raise RuntimeError(server.log_tail())
+    began, answered, failed, sizes = datetime.now(UTC), 0, 0, []
+    while answered < requests:
+        seen = measure(url, body_of("ours", rows[:1]), 16, 10, folder)
+        answered, failed = answered + seen.answered, failed + seen.failed
+        family = psutil.Process(running.pid).children(recursive=True)
+        sizes.append(max(process.memory_info().rss for process in family) / 1e6)
+        print(
+            f"{answered:>9,} requests: {seen.rate:,.0f}/s, p99 {seen.p99:.1f} ms, {sizes[-1]:.0f} MB",
+            flush=True,
+        )
+    exposed = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()  # noqa: S310 - our own service
+    counted = sum(
+        float(line.rpartition(" ")[2])
+        for line in exposed.splitlines()
+        if line.startswith("airflow_mlops_predictions_total")
+    )
+    server.stop()
+    window = Window(start=began - timedelta(minutes=1), end=datetime.now(UTC) + timedelta(minutes=1))
+    logged = read_inference_log(server.serving_dir / "inference_log", "fare", window).height
+    print(
+        f"{failed} failed; {counted:,.0f} rows answered and {logged:,} in the log: {counted - logged:+,.0f}; "
+        f"memory {sizes[0]:.0f} MB at first, {max(sizes):.0f} at most, {sizes[-1]:.0f} at the end"
     )
 
 

@@ -38,7 +38,7 @@ settings.register_profile("search", print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 #: Scripts that tests run in processes of their own; importing them here would start Airflow in this one.
-collect_ignore_glob = ["system/*_scenario.py"]
+collect_ignore_glob = ["*/*_scenario.py"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
