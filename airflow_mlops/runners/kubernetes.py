@@ -21,18 +21,6 @@ if TYPE_CHECKING:
 SPEC_FOLDER, SPEC_FILE = "/airflow-mlops/spec", "spec.json"
 RESULT_FILE = "/airflow/xcom/return.json"
 
-#: Labels of our pods; the last says what a pod is at work on, so that a retry goes on with the same work only.
-STEP_LABEL, TASK_LABEL, WORK_LABEL = "airflow-mlops/step", "airflow-mlops/task", "airflow-mlops/work"
-
-#: What the API server has to allow in the namespace; ``deploy/kubernetes/role.yaml`` grants exactly this.
-RIGHTS: Mapping[str, tuple[str, ...]] = {
-    "pods": ("create", "get", "list", "patch", "delete"),
-    "pods/log": ("get",),
-    "pods/exec": ("get", "create"),
-    "events": ("list", "watch"),
-    "secrets": ("create",),
-}
-
 
 def _no_root() -> dict[str, Any]:
     # A number, because a kubelet can't tell whether an image's user of some name is root.

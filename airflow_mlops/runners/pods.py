@@ -28,10 +28,21 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.errors import rebuild_error
 from airflow_mlops.exceptions import ConnectionConfigError, TransientError
-from airflow_mlops.runners.kubernetes import RIGHTS, STEP_LABEL, TASK_LABEL, WORK_LABEL
 
 #: Under which key the trigger's event names the step.
 STEP_OF_EVENT = "airflow_mlops_step"
+
+#: Labels of our pods; the last says what a pod is at work on, so that a retry goes on with the same work only.
+STEP_LABEL, TASK_LABEL, WORK_LABEL = "airflow-mlops/step", "airflow-mlops/task", "airflow-mlops/work"
+
+#: What the API server has to allow in the namespace; ``deploy/kubernetes/role.yaml`` grants exactly this.
+RIGHTS: Mapping[str, tuple[str, ...]] = {
+    "pods": ("create", "get", "list", "patch", "delete"),
+    "pods/log": ("get",),
+    "pods/exec": ("get", "create"),
+    "events": ("list", "watch"),
+    "secrets": ("create",),
+}
 
 #: Lines of the step's log that an error repeats.
 _LAST_LINES = 40

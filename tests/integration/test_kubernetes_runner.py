@@ -29,7 +29,8 @@ from airflow.sdk.execution_time.timeout import TimeoutPosix
 from airflow_mlops.exceptions import ConnectionConfigError, DatasetNotFoundError, TransientError
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.runners.in_process import InProcessRunner
-from airflow_mlops.runners.kubernetes import RIGHTS, KubernetesRunner, ResourceSpec
+from airflow_mlops.runners.kubernetes import KubernetesRunner, ResourceSpec
+from airflow_mlops.runners.pods import RIGHTS
 from airflow_mlops.services import Services
 from tests.conftest import REPOSITORY
 from tests.fakekube.kubelet import PATH, why_not
