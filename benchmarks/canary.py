@@ -107,6 +107,7 @@ def roll_out(world: World, rate: float, random: np.random.Generator) -> tuple[st
                 new="2",
                 policy=policy,
                 looks=plan.all_looks,
+                most_looks=plan.most_looks,
                 share=plan.phases[state.phase].share,
                 losses=losses if world.loss is not None else None,
             )

@@ -17,7 +17,6 @@ from airflow.sdk import DAG, Param
 
 from airflow_mlops.assets import model_asset
 from airflow_mlops.operators.deploy import DeployModelOperator
-from airflow_mlops.operators.promotion import RollBackModelOperator
 from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
 MODEL = "trip_fare"
@@ -39,20 +38,13 @@ with DAG(
     },
     tags=["mlops", "reference"],
 ):
-    deploy = DeployModelOperator(
+    DeployModelOperator(
         task_id="deploy",
         model_name=MODEL,
         strategy="canary",
         shares="{{ params.shares }}",
         phase_minutes="{{ params.phase_minutes }}",
+        on_reject="roll_back",
         deferrable=True,
     )
-    roll_back = RollBackModelOperator(
-        task_id="roll_back",
-        model_name=MODEL,
-        reason="it did not pass its rollout: the version before it serves",
-        trigger_rule="one_failed",
-    )
-
-    deploy >> roll_back
 # [END canary_deploy]

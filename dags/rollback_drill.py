@@ -62,7 +62,7 @@ with DAG(
         window_start=None,
         window_end=None,
     )
-    register = RegisterModelOperator(task_id="register", training=spoil.output)
+    register = RegisterModelOperator(task_id="register", training=spoil.output, alias=None)
     drill = DeployModelOperator(
         task_id="drill",
         model_name=MODEL,
@@ -93,8 +93,14 @@ with DAG(
     @task(trigger_rule="all_done")
     def prove(outcome: dict[str, Any] | None) -> str:
         """Fail unless the bad version was taken back."""
-        if outcome is None or outcome["state"] != "rolled_back":
-            raise ValueError(f"the bad version was not taken back: {outcome}")
+        from airflow_mlops.hooks.bentoml import BentoMLHook
+
+        if outcome is None or outcome["state"] != "rolled_back" or "answers" not in outcome["worse"]:
+            raise ValueError(f"the bad version was not taken back for what it answers: {outcome}")
+        with BentoMLHook(bentoml_conn_id=ENDPOINT).get_conn() as client:
+            serving = [one["model_version"] for one in client.ready()["versions"]]
+        if serving != [outcome["serving_version"]]:
+            raise ValueError(f"versions {serving} are serving, not {outcome['serving_version']} alone")
         return f"restored in {outcome['restore_seconds']:.1f} s: {outcome['reason']}"
 
     asked = ask(f"{DATA}/trips", traffic="{{ params.traffic }}", minutes="{{ params.phase_minutes }}")

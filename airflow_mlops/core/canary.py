@@ -10,7 +10,8 @@ other.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +49,8 @@ class CanaryPolicy:
     :param slowest_tolerance: how much larger the share of requests may be that take longer than the stable version's slowest
         hundredth; by definition its own share is .01.
     :param answer_tolerance: largest distance between the distributions of answers, in ``[0, 1]``: Kolmogorov and Smirnov's for
-        numbers, total variation for labels. A new model is there to answer differently, so this is wide.
+        numbers, total variation for labels. A new model is there to answer differently, so this is wide. ``None``: they are not
+        compared.
     :param quality_tolerance: how much larger the mean loss may be, as a share of the stable version's.
     :param win_significance: probability that a version that is not better wins an A/B test.
     :param split_significance: probability that a split as asked for is taken for another one, in a whole rollout.
@@ -59,7 +61,7 @@ class CanaryPolicy:
     error_tolerance: float = 0.005
     latency_tolerance: float = 0.25
     slowest_tolerance: float = 0.02
-    answer_tolerance: float = 0.3
+    answer_tolerance: float | None = 0.3
     quality_tolerance: float = 0.05
     win_significance: float = 0.05
     split_significance: float = 0.001
@@ -69,9 +71,9 @@ class CanaryPolicy:
 class Losses:
     """Losses of one version's answers whose labels have arrived.
 
-    :param count: labelled rows.
-    :param mean: of their losses.
-    :param variance: of their losses, of the sample.
+    :param count: how many were drawn by lot: requests, or callers who stay with their version.
+    :param mean: mean loss of a row.
+    :param variance: ``count`` times the variance of that mean; of rows that were drawn one by one that of their losses.
     """
 
     count: int = 0
@@ -122,35 +124,45 @@ def analyze(
     new: str,
     policy: CanaryPolicy,
     looks: int,
+    most_looks: int | None = None,
     share: float | None = None,
     sticky: bool = False,
     losses: tuple[Losses, Losses] | None = None,
 ) -> Analysis:
     """Compare two versions.
 
+    As long as one of them has not answered enough, only failures and the split are judged: those looks come on top of the planned ones.
+
     :param seen: what both did in the same minutes.
     :param stable: version that was served before.
     :param new: version that is to replace it.
-    :param looks: how often one looks in the whole rollout, at most.
+    :param looks: how often one looks in the whole rollout at versions that have answered enough.
+    :param most_looks: how often one looks at all, at most; default the same.
     :param share: of the requests that the new version was to answer; ``None`` where every request goes to both.
-    :param sticky: whoever asks again is answered by the same version, so that requests do not count one by one.
+    :param sticky: whoever asks again is answered by the same version, so that callers count, not requests.
     :param losses: of the stable and the new version, where labels are expected.
     """
     before, after = seen.of(stable), seen.of(new)
+    if sticky:
+        before, after = per_caller(before), per_caller(after)
     level = policy.significance / (len(METRICS) * looks)
-    tolerance = (
-        policy.latency_tolerance if share is not None else max(policy.latency_tolerance, MIRROR_LATENCY)
-    )
-    findings = [
-        _compare_errors(before, after, policy, level),
-        _compare_times(before, after, policy, level, tolerance),
-        *([_compare_slowest(before, after, policy, level)] if share is not None else []),
-        _compare_answers(before, after, policy, level, seen.cells),
-    ]
-    if losses is not None:
-        findings.append(_compare_losses(*losses, policy, level))
+    always = most_looks or looks
+    findings = [_compare_errors(before, after, policy, policy.significance / (len(METRICS) * always))]
     if share is not None:
-        findings.insert(0, _check_split(before, after, share, policy, looks, sticky=sticky))
+        findings.insert(0, _check_split(before, after, share, policy, always))
+    compared = [
+        _compare_times(before, after, policy, level, MIRROR_LATENCY if share is None else None),
+        *([_compare_slowest(before, after, policy, level)] if share is not None else []),
+        *(
+            [_compare_answers(before, after, policy, level, seen.cells)]
+            if policy.answer_tolerance is not None
+            else []
+        ),
+        *([_compare_losses(*losses, policy, level)] if losses is not None else []),
+    ]
+    if any(one.judgement == "no data" for one in (*findings, *compared)):
+        compared = [one if one.judgement == "no data" else _not_yet(one) for one in compared]
+    findings += compared
     worse = [one for one in findings if one.judgement == "worse"]
     missing = [one for one in findings if one.judgement == "no data"]
     judgement: Judgement = "worse" if worse else "no data" if missing else "fine"
@@ -160,27 +172,48 @@ def analyze(
     )
 
 
+def per_caller(seen: VersionObservations) -> VersionObservations:
+    """Count callers instead of their requests: each of them was drawn by lot once, however often he asks."""
+    if seen.requests == 0:
+        return seen
+    share = min(1.0, seen.callers / seen.requests)
+
+    def scaled(counts: tuple[int, ...]) -> tuple[int, ...]:
+        ends = np.round(np.cumsum(np.asarray(counts, dtype=np.float64)) * share)
+        return tuple(int(count) for count in np.diff(ends, prepend=0.0))
+
+    failed, answered = round(seen.failed * share), round((seen.requests - seen.failed) * share)
+    return replace(
+        seen,
+        requests=failed + answered,
+        failed=failed,
+        rows=round(seen.rows * share),
+        times=scaled(seen.times),
+        answers=scaled(seen.answers),
+    )
+
+
+def _not_yet(finding: Finding) -> Finding:
+    return Finding(
+        metric=finding.metric, judgement="no data", sentence=f"{finding.metric} waits for the others"
+    )
+
+
 def _check_split(
     before: VersionObservations,
     after: VersionObservations,
     share: float,
     policy: CanaryPolicy,
     looks: int,
-    *,
-    sticky: bool,
 ) -> Finding:
-    """See whether the split is as asked for: by the exact binomial test.
-
-    With sticky keys a few busy ones weigh much, so a split within a fifth of the smaller share is let pass.
-    """
+    """See whether the split is as asked for: by the exact binomial test."""
     total = before.requests + after.requests
     observed = after.requests / total if total else 0.0
-    said = f"the new version answered {after.requests} of {total} requests ({observed:.1%}), asked for {share:.1%}"
+    said = f"the new version answered {after.requests} of {total} ({observed:.1%}), asked for {share:.1%}"
     if total < policy.minimum_requests:
         return Finding(metric="split", judgement="no data", new=observed, sentence=f"{said}: too few to tell")
     p_value = float(stats.binomtest(after.requests, total, share).pvalue)
-    close = sticky and abs(observed - share) <= 0.2 * min(share, 1.0 - share)
-    off = p_value < policy.split_significance / looks and not close
+    off = p_value < policy.split_significance / looks
     return Finding(
         metric="split",
         judgement="worse" if off else "fine",
@@ -212,7 +245,7 @@ def _compare_times(
     after: VersionObservations,
     policy: CanaryPolicy,
     level: float,
-    tolerance: float,
+    at_least: float | None,
 ) -> Finding:
     """Compare the time requests take: by Mann and Whitney's test against the stable version's times made longer by the tolerance.
 
@@ -221,6 +254,7 @@ def _compare_times(
     """
     if not _enough(before, after, policy):
         return _no_data("latency", before, after, policy)
+    tolerance = max(policy.latency_tolerance, at_least or 0.0)
     one, other = np.asarray(before.times), np.asarray(after.times)
     longer = round(math.log(1.0 + tolerance) / math.log(TIME_GROWTH))
     shifted = np.concatenate([np.zeros(longer, dtype=one.dtype), one])
@@ -262,11 +296,13 @@ def _compare_answers(
     Source: Massart, "The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality", Annals of Probability 18, 1990 (numbers);
     Weissman et al., "Inequalities for the L1 deviation of the empirical distribution", HP Laboratories, 2003 (labels).
     """
+    tolerated = policy.answer_tolerance or 0.0
     if cells.count == 1:
         said = (
-            "answers are not compared: the stable version's package does not say how its own were distributed"
+            "answers can't be compared: the stable version's package does not say how its own were distributed; train it again, or "
+            "give answer_tolerance=None"
         )
-        return Finding(metric="answers", judgement="fine", sentence=said)
+        return Finding(metric="answers", judgement="no data", sentence=said)
     if not _enough(before, after, policy):
         return _no_data("answers", before, after, policy)
     one, other = (np.asarray(side.answers) / sum(side.answers) for side in (before, after))
@@ -277,13 +313,13 @@ def _compare_answers(
     else:
         distance = float(np.abs(np.cumsum(one) - np.cumsum(other)).max())
         kinds = 0.0
-    beyond = max(0.0, distance - policy.answer_tolerance)
+    beyond = max(0.0, distance - tolerated)
     if kinds:
         p_value = sum(kinds * math.exp(-count * beyond**2 / 2.0) for count in counts)
     else:
         p_value = 2.0 * math.exp(-2.0 * beyond**2 / (counts[0] ** -0.5 + counts[1] ** -0.5) ** 2)
         p_value *= 2.0
-    said = f"the answers of both versions are {distance:.2f} apart, at most {policy.answer_tolerance:g} is tolerated"
+    said = f"the answers of both versions are {distance:.2f} apart, at most {tolerated:g} is tolerated"
     return _judged("answers", (0.0, distance), min(1.0, p_value), level, said)
 
 
@@ -296,7 +332,7 @@ def _compare_losses(before: Losses, after: Losses, policy: CanaryPolicy, level: 
         return Finding(
             metric="quality",
             judgement="no data",
-            sentence=f"{after.count} of the new version's answers have labels and {before.count} of the stable one's, "
+            sentence=f"{after.count} requests or callers of the new version have labels and {before.count} of the stable one, "
             f"{policy.minimum_requests} each are needed",
         )
     worse = _larger(after, before, 1.0 + policy.quality_tolerance)
@@ -309,6 +345,26 @@ def _compare_losses(before: Losses, after: Losses, policy: CanaryPolicy, level: 
         better_p_value=_larger(before, after, 1.0),
         sentence=f"the new version's mean loss is {after.mean:.4g}, the stable one's {before.mean:.4g}",
     )
+
+
+def losses_of(losses: Array, drawn: Sequence[Any]) -> Losses:
+    """Sum up the losses of rows of which several were drawn together: all of a request, or all of a caller.
+
+    The variance is that of a ratio of sums, by its linearization.
+
+    Source: Cochran, "Sampling Techniques", 3rd edition, 1977, section 6.3 (ratio estimates), of clusters of unequal sizes.
+
+    :param losses: one per row, shape ``(n,)``.
+    :param drawn: what each row was drawn with; ``None`` and the empty text: by itself.
+    """
+    names = [name or number for number, name in enumerate(drawn)]
+    _, cluster = np.unique([str(name) for name in names], return_inverse=True)
+    sizes, sums = np.bincount(cluster), np.bincount(cluster, weights=losses)
+    count, mean = len(sizes), float(losses.mean())
+    if count < 2:
+        return Losses(count=count, mean=mean)
+    spread = float(((sums - mean * sizes) ** 2).sum()) / (count - 1)
+    return Losses(count=count, mean=mean, variance=spread / float(sizes.mean()) ** 2)
 
 
 def clearly_better(analysis: Analysis, policy: CanaryPolicy) -> bool:

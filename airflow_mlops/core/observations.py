@@ -52,6 +52,7 @@ class VersionObservations:
 
     :param requests: that it was asked to answer.
     :param failed: of these, how many it failed on: an exception, or no finite number.
+    :param callers: how many it was asked by, where callers stay with their version: as many as one worker saw, at least.
     :param rows: that it answered.
     :param times: requests by the time they took, by cell; see :func:`time_cell`.
     :param answers: rows by answer, by cell of :class:`AnswerCells`.
@@ -63,6 +64,7 @@ class VersionObservations:
 
     requests: int = 0
     failed: int = 0
+    callers: int = 0
     rows: int = 0
     times: tuple[int, ...] = ()
     answers: tuple[int, ...] = ()
@@ -76,6 +78,7 @@ class VersionObservations:
         return VersionObservations(
             requests=self.requests + other.requests,
             failed=self.failed + other.failed,
+            callers=max(self.callers, other.callers),
             rows=self.rows + other.rows,
             times=_added(self.times, other.times),
             answers=_added(self.answers, other.answers),

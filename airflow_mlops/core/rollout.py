@@ -7,6 +7,7 @@ reads the same events and goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -59,8 +60,13 @@ class RolloutPlan:
 
     @property
     def all_looks(self) -> int:
-        """How often one looks, in all phases together."""
+        """How often one looks at versions that have answered enough, in all phases together."""
         return max(1, self.looks * len(self.phases))
+
+    @property
+    def most_looks(self) -> int:
+        """How often one looks at most, with the looks at what is not enough yet."""
+        return max(1, (self.looks + math.ceil(2.0 * self.looks * self.patience) + 1) * len(self.phases))
 
 
 def plan_rollout(
@@ -135,6 +141,10 @@ def phase_state(
     )
 
 
+#: What is to be done next.
+What = Literal["enter", "wait", "look", "finish", "roll_back", "none"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutEvent:
     """Something that happened in a rollout.
@@ -145,6 +155,7 @@ class RolloutEvent:
     :param revision: of the desired state, where one was written.
     :param at: when.
     :param analysis: of a look.
+    :param then: what follows from it, so that whoever comes next acts on it and does not look again.
     :param seconds: that it took to serve what had served before.
     :param reason: a sentence.
     """
@@ -155,6 +166,7 @@ class RolloutEvent:
     revision: int | None = None
     at: datetime
     analysis: Analysis | None = None
+    then: What | None = None
     seconds: float | None = None
     reason: str
 
@@ -168,7 +180,7 @@ class RolloutState:
     :param revision: of the desired state of that phase.
     :param since: when the phase was entered.
     :param looks: looks at it since then that had data.
-    :param condemned: the last look found the new version worse; whoever saw that may not have come to act on it.
+    :param then: what follows from the last look; whoever looked may not have come to do it.
     :param entries: how often this phase was entered.
     :param events: how many there were.
     :param reason: what the last event said.
@@ -179,7 +191,7 @@ class RolloutState:
     revision: int | None = None
     since: datetime | None = None
     looks: int = 0
-    condemned: bool = False
+    then: What | None = None
     entries: int = 0
     events: int = 0
     reason: str = ""
@@ -209,7 +221,7 @@ def state_after(events: Iterable[RolloutEvent]) -> RolloutState:
             revision=event.revision if event.what != "looked" else state.revision,
             since=state.since,
             looks=state.looks + told,
-            condemned=found == "worse",
+            then=event.then,
             entries=state.entries,
             events=event.number,
             reason=event.reason,
@@ -227,7 +239,7 @@ class Action:
     :param reason: why, a sentence.
     """
 
-    what: Literal["enter", "wait", "look", "finish", "roll_back", "none"]
+    what: What
     phase: int = 0
     until: datetime | None = None
     reason: str = ""
@@ -243,8 +255,8 @@ def next_action(plan: RolloutPlan, state: RolloutState, *, now: datetime, steere
         return Action(what="none", reason=state.reason)
     if state.status == "new" or state.since is None:
         return _enter(plan, 0, "the rollout begins")
-    if state.condemned:
-        return Action(what="roll_back", reason=state.reason)
+    if state.then in ("enter", "finish", "roll_back"):
+        return Action(what=state.then, phase=state.phase + 1, reason=state.reason)
     if not steered:
         if state.entries > MOST_RESTARTS:
             return Action(what="roll_back", reason=f"nobody steered it {state.entries} times in a row")

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.sdk import conf
 
-from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError, RolloutRejectedError
+from airflow_mlops.exceptions import (
+    EndpointUnavailableError,
+    PromotionConflictError,
+    RolloutError,
+    RolloutRejectedError,
+)
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import EndpointLink
 from airflow_mlops.operators.base import StepOperator, actor, part_of
@@ -42,8 +47,9 @@ class DeployModelOperator(StepOperator):
     :param tolerances: fields of :class:`~airflow_mlops.core.canary.CanaryPolicy` that differ from its defaults. (templated)
     :param quality: labels to judge both versions by as they arrive: ``{"labels": dataset or table, "id_column": …, "target": …,
         "metric": "mae"}``. (templated)
-    :param on_reject: what follows when the new version was taken back: ``fail`` the task, or ``return`` the result, whose ``state``
-        is ``rolled_back``.
+    :param on_reject: what follows when the new version was taken back: ``fail`` the task; ``roll_back``: also let the alias point at the
+        version that serves, if it still points at the one that was taken back; or ``return`` the result, whose ``state`` is
+        ``rolled_back``.
     :param lease_seconds: how long the shares hold when the task is gone. (templated)
     :param timeout_seconds: how long the service may take to answer with the new version. (templated)
     :param deferrable: wait in the triggerer; default from ``[operators] default_deferrable``.
@@ -80,7 +86,7 @@ class DeployModelOperator(StepOperator):
         patience: float | str = 3.0,
         tolerances: Mapping[str, Any] | None = None,
         quality: Mapping[str, Any] | None = None,
-        on_reject: Literal["fail", "return"] = "fail",
+        on_reject: Literal["fail", "roll_back", "return"] = "fail",
         lease_seconds: float | str = 60.0,
         timeout_seconds: float | str = 120.0,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -127,7 +133,7 @@ class DeployModelOperator(StepOperator):
             "policy": dict(self.tolerances or {}),
             "quality": dict(self.quality) if self.quality else None,
             "lease_seconds": float(self.lease_seconds),
-            "rollout": actor(context),
+            "rollout": _name(context),
             "actor": actor(context),
             "timeout_seconds": float(self.timeout_seconds),
         }
@@ -154,13 +160,15 @@ class DeployModelOperator(StepOperator):
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Fail when the new version was taken back."""
-        if result["state"] == "rolled_back" and self.on_reject == "fail":
-            raise RolloutRejectedError(
-                f"version {result['model_version']} of {result['model_name']} was taken back, version "
-                f"{result['serving_version']} serves at {result['endpoint_url']}: {result['reason']}",
-                evidence=result,
-            )
-        return result
+        if result["state"] != "rolled_back" or self.on_reject == "return":
+            return result
+        if self.on_reject == "roll_back":
+            self._roll_alias_back(result, context)
+        raise RolloutRejectedError(
+            f"version {result['model_version']} of {result['model_name']} was taken back, version "
+            f"{result['serving_version']} serves at {result['endpoint_url']}: {result['reason']}",
+            evidence=result,
+        )
 
     def on_kill(self) -> None:
         """Stop steering: what is under way is rolled back on the way out."""
@@ -199,6 +207,23 @@ class DeployModelOperator(StepOperator):
             self.log.exception("the rollout could not be taken back in order: its lease is ended")
             if before is not None:
                 renew_lease(self.bentoml_conn_id, before["revision"], 0.0)
+
+    def _roll_alias_back(self, result: dict[str, Any], context: Context) -> None:
+        """Let the alias follow the service, unless somebody has moved it meanwhile."""
+        spec = {
+            "model_name": result["model_name"],
+            "model_version": result["serving_version"],
+            "expected_version": result["model_version"],
+            "alias": self.alias,
+            "reason": f"it did not pass its rollout: {result['reason']}"[:500],
+            "actor": actor(context),
+            "now": datetime.now(UTC).isoformat(),
+            "request": f"{_name(context)}|{result['revision']}",
+        }
+        try:
+            self._runner.run("roll-back", spec, self.services())
+        except PromotionConflictError as err:
+            self.log.warning("%s", err)
 
     def _run(self, spec: dict[str, Any]) -> dict[str, Any]:
         return self._runner.run(self.step, spec, self.services())
@@ -259,6 +284,12 @@ class DeployModelOperator(StepOperator):
                 "reason": promotion.payload["reason"],
             },
         )
+
+
+def _name(context: Context) -> str:
+    """Name a rollout: a mapped task is as many as it has instances."""
+    index = getattr(context["ti"], "map_index", -1)
+    return f"{actor(context)}/{index}" if index is not None and index >= 0 else actor(context)
 
 
 def _listed(shares: Sequence[float] | str) -> Sequence[float | str]:

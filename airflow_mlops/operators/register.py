@@ -19,7 +19,7 @@ class RegisterModelOperator(StepOperator):
     :param training: what the training task returned. (templated)
     :param evaluation: what the evaluation task returned; its verdict and numbers go to the version and its
         model card. (templated)
-    :param alias: alias to set on the version; ``champion`` is promoted instead. (templated)
+    :param alias: alias to set on the version; ``None`` sets none; ``champion`` is promoted instead. (templated)
     :param vouched_by: your name, to sign a package of which the ledger does not know that a training made it. (templated)
     """
 
@@ -33,7 +33,7 @@ class RegisterModelOperator(StepOperator):
         *,
         training: Any,
         evaluation: Any = None,
-        alias: str = "challenger",
+        alias: str | None = "challenger",
         vouched_by: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -51,7 +51,7 @@ class RegisterModelOperator(StepOperator):
             "run_id": training["run_id"],
             "package_digest": training["package_digest"],
             "model_id": training["model_id"],
-            "alias": self.alias,
+            "alias": None if self.alias in {None, "", "None"} else self.alias,
             "evaluation": self.evaluation or None,
             "vouched_by": None if self.vouched_by in {None, "", "None"} else self.vouched_by,
             "actor": actor(context),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import logging
 import threading
 import time
@@ -155,11 +156,11 @@ class EndpointApp:
             self.metrics.began(routes, self.settings.serving_dir)
 
     def _publish(self) -> None:
-        self.observer.flush()
         try:
+            self.observer.flush()
             self.publish_metrics()
         except Exception:  # serving without metrics is better than not serving
-            logger.exception("metrics can't be published")
+            logger.exception("what was counted can't be published")
 
     def _publish_regularly(self) -> None:
         while not self._stopped.wait(PUBLISH_SECONDS):
@@ -263,20 +264,13 @@ class EndpointApp:
         routes = self.reconciler.routes
         if routes is None:
             raise RequestError(503, self.reconciler.error or "no model version is live yet")
-        version = routes.choose(headers.get(b"x-sticky-key"))
         is_arrow = headers.get(b"content-type") == arrow.CONTENT_TYPE
-        compute = partial(self._compute, version, body, is_arrow)
         began = time.perf_counter()
-        try:
-            if is_arrow or len(body) >= THREAD_BYTES:
-                asked, predictions, seconds = await asyncio.get_running_loop().run_in_executor(None, compute)
-            else:
-                asked, predictions, seconds = compute()
-        except RequestError as err:
-            if err.model_version is not None:
-                self.observer.failed(err.model_version)
-            raise
+        version, asked, predictions = await self._answer_by_some(
+            routes, body, is_arrow, caller=headers.get(b"x-sticky-key")
+        )
         ids = asked.prediction_ids or self._ids.many(asked.size)
+        seconds = time.perf_counter() - began
         self._note(routes, version, asked._replace(prediction_ids=ids), predictions, seconds, headers)
         if self.metrics is not None:
             self.metrics.count_request(version.model_version, 200)
@@ -284,7 +278,7 @@ class EndpointApp:
                 version.model_version,
                 columns=asked.columns,
                 predictions=predictions,
-                seconds=time.perf_counter() - began,
+                seconds=seconds,
             )
         if is_arrow or headers.get(b"accept") == arrow.CONTENT_TYPE:
             about = (
@@ -301,6 +295,34 @@ class EndpointApp:
                 "predictions": predictions,
             },
         )
+
+    async def _answer_by_some(
+        self, routes: Routes, body: bytes, is_arrow: bool, *, caller: bytes | None
+    ) -> tuple[LiveVersion, PredictionRequest, Sequence[Any]]:
+        """Let a version answer, and count what it did; the one before it, where its own inputs refuse what callers send."""
+        version, revision = routes.choose(caller), routes.state.revision
+        try:
+            asked, predictions, seconds = await self._ask(version, body, is_arrow)
+        except RequestError as err:
+            if err.model_version is None and version is not routes.stable:
+                asked, predictions, _ = await self._ask(routes.stable, body, is_arrow)
+                self.observer.failed(version.model_version, revision, caller)
+                return routes.stable, asked, predictions
+            if err.model_version is not None:
+                self.observer.failed(err.model_version, revision, caller)
+            raise
+        if self.observer.active:
+            self.observer.answered(version.model_version, revision, seconds, predictions, caller)
+        return version, asked, predictions
+
+    async def _ask(
+        self, version: LiveVersion, body: bytes, is_arrow: bool
+    ) -> tuple[PredictionRequest, Sequence[Any], float]:
+        """Let a version answer; outside of the event loop where that takes long."""
+        if is_arrow or len(body) >= THREAD_BYTES:
+            compute = partial(self._compute, version, body, is_arrow)
+            return await asyncio.get_running_loop().run_in_executor(None, compute)
+        return self._compute(version, body, is_arrow)
 
     def _compute(
         self, version: LiveVersion, body: bytes, is_arrow: bool
@@ -346,20 +368,22 @@ class EndpointApp:
         seconds: float,
         headers: Headers,
     ) -> None:
-        """Log an answer, count it for the rollout, and let the mirror answer as well."""
-        if self.observer.active:
-            self.observer.answered(version.model_version, seconds, predictions)
+        """Log an answer, and let the mirror answer as well."""
         log = partial(
             self._log,
             routes=routes,
             request_id=headers[b"x-request-id"].decode("latin-1"),
+            caller=_caller(headers) if routes.state.sticky else None,
             prediction_ids=asked.prediction_ids,
             times=asked.times,
             columns=asked.columns,
         )
         log(version, predictions, seconds)
         if routes.mirror is not None and routes.mirror is not version:
-            self.mirror.offer(routes.mirror, Answered(asked.columns, predictions, partial(log, shadow=True)))
+            self.mirror.offer(
+                routes.mirror,
+                Answered(routes.state.revision, asked.columns, predictions, partial(log, shadow=True)),
+            )
 
     def _log(
         self,
@@ -379,6 +403,12 @@ class EndpointApp:
             latency_ms=1000.0 * seconds,
             **request,
         )
+
+
+def _caller(headers: Headers) -> str | None:
+    """Give a digest of the sticky key: enough to tell callers apart, and no name in the log."""
+    key = headers.get(b"x-sticky-key")
+    return hashlib.blake2b(key, digest_size=8).hexdigest() if key else None
 
 
 def _error_response(err: RequestError) -> Response:

@@ -65,6 +65,7 @@ class _Request(NamedTuple):
     latency_ms: float
     request_id: str
     shadow: bool
+    caller: str | None
     received_us: int
 
 
@@ -135,11 +136,13 @@ class InferenceLog:
         latency_ms: float,
         request_id: str = "",
         shadow: bool = False,
+        caller: str | None = None,
     ) -> bool:
         """Take a request's predictions; what is given must not be changed afterwards, as only references are kept.
 
         :param times: event times; ``None``: now.
         :param shadow: whether the caller never saw these answers; readers leave such rows out.
+        :param caller: digest of who asked, while callers stay with their version.
         :returns: ``False`` when there was no room and the rows were shed.
         """
         count = len(predictions)
@@ -154,6 +157,7 @@ class InferenceLog:
             latency_ms,
             request_id,
             shadow,
+            caller,
             time.time_ns() // 1000,
         )
         with self._lock:
@@ -329,7 +333,7 @@ def _frame(requests: list[_Request], columns: _Columns) -> pl.DataFrame:
     ids: list[Any] = []
     times: list[int] = []
     answers: list[Any] = []
-    per_request: tuple[list[Any], ...] = ([], [], [], [], [])
+    per_request: tuple[list[Any], ...] = ([], [], [], [], [], [])
     for request in requests:
         count = len(request.predictions)
         ids.extend(request.prediction_ids)
@@ -346,12 +350,13 @@ def _frame(requests: list[_Request], columns: _Columns) -> pl.DataFrame:
                 request.latency_ms,
                 request.request_id,
                 request.shadow,
+                request.caller,
             ),
             strict=True,
         ):
             values.extend([value] * count)
     instant = pl.Datetime("us", "UTC")
-    received, versions, latencies, request_ids, shadows = per_request
+    received, versions, latencies, request_ids, shadows, callers = per_request
     series = [
         pl.Series("prediction_id", ids, dtype=pl.String),
         pl.Series("time", times, dtype=pl.Int64).cast(instant),
@@ -361,6 +366,7 @@ def _frame(requests: list[_Request], columns: _Columns) -> pl.DataFrame:
         pl.Series("latency_ms", latencies, dtype=pl.Float64),
         pl.Series("request_id", request_ids, dtype=pl.String),
         pl.Series("shadow", shadows, dtype=pl.Boolean),
+        pl.Series("caller", callers, dtype=pl.String),
         pl.Series("prediction", answers, strict=False),
     ]
     for field in signature.inputs:
@@ -429,6 +435,28 @@ def read_inference_log(
             "row in the window; has the service been asked, with these times?"
         )
     return rows
+
+
+def read_received_since(root: Path | str, model_name: str, since: datetime) -> pl.DataFrame | None:
+    """Read what was answered from a time on, whatever the event times say; ``None`` where nothing was.
+
+    :param root: the log's folder, or the URI its files are uploaded to.
+    """
+    import polars as pl
+
+    files = LogFiles(root)
+
+    def read() -> pl.DataFrame | None:
+        first = f"{model_name}/hour={since.astimezone(UTC):%Y-%m-%dT%H}"
+        names = [
+            name for folder, group in files.hours(model_name).items() if folder >= first for name in group
+        ]
+        sources = [files.source(name) for name in names]
+        received = pl.col("received_at") >= since
+        frames = [scan(group).filter(received).collect() for group in by_schema(sources)]
+        return pl.concat(frames, how="diagonal_relaxed") if frames else None
+
+    return reading_again(read)
 
 
 def _read(

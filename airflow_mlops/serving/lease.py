@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_mlops.exceptions import RolloutError
 from airflow_mlops.serving.files import storage_errors, write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 LEASE_FILE = "lease.json"
@@ -33,16 +35,17 @@ class Lease(NamedTuple):
 
 
 def read_lease(serving_dir: Path) -> Lease | None:
-    """Read the lease; ``None`` where there is none."""
+    """Read the lease; ``None`` where there is none, or none that can be read: then nobody steers."""
     try:
         return Lease(**json.loads((serving_dir / LEASE_FILE).read_text()))
-    except (FileNotFoundError, TypeError, ValueError):
+    except (OSError, TypeError, ValueError):
         return None
 
 
 def grant_lease(serving_dir: Path, revision: int, seconds: float) -> None:
-    """Begin the lease of a desired state that is about to be written."""
-    _write(serving_dir, Lease(revision, time.time() + seconds))
+    """Begin the lease of a desired state that is about to be served."""
+    with _locked(serving_dir):
+        _write(serving_dir, Lease(revision, time.time() + seconds))
 
 
 def renew_lease(serving_dir: Path, revision: int, seconds: float) -> None:
@@ -50,8 +53,7 @@ def renew_lease(serving_dir: Path, revision: int, seconds: float) -> None:
 
     :raises RolloutError: it ran out, or is of another revision.
     """
-    with storage_errors(f"lock {serving_dir}"), (serving_dir / ".lease.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(serving_dir):
         lease = read_lease(serving_dir)
         if lease is None or lease.revision != revision:
             raise RolloutError(
@@ -66,11 +68,17 @@ def renew_lease(serving_dir: Path, revision: int, seconds: float) -> None:
 
 def end_lease(serving_dir: Path, revision: int) -> None:
     """Let the stable version answer everything from now on, as if nobody steered."""
-    with storage_errors(f"lock {serving_dir}"), (serving_dir / ".lease.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(serving_dir):
         lease = read_lease(serving_dir)
         if lease is not None and lease.revision == revision:
             _write(serving_dir, Lease(revision, 0.0))
+
+
+@contextmanager
+def _locked(serving_dir: Path) -> Iterator[None]:
+    with storage_errors(f"lock {serving_dir}"), (serving_dir / ".lease.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _write(serving_dir: Path, lease: Lease) -> None:

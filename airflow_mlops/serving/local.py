@@ -8,18 +8,18 @@ import shutil
 import time
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone, version_folder
 from airflow_mlops.core.signing import Trust
-from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError
+from airflow_mlops.exceptions import ArtifactIntegrityError, EndpointUnavailableError, RolloutError
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, RunningServer, wait_until
 from airflow_mlops.serving.files import storage_errors, write_whole
-from airflow_mlops.serving.lease import grant_lease, read_lease
+from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease
 from airflow_mlops.serving.model import load_model
-from airflow_mlops.serving.package import read_signature, write_signature
-from airflow_mlops.serving.reconciler import DESIRED_FILE
+from airflow_mlops.serving.package import read_signature, read_verified, write_signature
+from airflow_mlops.serving.reconciler import DESIRED_FILE, lagging_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,31 +93,50 @@ class LocalEndpoint:
         """
         trust = Trust.of(self.server.public_keys, model_name)
         load_model(package_folder, expected_digest=version.package_digest, trust=trust)
-        _copy_package(package_folder, self.serving_dir / version_folder(model_name, version.model_version))
+        _copy_package(
+            package_folder,
+            self.serving_dir / version_folder(model_name, version.model_version),
+            version.package_digest,
+        )
 
     def serve(self, desired: DesiredState, *, lease_seconds: float = 0.0) -> tuple[RunningServer, bool]:
-        """Ask for a state and see that it is served; if it is not, all is put back.
+        """Ask for a state and see that all workers serve it; if they do not, all is put back.
 
-        :param lease_seconds: for how long, where the state is leased.
+        A service that runs with another token, address or settings is started again, but never in the middle of a rollout.
+
+        :param lease_seconds: for how long, where the state is leased; it begins when the state is served.
         :returns: the process, and whether it had to be started.
         :raises RolloutError: it was not served in time, or the port is taken; says what serves now.
         """
         current, server = self.desired(), self.server
         running = server.running()
-        if running is not None and running.settings != server.settings:
-            running = _restart(server, running)
-        if desired.leased:
-            grant_lease(self.serving_dir, desired.revision, lease_seconds)
-        write_whole(self.serving_dir / DESIRED_FILE, desired.to_bytes())
         try:
+            if running is not None and running.settings != server.settings and desired.rollout is None:
+                running = _restart(server, running)
+            if desired.leased:
+                grant_lease(self.serving_dir, desired.revision, lease_seconds)
+            write_whole(self.serving_dir / DESIRED_FILE, desired.to_bytes())
             process = running or server.start()
-            _wait_until_live(server, desired, self.timeout_seconds)
+            _wait_until_live(server, desired, self.timeout_seconds, lease_seconds=lease_seconds)
         except BaseException:
-            _restore(self.serving_dir, current)
+            _restore(self.serving_dir, current, desired.revision)
             if running is None:
                 server.stop()
             raise
         return process, running is None
+
+    def take_back(self, desired: DesiredState) -> None:
+        """Ask for a state in which the stable version serves alone, and see that it does; never put back what was before.
+
+        :raises RolloutError: the service did not say in time that it does; it will, as soon as it can.
+        """
+        current = self.desired()
+        if current is not None and current.leased:
+            end_lease(self.serving_dir, current.revision)
+        write_whole(self.serving_dir / DESIRED_FILE, desired.to_bytes())
+        if self.server.running() is None:
+            self.server.start()
+        _wait_until_live(self.server, desired, self.timeout_seconds)
 
     def remove_others(self, desired: DesiredState) -> None:
         """Keep the versions that are served and the one before them, for a way back."""
@@ -174,18 +193,24 @@ def _restart(server: LocalServer, running: RunningServer) -> RunningServer:
     return server.start()
 
 
-def _copy_package(source: Path, destination: Path) -> None:
-    """Copy under a temporary name and rename, so that a version's folder is whole or not there."""
+def _copy_package(source: Path, destination: Path, digest: str) -> None:
+    """Copy under a temporary name and rename, so that a version's folder is whole or not there; replace what was damaged."""
     if destination.exists():
-        _copy_signature(source, destination)
-        return
+        try:
+            read_verified(destination, digest)
+        except ArtifactIntegrityError as err:
+            log.warning("%s is copied again: %s", destination, err)
+            shutil.rmtree(destination)
+        else:
+            _copy_signature(source, destination)
+            return
     temporary = destination.parent / f".{destination.name}-{uuid.uuid4().hex}"
     with storage_errors(f"copy the model to {destination}"):
         destination.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.mkdir()
             for file in source.iterdir():  # a package is flat; copytree would hide what the disk said
-                shutil.copyfile(file, temporary / file.name)
+                write_whole(temporary / file.name, file.read_bytes())
             temporary.rename(destination)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -198,11 +223,15 @@ def _copy_signature(source: Path, destination: Path) -> None:
         write_signature(destination, signature)
 
 
-def _wait_until_live(server: LocalServer, desired: DesiredState, timeout_seconds: float) -> None:
+def _wait_until_live(
+    server: LocalServer, desired: DesiredState, timeout_seconds: float, *, lease_seconds: float = 0.0
+) -> None:
     problem: str | None = "it did not answer"
 
     def live(client: EndpointClient) -> bool:
         nonlocal problem
+        if desired.leased:  # a model that takes longer to load than the lease lasts is no reason to give up
+            grant_lease(server.serving_dir, desired.revision, lease_seconds)
         if server.running() is None:
             raise RolloutError(f"the service ended while it started; its log ends with\n{server.log_tail()}")
         try:
@@ -211,7 +240,11 @@ def _wait_until_live(server: LocalServer, desired: DesiredState, timeout_seconds
             problem = str(err)
             return False
         problem = status["error"] or f"it serves version {status['model_version']}"
-        return bool(status["revision"] == desired.revision and status["error"] is None)
+        if status["revision"] != desired.revision or status["error"] is not None:
+            return False
+        lagging = lagging_workers(server.serving_dir, desired.revision)
+        problem = f"workers {', '.join(map(str, lagging))} do not serve it yet"
+        return not lagging
 
     with EndpointClient(server.url, server.token, timeout_seconds=5) as client:
         if not wait_until(lambda: live(client), timeout_seconds=timeout_seconds):
@@ -226,8 +259,9 @@ def _wait_until_live(server: LocalServer, desired: DesiredState, timeout_seconds
             )
 
 
-def _restore(serving_dir: Path, current: DesiredState | None) -> None:
+def _restore(serving_dir: Path, current: DesiredState | None, revision: int) -> None:
+    """Ask for what was asked for before, under a number of its own: what was counted under the failed one is not its."""
     if current is None:
         (serving_dir / DESIRED_FILE).unlink(missing_ok=True)
     else:
-        write_whole(serving_dir / DESIRED_FILE, current.to_bytes())
+        write_whole(serving_dir / DESIRED_FILE, replace(current, revision=revision + 1).to_bytes())

@@ -24,11 +24,13 @@ MAXIMUM_WAITING = 1_000
 class Answered(NamedTuple):
     """A request that was answered.
 
+    :param revision: of the state under which it was.
     :param columns: its inputs.
     :param answers: what was returned, one per row.
     :param log: writes what another version answers into the inference log, as never returned.
     """
 
+    revision: int
     columns: Mapping[str, Sequence[Any]]
     answers: Sequence[Any]
     log: Callable[[LiveVersion, Sequence[Any], float], bool]
@@ -67,13 +69,29 @@ class Mirror:
             version, answered = waiting
             started = time.perf_counter()
             try:
+                _require_inputs(version, answered.columns)
                 answers = version.model.predict_columns(answered.columns)
                 if not all_finite(answers):
                     raise ValueError("no finite number")
             except Exception:
                 logger.exception("version %s, a mirror, failed on a request", version.model_version)
-                self._observer.mirrored(version.model_version, 0.0, None, answered.answers)
+                self._observer.mirrored(version.model_version, answered.revision, 0.0, None, answered.answers)
                 continue
             seconds = time.perf_counter() - started
-            self._observer.mirrored(version.model_version, seconds, answers, answered.answers)
+            self._observer.mirrored(
+                version.model_version, answered.revision, seconds, answers, answered.answers
+            )
             answered.log(version, answers, seconds)
+
+
+def _require_inputs(version: LiveVersion, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse what the version would have refused, had it been asked itself: columns were read by another one's signature.
+
+    :raises ValueError: naming the input.
+    """
+    for field in version.model.manifest.signature.inputs:
+        values = columns.get(field.name)
+        if values is None:
+            raise ValueError(f"input {field.name!r} is missing")
+        if not field.nullable and any(value is None or value != value for value in values):
+            raise ValueError(f"input {field.name!r} must not be null")

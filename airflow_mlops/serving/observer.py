@@ -40,12 +40,16 @@ MAXIMUM_EVENTS = 200_000
 class _Event(NamedTuple):
     """One request, as one version answered it.
 
-    :param seconds: it took; ``None`` for a mirror's, which waits for its turn.
+    :param revision: of the state under which it was asked.
+    :param caller: its sticky key, where callers stay with their version.
+    :param seconds: it took; ``None`` where it failed.
     :param answers: one per row; ``None`` where it failed.
     :param returned: what was answered instead, where this was a mirror's answer.
     """
 
     version: str
+    revision: int
+    caller: bytes | None
     seconds: float | None
     answers: Sequence[Any] | None
     returned: Sequence[Any] | None
@@ -67,6 +71,7 @@ class Observer:
         self._seen = Observations(revision=0)
         self._events: list[_Event] = []
         self._shed = 0
+        self._callers: dict[str, set[bytes]] = {}
         self._flushing = threading.Lock()
 
     def begin(self, routes: Routes) -> None:
@@ -80,6 +85,7 @@ class Observer:
                     cells=_answer_cells(self.serving_dir, routes),
                     versions={one.model_version: VersionObservations() for one in state.versions},
                 )
+                self._callers = {}
                 self._remove_older()
             self._seen = replace(self._seen, fell_back=routes.fell_back)
             self.active = state.leased
@@ -87,19 +93,26 @@ class Observer:
             if state.leased or routes.fell_back:
                 self._write()
 
-    def answered(self, version: str, seconds: float, answers: Sequence[Any]) -> None:
+    def answered(
+        self, version: str, revision: int, seconds: float, answers: Sequence[Any], caller: bytes | None = None
+    ) -> None:
         """Note a request that a version answered."""
-        self._note(_Event(version, seconds, answers, None))
+        self._note(_Event(version, revision, caller, seconds, answers, None))
 
-    def failed(self, version: str) -> None:
+    def failed(self, version: str, revision: int, caller: bytes | None = None) -> None:
         """Note a request that a version failed on."""
-        self._note(_Event(version, None, None, None))
+        self._note(_Event(version, revision, caller, None, None, None))
 
     def mirrored(
-        self, version: str, seconds: float, answers: Sequence[Any] | None, returned: Sequence[Any]
+        self,
+        version: str,
+        revision: int,
+        seconds: float,
+        answers: Sequence[Any] | None,
+        returned: Sequence[Any],
     ) -> None:
         """Note a mirror's answer beside the one that was returned; ``None`` where it failed."""
-        self._note(_Event(version, seconds, answers, returned))
+        self._note(_Event(version, revision, None, seconds, answers, returned))
 
     def shed(self) -> None:
         """Note a request that the mirror had no time for."""
@@ -130,13 +143,18 @@ class Observer:
         return f"{self._seen.revision}-{os.getpid()}.json"
 
     def _note(self, event: _Event) -> None:
-        if self.active and len(self._events) < MAXIMUM_EVENTS:
+        # A request that was routed by a former state tells nothing of how this one splits them.
+        if self.active and event.revision == self._seen.revision and len(self._events) < MAXIMUM_EVENTS:
             self._events.append(event)
 
     def _add(self, events: list[_Event]) -> None:
         versions = dict(self._seen.versions)
         for name in {event.version for event in events}:
-            counted = _count([event for event in events if event.version == name], self._seen.cells)
+            mine = [event for event in events if event.version == name]
+            callers = self._callers.setdefault(name, set())
+            if len(callers) < MAXIMUM_EVENTS:
+                callers.update(event.caller for event in mine if event.caller)
+            counted = replace(_count(mine, self._seen.cells), callers=len(callers))
             versions[name] = versions.get(name, VersionObservations()) + counted
         shed, self._shed = self._shed, 0
         self._seen = replace(self._seen, versions=versions, shed=self._seen.shed + shed)

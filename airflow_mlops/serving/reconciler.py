@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import psutil
+
 from airflow_mlops.core.desired_state import DesiredState, ServedVersion, share_point
 from airflow_mlops.core.signing import Trust
+from airflow_mlops.serving.files import write_whole
 from airflow_mlops.serving.lease import read_lease
 from airflow_mlops.serving.model import ServedModel, load_model
 
@@ -22,6 +27,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DESIRED_FILE = "desired.json"
+
+#: Holds a file per worker that says what it serves.
+WORKERS_FOLDER = "workers"
+
+#: Seconds until what could not be loaded is tried again, at most.
+LONGEST_PAUSE = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,9 +107,11 @@ class Reconciler:
         self.poll_seconds = poll_seconds
         self.public_keys = public_keys
         self.routes: Routes | None = None
-        self.error: str | None = None
         self._on_change = on_change
         self._seen: tuple[int, int] | None = None
+        self._problem: str | None = None
+        self._tries = 0
+        self._try_again_at = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._reconcile_regularly, name="reconciler", daemon=True)
 
@@ -111,41 +124,50 @@ class Reconciler:
         """End the thread."""
         self._stopped.set()
 
+    @property
+    def error(self) -> str | None:
+        """Why not all is served that was asked for, if so."""
+        return self._problem or (self.routes.fell_back if self.routes else None)
+
     def reconcile(self) -> None:
-        """Load the desired versions beside the live ones and swap one reference; one that fails leaves all as it was."""
-        routes = self.routes
+        """Look once: whether somebody steers what is served, and whether something else is desired."""
+        if self.routes is not None:
+            self._swap(self._steered(self.routes))
         try:
-            routes = self._desired() or routes
-            self.error = routes.fell_back if routes else None
+            routes = self._desired()
+            if routes is not None:
+                self._swap(self._steered(routes))
         except Exception as err:
-            self.error = f"{type(err).__name__}: {err}"
+            self._tries += 1
+            self._try_again_at = time.monotonic() + min(LONGEST_PAUSE, 2.0 ** min(self._tries, 10) / 4.0)
+            self._problem = f"{type(err).__name__}: {err}"
             logger.exception("what is desired can't be served")
-        if routes is not None:
-            routes = self._steered(routes)
-        if routes is not None and routes is not self.routes:
-            self._swap(routes)
 
     def _desired(self) -> Routes | None:
-        """Load what is desired, if that has changed."""
+        """Load the desired versions beside the live ones, if they have changed; one that fails leaves all as it was."""
         path = self.serving_dir / DESIRED_FILE
         try:
             stat = path.stat()
         except FileNotFoundError:
             return None
-        if (stat.st_mtime_ns, stat.st_ino) == self._seen:
+        if (stat.st_mtime_ns, stat.st_ino) == self._seen or time.monotonic() < self._try_again_at:
             return None
-        self._seen = (stat.st_mtime_ns, stat.st_ino)
         desired = DesiredState.from_bytes(path.read_bytes())
         try:
             loaded = {one.model_version: self._load(desired, one) for one in desired.versions}
         except Exception as err:
-            if self.routes is not None or len(desired.versions) == 1:
-                raise
-            # A worker that starts has nothing it could leave as it was: better the stable version than none.
-            logger.exception("not all that is desired can be served")
-            why = f"{type(err).__name__}: {err}; version {desired.stable.model_version} answers"
-            stable = self._load(desired, desired.stable)
-            return Routes(desired.fallback, {stable.model_version: stable}, fell_back=why)
+            if self.routes is None and len(desired.versions) > 1:
+                # A worker that starts has nothing it could leave as it was: better the stable version than none.
+                why = f"{type(err).__name__}: {err}; version {desired.stable.model_version} answers"
+                stable = self._load(desired, desired.stable)
+                self._swap(Routes(desired.fallback, {stable.model_version: stable}, fell_back=why))
+            raise
+        self._seen, self._tries, self._try_again_at, self._problem = (
+            (stat.st_mtime_ns, stat.st_ino),
+            0,
+            0.0,
+            None,
+        )
         return Routes(desired, loaded)
 
     def _steered(self, routes: Routes) -> Routes:
@@ -156,7 +178,6 @@ class Reconciler:
         if lease is not None and lease.revision == routes.state.revision and lease.valid:
             return routes
         why = f"nobody steers the rollout any more; version {routes.stable.model_version} answers"
-        self.error = why
         return Routes(routes.state.fallback, routes.versions, fell_back=why)
 
     def _load(self, desired: DesiredState, version: ServedVersion) -> LiveVersion:
@@ -173,9 +194,15 @@ class Reconciler:
         )
 
     def _swap(self, routes: Routes) -> None:
-        if self._on_change is not None:
-            self._on_change(routes)
+        if routes is self.routes:
+            return
         self.routes = routes
+        try:
+            self._tell(routes)
+            if self._on_change is not None:
+                self._on_change(routes)
+        except Exception:  # what is served is served; who counts or looks on must not end it
+            logger.exception("what is served since now can't be told")
         shares = ", ".join(
             f"version {one.model_version} ({one.share:.0%})"
             if one.share < 1.0
@@ -184,6 +211,39 @@ class Reconciler:
         )
         logger.info("serving %s: %s", routes.state.model_name, routes.fell_back or shares)
 
+    def _tell(self, routes: Routes) -> None:
+        """Write what this worker serves, for whoever waits until all do."""
+        folder = self.serving_dir / WORKERS_FOLDER
+        folder.mkdir(exist_ok=True)
+        revision = None if routes.fell_back else routes.state.revision
+        process = psutil.Process()
+        known = {"started": process.create_time(), "revision": revision}
+        write_whole(folder / f"{process.pid}.json", json.dumps(known).encode())
+
     def _reconcile_regularly(self) -> None:
         while not self._stopped.wait(self.poll_seconds):
-            self.reconcile()
+            try:
+                self.reconcile()
+            except Exception:  # this thread takes versions back: it must not end
+                logger.exception("looking at what is desired failed")
+
+
+def lagging_workers(serving_dir: Path, revision: int) -> list[int]:
+    """Give the pids of workers that live and do not serve a revision."""
+    lagging = []
+    for path in (serving_dir / WORKERS_FOLDER).glob("*.json"):
+        known = json.loads(path.read_text())
+        if not _lives(int(path.stem), known["started"]):
+            path.unlink(missing_ok=True)
+        elif known["revision"] != revision:
+            lagging.append(int(path.stem))
+    return lagging
+
+
+def _lives(pid: int, started: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < 1.0
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

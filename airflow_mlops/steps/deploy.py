@@ -75,6 +75,7 @@ class DeployResult:
     :param state: ``serving``: it is through. ``waiting``: a rollout is under way. ``rolled_back``: what served before serves.
     :param wait_seconds: until one has to look again; ``None`` when it has ended.
     :param restore_seconds: that it took to serve what had served before, where it was rolled back.
+    :param worse: what the new version did worse, by name, where that decided.
     :param reason: what decided, a sentence.
     """
 
@@ -91,6 +92,7 @@ class DeployResult:
     state: Literal["serving", "waiting", "rolled_back"] = "serving"
     wait_seconds: float | None = None
     restore_seconds: float | None = None
+    worse: tuple[str, ...] = ()
     reason: str = ""
 
 
@@ -199,6 +201,7 @@ def _roll_out(
         state="rolled_back" if status == "rolled_back" else "serving" if status == "finished" else "waiting",
         wait_seconds=progress.wait_seconds,
         restore_seconds=progress.restore_seconds,
+        worse=progress.worse,
         reason=progress.state.reason,
     )
 

@@ -41,16 +41,30 @@ def labelled_predictions(
     """
     import polars as pl
 
-    predictions = (
-        read_inference_log(log, model_name, window)
-        .sort("received_at")
-        .unique("prediction_id", keep="last", maintain_order=True)
-        .sort("time", maintain_order=True)
+    predictions = newest_answers(read_inference_log(log, model_name, window)).sort(
+        "time", maintain_order=True
     )
     features = [name for name in predictions.columns if inputs and name.startswith(FEATURE_PREFIX)]
     predictions = predictions.select("prediction_id", "model_version", "prediction", *features)
     if labels is None:
         return predictions.with_columns(pl.lit(None, dtype=pl.Float64).alias(target))
+    return join_labels(predictions, labels=labels, id_column=id_column, target=target)
+
+
+def newest_answers(rows: pl.DataFrame) -> pl.DataFrame:
+    """Keep the latest answer of each prediction id: a client that retried is logged twice."""
+    return rows.sort("received_at").unique("prediction_id", keep="last", maintain_order=True)
+
+
+def join_labels(
+    predictions: pl.DataFrame, *, labels: DatasetRef, id_column: str, target: str
+) -> pl.DataFrame:
+    """Join predictions with their labels by ``prediction_id``; one without a label keeps a null there.
+
+    :raises SchemaMismatchError: labels contradict each other.
+    """
+    import polars as pl
+
     dataset = resolve_dataset(labels)
     truth = delta.read_table(dataset.uri, version=dataset.version, columns=[id_column, target])
     asked = predictions.lazy().select(pl.col("prediction_id").alias(id_column))

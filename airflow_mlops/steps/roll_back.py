@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from airflow_mlops.exceptions import ModelVersionNotFoundError
+from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.steps.aliases import require_movable, show_aliases
@@ -24,6 +24,7 @@ class RollBackSpec:
 
     :param model_name: registered model.
     :param model_version: version to go back to; ``None``: the champion before this one.
+    :param expected_version: version the alias has to point at still; ``None``: any.
     :param alias: the alias to move.
     :param reason: sentence for the ledger.
     :param actor: who rolls back.
@@ -33,6 +34,7 @@ class RollBackSpec:
 
     model_name: str
     model_version: str | None = None
+    expected_version: str | None = None
     alias: str = "champion"
     reason: str = "rolled back"
     actor: str
@@ -71,6 +73,10 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
             current, target = str(done.payload["previous_version"]), str(done.payload["model_version"])
         else:
             current = _current(ledger, spec)
+            if spec.expected_version not in (None, current):
+                raise PromotionConflictError(
+                    f"{spec.alias} of {spec.model_name} is version {current} by now, not {spec.expected_version}: it stays"
+                )
             target = spec.model_version or _before(ledger, spec, current)
         version = registry.version(spec.model_name, target)
         require_signed(version, services)

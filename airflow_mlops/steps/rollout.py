@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from airflow_mlops.core.canary import Analysis, CanaryPolicy, Losses, analyze, clearly_better
+from airflow_mlops.core.canary import Analysis, CanaryPolicy, Losses, analyze, clearly_better, losses_of
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.desired_state import DesiredState, ServedVersion, require_same_model, serve_alone
 from airflow_mlops.core.metrics import resolve_metric
@@ -27,16 +27,21 @@ from airflow_mlops.core.rollout import (
     phase_state,
     state_after,
 )
-from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import EndpointUnavailableError, InsufficientDataError, RolloutError
+from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.serving.inference_log import read_received_since
+from airflow_mlops.serving.package import read_verified
 from airflow_mlops.steps.common import DatasetRef
-from airflow_mlops.steps.labels import labelled_predictions
+from airflow_mlops.steps.labels import join_labels, newest_answers
 
 if TYPE_CHECKING:
+    from airflow_mlops.core.package import PackageManifest
     from airflow_mlops.serving.local import LocalEndpoint
 
 log = logging.getLogger(__name__)
+
+#: How long a look may take.
+LOOK_SECONDS = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +90,7 @@ class Progress(NamedTuple):
     :param desired: what is to be served.
     :param started: whether the service had to be started.
     :param restore_seconds: that it took to serve what had served before, where it was rolled back.
+    :param worse: what the new version did worse at the last look, by name.
     """
 
     state: RolloutState
@@ -92,6 +98,7 @@ class Progress(NamedTuple):
     desired: DesiredState
     started: bool
     restore_seconds: float | None = None
+    worse: tuple[str, ...] = ()
 
 
 class Rollout:
@@ -115,7 +122,9 @@ class Rollout:
         new: ServedVersion,
         fetch: Callable[[], Path],
     ) -> None:
-        self.spec, self.endpoint, self.ledger = spec, endpoint, ledger
+        # One task may deploy to several endpoints.
+        self.spec = replace(spec, name=f"{spec.name}@{endpoint.server.url}")
+        self.endpoint, self.ledger = endpoint, ledger
         self.model_name, self.new, self.fetch = model_name, new, fetch
         self.started = False
         self.attempt, self.events = self._so_far()
@@ -142,7 +151,14 @@ class Rollout:
             if self.spec.abort is not None:
                 return self._abort(current, self.spec.abort)
             if current is None:
+                if self.spec.plan.strategy in ("shadow", "ab", "blue_green"):
+                    raise RolloutError(
+                        f"{self.endpoint.serving_dir} serves nothing that version {self.new.model_version} could be compared with: "
+                        "deploy a first version with strategy='recreate', or correct the folder"
+                    )
                 return self._finish("nothing was served that it could be compared with", current)
+            if self.state.status == "finished" and self._serves_no_more(current):
+                self.attempt, self.events = self.attempt + 1, []
             if current.stable.model_version == self.new.model_version and not current.leased:
                 return self._finish("it serves already", current)
             try:
@@ -152,6 +168,11 @@ class Rollout:
                 if self.state.status == "running" or self._desired().rollout == self.spec.name:
                     self._roll_back(f"the rollout ended early: {type(err).__name__}: {err}")
                 raise
+
+    def _serves_no_more(self, current: DesiredState) -> bool:
+        """Tell whether a rollout that passed was undone since: whoever runs it again wants it again."""
+        ends_with_new = self.spec.plan.ends_with == "new"
+        return ends_with_new and current.stable.model_version != self.new.model_version
 
     def _advance(self) -> Progress:
         action = next_action(self.spec.plan, self.state, now=_now(), steered=self._steered())
@@ -177,7 +198,9 @@ class Rollout:
         phase = self.spec.plan.phases[action.phase]
         current = self._desired()
         if self.state.status == "new":
-            self.endpoint.bring(self.fetch(), self.model_name, self.new)
+            package = self.fetch()
+            self.endpoint.bring(package, self.model_name, self.new)
+            self._require_alike(package, current)
         desired = phase_state(current, self.spec.plan, phase, self.new, rollout=self.spec.name)
         _, started = self.endpoint.serve(desired, lease_seconds=self.spec.lease_seconds)
         self.started = self.started or started
@@ -190,11 +213,24 @@ class Rollout:
             f"beside version {current.stable.model_version}: {action.reason}",
         )
 
+    def _require_alike(self, package: Path, current: DesiredState) -> None:
+        """See that answers of both versions can be compared at all."""
+        folder = self.endpoint.serving_dir / current.folder(current.stable)
+        new, _ = read_verified(package, self.new.package_digest)
+        old, _ = read_verified(folder, current.stable.package_digest)
+        if (new.task, set(new.classes or ())) != (old.task, set(old.classes or ())):
+            raise RolloutError(
+                f"version {self.new.model_version} answers {_answers(new)}, version {current.stable.model_version} "
+                f"{_answers(old)}: they can't be compared, deploy it with strategy='recreate'"
+            )
+
     def _look(self) -> Action:
         """Compare the versions, and say what follows."""
         plan, phase = self.spec.plan, self.spec.plan.phases[self.state.phase]
         with self.endpoint.client() as client:
             seen = from_dict(Observations, client.rollout())
+            if self.state.revision is not None:  # joining labels may take long
+                client.renew_lease(self.state.revision, max(self.spec.lease_seconds, LOOK_SECONDS))
         current = self._desired()
         analysis = analyze(
             seen,
@@ -202,6 +238,7 @@ class Rollout:
             new=self.new.model_version,
             policy=self.spec.policy,
             looks=plan.all_looks,
+            most_looks=plan.most_looks,
             share=None if phase.mirror else phase.share,
             sticky=plan.sticky,
             losses=self._losses(current) if self.spec.quality and not phase.mirror else None,
@@ -218,7 +255,8 @@ class Rollout:
             "looked",
             phase=self.state.phase,
             analysis=analysis,
-            reason=analysis.sentence,
+            then=action.what,
+            reason=action.reason,
             summary=f"rollout of {self.model_name} version {self.new.model_version}, {phase.name}: "
             f"{analysis.judgement}: {analysis.sentence}",
         )
@@ -261,16 +299,22 @@ class Rollout:
             package_digest=stable.package_digest,
         )
         began = _now()
-        self.endpoint.serve(desired)
-        seconds = (_now() - began).total_seconds()
+        try:
+            self.endpoint.take_back(desired)
+            seconds: float | None = (_now() - began).total_seconds()
+            told = f"version {stable.model_version} serves again after {seconds:.1f} s"
+        except RolloutError as err:
+            seconds, told = (
+                None,
+                f"version {stable.model_version} was asked to serve again, which is not confirmed: {err}",
+            )
         self._write(
             "rolled_back",
             phase=self.state.phase,
             revision=desired.revision,
             seconds=seconds,
             reason=reason,
-            summary=f"rollout of {self.model_name} version {self.new.model_version} was rolled back; version "
-            f"{stable.model_version} serves again after {seconds:.1f} s: {reason}",
+            summary=f"rollout of {self.model_name} version {self.new.model_version} was rolled back; {told}: {reason}",
         )
 
     def _abort(self, current: DesiredState | None, reason: str) -> Progress:
@@ -280,7 +324,9 @@ class Rollout:
 
     def _ended(self) -> Progress:
         seconds = self.events[-1].seconds if self.events else None
-        return Progress(self.state, None, self._desired(), self.started, seconds)
+        looked = next((event.analysis for event in reversed(self.events) if event.analysis), None)
+        worse = tuple(one.metric for one in looked.findings if one.judgement == "worse") if looked else ()
+        return Progress(self.state, None, self._desired(), self.started, seconds, worse)
 
     # -- what is known ------------------------------------------------------------------------------------
 
@@ -317,17 +363,17 @@ class Rollout:
             raise ValueError(
                 f"{metric.name} is no mean of losses row by row: give a metric such as mae, rmse or accuracy for a rollout"
             )
-        try:
-            joined = labelled_predictions(
-                self.endpoint.serving_dir / "inference_log",
-                self.model_name,
-                Window(start=self.state.since, end=_now()),
-                labels=quality.labels,
-                id_column=quality.id_column,
-                target=quality.target,
-            ).drop_nulls(quality.target)
-        except InsufficientDataError:
+        answered = read_received_since(
+            self.endpoint.serving_dir / "inference_log", self.model_name, self.state.since
+        )
+        if answered is None or answered.height == 0:
             return Losses(), Losses()
+        joined = join_labels(
+            newest_answers(answered),
+            labels=quality.labels,
+            id_column=quality.id_column,
+            target=quality.target,
+        ).drop_nulls(quality.target)
 
         def of(version: str) -> Losses:
             rows = joined.filter(joined["model_version"] == version)
@@ -336,9 +382,8 @@ class Rollout:
             graded = Graded(
                 rows[quality.target].to_numpy(), Predictions(values=rows["prediction"].to_numpy())
             )
-            losses = np.asarray(metric.losses(graded), dtype=np.float64)
-            spread = float(losses.var(ddof=1)) if len(losses) > 1 else 0.0
-            return Losses(count=len(losses), mean=float(losses.mean()), variance=spread)
+            drawn = rows["caller" if self.spec.plan.sticky else "request_id"]
+            return losses_of(np.asarray(metric.losses(graded), dtype=np.float64), drawn.to_list())
 
         return of(current.stable.model_version), of(self.new.model_version)
 
@@ -367,7 +412,7 @@ class Rollout:
 
     def _write(self, what: Any, *, summary: str, **facts: Any) -> None:
         event = RolloutEvent(number=self.state.events + 1, what=what, at=_now(), **facts)
-        self.ledger.record(
+        recorded = self.ledger.record(
             LedgerEntry(
                 kind=EntryKind.ROLLOUT,
                 key=f"{self.spec.name}|{self.new.model_version}|{self.attempt}|{event.number}",
@@ -386,6 +431,10 @@ class Rollout:
                 recorded_at=event.at,
             )
         )
+        if not recorded.created and recorded.entry.payload["event"] != to_dict(event):
+            raise RolloutError(
+                f"somebody else is carrying out rollout {self.spec.name}: {recorded.entry.summary}"
+            )
         self.events.append(event)
         log.info("%s", summary)
 
@@ -393,3 +442,7 @@ class Rollout:
 def _now() -> datetime:
     """Give the time: a rollout is an experiment on live traffic, which can't be run for another day."""
     return datetime.now(UTC)
+
+
+def _answers(manifest: PackageManifest) -> str:
+    return f"the labels {', '.join(manifest.classes)}" if manifest.classes else "numbers"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: How long the shares hold between the end of a wait and the worker that goes on.
+HAND_OVER_SECONDS = 300.0
+
 
 class RolloutTrigger(BaseTrigger):
     """Renew a rollout's lease until it is time to look; when the task is killed meanwhile, take the rollout back.
@@ -69,6 +72,12 @@ class RolloutTrigger(BaseTrigger):
                 yield TriggerEvent({"lease": str(err), "spec": self.spec})
                 return
             await asyncio.sleep(min(left, seconds / 3.0))
+        try:  # until a worker takes over, which a full queue may delay
+            await asyncio.to_thread(
+                renew_lease, self.bentoml_conn_id, self.revision, max(seconds, HAND_OVER_SECONDS)
+            )
+        except (TransientError, ValueError) as err:
+            logger.warning("the lease could not be renewed for who takes over: %s", err)
         yield TriggerEvent({"lease": None, "spec": self.spec})
 
     async def on_kill(self) -> None:

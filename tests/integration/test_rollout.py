@@ -63,7 +63,7 @@ class Traffic:
         with EndpointClient(self.url, "token") as client:
             while not self._stopped.is_set():
                 x = rng.uniform(0.0, 2.0)
-                key = f"caller {rng.randrange(40)}"
+                key = f"caller {rng.randrange(1_000)}"
                 try:
                     got = client.predict([{"x": x, "kind": "a"}], sticky_key=key)
                 except Exception as err:  # noqa: BLE001 - whatever it is, it is a failed request
@@ -204,7 +204,6 @@ def test_an_ab_test_is_decided_by_labels(stage: Stage, truth: float, wins: bool)
     assert progress.state.status == ("finished" if wins else "rolled_back"), progress.state.reason
     assert stage.serving() == {"2" if wins else "1"}
     torn = [key for key, versions in traffic.of_key.items() if len(versions) > 1]
-    assert len(traffic.of_key) == 40
     # Before and after the test all callers have the same version, so a caller has seen at most one other than the last.
     assert all(versions <= {"1", "2"} for versions in traffic.of_key.values()), torn
 
@@ -213,7 +212,7 @@ def test_callers_stay_with_their_version(stage: Stage) -> None:
     stage.advance("2", plan_rollout("ab", shares=[0.4], seconds=60.0))
     with Traffic(stage.server.url) as traffic:
         time.sleep(2.0)
-    assert len(traffic.of_key) == 40
+    assert len(traffic.of_key) > 100
     assert all(len(versions) == 1 for versions in traffic.of_key.values())
     assert set(traffic.answered) == {"1", "2"}
 

@@ -143,7 +143,7 @@ def rollouts_of(name: str) -> list[str]:
     return [
         f"{entry.payload['event']['what']}: {entry.payload['event']['reason']}"
         for entry in entries
-        if entry.payload["rollout"] == name
+        if entry.payload["rollout"].startswith(f"{name}@")
     ]
 
 

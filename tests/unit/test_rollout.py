@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,6 @@ from airflow_mlops.core.rollout import (
 )
 from airflow_mlops.exceptions import RolloutError
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
-from airflow_mlops.serving.model import ServedModel
 from airflow_mlops.serving.reconciler import LiveVersion, Routes
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -60,7 +60,7 @@ def state(*shares: float, **changes: object) -> DesiredState:
 
 
 def routes(desired: DesiredState) -> Routes:
-    model = ServedModel(manifest=None, predictor=lambda columns: np.zeros(1))  # type: ignore[arg-type]
+    model: Any = None  # which version answers does not depend on it
     return Routes(
         desired,
         {
@@ -178,7 +178,7 @@ def live(
     now, events, left, kills = START, [], list(judgements), list(kills or [])
     steered = True
 
-    def note(what: str, phase: int, found: Analysis | None = None) -> None:
+    def note(what: str, phase: int, found: Analysis | None = None, then: str | None = None) -> None:
         events.append(
             RolloutEvent(
                 number=len(events) + 1,
@@ -187,6 +187,7 @@ def live(
                 revision=len(events),
                 at=now,
                 analysis=found,
+                then=then,
                 reason=what,
             )  # type: ignore[arg-type]
         )
@@ -268,7 +269,13 @@ class TestStateMachine:
         events = [
             RolloutEvent(number=1, what="entered", phase=0, revision=2, at=START, reason=""),
             RolloutEvent(
-                number=2, what="looked", phase=0, at=START, analysis=analysis("worse"), reason="bad"
+                number=2,
+                what="looked",
+                phase=0,
+                at=START,
+                analysis=analysis("worse"),
+                then="roll_back",
+                reason="bad",
             ),
         ]
         for steered in (True, False):
