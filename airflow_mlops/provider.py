@@ -38,6 +38,7 @@ _OPERATORS = (
     "build",
     "challengers",
     "deploy",
+    "deploy_to_kubernetes",
     "drift",
     "evaluate",
     "explain",
