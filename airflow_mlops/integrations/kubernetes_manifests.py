@@ -60,6 +60,8 @@ class KubernetesEndpoint:
     :param secret: name of the secret with the service's variables; ``None``: it has none.
     :param variables: names in the secret, each a variable of the service.
     :param env: variables that anybody may read.
+    :param env_secrets: names of secrets of yours that are in the namespace, all of whose keys become variables: credentials of a store,
+        the key of pseudonyms. A change of one does not replace the pods.
     :param pull_secrets: names of secrets for the image's registry.
     :param node_selector: labels a node must have.
     :param service_account: of the pods; no token of it is put into them.
@@ -80,6 +82,7 @@ class KubernetesEndpoint:
     secret: str | None = None
     variables: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    env_secrets: tuple[str, ...] = ()
     pull_secrets: tuple[str, ...] = ()
     node_selector: Mapping[str, str] = field(default_factory=dict)
     service_account: str | None = None
@@ -193,7 +196,7 @@ class KubernetesEndpoint:
             {"name": name, "valueFrom": {"secretKeyRef": {"name": self.secret, "key": name}}}
             for name in self.variables
         ]
-        return {
+        container: Manifest = {
             "name": "endpoint",
             "image": self.image,
             "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
@@ -216,6 +219,9 @@ class KubernetesEndpoint:
                 {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - of the container
             ],
         }
+        if self.env_secrets:
+            container["envFrom"] = [{"secretRef": {"name": name}} for name in self.env_secrets]
+        return container
 
     def _object(self, version: str, kind: str, spec: Manifest) -> Manifest:
         labels = self.selector | {MANAGED_BY: _OURS}

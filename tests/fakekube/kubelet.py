@@ -279,6 +279,8 @@ class Kubelet:
 
     async def _start(self, pod: Object, spec: Object, volumes: Mapping[str, str]) -> Container:
         environment = {"PATH": PATH, "HOSTNAME": pod["metadata"]["name"], **self.images[spec["image"]]}
+        for source in spec.get("envFrom", []):
+            environment |= await self._secret(pod, source["secretRef"]["name"]) or {}
         for variable in spec.get("env", []):
             source = variable.get("valueFrom", {}).get("secretKeyRef")
             data = await self._secret(pod, source["name"]) if source else None

@@ -86,6 +86,12 @@ def test_the_same_version_is_the_same_bento(
     with tarfile.open(elsewhere["path"].removeprefix("file://")) as tar:
         tar.extractall(tmp_path / "unpacked", filter="data")
     assert digest_of(tmp_path / "unpacked") == result["digest"]
+    # BentoML takes the tar file for one of its own, as BentoCloud needs it.
+    command = [sys.executable, "-m", "bentoml", "import", elsewhere["path"].removeprefix("file://")]
+    home = {"BENTOML_HOME": str(tmp_path / "home"), "BENTOML_DO_NOT_TRACK": "True"}
+    done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert result["tag"] in done.stdout
 
 
 @pytest.fixture

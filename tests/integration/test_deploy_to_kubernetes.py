@@ -231,6 +231,22 @@ def test_another_token_is_rolled_out(kube: FakeKube, deploy: Any, monkeypatch: p
     assert len(kube.secrets()) == 2  # the former one, for a way back
 
 
+def test_a_secret_of_somebody_else_becomes_variables(
+    kube: FakeKube, deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "from-a-vault"}}
+    secret["stringData"] = {"AIRFLOW_MLOPS_ENDPOINT_TOKEN": "from-a-vault"}
+    (tmp_path / "secret.yaml").write_text(json.dumps(secret))
+    kube.apply(tmp_path / "secret.yaml")
+    endpoint = {"conn_type": "bentoml", "host": "fare.example", "port": 80}
+    monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", json.dumps(endpoint))
+    deploy("1", env_secrets=["from-a-vault"])
+    assert answers(kube, "from-a-vault") == [("1", pytest.approx(2.0, abs=0.6))]
+    with pytest.raises(ValueError, match="token"):
+        answers(kube, "wrong")
+    assert len(kube.secrets()) == 1
+
+
 def test_what_stands_in_the_way_is_said_before_anything_changes(
     kube: FakeKube, deploy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

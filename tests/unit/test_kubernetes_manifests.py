@@ -26,6 +26,7 @@ ENDPOINT = KubernetesEndpoint(
     secret="model-x-1",
     variables=("AIRFLOW_MLOPS_ENDPOINT_TOKEN",),
     env={"OMP_NUM_THREADS": "1"},
+    env_secrets=("store",),
     pull_secrets=("registry",),
     node_selector={"disk": "fast"},
     service_account="models",
