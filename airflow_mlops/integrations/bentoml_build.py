@@ -115,7 +115,7 @@ def bento_name(model_name: str) -> str:
 def digest_of(folder: Path) -> str:
     """Give the digest of a folder: of the names and contents of its files; stores keep no modes."""
     whole = hashlib.sha256()
-    for path in _files(folder):
+    for path in files_of(folder):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         whole.update(f"{content} {path.relative_to(folder).as_posix()}\n".encode())
     return f"sha256:{whole.hexdigest()}"
@@ -131,7 +131,7 @@ def pack(folder: Path, archive: Path) -> None:
         return member
 
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-        for path in _files(folder):
+        for path in files_of(folder):
             tar.add(path, path.relative_to(folder).as_posix(), recursive=False, filter=plain)
 
 
@@ -143,5 +143,6 @@ def copy_sources(root: Path, files: Sequence[str], destination: Path) -> None:
         shutil.copyfile(root / name, target)
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
+    """List the files of a folder, in a fixed order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())

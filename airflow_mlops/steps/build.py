@@ -16,15 +16,16 @@ from airflow_mlops.core.bundle import imports_of, pinned, split_requirements
 from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.desired_state import serve_alone
 from airflow_mlops.core.signing import Trust
-from airflow_mlops.integrations import fsspec_files
 from airflow_mlops.integrations.bentoml_build import (
     bento_name,
     built_bento,
     copy_sources,
     digest_of,
+    files_of,
     pack,
 )
 from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.integrations.object_store import ObjectStore
 from airflow_mlops.serving.bundled import BUNDLE_FOLDER, bundle
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.steps.base import Step
@@ -99,7 +100,8 @@ def run(spec: BuildSpec, services: Services) -> BuildResult:
 
     :raises ModelVersionNotFoundError: no such version or alias.
     :raises ArtifactIntegrityError: its package is not the registered one, or can't be loaded.
-    :raises StorageError: the output can't be written.
+    :raises ConnectionConfigError: nothing here knows such a destination.
+    :raises OSError: it can't be written.
     :raises ValueError: a requirement is none, or is not installed here.
     """
     started = time.monotonic()
@@ -118,10 +120,9 @@ def run(spec: BuildSpec, services: Services) -> BuildResult:
         made = [digest_of(context), requirements, spec.base_image, platform.python_version_tuple()[:2]]
         sources = hashlib.sha256(canonical_json(made).encode()).hexdigest()
         name, number = bento_name(version.model_name), f"{version.model_version}-{sources[:12]}"
-        path = fsspec_files.join(
-            spec.destination, f"{name}-{number}" + (".tar" if spec.form == "tar" else "")
-        )
-        known = fsspec_files.read_file(f"{path}.json")
+        store = ObjectStore(spec.destination)
+        target = f"{name}-{number}.tar" if spec.form == "tar" else f"{name}-{number}"
+        known = _read(store, f"{target}.json")
         if known is None:
             (Path(temporary) / "serving").mkdir()
             with built_bento(
@@ -133,15 +134,16 @@ def run(spec: BuildSpec, services: Services) -> BuildResult:
                 base_image=spec.base_image,
                 serving_dir=Path(temporary) / "serving",
             ) as bento:
-                source = bento.folder
                 if spec.form == "tar":
-                    source = Path(temporary) / "bento.tar"
-                    pack(bento.folder, source)
-                fsspec_files.upload(source, path)
+                    pack(bento.folder, Path(temporary) / "bento.tar")
+                    store.put(target, Path(temporary) / "bento.tar")
+                else:
+                    for file in files_of(bento.folder):
+                        store.put(f"{target}/{file.relative_to(bento.folder).as_posix()}", file)
                 # Last of all: what has no such file beside it may not be whole.
                 facts = {"tag": bento.tag, "digest": bento.digest, "package_digest": version.package_digest}
             known = json.dumps(facts, indent=2).encode()
-            fsspec_files.write_file(f"{path}.json", known)
+            store.write(f"{target}.json", known)
             reused = False
         else:
             reused = True
@@ -152,7 +154,7 @@ def run(spec: BuildSpec, services: Services) -> BuildResult:
         package_digest=version.package_digest,
         tag=told["tag"],
         digest=told["digest"],
-        path=path,
+        path=f"{store}/{target}",
         dockerfile=DOCKERFILE,
         form=spec.form,
         requirements=len(requirements),
@@ -182,6 +184,13 @@ def _lay_out(
     )
     bundle(package, desired, context / BUNDLE_FOLDER)
     return requirements
+
+
+def _read(store: ObjectStore, name: str) -> bytes | None:
+    try:
+        return store.read(name)
+    except FileNotFoundError:
+        return None
 
 
 STEP = Step(name="build", spec=BuildSpec, result=BuildResult, run=run)

@@ -1,0 +1,114 @@
+"""fsspec: whole files under a URI, in any store it knows."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from airflow_mlops.exceptions import ConnectionConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: An object is there as a whole or not at all. Elsewhere a file grows before the eyes of readers, so it is renamed when it is whole.
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
+
+
+class ObjectStore:
+    """Read and write whole files under a URI.
+
+    Credentials are those of fsspec's own configuration or of the store's client, never part of the URI.
+
+    :param uri: such as ``s3://bucket/log``.
+    :raises ConnectionConfigError: no such protocol, or its package is not installed; names it.
+    """
+
+    def __init__(self, uri: str) -> None:
+        import fsspec  # type: ignore[import-untyped]
+
+        self.uri = uri.rstrip("/")
+        try:
+            # Another process writes, too: a listing that was remembered is wrong.
+            self._files, self._root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
+        except (ImportError, ValueError) as err:
+            raise ConnectionConfigError(
+                f"{self.uri} can't be opened: {err}. Install the package that fsspec names for it, or correct the URI"
+            ) from err
+        self._whole = self.uri.partition("://")[0] in _OBJECT_STORES
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def find(self, prefix: str) -> list[str]:
+        """List the files under a prefix by their names below the URI; hidden ones are left out."""
+        with _missing_or_refused(self.uri):
+            try:
+                paths = self._files.find(f"{self._root}/{prefix}".rstrip("/"))
+            except FileNotFoundError:
+                return []
+        start = self._root.strip("/")
+        names = (path.strip("/").removeprefix(start).strip("/") for path in paths)
+        return sorted(name for name in names if not name.rpartition("/")[2].startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """Give a file's content.
+
+        :raises FileNotFoundError: it is not there.
+        """
+        with _missing_or_refused(self.uri):
+            data: bytes = self._files.cat_file(self._path(name))
+            return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file that readers see as a whole or not at all."""
+        with self._staged(name) as path:
+            self._files.pipe_file(path, data)
+
+    def put(self, name: str, source: Path) -> None:
+        """Copy a local file there; readers see it as a whole or not at all."""
+        with self._staged(name) as path:
+            self._files.put_file(str(source), path)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with _missing_or_refused(self.uri):
+            try:
+                self._files.rm_file(self._path(name))
+            except FileNotFoundError:
+                return
+
+    def remove_folder(self, name: str) -> None:
+        """Delete a folder with all that is in it."""
+        with _missing_or_refused(self.uri):
+            try:
+                self._files.rm(self._path(name), recursive=True)
+            except FileNotFoundError:
+                return
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    @contextmanager
+    def _staged(self, name: str) -> Iterator[str]:
+        folder, _, last = self._path(name).rpartition("/")
+        with _missing_or_refused(self.uri):
+            if self._whole:
+                yield f"{folder}/{last}"
+                return
+            self._files.makedirs(folder, exist_ok=True)
+            staged = f"{folder}/.{last}.{uuid.uuid4().hex}.tmp"
+            yield staged
+            self._files.mv(staged, f"{folder}/{last}")
+
+
+@contextmanager
+def _missing_or_refused(uri: str) -> Iterator[None]:
+    """Turn whatever a store's client raises into an :class:`OSError` that names the URI; a missing file stays one."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as err:  # each client has errors of its own: botocore, google, azure, paramiko
+        raise OSError(f"{uri} does not answer as it should: {type(err).__name__}: {err!s:.300}") from err
