@@ -35,8 +35,10 @@ def get_provider_info() -> dict[str, Any]:
 
 _OPERATORS = (
     "approval",
+    "build",
     "challengers",
     "deploy",
+    "deploy_to_kubernetes",
     "drift",
     "evaluate",
     "explain",

@@ -16,6 +16,7 @@ from airflow_mlops.core.profile_format import PREDICTION, REFERENCE_PROFILE_FILE
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.tuning import Candidate
 from airflow_mlops.integrations import onnx, sklearn
+from airflow_mlops.integrations.mlflow import PACKAGE_FOLDER, Registry
 from airflow_mlops.serving.package import hash_files, write_manifest
 
 SIGNATURE = ModelSignature(
@@ -65,3 +66,12 @@ def build_package(folder: Path, *, slope: float = 2.0, form: str = "onnx") -> st
         holdout=Holdout(metric="mae", value=0.1, standard_deviation=0.1, row_count=10),
     )
     return write_manifest(folder, manifest)
+
+
+def register(registry: Registry, folder: Path, model_name: str, digest: str) -> str:
+    """Make a version of a package, as a training and its registration do; gives its number."""
+    with registry.run(registry.experiment_id("packages of tests"), "package", {}) as run_id:
+        registry.upload(run_id, folder, PACKAGE_FOLDER)
+    return registry.register(
+        model_name, run_id=run_id, model_id=None, package_digest=digest, tags={}, description="for a test"
+    ).model_version

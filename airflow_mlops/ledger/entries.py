@@ -27,6 +27,7 @@ class EntryKind(StrEnum):
     APPROVAL = "approval"
     PROMOTION = "promotion"
     ROLLBACK = "rollback"
+    BUILD = "build"
     ROLLOUT = "rollout"
     DEPLOYMENT = "deployment"
     SCORING = "scoring"

@@ -26,7 +26,67 @@ if TYPE_CHECKING:
     from airflow_mlops.services import Services
 
 
-class StepOperator(BaseOperator):
+class Recording:
+    """What operators have in common that write to the ledger."""
+
+    ledger_conn_id: str
+    outlets: Any
+    log: Any
+
+    def write_entry(
+        self,
+        context: Context,
+        *,
+        kind: EntryKind,
+        key: str,
+        model_name: str | None,
+        window: Mapping[str, Any] | None,
+        summary: str,
+        payload: Mapping[str, Any],
+        subject: str | None = None,
+    ) -> LedgerEntry:
+        """Append one entry to the ledger and one line to the log.
+
+        :returns: the entry that stands: the same key twice is one entry, the first.
+        """
+        from airflow_mlops.core.codec import from_dict
+        from airflow_mlops.ledger import LedgerEntry
+
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            recorded = ledger.record(
+                LedgerEntry(
+                    kind=kind,
+                    key=key,
+                    model_name=model_name,
+                    window=from_dict(Window, window) if window is not None else None,
+                    subject=subject,
+                    summary=summary,
+                    payload=dict(payload),
+                    actor=actor(context),
+                    recorded_at=timezone.utcnow(),
+                )
+            )
+        standing = recorded.entry
+        if recorded.created:
+            self.log.info("%s", summary)
+        else:
+            self.log.info("in the ledger already, by %s: %s", standing.actor, standing.summary)
+        return standing
+
+    def note_link(self, link: type[BaseOperatorLink], url: str) -> None:
+        """Put an address behind one of the operator's links."""
+        self.found_links = {**getattr(self, "found_links", {}), str(link.name): url}
+
+    def fill_outlets(self, context: Context, facts: Mapping[str, Any]) -> None:
+        """Put facts into the event of every asset the Dag author declared as outlet."""
+        from airflow.sdk import Asset
+
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra["airflow_mlops"] = dict(facts)
+
+
+class StepOperator(Recording, BaseOperator):
     """Run one step of the loop; the base of every operator here, and of yours.
 
     A subclass names the step, says how its arguments become the spec (:meth:`build_spec`), what goes into the ledger
@@ -117,60 +177,6 @@ class StepOperator(BaseOperator):
         if self.runner is None:
             self.runner = InProcessRunner()
         return self.runner
-
-    # -- for subclasses -----------------------------------------------------------------------------------
-
-    def write_entry(
-        self,
-        context: Context,
-        *,
-        kind: EntryKind,
-        key: str,
-        model_name: str | None,
-        window: Mapping[str, Any] | None,
-        summary: str,
-        payload: Mapping[str, Any],
-        subject: str | None = None,
-    ) -> LedgerEntry:
-        """Append one entry to the ledger and one line to the log.
-
-        :returns: the entry that stands: the same key twice is one entry, the first.
-        """
-        from airflow_mlops.core.codec import from_dict
-        from airflow_mlops.ledger import LedgerEntry
-
-        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            recorded = ledger.record(
-                LedgerEntry(
-                    kind=kind,
-                    key=key,
-                    model_name=model_name,
-                    window=from_dict(Window, window) if window is not None else None,
-                    subject=subject,
-                    summary=summary,
-                    payload=dict(payload),
-                    actor=actor(context),
-                    recorded_at=timezone.utcnow(),
-                )
-            )
-        standing = recorded.entry
-        if recorded.created:
-            self.log.info("%s", summary)
-        else:
-            self.log.info("in the ledger already, by %s: %s", standing.actor, standing.summary)
-        return standing
-
-    def note_link(self, link: type[BaseOperatorLink], url: str) -> None:
-        """Put an address behind one of the operator's links."""
-        self.found_links = {**getattr(self, "found_links", {}), str(link.name): url}
-
-    def fill_outlets(self, context: Context, facts: Mapping[str, Any]) -> None:
-        """Put facts into the event of every asset the Dag author declared as outlet."""
-        from airflow.sdk import Asset
-
-        for outlet in self.outlets:
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra["airflow_mlops"] = dict(facts)
 
 
 def actor(context: Context) -> str:

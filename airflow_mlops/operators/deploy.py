@@ -16,7 +16,7 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import EndpointLink
-from airflow_mlops.operators.base import StepOperator, actor, part_of
+from airflow_mlops.operators.base import Recording, StepOperator, actor, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -156,7 +156,7 @@ class DeployModelOperator(StepOperator):
             f"after {result['seconds']:.1f} s",
             payload=result,
         )
-        self._close_retraining(result, context)
+        close_retraining(self, result, context)
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Fail when the new version was taken back."""
@@ -261,29 +261,30 @@ class DeployModelOperator(StepOperator):
             method_name="resume",
         )
 
-    def _close_retraining(self, result: dict[str, Any], context: Context) -> None:
-        """Write the outcome of the retraining that this version was promoted for: it serves."""
-        from airflow_mlops.ledger import EntryKind
 
-        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            opened = ledger.open_retraining(result["model_name"])
-            promotion = ledger.promotion_for(opened) if opened else None
-        if opened is None or promotion is None or promotion.subject != result["model_version"]:
-            return
-        self.write_entry(
-            context,
-            kind=EntryKind.RETRAINING_OUTCOME,
-            key=opened.key,
-            model_name=result["model_name"],
-            window=None,
-            subject=result["model_version"],
-            summary=f"the retraining of {result['model_name']} ended: version {result['model_version']} serves",
-            payload={
-                "outcome": "promoted",
-                "model_version": result["model_version"],
-                "reason": promotion.payload["reason"],
-            },
-        )
+def close_retraining(operator: Recording, result: Mapping[str, Any], context: Context) -> None:
+    """Write the outcome of the retraining that this version was promoted for: it serves."""
+    from airflow_mlops.ledger import EntryKind
+
+    with LedgerHook(ledger_conn_id=operator.ledger_conn_id).get_conn() as ledger:
+        opened = ledger.open_retraining(result["model_name"])
+        promotion = ledger.promotion_for(opened) if opened else None
+    if opened is None or promotion is None or promotion.subject != result["model_version"]:
+        return
+    operator.write_entry(
+        context,
+        kind=EntryKind.RETRAINING_OUTCOME,
+        key=opened.key,
+        model_name=result["model_name"],
+        window=None,
+        subject=result["model_version"],
+        summary=f"the retraining of {result['model_name']} ended: version {result['model_version']} serves",
+        payload={
+            "outcome": "promoted",
+            "model_version": result["model_version"],
+            "reason": promotion.payload["reason"],
+        },
+    )
 
 
 def _name(context: Context) -> str:

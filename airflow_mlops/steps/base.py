@@ -42,6 +42,7 @@ STEP_MODULES = {
     "register": "airflow_mlops.steps.register",
     "promote": "airflow_mlops.steps.promote",
     "roll-back": "airflow_mlops.steps.roll_back",
+    "build": "airflow_mlops.steps.build",
     "deploy": "airflow_mlops.steps.deploy",
     "score": "airflow_mlops.steps.score",
     "drift": "airflow_mlops.steps.drift",

@@ -39,6 +39,7 @@ OPERATORS = {
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
     "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
     "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator", "UpdateIncidentsOperator",
+    "BuildBentoOperator", "DeployToKubernetesOperator",
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
 NOTIFIERS = {"IncidentNotifier"}

@@ -18,7 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.fakekube.objects import ApiError, Object, Store, now
+from tests.ports import free_port
 
 #: New mount and process namespaces; without root, also a user namespace in which one is.
 UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
@@ -102,6 +105,10 @@ class Kubelet:
     def __init__(self, store: Store, folder: Path, images: Mapping[str, Mapping[str, str]]) -> None:
         self.store, self.folder, self.images = store, folder, images
         self.containers: dict[tuple[str, str], Container] = {}
+        #: Images that were built from a Bento, and its folder; they start as its Dockerfile says.
+        self.bentos: dict[str, Path] = {}
+        #: Where on this machine each pod listens: they share its addresses, and are told another port in ``PORT``.
+        self.ports: dict[str, int] = {}
         #: How long it takes to get an image.
         self.pull_seconds = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -135,6 +142,8 @@ class Kubelet:
 
     async def _end(self, pod: Object, grace: float) -> None:
         mine = [container for (uid, _), container in self.containers.items() if uid == pod["metadata"]["uid"]]
+        hooks = [one.get("lifecycle", {}).get("preStop", {}) for one in pod["spec"]["containers"]]
+        await asyncio.sleep(max(hook.get("sleep", {}).get("seconds", 0) for hook in hooks))
         for container in mine:
             container.signal(signal.SIGTERM)
         everything = asyncio.gather(*(container.over.wait() for container in mine))
@@ -174,7 +183,10 @@ class Kubelet:
         for one in spec["containers"]:
             started = await self._start(pod, one, volumes)
             self.containers[meta["uid"], one["name"]] = started
-            statuses[one["name"]].update(ready=True, state={"running": {"startedAt": now()}})
+            probe = one.get("readinessProbe")
+            statuses[one["name"]].update(ready=probe is None, state={"running": {"startedAt": now()}})
+            if probe is not None:
+                self._in_background(self._probe(pod, statuses[one["name"]], probe, started))
             self._in_background(self._watch(pod, statuses[one["name"]], started))
         self._tell(pod, phase="Running")
         self._event(pod, "Started", "Started containers")
@@ -203,11 +215,37 @@ class Kubelet:
         ended = {"exitCode": 128 - code if code < 0 else code, "startedAt": begun, "finishedAt": now()}
         ended["reason"] = "Completed" if code == 0 else "Error"
         status.update(ready=False, state={"terminated": ended})
+        if (
+            pod["spec"].get("restartPolicy", "Always") == "Always"
+            and "deletionTimestamp" not in pod["metadata"]
+        ):
+            waiting = {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}
+            status.update(state={"waiting": waiting}, lastState={"terminated": ended})
+            self._tell(pod)
+            return
         ends = [one["state"].get("terminated") for one in pod["status"]["containerStatuses"]]
         phase = "Running"
         if all(ends):
             phase = "Succeeded" if all(one["exitCode"] == 0 for one in ends) else "Failed"
         self._tell(pod, phase=phase)
+
+    async def _probe(self, pod: Object, status: Object, probe: Object, container: Container) -> None:
+        """Ask a container over HTTP whether it takes requests, as long as it runs."""
+        port, failures = self.ports[pod["metadata"]["uid"]], 0
+        async with httpx.AsyncClient(timeout=probe.get("timeoutSeconds", 1), trust_env=False) as client:
+            while not container.ended:
+                await asyncio.sleep(probe.get("periodSeconds", 10))
+                try:
+                    answer = await client.get(f"http://127.0.0.1:{port}{probe['httpGet']['path']}")
+                    failures = 0 if 200 <= answer.status_code < 400 else failures + 1
+                except httpx.HTTPError:
+                    failures += 1
+                ready = not container.ended and (
+                    failures == 0 or (status["ready"] and failures < probe.get("failureThreshold", 3))
+                )
+                if ready != status["ready"]:
+                    status["ready"] = ready
+                    self._tell(pod)
 
     async def _volumes(self, pod: Object) -> dict[str, str] | None:
         """Fill the pod's volumes; wait for secrets that are not there yet, as long as the pod is."""
@@ -241,15 +279,25 @@ class Kubelet:
 
     async def _start(self, pod: Object, spec: Object, volumes: Mapping[str, str]) -> Container:
         environment = {"PATH": PATH, "HOSTNAME": pod["metadata"]["name"], **self.images[spec["image"]]}
+        for source in spec.get("envFrom", []):
+            environment |= await self._secret(pod, source["secretRef"]["name"]) or {}
         for variable in spec.get("env", []):
             source = variable.get("valueFrom", {}).get("secretKeyRef")
             data = await self._secret(pod, source["name"]) if source else None
             environment[variable["name"]] = data[source["key"]] if data else variable.get("value", "")
         mounts = [(volumes[one["name"]], one["mountPath"]) for one in spec.get("volumeMounts", [])]
+        entrypoint: list[str] = []
+        if bento := self.bentos.get(spec["image"]):
+            environment["BENTO_PATH"] = "/bento"
+            mounts.insert(0, (str(bento), "/bento"))
+            entrypoint = ["bash", "/bento/env/docker/entrypoint.sh"]
+        if spec.get("ports"):
+            port = self.ports[pod["metadata"]["uid"]] = free_port()
+            environment["PORT"] = str(port)
         command = [*UNSHARE, "sh", "-c", ENTER, "sh", *(part for pair in mounts for part in pair), "--"]
         process = await asyncio.create_subprocess_exec(
             *command,
-            *spec.get("command", []),
+            *spec.get("command", entrypoint),
             *spec.get("args", []),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,

@@ -26,6 +26,11 @@ KINDS = {
     ("", "pods"): ("Pod", "v1"),
     ("", "secrets"): ("Secret", "v1"),
     ("", "events"): ("Event", "v1"),
+    ("", "services"): ("Service", "v1"),
+    ("apps", "deployments"): ("Deployment", "apps/v1"),
+    ("apps", "replicasets"): ("ReplicaSet", "apps/v1"),
+    ("autoscaling", "horizontalpodautoscalers"): ("HorizontalPodAutoscaler", "autoscaling/v2"),
+    ("policy", "poddisruptionbudgets"): ("PodDisruptionBudget", "policy/v1"),
     (RBAC, "roles"): ("Role", f"{RBAC}/v1"),
     (RBAC, "rolebindings"): ("RoleBinding", f"{RBAC}/v1"),
 }
@@ -58,6 +63,8 @@ class Store:
     refusal: str | None = None
     #: Everything that was ever created, as it was sent.
     sent: list[Object] = field(default_factory=list)
+    #: What was applied last, by which a later apply knows what it leaves out.
+    applied: dict[Key, Object] = field(default_factory=dict)
     #: (user, verb, resource) of all requests.
     audit: set[tuple[str, str, str]] = field(default_factory=set)
 
@@ -82,7 +89,7 @@ class Store:
         self.sent.append(copy.deepcopy(made))
         for key, text in made.pop("stringData", {}).items():
             made.setdefault("data", {})[key] = base64.b64encode(text.encode()).decode()
-        meta.update(namespace=namespace, uid=str(uuid.uuid4()), creationTimestamp=now())
+        meta.update(namespace=namespace, uid=str(uuid.uuid4()), creationTimestamp=now(), generation=1)
         self.objects[resource, namespace, name] = made
         self.changed("ADDED", resource, made)
         return made
@@ -92,6 +99,26 @@ class Store:
         check(merged(found, patch))
         found.update(merged(found, patch))
         self.changed("MODIFIED", resource, found)
+        return found
+
+    def apply(self, group: str, resource: str, namespace: str, name: str, wanted: Object) -> Object:
+        """Server-side apply by the one manager there is: what it no longer asks for goes, what others wrote stays."""
+        key, found = (resource, namespace, name), self.objects.get((resource, namespace, name))
+        version = wanted["metadata"].pop("resourceVersion", None)
+        if version is not None and (found is None or found["metadata"]["resourceVersion"] != version):
+            raise ApiError(409, "Conflict", f'{resource} "{name}": the object has been modified')
+        check(wanted)
+        if found is None:
+            found = self.create(group, resource, namespace, wanted)
+        else:
+            made = applied(found, self.applied.get(key, {}), wanted)
+            check(made)
+            if made["spec"] != found["spec"]:
+                made["metadata"]["generation"] += 1
+            if made != found:
+                found.update(made)
+                self.changed("MODIFIED", resource, found)
+        self.applied[key] = copy.deepcopy(wanted)
         return found
 
     def remove(self, resource: str, namespace: str, name: str) -> None:
@@ -170,6 +197,17 @@ def merged(old: Any, patch: Any) -> Any:
             result.pop(key, None)
         else:
             result[key] = merged(result.get(key), value)
+    return result
+
+
+def applied(live: Any, last: Any, wanted: Any) -> Any:
+    """What is live, without what was applied last and is wanted no more, and with what is wanted; lists are taken whole."""
+    if not isinstance(wanted, dict):
+        return copy.deepcopy(wanted)
+    live, last = (one if isinstance(one, dict) else {} for one in (live, last))
+    result = {key: value for key, value in live.items() if key in wanted or key not in last}
+    for key, value in wanted.items():
+        result[key] = applied(live.get(key), last.get(key), value)
     return result
 
 

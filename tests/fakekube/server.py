@@ -1,7 +1,8 @@
 """A Kubernetes API server for tests: real HTTP and WebSockets, RBAC, strict schemas; pods are processes here.
 
-It knows what running a step takes: pods with logs and ``exec``, secrets, events, roles, ownership. It has one node,
-schedules at once, enforces no security context and no limits: passing here is not having run on Kubernetes.
+It knows what running a step takes: pods with logs and ``exec``, secrets, events, roles, ownership; and what a model's service
+takes: Deployments with ReplicaSets, readiness, server-side apply of one manager. It has one node, schedules at once, enforces no
+security context and no limits, scales nothing, restarts nothing and routes nothing: passing here is not having run on Kubernetes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from tests.fakekube.deployments import DeploymentController, is_ready
 from tests.fakekube.kubelet import NSENTER, Kubelet
 from tests.fakekube.objects import KINDS, ApiError, Object, Store, fits
 
@@ -47,6 +49,7 @@ class FakeKube:
     def __init__(self, folder: Path, *, namespace: str, images: Mapping[str, Mapping[str, str]]) -> None:
         self.store, self.namespace = Store(namespaces={namespace}), namespace
         self.kubelet = Kubelet(self.store, folder, images)
+        self.controller = DeploymentController(self.store, self.kubelet)
         #: Bearer tokens and whose they are; a token that is not here is nobody's.
         self.tokens: dict[str, str] = {}
         #: How many requests are still to be answered with 503; see :meth:`stumble`.
@@ -128,6 +131,21 @@ class FakeKube:
         """Every pod that was ever asked for."""
         return [sent for sent in list(self.store.sent) if sent["kind"] == "Pod"]
 
+    def get(self, resource: str, name: str) -> Object | None:
+        """An object as it is now."""
+        return copy.deepcopy(self.store.objects.get((resource, self.namespace, name)))
+
+    def addresses(self, service: str) -> list[str]:
+        """Where the pods are that a Service leads to: those it selects that are ready."""
+        found = self.get("services", service)
+        assert found is not None, f"there is no Service {service}"
+        wanted = found["spec"]["selector"].items()
+        return [
+            f"http://127.0.0.1:{self.kubelet.ports[pod['metadata']['uid']]}"
+            for pod in self.pods()
+            if wanted <= pod["metadata"]["labels"].items() and is_ready(pod)
+        ]
+
     def _all(self, resource: str) -> list[Object]:
         return [copy.deepcopy(one) for key, one in list(self.store.objects.items()) if key[0] == resource]
 
@@ -137,6 +155,7 @@ class FakeKube:
         @contextlib.asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
             yield
+            await self.controller.close()
             await self.kubelet.close()
 
         namespaced = "/namespaces/{namespace}/{resource}"
@@ -144,7 +163,7 @@ class FakeKube:
             WebSocketRoute("/api/v1/namespaces/{namespace}/pods/{name}/exec", self._exec),
             Route("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self._review, methods=["POST"]),
         ]
-        for prefix in ("/api/v1", "/apis/{group}/v1"):
+        for prefix in ("/api/v1", "/apis/{group}/{version}"):
             routes += [
                 Route(f"{prefix}{namespaced}/{{name}}/log", self._log, methods=["GET"]),
                 Route(f"{prefix}{namespaced}/{{name}}", self._one, methods=["GET", "PATCH", "DELETE"]),
@@ -207,8 +226,10 @@ class FakeKube:
 
     async def _one(self, request: Request) -> Response:
         verb = request.method.lower()
-        _, resource, namespace = self._admit(request, verb)
+        group, resource, namespace = self._admit(request, verb)
         name = request.path_params["name"]
+        if request.headers.get("content-type") == "application/apply-patch+yaml":
+            return self._apply(request, group, resource, namespace, yaml.safe_load(await request.body()))
         found = self.store.get(resource, namespace, name)
         if verb == "patch":
             found = self.store.patch(resource, namespace, name, await request.json())
@@ -221,6 +242,19 @@ class FakeKube:
         elif verb == "delete":
             self.store.remove(resource, namespace, name)
         return JSONResponse(found)
+
+    def _apply(self, request: Request, group: str, resource: str, namespace: str, wanted: Object) -> Response:
+        """Server-side apply; of what is not there, that takes ``create`` as well."""
+        name = request.path_params["name"]
+        assert request.query_params["fieldManager"]
+        assert request.query_params["fieldValidation"] == "Strict", "unknown fields would be dropped"
+        there = (resource, namespace, name) in self.store.objects
+        if not there:
+            self._admit(request, "create")
+        found = self.store.apply(group, resource, namespace, name, wanted)
+        if resource == "deployments":
+            self.controller.look_at(found)
+        return JSONResponse(found, status_code=200 if there else 201)
 
     async def _review(self, request: Request) -> Response:
         """Whether the caller may do something; everybody may ask that."""

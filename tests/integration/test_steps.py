@@ -169,6 +169,7 @@ def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         actor="test",
         now="2018-08-01T00:00:00Z",
     )
+    made.run("build", model_name=made.model_name, destination=str(made.folder / "bentos"))
     try:
         made.run("deploy", model_name=made.model_name)
         made.ask(NEXT)
