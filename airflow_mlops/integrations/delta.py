@@ -33,7 +33,7 @@ _WORK, _WINDOW = "airflow_mlops.work", "airflow_mlops.window"
 _ROWS_STAY = frozenset(
     {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UPDATE FIELD METADATA"}
 )
-#: Commits to look through for what was done before; beyond them it is done once more.
+#: Commits to look through first for what was done before; then twice as many, and so on.
 _HISTORY = 1000
 
 
@@ -161,7 +161,7 @@ def replace_window_streamed(
     An error of ``frames`` is raised as it is, and nothing is written.
 
     :param schema: of the frames.
-    :param work: key of the work the rows are the outcome of, for :func:`is_written`.
+    :param work: key of the work the rows are the outcome of, for :func:`find_written`.
     """
     import polars as pl
     import pyarrow as pa
@@ -201,26 +201,59 @@ def replace_window_streamed(
     return table.version()
 
 
-def is_written(uri: str, *, work: str, window: Window | None) -> bool:
-    """Tell whether some work's rows are what a window of a table holds: they were committed, and nobody has changed it since.
+def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | None]:
+    """Find the windows of a table that hold some works' rows: they were committed, and nobody has changed them since.
 
-    :param work: as :func:`replace_window_streamed` was given.
+    The log is read once for all of them, and no further back than it takes.
+
+    :param works: key of the work by window, as :func:`replace_window_streamed` was given them; the windows don't overlap.
     """
     from deltalake import DeltaTable
 
+    found: set[Window | None] = set()
     if not DeltaTable.is_deltatable(uri):
+        return found
+    windows = {_place(window): window for window in works}
+    unsettled = set(works)
+    for commit in _commits(DeltaTable(uri)):
+        place = commit.get(_WINDOW)
+        if place in windows:
+            window = windows[place]
+            if window in unsettled and commit.get(_WORK) == works[window]:
+                found.add(window)
+            unsettled.discard(window)
+        elif commit.get("operation") not in _ROWS_STAY:
+            unsettled -= _touched(unsettled, place)
+        if not unsettled:
+            break
+    return found
+
+
+def _commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
+    """Give what commits say about themselves, the last one first."""
+    seen, limit = 0, _HISTORY
+    while True:
+        commits = table.history(limit)
+        yield from commits[seen:]
+        if len(commits) < limit:
+            return
+        seen, limit = len(commits), 2 * limit
+
+
+def _touched(windows: set[Window | None], place: str | None) -> set[Window | None]:
+    """Find the windows that a commit may have changed; ``None``: it does not say where."""
+    if place is None or place == _place(None):
+        return windows
+    other = Window.from_key(place)
+    return {one for one in windows if one is None or (one.start < other.end and other.start < one.end)}
+
+
+def has_rows(uri: str, *, time_column: str, window: Window) -> bool:
+    """Tell whether a window of a table holds any row; a table that is not there has none."""
+    if not table_exists(uri):
         return False
-    for commit in DeltaTable(uri).history(_HISTORY):
-        other = commit.get(_WINDOW)
-        if commit.get(_WORK) == work and other == _place(window):
-            return True
-        if other and other != "all" and window is not None:
-            theirs = Window.from_key(other)
-            if theirs.end <= window.start or window.end <= theirs.start:
-                continue
-        if commit.get("operation") not in _ROWS_STAY:
-            return False
-    return False
+    rows = read_table(uri, columns=[time_column], window=window, time_column=time_column)
+    return rows.head(1).collect().height > 0
 
 
 def describe_files(uri: str, *, version: int | None = None, time_column: str | None = None) -> DatasetVersion:

@@ -26,12 +26,12 @@ from airflow_mlops.serving.observer import Observer
 from airflow_mlops.serving.openapi import openapi_document
 from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes
 from airflow_mlops.serving.requests import (
+    BodyReader,
     IdMaker,
     PredictionRequest,
     Receive,
     RequestError,
     parse_json,
-    read_body,
 )
 from airflow_mlops.serving.responses import Response, Send, json_response, respond
 
@@ -82,6 +82,7 @@ class EndpointApp:
         self._authorization = Authorization(settings.tokens)
         self._cache = AnswerCache(settings.cache_rows)
         self._ids = IdMaker()
+        self._bodies = BodyReader(settings.maximum_bytes, settings.body_seconds)
         self._at_hand = 0
         self._stopped = threading.Event()
         self._publishing = threading.Thread(target=self._publish_regularly, name="publisher", daemon=True)
@@ -220,7 +221,7 @@ class EndpointApp:
         return json_response(200, to_dict(await asyncio.to_thread(self.observer.read)))
 
     async def _answer_lease(self, headers: Headers, receive: Receive) -> Response:
-        body = parse_json(await read_body(headers, receive, self.settings.maximum_bytes))
+        body = parse_json(await self._bodies.read(headers, receive))
         return json_response(200, await asyncio.to_thread(self._lease, body))
 
     def _lease(self, body: Any) -> dict[str, Any]:
@@ -249,18 +250,18 @@ class EndpointApp:
     # -- predictions --------------------------------------------------------------------------------------
 
     async def _answer_predict(self, headers: Headers, receive: Receive) -> Response:
+        body = await self._bodies.read(headers, receive)  # first: who sends slowly takes nobody's place
         if self._at_hand >= self.settings.maximum_concurrency:
             raise RequestError(
                 429, f"{self._at_hand} requests are at hand, which is what this worker takes; come again"
             )
         self._at_hand += 1
         try:
-            return await self._predict(headers, receive)
+            return await self._predict(headers, body)
         finally:
             self._at_hand -= 1
 
-    async def _predict(self, headers: Headers, receive: Receive) -> Response:
-        body = await read_body(headers, receive, self.settings.maximum_bytes)
+    async def _predict(self, headers: Headers, body: bytes) -> Response:
         routes = self.reconciler.routes
         if routes is None:
             raise RequestError(503, self.reconciler.error or "no model version is live yet")
@@ -414,6 +415,7 @@ def _caller(headers: Headers) -> str | None:
 def _error_response(err: RequestError) -> Response:
     more = {
         401: ((b"www-authenticate", b"Bearer"),),
+        408: ((b"connection", b"close"),),  # the rest of the body is not waited for
         429: ((b"retry-after", b"1"),),
         503: ((b"retry-after", b"1"),),
     }

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Requests that wait to be answered again at most; a longer queue would only compare what is old.
-MAXIMUM_WAITING = 1_000
+#: Requests, and rows of them, that wait to be answered again at most; a longer queue would only compare what is old.
+MAXIMUM_REQUESTS = 1_000
+MAXIMUM_ROWS = 20_000
 
 
 class Answered(NamedTuple):
@@ -44,7 +45,9 @@ class Mirror:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._waiting: queue.Queue[tuple[LiveVersion, Answered] | None] = queue.Queue(MAXIMUM_WAITING)
+        self._waiting: queue.Queue[tuple[LiveVersion, Answered] | None] = queue.Queue(MAXIMUM_REQUESTS)
+        # Each is changed by one thread alone: rows that were taken, and of these, rows that are done with.
+        self._taken_rows = self._done_rows = 0
         self._thread = threading.Thread(target=self._answer_again, name="mirror", daemon=True)
 
     def start(self) -> None:
@@ -58,30 +61,37 @@ class Mirror:
             self._thread.join(timeout=10)
 
     def offer(self, version: LiveVersion, answered: Answered) -> None:
-        """Let a version answer a request again; leave it out when too many wait."""
+        """Let a version answer a request again; leave it out when too much waits. Only for one thread."""
+        rows = len(answered.answers)
+        if self._taken_rows - self._done_rows + rows > MAXIMUM_ROWS:
+            self._observer.shed()
+            return
         try:
             self._waiting.put_nowait((version, answered))
         except queue.Full:
             self._observer.shed()
+        else:
+            self._taken_rows += rows
 
     def _answer_again(self) -> None:
         while (waiting := self._waiting.get()) is not None:
-            version, answered = waiting
-            started = time.perf_counter()
-            try:
-                _require_inputs(version, answered.columns)
-                answers = version.model.predict_columns(answered.columns)
-                if not all_finite(answers):
-                    raise ValueError("no finite number")
-            except Exception:
-                logger.exception("version %s, a mirror, failed on a request", version.model_version)
-                self._observer.mirrored(version.model_version, answered.revision, 0.0, None, answered.answers)
-                continue
-            seconds = time.perf_counter() - started
-            self._observer.mirrored(
-                version.model_version, answered.revision, seconds, answers, answered.answers
-            )
-            answered.log(version, answers, seconds)
+            self._answer(*waiting)
+            self._done_rows += len(waiting[1].answers)
+
+    def _answer(self, version: LiveVersion, answered: Answered) -> None:
+        started, name = time.perf_counter(), version.model_version
+        try:
+            _require_inputs(version, answered.columns)
+            answers = version.model.predict_columns(answered.columns)
+            if not all_finite(answers):
+                raise ValueError("no finite number")
+        except Exception:
+            logger.exception("version %s, a mirror, failed on a request", name)
+            self._observer.mirrored(name, answered.revision, 0.0, None, answered.answers)
+            return
+        seconds = time.perf_counter() - started
+        self._observer.mirrored(name, answered.revision, seconds, answers, answered.answers)
+        answered.log(version, answers, seconds)
 
 
 def _require_inputs(version: LiveVersion, columns: Mapping[str, Sequence[Any]]) -> None:

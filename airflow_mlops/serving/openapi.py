@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _ERRORS = {
     401: "the bearer token is missing or wrong",
+    408: "the body took too long",
     413: "too many rows or bytes",
     422: "the body does not fit: names row, field and type",
     429: "too many requests at once; come again",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import math
@@ -21,6 +22,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 #: Characters of a prediction id.
 MAXIMUM_ID = 256
+
+#: Bodies of the largest size that a worker has room for while they come in.
+BODIES_AT_ONCE = 16
 
 
 class RequestError(Exception):
@@ -224,28 +228,65 @@ def _parse_times(times: Any, count: int) -> list[datetime] | None:
     return parsed
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive, maximum_bytes: int) -> bytes:
-    """Read a body.
+class BodyReader:
+    """Reads bodies within limits: of bytes, of time, and of bytes in all the bodies that are not there as a whole yet.
 
-    :raises RequestError: it has too many bytes, or whoever sent it went away.
+    A body that comes in one piece, as small ones do, is never held up by others that come slowly.
+
+    :param maximum_bytes: bytes of one body.
+    :param seconds: until a body must be there as a whole.
     """
-    length = headers.get(b"content-length", b"0")
-    if length.isdigit() and int(length) > maximum_bytes:
-        raise RequestError(413, f"{int(length)} bytes; at most {maximum_bytes} in one request")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        return _within(body, maximum_bytes)
-    chunks, size = [body], len(body)
-    while message.get("more_body"):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestError(400, "the connection was closed before the body was there")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > maximum_bytes:
-            break
-    return _within(b"".join(chunks), maximum_bytes)
+
+    def __init__(self, maximum_bytes: int, seconds: float) -> None:
+        self._maximum_bytes = maximum_bytes
+        self._seconds = seconds
+        self._held = 0
+
+    async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        """Read a body.
+
+        :raises RequestError: it has too many bytes or takes too long, too much is being read, or whoever sent it went away.
+        """
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._maximum_bytes:
+            raise RequestError(413, f"{int(length)} bytes; at most {self._maximum_bytes} in one request")
+        try:
+            async with asyncio.timeout(self._seconds):
+                message = await receive()
+                if message.get("more_body"):
+                    return await self._read_on(message, receive)
+        except TimeoutError as err:
+            raise RequestError(
+                408,
+                f"the body was not there within {self._seconds:g} seconds; send it faster, or fewer rows in one request",
+            ) from err
+        _require_connected(message)
+        body: bytes = message.get("body", b"")
+        return _within(body, self._maximum_bytes)
+
+    async def _read_on(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
+        """Read the rest of a body that comes in several pieces."""
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                _require_connected(message)
+                chunk = message.get("body", b"")
+                chunks.append(chunk)
+                size += len(chunk)
+                self._held += len(chunk)
+                if not message.get("more_body") or size > self._maximum_bytes:
+                    return _within(b"".join(chunks), self._maximum_bytes)
+                if self._held > BODIES_AT_ONCE * self._maximum_bytes:
+                    raise RequestError(429, f"{self._held} bytes of bodies are being read; come again")
+                message = await receive()
+        finally:
+            self._held -= size
+
+
+def _require_connected(message: Mapping[str, Any]) -> None:
+    if message["type"] == "http.disconnect":
+        raise RequestError(400, "the connection was closed before the body was there")
 
 
 def _within(body: bytes, maximum_bytes: int) -> bytes:

@@ -18,6 +18,7 @@ _LEAST = {
     "maximum_rows": 1,
     "maximum_bytes": 1,
     "maximum_concurrency": 1,
+    "body_seconds": 0.01,
     "cache_rows": 0,
     "drain_seconds": 0,
 }
@@ -34,7 +35,8 @@ class ServiceSettings:
     :param workers: processes that answer.
     :param maximum_rows: rows in one request.
     :param maximum_bytes: bytes of one request's body.
-    :param maximum_concurrency: requests for predictions that one worker has at hand at once; more are told to come again.
+    :param maximum_concurrency: requests for predictions, read as a whole, that one worker has at hand at once; more are told to come again.
+    :param body_seconds: until a body must be there as a whole.
     :param cache_rows: answers to single rows that a worker remembers; 0: none.
     :param drain_seconds: how long a worker that was asked to end goes on answering, telling every caller to leave.
     """
@@ -47,6 +49,7 @@ class ServiceSettings:
     maximum_rows: int = 10_000
     maximum_bytes: int = 16 * 1024 * 1024
     maximum_concurrency: int = 256
+    body_seconds: float = 30.0
     cache_rows: int = 0
     drain_seconds: float = 1.0
 

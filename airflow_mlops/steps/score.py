@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError, SignatureMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
@@ -20,7 +20,7 @@ from airflow_mlops.steps.common import DatasetRef, model_columns, work_key
 from airflow_mlops.steps.packages import load_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import polars as pl
 
@@ -47,7 +47,8 @@ class ScoreSpec:
     :param id_column: copied to the predictions, to join them.
     :param time_column: copied too; places a row in the window.
     :param window: rows to score; ``None`` scores all.
-    :param partition: commits each hour, day or month (of UTC) by itself, so that a retry goes on where it was; ``None``: one commit.
+    :param partition: commits each hour, day or month (of UTC) that has rows by itself, so that a retry goes on where it was;
+        ``None``: one commit.
     """
 
     dataset: DatasetRef
@@ -67,7 +68,7 @@ class ScoreResult:
 
     :param dataset: what was scored; of a table that was named by its URI alone the digest is that of its list of files.
     :param predictions: the table of predictions, with such a digest.
-    :param partitions: commits the window was divided into.
+    :param partitions: commits the rows were divided into.
     :param reused: of these, found done by an earlier attempt.
     """
 
@@ -85,6 +86,7 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
 
     :raises InsufficientDataError: the window has no rows.
     :raises SchemaMismatchError: an input column is missing.
+    :raises SignatureMismatchError: the model gives no finite number for some rows; nothing of their partition is written.
     """
     registry = Registry.connect(services)
     version = (
@@ -101,21 +103,33 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
     count, windows = _partitions(spec, dataset)
     work = work_key("score", dataset.uri, dataset.version, version.model_name, version.model_version)
     work = work_key(work, version.package_digest, spec.id_column, spec.time_column)
-    reused = 0
-    for window in windows:
-        key = work_key(work, window.key if window else None)
-        if delta.is_written(spec.table, work=key, window=window):
+    works = {window: work_key(work, window.key if window else None) for window in windows}
+    written = delta.find_written(spec.table, works)
+    schema = _schema(spec, dataset, model)
+    for window, key in works.items():
+        if window in written:
             logger.info("%s of %s is scored already", window or "all", spec.table)
-            reused += 1
             continue
+        rows = _predicted(_batches(spec, dataset, model, window), model, spec, version.model_version)
         delta.replace_window_streamed(
             spec.table,
-            _predicted(_batches(spec, dataset, model, window), model, spec, version.model_version),
-            schema=_schema(spec, dataset, model),
+            only_finite(rows, spec, window) if model.manifest.task == "regression" else rows,
+            schema=schema,
             time_column=spec.time_column,
             window=window,
             work=key,
         )
+    for gap in between([window for window in windows if window], spec.window):
+        if delta.has_rows(spec.table, time_column=spec.time_column, window=gap):
+            logger.info("%s has no rows any more; its predictions in %s are removed", gap, spec.table)
+            delta.replace_window_streamed(
+                spec.table,
+                iter(()),
+                schema=schema,
+                time_column=spec.time_column,
+                window=gap,
+                work=work_key(work, gap.key),
+            )
     return ScoreResult(
         dataset=dataset,
         predictions=delta.describe_files(spec.table, time_column=spec.time_column),
@@ -123,12 +137,12 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
         model_version=version.model_version,
         row_count=count,
         partitions=len(windows),
-        reused=reused,
+        reused=len(written),
     )
 
 
 def _partitions(spec: ScoreSpec, dataset: DatasetVersion) -> tuple[int, list[Window | None]]:
-    """Count the rows, and divide their window."""
+    """Count the rows, and divide their window into parts that have any."""
     import polars as pl
 
     rows = delta.read_table(
@@ -138,48 +152,68 @@ def _partitions(spec: ScoreSpec, dataset: DatasetVersion) -> tuple[int, list[Win
         window=spec.window,
         time_column=spec.time_column,
     )
-    times = pl.col(spec.time_column)
-    told = rows.select(
-        count=pl.len(), missing=times.null_count(), first=times.min(), last=times.max()
-    ).collect(engine="streaming")
-    count, missing, first, last = told.row(0)
-    if count == 0:
+    start = pl.lit(None)
+    if spec.partition is not None:
+        every = {"hour": "1h", "day": "1d", "month": "1mo"}[spec.partition]
+        start = pl.col(spec.time_column).cast(pl.Datetime("us", "UTC")).dt.truncate(every)
+    found = rows.with_columns(start=start).group_by("start").len().collect(engine="streaming")
+    counts: dict[datetime | None, int] = dict(found.rows())
+    if not counts:
         where = f"window {spec.window} of " if spec.window else ""
         raise InsufficientDataError(
             f"{where}{dataset.uri} (version {dataset.version}) has no rows; ingest the window first"
         )
     if spec.partition is None:
-        return count, [spec.window]
-    if missing:
+        return counts[None], [spec.window]
+    if None in counts:
         raise SchemaMismatchError(
-            f"{missing} rows of {dataset.uri} have no {spec.time_column!r} and belong to no {spec.partition}: give a window, or "
-            "score without partitions"
+            f"{counts[None]} rows of {dataset.uri} have no {spec.time_column!r} and belong to no {spec.partition}: give a window, "
+            "or score without partitions"
         )
-    span = spec.window or Window(start=first, end=last + timedelta(microseconds=1))
-    return count, list(divide(span, spec.partition, whole=spec.window is None))
+    starts = sorted(one for one in counts if one is not None)
+    return sum(counts.values()), list(divide(starts, spec.partition, spec.window))
 
 
-def divide(window: Window, partition: Partition, *, whole: bool = False) -> Iterator[Window]:
-    """Divide a window where hours, days or months of UTC begin.
+def divide(
+    starts: Iterable[datetime], partition: Partition, window: Window | None = None
+) -> Iterator[Window]:
+    """Give the hours, days or months of UTC that begin at some times.
 
-    :param whole: whether the first and the last part may reach beyond the window, to be whole ones.
+    :param starts: in ascending order.
+    :param window: what of the first and the last part lies beyond is left out; ``None``: both are whole.
 
-    >>> [str(part) for part in divide(Window.parse("2024-01-31", "2024-02-02"), "month")]
-    ['[2024-01-31, 2024-02-01)', '[2024-02-01, 2024-02-02)']
+    >>> begin = [datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC)]
+    >>> [str(part) for part in divide(begin, "month", Window.parse("2024-01-30", "2024-03-02"))]
+    ['[2024-01-30, 2024-02-01)', '[2024-03-01, 2024-03-02)']
     """
-    start = window.start.replace(minute=0, second=0, microsecond=0)
-    if partition != "hour":
-        start = start.replace(hour=0)
-    if partition == "month":
-        start = start.replace(day=1)
-    while start < window.end:
-        end = _next(start, partition)
+    for start in starts:
+        try:
+            end = _next(start, partition)
+        except (OverflowError, ValueError) as err:
+            raise SchemaMismatchError(
+                f"some rows lie in the last {partition} before the year 10000, which is hardly meant: give a window without them"
+            ) from err
         yield (
-            Window(start=start, end=end)
-            if whole
-            else Window(start=max(start, window.start), end=min(end, window.end))
+            Window(start=max(start, window.start), end=min(end, window.end))
+            if window
+            else Window(start=start, end=end)
         )
-        start = end
+
+
+def between(parts: Sequence[Window], window: Window | None = None) -> list[Window]:
+    """Give what lies between parts, and between them and the ends of the window; parts are in ascending order.
+
+    >>> parts = [Window.parse("2024-01-01", "2024-01-02"), Window.parse("2024-03-01", "2024-03-02")]
+    >>> [str(gap) for gap in between(parts)]
+    ['[2024-01-02, 2024-03-01)']
+    """
+    ends = [part.end for part in parts]
+    starts = [part.start for part in parts]
+    if window is not None:
+        ends, starts = [window.start, *ends], [*starts, window.end]
+    else:
+        starts = starts[1:]
+    return [Window(start=end, end=start) for end, start in zip(ends, starts, strict=False) if end < start]
 
 
 def _next(start: datetime, partition: Partition) -> datetime:
@@ -241,6 +275,32 @@ def _predicted(
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def only_finite(
+    frames: Iterator[pl.DataFrame], spec: ScoreSpec, window: Window | None
+) -> Iterator[pl.DataFrame]:
+    """Let predictions through, if all are finite numbers; else go on only to tell how many are not.
+
+    :raises SignatureMismatchError: some are not; at the end.
+    """
+    import polars as pl
+
+    count, earliest = 0, []
+    for frame in frames:
+        odd = frame.filter(~pl.col("prediction").is_finite()).sort(spec.time_column, nulls_last=True)
+        if odd.height:
+            count += odd.height
+            earliest.append(odd.head(1))
+        if not count:
+            yield frame
+    if count:
+        first = pl.concat(earliest).sort(spec.time_column, nulls_last=True).row(0, named=True)
+        raise SignatureMismatchError(
+            f"the model gives no finite number for {count} rows of {window or 'the dataset'}, the first with "
+            f"{spec.id_column} {first[spec.id_column]!r} at {first[spec.time_column]}; nothing of it was written. Are the values in "
+            "range? Correct the rows or leave them out, then score again"
+        )
 
 
 STEP = Step(name="score", spec=ScoreSpec, result=ScoreResult, run=run)

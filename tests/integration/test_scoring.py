@@ -16,7 +16,7 @@ import pytest
 
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
-from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError, SignatureMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.services import Services
@@ -44,15 +44,18 @@ class World:
         ).sort(stream.TIME)
         self.table = str(folder / "trips")
         delta.replace_window(self.table, self.trips, time_column=stream.TIME, window=None)
-        small = str(folder / "small")
-        delta.replace_window(small, july, time_column=stream.TIME, window=None)
+        self.small = str(folder / "small")
+        delta.replace_window(self.small, july, time_column=stream.TIME, window=None)
+        self.version = self.register("sklearn.ensemble.HistGradientBoostingRegressor", max_iter=20)
+
+    def register(self, estimator: str, **params: Any) -> str:
         trained = run_step(
             "train",
             {
-                "dataset": small,
+                "dataset": self.small,
                 "model_name": self.name,
-                "estimator": "sklearn.ensemble.HistGradientBoostingRegressor",
-                "estimator_params": {"max_iter": 20},
+                "estimator": estimator,
+                "estimator_params": params,
                 "target": stream.TARGET,
                 "numeric": [name for name in stream.FEATURES if name != "rate_code_id"],
                 "categorical": ["rate_code_id"],
@@ -66,7 +69,7 @@ class World:
             "run_id": trained["run_id"],
             "package_digest": trained["package_digest"],
         }
-        self.version = run_step("register", spec, self.services)["model_version"]
+        return run_step("register", spec, self.services)["model_version"]
 
     def spec(self, table: str, **more: Any) -> dict[str, Any]:
         return {
@@ -155,6 +158,42 @@ def test_killed_again_and_again_every_row_is_there_once(world: World, tmp_path: 
 def committed(table: str) -> int:
     """Count commits after the one that made the table."""
     return max(0, len(list((Path(table) / "_delta_log").glob("*.json"))) - 1)
+
+
+def test_a_stray_time_is_one_part_more(world: World) -> None:
+    days = world.trips.filter(pl.col(stream.TIME) < JULY.start + timedelta(days=3))
+    stray = days.head(1).with_columns(pl.col(stream.TIME) - timedelta(days=8_000))
+    table = str(world.folder / "astray")
+    delta.replace_window(table, pl.concat([stray, days]), time_column=stream.TIME, window=None)
+    result = world.score("astray_scored", dataset=table, partition="day", window=None)
+    assert (result["partitions"], result["row_count"]) == (4, days.height + 1)
+    assert world.predictions("astray_scored").height == days.height + 1
+    # The second day goes from the source, and so do its predictions; those outside of the rows' days stay.
+    second = pl.col(stream.TIME).dt.day() == 2
+    delta.replace_window(table, days.filter(~second), time_column=stream.TIME, window=None)
+    result = world.score("astray_scored", dataset=table, partition="day", window=None)
+    assert (result["partitions"], result["reused"]) == (2, 0)
+    assert world.predictions("astray_scored").height == days.filter(~second).height + 1
+    again = world.score("astray_scored", dataset=table, partition="day", window=None)
+    assert (again["reused"], again["predictions"]) == (2, result["predictions"])
+
+
+def test_no_number_is_no_prediction(world: World) -> None:
+    days = world.trips.filter(pl.col(stream.TIME) < JULY.start + timedelta(days=3)).sort(stream.TIME)
+    broken = days.filter(pl.col(stream.TIME).dt.day() == 2).gather([7, 70])
+    far = pl.when(pl.col(stream.ID).is_in(broken[stream.ID].to_list())).then(1e300)
+    rows = days.with_columns(far.otherwise(pl.col("trip_distance")).alias("trip_distance"))
+    table = str(world.folder / "far")
+    delta.replace_window(table, rows, time_column=stream.TIME, window=None)
+    version = world.register("sklearn.linear_model.LinearRegression")
+    with pytest.raises(
+        SignatureMismatchError, match=r"no finite number for 2 rows of \[2018-07-02"
+    ) as caught:
+        world.score("far_scored", dataset=table, partition="day", window=None, model_version=version)
+    assert repr(broken[stream.ID][0]) in str(caught.value)
+    scored = world.predictions("far_scored")
+    assert scored.height == days.filter(pl.col(stream.TIME).dt.day() == 1).height
+    assert scored["prediction"].is_finite().all()
 
 
 def test_what_is_missing_is_said(world: World) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +46,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_MLOPS_SERVICE_WORKERS", "2")
+        patch.setenv("AIRFLOW_MLOPS_SERVICE_MAXIMUM_CONCURRENCY", "8")
+        patch.setenv("AIRFLOW_MLOPS_SERVICE_BODY_SECONDS", "3")
         server = LocalServer(folder / "serving", port=port, token="token")
         endpoints.deploy(server, folder / "package", digest)
         try:
@@ -112,6 +115,24 @@ def test_rules_and_board_ask_for_what_two_workers_really_expose(service: httpx.C
 def test_promtool_accepts_the_rules(command: list) -> None:
     ended = subprocess.run([str(shutil.which("promtool")), *command], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_who_never_ends_a_body_is_hung_up_on_and_shuts_nobody_out(service: httpx.Client) -> None:
+    request = (
+        b"POST /predict HTTP/1.1\r\nHost: m\r\nAuthorization: Bearer token\r\nContent-Length: 10\r\n\r\n{"
+    )
+    with ExitStack() as stack:
+        where = (service.base_url.host, service.base_url.port)
+        slow = [stack.enter_context(socket.create_connection(where, timeout=30)) for _ in range(40)]
+        for one in slow:
+            one.sendall(request)
+        for _ in range(20):
+            url = service.base_url.join("/predict")
+            assert httpx.post(url, headers=service.headers, json={"rows": ROWS}).status_code == 200
+        for one in slow:
+            with one.makefile("rb") as answer:  # to its end, which is that of the connection
+                assert b" 408 " in answer.readline()
+                assert b"was not there within 3 seconds" in answer.read()
 
 
 def test_nothing_its_own_openapi_allows_or_forbids_makes_it_fail(service: httpx.Client) -> None:

@@ -4,6 +4,9 @@ import asyncio
 import io
 import json
 import math
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from airflow_mlops.core.desired_state import serve_alone
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.serving.app import EndpointApp
+from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import load_model
+from airflow_mlops.serving.observer import Observer
 from airflow_mlops.serving.reconciler import LiveVersion, Routes
 from airflow_mlops.serving.requests import IdMaker, PredictionRequest, RequestDecoder, RequestError
 from airflow_mlops.serving.settings import ServiceSettings
@@ -140,14 +145,18 @@ class Caller:
         return asyncio.run(self.asked(path, body, **headers))
 
     async def asked(
-        self, path: str, body: object = None, **headers: str
+        self, path: str, body: object = None, *, stalls: bool = False, **headers: str
     ) -> tuple[int, Any, dict[bytes, bytes]]:
+        pieces = iter([True] if stalls else [False])
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent: list[dict] = []
 
         async def receive() -> dict:
             await asyncio.sleep(0)
-            return {"type": "http.request", "body": data, "more_body": False}
+            more = next(pieces, None)
+            if more is None:
+                await asyncio.Event().wait()  # until whoever asked gives up
+            return {"type": "http.request", "body": data, "more_body": more}
 
         async def send(message: dict) -> None:
             sent.append(message)
@@ -241,12 +250,44 @@ class TestApp:
         caller = Caller(tmp_path, package, maximum_concurrency=2)
 
         async def three() -> list[tuple[int, Any, dict[bytes, bytes]]]:
-            return await asyncio.gather(*(caller.asked("/predict", {"rows": ROWS}) for _ in range(3)))
+            large = {"rows": ROWS * 1_000}  # answered outside of the loop
+            return await asyncio.gather(*(caller.asked("/predict", large) for _ in range(3)))
 
         answers = asyncio.run(three())
         assert [status for status, _, _ in answers] == [200, 200, 429]
         assert answers[2][2][b"retry-after"] == b"1"
         assert caller.ask("/predict", {"rows": ROWS})[0] == 200
+
+    def test_bodies_that_never_end_shut_nobody_out(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, maximum_concurrency=2, body_seconds=0.5)
+
+        async def ask() -> list[tuple[int, Any, dict[bytes, bytes]]]:
+            slow = [asyncio.create_task(caller.asked("/predict", b"{", stalls=True)) for _ in range(5)]
+            await asyncio.sleep(0.1)
+            meanwhile = await caller.asked("/predict", {"rows": ROWS})
+            return [meanwhile, *await asyncio.wait_for(asyncio.gather(*slow), timeout=10)]
+
+        (meanwhile, _, _), *slow = asyncio.run(ask())
+        assert meanwhile == 200
+        assert [status for status, _, _ in slow] == [408] * 5
+        assert "was not there within 0.5 seconds" in slow[0][1]["error"]
+        assert slow[0][2][b"connection"] == b"close"
+
+    def test_bodies_on_their_way_have_room_together(self, package: Path, tmp_path: Path) -> None:
+        data = json.dumps({"rows": ROWS}).encode()
+        caller = Caller(tmp_path, package, maximum_bytes=len(data), body_seconds=0.5)
+
+        async def ask() -> list[tuple[int, Any, dict[bytes, bytes]]]:
+            stalled = (caller.asked("/predict", data, stalls=True) for _ in range(18))
+            slow = [asyncio.create_task(one) for one in stalled]
+            await asyncio.sleep(0.1)
+            meanwhile = await caller.asked("/predict", data)
+            answers = [meanwhile, *await asyncio.gather(*slow)]
+            return [*answers, await caller.asked("/predict", data)]
+
+        answers = [status for status, _, _ in asyncio.run(ask())]
+        assert (answers[0], answers[-1]) == (200, 200)
+        assert sorted(answers[1:-1]) == [408] * 16 + [429] * 2
 
     def test_what_it_says_of_itself(self, package: Path, tmp_path: Path) -> None:
         caller = Caller(tmp_path, package)
@@ -271,6 +312,40 @@ class TestApp:
         assert len(caller.app._cache._answers) == 2
         again = [caller.ask("/predict", {"row": row})[1]["predictions"] for row in rows]
         assert again == first
+
+
+class TestMirror:
+    @pytest.fixture
+    def version(self, package: Path) -> LiveVersion:
+        return LiveVersion(model_version="2", package_digest="sha256:0", model=load_model(package))
+
+    @staticmethod
+    def answered(rows: int, done: Callable[[], None] = lambda: None) -> Answered:
+        def log(version: LiveVersion, answers: Sequence[Any], seconds: float) -> bool:
+            done()
+            return True
+
+        return Answered(1, {"x": [1.0] * rows, "kind": ["a"] * rows}, [2.0] * rows, log)
+
+    def test_it_has_room_for_rows_not_only_for_requests(self, version: LiveVersion, tmp_path: Path) -> None:
+        observer = Observer(tmp_path)
+        mirror = Mirror(observer)
+        for rows, shed in ((20_001, 1), (10_000, 1), (9_999, 1), (2, 2), (1, 2), (1, 3)):
+            mirror.offer(version, self.answered(rows))
+            assert observer._shed == shed
+
+    def test_what_is_answered_makes_room_again(self, version: LiveVersion, tmp_path: Path) -> None:
+        observer, done = Observer(tmp_path), threading.Semaphore(0)
+        mirror = Mirror(observer)
+        mirror.start()
+        for _ in range(3):
+            mirror.offer(version, self.answered(20_000, done.release))
+            assert done.acquire(timeout=30)
+            deadline = time.monotonic() + 30
+            while mirror._done_rows < mirror._taken_rows and time.monotonic() < deadline:
+                time.sleep(0.001)
+        mirror.stop()
+        assert observer._shed == 0
 
 
 def test_the_log_gets_every_answer(package: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.common import work_key
-from airflow_mlops.steps.score import divide
+from airflow_mlops.steps.score import between, divide
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 SCHEMA = {"id": pl.Int64(), "time": pl.Datetime("us", "UTC"), "prediction": pl.Float64()}
@@ -44,7 +44,8 @@ def write(uri: str, number: int, *, work: str = "a", content: Iterator[pl.DataFr
 
 
 def written(uri: str, number: int | None, work: str = "a") -> bool:
-    return delta.is_written(uri, work=work_key(work), window=None if number is None else day(number))
+    window = None if number is None else day(number)
+    return window in delta.find_written(uri, {window: work_key(work)})
 
 
 @pytest.fixture
@@ -81,6 +82,27 @@ def test_whoever_changes_the_window_undoes_what_was_found(uri: str) -> None:
     assert not written(uri, 0)
     write(uri, 0)
     assert height(uri) == 300
+
+
+def test_what_is_done_is_found_however_long_ago(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "_HISTORY", 2)
+    for number in range(9):
+        write(uri, number)
+    write(uri, 3, work="b")
+    works = {day(number): work_key("a") for number in range(11)}
+    assert delta.find_written(uri, works) == {day(number) for number in (0, 1, 2, 4, 5, 6, 7, 8)}
+    delta.replace_window(uri, pl.concat(frames(5)), time_column="time", window=day(5))  # does not say where
+    write(uri, 10)
+    assert delta.find_written(uri, works) == {day(10)}
+
+
+def test_a_window_has_rows_or_not(uri: str) -> None:
+    assert not delta.has_rows(uri, time_column="time", window=day(0))
+    write(uri, 0)
+    assert [delta.has_rows(uri, time_column="time", window=day(number)) for number in range(2)] == [
+        True,
+        False,
+    ]
 
 
 def test_a_whole_table_is_undone_by_any_window(uri: str) -> None:
@@ -196,13 +218,25 @@ def test_parts_tile_the_window(
     partition: str, start: str, end: str, count: int, first: str, last: str
 ) -> None:
     window = Window.parse(start, end)
-    parts = list(divide(window, partition))
+    every = {"hour": "1h", "day": "1d", "month": "1mo"}[partition]
+    times = pl.datetime_range(window.start, window.end, "1h", closed="left", eager=True)
+    starts = times.dt.truncate(every).unique().sort().to_list()
+    parts = list(divide(starts, partition, window))
     assert len(parts) == count
     assert first in str(parts[0])
     assert str(parts[-1]).startswith(last)
     assert (parts[0].start, parts[-1].end) == (window.start, window.end)
     assert all(one.end == two.start for one, two in pairwise(parts))
-    whole = list(divide(window, partition, whole=True))
+    assert between(parts, window) == []
+    assert between([parts[0], parts[2]], window) == [parts[1]]
+    assert between([parts[1]], window) == [parts[0], parts[2]]
+    assert between([parts[1]]) == []
+    whole = list(divide(starts, partition))
     assert whole[0].start <= window.start
     assert whole[-1].end >= window.end
     assert len(whole) == count
+
+
+def test_the_end_of_the_calendar_is_said() -> None:
+    with pytest.raises(SchemaMismatchError, match="last day before the year 10000"):
+        list(divide([datetime(9999, 12, 31, tzinfo=UTC)], "day"))
