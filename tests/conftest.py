@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -61,8 +62,20 @@ def shared_data(shared_data_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real MLflow server on SQLite."""
-    folder = tmp_path_factory.mktemp("mlflow")
+    """Address of a real MLflow server on SQLite, which all tests share."""
+    with _mlflow(tmp_path_factory.mktemp("mlflow")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def own_mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One for tests whose models have the names that the reference Dags give them."""
+    with _mlflow(tmp_path_factory.mktemp("own-mlflow")) as url:
+        yield url
+
+
+@contextmanager
+def _mlflow(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

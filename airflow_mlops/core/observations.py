@@ -140,8 +140,8 @@ def count_times(seconds: Sequence[float]) -> Array:
 def time_quantile(times: Sequence[int], share: float) -> float:
     """Give the time within which a share of the requests was answered, in seconds: the end of its cell.
 
-    >>> round(time_quantile(count_times([0.001, 0.002, 0.004]).tolist(), 0.5), 4)
-    0.0021
+    >>> round(time_quantile(count_times([0.001, 0.002, 0.004]).tolist(), 1.0), 4)
+    0.004
 
     :raises ValueError: there are no requests.
     """

@@ -499,7 +499,7 @@ def test_a_right_that_is_missing_is_named_before_anything_starts(
 
 @pytest.fixture
 def airflow_home(
-    kube: FakeKube, mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kube: FakeKube, own_mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, str]:
     """An environment with the reference Dag and the scenario's in its Dag folder, and everything it connects to."""
     dags = tmp_path / "dags"
@@ -509,7 +509,7 @@ def airflow_home(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = httpx.URL(mlflow_server)
+    server = httpx.URL(own_mlflow_server)
     bentoml = {"host": "127.0.0.1", "port": port, "extra": {"serving_dir": str(tmp_path / "serving")}}
     connections = {
         "MLFLOW": {"conn_type": "mlflow", "host": server.host, "port": server.port, "password": CANARY},

@@ -45,12 +45,12 @@ def test_they_fit_on_a_screen_and_a_half(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcome(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def outcome(own_mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("dag-test")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    host, mlflow_port = mlflow_server.removeprefix("http://").split(":")
+    host, mlflow_port = own_mlflow_server.removeprefix("http://").split(":")
     environment = {
         **os.environ,
         "AIRFLOW_HOME": str(folder / "airflow"),
@@ -183,15 +183,17 @@ def test_an_earlier_champion_comes_back_without_a_training(outcome: dict) -> Non
     assert closed == f"the retraining of trip_fare ended: version {outcome['back']} serves"
 
 
-def test_the_buttons_lead_somewhere(outcome: dict, mlflow_server: str) -> None:
+def test_the_buttons_lead_somewhere(outcome: dict, own_mlflow_server: str) -> None:
     links = outcome["links"]
-    assert links["train_and_deploy.train._link_MLflowRunLink"].startswith(f"{mlflow_server}/#/experiments/")
+    assert links["train_and_deploy.train._link_MLflowRunLink"].startswith(
+        f"{own_mlflow_server}/#/experiments/"
+    )
     assert (
         links["train_and_deploy.register._link_ModelVersionLink"]
-        == f"{mlflow_server}/#/models/trip_fare/versions/1"
+        == f"{own_mlflow_server}/#/models/trip_fare/versions/1"
     )
     assert (
         links["train_and_deploy.promote._link_ModelVersionLink"]
-        == f"{mlflow_server}/#/models/trip_fare/versions/1"
+        == f"{own_mlflow_server}/#/models/trip_fare/versions/1"
     )
     assert links["train_and_deploy.deploy._link_EndpointLink"].startswith("http://127.0.0.1:")

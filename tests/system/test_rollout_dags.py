@@ -18,9 +18,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
-def outcome(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def outcome(own_mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("rollout-dags")
-    host, mlflow_port = mlflow_server.removeprefix("http://").split(":")
+    host, mlflow_port = own_mlflow_server.removeprefix("http://").split(":")
 
     def bentoml(name: str) -> str:
         connection = {"conn_type": "bentoml", "host": "127.0.0.1", "port": free_port()}
