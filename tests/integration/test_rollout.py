@@ -259,6 +259,47 @@ def test_a_rollout_can_be_ended(stage: Stage) -> None:
     assert stage.told() == ["entered", "rolled_back"]
 
 
+def test_a_rollback_that_is_not_confirmed_stands(stage: Stage) -> None:
+    stage.advance("2", canary(60.0, 0.5))
+    running = stage.server.running()
+    assert running is not None
+    family = psutil.Process(running.pid).children(recursive=True)
+    for process in family:
+        process.suspend()
+    try:
+        stage.endpoint.timeout_seconds = 2
+        progress = stage.advance("2", canary(60.0, 0.5), abort="the task was killed")
+    finally:
+        for process in family:
+            process.resume()
+    assert progress.state.status == "rolled_back"
+    assert progress.restore_seconds is None
+    desired = stage.endpoint.desired()
+    assert desired is not None
+    assert [(one.model_version, one.share) for one in desired.versions] == [("1", 1.0)]
+    deadline = time.monotonic() + 20
+    while stage.serving() != {"1"} and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert stage.serving() == {"1"}
+
+
+def test_what_passed_and_was_undone_can_be_done_again(stage: Stage) -> None:
+    with Traffic(stage.server.url):
+        assert stage.roll_out("2", canary(1.0, 0.5)).state.status == "finished"
+        stage.deploy("1")
+        assert stage.serving() == {"1"}
+        assert stage.roll_out("2", canary(1.0, 0.5)).state.status == "finished"
+    assert stage.serving() == {"2"}
+    assert stage.told().count("finished") == 2
+
+
+def test_nothing_to_compare_with_is_no_shadow(tmp_path: Path, packages: dict[str, tuple[Path, str]]) -> None:
+    stage = Stage(tmp_path, packages, free_port())
+    with pytest.raises(RolloutError, match="serves nothing that version 2 could be compared with"):
+        stage.advance("2", plan_rollout("shadow"))
+    assert stage.server.running() is None
+
+
 STEERER = """
 import json, sys, time
 from tests.integration.test_rollout import Stage, canary

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from airflow_mlops.core.desired_state import serve_alone
+from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.mirror import Answered, Mirror
-from airflow_mlops.serving.model import load_model
+from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.serving.observer import Observer
 from airflow_mlops.serving.reconciler import LiveVersion, Routes
 from airflow_mlops.serving.requests import IdMaker, PredictionRequest, RequestDecoder, RequestError
@@ -312,6 +313,67 @@ class TestApp:
         assert len(caller.app._cache._answers) == 2
         again = [caller.ask("/predict", {"row": row})[1]["predictions"] for row in rows]
         assert again == first
+
+
+class TestTwoVersions:
+    """What a new version's own inputs refuse is its failure, not the caller's, as long as the version before takes it."""
+
+    @pytest.fixture
+    def caller(self, package: Path, tmp_path: Path) -> Caller:
+        caller = Caller(tmp_path, package)
+        old = load_model(package)
+        strict = ModelSignature(
+            inputs=(FieldSpec(name="x", type="number", nullable=False), *old.manifest.signature.inputs[1:]),
+            output="y",
+        )
+        new = ServedModel(manifest=replace(old.manifest, signature=strict), predictor=old.predictor)
+        state = DesiredState(
+            model_name="m",
+            versions=(
+                ServedVersion(model_version="1", package_digest="sha256:0", share=0.0),
+                ServedVersion(model_version="2", package_digest="sha256:1", share=1.0),
+            ),
+            mirror="1",
+            leased=True,
+            previous_version=None,
+            revision=2,
+        )
+        versions = {
+            name: LiveVersion(model_version=name, package_digest=f"sha256:{name}", model=model)
+            for name, model in (("1", old), ("2", new))
+        }
+        caller.app.reconciler.routes = Routes(state, versions)
+        caller.app.observer.begin(caller.app.reconciler.routes)
+        return caller
+
+    def test_the_one_before_answers_and_it_counts(self, caller: Caller) -> None:
+        fine, refused = {"row": {"x": 1.0, "kind": "a"}}, {"row": {"x": None, "kind": "a"}}
+        assert [caller.ask("/predict", body)[1]["model_version"] for body in (fine, refused, fine)] == [
+            "2",
+            "1",
+            "2",
+        ]
+        seen = caller.app.observer.read()
+        assert (seen.of("2").requests, seen.of("2").failed) == (3, 1)
+        assert seen.of("1").requests == 0  # it stood in: the lot did not draw it
+
+    def test_what_nobody_takes_is_the_callers(self, caller: Caller) -> None:
+        status, answer, _ = caller.ask("/predict", {"row": {"kind": "a"}})
+        assert (status, "x: field is missing" in answer["error"]) == (422, True)
+        assert caller.app.observer.read().of("2").requests == 0
+
+    def test_a_mirror_refuses_what_it_would_have_refused(self, caller: Caller) -> None:
+        routes = caller.app.reconciler.routes
+        assert routes is not None
+        mirror = Mirror(caller.app.observer)
+        mirror.start()
+        for x in (1.0, math.nan):
+            mirror.offer(routes.versions["2"], Answered(2, {"x": [x], "kind": ["a"]}, [2.0], lambda *_: True))
+        mirror.stop()
+        assert (caller.app.observer.read().of("2").requests, caller.app.observer.read().of("2").failed) == (
+            2,
+            1,
+        )
 
 
 class TestMirror:

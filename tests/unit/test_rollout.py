@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from airflow_mlops.core.canary import (
     Losses,
     analyze,
     clearly_better,
+    losses_of,
     more_often,
+    per_caller,
     rank_test,
 )
 from airflow_mlops.core.codec import from_dict, to_dict
@@ -42,7 +47,8 @@ from airflow_mlops.core.rollout import (
 )
 from airflow_mlops.exceptions import RolloutError
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
-from airflow_mlops.serving.reconciler import LiveVersion, Routes
+from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes, lagging_workers
+from tests.packages import build_package
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 ONE = serve_alone(None, model_name="m", model_version="1", package_digest="sha256:1")
@@ -146,6 +152,68 @@ class TestLease:
 
     def test_a_file_that_is_none_is_no_lease(self, tmp_path: Path) -> None:
         (tmp_path / "lease.json").write_text('{"revision": 1}')
+        assert read_lease(tmp_path) is None
+
+
+class TestReconciler:
+    @pytest.fixture
+    def digests(self, tmp_path: Path) -> dict[str, str]:
+        return {name: build_package(tmp_path / "models" / "m" / name) for name in ("1", "2")}
+
+    def test_what_could_not_be_loaded_is_tried_again_and_said_meanwhile(
+        self, tmp_path: Path, digests: dict[str, str]
+    ) -> None:
+        one = serve_alone(None, model_name="m", model_version="1", package_digest=digests["1"])
+        (tmp_path / "desired.json").write_bytes(one.to_bytes())
+        looks = Reconciler(tmp_path)
+        looks.reconcile()
+        (tmp_path / "models" / "m" / "2").rename(tmp_path / "elsewhere")
+        two = serve_alone(one, model_name="m", model_version="2", package_digest=digests["2"])
+        (tmp_path / "desired.json").write_bytes(two.to_bytes())
+        for _ in range(3):
+            looks.reconcile()
+            assert "no such folder" in str(looks.error)
+            assert looks.routes is not None
+            assert looks.routes.state.stable.model_version == "1"
+        (tmp_path / "elsewhere").rename(tmp_path / "models" / "m" / "2")
+        deadline = time.monotonic() + 10
+        while looks.error and time.monotonic() < deadline:
+            looks.reconcile()
+        assert (looks.error, looks.routes.state.stable.model_version) == (None, "2")
+        assert lagging_workers(tmp_path, two.revision) == []
+        assert lagging_workers(tmp_path, 7) == [os.getpid()]
+
+    def test_a_worker_that_starts_serves_the_stable_version_at_least(
+        self, tmp_path: Path, digests: dict[str, str]
+    ) -> None:
+        both = DesiredState(
+            model_name="m",
+            versions=(
+                ServedVersion(model_version="1", package_digest=digests["1"], share=0.5),
+                ServedVersion(model_version="2", package_digest="sha256:" + "0" * 64, share=0.5),
+            ),
+            leased=True,
+            previous_version=None,
+            revision=2,
+        )
+        (tmp_path / "desired.json").write_bytes(both.to_bytes())
+        grant_lease(tmp_path, 2, 60.0)
+        looks = Reconciler(tmp_path)
+        looks.reconcile()
+        assert looks.routes is not None
+        assert [one.model_version for one in looks.routes.state.versions] == ["1"]
+        assert "this is not the package that was registered" in str(looks.error)
+
+    def test_whoever_looks_on_does_not_end_it(self, tmp_path: Path, digests: dict[str, str]) -> None:
+        def fails(routes: Routes) -> None:
+            raise OSError("too many open files")
+
+        desired = serve_alone(None, model_name="m", model_version="1", package_digest=digests["1"])
+        (tmp_path / "desired.json").write_bytes(desired.to_bytes())
+        looks = Reconciler(tmp_path, on_change=fails)
+        looks.reconcile()
+        assert looks.routes is not None
+        (tmp_path / "lease.json").mkdir()  # a lease that can't be read: nobody steers
         assert read_lease(tmp_path) is None
 
 
@@ -388,6 +456,61 @@ class TestAnalysis:
         assert (better.judgement, clearly_better(better, policy)) == ("fine", True)
         assert (worse.judgement, clearly_better(worse, policy)) == ("worse", False)
         assert (none.judgement, clearly_better(none, policy)) == ("no data", False)
+
+    def test_rows_that_were_drawn_together_count_once(self) -> None:
+        random = np.random.default_rng(2)
+        stopped = {"rows": 0, "drawn": 0}
+        for _ in range(200):
+            sides = []
+            for _ in range(2):
+                tastes = np.repeat(random.normal(2.0, 1.0, 60), 30)
+                names = np.repeat([f"caller {number}" for number in range(60)], 30).tolist()
+                losses = tastes + random.normal(0.0, 0.2, len(tastes))
+                sides.append((losses, names))
+            policy = CanaryPolicy(minimum_requests=50)
+            for kind in stopped:
+                told = [
+                    losses_of(losses, names if kind == "drawn" else [None] * len(losses))
+                    for losses, names in sides
+                ]
+                found = compare(seen(900), seen(600, seed=1), losses=(told[0], told[1]), policy=policy)
+                stopped[kind] += clearly_better(found, policy)
+        assert stopped["drawn"] / 200 <= 0.09
+        assert stopped["rows"] / 200 >= 0.25  # what would be promised wrongly
+
+    def test_losses_of_rows_that_were_drawn_one_by_one(self) -> None:
+        losses = np.random.default_rng(0).exponential(size=400)
+        told = losses_of(losses, [f"request {number}" for number in range(400)])
+        assert (told.count, told.mean) == (400, pytest.approx(losses.mean()))
+        assert told.variance == pytest.approx(losses.var(ddof=1))
+
+    def test_callers_count_not_their_requests(self) -> None:
+        many = replace(seen(9_000), callers=300)
+        few = per_caller(many)
+        assert (few.requests, sum(few.times), sum(few.answers)) == (300, 300, 300)
+        assert (
+            compare(many, replace(seen(3_000, seed=1), callers=100), share=0.25, sticky=True).judgement
+            == "no data"
+        )
+
+    def test_as_long_as_something_is_missing_only_failures_are_judged(self) -> None:
+        slow = seen(500, seconds=0.01, seed=1)
+        found = compare(seen(2000), slow, share=0.2, losses=(Losses(), Losses()))
+        assert found.judgement == "no data"
+        assert finding(found, "latency").sentence == "latency waits for the others"
+        assert (
+            compare(seen(2000), seen(500, failed=50), share=0.2, losses=(Losses(), Losses())).judgement
+            == "worse"
+        )
+
+    def test_answers_without_cells_are_no_pass(self) -> None:
+        both = Observations(revision=1, versions={"1": seen(900), "2": seen(600, seed=1)})
+        strict, waived = CanaryPolicy(), CanaryPolicy(answer_tolerance=None)
+        judged = [
+            analyze(both, stable="1", new="2", policy=policy, looks=6).judgement
+            for policy in (strict, waived)
+        ]
+        assert judged == ["no data", "fine"]
 
     def test_labels_of_classes(self) -> None:
         cells = AnswerCells(labels=("no", "yes"))
