@@ -291,6 +291,10 @@ class Kubelet:
             environment["BENTO_PATH"] = "/bento"
             mounts.insert(0, (str(bento), "/bento"))
             entrypoint = ["bash", "/bento/env/docker/entrypoint.sh"]
+        # A volume over /tmp hides what an image would have elsewhere, where this checkout lies in there.
+        image = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]))
+        hidden = [path for path in image if any(Path(path).is_relative_to(at) for _, at in mounts)]
+        mounts += [(path, path) for path in hidden]
         if spec.get("ports"):
             port = self.ports[pod["metadata"]["uid"]] = free_port()
             environment["PORT"] = str(port)
