@@ -4,18 +4,17 @@ A new champion is rolled out step by step: it answers 5, 25, then 50 % of the re
 the same minutes: failures, times, answers, and losses as labels come. Whatever goes wrong, the old version answers everything again,
 and the champion alias goes back to it. The task waits without a worker. Who decided what, and why, is in the ledger.
 
-Leave the task `deploy` out of the Dags that promote: this one deploys whatever they make champion.
+Run it by hand, or by `schedule=[model_asset("trip_fare")]` after every promotion: then leave the task `deploy` out of the Dags that
+promote, for one endpoint has one rollout at a time.
 
 * **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`).
-* **Variable**: `mlops_data_root`.
-* **In**: asset *trip_fare champion*.
+* **In**: the champion of `trip_fare`.
 """
 
 from __future__ import annotations
 
 from airflow.sdk import DAG, Param
 
-from airflow_mlops.assets import model_asset
 from airflow_mlops.operators.deploy import DeployModelOperator
 from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
@@ -25,7 +24,7 @@ MODEL = "trip_fare"
 with DAG(
     dag_id="canary_deploy",
     doc_md=__doc__,
-    schedule=[model_asset(MODEL)],
+    schedule=None,  # or [model_asset(MODEL)], where no other Dag deploys
     catchup=False,
     render_template_as_native_obj=True,  # a number in params stays a number
     max_active_runs=1,

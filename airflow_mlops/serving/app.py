@@ -75,6 +75,7 @@ class EndpointApp:
             on_change=self._routes_changed,
             poll_seconds=settings.poll_seconds,
             public_keys=settings.public_keys,
+            workers=settings.workers,
         )
         self.metrics: EndpointMetrics | None = None
         #: Whether callers are told to ask elsewhere, as this worker is about to end.

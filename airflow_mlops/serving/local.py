@@ -19,7 +19,7 @@ from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_signature, read_verified, write_signature
-from airflow_mlops.serving.reconciler import DESIRED_FILE, lagging_workers
+from airflow_mlops.serving.reconciler import DESIRED_FILE, workers_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -242,9 +242,8 @@ def _wait_until_live(
         problem = status["error"] or f"it serves version {status['model_version']}"
         if status["revision"] != desired.revision or status["error"] is not None:
             return False
-        lagging = lagging_workers(server.serving_dir, desired.revision)
-        problem = f"workers {', '.join(map(str, lagging))} do not serve it yet"
-        return not lagging
+        problem = workers_behind(server.serving_dir, desired.revision)
+        return problem is None
 
     with EndpointClient(server.url, server.token, timeout_seconds=5) as client:
         if not wait_until(lambda: live(client), timeout_seconds=timeout_seconds):

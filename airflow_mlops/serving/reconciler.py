@@ -93,6 +93,7 @@ class Reconciler:
     :param on_change: called with the new routes after every swap.
     :param poll_seconds: how often the desired state is looked at.
     :param public_keys: keys a package must be signed with before it is loaded; ``None`` checks digests only.
+    :param workers: how many workers the service has.
     """
 
     def __init__(
@@ -102,8 +103,10 @@ class Reconciler:
         on_change: Callable[[Routes], None] | None = None,
         poll_seconds: float = 0.2,
         public_keys: str | None = None,
+        workers: int = 1,
     ) -> None:
         self.serving_dir = serving_dir
+        self.workers = workers
         self.poll_seconds = poll_seconds
         self.public_keys = public_keys
         self.routes: Routes | None = None
@@ -217,7 +220,7 @@ class Reconciler:
         folder.mkdir(exist_ok=True)
         revision = None if routes.fell_back else routes.state.revision
         process = psutil.Process()
-        known = {"started": process.create_time(), "revision": revision}
+        known = {"started": process.create_time(), "revision": revision, "workers": self.workers}
         write_whole(folder / f"{process.pid}.json", json.dumps(known).encode())
 
     def _reconcile_regularly(self) -> None:
@@ -228,16 +231,20 @@ class Reconciler:
                 logger.exception("looking at what is desired failed")
 
 
-def lagging_workers(serving_dir: Path, revision: int) -> list[int]:
-    """Give the pids of workers that live and do not serve a revision."""
-    lagging = []
-    for path in (serving_dir / WORKERS_FOLDER).glob("*.json"):
+def workers_behind(serving_dir: Path, revision: int) -> str | None:
+    """Say which workers do not serve a revision yet; ``None`` when all do that the service has."""
+    lagging, there, wanted = [], 0, 1
+    for path in sorted((serving_dir / WORKERS_FOLDER).glob("*.json")):
         known = json.loads(path.read_text())
         if not _lives(int(path.stem), known["started"]):
             path.unlink(missing_ok=True)
-        elif known["revision"] != revision:
-            lagging.append(int(path.stem))
-    return lagging
+            continue
+        there, wanted = there + 1, max(wanted, int(known["workers"]))
+        if known["revision"] != revision:
+            lagging.append(path.stem)
+    if lagging:
+        return f"workers {', '.join(lagging)} do not serve it yet"
+    return f"{there} of {wanted} workers have started" if there < wanted else None
 
 
 def _lives(pid: int, started: float) -> bool:

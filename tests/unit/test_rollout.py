@@ -47,7 +47,7 @@ from airflow_mlops.core.rollout import (
 )
 from airflow_mlops.exceptions import RolloutError
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
-from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes, lagging_workers
+from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes, workers_behind
 from tests.packages import build_package
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -180,8 +180,11 @@ class TestReconciler:
         while looks.error and time.monotonic() < deadline:
             looks.reconcile()
         assert (looks.error, looks.routes.state.stable.model_version) == (None, "2")
-        assert lagging_workers(tmp_path, two.revision) == []
-        assert lagging_workers(tmp_path, 7) == [os.getpid()]
+        assert workers_behind(tmp_path, two.revision) is None
+        assert workers_behind(tmp_path, 7) == f"workers {os.getpid()} do not serve it yet"
+        with_another = Reconciler(tmp_path, workers=2)
+        with_another.reconcile()
+        assert workers_behind(tmp_path, two.revision) == "1 of 2 workers have started"
 
     def test_a_worker_that_starts_serves_the_stable_version_at_least(
         self, tmp_path: Path, digests: dict[str, str]
