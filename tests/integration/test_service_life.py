@@ -83,13 +83,13 @@ def test_swaps_lose_no_request_and_every_worker_follows(server: LocalServer, dep
     assert callers.lost == []
 
 
-def test_who_was_accepted_is_answered_when_it_ends(server: LocalServer, deploy: Deploy) -> None:
+def test_who_has_been_answered_before_loses_nothing_when_it_ends(server: LocalServer, deploy: Deploy) -> None:
     deploy("1")
     with Callers(server.port, ROWS[:1], go_home_when_refused=True) as callers:
         callers.until(500)
         server.stop()
         callers.wait()  # refused, they have gone home
-    # A connection that is being made while the port closes may be reset before it has asked anything; what was asked is answered.
+    # Known gap: a connection that is made while the port closes can be reset, and its first request is lost.
     made = [lost for lost in callers.lost if lost.endswith("on request 0 of a connection")]
     assert (callers.lost, len(made) <= 2) == (made, True)
     assert set(callers.answers) == {(200, "1")}
