@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlops.core.environment import bare_environment
+from airflow_mlops.core.names import distinct
 
 #: When every Bento was made, so that equal ones are equal; the ledger knows when it really was.
 _NO_TIME = "1980-01-01T00:00:00+00:00"
@@ -105,11 +106,13 @@ def built_bento(
 def bento_name(model_name: str) -> str:
     """Give the name a model's Bentos have: BentoML takes lower case, digits and ``_-.`` only.
 
-    >>> bento_name("Trip Fare (NYC)")
-    'trip-fare-nyc'
+    Two models never have the same.
+
+    >>> bento_name("trip_fare"), bento_name("Trip Fare (NYC)")
+    ('trip_fare', 'trip-fare-nyc-7b2f2f')
     """
-    name = re.sub(r"[^a-z0-9_.-]+", "-", model_name.lower()).strip("-_.")
-    return name or "model"
+    plain = re.sub(r"[^a-z0-9_.-]+", "-", model_name.lower()).strip("-_.")
+    return distinct(plain or "model", model_name)
 
 
 def digest_of(folder: Path) -> str:

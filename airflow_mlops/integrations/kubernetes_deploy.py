@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.exceptions import ConnectionConfigError, RolloutError, TransientError
 from airflow_mlops.integrations.kubernetes_manifests import (
-    ACTOR,
     TEMPLATE,
     VERSION,
     KubernetesEndpoint,
     Manifest,
+    Progress,
+    actor_of,
     annotation_of_template,
     former_of,
     is_ours,
     progress_of,
+    sets_replicas,
     template_of,
 )
+from airflow_mlops.integrations.way_back import NotReadyError, carry_out
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -50,7 +53,8 @@ _PLURALS = {
 
 _ROLE = "the rules of deploy/kubernetes/deploy-role.yaml"
 
-_MANAGER = "airflow-mlops"
+#: Who applies the objects; and who, once, the number of pods, which from then on is whoever changes it: the autoscaler.
+_MANAGER, _SIZE_MANAGER = "airflow-mlops", "airflow-mlops-size"
 
 _REQUEST_SECONDS = 30.0
 
@@ -92,9 +96,9 @@ class Cluster:
                 f"account {_ROLE}. Nothing was changed"
             )
 
-    def apply(self, manifest: Manifest) -> Manifest:
+    def apply(self, manifest: Manifest, manager: str = _MANAGER) -> Manifest:
         """Make an object what a manifest says, by server-side apply; unknown fields are refused."""
-        query = [("fieldManager", _MANAGER), ("force", "true"), ("fieldValidation", "Strict")]
+        query = [("fieldManager", manager), ("force", "true"), ("fieldValidation", "Strict")]
         path = self._path(manifest["apiVersion"], _PLURALS[manifest["kind"]], manifest["metadata"]["name"])
         return self._call("PATCH", path, query, manifest, content="application/apply-patch+yaml")
 
@@ -206,6 +210,7 @@ class RolledOut:
     :param state: ``serving``: the new version. ``rolled_back``: the one before it, as the new one did not become ready.
     :param serving_version: that answers.
     :param previous_version: the version before the one that answers; ``None`` at the first deployment.
+    :param deployment_uid: of the Deployment: one that was deleted and made again, or of another cluster, has another.
     :param revision: of the Deployment.
     :param started: whether there was no such service.
     :param restore_seconds: that it took to see the former version serve again.
@@ -215,6 +220,7 @@ class RolledOut:
     state: Literal["serving", "rolled_back"]
     serving_version: str
     previous_version: str | None
+    deployment_uid: str
     revision: int
     seconds: float
     started: bool
@@ -249,146 +255,162 @@ def roll_out(
         )
     if secret is not None:
         cluster.create(secret)
-    try:
-        for manifest in (
-            endpoint.service(),
-            endpoint.disruption_budget(),
-            endpoint.deployment(actor=actor),
-            endpoint.autoscaler(),
-        ):
-            if manifest is not None:
-                cluster.apply(manifest)
-        revision = _wait(cluster, endpoint, poll_seconds)
-    except _NotReadyError as err:
-        return _take_back(cluster, endpoint, actor, str(err), started, poll_seconds)
-    except BaseException:
-        # The task ends: there is no time to look, but what served has not gone yet and need only be asked for again.
-        with contextlib.suppress(Exception):
-            _undo(cluster, endpoint, actor)
-        raise
+    rollout = _Rollout(cluster, endpoint, actor, before, poll_seconds)
+    taken_back = carry_out(rollout)
+    now = rollout.now
     return RolledOut(
-        state="serving",
-        serving_version=endpoint.model_version,
-        previous_version=_previous_version(cluster, endpoint),
-        revision=revision,
+        state="rolled_back" if taken_back else "serving",
+        serving_version=taken_back.version if taken_back else endpoint.model_version,
+        previous_version=None if taken_back else rollout.previous_version,
+        deployment_uid=now["metadata"]["uid"],
+        revision=int(now["metadata"]["annotations"]["deployment.kubernetes.io/revision"]),
         seconds=time.monotonic() - started,
         started=before is None,
+        restore_seconds=taken_back.seconds if taken_back else None,
+        reason=taken_back.reason if taken_back else "",
     )
 
 
-class _NotReadyError(Exception):
-    pass
+class _Rollout:
+    """One attempt: what it found, what it asks for, and the way back.
 
-
-def _wait(cluster: Cluster, endpoint: KubernetesEndpoint, poll_seconds: float) -> int:
-    """Wait until the rollout is done.
-
-    :returns: the Deployment's revision.
-    :raises _NotReadyError: it failed; says why.
+    :param before: the Deployment as it was found.
     """
-    # The cluster says itself when there is no progress; this is for a cluster that says nothing.
-    deadline = time.monotonic() + endpoint.progress_seconds * (endpoint.maximum + 1) + 60.0
-    said = ""
-    while True:
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        endpoint: KubernetesEndpoint,
+        actor: str,
+        before: Manifest | None,
+        poll_seconds: float,
+    ) -> None:
+        self.cluster, self.endpoint, self.actor = cluster, endpoint, actor
+        self.before, self.poll_seconds = before, poll_seconds
+        self.where = f"{endpoint.namespace}/{endpoint.name}"
+        self.what = f"version {endpoint.model_version} of {endpoint.model_name}"
+        #: The Deployment when its rollout was seen done.
+        self.now: Manifest = {}
+        self.previous_version: str | None = None
+        self._wanted = endpoint.template()["metadata"]["annotations"][TEMPLATE]
+        self._asked_for = self._wanted
+        self._applied = False
+
+    def ask(self) -> None:
+        """Ask for the version; the address first, which leads to whatever is ready."""
+        self.cluster.apply(self.endpoint.service())
+        if self.before is not None and sets_replicas(self.before, _MANAGER):
+            self.cluster.apply(self.endpoint.size(self.before["spec"].get("replicas", 1)), _SIZE_MANAGER)
+        self._applied = True  # the answer may get lost
+        self.cluster.apply(self.endpoint.deployment(actor=self.actor))
+        if self.before is None:
+            self.cluster.apply(self.endpoint.size(self.endpoint.minimum), _SIZE_MANAGER)
+
+    def settle(self) -> None:
+        """Do what is left when the new pods serve: how many there are is changed for no version that may be taken back."""
+        former = self.before
+        if former is not None and annotation_of_template(former, TEMPLATE) == self._wanted:
+            former = self._newest_other(self.now)
+        self.previous_version = annotation_of_template(former, VERSION) if former else None
+        self.cluster.apply(self.endpoint.disruption_budget())
+        self.cluster.apply(self.endpoint.autoscaler())
+
+    def wait(self) -> None:
+        """Wait until the rollout of what was asked for last is done.
+
+        :raises NotReadyError: it failed; says why.
+        :raises RolloutError: the Deployment is not asked to be this any more.
+        """
+        # The cluster says itself when there is no progress; this is for a cluster that says nothing.
+        pods = max(self.endpoint.maximum, self.before["spec"].get("replicas", 1) if self.before else 1)
+        seconds = self.endpoint.progress_seconds * (pods + 1) + 60.0
+        deadline = time.monotonic() + seconds
+        said = ""
+        while True:
+            progress = self._look()
+            if progress.status == "done":
+                return
+            if progress.status == "failed":
+                raise NotReadyError(self._explained(progress.reason))
+            if progress.reason != said:
+                log.info("%s: %s", self.where, progress.reason)
+                said = progress.reason
+            if time.monotonic() > deadline:
+                raise NotReadyError(self._explained(progress.reason))
+            time.sleep(self.poll_seconds)
+
+    def undo(self) -> str | None:
+        """Ask for the template that was there before again, unless somebody else has deployed since.
+
+        :returns: the version that is asked for now; ``None`` where none is known to have served.
+        """
+        if not self._applied:
+            return annotation_of_template(self.before, VERSION) if self.before else None
+        for _ in range(_UNDO_ATTEMPTS):
+            found = self.cluster.deployment(self.endpoint.name)
+            if found is None:
+                return None
+            asked_for = annotation_of_template(found, TEMPLATE)
+            if actor_of(found) != self.actor or asked_for != self._wanted:
+                self._asked_for = asked_for or ""
+                return annotation_of_template(found, VERSION)  # theirs, not applied, or put back already
+            former = self._former(found)
+            if former is None or annotation_of_template(former, TEMPLATE) == self._wanted:
+                return None
+            manifest = self.endpoint.deployment(actor=self.actor, template=template_of(former))
+            # Only if nobody has written since: the cluster's controllers do, with every pod that changes.
+            manifest["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
+            try:
+                self.cluster.apply(manifest)
+            except _ConflictError:
+                continue
+            self._asked_for = annotation_of_template(former, TEMPLATE) or ""
+            return annotation_of_template(former, VERSION)
+        raise TransientError(
+            f"{self.where} changes all the time and can't be put back: kubectl rollout undo deployment "
+            f"{self.endpoint.name} does it"
+        )
+
+    def _former(self, found: Manifest) -> Manifest | None:
+        """Find what has the template that was there before this attempt.
+
+        :returns: a Deployment or ReplicaSet; ``None`` where nothing was, or nobody knows.
+        """
+        if self.before is None:
+            return None
+        if annotation_of_template(self.before, TEMPLATE) != self._wanted:
+            return self.before
+        if actor_of(self.before) != self.actor or progress_of(self.before).status == "done":
+            return None
+        # An attempt of ours before this one was lost in the middle: what it found can only be guessed. Old pods go when new ones
+        # are there in their place: where none is left, the rollout was over, and it is the number of pods that changes.
+        former = self._newest_other(found)
+        return former if former and (former.get("status") or {}).get("readyReplicas") else None
+
+    def _newest_other(self, found: Manifest) -> Manifest | None:
+        return former_of(self.cluster.replica_sets(found, self.endpoint.selector), self._wanted)
+
+    def _look(self) -> Progress:
         try:
-            found = cluster.deployment(endpoint.name)
-        except _ConflictError:
-            raise
+            found = self.cluster.deployment(self.endpoint.name)
         except TransientError as err:
             log.warning("%s; looking again", err)
-            found = None
-            reason = str(err)
-        else:
-            if found is None:
-                raise RolloutError(f"Deployment {endpoint.namespace}/{endpoint.name} was deleted meanwhile")
-            progress = progress_of(found)
-            reason = progress.reason
-            if progress.status == "done":
-                return int(found["metadata"]["annotations"]["deployment.kubernetes.io/revision"])
-            if progress.status == "failed":
-                raise _NotReadyError(_explained(cluster, endpoint, reason))
-        if reason != said:
-            log.info("%s/%s: %s", endpoint.namespace, endpoint.name, reason)
-            said = reason
-        if time.monotonic() > deadline:
-            raise _NotReadyError(_explained(cluster, endpoint, reason))
-        time.sleep(poll_seconds)
-
-
-def _explained(cluster: Cluster, endpoint: KubernetesEndpoint, reason: str) -> str:
-    troubles = cluster.why_not_ready(endpoint.selector, endpoint.model_version)
-    return f"{reason} ({troubles})" if troubles else reason
-
-
-def _take_back(
-    cluster: Cluster,
-    endpoint: KubernetesEndpoint,
-    actor: str,
-    why: str,
-    started: float,
-    poll_seconds: float,
-) -> RolledOut:
-    """Put back what served before and see it serve."""
-    begun = time.monotonic()
-    where = f"{endpoint.namespace}/{endpoint.name}"
-    what = f"version {endpoint.model_version} of {endpoint.model_name} did not become ready in {where}: {why}"
-    version = _undo(cluster, endpoint, actor)
-    if version is None:
-        raise RolloutError(f"{what}. Nothing served before; it was left as it is, to be looked at")
-    try:
-        revision = _wait(cluster, endpoint, poll_seconds)
-    except _NotReadyError as err:
-        raise RolloutError(
-            f"{what}. Version {version} was asked for again, and is not wholly ready either: {err}"
-        ) from err
-    return RolledOut(
-        state="rolled_back",
-        serving_version=version,
-        previous_version=None,
-        revision=revision,
-        seconds=time.monotonic() - started,
-        started=False,
-        restore_seconds=time.monotonic() - begun,
-        reason=what,
-    )
-
-
-def _undo(cluster: Cluster, endpoint: KubernetesEndpoint, actor: str) -> str | None:
-    """Ask for the template of the former ReplicaSet again, unless somebody else has deployed since.
-
-    :returns: the version that serves; ``None`` where there is no former one.
-    """
-    template = endpoint.template()["metadata"]["annotations"][TEMPLATE]
-    for _ in range(_UNDO_ATTEMPTS):
-        found = cluster.deployment(endpoint.name)
+            return Progress(status="waiting", reason=str(err))
         if found is None:
-            return None
-        if (found["metadata"].get("annotations") or {}).get(ACTOR) != actor:
-            return annotation_of_template(found, VERSION)  # theirs
-        if annotation_of_template(found, TEMPLATE) != template:
-            return annotation_of_template(found, VERSION)  # not applied, or put back already
-        former = former_of(cluster.replica_sets(found, endpoint.selector), template)
-        if former is None:
-            return None
-        manifest = endpoint.deployment(actor=actor, template=template_of(former))
-        # Only if nobody has written since: the cluster's controllers do, with every pod that changes.
-        manifest["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
-        try:
-            cluster.apply(manifest)
-        except _ConflictError:
-            continue
-        return annotation_of_template(former, VERSION)
-    raise TransientError(
-        f"{endpoint.namespace}/{endpoint.name} changes all the time and can't be put back: kubectl rollout undo deployment "
-        f"{endpoint.name} does it"
-    )
+            raise RolloutError(f"Deployment {self.where} was deleted meanwhile")
+        if annotation_of_template(found, TEMPLATE) != self._asked_for:
+            version, by = annotation_of_template(found, VERSION), actor_of(found)
+            who = f"by {by}" if by != self.actor else "not by this task: kubectl rollout undo, perhaps"
+            raise RolloutError(
+                f"{self.what} does not serve in {self.where}: meanwhile version {version} was asked for, {who}. "
+                "It was left as it is"
+            )
+        self.now = found
+        return progress_of(found)
 
-
-def _previous_version(cluster: Cluster, endpoint: KubernetesEndpoint) -> str | None:
-    found = cluster.deployment(endpoint.name)
-    template = endpoint.template()["metadata"]["annotations"][TEMPLATE]
-    former = former_of(cluster.replica_sets(found, endpoint.selector), template) if found else None
-    return annotation_of_template(former, VERSION) if former else None
+    def _explained(self, reason: str) -> str:
+        troubles = self.cluster.why_not_ready(self.endpoint.selector, self.endpoint.model_version)
+        return f"{reason} ({troubles})" if troubles else reason
 
 
 def _troubles(pod: Manifest) -> Iterator[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from airflow_mlops.core.codec import canonical_json
+from airflow_mlops.core.names import distinct
 
 Manifest = dict[str, Any]
 
@@ -53,7 +54,7 @@ class KubernetesEndpoint:
     :param image: built from the version's Bento.
     :param namespace: of all objects.
     :param minimum: of pods.
-    :param maximum: of pods; with the same as ``minimum`` nothing scales.
+    :param maximum: of pods; the same as ``minimum`` is a fixed number.
     :param cpu: what is set aside for a pod; the autoscaler measures against it.
     :param memory: what is set aside for a pod, and the most it may have.
     :param target_cpu: share of ``cpu`` in use, in percent, above which there are more pods.
@@ -140,7 +141,7 @@ class KubernetesEndpoint:
         return {"metadata": metadata, "spec": spec}
 
     def deployment(self, *, actor: str, template: Manifest | None = None) -> Manifest:
-        """Give the Deployment; without a number of pods, which is the autoscaler's where there is one.
+        """Give the Deployment; without a number of pods, which is the autoscaler's.
 
         :param actor: who deploys.
         :param template: of the pods, when it is to be another than this version's.
@@ -153,21 +154,27 @@ class KubernetesEndpoint:
             "revisionHistoryLimit": 5,
             "template": template or self.template(),
         }
-        if self.minimum == self.maximum:
-            wanted["replicas"] = self.minimum
         made = self._object("apps/v1", "Deployment", wanted)
         made["metadata"]["annotations"] = {MODEL: self.model_name, ACTOR: actor}
         return made
+
+    def size(self, pods: int) -> Manifest:
+        """Give the Deployment's number of pods and nothing else of it."""
+        metadata = {"name": self.name, "namespace": self.namespace}
+        return {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata,
+            "spec": {"replicas": pods},
+        }
 
     def service(self) -> Manifest:
         """Give the Service: one address for all pods that are ready."""
         port = {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}
         return self._object("v1", "Service", {"selector": self.selector, "ports": [port]})
 
-    def autoscaler(self) -> Manifest | None:
-        """Give the HorizontalPodAutoscaler; ``None`` where the number of pods is fixed."""
-        if self.minimum == self.maximum:
-            return None
+    def autoscaler(self) -> Manifest:
+        """Give the HorizontalPodAutoscaler; a fixed number of pods is its as well, so that it can change either way."""
         target = {"type": "Utilization", "averageUtilization": self.target_cpu}
         wanted = {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": self.name},
@@ -234,10 +241,7 @@ def secret_of(namespace: str, model_name: str, values: Mapping[str, str]) -> Man
 
     :param values: variables of the service.
     """
-    # Slow on purpose: a token that people chose could be guessed from a plain digest.
-    salt = b"airflow-mlops kubernetes endpoint"
-    digest = hashlib.scrypt(canonical_json(dict(values)).encode(), salt=salt, n=2**14, r=8, p=1, dklen=6)
-    name = f"{object_name(model_name)}-{digest.hex()}"
+    name = secret_name(model_name, values)
     metadata = {"name": name, "namespace": namespace, "labels": {MANAGED_BY: _OURS}}
     return {
         "apiVersion": "v1",
@@ -248,17 +252,25 @@ def secret_of(namespace: str, model_name: str, values: Mapping[str, str]) -> Man
     }
 
 
+def secret_name(model_name: str, values: Mapping[str, str]) -> str:
+    """Give the name of the secret with these values, by which whoever sees it can check a guess at them.
+
+    Its digest has 48 bits, and a salt that is the same everywhere: a random token stays unknown, one that people chose may not.
+    """
+    # Slow on purpose: a token that people chose could be guessed from a plain digest.
+    salt = b"airflow-mlops kubernetes endpoint"
+    digest = hashlib.scrypt(canonical_json(dict(values)).encode(), salt=salt, n=2**14, r=8, p=1, dklen=6)
+    return f"{object_name(model_name)}-{digest.hex()}"
+
+
 def object_name(model_name: str) -> str:
     """Give the name a model's objects have; two models never have the same.
 
-    >>> object_name("taxi-fare"), object_name("Taxi_Fare")
-    ('model-taxi-fare', 'model-taxi-fare-fe354d')
+    >>> object_name("taxi-fare"), object_name("Taxi_Fare"), object_name("taxi-fare-fe354d")
+    ('model-taxi-fare', 'model-taxi-fare-fe354d', 'model-taxi-fare-fe354d-cba3a9')
     """
     plain = re.sub(r"[^a-z0-9]+", "-", model_name.lower()).strip("-")[:40].strip("-")
-    if plain == model_name:
-        return f"model-{plain}"
-    digest = hashlib.sha256(model_name.encode()).hexdigest()[:6]
-    return "-".join(filter(None, ("model", plain, digest)))
+    return f"model-{distinct(plain, model_name)}"
 
 
 def is_ours(found: Manifest, model_name: str) -> bool:
@@ -266,6 +278,20 @@ def is_ours(found: Manifest, model_name: str) -> bool:
     meta = found["metadata"]
     ours = (meta.get("labels") or {}).get(MANAGED_BY) == _OURS
     return ours and (meta.get("annotations") or {}).get(MODEL) == model_name
+
+
+def actor_of(found: Manifest) -> str | None:
+    """Tell who deployed last."""
+    value: str | None = (found["metadata"].get("annotations") or {}).get(ACTOR)
+    return value
+
+
+def sets_replicas(found: Manifest, manager: str) -> bool:
+    """Tell whether a field manager has applied a Deployment's number of pods: when it no longer does, that becomes 1."""
+    return any(
+        one.get("manager") == manager and "f:replicas" in (one.get("fieldsV1") or {}).get("f:spec", {})
+        for one in found["metadata"].get("managedFields") or ()
+    )
 
 
 def annotation_of_template(found: Manifest, name: str) -> str | None:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, timezone
+from airflow.sdk import BaseOperator
 
-from airflow_mlops.exceptions import RolloutError
 from airflow_mlops.hooks.bentoml import BentoMLHook
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.hooks.services import services_from_connections
 from airflow_mlops.hooks.signing import SigningHook
 from airflow_mlops.links import EndpointLink
-from airflow_mlops.operators.base import Recording, actor
-from airflow_mlops.operators.deploy import close_retraining
+from airflow_mlops.operators.base import instance_of
+from airflow_mlops.operators.elsewhere import OF_BENTO, DeployingElsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
-    from airflow_mlops.integrations.kubernetes_manifests import KubernetesEndpoint
-    from airflow_mlops.services import Services
 
-
-class DeployToKubernetesOperator(Recording, BaseOperator):
+class DeployToKubernetesOperator(DeployingElsewhere, BaseOperator):
     """Make a Deployment serve a version's image, and see it ready; what served before is put back when it does not become so.
 
     The old pods answer until new ones are ready. A Service, an autoscaler and a disruption budget go with the Deployment; token and
@@ -81,21 +76,20 @@ class DeployToKubernetesOperator(Recording, BaseOperator):
 
         from airflow_mlops.core.codec import to_dict
         from airflow_mlops.integrations.kubernetes_deploy import Cluster, roll_out
-        from airflow_mlops.integrations.kubernetes_manifests import secret_of
+        from airflow_mlops.integrations.kubernetes_manifests import KubernetesEndpoint, secret_of
 
         hook = KubernetesHook(conn_id=self.kubernetes_conn_id)
         namespace = self.namespace or hook.get_namespace() or "default"
-        variables = _variables(
-            services_from_connections(
-                bentoml_conn_id=self.bentoml_conn_id, signing_conn_id=self.signing_conn_id
-            )
-        )
+        variables = self.variables()
         secret = secret_of(namespace, self.bento["model_name"], variables) if variables else None
-        endpoint = self._endpoint(namespace, secret, sorted(variables))
+        ours = {name: self.bento[name] for name in OF_BENTO}
+        ours |= {"image": self.image, "namespace": namespace, "variables": sorted(variables)}
+        ours["secret"] = secret["metadata"]["name"] if secret else None
+        endpoint = self.endpoint_of(KubernetesEndpoint, self.settings, ours)
         done = roll_out(
             Cluster(hook.get_conn(), namespace, self.kubernetes_conn_id),
             endpoint,
-            actor=actor(context),
+            actor=instance_of(context),
             secret=secret,
             poll_seconds=float(self.poll_seconds),
         )
@@ -110,68 +104,4 @@ class DeployToKubernetesOperator(Recording, BaseOperator):
             "strategy": "kubernetes",
             **to_dict(done),
         }
-        self._record(result, context)
-        if done.state == "rolled_back":
-            raise RolloutError(f"{done.reason}. Version {done.serving_version} serves, as before")
-        close_retraining(self, result, context)
-        return result
-
-    def on_kill(self) -> None:
-        """Stop: what is under way is put back on the way out."""
-        raise RolloutError("the task was killed")
-
-    def _endpoint(
-        self, namespace: str, secret: Mapping[str, Any] | None, variables: list[str]
-    ) -> KubernetesEndpoint:
-        from airflow_mlops.core.codec import from_dict, unknown_fields
-        from airflow_mlops.integrations.kubernetes_manifests import KubernetesEndpoint
-
-        settings = dict(self.settings or {})
-        ours = {name: self.bento[name] for name in ("model_name", "model_version", "package_digest")}
-        ours |= {"image": self.image, "namespace": namespace, "variables": variables}
-        ours["secret"] = secret["metadata"]["name"] if secret else None
-        wrong = [*unknown_fields(KubernetesEndpoint, settings), *(name for name in settings if name in ours)]
-        if wrong:
-            raise ValueError(
-                f"settings can't say {', '.join(wrong)}; see KubernetesEndpoint for what they can"
-            )
-        return from_dict(KubernetesEndpoint, settings | ours)
-
-    def _record(self, result: Mapping[str, Any], context: Context) -> None:
-        """Write what serves now to the ledger and link to the service."""
-        from airflow_mlops.ledger import EntryKind
-
-        self.note_link(EndpointLink, result["endpoint_url"])
-        name, version = result["model_name"], result["model_version"]
-        about = {"model_name": name, "window": None, "subject": version}
-        if result["state"] == "serving":
-            self.write_entry(
-                context,
-                kind=EntryKind.DEPLOYMENT,
-                key=f"{result['endpoint_url']}|{name}|{result['revision']}|{result['package_digest']}",
-                summary=f"{result['endpoint_url']} serves {name} version {version} after {result['seconds']:.1f} s",
-                payload=result,
-                **about,
-            )
-            return
-        # As a rollout's own entries are: its readers know those.
-        event = {"number": 1, "what": "rolled_back", "phase": 0, "revision": result["revision"]}
-        event |= {"at": timezone.utcnow().isoformat(), "seconds": result["restore_seconds"]}
-        rollout = {"rollout": actor(context), "attempt": 1, "strategy": "kubernetes"}
-        self.write_entry(
-            context,
-            kind=EntryKind.ROLLOUT,
-            key=f"{result['endpoint_url']}|{name}|{result['revision']}|{result['package_digest']}|rolled_back",
-            summary=f"{result['reason']}; version {result['serving_version']} serves again after "
-            f"{result['restore_seconds']:.1f} s",
-            payload=rollout
-            | {"endpoint": result["endpoint_url"], "event": event | {"reason": result["reason"]}},
-            **about,
-        )
-
-
-def _variables(services: Services) -> dict[str, str]:
-    """Give what the service reads from its environment and nobody else may."""
-    given = services.to_environment()
-    names = ("AIRFLOW_MLOPS_ENDPOINT_TOKEN", "AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS")
-    return {name: given[name] for name in names if name in given}
+        return self.conclude(result, context)

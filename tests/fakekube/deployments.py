@@ -42,6 +42,7 @@ class DeploymentController:
         progress: tuple[object, ...] = ()
         since = time.monotonic()
         while deployment in self.store.objects.values():
+            self._scale(deployment)
             seen = deployment["metadata"]["generation"]
             current = self._replica_set(deployment)
             new, old = self._pods(current), []
@@ -54,6 +55,16 @@ class DeploymentController:
             self._step(deployment, current, new, old)
             self._tell(deployment, seen, new, old, late=time.monotonic() - since)
             await asyncio.sleep(0.1)
+
+    def _scale(self, deployment: Object) -> None:
+        """Keep to the limits of the autoscaler, which needs no metrics for that."""
+        meta = deployment["metadata"]
+        found = self.store.objects.get(("horizontalpodautoscalers", meta["namespace"], meta["name"]))
+        if found is not None:
+            now, limits = deployment["spec"].get("replicas", 1), found["spec"]
+            wanted = min(max(now, limits["minReplicas"]), limits["maxReplicas"])
+            if wanted != now:
+                self.store.scale("deployments", deployment, wanted)
 
     def _step(self, deployment: Object, current: Object, new: list[Object], old: list[Object]) -> None:
         wanted = deployment["spec"].get("replicas", 1)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -107,10 +108,14 @@ class Kubelet:
         self.containers: dict[tuple[str, str], Container] = {}
         #: Images that were built from a Bento, and its folder; they start as its Dockerfile says.
         self.bentos: dict[str, Path] = {}
+        #: Images of which nothing is started, and whether their pods say that they are ready.
+        self.still: dict[str, bool] = {}
         #: Where on this machine each pod listens: they share its addresses, and are told another port in ``PORT``.
         self.ports: dict[str, int] = {}
         #: How long it takes to get an image.
         self.pull_seconds = 0.0
+        #: Held for a pod while its containers are being started: whoever ends it ends all of them.
+        self._starting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, pod: Object) -> None:
@@ -141,7 +146,9 @@ class Kubelet:
         task.add_done_callback(self._tasks.discard)
 
     async def _end(self, pod: Object, grace: float) -> None:
-        mine = [container for (uid, _), container in self.containers.items() if uid == pod["metadata"]["uid"]]
+        async with self._starting[pod["metadata"]["uid"]]:
+            uid = pod["metadata"]["uid"]
+            mine = [container for (its, _), container in self.containers.items() if its == uid]
         hooks = [one.get("lifecycle", {}).get("preStop", {}) for one in pod["spec"]["containers"]]
         await asyncio.sleep(max(hook.get("sleep", {}).get("seconds", 0) for hook in hooks))
         for container in mine:
@@ -180,16 +187,23 @@ class Kubelet:
         volumes = await self._volumes(pod)
         if volumes is None:
             return
-        for one in spec["containers"]:
-            started = await self._start(pod, one, volumes)
-            self.containers[meta["uid"], one["name"]] = started
-            probe = one.get("readinessProbe")
-            statuses[one["name"]].update(ready=probe is None, state={"running": {"startedAt": now()}})
-            if probe is not None:
-                self._in_background(self._probe(pod, statuses[one["name"]], probe, started))
-            self._in_background(self._watch(pod, statuses[one["name"]], started))
-        self._tell(pod, phase="Running")
-        self._event(pod, "Started", "Started containers")
+        async with self._starting[meta["uid"]]:
+            for one in spec["containers"]:
+                if "deletionTimestamp" in meta:
+                    return
+                if one["image"] in self.still:
+                    state = {"running": {"startedAt": now()}}
+                    statuses[one["name"]].update(ready=self.still[one["image"]], state=state)
+                    continue
+                started = await self._start(pod, one, volumes)
+                self.containers[meta["uid"], one["name"]] = started
+                probe = one.get("readinessProbe")
+                statuses[one["name"]].update(ready=probe is None, state={"running": {"startedAt": now()}})
+                if probe is not None:
+                    self._in_background(self._probe(pod, statuses[one["name"]], probe, started))
+                self._in_background(self._watch(pod, statuses[one["name"]], started))
+            self._tell(pod, phase="Running")
+            self._event(pod, "Started", "Started containers")
         if limit := spec.get("activeDeadlineSeconds"):
             self._in_background(self._deadline(pod, limit))
 

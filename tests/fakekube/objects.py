@@ -63,8 +63,8 @@ class Store:
     refusal: str | None = None
     #: Everything that was ever created, as it was sent.
     sent: list[Object] = field(default_factory=list)
-    #: What was applied last, by which a later apply knows what it leaves out.
-    applied: dict[Key, Object] = field(default_factory=dict)
+    #: What every manager applied last, by which its next apply knows what it leaves out.
+    applied: dict[Key, dict[str, Object]] = field(default_factory=dict)
     #: (user, verb, resource) of all requests.
     audit: set[tuple[str, str, str]] = field(default_factory=set)
 
@@ -101,25 +101,42 @@ class Store:
         self.changed("MODIFIED", resource, found)
         return found
 
-    def apply(self, group: str, resource: str, namespace: str, name: str, wanted: Object) -> Object:
-        """Server-side apply by the one manager there is: what it no longer asks for goes, what others wrote stays."""
+    def apply(
+        self, group: str, resource: str, namespace: str, name: str, wanted: Object, manager: str
+    ) -> Object:
+        """Server-side apply: what a manager no longer asks for goes, unless another one does; what others wrote stays."""
         key, found = (resource, namespace, name), self.objects.get((resource, namespace, name))
         version = wanted["metadata"].pop("resourceVersion", None)
         if version is not None and (found is None or found["metadata"]["resourceVersion"] != version):
             raise ApiError(409, "Conflict", f'{resource} "{name}": the object has been modified')
-        check(wanted)
+        managers = self.applied.setdefault(key, {})
         if found is None:
+            managers.clear()
             found = self.create(group, resource, namespace, wanted)
         else:
-            made = applied(found, self.applied.get(key, {}), wanted)
+            others = [one for name, one in managers.items() if name != manager]
+            made = applied(found, managers.get(manager, {}), wanted, others)
             check(made)
             if made["spec"] != found["spec"]:
                 made["metadata"]["generation"] += 1
             if made != found:
                 found.update(made)
                 self.changed("MODIFIED", resource, found)
-        self.applied[key] = copy.deepcopy(wanted)
+        managers[manager] = copy.deepcopy(wanted)
+        found["metadata"]["managedFields"] = [
+            {"manager": name, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields_of(one)}
+            for name, one in managers.items()
+        ]
         return found
+
+    def scale(self, resource: str, found: Object, replicas: int) -> None:
+        """Change a number of replicas as an autoscaler does: whoever applied it has no say in it any more."""
+        found["spec"]["replicas"] = replicas
+        found["metadata"]["generation"] += 1
+        key = resource, found["metadata"]["namespace"], found["metadata"]["name"]
+        for one in self.applied.get(key, {}).values():
+            one["spec"].pop("replicas", None)
+        self.changed("MODIFIED", resource, found)
 
     def remove(self, resource: str, namespace: str, name: str) -> None:
         """Take an object away, and with it what it owns, as the garbage collector does."""
@@ -200,14 +217,25 @@ def merged(old: Any, patch: Any) -> Any:
     return result
 
 
-def applied(live: Any, last: Any, wanted: Any) -> Any:
-    """What is live, without what was applied last and is wanted no more, and with what is wanted; lists are taken whole."""
+def fields_of(wanted: Any) -> Object:
+    """The names of all fields, as ``managedFields`` has them; lists are taken whole."""
+    return {f"f:{key}": fields_of(value) for key, value in wanted.items()} if isinstance(wanted, dict) else {}
+
+
+def applied(live: Any, last: Any, wanted: Any, others: list[Any]) -> Any:
+    """What is live, without what was applied last and nobody wants any more, and with what is wanted; lists are taken whole."""
     if not isinstance(wanted, dict):
         return copy.deepcopy(wanted)
     live, last = (one if isinstance(one, dict) else {} for one in (live, last))
-    result = {key: value for key, value in live.items() if key in wanted or key not in last}
+    others = [one for one in others if isinstance(one, dict)]
+    result = {
+        key: value
+        for key, value in live.items()
+        if key in wanted or key not in last or any(key in one for one in others)
+    }
     for key, value in wanted.items():
-        result[key] = applied(live.get(key), last.get(key), value)
+        theirs = [one.get(key) for one in others]
+        result[key] = applied(live.get(key), last.get(key), value, theirs)
     return result
 
 

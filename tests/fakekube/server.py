@@ -1,8 +1,8 @@
 """A Kubernetes API server for tests: real HTTP and WebSockets, RBAC, strict schemas; pods are processes here.
 
 It knows what running a step takes: pods with logs and ``exec``, secrets, events, roles, ownership; and what a model's service
-takes: Deployments with ReplicaSets, readiness, server-side apply of one manager. It has one node, schedules at once, enforces no
-security context and no limits, scales nothing, restarts nothing and routes nothing: passing here is not having run on Kubernetes.
+takes: Deployments with ReplicaSets, readiness, server-side apply, autoscalers that keep to their limits. It has one node, schedules at once, enforces no
+security context and no limits, scales by no metric, restarts nothing and routes nothing: passing here is not having run on Kubernetes.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class FakeKube:
         self.tokens: dict[str, str] = {}
         #: How many requests are still to be answered with 503; see :meth:`stumble`.
         self.failures = 0
+        #: What fails once with 500 when it is asked for next: verb and resource.
+        self.faults: list[tuple[str, str]] = []
         self._cut = 0
         self.url = ""
 
@@ -183,6 +185,9 @@ class FakeKube:
         if (group, resource) not in KINDS:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         self.store.authorize(self._user(request), verb, group, resource + sub, path["namespace"])
+        if (verb, resource) in self.faults:
+            self.faults.remove((verb, resource))
+            raise ApiError(500, "InternalError", "etcdserver: leader changed")
         return group, resource, path["namespace"]
 
     def _user(self, request: Request | WebSocket) -> str:
@@ -246,12 +251,12 @@ class FakeKube:
     def _apply(self, request: Request, group: str, resource: str, namespace: str, wanted: Object) -> Response:
         """Server-side apply; of what is not there, that takes ``create`` as well."""
         name = request.path_params["name"]
-        assert request.query_params["fieldManager"]
+        manager = request.query_params["fieldManager"]
         assert request.query_params["fieldValidation"] == "Strict", "unknown fields would be dropped"
         there = (resource, namespace, name) in self.store.objects
         if not there:
             self._admit(request, "create")
-        found = self.store.apply(group, resource, namespace, name, wanted)
+        found = self.store.apply(group, resource, namespace, name, wanted, manager)
         if resource == "deployments":
             self.controller.look_at(found)
         return JSONResponse(found, status_code=200 if there else 201)

@@ -47,8 +47,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 
-NAMESPACE, IMAGE = "mlops", "registry.example/steps:1"
-WORKER = f"system:serviceaccount:{NAMESPACE}:airflow-worker"
+NAMESPACE, IMAGE = "mlops-steps", "registry.example/steps:1"
+WORKER = "system:serviceaccount:mlops:airflow-worker"
 SIDECAR = "alpine:3.24.2"
 CANARY = "a-password-that-must-not-be-seen"
 SERVICES = Services(tracking_uri="http://127.0.0.1:1", tracking_password=CANARY)
@@ -245,7 +245,7 @@ def test_a_pod_that_dies_says_how(
     thread.join(timeout=60)
     assert isinstance(attempt.problem, RuntimeError)
     message = str(attempt.problem)
-    assert f"mlops/{pod['metadata']['name']} of {IMAGE} was killed" in message
+    assert f"{NAMESPACE}/{pod['metadata']['name']} of {IMAGE} was killed" in message
     assert "ResourceSpec(memory=...)" in message
     assert "still at it" in message
     assert_nothing_left(kube)
@@ -492,7 +492,7 @@ def test_a_right_that_is_missing_is_named_before_anything_starts(
     for rule in role["rules"]:
         if rule["resources"] == [resource]:
             rule["verbs"].remove(verb)
-    with pytest.raises(ConnectionConfigError, match=f"may not {right} in namespace 'mlops'.*role.yaml"):
+    with pytest.raises(ConnectionConfigError, match=f"may not {right} in namespace '{NAMESPACE}'.*role.yaml"):
         Attempt().run(spec)
     assert kube.started() == []
 

@@ -4,6 +4,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from airflow_mlops.integrations.bentoml_build import bento_name
 from airflow_mlops.integrations.kubernetes_deploy import RIGHTS
 from airflow_mlops.integrations.kubernetes_manifests import (
     TEMPLATE,
@@ -79,8 +80,9 @@ def test_a_number_of_pods_is_said_by_one_only():
         minimum=3,
         maximum=3,
     )
-    assert fixed.deployment(actor="a")["spec"]["replicas"] == 3
-    assert fixed.autoscaler() is None
+    assert "replicas" not in fixed.deployment(actor="a")["spec"]
+    limits = fixed.autoscaler()["spec"]
+    assert (limits["minReplicas"], limits["maxReplicas"]) == (3, 3)
     with pytest.raises(ValueError, match="from 3 to 2 pods"):
         KubernetesEndpoint(
             model_name="m",
@@ -94,9 +96,10 @@ def test_a_number_of_pods_is_said_by_one_only():
 
 
 def test_names_are_labels_and_never_shared():
-    names = ["fare", "Fare", "fare_", "a" * 90, "ä", "9", "a" * 91, "taxi-fare"]
+    names = ["fare", "Fare", "fare_", "a" * 90, "ä", "9", "a" * 91, "taxi-fare", "Taxi_Fare", "Taxi Fare"]
+    names += [object_name("Taxi_Fare").removeprefix("model-"), bento_name("Taxi Fare")]
     made = [object_name(name) for name in names]
-    assert len({*made}) == len(names)
+    assert len({*made}) == len({bento_name(name) for name in names}) == len(names)
     assert all(len(name) <= 53 and name.startswith("model-") and not name.endswith("-") for name in made)
 
 
