@@ -8,13 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.expectations import (
-    PARTIAL_LIST_SIZE,
-    missing_expression,
-    success_by_share,
-    table_check,
-    unexpected_expression,
-)
+from airflow_mlops.core.validation import judge_compiled, shape_result
+from airflow_mlops.core.verdict import SEVERITIES, name_expectation
 from airflow_mlops.exceptions import ExpectationError
 
 if TYPE_CHECKING:
@@ -38,97 +33,46 @@ def load_suite(suite: str | Suite) -> dict[str, Any]:
             raise ValueError(f"expectation suite {path} is not JSON: {err}") from err
     if not isinstance(suite, Mapping) or not suite.get("expectations"):
         raise ValueError("an expectation suite needs a name and a non-empty list under 'expectations'")
+    for item in suite["expectations"]:
+        if item.get("severity", SEVERITIES[0]) not in SEVERITIES:
+            raise ValueError(
+                f"{name_expectation(item)} of the suite has severity {item['severity']!r}; known: {', '.join(SEVERITIES)}"
+            )
     return dict(suite)
 
 
-def validate_frame(frame: pl.DataFrame, suite: Suite, *, engine: str = "auto") -> dict[str, Any]:
+def validate_frame(frame: pl.LazyFrame, suite: Suite, *, engine: str = "auto") -> dict[str, Any]:
     """Judge every expectation of the suite.
 
-    :param engine: ``auto`` compiles the common expectations to polars and leaves the others to Great
+    :param frame: the rows, which need not fit into memory for what is judged in polars.
+    :param engine: ``auto`` judges the common expectations in polars and leaves the others to Great
         Expectations; ``great_expectations`` leaves all to it.
     :returns: a validation result in Great Expectations' shape: ``success``, ``suite_name``, ``statistics`` and ``results``;
         each result's ``meta.engine`` says who judged.
     :raises ExpectationError: naming the expectations that could not be evaluated at all, with the cause.
     """
     expectations = list(suite["expectations"])
-    results: dict[int, dict[str, Any]] = {}
+    judged: list[dict[str, Any] | None] = [None] * len(expectations)
     if engine == "auto":
-        for index, expectation in enumerate(expectations):
-            result = _judge_with_polars(frame, expectation)
-            if result is not None:
-                results[index] = result
-    rest = [index for index in range(len(expectations)) if index not in results]
-    if rest:
-        judged = _judge_with_gx(frame, suite, [expectations[index] for index in rest])
-        results.update(zip(rest, judged, strict=True))
-    ordered = [results[index] for index in range(len(expectations))]
-    passed = sum(result["success"] for result in ordered)
+        judged = judge_compiled(frame, expectations)
+    rest = [item for item, result in zip(expectations, judged, strict=True) if result is None]
+    by_gx = iter(_judge_with_gx(frame, suite, rest) if rest else ())
+    results = [result or next(by_gx) for result in judged]
+    passed = sum(result["success"] for result in results)
     return {
-        "success": passed == len(ordered),
+        "success": passed == len(results),
         "suite_name": suite.get("name"),
         "statistics": {
-            "evaluated_expectations": len(ordered),
+            "evaluated_expectations": len(results),
             "successful_expectations": passed,
-            "unsuccessful_expectations": len(ordered) - passed,
-            "success_percent": 100.0 * passed / len(ordered),
+            "unsuccessful_expectations": len(results) - passed,
+            "success_percent": 100.0 * passed / len(results),
         },
-        "results": ordered,
+        "results": results,
     }
 
 
-def _judge_with_polars(frame: pl.DataFrame, expectation: Suite) -> dict[str, Any] | None:
-    """Judge one expectation in polars, or ``None`` when it is not covered (or its column is not there: GX words that error)."""
-    kind, kwargs = expectation["type"], expectation.get("kwargs", {})
-    check = table_check(kind, kwargs)
-    if check is not None:
-        success, observed = check(frame.height, frame.columns)
-        return _result(
-            expectation, success, {"observed_value": observed} if observed is not None else {}, "polars"
-        )
-    if kwargs.get("column") not in frame.columns:
-        return None
-    broken = unexpected_expression(kind, kwargs, frame.schema)
-    if broken is None:
-        return None
-    column, is_null_rule = kwargs["column"], kind == "expect_column_values_to_not_be_null"
-    nulls = 0 if is_null_rule else int(frame.select(missing_expression(column, frame.schema).sum()).item())
-    unexpected = frame.filter(broken)[column]
-    counts = {
-        "element_count": frame.height,
-        "unexpected_count": unexpected.len(),
-        "unexpected_percent": _percent(unexpected.len(), frame.height - nulls),
-        "partial_unexpected_list": [] if is_null_rule else unexpected.head(PARTIAL_LIST_SIZE).to_list(),
-    }
-    if not is_null_rule:
-        counts |= {"missing_count": nulls, "missing_percent": _percent(nulls, frame.height)}
-    success = success_by_share(
-        element_count=frame.height,
-        null_count=nulls,
-        unexpected_count=unexpected.len(),
-        mostly=kwargs.get("mostly", 1.0),
-    )
-    return _result(expectation, success, counts, "polars")
-
-
-def _percent(part: int, whole: int) -> float | None:
-    return 100.0 * part / whole if whole else None
-
-
-def _result(expectation: Suite, success: bool, result: dict[str, Any], engine: str) -> dict[str, Any]:
-    return {
-        "success": success,
-        "expectation_config": {
-            "type": expectation["type"],
-            "kwargs": dict(expectation.get("kwargs", {})),
-            "severity": expectation.get("severity", "critical"),
-        },
-        "result": result,
-        "exception_info": {"raised_exception": False, "exception_message": None, "exception_traceback": None},
-        "meta": {"engine": engine},
-    }
-
-
-def _judge_with_gx(frame: pl.DataFrame, suite: Suite, expectations: list[Suite]) -> list[dict[str, Any]]:
+def _judge_with_gx(frame: pl.LazyFrame, suite: Suite, expectations: list[Suite]) -> list[dict[str, Any]]:
     # Great Expectations logs 209 lines while it registers functions; a task log is for the user's own lines.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations as gx
@@ -140,7 +84,7 @@ def _judge_with_gx(frame: pl.DataFrame, suite: Suite, expectations: list[Suite])
         context.data_sources.add_pandas("frame")
         .add_dataframe_asset("rows")
         .add_batch_definition_whole_dataframe("all")
-        .get_batch(batch_parameters={"dataframe": frame.to_pandas()})
+        .get_batch(batch_parameters={"dataframe": _columns_of(frame, expectations).to_pandas()})
     )
     try:
         # One by one: validate() reorders a suite's results, and a result must stay with its expectation.
@@ -162,8 +106,29 @@ def _judge_with_gx(frame: pl.DataFrame, suite: Suite, expectations: list[Suite])
             raise ExpectationError(
                 f"{source['type']}({json.dumps(source.get('kwargs', {}), default=str)}) could not be evaluated: {cause}"
             )
-        results.append(_result(source, bool(raw["success"]), raw.get("result", {}), "great_expectations"))
+        results.append(
+            shape_result(
+                source,
+                success=bool(raw["success"]),
+                result=raw.get("result", {}),
+                engine="great_expectations",
+            )
+        )
     return results
+
+
+def _columns_of(frame: pl.LazyFrame, expectations: list[Suite]) -> pl.DataFrame:
+    """Load the columns that some expectations name; all of them if one is about something else than columns."""
+    known = frame.collect_schema().names()
+    named: set[str] = set()
+    for item in expectations:
+        kwargs = item.get("kwargs", {})
+        lists = [kwargs.get("column_list") or [], kwargs.get("column_set") or []]
+        found = {kwargs.get(name) for name in ("column", "column_A", "column_B")}.union(*lists) & set(known)
+        if not found or "row_condition" in kwargs or "expect_table" in item["type"]:
+            return frame.collect()
+        named |= found
+    return frame.select([name for name in known if name in named]).collect()
 
 
 def _raised(info: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow.sdk import Asset
+
 from airflow_mlops.exceptions import DataQualityError
 from airflow_mlops.operators.base import StepOperator, actor, part_of, window_spec
 from airflow_mlops.operators.windows import RUN_WINDOW
@@ -14,16 +16,28 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
+ACTIONS = ("gate", "warn", "quarantine")
+
+
 class ValidateDatasetOperator(StepOperator):
-    """Judge a window of a dataset version by a suite; a gate unless told to warn.
+    """Judge a window of a dataset version by a suite; a gate unless told otherwise.
+
+    Only expectations of severity ``critical``, which is the default, decide; the others are reported. What goes on is this task's
+    ``output``: with ``quarantine`` it may be a newer version of the table than the one that was judged.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
     :param suite: path of the suite's JSON file, or the suite itself. (templated)
-    :param action: ``gate`` fails the task when an expectation does, ``warn`` only writes it down.
+    :param action: ``gate`` fails the task when a critical expectation does, ``warn`` only writes it down, ``quarantine`` sets aside
+        the rows that break one and fails the task where that does not help.
     :param time_column: column that places a row in the window; needed when one is given. (templated)
     :param window_start: first instant of the window; default the run's data interval, or all rows without ``time_column``. (templated)
     :param window_end: first instant after it. (templated)
     :param engine: ``auto`` judges the common expectations in polars, ``great_expectations`` leaves all to it.
+    :param id_column: column that names a row: of each failed expectation up to 20 rows are named in the evidence. (templated)
+    :param allow_empty: judge a window without rows as well, instead of failing.
+    :param quarantine_table: URI of the Delta table of rows that were set aside; default the dataset's with ``_quarantine`` behind. (templated)
+    :param quarantine_budget: largest share of the window's rows that may be set aside, in ``[0, 1)``; with more of them the task
+        fails and nothing is written. The default is a rule of thumb: a hundredth hardly moves what a model learns.
     """
 
     step = "validate"
@@ -33,6 +47,8 @@ class ValidateDatasetOperator(StepOperator):
         "time_column",
         "window_start",
         "window_end",
+        "id_column",
+        "quarantine_table",
     )
 
     def __init__(
@@ -40,11 +56,15 @@ class ValidateDatasetOperator(StepOperator):
         *,
         dataset: Any,
         suite: str | Mapping[str, Any],
-        action: Literal["gate", "warn"] = "gate",
+        action: Literal["gate", "warn", "quarantine"] = "gate",
         time_column: str | None = None,
         window_start: str | None = RUN_WINDOW[0],
         window_end: str | None = RUN_WINDOW[1],
         engine: Literal["auto", "great_expectations"] = "auto",
+        id_column: str | None = None,
+        allow_empty: bool = False,
+        quarantine_table: str | None = None,
+        quarantine_budget: float = 0.01,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -56,42 +76,86 @@ class ValidateDatasetOperator(StepOperator):
         self.window_end = window_end
         self.window_given = (window_start, window_end) != RUN_WINDOW
         self.engine = engine
+        self.id_column = id_column
+        self.allow_empty = allow_empty
+        self.quarantine_table = quarantine_table
+        self.quarantine_budget = quarantine_budget
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give a :class:`~airflow_mlops.steps.validate.ValidateSpec`."""
+        """Give a :class:`~airflow_mlops.steps.validate.ValidateSpec`.
+
+        :raises ValueError: when ``action`` is unknown.
+        """
+        if self.action not in ACTIONS:
+            raise ValueError(f"unknown action {self.action!r}; known: {', '.join(ACTIONS)}")
+        dataset = part_of(self.dataset, "dataset")
         return {
-            "dataset": part_of(self.dataset, "dataset"),
+            "dataset": dataset,
             "suite": self.suite,
             "time_column": self.time_column,
             "window": window_spec(self.window_start, self.window_end)
             if self.time_column or self.window_given
             else None,
             "engine": self.engine,
+            "id_column": self.id_column,
+            "allow_empty": self.allow_empty,
+            "quarantine": {
+                "table": self.quarantine_table or f"{part_of(dataset, 'uri').rstrip('/')}_quarantine",
+                "budget": self.quarantine_budget,
+            }
+            if self.action == "quarantine"
+            else None,
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:
-        """Write the verdict to the ledger."""
+        """Write the verdict to the ledger, the log and the outlets' events, and the new version where rows were set aside."""
+        from airflow_mlops.core.verdict import QUALITY_KEY, draw_failures, sum_up_quality
         from airflow_mlops.ledger import EntryKind
 
         dataset = result["dataset"]
+        key = f"{dataset['uri']}|{dataset['version']}|{actor(context)}|{context['ti'].try_number}"
+        if result["quarantine"] is not None:
+            self.write_entry(
+                context,
+                kind=EntryKind.DATASET,
+                key=f"{dataset['uri']}|{dataset['version']}",
+                model_name=None,
+                window=result["window"],
+                subject=dataset["uri"],
+                summary=f"{result['quarantined']} rows of {dataset['uri']} went to {result['quarantine']['uri']}, "
+                f"the rest is version {dataset['version']} with {dataset['row_count']} rows",
+                payload={
+                    "dataset": dataset,
+                    "window": result["window"],
+                    "row_count": result["row_count"] - result["quarantined"],
+                },
+            )
         verdict = "accepted" if result["success"] else "not accepted"
         self.write_entry(
             context,
             kind=EntryKind.VALIDATION,
-            key=f"{dataset['uri']}|{dataset['version']}|{actor(context)}|{context['ti'].try_number}",
+            key=key,
             model_name=None,
             window=result["window"],
             subject=dataset["uri"],
             summary=f"{dataset['uri']} version {dataset['version']} {verdict}: {result['headline']}",
             payload=result,
         )
+        if result["failures"]:
+            self.log.info("expectations that failed:\n%s", draw_failures(result["failures"]))
+        self.fill_outlets(context, {"dataset": dataset})
+        counted = {name: result[name] for name in ("suite_name", "evaluated", "failed", "failed_critical")}
+        quality = sum_up_quality(key=key, table=dataset["uri"], failures=result["failures"], **counted)
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra[QUALITY_KEY] = quality
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Let the dataset through, or stop.
 
-        :raises DataQualityError: an expectation failed and ``action`` is ``gate``.
+        :raises DataQualityError: a critical expectation failed and ``action`` is ``gate``, or is ``quarantine`` and that did not help.
         """
-        if not result["success"] and self.action == "gate":
+        if not result["success"] and self.action != "warn":
             raise DataQualityError(
                 f"{result['headline']}. Fix the source and ingest again, or change the suite if the data is right",
                 evidence={"failures": result["failures"], "dataset": result["dataset"]},

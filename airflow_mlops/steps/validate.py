@@ -1,22 +1,53 @@
-"""Validate: a Great Expectations suite over one window of a dataset version."""
+"""Validate: a Great Expectations suite over one window of a dataset version, and rows that break it set aside."""
 
 from __future__ import annotations
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.dataset import DatasetVersion, count_rows
+from airflow_mlops.core.validation import unexpected_rows
+from airflow_mlops.core.verdict import gates, name_expectation, shown_positions, tell_failures, tell_verdict
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import CommitConflictError, InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta, great_expectations
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import polars as pl
+
     from airflow_mlops.services import Services
 
-#: A result shows this many failed expectations; the rest is counted.
-SHOWN_FAILURES = 10
+logger = logging.getLogger(__name__)
+
+#: Columns of a quarantine beside the table's own: why a row is there, of which version, by which validation.
+REASONS, VERSION, WORK = "quarantine_reasons", "quarantine_version", "quarantine_work"
+
+#: Rows that are sorted at once; a few such batches are in memory.
+_BATCH_ROWS = 64_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantine:
+    """Where rows go that break critical expectations, and how many may.
+
+    :param table: URI of the Delta table; created when missing.
+    :param budget: largest share of the rows, in ``[0, 1]``; with more nothing is written.
+    """
+
+    table: str
+    budget: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.budget < 1.0:
+            raise ValueError(
+                f"quarantine_budget is a share of rows in [0, 1), got {self.budget}; 0.01 is one of a hundred"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +59,9 @@ class ValidateSpec:
     :param time_column: needed with ``window``.
     :param window: judge only these rows; ``None`` judges the whole version.
     :param engine: ``auto`` or ``great_expectations``.
+    :param id_column: names the rows in the evidence.
+    :param allow_empty: judge also where there are no rows.
+    :param quarantine: set rows aside that break critical expectations; ``None`` leaves them.
     """
 
     dataset: DatasetRef
@@ -35,11 +69,24 @@ class ValidateSpec:
     time_column: str | None = None
     window: Window | None = None
     engine: str = "auto"
+    id_column: str | None = None
+    allow_empty: bool = False
+    quarantine: Quarantine | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidateResult:
-    """Verdict of the suite, with the first failures."""
+    """Verdict of the suite, with the first failures.
+
+    :param dataset: what goes on: the version that was judged, or the one without the rows that were set aside.
+    :param success: no critical expectation failed, or the rows that broke one were set aside.
+    :param row_count: rows that were judged.
+    :param failed: expectations that failed, of any severity.
+    :param failed_critical: of these, critical ones.
+    :param failures: the first of them.
+    :param quarantined: rows that were set aside.
+    :param quarantine: where they are; its digest is that of its list of files.
+    """
 
     dataset: DatasetVersion
     window: Window | None
@@ -51,13 +98,17 @@ class ValidateResult:
     failures: tuple[dict[str, Any], ...]
     engines: dict[str, int]
     headline: str
+    failed_critical: int = 0
+    quarantined: int = 0
+    quarantine: DatasetVersion | None = None
 
 
 def run(spec: ValidateSpec, services: Services) -> ValidateResult:
-    """Judge the suite.
+    """Judge the suite, and set rows aside where that is asked for and enough.
 
     :raises InsufficientDataError: no rows; an empty window proves nothing.
     :raises ExpectationError: an expectation could not be evaluated.
+    :raises CommitConflictError: the window was written again after the version that was judged; the table stays.
     """
     if spec.window is not None and spec.time_column is None:
         raise ValueError(
@@ -66,49 +117,210 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     rows = delta.read_table(
         dataset.uri, version=dataset.version, window=spec.window, time_column=spec.time_column
-    ).collect()
-    if rows.height == 0:
+    )
+    if spec.id_column is not None:
+        delta.require_columns([spec.id_column], rows.collect_schema().names(), dataset.uri)
+    row_count = count_rows(rows)
+    if row_count == 0 and not spec.allow_empty:
         raise InsufficientDataError(f"window {spec.window} of {dataset.uri} has no rows: nothing to validate")
     suite = great_expectations.load_suite(spec.suite)
     report = great_expectations.validate_frame(rows, suite, engine=spec.engine)
-    failed = [result for result in report["results"] if not result["success"]]
-    engines = [result["meta"]["engine"] for result in report["results"]]
+    results = report["results"]
+    engines = [result["meta"]["engine"] for result in results]
+    success = not any(map(gates, results))
+    headline = tell_verdict(results, row_count)
+    aside = None
+    if spec.quarantine is not None and not success:
+        told, aside = _set_aside(spec, spec.quarantine, dataset, suite, rows, results)
+        headline = f"{headline}; {told}"
     return ValidateResult(
-        dataset=dataset,
+        dataset=aside.kept if aside else dataset,
         window=spec.window,
-        success=report["success"],
+        success=success or aside is not None,
         suite_name=report["suite_name"],
-        row_count=rows.height,
-        evaluated=len(report["results"]),
-        failed=len(failed),
-        failures=tuple(_brief(result) for result in failed[:SHOWN_FAILURES]),
+        row_count=row_count,
+        evaluated=len(results),
+        failed=sum(not result["success"] for result in results),
+        failed_critical=sum(map(gates, results)),
+        failures=tuple(tell_failures(results, _ids(spec, rows, results))),
         engines={engine: engines.count(engine) for engine in sorted(set(engines))},
-        headline=_headline(failed, len(report["results"]), rows.height),
+        headline=headline,
+        quarantined=aside.count if aside else 0,
+        quarantine=aside.quarantined if aside else None,
     )
 
 
-def _brief(result: dict[str, Any]) -> dict[str, Any]:
-    config, numbers = result["expectation_config"], result["result"]
-    return {
-        "expectation": config["type"],
-        "kwargs": config["kwargs"],
-        "severity": config["severity"],
-        "unexpected_count": numbers.get("unexpected_count"),
-        "unexpected_percent": numbers.get("unexpected_percent"),
-        "observed_value": numbers.get("observed_value"),
-        "examples": [str(value)[:60] for value in numbers.get("partial_unexpected_list", [])[:5]],
+def _ids(spec: ValidateSpec, rows: pl.LazyFrame, results: list[dict[str, Any]]) -> dict[int, Any]:
+    """Name the rows that the evidence shows, by position."""
+    import polars as pl
+
+    positions = shown_positions(results) if spec.id_column is not None else set()
+    if spec.id_column is None or not positions:
+        return {}
+    named = rows.select(spec.id_column).with_row_index("\0row")
+    wanted = pl.Series(sorted(positions), dtype=pl.get_index_type()).implode()
+    return dict(named.filter(pl.col("\0row").is_in(wanted)).collect(engine="streaming").rows())
+
+
+# -- rows that are set aside --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Aside:
+    """What was set aside, and what goes on."""
+
+    count: int
+    kept: DatasetVersion
+    quarantined: DatasetVersion
+
+
+def _set_aside(
+    spec: ValidateSpec,
+    quarantine: Quarantine,
+    dataset: DatasetVersion,
+    suite: dict[str, Any],
+    rows: pl.LazyFrame,
+    results: list[dict[str, Any]],
+) -> tuple[str, _Aside | None]:
+    """Divide the rows, if every critical expectation that failed is about single rows and few enough rows break one.
+
+    :returns: what was done and why, in words; nothing was written where the second is ``None``.
+    """
+    import polars as pl
+
+    schema = rows.collect_schema()
+    broken = unexpected_rows(schema, suite["expectations"])
+    failed = [index for index, result in enumerate(results) if gates(result)]
+    beyond = [
+        index for index in failed if index not in broken or results[index]["meta"]["engine"] != "polars"
+    ]
+    if beyond:
+        first = name_expectation(suite["expectations"][beyond[0]])
+        return f"quarantine can't help: {first} is not about single rows, or was not judged by polars", None
+    reasons = [(name_expectation(suite["expectations"][index]), broken[index]) for index in failed]
+    bad = pl.any_horizontal(*(one for _, one in reasons))
+    count = int(rows.select(bad.sum()).collect(engine="streaming").item())
+    total = count_rows(rows)
+    share = f"{count} of {total} rows ({count / total:.3%})"
+    if count / total > quarantine.budget:
+        return f"{share} break a critical one, the quarantine's budget is {quarantine.budget:.3%}", None
+    left = great_expectations.validate_frame(rows.filter(~bad), suite, engine=spec.engine)["results"]
+    still = [result for result in left if gates(result)]
+    if still:
+        first = name_expectation(still[0]["expectation_config"])
+        return f"without the {count} rows that break a critical one, {first} still fails", None
+    key = work_key("validate", dataset.uri, dataset.version, spec.window.key if spec.window else None)
+    key = work_key(key, suite["expectations"], quarantine.table)
+    return f"{share} are in {quarantine.table}, the rest goes on", _Aside(
+        count=count,
+        quarantined=_write_quarantine(spec, quarantine, dataset, reasons, key),
+        kept=_write_rest(spec, dataset, ~bad, key),
+    )
+
+
+def _write_quarantine(
+    spec: ValidateSpec,
+    quarantine: Quarantine,
+    dataset: DatasetVersion,
+    reasons: list[tuple[str, pl.Expr]],
+    key: str,
+) -> DatasetVersion:
+    """Write the bad rows under the work's own key: two attempts at once replace each other's rows, and nobody else's."""
+    import polars as pl
+
+    schema = delta.read_table(dataset.uri, version=dataset.version).collect_schema()
+    taken = [name for name in (REASONS, VERSION, WORK) if name in schema]
+    if taken:
+        raise SchemaMismatchError(
+            f"{dataset.uri} has a column {', '.join(taken)}, as a quarantine has: is it one? Judge the table it was taken from"
+        )
+    added = {
+        REASONS: pl.concat_str(
+            [pl.when(broken).then(pl.lit(name)) for name, broken in reasons],
+            separator="; ",
+            ignore_nulls=True,
+        ),
+        VERSION: pl.lit(dataset.version, dtype=pl.Int64),
+        WORK: pl.lit(key),
     }
+    bad = pl.any_horizontal(*(one for _, one in reasons))
+    frames = (frame.filter(bad).with_columns(**added) for frame in _batches(spec, dataset))
+
+    def write() -> int:
+        return delta.replace_window_streamed(
+            quarantine.table,
+            _in_own_thread(frames),
+            schema={**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()},
+            time_column=None,
+            window=None,
+            work=key,
+            work_column=WORK,
+        )
+
+    version = _once(quarantine.table, key, write)
+    return delta.describe_files(quarantine.table, version=version, time_column=spec.time_column)
 
 
-def _headline(failed: list[dict[str, Any]], total: int, row_count: int) -> str:
-    if not failed:
-        return f"all {total} expectations hold on {row_count} rows"
-    first = failed[0]["expectation_config"]
-    column = first["kwargs"].get("column", "the table")
-    count = failed[0]["result"].get("unexpected_count")
-    rows = f" ({count} rows)" if count is not None else ""
-    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-    return f"{len(failed)} of {total} expectations failed on {row_count} rows: {first['type']} on {column}{rows}{more}"
+def _write_rest(spec: ValidateSpec, dataset: DatasetVersion, good: pl.Expr, key: str) -> DatasetVersion:
+    """Replace the window by its good rows, once, unless it was written again since they were read."""
+    frames = (frame.filter(good) for frame in _batches(spec, dataset))
+
+    def write() -> int:
+        return delta.replace_window_streamed(
+            dataset.uri,
+            _in_own_thread(frames),
+            schema=delta.read_table(dataset.uri, version=dataset.version).collect_schema(),
+            time_column=spec.time_column,
+            window=spec.window,
+            work=key,
+            read_version=dataset.version,
+        )
+
+    try:
+        version = _once(dataset.uri, key, write)
+    except CommitConflictError as err:
+        raise CommitConflictError(
+            f"{spec.window or 'the content'} of {dataset.uri} was written again after version {dataset.version}, which was judged: "
+            "the newer rows stay. Run the task that ingests them again, and validate what it gives"
+        ) from err
+    return delta.describe(dataset.uri, version=version, time_column=spec.time_column)
+
+
+def _once(uri: str, key: str, write: Callable[[], int]) -> int:
+    """Write, unless an earlier attempt has, or one that overlaps comes first.
+
+    :returns: the version that holds the work.
+    """
+    version = delta.find_commit(uri, key)
+    if version is None:
+        try:
+            return write()
+        except CommitConflictError:
+            version = delta.find_commit(uri, key)
+            if version is None:
+                raise
+    logger.info("another attempt has written this to %s already, as version %d", uri, version)
+    return version
+
+
+def _batches(spec: ValidateSpec, dataset: DatasetVersion) -> Iterator[pl.DataFrame]:
+    return delta.stream_table(
+        dataset.uri,
+        version=dataset.version,
+        columns=list(dataset.columns),
+        window=spec.window,
+        time_column=spec.time_column,
+        batch_rows=_BATCH_ROWS,
+    )
+
+
+def _in_own_thread(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Read ahead of the writer, which asks from within delta-rs; that can't be entered a second time there."""
+    with ThreadPoolExecutor(1, "read") as reader:
+        read = reader.submit(next, frames, None)
+        while (frame := read.result()) is not None:
+            read = reader.submit(next, frames, None)
+            yield frame
 
 
 STEP = Step(name="validate", spec=ValidateSpec, result=ValidateResult, run=run)

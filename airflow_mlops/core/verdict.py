@@ -1,0 +1,174 @@
+"""What judged expectations mean: who gates, in which words it is told, and as what quality others read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+
+#: Great Expectations' own words; only the first gates.
+SEVERITIES = ("critical", "warning", "info")
+
+#: A result tells of this many failed expectations; the rest is counted.
+SHOWN_FAILURES = 10
+#: Of each, so many values are shown.
+SHOWN_EXAMPLES = 5
+#: Name under which Airflow's data quality provider looks for a summary in an asset's event.
+QUALITY_KEY = "airflow.dataquality.result"
+#: What a failed expectation that does not gate costs of the score, as in that provider.
+_WARNED = 0.25
+
+_SHOWN_WIDTH = 60
+#: Arguments that name what an expectation is about, not what it asks.
+_SUBJECTS = ("column", "column_A", "column_B", "column_list")
+
+
+def gates(result: Result) -> bool:
+    """Tell whether a judged expectation stops the dataset."""
+    return not result["success"] and result["expectation_config"]["severity"] == SEVERITIES[0]
+
+
+def name_expectation(config: Mapping[str, Any]) -> str:
+    """Give an expectation in one line.
+
+    >>> name_expectation({"type": "expect_column_values_to_be_between", "kwargs": {"column": "fare", "min_value": 0}})
+    'expect_column_values_to_be_between(fare, min_value=0)'
+    """
+    kwargs = config.get("kwargs", {})
+    subjects = [_join(kwargs[name]) for name in _SUBJECTS if kwargs.get(name)]
+    asked = [f"{name}={value}" for name, value in kwargs.items() if name not in _SUBJECTS]
+    return f"{config['type']}({', '.join(subjects + asked)})"[:200]
+
+
+def tell_failures(results: Iterable[Result], ids: Mapping[int, Any] | None = None) -> list[dict[str, Any]]:
+    """Give the failed expectations briefly, those that gate first.
+
+    :param ids: what names a row, by its position; then ``row_ids`` tells the rows.
+    """
+    failed = sorted(
+        (result for result in results if not result["success"]),
+        key=lambda result: SEVERITIES.index(result["expectation_config"]["severity"]),
+    )
+    return [_brief(result, ids or {}) for result in failed[:SHOWN_FAILURES]]
+
+
+def shown_positions(results: Iterable[Result]) -> set[int]:
+    """Find the positions of the rows that failed expectations show."""
+    return {
+        position
+        for result in results
+        if not result["success"]
+        for position in result["result"].get("partial_unexpected_index_list") or []
+        if isinstance(position, int)
+    }
+
+
+def tell_verdict(results: Sequence[Result], row_count: int) -> str:
+    """Give the verdict in one line, and the first expectation that broke.
+
+    >>> tell_verdict([{"success": True}], 7)
+    'all 1 expectations hold on 7 rows'
+    """
+    failures = tell_failures(results)
+    if not failures:
+        return f"all {len(results)} expectations hold on {row_count} rows"
+    count = sum(not result["success"] for result in results)
+    gating = sum(gates(result) for result in results)
+    first = failures[0]
+    rows = f" ({first['unexpected_count']} rows)" if first["unexpected_count"] is not None else ""
+    more = f" and {count - 1} more" if count > 1 else ""
+    none = "" if gating == count else f", {gating or 'none'} of them critical"
+    return (
+        f"{count} of {len(results)} expectations failed on {row_count} rows{none}: "
+        f"{first['expectation']} on {_join(first['kwargs'].get('column', 'the table'))}{rows}{more}"
+    )
+
+
+def draw_failures(failures: Sequence[Mapping[str, Any]]) -> str:
+    """Lay failed expectations out as a table for a task's log.
+
+    >>> fare = {"expectation": "expect_column_values_to_be_between", "kwargs": {"column": "fare", "min_value": 0}}
+    >>> fare |= {"unexpected_count": 66, "unexpected_percent": 0.66, "observed_value": None, "examples": ["-4.0", "-52.0"]}
+    >>> print(draw_failures([fare | {"severity": "critical", "row_ids": ["a7", "b9"]}]))
+    severity  expectation                                            broken       examples
+    critical  expect_column_values_to_be_between(fare, min_value=0)  66 (0.66 %)  -4.0, -52.0; rows a7, b9
+    """
+    lines = [("severity", "expectation", "broken", "examples")]
+    for failure in failures:
+        count, percent = failure["unexpected_count"], failure["unexpected_percent"]
+        share = f" ({percent:.3g} %)" if percent is not None else ""
+        seen = failure.get("row_ids") or []
+        rows = f"; rows {', '.join(map(str, seen[:SHOWN_EXAMPLES]))}" if seen else ""
+        lines.append(
+            (
+                failure["severity"],
+                name_expectation({"type": failure["expectation"], "kwargs": failure["kwargs"]}),
+                f"observed {failure['observed_value']}" if count is None else f"{count}{share}",
+                ", ".join(failure["examples"]) + rows,
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[3]]).rstrip()
+        for line in lines
+    )
+
+
+def sum_up_quality(
+    *,
+    key: str,
+    suite_name: str | None,
+    table: str,
+    evaluated: int,
+    failed: int,
+    failed_critical: int,
+    failures: Iterable[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Give a verdict in the words of Airflow's ``common.dataquality``, whose ``require_quality`` gates on ``score``.
+
+    :param key: of this run of the suite.
+    :param failures: as :func:`tell_failures` gives them; their names are bounded as they are.
+    :returns: ``score`` is the share of expectations that hold, where one that failed and is not critical counts a quarter.
+
+    >>> sum_up_quality(key="k", suite_name="s", table="t", evaluated=10, failed=3, failed_critical=1, failures=[])["score"]
+    0.85
+    """
+    told: dict[bool, list[str]] = {True: [], False: []}
+    for failure in failures:
+        name = name_expectation({"type": failure["expectation"], "kwargs": failure["kwargs"]})
+        told[failure["severity"] == SEVERITIES[0]].append(name)
+    warned = failed - failed_critical
+    return {
+        "run_uid": key,
+        "ruleset": suite_name,
+        "table": table,
+        "score": round(1.0 - (failed_critical + _WARNED * warned) / evaluated, 4) if evaluated else None,
+        "passed": evaluated - failed,
+        "warned": warned,
+        "failed": failed_critical,
+        "errored": 0,
+        "failed_rules": sorted(told[True]),
+        "warned_rules": sorted(told[False]),
+    }
+
+
+def _brief(result: Result, ids: Mapping[int, Any]) -> dict[str, Any]:
+    config, numbers = result["expectation_config"], result["result"]
+    told = {
+        "expectation": config["type"],
+        "kwargs": config["kwargs"],
+        "severity": config["severity"],
+        "unexpected_count": numbers.get("unexpected_count"),
+        "unexpected_percent": numbers.get("unexpected_percent"),
+        "observed_value": numbers.get("observed_value"),
+        "examples": [
+            str(value)[:_SHOWN_WIDTH] for value in numbers.get("partial_unexpected_list", [])[:SHOWN_EXAMPLES]
+        ],
+    }
+    rows = [ids[one] for one in numbers.get("partial_unexpected_index_list") or [] if one in ids]
+    return told | {"row_ids": [str(row)[:_SHOWN_WIDTH] for row in rows]} if rows else told
+
+
+def _join(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
