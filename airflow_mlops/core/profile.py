@@ -17,6 +17,7 @@ from airflow_mlops.core.counting import (
     smallest_hashes,
     sort_finite,
 )
+from airflow_mlops.core.dataset import count_rows
 from airflow_mlops.core.profile_columns import CategoricalProfile, ColumnProfile, NumericProfile, PairProfile
 from airflow_mlops.core.profile_layout import (
     BUCKETS,
@@ -201,10 +202,8 @@ def profile_scan(
     :param kinds: which columns are profiled, and as what.
     :param like: cells to use; ``None`` chooses them.
     """
-    import polars as pl
-
     if like is None:
-        rows = scan().select(pl.len()).collect().item()
+        rows = count_rows(scan())
         step = max(1, -(-rows // LAYOUT_ROWS))
         layouts, profiles = [], []
         for part in _in_groups(kinds):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.batches import stream_batches
+from airflow_mlops.core.dataset import DatasetVersion, row_count
 from airflow_mlops.core.digest import RowDigest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
@@ -19,16 +20,18 @@ from airflow_mlops.exceptions import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from datetime import datetime
 
     import polars as pl
-    from deltalake import DeltaTable
+    import pyarrow as pa
+    from deltalake import CommitProperties, DeltaTable
 
 #: delta-rs colors its messages for terminals.
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 #: What a commit says about itself: the work it is the outcome of, and the window it replaced.
 _WORK, _WINDOW = "airflow_mlops.work", "airflow_mlops.window"
+#: Mark of the commits that write a table again with wider types.
+_WIDENING = "airflow_mlops.widening"
 #: Commits that change files and no rows.
 _ROWS_STAY = frozenset(
     {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "UPDATE FIELD METADATA"}
@@ -152,9 +155,11 @@ def replace_window_streamed(
     frames: Iterator[pl.DataFrame],
     *,
     schema: Mapping[str, pl.DataType],
-    time_column: str,
+    time_column: str | None,
     window: Window | None,
     work: str,
+    read_version: int | None = None,
+    work_column: str | None = None,
 ) -> int:
     """Like :func:`replace_window`, of rows that come a frame at a time; memory holds a few of them.
 
@@ -162,13 +167,36 @@ def replace_window_streamed(
 
     :param schema: of the frames.
     :param work: key of the work the rows are the outcome of, for :func:`find_written`.
+    :param read_version: version of this table that the rows were made of: where the window was changed since, it is a conflict.
+    :param work_column: column that holds ``work``; its rows are replaced, wherever they are in time.
     """
     import polars as pl
-    import pyarrow as pa
     from deltalake import CommitProperties, Transaction, write_deltalake
 
+    place = _place(window) if work_column is None else work
+    properties = CommitProperties(
+        custom_metadata={_WORK: work} | ({_WINDOW: place} if work_column is None else {}),
+        # Of two that write one window at a time the second one fails, also where there was nothing to replace.
+        app_transactions=[Transaction(f"{_WINDOW}={place}", int(work[:15], 16))],
+    )
     empty = pl.DataFrame(schema=schema)
     table = _open_to_write(uri, empty.schema)
+    if read_version is not None:
+        table.load_as_version(read_version)
+    replaced = _predicate(time_column, window) if work_column is None else f"{work_column} = '{work}'"
+    with _streamed(uri, frames, empty.schema) as reader:
+        write_deltalake(table, reader, mode="overwrite", predicate=replaced, commit_properties=properties)
+    return table.version()
+
+
+@contextmanager
+def _streamed(
+    uri: str, frames: Iterator[pl.DataFrame], schema: Mapping[str, pl.DataType]
+) -> Iterator[pa.RecordBatchReader]:
+    """Hand frames to delta-rs as it asks for them; an error of theirs is raised as it is, not as the text delta-rs makes of it."""
+    import polars as pl
+    import pyarrow as pa
+
     problems: list[BaseException] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -176,29 +204,193 @@ def replace_window_streamed(
             for frame in frames:
                 yield from frame.to_arrow().to_batches()
         except BaseException as err:
-            problems.append(err)  # delta-rs would make a text of it
+            problems.append(err)
             raise
 
-    place = _place(window)
-    properties = CommitProperties(
-        custom_metadata={_WORK: work, _WINDOW: place},
-        # Of two that write one window at a time the second one fails, also where there was nothing to replace.
-        app_transactions=[Transaction(f"{_WINDOW}={place}", int(work[:15], 16))],
-    )
     try:
         with _write_errors(uri):
-            write_deltalake(
-                table,
-                pa.RecordBatchReader.from_batches(empty.to_arrow().schema, batches()),
-                mode="overwrite",
-                predicate=_predicate(time_column, window),
-                commit_properties=properties,
-            )
+            yield pa.RecordBatchReader.from_batches(pl.DataFrame(schema=schema).to_arrow().schema, batches())
     except Exception:
         if problems:
             raise problems[0] from None
         raise
-    return table.version()
+
+
+class TableWriter:
+    """A table as it was when this was made, and commits on top of exactly that; a missing table is made by the first of them.
+
+    What others commit meanwhile makes a commit fail where both change the same rows, replace the same window or carry a mark
+    of the same name, so whatever was decided from the table as it was, holds.
+
+    :param uri: table URI.
+    """
+
+    def __init__(self, uri: str) -> None:
+        from deltalake import DeltaTable
+
+        self.uri = uri
+        self._table = DeltaTable(uri) if DeltaTable.is_deltatable(uri) else None
+
+    @property
+    def version(self) -> int | None:
+        """Version of the table; ``None`` when it is not there."""
+        return None if self._table is None else self._table.version()
+
+    @property
+    def schema(self) -> dict[str, pl.DataType] | None:
+        """Columns of the table; ``None`` when it is not there."""
+        return None if self._table is None else dict(_scan(self._table).collect_schema())
+
+    def marks(self, names: Sequence[str]) -> dict[str, int]:
+        """Find which of these marks the table's commits carry, and with which number."""
+        if self._table is None:
+            return {}
+        found = {name: self._table.transaction_version(name) for name in names}
+        return {name: number for name, number in found.items() if number is not None}
+
+    def scan(self) -> pl.LazyFrame | None:
+        """Read the table; ``None`` when it is not there."""
+        return None if self._table is None else _scan(self._table)
+
+    def replace(
+        self,
+        frames: Iterator[pl.DataFrame],
+        schema: Mapping[str, pl.DataType],
+        *,
+        time_column: str | None,
+        window: Window | None,
+    ) -> int:
+        """Make the rows the content of a window, or of the whole table, in one commit.
+
+        :param schema: of the frames; columns the table does not have are added, a whole table gets these types.
+        :returns: the version of this commit.
+        """
+        from deltalake import write_deltalake
+
+        table = self._opened(schema)
+        # A commit that names the same schema again is in conflict with whoever reads or writes meanwhile.
+        same = dict(_scan(table).collect_schema()) == dict(schema)
+        other: Literal["overwrite", "merge"] = "overwrite" if window is None else "merge"
+        place = _place(window)
+        with _streamed(self.uri, frames, schema) as reader:
+            write_deltalake(
+                table,
+                reader,
+                mode="overwrite",
+                schema_mode=None if same else other,
+                predicate=_predicate(time_column, window),
+                commit_properties=_properties({f"{_WINDOW}={place}": 1}, {_WINDOW: place}),
+            )
+        return table.version()
+
+    def append(
+        self,
+        frames: Iterator[pl.DataFrame],
+        schema: Mapping[str, pl.DataType],
+        *,
+        marks: Mapping[str, int],
+    ) -> int:
+        """Add the rows in one commit that carries the marks; of two with a mark in common the second one fails.
+
+        :returns: the version of this commit.
+        """
+        from deltalake import write_deltalake
+
+        table = self._opened(schema)
+        with _streamed(self.uri, frames, schema) as reader:
+            write_deltalake(
+                table, reader, mode="append", schema_mode="merge", commit_properties=_properties(marks)
+            )
+        return table.version()
+
+    def upsert(
+        self,
+        frames: Iterator[pl.DataFrame],
+        schema: Mapping[str, pl.DataType],
+        *,
+        keys: Sequence[str],
+        marks: Mapping[str, int],
+    ) -> int:
+        """Put the rows in the place of those with the same keys and add the others, in one commit.
+
+        :param keys: not null, and no two of the rows have the same.
+        :returns: the version of this commit.
+        """
+        table = self._opened(schema)
+        same = " AND ".join(f"new.{_quoted(key)} = old.{_quoted(key)}" for key in keys)
+        with _streamed(self.uri, frames, schema) as reader:
+            table.merge(
+                reader,
+                same,
+                source_alias="new",
+                target_alias="old",
+                merge_schema=True,
+                commit_properties=_properties(marks),
+            ).when_matched_update_all().when_not_matched_insert_all().execute()
+        return table.version()
+
+    def widen(self, types: Mapping[str, pl.DataType]) -> None:
+        """Write the whole table again, the same rows with other types, in a commit of its own."""
+        import polars as pl
+        from deltalake import write_deltalake
+
+        if self._table is None or not types:
+            return
+        rows = _scan(self._table).with_columns(pl.col(name).cast(dtype) for name, dtype in types.items())
+        schema = rows.collect_schema()
+        with _streamed(self.uri, stream_batches(rows), schema) as reader:
+            write_deltalake(
+                self._table,
+                reader,
+                mode="overwrite",
+                schema_mode="overwrite",
+                commit_properties=_properties({_WIDENING: 1}),
+            )
+
+    def _opened(self, schema: Mapping[str, pl.DataType]) -> DeltaTable:
+        """Give the table; of two that make it, both write into the same one."""
+        import polars as pl
+        from deltalake import DeltaTable
+
+        if self._table is None:
+            with _write_errors(self.uri):
+                self._table = DeltaTable.create(
+                    self.uri, pl.DataFrame(schema=schema).to_arrow().schema, mode="ignore"
+                )
+            if self._table.version() > 0 or dict(_scan(self._table).collect_schema()) != dict(schema):
+                raise CommitConflictError(
+                    f"another write made {self.uri} at this moment. Nothing was written; run the task again"
+                )
+        return self._table
+
+
+def stored_schema(schema: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
+    """Give the types of a table that takes such columns: Delta knows microseconds in UTC or without a zone, and no unsigned numbers."""
+    import polars as pl
+
+    others: dict[type[pl.DataType], pl.DataType] = {
+        pl.UInt8: pl.Int16(),
+        pl.UInt16: pl.Int32(),
+        pl.UInt32: pl.Int64(),
+        pl.UInt64: pl.Int64(),
+        pl.Categorical: pl.String(),
+        pl.Enum: pl.String(),
+    }
+    return {
+        name: pl.Datetime("us", dtype.time_zone and "UTC")
+        if isinstance(dtype, pl.Datetime)
+        else others.get(type(dtype), dtype)
+        for name, dtype in schema.items()
+    }
+
+
+def _properties(marks: Mapping[str, int], metadata: Mapping[str, str] | None = None) -> CommitProperties:
+    from deltalake import CommitProperties, Transaction
+
+    return CommitProperties(
+        app_transactions=[Transaction(name, number) for name, number in marks.items()],
+        custom_metadata=dict(metadata) if metadata else None,
+    )
 
 
 def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | None]:
@@ -227,6 +419,16 @@ def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | N
         if not unsettled:
             break
     return found
+
+
+def find_commit(uri: str, work: str) -> int | None:
+    """Find the version in which :func:`replace_window_streamed` committed a work's rows, whatever was written since."""
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(uri):
+        return None
+    found = (commit["version"] for commit in _commits(DeltaTable(uri)) if commit.get(_WORK) == work)
+    return next(found, None)
 
 
 def _commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
@@ -270,44 +472,59 @@ def describe_files(uri: str, *, version: int | None = None, time_column: str | N
     schema = frame.collect_schema()
     actions = pl.DataFrame(table.get_add_actions())
     files = sorted(actions.select("path", "size_bytes").rows()) if actions.height else []
-    told = [pl.len().alias("count")]
+    told = [row_count().alias("_count")]
     if time_column is not None and time_column in schema:
-        told += [pl.col(time_column).min().alias("first"), pl.col(time_column).max().alias("last")]
+        told += [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
     found = frame.select(told).collect(engine="streaming").row(0, named=True)
     text = f"files-v1;{sorted((name, str(dtype)) for name, dtype in schema.items())};{files}"
     return DatasetVersion(
         uri=uri,
         version=table.version(),
         dataset_digest="sha256:" + hashlib.sha256(text.encode()).hexdigest(),
-        row_count=found["count"],
+        row_count=found["_count"],
         columns={name: str(dtype) for name, dtype in schema.items()},
         time_column=time_column,
-        time_min=found.get("first"),
-        time_max=found.get("last"),
+        time_min=found.get("_first"),
+        time_max=found.get("_last"),
     )
 
 
 def describe(uri: str, *, version: int | None = None, time_column: str | None = None) -> DatasetVersion:
-    """Address a version by URI, number and content digest.
+    """Address a version by URI, number and content digest; its rows are read a batch at a time.
 
     :raises DatasetNotFoundError: no such table or version.
     """
+    import polars as pl
+
     table = _open(uri, version)
-    frame = _scan(table).collect()
-    columns = {name: str(dtype) for name, dtype in frame.schema.items()}
-    digest = RowDigest(columns)
-    digest.update({name: frame[name].to_numpy() for name in columns})
-    times = frame[time_column].drop_nulls() if time_column in columns and frame.height else None
+    frame = _scan(table)
+    schema = frame.collect_schema()
+    told = [row_count().alias("_count")]
+    told += [pl.col(name).null_count() for name, dtype in schema.items() if _nulls_matter(dtype)]
+    if time_column is not None and time_column in schema:
+        told += [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
+    found = frame.select(told).collect(engine="streaming").row(0, named=True)
+    digest = RowDigest({name: str(dtype) for name, dtype in schema.items()})
+    with_nulls = frozenset(name for name, dtype in schema.items() if _nulls_matter(dtype) and found[name])
+    for batch in stream_batches(frame):
+        digest.update_frame(batch, with_nulls=with_nulls)
     return DatasetVersion(
         uri=uri,
         version=table.version(),
         dataset_digest=digest.hexdigest(),
-        row_count=frame.height,
-        columns=columns,
+        row_count=found["_count"],
+        columns={name: str(dtype) for name, dtype in schema.items()},
         time_column=time_column,
-        time_min=cast("datetime", times.min()) if times is not None else None,
-        time_max=cast("datetime", times.max()) if times is not None else None,
+        time_min=found.get("_first"),
+        time_max=found.get("_last"),
     )
+
+
+def _nulls_matter(dtype: pl.DataType) -> bool:
+    """Tell whether one null anywhere in such a column has all of its values counted as another type."""
+    import polars as pl
+
+    return dtype.is_integer() or dtype == pl.Boolean
 
 
 def _open_to_write(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
@@ -333,8 +550,12 @@ def _place(window: Window | None) -> str:
 def _predicate(time_column: str | None, window: Window | None) -> str | None:
     if window is None:
         return None
-    quoted = '"' + str(time_column).replace('"', '""') + '"'
+    quoted = _quoted(str(time_column))
     return f"{quoted} >= '{window.start.isoformat()}' AND {quoted} < '{window.end.isoformat()}'"
+
+
+def _quoted(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _open(uri: str, version: int | None) -> DeltaTable:

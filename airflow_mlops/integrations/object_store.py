@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import ConnectionConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 #: An object is there as a whole or not at all. Elsewhere a file grows before the eyes of readers, so it is renamed when it is whole.
@@ -101,6 +102,30 @@ class ObjectStore:
             staged = f"{folder}/.{last}.{uuid.uuid4().hex}.tmp"
             yield staged
             self._files.mv(staged, f"{folder}/{last}")
+
+
+def file_marks(pattern: str) -> dict[str, int]:
+    """Find the files that match a path, glob or URI, each with a number that changes when the file does.
+
+    The number is made of size and time of change, or of what the store calls the content's tag; the file is not read.
+    """
+    import fsspec
+
+    files, root = fsspec.core.url_to_fs(pattern, use_listings_cache=False)
+    with _missing_or_refused(pattern):
+        found = files.glob(root, detail=True)
+    return {
+        path if files.protocol[0] == "file" else files.unstrip_protocol(path): _mark(facts)
+        for path, facts in sorted(found.items())
+        if facts.get("type") != "directory"
+    }
+
+
+def _mark(facts: Mapping[str, Any]) -> int:
+    told = [
+        facts.get(name) for name in ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "updated")
+    ]
+    return int(hashlib.sha256(repr(told).encode()).hexdigest()[:15], 16)
 
 
 @contextmanager

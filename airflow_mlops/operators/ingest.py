@@ -4,26 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.operators.base import StepOperator, window_spec
+from airflow_mlops.operators.base import StepOperator, names, window_spec
 from airflow_mlops.operators.windows import RUN_WINDOW
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
+    from airflow_mlops.core.schema_policy import SchemaPolicy
+    from airflow_mlops.steps.ingest import IngestMode
+
 
 class IngestDatasetOperator(StepOperator):
-    """Make one window of a Delta table hold what the source has for it.
+    """Bring what the source has into a Delta table, once, in one commit, a batch of rows at a time.
 
-    The window is replaced in one commit: a retry or a backfill of the same window changes nothing.
+    Whatever happens to the task, the table has the rows once or is as it was: a retry or a backfill replaces the same window,
+    an append knows what was appended, an increment starts at the table's own highest value, an upsert finds its rows by key.
 
     :param source: path, glob or URI of ``.parquet``, ``.csv`` or ``.jsonl`` files. (templated)
     :param table: URI of the Delta table; created when missing. (templated)
     :param time_column: column that places a row in a window, needed when one is given; naive times are UTC. (templated)
-    :param id_column: column that must be unique and not null in the window. (templated)
-    :param window_start: first instant of the window; default the run's data interval, or all rows without ``time_column``. (templated)
+    :param id_column: column that must be unique and not null in what is ingested; 8 bytes of memory per row. (templated)
+    :param window_start: first instant of the window; default the run's data interval in mode ``replace`` with a ``time_column``,
+        else all rows. (templated)
     :param window_end: first instant after it. (templated)
+    :param mode: ``replace`` the window, or without one the table; ``append`` each file once, one that changed since is
+        refused; ``upsert``: a row takes the place of the one with its ``keys``; ``incremental``: append what is above the
+        table's highest ``watermark_column``.
+    :param keys: columns that together name a row, none of them null; for ``upsert`` and ``overlap``. (templated)
+    :param watermark_column: column that only grows from one ingest to the next; for ``incremental``. (templated)
+    :param overlap: read again from so much below the highest value and upsert by ``keys``, for rows that come late. Seconds
+        for times, else in the column's unit. (templated)
+    :param work_key: name of what is appended, such as ``{{ run_id }}``: appended once per name, whatever its files are;
+        default each file once. (templated)
+    :param schema_policy: ``strict`` takes the table's columns and types only; ``add_columns`` takes new columns too; ``widen``
+        also types that hold more (whole numbers, floats), for which the table is written again once. A column that is missing
+        is refused always.
+    :param new_categories: how many values a column may have that the table does not, by column. (templated)
     """
 
     step = "ingest"
@@ -34,6 +52,11 @@ class IngestDatasetOperator(StepOperator):
         "id_column",
         "window_start",
         "window_end",
+        "keys",
+        "watermark_column",
+        "overlap",
+        "work_key",
+        "new_categories",
     )
 
     def __init__(
@@ -45,6 +68,13 @@ class IngestDatasetOperator(StepOperator):
         id_column: str | None = None,
         window_start: str | None = RUN_WINDOW[0],
         window_end: str | None = RUN_WINDOW[1],
+        mode: IngestMode = "replace",
+        keys: str | Sequence[str] = (),
+        watermark_column: str | None = None,
+        overlap: float | str = 0.0,
+        work_key: str | None = None,
+        schema_policy: SchemaPolicy = "strict",
+        new_categories: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -54,6 +84,13 @@ class IngestDatasetOperator(StepOperator):
         self.id_column = id_column
         self.window_start = window_start
         self.window_end = window_end
+        self.mode = mode
+        self.keys = keys
+        self.watermark_column = watermark_column
+        self.overlap = overlap
+        self.work_key = work_key
+        self.schema_policy = schema_policy
+        self.new_categories = new_categories
         self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -64,8 +101,15 @@ class IngestDatasetOperator(StepOperator):
             "time_column": self.time_column,
             "id_column": self.id_column,
             "window": window_spec(self.window_start, self.window_end)
-            if self.time_column or self.window_given
+            if self.window_given or (self.time_column and self.mode == "replace")
             else None,
+            "mode": self.mode,
+            "keys": names(self.keys),
+            "watermark_column": self.watermark_column,
+            "overlap": self.overlap,
+            "work_key": self.work_key,
+            "schema_policy": self.schema_policy,
+            "new_categories": dict(self.new_categories or {}),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:
@@ -85,3 +129,13 @@ class IngestDatasetOperator(StepOperator):
             payload=result,
         )
         self.fill_outlets(context, {"dataset": dataset})
+        if result["watermark"] is not None:
+            self._show_watermark(result["watermark"], context)
+
+    def _show_watermark(self, watermark: str, context: Context) -> None:
+        """Put the watermark where Airflow's page of the asset shows it; the next run takes it from the table."""
+        from airflow.sdk import Asset
+
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["asset_state_store"][outlet].set("watermark", watermark)

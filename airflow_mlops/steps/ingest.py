@@ -1,23 +1,44 @@
-"""Ingest: files of a source become one window of a Delta table, in one commit."""
+"""Ingest: the rows of a source get into a Delta table once, in one commit, a batch at a time."""
 
 from __future__ import annotations
 
-import glob
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import hashlib
+import itertools
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from airflow_mlops.core.batches import read_ahead
 from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.schema_policy import SchemaPolicy, fit_schema
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError, SchemaMismatchError
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    DatasetNotFoundError,
+    InsufficientDataError,
+    SchemaMismatchError,
+)
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
+from airflow_mlops.steps.ingest_source import open_source, read_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator, Mapping
 
     import polars as pl
 
     from airflow_mlops.services import Services
+
+IngestMode = Literal["replace", "append", "upsert", "incremental"]
+
+_FILE, _WORK, _INCREMENT, _UPSERT = (
+    f"airflow_mlops.{name}" for name in ("file", "ingest", "increment", "upsert")
+)
+#: Batches of a first ingest that are looked at before the table is made: a small source that is refused leaves no table.
+_BEFORE_A_TABLE = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +48,17 @@ class IngestSpec:
     :param source: path, glob or URI of ``.parquet``, ``.csv`` or ``.jsonl`` files.
     :param table: URI of the Delta table; created when missing.
     :param time_column: places a row in a window; naive times are UTC. Needed with ``window``.
-    :param window: only these rows, replacing what the table has there; ``None`` replaces the whole table.
+    :param window: only these rows; ``replace`` replaces what the table has there, ``None`` means the whole table.
     :param id_column: must be unique and not null in what is ingested, when given.
+    :param mode: ``replace`` the window or table; ``append`` each file once; ``upsert`` by ``keys``; ``incremental``: append
+        what is above the highest ``watermark_column`` of the table.
+    :param keys: columns that together name a row, for ``upsert`` and ``overlap``.
+    :param watermark_column: a column that only grows from one ingest to the next, for ``incremental``.
+    :param overlap: read again from so much below the highest value, and upsert by ``keys``: for late rows. Seconds for times,
+        else in the column's unit.
+    :param work_key: names what is appended: once per key, whatever its files are; default each file is appended once.
+    :param schema_policy: what becomes of new columns and other types.
+    :param new_categories: how many values a column may have that the table does not, by column.
     """
 
     source: str
@@ -36,128 +66,306 @@ class IngestSpec:
     time_column: str | None = None
     window: Window | None = None
     id_column: str | None = None
+    mode: IngestMode = "replace"
+    keys: tuple[str, ...] = ()
+    watermark_column: str | None = None
+    overlap: float = 0.0
+    work_key: str | None = None
+    schema_policy: SchemaPolicy = "strict"
+    new_categories: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestResult:
-    """What was ingested."""
+    """What was ingested.
+
+    :param row_count: rows that were written by this run; 0 when all were in the table before.
+    :param watermark: highest value of ``watermark_column`` in the table, as text; ``None`` without one.
+    """
 
     dataset: DatasetVersion
     window: Window | None
     row_count: int
+    watermark: str | None = None
+
+
+class _Work(NamedTuple):
+    """What there is to write, as seen from the table at one version.
+
+    :param frame: the rows; ``None`` when all of them are in the table.
+    :param marks: of the commit: whoever finds them in the table does not write again.
+    :param source_marks: the files as they were when the work was chosen.
+    """
+
+    frame: pl.LazyFrame | None
+    marks: dict[str, int]
+    source_marks: Mapping[str, int] = MappingProxyType({})
 
 
 def run(spec: IngestSpec, services: Services) -> IngestResult:
-    """Read, check and write one window.
+    """Read, check and write.
 
     :raises DatasetNotFoundError: no file matches ``source``.
-    :raises InsufficientDataError: the files have no rows in the window.
-    :raises SchemaMismatchError: a column is missing, has another type than the table's, or holds what is no time; or
-        the files differ.
+    :raises InsufficientDataError: the files have no rows in the window that is to be replaced, or in a table's first ingest.
+    :raises SchemaMismatchError: a column is missing, has another type than the table's, or holds what is no time; the
+        files differ; keys repeat; there are too many new categories.
+    :raises CommitConflictError: another write came first; nothing was written.
     """
+    _require_arguments(spec)
+    writer = delta.TableWriter(spec.table)
+    work = _choose(spec, writer)
+    if work.frame is None:
+        return _result(spec, None, 0)
+    frame, schema = _fit(spec, writer, work.frame)
+    passing = _watched(spec, writer)
+    passing_digest = PassingDigest(schema, spec.time_column)
+    # Rows are looked at while those before them are written.
+    frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, frame)))
+    if writer.version is None:
+        first = list(itertools.islice(frames, _BEFORE_A_TABLE))
+    else:
+        first = list(itertools.islice(frames, 1))
+    if not sum(batch.height for batch in first):
+        if spec.mode == "replace" or writer.version is None:
+            raise InsufficientDataError(
+                f"{spec.source} has no rows in window {spec.window}: has the window's data arrived?"
+            )
+        return _result(spec, None, 0)
+    try:
+        version = _write(spec, writer, itertools.chain(first, frames), schema, work.marks)
+    except CommitConflictError:
+        done = delta.TableWriter(spec.table).marks(list(work.marks))
+        if spec.mode != "append" or done != work.marks:
+            raise
+        return _result(spec, None, 0)  # the other one was another attempt at the same work
+    return _result(spec, version, passing.row_count, passing_digest if _whole(spec) else None)
+
+
+def _whole(spec: IngestSpec) -> bool:
+    """Tell whether the table holds just the rows that are ingested."""
+    return spec.mode == "replace" and spec.window is None
+
+
+def _digested(
+    spec: IngestSpec, digest: PassingDigest, frames: Iterator[pl.DataFrame]
+) -> Iterator[pl.DataFrame]:
+    return digest.watch(frames) if _whole(spec) else frames
+
+
+def _require_arguments(spec: IngestSpec) -> None:
     if spec.window is not None and spec.time_column is None:
         raise ValueError(
             f"a window of {spec.source} needs time_column, which places a row in it; "
             "give no window to replace the whole table"
         )
-    rows = _read_source(spec)
-    if rows.height == 0:
-        raise InsufficientDataError(
-            f"{spec.source} has no rows in window {spec.window}: has the window's data arrived?"
+    if spec.mode == "upsert" and not spec.keys:
+        raise ValueError(f"mode 'upsert' into {spec.table} needs keys: the columns that together name a row")
+    if spec.mode == "incremental" and spec.watermark_column is None:
+        raise ValueError(
+            f"mode 'incremental' into {spec.table} needs watermark_column: a column that only grows from one ingest to the next"
         )
-    if spec.id_column is not None:
-        _require_unique(rows, spec.id_column, spec.source)
-    version = delta.replace_window(spec.table, rows, time_column=spec.time_column, window=spec.window)
-    dataset = delta.describe(spec.table, version=version, time_column=spec.time_column)
-    return IngestResult(dataset=dataset, window=spec.window, row_count=rows.height)
+    if spec.overlap and not (spec.mode == "incremental" and spec.keys):
+        raise ValueError(
+            "overlap needs mode 'incremental' and keys: rows that are read again are told by them"
+        )
+    if spec.work_key is not None and spec.mode != "append":
+        raise ValueError(f"work_key belongs to mode 'append'; mode {spec.mode!r} needs none")
 
 
-def _read_source(spec: IngestSpec) -> pl.DataFrame:
-    import polars as pl
+def _choose(spec: IngestSpec, writer: delta.TableWriter) -> _Work:
+    if spec.mode == "append":
+        return _not_appended(spec, writer)
+    frame = _open(spec, None)
+    if spec.mode == "upsert":
+        return _Work(frame=frame, marks={_UPSERT: 1})
+    if spec.mode == "incremental":
+        # Made from the table's highest value as the writer knows it: of two such commits the second one fails.
+        return _Work(frame=_above(spec, writer, frame), marks={_INCREMENT: 1})
+    return _Work(frame=frame, marks={})
 
-    frame = _scan(spec.source)
-    schema = frame.collect_schema()
-    delta.require_columns(
-        [name for name in (spec.time_column, spec.id_column) if name], schema.names(), spec.source
+
+def _not_appended(spec: IngestSpec, writer: delta.TableWriter) -> _Work:
+    """Find what no commit of the table has a mark of.
+
+    :raises SchemaMismatchError: a file is another one than when it was appended.
+    """
+    place = "" if spec.window is None else f"|{spec.window.key}"
+    if spec.work_key is not None:
+        mark = f"{_WORK}={hashlib.sha256(spec.work_key.encode()).hexdigest()}"
+        done = writer.marks([mark])
+        return _Work(frame=None if done else _open(spec, None), marks={mark: 1})
+    files = file_marks(spec.source)
+    if not files:
+        raise DatasetNotFoundError(f"no readable file matches {spec.source}")
+    names = {f"{_FILE}={file}{place}": file for file in files}
+    done = writer.marks(list(names))
+    for name, number in done.items():
+        if files[names[name]] != number:
+            raise SchemaMismatchError(
+                f"{names[name]} was appended to {spec.table} before and is another file now: appending it would write its "
+                "rows twice. Give new rows a file of their own, or use mode 'upsert', or name the work with work_key"
+            )
+    new = {name: file for name, file in names.items() if name not in done}
+    return _Work(
+        frame=_open(spec, list(new.values())) if new else None,
+        marks={name: files[file] for name, file in new.items()},
+        source_marks=files,
     )
+
+
+def _open(spec: IngestSpec, files: list[str] | None) -> pl.LazyFrame:
+    return open_source(
+        spec.source,
+        files=files,
+        needed=[
+            *_filled(spec),
+            *(name for name in spec.new_categories if name not in _filled(spec)),
+        ],
+        time_column=spec.time_column,
+        window=spec.window,
+    )
+
+
+def _filled(spec: IngestSpec) -> dict[str, str]:
+    """Give the columns that may hold no null, and what each is."""
+    columns = dict.fromkeys(spec.keys, "key")
+    if spec.watermark_column is not None:
+        columns[spec.watermark_column] = "watermark"
+    if spec.id_column is not None:
+        columns[spec.id_column] = "id"
     if spec.time_column is not None:
-        time = pl.col(spec.time_column)
-        frame = frame.with_columns(_utc(spec.time_column, schema))
-        if spec.window is not None:
-            inside = time.is_between(spec.window.start, spec.window.end, closed="left")
-            frame = frame.filter(inside | time.is_null())
-    try:
-        rows = frame.collect()
-    except pl.exceptions.PolarsError as err:
-        raise SchemaMismatchError(
-            f"{spec.source} can't be read as one table: {_unreadable(spec.source)}{str(err).splitlines()[0]}. Fix what it names at the source"
-        ) from err
-    if spec.time_column is not None:
-        _require_times(rows, spec.time_column, spec.source)
-    return rows
+        columns[spec.time_column] = "time"
+    return columns
 
 
-def _unreadable(source: str) -> str:
-    """Name the first of the files that is none of its kind; nothing where each is."""
-    for file in sorted(glob.glob(source)):  # noqa: PTH207 - the pattern may be absolute
-        try:
-            _scan(file)
-        except DatasetNotFoundError:
-            return f"{file}: "
-    return ""
-
-
-def _scan(source: str) -> pl.LazyFrame:
+def _above(spec: IngestSpec, writer: delta.TableWriter, frame: pl.LazyFrame) -> pl.LazyFrame:
     import polars as pl
 
-    scanners: dict[str, Callable[[str], pl.LazyFrame]] = {
-        ".parquet": pl.scan_parquet,
-        ".csv": pl.scan_csv,
-        ".jsonl": pl.scan_ndjson,
-    }
-    scanner = next((scan for suffix, scan in scanners.items() if source.endswith(suffix)), None)
-    if scanner is None:
-        raise ValueError(f"source {source!r} must end in one of {', '.join(scanners)}")
-    try:
-        frame = scanner(source)
-        frame.collect_schema()
-    except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
-        raise DatasetNotFoundError(f"no readable file matches {source}: {err}") from err
-    return frame
+    highest = _highest(writer, spec)
+    if highest is None or spec.watermark_column is None:
+        return frame
+    column = pl.col(spec.watermark_column)
+    if not spec.overlap:
+        return frame.filter((column > highest) | column.is_null())
+    span = timedelta(seconds=spec.overlap) if isinstance(highest, datetime) else spec.overlap
+    return frame.filter((column >= highest - span) | column.is_null())
 
 
-def _utc(column: str, schema: pl.Schema) -> pl.Expr:
-    """Delta stores instants in microseconds and UTC; a naive time is taken as UTC."""
+def _highest(writer: delta.TableWriter, spec: IngestSpec) -> Any:
+    """Give the table's highest value of the watermark column, from the table itself; ``None`` when it has no rows."""
     import polars as pl
 
-    dtype = schema[column]
-    value = pl.col(column)
-    if dtype == pl.String:
-        return value.str.to_datetime(time_zone="UTC", time_unit="us")
-    if not isinstance(dtype, pl.Datetime):
-        raise SchemaMismatchError(f"time column {column!r} is {dtype}; a timestamp is needed")
-    if dtype.time_zone is None:
-        return value.dt.cast_time_unit("us").dt.replace_time_zone("UTC")
-    return value.dt.cast_time_unit("us").dt.convert_time_zone("UTC")
+    rows, column = writer.scan(), spec.watermark_column
+    if rows is None or column is None:
+        return None
+    delta.require_columns([column], rows.collect_schema().names(), spec.table)
+    return rows.select(pl.col(column).max()).collect(engine="streaming").item()
 
 
-def _require_times(rows: pl.DataFrame, column: str, source: str) -> None:
-    """Refuse rows without a time: they are in no window, so they would be missing from all of them unnoticed."""
-    nulls = rows[column].null_count()
-    if nulls:
-        raise SchemaMismatchError(
-            f"{source}: time column {column!r} has {nulls} nulls; fill them in or remove the rows at the source"
+def _fit(
+    spec: IngestSpec, writer: delta.TableWriter, frame: pl.LazyFrame
+) -> tuple[pl.LazyFrame, dict[str, pl.DataType]]:
+    """Give the rows the table's types, or the table theirs, as the policy says."""
+    import polars as pl
+
+    given = frame.collect_schema()
+    types = delta.stored_schema(given)
+    table = writer.schema
+    if table is not None:
+        fit = fit_schema(table, types, policy=spec.schema_policy, where=spec.table)
+        types = fit.rows
+        if fit.widened and not _whole(spec):
+            writer.widen(fit.widened)
+    changed = [pl.col(name).cast(dtype) for name, dtype in types.items() if dtype != given[name]]
+    return (frame.with_columns(changed) if changed else frame), types
+
+
+def _watched(spec: IngestSpec, writer: delta.TableWriter) -> PassingRows:
+    known = {}
+    rows = writer.scan()
+    if rows is not None:
+        for name, budget in spec.new_categories.items():
+            if name in rows.collect_schema():
+                values = rows.select(name).unique().collect(engine="streaming")[name]
+                known[name] = (set(values.to_list()) - {None}, budget)
+    return PassingRows(
+        spec.source,
+        filled=_filled(spec),
+        unique=_unique(spec),
+        categories={name: told for name, told in known.items() if told[0]},
+    )
+
+
+def _unique(spec: IngestSpec) -> list[str]:
+    return list(spec.keys) or ([spec.id_column] if spec.id_column is not None else [])
+
+
+def _checked(
+    spec: IngestSpec, work: _Work, passing: PassingRows, frame: pl.LazyFrame
+) -> Iterator[pl.DataFrame]:
+    """Hand the rows on; what is found wrong at the end is raised before anything is committed."""
+    yield from passing.watch(read_batches(frame, spec.source))
+    require_unique(
+        read_batches(frame, spec.source),
+        _unique(spec),
+        passing.suspects(),
+        source=spec.source,
+        what="key" if spec.keys else "id column",
+    )
+    if work.source_marks:
+        now = file_marks(spec.source)
+        changed = [file for file, mark in work.source_marks.items() if now.get(file) != mark]
+        if changed:
+            raise CommitConflictError(
+                f"{changed[0]} changed while it was read. Nothing was written; run the task again when it is whole"
+            )
+
+
+def _write(
+    spec: IngestSpec,
+    writer: delta.TableWriter,
+    frames: Iterator[pl.DataFrame],
+    schema: Mapping[str, pl.DataType],
+    marks: Mapping[str, int],
+) -> int:
+    if spec.mode == "replace":
+        return writer.replace(frames, schema, time_column=spec.time_column, window=spec.window)
+    if spec.mode == "upsert" or spec.overlap:
+        return writer.upsert(frames, schema, keys=spec.keys, marks=marks)
+    return writer.append(frames, schema, marks=marks)
+
+
+def _result(
+    spec: IngestSpec, version: int | None, row_count: int, passing: PassingDigest | None = None
+) -> IngestResult:
+    """Describe the table; one that holds just what has passed is not read again."""
+    digest = passing.hexdigest() if passing is not None else None
+    writer = delta.TableWriter(spec.table)
+    columns = {name: str(dtype) for name, dtype in (writer.schema or {}).items()}
+    if passing is None or digest is None or version is None or columns != passing.columns:
+        dataset = delta.describe(spec.table, version=version, time_column=spec.time_column)
+    else:
+        dataset = DatasetVersion(
+            uri=spec.table,
+            version=version,
+            dataset_digest=digest,
+            row_count=row_count,
+            columns=columns,
+            time_column=spec.time_column,
+            time_min=passing.times[0] if passing.times else None,
+            time_max=passing.times[1] if passing.times else None,
         )
-
-
-def _require_unique(rows: pl.DataFrame, column: str, source: str) -> None:
-    duplicates = rows.filter(rows[column].is_duplicated())[column]
-    nulls = rows[column].null_count()
-    if duplicates.len() or nulls:
-        raise SchemaMismatchError(
-            f"{source}: id column {column!r} has {nulls} nulls and {duplicates.n_unique()} repeated values"
-            f"{f', such as {duplicates[0]!r}' if duplicates.len() else ''}; remove them at the source"
-        )
+    highest = _highest(writer, spec) if spec.watermark_column is not None else None
+    return IngestResult(
+        dataset=dataset,
+        window=spec.window,
+        row_count=row_count,
+        watermark=highest.isoformat()
+        if isinstance(highest, datetime)
+        else str(highest)
+        if highest is not None
+        else None,
+    )
 
 
 STEP = Step(name="ingest", spec=IngestSpec, result=IngestResult, run=run)

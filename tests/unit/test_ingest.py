@@ -9,7 +9,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from airflow_mlops.core.batches import BATCH_ROWS
 from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.dataset import count_rows
+from airflow_mlops.core.digest import RowDigest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
@@ -185,6 +188,29 @@ class TestSources:
         assert "time column 't' has 2 nulls" in str(self.refuse(tmp_path, source, window=window))
 
 
+def test_a_digest_is_that_of_the_table_read_at_once(tmp_path: Path) -> None:
+    count = 3 * BATCH_ROWS
+    columns = {
+        "whole": range(count),
+        "number": [row / 7 for row in range(count)],
+        "flag": [row % 3 == 0 for row in range(count)],
+        "text": [f"ü{row % 97}" for row in range(count)],
+        "day": [datetime(2024, 1, 1) + timedelta(days=row % 31) for row in range(count)],
+    }
+    table = str(tmp_path / "table")
+    for null in (None, 2 * BATCH_ROWS):  # in one batch of several
+        frame = pl.DataFrame(columns)
+        if null is not None:
+            frame = frame.with_columns(pl.when(pl.int_range(pl.len()) != null).then(pl.all()))
+        delta.replace_window(table, frame, time_column=None, window=None)
+        read = delta.read_table(table).collect()
+        digest = RowDigest({name: str(dtype) for name, dtype in read.schema.items()})
+        digest.update({name: read[name].to_numpy() for name in read.columns})
+        described = delta.describe(table, time_column="day")
+        assert described.dataset_digest == digest.hexdigest()
+        assert (described.row_count, described.time_max) == (count, read["day"].max())
+
+
 @pytest.mark.parametrize("folder", ["my data", "größe", "100%"])
 def test_a_folder_may_be_called_as_people_call_them(tmp_path: Path, folder: str) -> None:
     source = land(tmp_path, t=[datetime(2024, 1, 2)], x=[1.0])
@@ -207,3 +233,10 @@ def test_reference_dags_write_their_tables_one_run_at_a_time() -> None:
     dags = DagBag(str(REPOSITORY / "dags")).dags
     assert len(dags) >= 5
     assert [dag_id for dag_id, dag in dags.items() if dag.max_active_runs != 1] == []
+
+
+def test_rows_are_counted_where_a_path_has_a_blank(tmp_path: Path) -> None:
+    uri = str(tmp_path / "my data" / "table")
+    delta.replace_window(uri, pl.DataFrame({"x": [1, 2, 3]}), time_column=None, window=None)
+    assert count_rows(delta.read_table(uri)) == 3
+    assert delta.describe(uri).row_count == delta.describe_files(uri).row_count == 3

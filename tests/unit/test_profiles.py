@@ -1,4 +1,4 @@
-"""Profiles: merging, files, batches; validation against Great Expectations; digests and windows."""
+"""Profiles: merging, files, batches; digests and windows."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ from airflow_mlops.core.profile_format import (
     profile_to_json,
 )
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ExpectationError
-from airflow_mlops.integrations.great_expectations import validate_frame
 
 RANDOM = np.random.default_rng(5)
 KINDS = {
@@ -305,71 +303,6 @@ class TestDigest:
     def test_values_must_not_trade_places(self) -> None:
         rows = pl.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
         assert self.digest(rows) != self.digest(pl.DataFrame({"a": [1.0, 2.0], "b": [4.0, 3.0]}))
-
-
-EXPECTATIONS = [
-    {"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 3, "max_value": 100}},
-    {"type": "expect_column_to_exist", "kwargs": {"column": "n"}},
-    {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "n"}},
-    {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "n", "mostly": 0.7}},
-    {"type": "expect_column_values_to_be_between", "kwargs": {"column": "n", "min_value": 0, "max_value": 5}},
-    {"type": "expect_column_values_to_be_between", "kwargs": {"column": "n", "min_value": 0, "strict_min": True}},
-    {"type": "expect_column_values_to_be_between", "kwargs": {"column": "n", "max_value": 5, "mostly": 0.5}},
-    {"type": "expect_column_values_to_be_in_set", "kwargs": {"column": "s", "value_set": ["a", "b"]}},
-    {"type": "expect_column_values_to_be_unique", "kwargs": {"column": "s"}},
-]  # fmt: skip
-FRAMES = {
-    "clean": pl.DataFrame({"n": [1.0, 2.0, 3.0, 4.0], "s": ["a", "b", "a", "b"]}),
-    "dirty": pl.DataFrame({"n": [-1.0, 0.0, 5.0, 9.0, 5.0], "s": ["a", "x", "a", "b", "y"]}),
-    "null-ridden": pl.DataFrame({"n": [None, 1.0, float("nan"), 7.0], "s": [None, "a", None, "x"]}),
-    "all null": pl.DataFrame(
-        {"n": [None, None, None], "s": [None, None, None]}, schema={"n": pl.Float64, "s": pl.String}
-    ),
-}
-
-
-class TestValidation:
-    @pytest.mark.parametrize("name", FRAMES)
-    def test_both_engines_agree(self, name: str) -> None:
-        suite = {"name": "both", "expectations": EXPECTATIONS}
-        ours = validate_frame(FRAMES[name], suite)
-        theirs = validate_frame(FRAMES[name], suite, engine="great_expectations")
-        assert {item["meta"]["engine"] for item in ours["results"]} == {"polars"}
-        assert {item["meta"]["engine"] for item in theirs["results"]} == {"great_expectations"}
-        for mine, other in zip(ours["results"], theirs["results"], strict=True):
-            config = mine["expectation_config"]
-            assert mine["success"] == other["success"], config
-            for key in ("element_count", "unexpected_count", "observed_value"):
-                assert mine["result"].get(key) == other["result"].get(key), (key, config)
-
-    def test_what_is_not_compiled_is_left_to_great_expectations(self) -> None:
-        suite = {
-            "name": "one",
-            "expectations": [
-                {"type": "expect_column_values_to_match_regex", "kwargs": {"column": "s", "regex": "^[ab]$"}}
-            ],
-        }
-        (result,) = validate_frame(FRAMES["dirty"], suite)["results"]
-        assert (result["success"], result["meta"]["engine"], result["result"]["unexpected_count"]) == (
-            False,
-            "great_expectations",
-            2,
-        )
-
-    def test_an_expectation_that_cannot_be_evaluated_is_an_error(self) -> None:
-        suite = {
-            "name": "one",
-            "expectations": [{"type": "expect_column_values_to_be_unique", "kwargs": {"column": "gone"}}],
-        }
-        with pytest.raises(
-            ExpectationError, match=r"expect_column_values_to_be_unique.*gone.*could not be evaluated"
-        ):
-            validate_frame(FRAMES["clean"], suite)
-
-    def test_an_expectation_nobody_knows_is_an_error(self) -> None:
-        suite = {"name": "one", "expectations": [{"type": "expect_miracles", "kwargs": {}}]}
-        with pytest.raises(ExpectationError, match=r"expect_miracles|does not accept"):
-            validate_frame(FRAMES["clean"], suite)
 
 
 class TestWindow:

@@ -1,0 +1,283 @@
+"""The modes of ingest: rows get into the table once, whatever happens twice, late or at the same moment."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    DatasetNotFoundError,
+    InsufficientDataError,
+    MLOpsError,
+    SchemaMismatchError,
+)
+from airflow_mlops.integrations import delta
+from airflow_mlops.operators.ingest import IngestDatasetOperator
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    return str(tmp_path / "table")
+
+
+def land(folder: Path, name: str, **columns: Any) -> str:
+    """Write a source file."""
+    pl.DataFrame(columns).write_parquet(folder / name)
+    return str(folder / name)
+
+
+def ingest(source: str, table: str, **arguments: Any) -> dict[str, Any]:
+    """Run the step on the spec that the operator builds."""
+    task = IngestDatasetOperator(task_id="ingest", source=source, table=table, **arguments)
+    return run_step("ingest", task.build_spec({}), Services())
+
+
+def content(table: str, by: str = "x") -> dict[str, list[Any]]:
+    return delta.read_table(table).collect().sort(by).to_dict(as_series=False)
+
+
+def together(count: int, source: str, table: str, **arguments: Any) -> list[dict[str, Any] | MLOpsError]:
+    """Run the same ingest several times at the same moment."""
+    ready = threading.Barrier(count)
+    outcomes: list[dict[str, Any] | MLOpsError] = []
+
+    def attempt() -> None:
+        ready.wait(timeout=30)
+        try:
+            outcomes.append(ingest(source, table, **arguments))
+        except MLOpsError as err:
+            outcomes.append(err)
+
+    threads = [threading.Thread(target=attempt) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(outcomes) == count
+    return outcomes
+
+
+class TestAppend:
+    def test_each_file_once(self, tmp_path: Path, table: str) -> None:
+        land(tmp_path, "a.parquet", x=[1, 2])
+        source = str(tmp_path / "*.parquet")
+        first = ingest(source, table, mode="append")
+        again = ingest(source, table, mode="append")
+        assert (first["row_count"], again["row_count"]) == (2, 0)
+        assert again["dataset"] == first["dataset"]
+        land(tmp_path, "b.parquet", x=[3])
+        assert ingest(source, table, mode="append")["row_count"] == 1
+        assert content(table) == {"x": [1, 2, 3]}
+
+    def test_attempts_that_overlap(self, tmp_path: Path) -> None:
+        source = land(tmp_path, "a.parquet", x=list(range(5_000)))
+        for number in range(5):
+            table = str(tmp_path / f"table{number}")
+            outcomes = together(3, source, table, mode="append")
+            lost = [outcome for outcome in outcomes if isinstance(outcome, MLOpsError)]
+            assert all(isinstance(error, CommitConflictError) for error in lost)
+            ingest(source, table, mode="append")  # the retry of whoever lost
+            assert content(table)["x"] == list(range(5_000))
+
+    def test_a_file_that_changed(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1, 2])
+        ingest(source, table, mode="append")
+        land(tmp_path, "a.parquet", x=[1, 2, 3])
+        with pytest.raises(SchemaMismatchError, match=r"a\.parquet was appended .* work_key"):
+            ingest(source, table, mode="append")
+        assert ingest(source, table, mode="append", work_key="monday")["row_count"] == 3
+        assert ingest(source, table, mode="append", work_key="monday")["row_count"] == 0
+        assert content(table) == {"x": [1, 1, 2, 2, 3]}
+
+    def test_no_file(self, tmp_path: Path, table: str) -> None:
+        with pytest.raises(DatasetNotFoundError, match=r"no readable file matches"):
+            ingest(str(tmp_path / "*.parquet"), table, mode="append")
+
+
+class TestUpsert:
+    def test_rows_take_the_place_of_those_with_their_key(self, tmp_path: Path, table: str) -> None:
+        first = land(tmp_path, "a.parquet", x=[1, 2], y=["a", "b"])
+        second = land(tmp_path, "b.parquet", x=[2, 3], y=["B", "C"])
+        ingest(first, table, mode="upsert", keys="x")
+        one = ingest(second, table, mode="upsert", keys="x")
+        two = ingest(second, table, mode="upsert", keys="x")
+        assert content(table) == {"x": [1, 2, 3], "y": ["a", "B", "C"]}
+        assert one["dataset"]["dataset_digest"] == two["dataset"]["dataset_digest"]
+
+    def test_at_the_same_moment(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=list(range(2_000)), y=[1.0] * 2_000)
+        ingest(land(tmp_path, "b.parquet", x=[-1], y=[0.0]), table, mode="upsert", keys=["x"])
+        for _ in range(3):
+            outcomes = together(3, source, table, mode="upsert", keys=["x"])
+            lost = [outcome for outcome in outcomes if isinstance(outcome, MLOpsError)]
+            assert len(lost) < 3
+            assert all(isinstance(error, CommitConflictError) for error in lost)
+            assert content(table)["x"] == list(range(-1, 2_000))
+
+    def test_keys_that_name_no_row(self, tmp_path: Path, table: str) -> None:
+        twice = land(tmp_path, "a.parquet", x=[1, 1, 2], y=["a", "a", "b"])
+        with pytest.raises(
+            SchemaMismatchError, match=r"key 'x', 'y' has 1 repeated values, such as \(1, 'a'\)"
+        ):
+            ingest(twice, table, mode="upsert", keys=["x", "y"])
+        null = land(tmp_path, "b.parquet", x=[1, None])
+        with pytest.raises(SchemaMismatchError, match=r"key column 'x' has 1 nulls"):
+            ingest(null, table, mode="upsert", keys=["x"])
+        with pytest.raises(ValueError, match=r"needs keys"):
+            ingest(null, table, mode="upsert")
+        assert not delta.table_exists(table)
+
+
+class TestIncremental:
+    def test_what_is_above_the_tables_highest_value(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1, 2])
+        first = ingest(source, table, mode="incremental", watermark_column="x")
+        assert (first["row_count"], first["watermark"]) == (2, "2")
+        land(tmp_path, "a.parquet", x=[1, 2, 3, 4])
+        second = ingest(source, table, mode="incremental", watermark_column="x")
+        nothing = ingest(source, table, mode="incremental", watermark_column="x")
+        assert (second["row_count"], second["watermark"]) == (2, "4")
+        assert (nothing["row_count"], nothing["dataset"]) == (0, second["dataset"])
+        assert content(table) == {"x": [1, 2, 3, 4]}
+
+    def test_rows_that_come_late(self, tmp_path: Path, table: str) -> None:
+        def hours(*values: int) -> list[datetime]:
+            return [START + timedelta(hours=value) for value in values]
+
+        how = {
+            "mode": "incremental",
+            "watermark_column": "t",
+            "time_column": "t",
+            "keys": "x",
+            "overlap": 2 * 3600,
+        }
+        source = land(tmp_path, "a.parquet", x=[1, 5], t=hours(1, 5))
+        ingest(source, table, **how)
+        land(tmp_path, "a.parquet", x=[1, 2, 4, 5, 6], t=hours(1, 2, 4, 5, 6))
+        assert ingest(source, table, **how)["watermark"] == "2024-01-01T06:00:00+00:00"
+        assert content(table)["x"] == [1, 4, 5, 6]  # the one of 2 o'clock came later than the overlap
+        with pytest.raises(ValueError, match=r"overlap needs mode 'incremental' and keys"):
+            ingest(source, table, mode="incremental", watermark_column="t", overlap=60)
+
+    def test_at_the_same_moment(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[0])
+        for stop in (2_000, 4_000, 6_000):
+            ingest(source, table, mode="incremental", watermark_column="x")
+            land(tmp_path, "a.parquet", x=list(range(stop)))
+            together(3, source, table, mode="incremental", watermark_column="x")
+            assert content(table)["x"] == list(range(stop))
+
+
+class TestSchemaPolicy:
+    def test_strict_names_columns_types_and_the_policy(self, tmp_path: Path, table: str) -> None:
+        ingest(land(tmp_path, "a.parquet", x=pl.Series([1], dtype=pl.Int32), y=["a"]), table)
+        wide = land(tmp_path, "b.parquet", x=[2], y=[1.5], z=[1])
+        with pytest.raises(SchemaMismatchError) as refused:
+            ingest(wide, table)
+        assert "z is new (Int64; schema_policy='add_columns' takes it)" in str(refused.value)
+        assert "x is Int64, the table has Int32; schema_policy='widen' takes it" in str(refused.value)
+        assert "y is Float64, the table has String." in str(refused.value)
+        with pytest.raises(SchemaMismatchError, match=r"x is Int64, the table has Int32"):
+            ingest(wide, table, schema_policy="add_columns")
+
+    @pytest.mark.parametrize("mode", ["replace", "append", "upsert", "incremental"])
+    @pytest.mark.parametrize("policy", ["add_columns", "widen"])
+    def test_new_columns(self, tmp_path: Path, table: str, mode: str, policy: str) -> None:
+        how = {"mode": mode, "keys": "x", "watermark_column": "x", "schema_policy": policy}
+        ingest(land(tmp_path, "a.parquet", x=[1]), table, **how)
+        ingest(land(tmp_path, "b.parquet", x=[2], z=["new"]), table, **how)
+        kept = {"x": [2], "z": ["new"]} if mode == "replace" else {"x": [1, 2], "z": [None, "new"]}
+        assert content(table) == kept
+
+    @pytest.mark.parametrize("mode", ["replace", "append", "upsert", "incremental"])
+    def test_wider_and_narrower_types(self, tmp_path: Path, table: str, mode: str) -> None:
+        how = {"mode": mode, "keys": "x", "watermark_column": "x", "schema_policy": "widen"}
+        ingest(land(tmp_path, "a.parquet", x=pl.Series([1], dtype=pl.Int32)), table, **how)
+        ingest(land(tmp_path, "b.parquet", x=[2**40]), table, **how)
+        ingest(land(tmp_path, "c.parquet", x=pl.Series([2**31 - 1], dtype=pl.Int32)), table, **how)
+        rows = {"replace": [2**31 - 1], "incremental": [1, 2**40]}.get(mode, [1, 2**31 - 1, 2**40])
+        assert content(table) == {"x": rows}
+        assert delta.read_table(table).collect_schema() == {"x": pl.Int64}
+
+    def test_a_window_of_a_table_that_widens(self, tmp_path: Path, table: str) -> None:
+        for day in (1, 2):
+            kind = pl.Float32 if day == 1 else pl.Float64
+            source = land(
+                tmp_path, f"{day}.parquet", t=[START + timedelta(days=day)], x=pl.Series([0.5], dtype=kind)
+            )
+            window = {"window_start": f"2024-01-0{day + 1}", "window_end": f"2024-01-0{day + 2}"}
+            ingest(source, table, time_column="t", schema_policy="widen", **window)
+        assert content(table, "t")["x"] == [0.5, 0.5]
+
+    @pytest.mark.parametrize("policy", ["strict", "add_columns", "widen"])
+    def test_a_renamed_column(self, tmp_path: Path, table: str, policy: str) -> None:
+        ingest(land(tmp_path, "a.parquet", x=[1], y=[1]), table)
+        with pytest.raises(SchemaMismatchError, match=r"y is missing \(table: Int64\)"):
+            ingest(land(tmp_path, "b.parquet", x=[1], why=[1]), table, schema_policy=policy)
+
+    def test_types_that_delta_does_not_have(self, tmp_path: Path, table: str) -> None:
+        source = land(
+            tmp_path,
+            "a.parquet",
+            x=pl.Series([2**32 - 1], dtype=pl.UInt32),
+            kind=pl.Series(["a"], dtype=pl.Categorical),
+            t=pl.Series([START], dtype=pl.Datetime("ns", "Europe/Berlin")),
+        )
+        for _ in range(2):
+            ingest(source, table)
+        assert content(table) == {"x": [2**32 - 1], "kind": ["a"], "t": [START]}
+
+    def test_new_categories(self, tmp_path: Path, table: str) -> None:
+        how: dict[str, Any] = {"mode": "append", "new_categories": {"city": 1}}
+        ingest(land(tmp_path, "a.parquet", city=["Rome", "Oslo", None]), table, **how)
+        ingest(land(tmp_path, "b.parquet", city=["Rome", "Lima"]), table, **how)
+        with pytest.raises(SchemaMismatchError) as refused:
+            ingest(land(tmp_path, "c.parquet", city=["Bonn", "Riga"]), table, **how)
+        assert "column 'city' has more than 1 new categories ('Bonn', 'Riga'); the table has 3" in str(
+            refused.value
+        )
+        assert delta.describe(table).row_count == 5
+
+
+def test_the_digest_on_the_way_is_the_tables(tmp_path: Path, table: str) -> None:
+    count = 150_000
+    for late in (None, 0, count - 1):  # a null in the first batch, or in the last one
+        flags = [row % 2 == 0 if row != late else None for row in range(count)]
+        times = [START + timedelta(seconds=row) for row in range(count)]
+        source = land(
+            tmp_path,
+            "a.parquet",
+            x=[None if row == late else row for row in range(count)],
+            flag=flags,
+            t=times,
+        )
+        result = ingest(source, table, time_column="t", window_start=None, window_end=None)
+        dataset = delta.describe(table, time_column="t")
+        assert result["dataset"]["dataset_digest"] == dataset.dataset_digest
+        assert (result["dataset"]["row_count"], result["row_count"]) == (dataset.row_count, count)
+        assert result["dataset"]["time_max"] == times[-1].isoformat().replace("+00:00", "Z")
+
+
+def test_an_id_that_repeats_far_apart(tmp_path: Path, table: str) -> None:
+    source = land(tmp_path, "a.parquet", x=[*range(200_000), 7])
+    with pytest.raises(SchemaMismatchError, match=r"id column 'x' has 1 repeated values, such as 7"):
+        ingest(source, table, id_column="x")
+    assert not delta.table_exists(table)
+
+
+def test_no_rows_are_no_table(tmp_path: Path, table: str) -> None:
+    source = land(tmp_path, "a.parquet", x=pl.Series([], dtype=pl.Int64))
+    for mode in ("replace", "append"):
+        with pytest.raises(InsufficientDataError):
+            ingest(source, table, mode=mode)
+    assert not delta.table_exists(table)
