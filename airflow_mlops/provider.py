@@ -25,9 +25,9 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "operators": [_modules("operators", _OPERATORS)],
         "sensors": [_modules("sensors", _SENSORS)],
-        "hooks": [_modules("hooks", ("bentoml", "ledger", "mlflow", "signing"))],
+        "hooks": [_modules("hooks", ("bentocloud", "bentoml", "ledger", "mlflow", "signing"))],
         "triggers": [_modules("triggers", ("poll", "rollout"))],
-        "connection-types": [_mlflow(), _bentoml(), _ledger(), _signing()],
+        "connection-types": [_mlflow(), _bentoml(), _bentocloud(), _ledger(), _signing()],
         "notifications": ["airflow_mlops.notifiers.incidents.IncidentNotifier"],
         "extra-links": [f"airflow_mlops.links.{name}" for name in _LINKS],
     }
@@ -38,11 +38,13 @@ _OPERATORS = (
     "build",
     "challengers",
     "deploy",
+    "deploy_to_bentocloud",
     "deploy_to_kubernetes",
     "drift",
     "evaluate",
     "explain",
     "incidents",
+    "infer_expectations",
     "ingest",
     "performance",
     "promotion",
@@ -101,12 +103,37 @@ def _bentoml() -> dict[str, Any]:
                 "label": "Serving folder",
                 "description": "Folder of the local service: desired state, model copies, inference log",
                 "schema": _TEXT,
-            }
+            },
+            "steering_token": {
+                "label": "Steering token",
+                "description": "Bearer token rollouts are steered with; empty: the one that the serving folder holds",
+                "schema": _SECRET,
+            },
         },
         "ui-field-behaviour": {
             "hidden-fields": ["login"],
             "relabeling": {"password": "Bearer token", "schema": "Schema (http or https)"},
             "placeholders": {"host": "127.0.0.1", "port": "3000", "schema": "http"},
+        },
+    }
+
+
+def _bentocloud() -> dict[str, Any]:
+    return {
+        "connection-type": "bentocloud",
+        "hook-class-name": "airflow_mlops.hooks.bentocloud.BentoCloudHook",
+        "hook-name": "BentoCloud",
+        "conn-fields": {
+            "cluster": {
+                "label": "Cluster",
+                "description": "Default the organization's",
+                "schema": _TEXT,
+            }
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": ["login", "port", "schema"],
+            "relabeling": {"host": "Address of the organization", "password": "API token"},
+            "placeholders": {"host": "https://team.cloud.bentoml.com"},
         },
     }
 

@@ -27,6 +27,7 @@ class Services:
     :param ledger_url: SQLAlchemy URL of the ledger.
     :param endpoint_url: model service, ``http(s)://host:port``.
     :param endpoint_token: bearer token of the model service.
+    :param steering_token: bearer token rollouts are steered with; without one, that of the local service's folder.
     :param serving_dir: folder of the local service: desired state, verified model copies, inference log.
     :param signing_key: private key packages are signed with when they are registered.
     :param signing_public_keys: keys a package must be signed with before it is loaded, separated by white space;
@@ -40,6 +41,7 @@ class Services:
     ledger_url: str | None = field(default=None, repr=False)
     endpoint_url: str | None = None
     endpoint_token: str | None = field(default=None, repr=False)
+    steering_token: str | None = field(default=None, repr=False)
     serving_dir: str | None = None
     signing_key: str | None = field(default=None, repr=False)
     signing_public_keys: str | None = None

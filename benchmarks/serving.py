@@ -7,8 +7,8 @@
 * `mlflow-onnx`: the same of a `PythonModel` that calls ONNX Runtime.
 
 All run beside each other on the loopback address and are asked in turn, in several rounds. wrk and the servers share the machine. `--swaps` swaps
-versions under 16 connections until 100,000 requests were answered instead; `--soak 500000` asks so many requests, and looks at memory and at
-whether the inference log has every row.
+versions, steps a canary, takes it back and ends workers under 16 connections until 100,000 requests were answered instead; `--soak 500000` asks so many requests, and looks at memory and at
+whether the inference log has every row; `--explain` asks for predictions while somebody else asks for explanations all the time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -27,9 +28,11 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +41,7 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from airflow_mlops.integrations.bentoml import LocalServer
+    from airflow_mlops.serving.local import LocalEndpoint
 
 ROUNDS = 3
 SECONDS = 3
@@ -170,8 +174,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--swaps", action="store_true", help="swap versions under 16 connections instead")
+    parser.add_argument(
+        "--swaps",
+        action="store_true",
+        help="swap versions, step a canary, take it back and end workers under 16 connections instead",
+    )
     parser.add_argument("--soak", type=int, metavar="REQUESTS", help="ask so many requests instead")
+    parser.add_argument("--explain", action="store_true", help="explain answers beside predictions instead")
     parser.add_argument(
         "--forest", action="store_true", help="100 trees of a random forest instead of boosted ones"
     )
@@ -197,6 +206,9 @@ def main() -> None:
             return
         if given.soak:
             soak(folder, package, digest, rows, given.soak, servers)
+            return
+        if given.explain:
+            explain_beside(folder, package, digest, rows, given.rounds, given.seconds, servers)
             return
         starts = {
             "bare": start_bare,
@@ -265,9 +277,13 @@ def batches(
 def swap_under_load(
     folder: Path, package: Path, digest: str, rows: list[dict[str, Any]], servers: ExitStack
 ) -> None:
-    """Swap between two versions under 16 connections until 100,000 requests were answered."""
+    """Swap between two versions, step a canary, take it back and end workers under 16 connections until 100,000 requests were answered."""
+    from airflow_mlops.serving.local import LocalEndpoint
+
+    os.environ["AIRFLOW_MLOPS_SERVICE_WORKERS"] = "2"  # when one ends, the other goes on
     url = servers.enter_context(start_ours(folder, package, digest))
     server = our_server(folder, int(url.rpartition(":")[2]))
+    endpoint = LocalEndpoint(server, timeout_seconds=60)
     steady = measure(url, body_of("ours", rows[:1]), 16, 5, folder)
     other, other_digest = make_package(folder / "other", rows, seed=1)
     seen: list[Measured] = []
@@ -276,20 +292,81 @@ def swap_under_load(
         while sum(one.answered for one in seen) < SWAPPED_REQUESTS:
             seen.append(measure(url, body_of("ours", rows[:1]), 16, 5, folder))
 
+    steps: dict[str, Callable[[], None]] = {
+        "swap": lambda: deploy(server, other, other_digest, "2"),
+        "swap back": lambda: deploy(server, package, digest, "1"),
+        "canary of 10 %": lambda: canary(endpoint, digest, other_digest, 0.1),
+        "canary of 50 %": lambda: canary(endpoint, digest, other_digest, 0.5),
+        "rollback": lambda: take_back(endpoint),
+        "worker ended": lambda: end_worker(server),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     asking = threading.Thread(target=ask)
     asking.start()
-    swaps, seconds = 0, []
-    while asking.is_alive():
-        swaps += 1
+    for name in cycle(steps):
         started = time.monotonic()
-        deploy(server, *((other, other_digest, "2") if swaps % 2 else (package, digest, "1")))
-        seconds.append(time.monotonic() - started)
+        steps[name]()
+        seconds[name].append(time.monotonic() - started)
         asking.join(timeout=0.5)
+        if not asking.is_alive():
+            break
     print(
-        f"{swaps} swaps under 16 connections: {sum(one.failed for one in seen)} failed of {sum(one.answered for one in seen):,}; "
-        f"p99 {statistics.median(one.p99 for one in seen):.1f} ms, steady {steady.p99:.1f}; "
-        f"a new version is live after {statistics.median(seconds):.2f} s, at most {max(seconds):.2f}"
+        f"{sum(one.failed for one in seen)} failed of {sum(one.answered for one in seen):,} under 16 connections, 2 workers; "
+        f"p99 {statistics.median(one.p99 for one in seen):.1f} ms, steady {steady.p99:.1f}"
     )
+    for name, taken in seconds.items():
+        if taken:
+            print(
+                f"{name:16} {len(taken):>3} times, done after {statistics.median(taken):.2f} s, at most {max(taken):.2f}"
+            )
+
+
+def canary(endpoint: LocalEndpoint, digest: str, other_digest: str, share: float) -> None:
+    """Let version 2 answer a share of the requests, as a step of a rollout does."""
+    from airflow_mlops.core.desired_state import ServedVersion
+
+    current = endpoint.desired()
+    if current is None:
+        raise RuntimeError("nothing is deployed")
+    stable = ServedVersion(model_version="1", package_digest=digest, share=1.0 - share)
+    new = ServedVersion(model_version="2", package_digest=other_digest, share=share)
+    state = replace(
+        current, versions=(stable, new), leased=True, rollout="benchmark", revision=current.revision + 1
+    )
+    endpoint.serve(state, lease_seconds=60.0)
+
+
+def take_back(endpoint: LocalEndpoint) -> None:
+    """Let the stable version answer alone, as a rollback does."""
+    current = endpoint.desired()
+    if current is None:
+        raise RuntimeError("nothing is deployed")
+    endpoint.take_back(replace(current.fallback, rollout=None, revision=current.revision + 1))
+
+
+def end_worker(server: LocalServer) -> None:
+    """Ask one of the workers to end, as a node that is drained does, and wait until there are two again."""
+    import psutil
+
+    from airflow_mlops.integrations.bentoml import wait_until
+
+    running = server.running()
+    if running is None:
+        raise RuntimeError(server.log_tail())
+    main = psutil.Process(running.pid)
+
+    def workers() -> list[psutil.Process]:
+        return [
+            one
+            for one in main.children()
+            if any("_bentoml_impl.worker" in word for word in one.cmdline())
+            and any(connection.status == psutil.CONN_LISTEN for connection in one.net_connections("tcp"))
+        ]
+
+    old = workers()[0]
+    old.send_signal(signal.SIGTERM)
+    old.wait(timeout=30)
+    wait_until(lambda: len(workers()) == 2, timeout_seconds=30)
 
 
 def soak(
@@ -335,6 +412,58 @@ def soak(
     )
 
 
+def explain_beside(
+    folder: Path,
+    package: Path,
+    digest: str,
+    rows: list[dict[str, Any]],
+    rounds: int,
+    seconds: int,
+    servers: ExitStack,
+) -> None:
+    """Measure predictions alone, and while explanations of ten rows are asked for one after the other."""
+    from airflow_mlops.integrations.bentoml import EndpointClient
+
+    url = servers.enter_context(start_ours(folder, package, digest))
+    times: list[float] = []
+    stopped = threading.Event()
+
+    def explain() -> None:
+        with EndpointClient(url, TOKEN) as client:
+            while not stopped.is_set():
+                started = time.perf_counter()
+                client.explain(rows[:10])
+                times.append(time.perf_counter() - started)
+
+    with EndpointClient(url, TOKEN) as client:
+        client.explain(rows[:10])
+        for _ in range(5):
+            started = time.perf_counter()
+            client.explain(rows[:10])
+            times.append(time.perf_counter() - started)
+    print(f"ten rows explained in {1e3 * statistics.median(times):.0f} ms while nothing else is asked")
+    for connections in CONNECTIONS[:2]:
+        alone, beside = [], []
+        times.clear()
+        for _ in range(rounds):
+            alone.append(measure(url, body_of("ours", rows[:1]), connections, seconds, folder))
+            stopped.clear()
+            asking = threading.Thread(target=explain)
+            asking.start()
+            beside.append(measure(url, body_of("ours", rows[:1]), connections, seconds, folder))
+            stopped.set()
+            asking.join()
+        told = [
+            f"{statistics.median(one.rate for one in many):,.0f} requests/s (p99 {statistics.median(one.p99 for one in many):.1f} ms)"
+            for many in (alone, beside)
+        ]
+        print(
+            f"{connections:>3} at once: {told[0]} alone, {told[1]} beside explanations, of which ten rows took "
+            f"{1e3 * statistics.median(times):.0f} ms; failed: {sum(one.failed for one in (*alone, *beside))}",
+            flush=True,
+        )
+
+
 def make_rows(count: int) -> list[dict[str, Any]]:
     """Make rows that look like taxi trips."""
     rng = np.random.default_rng(0)
@@ -354,6 +483,7 @@ def make_package(
     folder: Path, rows: list[dict[str, Any]], seed: int = 0, estimator: str = "HistGradientBoostingRegressor"
 ) -> tuple[Path, str]:
     """Train on made rows and package the model as training does."""
+    from airflow_mlops.core.background import BACKGROUND_FILE, Background
     from airflow_mlops.core.columns import ColumnRoles
     from airflow_mlops.core.package import Holdout, PackageManifest, TrainedOn
     from airflow_mlops.core.signature import FieldSpec, ModelSignature
@@ -374,6 +504,11 @@ def make_package(
     inputs += [FieldSpec(name=name, type="string") for name in CATEGORICAL]
     signature = ModelSignature(inputs=tuple(inputs), output="fare")
     (folder / "model.onnx").write_bytes(onnx.convert(pipeline, signature))
+    drawn = frame.sample(50, random_state=seed)
+    columns = {name: tuple(drawn[name].tolist()) for name in (*NUMERIC, *CATEGORICAL)}
+    (folder / BACKGROUND_FILE).write_text(
+        Background(columns=columns, drawn_from=len(frame), seed=seed).to_json()
+    )
     known = rows[:3]
     manifest = PackageManifest(
         task="regression",

@@ -5,9 +5,8 @@ train → evaluate → register → promote → deploy. A model that has not sho
 held out, or by its predecessors, the challengers, which are trained in the shadow after every decision for the next month.
 An earlier champion that does much better again than all of them comes back, without a training.
 
-The asset event of `monitor` wakes it, and so does the clock once a day: an event that Airflow lost, merged or sent twice changes
-nothing. A month whose labels are late stays undecided until they are there, or patience is over. A model that was promoted and
-could not be deployed is deployed by the next run.
+The asset event of `monitor` wakes it, and so does the clock once a day: one that Airflow lost, merged or sent twice changes nothing.
+A month with late labels waits for them until patience is over. What was promoted and not deployed is deployed by the next run.
 
 * **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`). **Variable**: `mlops_data_root`.
 * **In**: asset *trip_fare monitoring*. **Out**: asset *trip_fare champion*.
@@ -41,6 +40,7 @@ HOW = {
     "numeric": "trip_distance, pickup_location_id, dropoff_location_id, hour, day_of_week, passenger_count",
     "categorical": "rate_code_id",
     "time_column": "pickup_datetime",
+    "background_rows": 50,
 }
 
 # [START retrain_on_drift]

@@ -76,18 +76,23 @@ with DAG(
 
     @task
     def ask(table: str, *, traffic: bool, minutes: float) -> int:
-        """Ask the service row by row, as long as the drill can last."""
+        """Ask the service row by row, from before the canary begins until it is over; at most as long as it can last."""
         import polars as pl
 
         from airflow_mlops.hooks.bentoml import BentoMLHook
 
-        answered, deadline = 0, time.monotonic() + 60.0 * minutes
+        answered, seen, deadline = 0, False, time.monotonic() + 60.0 * (3.0 * minutes + 5.0)
         with BentoMLHook(bentoml_conn_id=ENDPOINT).get_conn() as client:
             names = [field["name"] for field in client.ready()["inputs"]]
             rows = pl.scan_delta(table).select(names).head(1_000).collect().to_dicts()
             while traffic and time.monotonic() < deadline:
-                client.predict([rows[answered % len(rows)]])
-                answered += 1
+                under_way = len(client.ready()["versions"]) > 1
+                if seen and not under_way:
+                    break
+                seen = seen or under_way
+                for row in rows[:200]:
+                    client.predict([row])
+                answered += len(rows[:200])
         return answered
 
     @task(trigger_rule="all_done")

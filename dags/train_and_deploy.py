@@ -81,6 +81,7 @@ with DAG(
         ],
         categorical=["rate_code_id"],
         time_column="pickup_datetime",
+        background_rows=50,
         holdout_share="{{ params.holdout_share }}",
     )
     evaluate = EvaluateModelOperator(task_id="evaluate", training=train.output)

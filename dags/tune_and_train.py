@@ -77,6 +77,7 @@ with DAG(
         ],
         categorical=["rate_code_id"],
         time_column="pickup_datetime",
+        background_rows=50,
         map_index_template="{{ task.candidates[0]['estimator'] }}",
         max_active_tis_per_dagrun=2,
     ).expand(candidates=[[candidate] for candidate in CANDIDATES])

@@ -10,7 +10,7 @@ other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ class CanaryPolicy:
         numbers, total variation for labels. A new model is there to answer differently, so this is wide. ``None``: they are not
         compared.
     :param quality_tolerance: how much larger the mean loss may be, as a share of the stable version's.
+    :param estimates: whether an estimate of both mean losses may stop a rollout, as long as labels are missing.
     :param win_significance: probability that a version that is not better wins an A/B test.
     :param split_significance: probability that a split as asked for is taken for another one, in a whole rollout.
     """
@@ -63,6 +64,7 @@ class CanaryPolicy:
     slowest_tolerance: float = 0.02
     answer_tolerance: float | None = 0.3
     quality_tolerance: float = 0.05
+    estimates: bool = True
     win_significance: float = 0.05
     split_significance: float = 0.001
 
@@ -82,10 +84,45 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PairedLosses:
+    """Losses of both versions on the same requests: what is hard for one is mostly so for the other, and cancels out.
+
+    :param stable: of the stable version.
+    :param new: of the new one.
+    :param covariance: ``count`` times the covariance of the two means.
+    :param one_wrong: where answers are right or wrong and each row was asked for by itself: on how many the stable version alone was
+        wrong, and the new one alone; ``None`` otherwise.
+    """
+
+    stable: Losses = Losses()
+    new: Losses = Losses()
+    covariance: float = 0.0
+    one_wrong: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EstimatedLoss:
+    """A mean loss that was estimated without labels.
+
+    :param metric: it is of.
+    :param count: how many were drawn by lot among what it was estimated for.
+    :param mean: mean loss of a row.
+    :param deviation: standard deviation of the estimate about what will turn out.
+    :param folds: stretches of held-out rows that this is known from.
+    """
+
+    metric: str
+    count: int
+    mean: float
+    deviation: float
+    folds: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
     """What one comparison found.
 
-    :param metric: what was compared: one of :data:`METRICS`, or ``split``.
+    :param metric: what was compared: one of :data:`METRICS`, ``split``, or ``estimate``.
     :param judgement: the verdict on it.
     :param stable: figure of the stable version.
     :param new: figure of the new one.
@@ -127,7 +164,8 @@ def analyze(
     most_looks: int | None = None,
     share: float | None = None,
     sticky: bool = False,
-    losses: tuple[Losses, Losses] | None = None,
+    losses: tuple[Losses, Losses] | PairedLosses | None = None,
+    estimates: tuple[EstimatedLoss, EstimatedLoss] | None = None,
 ) -> Analysis:
     """Compare two versions.
 
@@ -140,7 +178,8 @@ def analyze(
     :param most_looks: how often one looks at all, at most; default the same.
     :param share: of the requests that the new version was to answer; ``None`` where every request goes to both.
     :param sticky: whoever asks again is answered by the same version, so that callers count, not requests.
-    :param losses: of the stable and the new version, where labels are expected.
+    :param losses: of the stable and the new version, where labels are expected; paired where every request goes to both.
+    :param estimates: likewise, without labels: they stop a version that is plainly worse, and are no proof that one is not.
     """
     before, after = seen.of(stable), seen.of(new)
     if sticky:
@@ -150,6 +189,13 @@ def analyze(
     findings = [_compare_errors(before, after, policy, policy.significance / (len(METRICS) * always))]
     if share is not None:
         findings.insert(0, _check_split(before, after, share, policy, always))
+    losses_level = level
+    if estimates is not None:
+        # Both are tests of quality, and share what is its part.
+        losses_level = level / 2.0
+        findings += _compare_estimates(
+            estimates, losses, policy, policy.significance / (len(METRICS) * always) / 2.0
+        )
     compared = [
         _compare_times(before, after, policy, level, MIRROR_LATENCY if share is None else None),
         *([_compare_slowest(before, after, policy, level)] if share is not None else []),
@@ -158,7 +204,7 @@ def analyze(
             if policy.answer_tolerance is not None
             else []
         ),
-        *([_compare_losses(*losses, policy, level)] if losses is not None else []),
+        *([_compare_losses(losses, policy, losses_level)] if losses is not None else []),
     ]
     if any(one.judgement == "no data" for one in (*findings, *compared)):
         compared = [one if one.judgement == "no data" else _not_yet(one) for one in compared]
@@ -323,28 +369,67 @@ def _compare_answers(
     return _judged("answers", (0.0, distance), min(1.0, p_value), level, said)
 
 
-def _compare_losses(before: Losses, after: Losses, policy: CanaryPolicy, level: float) -> Finding:
-    """Compare mean losses, by Welch's test of a difference beyond the tolerance.
+def _compare_losses(
+    losses: tuple[Losses, Losses] | PairedLosses, policy: CanaryPolicy, level: float
+) -> Finding:
+    """Compare mean losses, by Welch's test of a difference beyond the tolerance; of the same requests by the paired one.
 
     Source: Welch, Biometrika 34, 1947.
     """
+    paired = isinstance(losses, PairedLosses)
+    before, after = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
+    larger = _larger_of_pairs(losses) if isinstance(losses, PairedLosses) else _larger_of_two(before, after)
     if min(before.count, after.count) < policy.minimum_requests:
         return Finding(
             metric="quality",
             judgement="no data",
-            sentence=f"{after.count} requests or callers of the new version have labels and {before.count} of the stable one, "
+            sentence=f"{after.count} requests that both versions answered have labels, {policy.minimum_requests} are needed"
+            if paired
+            else f"{after.count} requests or callers of the new version have labels and {before.count} of the stable one, "
             f"{policy.minimum_requests} each are needed",
         )
-    worse = _larger(after, before, 1.0 + policy.quality_tolerance)
+    worse = larger("new", 1.0 + policy.quality_tolerance)
     return Finding(
         metric="quality",
         judgement="worse" if worse < level else "fine",
         stable=before.mean,
         new=after.mean,
         p_value=worse,
-        better_p_value=_larger(before, after, 1.0),
-        sentence=f"the new version's mean loss is {after.mean:.4g}, the stable one's {before.mean:.4g}",
+        better_p_value=larger("stable", 1.0),
+        sentence=f"the new version's mean loss is {after.mean:.4g}, the stable one's {before.mean:.4g}"
+        + (f", on the same {after.count} requests" if paired else ""),
     )
+
+
+def _compare_estimates(
+    estimates: tuple[EstimatedLoss, EstimatedLoss],
+    losses: tuple[Losses, Losses] | PairedLosses | None,
+    policy: CanaryPolicy,
+    level: float,
+) -> list[Finding]:
+    """Compare what both versions are estimated to lose, where labels do not tell yet.
+
+    Their ratio is tested, on the scale of its logarithm: an estimate is off by a share of itself. How far is known from a few stretches
+    of held-out rows only, so Student's distribution with as few degrees of freedom asks for many times that. That there is no
+    estimate is not missing data: nothing has to be estimated.
+    """
+    stable, new = estimates
+    sides = (
+        () if losses is None else (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
+    )
+    known = bool(sides) and min(side.count for side in sides) >= policy.minimum_requests
+    few = min(stable.count, new.count) < policy.minimum_requests
+    if known or few or min(stable.mean, new.mean) <= 0.0:
+        return []
+    gap = math.log(new.mean / (stable.mean * (1.0 + policy.quality_tolerance)))
+    deviation = math.hypot(new.deviation / new.mean, stable.deviation / stable.mean)
+    freedom = min(stable.folds, new.folds) - 1
+    p_value = float(stats.t.sf(gap / deviation, freedom)) if deviation > 0.0 else float(gap <= 0.0)
+    said = (
+        f"without labels, the new version's mean loss ({new.metric}) is estimated to be {new.mean:.4g} (sd {new.deviation:.2g}), the "
+        f"stable one's {stable.mean:.4g} (sd {stable.deviation:.2g})"
+    )
+    return [_judged("estimate", (stable.mean, new.mean), p_value, level, said)]
 
 
 def losses_of(losses: Array, drawn: Sequence[Any]) -> Losses:
@@ -357,14 +442,44 @@ def losses_of(losses: Array, drawn: Sequence[Any]) -> Losses:
     :param losses: one per row, shape ``(n,)``.
     :param drawn: what each row was drawn with; ``None`` and the empty text: by itself.
     """
-    names = [name or number for number, name in enumerate(drawn)]
-    _, cluster = np.unique([str(name) for name in names], return_inverse=True)
-    sizes, sums = np.bincount(cluster), np.bincount(cluster, weights=losses)
-    count, mean = len(sizes), float(losses.mean())
-    if count < 2:
-        return Losses(count=count, mean=mean)
-    spread = float(((sums - mean * sizes) ** 2).sum()) / (count - 1)
-    return Losses(count=count, mean=mean, variance=spread / float(sizes.mean()) ** 2)
+    mean, deviations = _deviations(losses, _clusters(drawn))
+    return Losses(count=len(deviations), mean=mean, variance=_spread(deviations, deviations))
+
+
+def paired_losses_of(stable: Array, new: Array, drawn: Sequence[Any]) -> PairedLosses:
+    """Sum up the losses of rows that both versions answered; otherwise like :func:`losses_of`.
+
+    :param stable: of the stable version, one per row, shape ``(n,)``.
+    :param new: of the new one, on the same rows.
+    :param drawn: what each row was drawn with.
+    """
+    clusters = _clusters(drawn)
+    (before, stable_off), (after, new_off) = _deviations(stable, clusters), _deviations(new, clusters)
+    count, each = len(stable_off), len(stable_off) == len(stable)
+    binary = each and bool(np.isin(stable, (0.0, 1.0)).all() and np.isin(new, (0.0, 1.0)).all())
+    return PairedLosses(
+        stable=Losses(count=count, mean=before, variance=_spread(stable_off, stable_off)),
+        new=Losses(count=count, mean=after, variance=_spread(new_off, new_off)),
+        covariance=_spread(stable_off, new_off),
+        one_wrong=(int((stable > new).sum()), int((new > stable).sum())) if binary else None,
+    )
+
+
+def _clusters(drawn: Sequence[Any]) -> Array:
+    """Give each row the number of what it was drawn with, shape ``(n,)``."""
+    names = [f"#{row}" if name is None or name == "" else f"={name}" for row, name in enumerate(drawn)]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def _deviations(losses: Array, clusters: Array) -> tuple[float, Array]:
+    """Give the mean loss of a row, and by how much each cluster moves it: as many times as there are clusters."""
+    sizes, sums = np.bincount(clusters), np.bincount(clusters, weights=losses)
+    mean = float(losses.mean())
+    return mean, (sums - mean * sizes) / float(sizes.mean())
+
+
+def _spread(one: Array, other: Array) -> float:
+    return float((one * other).sum()) / (len(one) - 1) if len(one) > 1 else 0.0
 
 
 def clearly_better(analysis: Analysis, policy: CanaryPolicy) -> bool:
@@ -377,14 +492,43 @@ def clearly_better(analysis: Analysis, policy: CanaryPolicy) -> bool:
     )
 
 
-def _larger(one: Losses, other: Losses, margin: float) -> float:
-    """Give the probability that the mean of one exceeds ``margin`` times that of the other so far, if it does not."""
-    own, others = one.variance / one.count, margin**2 * other.variance / other.count
-    gap = one.mean - margin * other.mean
-    if own + others == 0.0:
-        return 0.0 if gap > 0.0 else 1.0
-    freedom = (own + others) ** 2 / (own**2 / (one.count - 1) + others**2 / (other.count - 1))
-    return float(stats.t.sf(gap / math.sqrt(own + others), freedom))
+#: Gives the probability that the mean of the named version exceeds ``margin`` times that of the other so far, if it does not.
+_Larger = Callable[[Literal["stable", "new"], float], float]
+
+
+def _larger_of_two(stable: Losses, new: Losses) -> _Larger:
+    def larger(which: Literal["stable", "new"], margin: float) -> float:
+        one, other = (new, stable) if which == "new" else (stable, new)
+        own, others = one.variance / one.count, margin**2 * other.variance / other.count
+        gap = one.mean - margin * other.mean
+        if own + others == 0.0:
+            return 0.0 if gap > 0.0 else 1.0
+        freedom = (own + others) ** 2 / (own**2 / (one.count - 1) + others**2 / (other.count - 1))
+        return float(stats.t.sf(gap / math.sqrt(own + others), freedom))
+
+    return larger
+
+
+def _larger_of_pairs(losses: PairedLosses) -> _Larger:
+    """Test the differences by Student's test; of answers that are right or wrong, by McNemar's exact one as well: the larger of both.
+
+    Source: Student, "The probable error of a mean", Biometrika 6, 1908; McNemar, "Note on the sampling error of the difference between
+    correlated proportions or percentages", Psychometrika 12, 1947.
+    """
+
+    def larger(which: Literal["stable", "new"], margin: float) -> float:
+        one, other = (losses.new, losses.stable) if which == "new" else (losses.stable, losses.new)
+        gap = one.mean - margin * other.mean
+        variance = one.variance + margin**2 * other.variance - 2.0 * margin * losses.covariance
+        exact = 0.0
+        if losses.one_wrong is not None:
+            others_wrong, own_wrong = losses.one_wrong if which == "new" else losses.one_wrong[::-1]
+            exact = float(stats.binom.sf(own_wrong - 1, others_wrong + own_wrong, 0.5))
+        if variance <= 1e-12 * (one.variance + other.variance):
+            return exact if gap > 0.0 else 1.0
+        return max(exact, float(stats.t.sf(gap / math.sqrt(variance / one.count), one.count - 1)))
+
+    return larger
 
 
 def rank_test(one: Array, other: Array) -> tuple[float, float]:

@@ -150,7 +150,8 @@ class RolloutEvent:
     """Something that happened in a rollout.
 
     :param number: counts from 1.
-    :param what: ``entered`` a phase, ``looked`` at it, ``finished`` the rollout or ``rolled_back``.
+    :param what: ``entered`` a phase, ``looked`` at it, ``stopping``: it is about to be rolled back, ``finished`` the rollout or
+        ``rolled_back``.
     :param phase: number of the phase, from 0.
     :param revision: of the desired state, where one was written.
     :param at: when.
@@ -161,7 +162,7 @@ class RolloutEvent:
     """
 
     number: int
-    what: Literal["entered", "looked", "finished", "rolled_back"]
+    what: Literal["entered", "looked", "stopping", "finished", "rolled_back"]
     phase: int
     revision: int | None = None
     at: datetime
@@ -169,6 +170,15 @@ class RolloutEvent:
     then: What | None = None
     seconds: float | None = None
     reason: str
+
+
+Status = Literal["new", "running", "finished", "rolled_back"]
+_STATUS_AFTER: dict[str, Status] = {
+    "looked": "running",
+    "stopping": "running",
+    "finished": "finished",
+    "rolled_back": "rolled_back",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,13 +190,13 @@ class RolloutState:
     :param revision: of the desired state of that phase.
     :param since: when the phase was entered.
     :param looks: looks at it since then that had data.
-    :param then: what follows from the last look; whoever looked may not have come to do it.
+    :param then: what follows from the last look, or was asked for; whoever was about to do it may not have come to.
     :param entries: how often this phase was entered.
     :param events: how many there were.
     :param reason: what the last event said.
     """
 
-    status: Literal["new", "running", "finished", "rolled_back"] = "new"
+    status: Status = "new"
     phase: int = 0
     revision: int | None = None
     since: datetime | None = None
@@ -215,10 +225,11 @@ def state_after(events: Iterable[RolloutEvent]) -> RolloutState:
             continue
         found = event.analysis.judgement if event.analysis is not None else None
         told = event.what == "looked" and found != "no data"
+        status = _STATUS_AFTER[event.what]
         state = RolloutState(
-            status="running" if event.what == "looked" else event.what,
+            status=status,
             phase=event.phase,
-            revision=event.revision if event.what != "looked" else state.revision,
+            revision=state.revision if status == "running" else event.revision,
             since=state.since,
             looks=state.looks + told,
             then=event.then,
@@ -253,10 +264,10 @@ def next_action(plan: RolloutPlan, state: RolloutState, *, now: datetime, steere
     """
     if state.status in ("finished", "rolled_back"):
         return Action(what="none", reason=state.reason)
-    if state.status == "new" or state.since is None:
-        return _enter(plan, 0, "the rollout begins")
     if state.then in ("enter", "finish", "roll_back"):
         return Action(what=state.then, phase=state.phase + 1, reason=state.reason)
+    if state.status == "new" or state.since is None:
+        return _enter(plan, 0, "the rollout begins")
     if not steered:
         if state.entries > MOST_RESTARTS:
             return Action(what="roll_back", reason=f"nobody steered it {state.entries} times in a row")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
@@ -18,7 +19,8 @@ class BentoMLHook(BaseHook):
     """Turn a BentoML connection into the endpoint's address, its token and the local service's folder.
 
     Fields: Host, Port, Schema (``http`` or ``https``), Password (bearer token of the service; empty: no authentication),
-    and in Extra ``serving_dir``: folder of the local service, with desired state, model copies and inference log.
+    and in Extra ``serving_dir``: folder of the local service, with desired state, model copies and inference log, and
+    ``steering_token``: bearer token rollouts are steered with (empty: the one that the folder holds).
 
     :param bentoml_conn_id: the connection.
     """
@@ -38,18 +40,25 @@ class BentoMLHook(BaseHook):
         :raises ConnectionConfigError: it is missing or incomplete.
         """
         connection = read_connection(self.bentoml_conn_id, self.conn_type)
+        extra = extra_of(connection, "serving_dir", "steering_token")
         return Services(
             endpoint_url=http_address(connection, purpose="the model service"),
             endpoint_token=connection.password,
-            serving_dir=extra_of(connection, "serving_dir")["serving_dir"],
+            steering_token=extra["steering_token"],
+            serving_dir=extra["serving_dir"],
         )
 
     def get_conn(self) -> EndpointClient:
         """Give a client of the endpoint; the caller closes it."""
-        from airflow_mlops.integrations.bentoml import EndpointClient
+        from airflow_mlops.integrations.bentoml import EndpointClient, steering_token_of
 
         services = self.services()
-        return EndpointClient(services.require("endpoint_url"), services.endpoint_token)
+        folder = Path(services.serving_dir) if services.serving_dir else None
+        return EndpointClient(
+            services.require("endpoint_url"),
+            services.endpoint_token,
+            steering_token=services.steering_token or (steering_token_of(folder) if folder else None),
+        )
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service what it serves."""

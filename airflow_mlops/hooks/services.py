@@ -41,6 +41,7 @@ def services_from_connections(
             services,
             endpoint_url=bentoml.endpoint_url,
             endpoint_token=bentoml.endpoint_token,
+            steering_token=bentoml.steering_token,
             serving_dir=bentoml.serving_dir,
         )
     if ledger_conn_id is not None:

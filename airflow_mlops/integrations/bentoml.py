@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,7 +21,12 @@ import psutil
 
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.environment import bare_environment
-from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError, SignatureMismatchError
+from airflow_mlops.exceptions import (
+    ConnectionConfigError,
+    EndpointUnavailableError,
+    RolloutError,
+    SignatureMismatchError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
 
 ENDPOINT_FILE = "endpoint.json"
 LOG_FILE = "service.log"
+#: Holds the token that rollouts are steered with, where nobody gave one; for the user who owns the folder only.
+STEERING_FILE = "steering.token"
 SERVICE = "airflow_mlops.serving.service:ModelEndpoint"
 
 #: Variables of ours that are settings of the service: whoever starts it hands them on.
@@ -57,6 +65,7 @@ class LocalServer:
     :param host: address to listen on.
     :param port: port to listen on.
     :param token: bearer token requests must bring; several, apart by spaces, are all accepted.
+    :param steering_token: bearer token rollouts are steered with, or several; default one that is made, and kept in the folder.
     :param public_keys: keys a package must be signed with before the service loads it.
     """
 
@@ -67,12 +76,14 @@ class LocalServer:
         host: str = "127.0.0.1",
         port: int,
         token: str | None = None,
+        steering_token: str | None = None,
         public_keys: str | None = None,
     ) -> None:
         self.serving_dir = serving_dir
         self.host = host
         self.port = port
         self.token = token
+        self.steering_token = steering_token
         self.public_keys = public_keys
 
     @property
@@ -84,12 +95,17 @@ class LocalServer:
     def settings(self) -> str:
         """Digest of address, tokens, keys, accepted pickles and settings; a service that runs with others has to be started again."""
         pickled = os.environ.get("AIRFLOW_MLOPS_PICKLED_MODELS", "")
-        known = [self.url, self.token, self.public_keys, pickled, str(self.serving_dir), _handed_on()]
+        tokens = [self.token, self.current_steering_token()]
+        known = [self.url, *tokens, self.public_keys, pickled, str(self.serving_dir), _handed_on()]
         text = canonical_json(known)
         # Slow on purpose: a token that people chose could be guessed from a plain digest.
         return hashlib.scrypt(
             text.encode(), salt=b"airflow-mlops endpoint", n=2**14, r=8, p=1, dklen=16
         ).hex()
+
+    def current_steering_token(self) -> str | None:
+        """Give what rollouts are steered with; ``None`` before the service was ever started."""
+        return self.steering_token or steering_token_of(self.serving_dir)
 
     def running(self) -> RunningServer | None:
         """Find the process this folder's service runs in, if it still does."""
@@ -116,6 +132,9 @@ class LocalServer:
         }
         if self.token:
             environment["AIRFLOW_MLOPS_ENDPOINT_TOKEN"] = self.token
+        environment["AIRFLOW_MLOPS_STEERING_TOKEN"] = self.current_steering_token() or _make_steering_token(
+            self.serving_dir
+        )
         if self.public_keys:
             environment["AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS"] = self.public_keys
         command = [
@@ -195,14 +214,24 @@ class EndpointClient:
 
     :param url: address, ``http(s)://host:port``.
     :param token: bearer token; of several, apart by spaces, the first is sent.
+    :param steering_token: sent instead where a rollout is steered; likewise.
     :param timeout_seconds: per request.
+    :param trust_env: whether the way there is by the proxy that the environment names; it is not for a service of this network.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        steering_token: str | None = None,
+        timeout_seconds: float = 30.0,
+        trust_env: bool = False,
+    ) -> None:
         self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {token.split()[0]}"} if token and token.strip() else {}
+        self._steering = _bearer(steering_token)
         self._client = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False
+            base_url=self.url, headers=_bearer(token), timeout=timeout_seconds, trust_env=trust_env
         )
 
     def __enter__(self) -> Self:
@@ -243,20 +272,50 @@ class EndpointClient:
         headers = {"x-sticky-key": sticky_key} if sticky_key else None
         return self._request("POST", "/predict", json=body, headers=headers)
 
+    def explain(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        label: str | None = None,
+        prediction_ids: Sequence[str] | None = None,
+        sticky_key: str | None = None,
+    ) -> dict[str, Any]:
+        """Ask what each input contributed to the predictions.
+
+        :param rows: at most 10 records, unless the service is set to take more.
+        :param label: of a classification the label whose probability is explained; default in each row the one that is answered.
+        :param prediction_ids: one per row, which come back.
+        :param sticky_key: who asks.
+        :returns: ``model_name``, ``model_version``, and ``explanations``, one per row: ``score`` is ``base_value`` plus
+            all ``contributions``.
+        :raises SignatureMismatchError: the service named a field that does not fit, or does not know the label.
+        :raises ValueError: the version can't be explained, or the service is explaining already.
+        :raises EndpointUnavailableError: it does not answer, or failed.
+        """
+        body: dict[str, Any] = {"rows": list(rows)}
+        if prediction_ids is not None:
+            body["prediction_ids"] = list(prediction_ids)
+        headers = {"x-sticky-key": sticky_key} if sticky_key else None
+        params = {"label": label} if label is not None else None
+        return self._request("POST", "/predict/explain", json=body, headers=headers, params=params)
+
     def rollout(self) -> dict[str, Any]:
         """Tell what each version did since the present state is served: :class:`~airflow_mlops.core.observations.Observations`.
 
         :raises EndpointUnavailableError: it does not answer.
+        :raises ConnectionConfigError: it does not take the steering token.
         """
-        return self._request("GET", "/rollout")
+        return self._request("GET", "/rollout", headers=self._steering)
 
     def renew_lease(self, revision: int, seconds: float) -> None:
         """Say that somebody steers the rollout for so long; 0 seconds: nobody does any more.
 
         :raises EndpointUnavailableError: it does not answer.
+        :raises ConnectionConfigError: it does not take the steering token.
         :raises ValueError: the lease ran out, or another state is served.
         """
-        self._request("POST", "/rollout/lease", json={"revision": revision, "seconds": seconds})
+        asked = {"revision": revision, "seconds": seconds}
+        self._request("POST", "/rollout/lease", json=asked, headers=self._steering)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -273,9 +332,36 @@ class EndpointClient:
         message = _error_of(answer)
         if answer.status_code == 422:
             raise SignatureMismatchError(message)
+        if path.startswith("/rollout") and answer.status_code in (401, 403):
+            raise ConnectionConfigError(
+                f"the service at {self.url} does not let this rollout be steered ({answer.status_code}): {message}. Give the BentoML "
+                f"connection's Extra the steering_token the service was started with, or let whoever steers read {STEERING_FILE} in "
+                "its serving_dir; a service that was started before either was changed takes it after the next deploy"
+            )
         if answer.status_code >= 500:
             raise EndpointUnavailableError(f"the service at {self.url} failed: {message}")
         raise ValueError(f"the service at {self.url} refused the request ({answer.status_code}): {message}")
+
+
+def steering_token_of(serving_dir: Path) -> str | None:
+    """Read the token that was made for the service of a folder; ``None`` where there is none, or none for this user."""
+    try:
+        return (serving_dir / STEERING_FILE).read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _make_steering_token(serving_dir: Path) -> str:
+    token, temporary = secrets.token_urlsafe(32), serving_dir / f".{STEERING_FILE}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode=0o600)
+    temporary.write_text(token)
+    os.replace(temporary, serving_dir / STEERING_FILE)
+    return token
+
+
+def _bearer(token: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token.split()[0]}"} if token and token.strip() else {}
 
 
 def wait_until(condition: Any, *, timeout_seconds: float, interval_seconds: float = 0.1) -> bool:

@@ -185,6 +185,12 @@ def actor(context: Context) -> str:
     return f"{instance.dag_id}/{instance.run_id}/{instance.task_id}"
 
 
+def instance_of(context: Context) -> str:
+    """Name whom something belongs to while it is under way: a mapped task is as many as it has instances."""
+    index = getattr(context["ti"], "map_index", -1)
+    return f"{actor(context)}/{index}" if index is not None and index >= 0 else actor(context)
+
+
 def window_spec(start: Any, end: Any) -> dict[str, str] | None:
     """Turn two rendered arguments into a window, or none when both are empty.
 

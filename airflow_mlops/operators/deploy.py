@@ -16,12 +16,14 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import EndpointLink
-from airflow_mlops.operators.base import Recording, StepOperator, actor, part_of
+from airflow_mlops.operators.base import Recording, StepOperator, actor, instance_of, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
+
+    from airflow_mlops.services import Services
 
 
 class DeployModelOperator(StepOperator):
@@ -56,6 +58,7 @@ class DeployModelOperator(StepOperator):
     """
 
     step = "deploy"
+    _taking_back = False
     needs = frozenset({"mlflow", "bentoml", "ledger"})
     operator_extra_links = (EndpointLink(),)
     template_fields: Sequence[str] = (
@@ -133,7 +136,7 @@ class DeployModelOperator(StepOperator):
             "policy": dict(self.tolerances or {}),
             "quality": dict(self.quality) if self.quality else None,
             "lease_seconds": float(self.lease_seconds),
-            "rollout": _name(context),
+            "rollout": instance_of(context),
             "actor": actor(context),
             "timeout_seconds": float(self.timeout_seconds),
         }
@@ -171,9 +174,10 @@ class DeployModelOperator(StepOperator):
         )
 
     def on_kill(self) -> None:
-        """Stop steering: what is under way is rolled back on the way out."""
+        """Stop steering: what is under way is rolled back on the way out, which being killed again does not keep from its end."""
         super().on_kill()
-        raise RolloutError("the task was killed")
+        if not self._taking_back:
+            raise RolloutError("the task was killed")
 
     # -- rollouts -----------------------------------------------------------------------------------------
 
@@ -182,8 +186,11 @@ class DeployModelOperator(StepOperator):
         from airflow.sdk.exceptions import TaskDeferred
 
         before: dict[str, Any] | None = None
+        self._taking_back = False
+        # Asked for now: a signal may come in the middle of asking, and whoever is killed must not have to ask again.
+        services = self.services()
         try:
-            while (result := self._run(spec))["state"] == "waiting":
+            while (result := self._runner.run(self.step, spec, self.services()))["state"] == "waiting":
                 before = result
                 # The version of now, whatever happens to the alias; with its digest no step needs MLflow any more.
                 spec = spec | {name: result[name] for name in ("model_version", "package_digest")}
@@ -192,17 +199,20 @@ class DeployModelOperator(StepOperator):
         except TaskDeferred:
             raise
         except BaseException as err:
+            self._taking_back = True
             if spec["strategy"] != "recreate":
-                self._take_back(spec, before, f"{type(err).__name__}: {err}")
+                self._take_back(spec, services, before, f"{type(err).__name__}: {err}")
             raise
         return self._conclude(result, context)
 
-    def _take_back(self, spec: dict[str, Any], before: dict[str, Any] | None, reason: str) -> None:
+    def _take_back(
+        self, spec: dict[str, Any], services: Services, before: dict[str, Any] | None, reason: str
+    ) -> None:
         """Let the old version serve, and write down why; at least the former."""
         from airflow_mlops.triggers.rollout import renew_lease
 
         try:
-            self._run({**spec, "abort": reason})
+            self._runner.run(self.step, {**spec, "abort": reason}, services)
         except Exception:
             self.log.exception("the rollout could not be taken back in order: its lease is ended")
             if before is not None:
@@ -218,15 +228,12 @@ class DeployModelOperator(StepOperator):
             "reason": f"it did not pass its rollout: {result['reason']}"[:500],
             "actor": actor(context),
             "now": datetime.now(UTC).isoformat(),
-            "request": f"{_name(context)}|{result['revision']}",
+            "request": f"{instance_of(context)}|{result['revision']}",
         }
         try:
             self._runner.run("roll-back", spec, self.services())
         except PromotionConflictError as err:
             self.log.warning("%s", err)
-
-    def _run(self, spec: dict[str, Any]) -> dict[str, Any]:
-        return self._runner.run(self.step, spec, self.services())
 
     def _wait(self, result: dict[str, Any], spec: dict[str, Any]) -> None:
         """Wait for the next look, and say all the while that somebody steers."""
@@ -285,12 +292,6 @@ def close_retraining(operator: Recording, result: Mapping[str, Any], context: Co
             "reason": promotion.payload["reason"],
         },
     )
-
-
-def _name(context: Context) -> str:
-    """Name a rollout: a mapped task is as many as it has instances."""
-    index = getattr(context["ti"], "map_index", -1)
-    return f"{actor(context)}/{index}" if index is not None and index >= 0 else actor(context)
 
 
 def _listed(shares: Sequence[float] | str) -> Sequence[float | str]:

@@ -67,6 +67,9 @@ class TrainModelOperator(StepOperator):
     :param allow_pickle: store a model that has neither an ONNX form nor a skops form that a service would load as a pickle. A
         pickle is code and runs where it is loaded: that takes a signature by a trusted key, and the model's name in
         ``AIRFLOW_MLOPS_PICKLED_MODELS`` of every process that loads it. Default: such a model is refused. (templated)
+    :param background_rows: training rows to store in the package, up to 100, so that the service can say what each input of a
+        request contributed to the answer (``POST /predict/explain``). Default none: these are rows of your data, readable by
+        whoever may read the package. (templated)
     :param seed: random state. (templated)
     """
 
@@ -105,6 +108,7 @@ class TrainModelOperator(StepOperator):
         "parity",
         "quantize",
         "allow_pickle",
+        "background_rows",
         "seed",
     )
 
@@ -142,6 +146,7 @@ class TrainModelOperator(StepOperator):
         parity: Mapping[str, Any] | None = None,
         quantize: str | None = None,
         allow_pickle: bool | str = False,
+        background_rows: int | str = 0,
         seed: int | str = 0,
         **kwargs: Any,
     ) -> None:
@@ -177,6 +182,7 @@ class TrainModelOperator(StepOperator):
         self.parity = parity
         self.quantize = quantize
         self.allow_pickle = allow_pickle
+        self.background_rows = background_rows
         self.seed = seed
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -212,6 +218,7 @@ class TrainModelOperator(StepOperator):
             "parity": dict(self.parity or {}),
             "quantize": self.quantize or None,
             "allow_pickle": str(self.allow_pickle).lower() == "true",
+            "background_rows": int(self.background_rows),
             "seed": int(self.seed),
             **plan,
         }

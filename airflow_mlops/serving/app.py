@@ -11,12 +11,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.exceptions import RolloutError
 from airflow_mlops.serving import arrow
 from airflow_mlops.serving.authorization import Authorization
 from airflow_mlops.serving.cache import AnswerCache
+from airflow_mlops.serving.explanations import Explanations, encode_explanations, explained_kind
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.serving.lease import end_lease, renew_lease
 from airflow_mlops.serving.metrics import EndpointMetrics
@@ -42,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Headers = Mapping[bytes, bytes]
-_Answer = Callable[[Headers, Receive], Awaitable[Response]]
+_Answer = Callable[[Scope, Headers, Receive], Awaitable[Response]]
 
 LOG_FOLDER = "inference_log"
 
@@ -60,7 +62,7 @@ PUBLISH_SECONDS = 0.5
 
 
 class EndpointApp:
-    """Answer ``POST /predict``, say what answers, and, for whoever steers a rollout, ``/rollout`` and ``/rollout/lease``.
+    """Answer ``POST /predict``, explain what it answers, say which version does, and take part in rollouts.
 
     :param settings: what it runs with.
     """
@@ -80,22 +82,26 @@ class EndpointApp:
         self.metrics: EndpointMetrics | None = None
         #: Whether callers are told to ask elsewhere, as this worker is about to end.
         self.draining = False
-        self._authorization = Authorization(settings.tokens)
+        self._authorization = Authorization(settings.tokens, settings.steering_tokens)
         self._cache = AnswerCache(settings.cache_rows)
         self._ids = IdMaker()
         self._bodies = BodyReader(settings.maximum_bytes, settings.body_seconds)
+        self._explanations = Explanations(settings)
         self._at_hand = 0
         self._stopped = threading.Event()
         self._publishing = threading.Thread(target=self._publish_regularly, name="publisher", daemon=True)
         self._open: dict[tuple[str, str], _Answer] = {("GET", "/readyz"): self._answer_ready}
         self._guarded: dict[tuple[str, str], _Answer] = {
             ("POST", "/predict"): self._answer_predict,
+            ("POST", "/predict/explain"): self._answer_explain,
             ("GET", "/status"): self._answer_status,
             ("GET", "/openapi.json"): self._answer_openapi,
             (
                 "GET",
                 "/docs.json",
             ): self._answer_openapi,  # where BentoML would have its own, which knows no model
+        }
+        self._steering: dict[tuple[str, str], _Answer] = {
             ("GET", "/rollout"): self._answer_rollout,
             ("POST", "/rollout/lease"): self._answer_lease,
         }
@@ -119,6 +125,7 @@ class EndpointApp:
     def stop(self) -> None:
         """Write what is left and end the threads."""
         self._stopped.set()
+        self._explanations.stop()
         self.reconciler.stop()
         self.mirror.stop()
         self._publish()
@@ -140,6 +147,7 @@ class EndpointApp:
             "versions": [to_dict(one) for one in state.versions] if state else [],
             "mirror": state.mirror if state else None,
             "revision": state.revision if state else None,
+            "deployment": self.settings.deployment,
             "error": self.reconciler.error,
             "shed_log_rows": self.log.shed_rows,
             "inputs": [to_dict(field) for field in routes.stable.model.manifest.signature.inputs]
@@ -179,7 +187,7 @@ class EndpointApp:
         headers[b"x-request-id"] = request_id
         version = "none"
         try:
-            response = await self._route(scope["method"], scope["path"], headers)(headers, receive)
+            response = await self._route(scope["method"], scope["path"], headers)(scope, headers, receive)
         except RequestError as err:
             version = err.model_version or version
             response = _error_response(err)
@@ -187,8 +195,11 @@ class EndpointApp:
             logger.exception("request %s failed", request_id.decode("latin-1"))
             message = f"the service failed on request {request_id.decode('latin-1')}; its log says why"
             response = json_response(500, {"error": message})
-        if self.metrics is not None and response.status != 200 and scope["path"] == "/predict":
-            self.metrics.count_request(version, response.status)
+        if self.metrics is not None and response.status != 200:
+            if scope["path"] == "/predict":
+                self.metrics.count_request(version, response.status)
+            elif scope["path"] == "/predict/explain":
+                self.metrics.count_explanation(version, response.status)
         await respond(send, response, request_id, last=self.draining)
 
     def _route(self, method: str, path: str, headers: Headers) -> _Answer:
@@ -196,32 +207,43 @@ class EndpointApp:
         if answer is not None:
             self._authorization.require(headers)
             return answer
+        answer = self._steering.get((method, path))
+        if answer is not None:
+            self._authorization.require_steering(headers)
+            return answer
         answer = self._open.get((method, path))
         if answer is not None:
             return answer
-        allowed = [known for known, where in (*self._guarded, *self._open) if where == path]
+        known = (*self._guarded, *self._steering, *self._open)
+        allowed = [verb for verb, where in known if where == path]
         raise RequestError(
-            405 if allowed else 404, f"{method} {path}: try POST /predict, GET /status or GET /openapi.json"
+            405 if allowed else 404,
+            f"{method} {path}: try POST /predict, POST /predict/explain, GET /status or GET /openapi.json",
         )
 
-    async def _answer_ready(self, headers: Headers, receive: Receive) -> Response:
+    async def _answer_ready(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         status = self.status()
         body = {name: status[name] for name in ("model_name", "model_version", "versions", "mirror", "error")}
         return json_response(200 if self.ready else 503, {"ready": self.ready, **body})
 
-    async def _answer_status(self, headers: Headers, receive: Receive) -> Response:
+    async def _answer_status(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         return json_response(200, self.status())
 
-    async def _answer_openapi(self, headers: Headers, receive: Receive) -> Response:
+    async def _answer_openapi(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         routes = self.reconciler.routes
         manifest = routes.stable.model.manifest if routes else None
         name = routes.state.model_name if routes else None
-        return json_response(200, openapi_document(manifest, name, self.settings))
+        explains = routes is not None and any(
+            routes.versions[one.model_version].model.background is not None
+            for one in routes.state.versions
+            if one.share
+        )
+        return json_response(200, openapi_document(manifest, name, self.settings, explains=explains))
 
-    async def _answer_rollout(self, headers: Headers, receive: Receive) -> Response:
+    async def _answer_rollout(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         return json_response(200, to_dict(await asyncio.to_thread(self.observer.read)))
 
-    async def _answer_lease(self, headers: Headers, receive: Receive) -> Response:
+    async def _answer_lease(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         body = parse_json(await self._bodies.read(headers, receive))
         return json_response(200, await asyncio.to_thread(self._lease, body))
 
@@ -250,7 +272,7 @@ class EndpointApp:
 
     # -- predictions --------------------------------------------------------------------------------------
 
-    async def _answer_predict(self, headers: Headers, receive: Receive) -> Response:
+    async def _answer_predict(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         body = await self._bodies.read(headers, receive)  # first: who sends slowly takes nobody's place
         if self._at_hand >= self.settings.maximum_concurrency:
             raise RequestError(
@@ -263,9 +285,7 @@ class EndpointApp:
             self._at_hand -= 1
 
     async def _predict(self, headers: Headers, body: bytes) -> Response:
-        routes = self.reconciler.routes
-        if routes is None:
-            raise RequestError(503, self.reconciler.error or "no model version is live yet")
+        routes = self._live_routes()
         is_arrow = headers.get(b"content-type") == arrow.CONTENT_TYPE
         began = time.perf_counter()
         version, asked, predictions = await self._answer_by_some(
@@ -283,11 +303,7 @@ class EndpointApp:
                 seconds=seconds,
             )
         if is_arrow or headers.get(b"accept") == arrow.CONTENT_TYPE:
-            about = (
-                (b"x-model-name", routes.state.model_name.encode()),
-                (b"x-model-version", version.model_version.encode()),
-            )
-            return Response(200, arrow.encode_arrow(ids, predictions), arrow.CONTENT_TYPE, about)
+            return _table_response(arrow.encode_arrow(ids, predictions), routes, version)
         return json_response(
             200,
             {
@@ -297,6 +313,12 @@ class EndpointApp:
                 "predictions": predictions,
             },
         )
+
+    def _live_routes(self) -> Routes:
+        routes = self.reconciler.routes
+        if routes is None:
+            raise RequestError(503, self.reconciler.error or "no model version is live yet")
+        return routes
 
     async def _answer_by_some(
         self, routes: Routes, body: bytes, is_arrow: bool, *, caller: bytes | None
@@ -405,6 +427,60 @@ class EndpointApp:
             latency_ms=1000.0 * seconds,
             **request,
         )
+
+    # -- explanations -------------------------------------------------------------------------------------
+
+    async def _answer_explain(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
+        """Say where answers come from; nobody acts on them, so they are neither logged, mirrored nor observed."""
+        body = await self._bodies.read(headers, receive)
+        routes = self._live_routes()
+        is_arrow = headers.get(b"content-type") == arrow.CONTENT_TYPE
+        explained = await self._explanations.explain(
+            routes, body, is_arrow=is_arrow, label=_asked_label(scope), caller=headers.get(b"x-sticky-key")
+        )
+        version = explained.version
+        if self.metrics is not None:
+            rows = len(explained.rows)
+            self.metrics.count_explanation(version.model_version, 200, rows=rows, seconds=explained.seconds)
+        if is_arrow or headers.get(b"accept") == arrow.CONTENT_TYPE:
+            return _table_response(encode_explanations(explained), routes, version)
+        return json_response(
+            200,
+            {
+                "model_name": routes.state.model_name,
+                "model_version": version.model_version,
+                "prediction_ids": explained.asked.prediction_ids,
+                "explained": explained_kind(version.model),
+                "explanations": [row._asdict() for row in explained.rows],
+            },
+        )
+
+
+def _asked_label(scope: Scope) -> str | None:
+    """Read ``?label=``.
+
+    :raises RequestError: it is there several times, or is no text.
+    """
+    try:
+        asked = parse_qs(
+            scope.get("query_string", b"").decode(),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=20,
+        ).get("label", [])
+    except ValueError as err:
+        raise RequestError(422, f"the query can't be read: {err}") from err
+    if len(asked) > 1:
+        raise RequestError(422, "label: one label is needed, several are given")
+    return asked[0] if asked else None
+
+
+def _table_response(table: bytes, routes: Routes, version: LiveVersion) -> Response:
+    about = (
+        (b"x-model-name", routes.state.model_name.encode()),
+        (b"x-model-version", version.model_version.encode()),
+    )
+    return Response(200, table, arrow.CONTENT_TYPE, about)
 
 
 def _caller(headers: Headers) -> str | None:

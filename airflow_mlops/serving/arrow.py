@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +51,15 @@ def encode_arrow(
     prediction_ids: Sequence[str], predictions: Sequence[Any], output: str = "prediction"
 ) -> bytes:
     """Write predictions as a table of two columns."""
+    return encode_table({ID_COLUMN: prediction_ids, output: predictions})
+
+
+def encode_table(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """Write a table."""
     import polars as pl
 
     stream = io.BytesIO()
-    table = pl.DataFrame({ID_COLUMN: list(prediction_ids), output: list(predictions)})
+    table = pl.DataFrame({name: list(values) for name, values in columns.items()})
     # The plain string type, which every reader of Arrow knows.
     table.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
     return stream.getvalue()

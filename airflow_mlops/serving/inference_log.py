@@ -11,7 +11,10 @@ import threading
 import time
 from collections import deque
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.serving.files import storage_errors
@@ -27,9 +30,10 @@ from airflow_mlops.serving.log_files import (
 )
 from airflow_mlops.serving.log_settings import LogSettings
 from airflow_mlops.serving.log_upkeep import Upkeep
+from airflow_mlops.serving.sizes import estimated_bytes, text_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import polars as pl
@@ -67,6 +71,7 @@ class _Request(NamedTuple):
     shadow: bool
     caller: str | None
     received_us: int
+    size: int
 
 
 class InferenceLog:
@@ -93,12 +98,14 @@ class InferenceLog:
         self.settings = settings or LogSettings.load(root)
         self.flush_seconds = flush_seconds or self.settings.flush_seconds
         self.maximum_rows = maximum_rows or self.settings.maximum_rows
+        self.maximum_bytes = self.settings.maximum_megabytes * 1_000_000
         self.shed_rows = 0
         self._folder = LocalFolder(root)
         self._columns = _Columns(self.settings)
         self._upkeep = Upkeep(root, self.settings)
         self._requests: deque[_Request] = deque()
-        self._rows = 0
+        self._rows = self._bytes = 0
+        self._texts: dict[int, tuple[ModelSignature, tuple[str, ...]]] = {}
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._stopped = threading.Event()
@@ -146,6 +153,7 @@ class InferenceLog:
         :returns: ``False`` when there was no room and the rows were shed.
         """
         count = len(predictions)
+        size = estimated_bytes(columns, count, self._text_inputs(signature))
         request = _Request(
             model_name,
             model_version,
@@ -159,14 +167,22 @@ class InferenceLog:
             shadow,
             caller,
             time.time_ns() // 1000,
+            size,
         )
         with self._lock:
-            if self._rows + count > self.maximum_rows:
+            if self._rows + count > self.maximum_rows or self._bytes + size > self.maximum_bytes:
                 self.shed_rows += count
                 return False
             self._rows += count
+            self._bytes += size
             self._requests.append(request)
         return True
+
+    def _text_inputs(self, signature: ModelSignature) -> tuple[str, ...]:
+        known = self._texts.get(id(signature))
+        if known is None:  # it is kept, so that its id stays its own
+            known = self._texts[id(signature)] = (signature, text_inputs(signature))
+        return known[1]
 
     def flush(self) -> None:
         """Write what has been collected; rows that can't be written are shed and counted."""
@@ -176,12 +192,13 @@ class InferenceLog:
                 return
             frames: dict[str, list[pl.DataFrame]] = {}
             slices = _Slices(self._columns, frames)
-            taken = 0
+            taken = taken_bytes = 0
             try:
                 # One by one: what was written leaves the memory as it goes, not in one long go at the end.
                 for _ in range(waiting):
                     request = self._requests.popleft()
                     taken += len(request.predictions)
+                    taken_bytes += request.size
                     slices.add(request)
                 slices.finish()
                 for model_name, model_frames in frames.items():
@@ -189,6 +206,7 @@ class InferenceLog:
             finally:
                 with self._lock:
                     self._rows -= taken
+                    self._bytes -= taken_bytes
                     self.shed_rows += slices.lost_rows
 
     def _write(self, model_name: str, frames: list[pl.DataFrame]) -> None:
@@ -330,57 +348,58 @@ def _frame(requests: list[_Request], columns: _Columns) -> pl.DataFrame:
 
     signature = requests[0].signature
     columns.look_at(signature)
-    ids: list[Any] = []
-    times: list[int] = []
-    answers: list[Any] = []
-    per_request: tuple[list[Any], ...] = ([], [], [], [], [], [])
-    for request in requests:
-        count = len(request.predictions)
-        ids.extend(request.prediction_ids)
-        answers.extend(_plain(request.predictions))
-        if request.times is None:
-            times.extend([request.received_us] * count)
-        else:
-            times.extend((instant - _EPOCH) // _MICROSECOND for instant in request.times)
-        for values, value in zip(
-            per_request,
-            (
-                request.received_us,
-                request.model_version,
-                request.latency_ms,
-                request.request_id,
-                request.shadow,
-                request.caller,
-            ),
-            strict=True,
-        ):
-            values.extend([value] * count)
+    # Of each request once; then, where some have several rows, for each of their rows.
+    counts = [len(request.predictions) for request in requests]
+    several = len(requests) < sum(counts)
+    owners = pl.Series(np.repeat(np.arange(len(requests)), counts)) if several else None
+
+    def each(values: list[Any], kind: pl.datatypes.DataTypeClass) -> pl.Series:
+        series = pl.Series(values, dtype=kind)
+        return series if owners is None else series.gather(owners)
+
+    def rows_of(values: Iterable[Any]) -> list[Any]:
+        return list(chain.from_iterable(map(_plain, values)))
+
     instant = pl.Datetime("us", "UTC")
-    received, versions, latencies, request_ids, shadows, callers = per_request
-    series = [
-        pl.Series("prediction_id", ids, dtype=pl.String),
-        pl.Series("time", times, dtype=pl.Int64).cast(instant),
-        pl.Series("received_at", received, dtype=pl.Int64).cast(instant),
-        pl.Series("model_name", [requests[0].model_name] * len(ids), dtype=pl.String),
-        pl.Series("model_version", versions, dtype=pl.String),
-        pl.Series("latency_ms", latencies, dtype=pl.Float64),
-        pl.Series("request_id", request_ids, dtype=pl.String),
-        pl.Series("shadow", shadows, dtype=pl.Boolean),
-        pl.Series("caller", callers, dtype=pl.String),
-        pl.Series("prediction", answers, strict=False),
-    ]
+    received = each([request.received_us for request in requests], pl.Int64)
+    ids = rows_of(request.prediction_ids for request in requests)
+    columns_of_requests = {
+        "prediction_id": pl.Series(ids, dtype=pl.String),
+        "time": _times(requests, received).cast(instant),
+        "received_at": received.cast(instant),
+        "model_name": each([request.model_name for request in requests], pl.String),
+        "model_version": each([request.model_version for request in requests], pl.String),
+        "latency_ms": each([request.latency_ms for request in requests], pl.Float64),
+        "request_id": each([request.request_id for request in requests], pl.String),
+        "shadow": each([request.shadow for request in requests], pl.Boolean),
+        "caller": each([request.caller for request in requests], pl.String),
+        "prediction": pl.Series(rows_of(request.predictions for request in requests), strict=False),
+    }
     for field in signature.inputs:
-        if columns.kept(field.name, field.type):
-            given: list[Any] = []
-            for request in requests:
-                given.extend(_plain(request.columns[field.name]))
+        name = field.name
+        if columns.kept(name, field.type):
+            values = columns.values(name, rows_of(request.columns[name] for request in requests))
             kind = pl.Float64 if field.type == "number" else pl.String
-            values = columns.values(field.name, given)
-            series.append(pl.Series(FEATURE_PREFIX + field.name, values, dtype=kind, strict=False))
-    frame = pl.DataFrame(series)
+            columns_of_requests[FEATURE_PREFIX + name] = pl.Series(values, dtype=kind, strict=False)
+    frame = pl.DataFrame(columns_of_requests)
     if columns.share < 1.0:
         frame = frame.filter(pl.Series([is_sampled(item, columns.share) for item in ids], dtype=pl.Boolean))
     return frame
+
+
+def _times(requests: list[_Request], received: pl.Series) -> pl.Series:
+    """Give event times, microseconds; of rows without one when they were received."""
+    import polars as pl
+
+    if all(request.times is None for request in requests):
+        return received
+    times: list[int] = []
+    for request in requests:
+        if request.times is None:
+            times.extend([request.received_us] * len(request.predictions))
+        else:
+            times.extend((instant - _EPOCH) // _MICROSECOND for instant in request.times)
+    return pl.Series(times, dtype=pl.Int64)
 
 
 def _write_parquet(rows: pl.DataFrame, path: Path) -> None:
@@ -437,10 +456,19 @@ def read_inference_log(
     return rows
 
 
-def read_received_since(root: Path | str, model_name: str, since: datetime) -> pl.DataFrame | None:
+def read_received_since(
+    root: Path | str,
+    model_name: str,
+    since: datetime,
+    *,
+    shadow: bool = False,
+    most_rows: int | None = None,
+) -> pl.DataFrame | None:
     """Read what was answered from a time on, whatever the event times say; ``None`` where nothing was.
 
     :param root: the log's folder, or the URI its files are uploaded to.
+    :param shadow: whether to give answers that callers never saw, too.
+    :param most_rows: where there are more, every second one is given, or every third, and so on.
     """
     import polars as pl
 
@@ -453,7 +481,11 @@ def read_received_since(root: Path | str, model_name: str, since: datetime) -> p
         ]
         sources = [files.source(name) for name in names]
         received = pl.col("received_at") >= since
-        frames = [scan(group).filter(received).collect() for group in by_schema(sources)]
+        found = [scan(group, shadow=shadow).filter(received) for group in by_schema(sources)]
+        if most_rows is not None:
+            count = sum(int(frame.select(pl.len()).collect().item()) for frame in found)
+            found = [frame.gather_every(1 + count // most_rows) for frame in found]
+        frames = [frame.collect() for frame in found]
         return pl.concat(frames, how="diagonal_relaxed") if frames else None
 
     return reading_again(read)

@@ -111,7 +111,8 @@ class LocalEndpoint:
         current, server = self.desired(), self.server
         running = server.running()
         try:
-            if running is not None and running.settings != server.settings and desired.rollout is None:
+            in_the_middle = desired.rollout is not None and current is not None and current.leased
+            if running is not None and running.settings != server.settings and not in_the_middle:
                 running = _restart(server, running)
             if desired.leased:
                 grant_lease(self.serving_dir, desired.revision, lease_seconds)
@@ -147,7 +148,10 @@ class LocalEndpoint:
 
     def client(self) -> EndpointClient:
         """Give a client of the service; the caller closes it."""
-        return EndpointClient(self.server.url, self.server.token, timeout_seconds=5.0)
+        server = self.server
+        return EndpointClient(
+            server.url, server.token, steering_token=server.current_steering_token(), timeout_seconds=5.0
+        )
 
 
 def deploy_package(

@@ -35,6 +35,7 @@ class LogSettings:
     :param pseudonymize: text inputs of which a keyed digest (HMAC-SHA-256) is logged; a number can't be one and is dropped.
     :param flush_seconds: how often rows are written; a crash loses those of one interval.
     :param maximum_rows: rows held in memory at most.
+    :param maximum_megabytes: of these rows, at most, by a plain estimate; long texts take much.
     :param spool_megabytes: of files that wait for their upload, at most.
     :param retention_days: after which an hour's files are deleted; ``None``: never.
     """
@@ -45,13 +46,20 @@ class LogSettings:
     pseudonymize: tuple[str, ...] = ()
     flush_seconds: float = 1.0
     maximum_rows: int = 200_000
+    maximum_megabytes: int = 512
     spool_megabytes: int = 1024
     retention_days: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
             raise ValueError(f"share: {self.share} is not in (0, 1]")
-        for name in ("flush_seconds", "maximum_rows", "spool_megabytes", "retention_days"):
+        for name in (
+            "flush_seconds",
+            "maximum_rows",
+            "maximum_megabytes",
+            "spool_megabytes",
+            "retention_days",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: {value} is not above 0")

@@ -70,6 +70,56 @@ class _Times:
         self.total = 0.0
 
 
+class _Tally:
+    """Requests of one kind by version: they only ever grow in the thread that answers; who publishes remembers how far it came.
+
+    :param requests: counter by version and status.
+    :param rows: counter by version.
+    :param times: histogram by version.
+    """
+
+    def __init__(self, requests: Any, rows: Any, times: Any) -> None:
+        self._published_requests, self._published_rows, self._published_times = requests, rows, times
+        self._requests: dict[tuple[str, int], int] = {}
+        self._rows: dict[str, int] = {}
+        self._times: dict[str, _Times] = {}
+        self._done: dict[Any, float] = {}
+
+    def count(self, version: str, status: int) -> None:
+        """Count one request by its answer."""
+        key = (version, status)
+        self._requests[key] = self._requests.get(key, 0) + 1
+
+    def add(self, version: str, rows: int, seconds: float) -> None:
+        """Count what one request got."""
+        self._rows[version] = self._rows.get(version, 0) + rows
+        times = self._times.get(version)
+        if times is None:
+            times = self._times[version] = _Times()
+        times.counts[bisect_left(BUCKETS, seconds)] += 1
+        times.total += seconds
+
+    def publish(self) -> None:
+        """Bring what is exposed up to date."""
+        for (version, status), count in dict(self._requests).items():
+            grown = self._grown(("requests", version, status), count)
+            if grown:
+                self._published_requests.labels(version, str(status)).inc(grown)
+        for version, count in dict(self._rows).items():
+            grown = self._grown(("rows", version), count)
+            if grown:
+                self._published_rows.labels(version).inc(grown)
+        for version, times in dict(self._times).items():
+            counts, total = list(times.counts), times.total
+            cells = [int(self._grown(("times", version, i), count)) for i, count in enumerate(counts)]
+            self._published_times.labels(version).add(cells, self._grown(("seconds", version), total))
+
+    def _grown(self, key: Any, total: float) -> float:
+        grown = total - self._done.get(key, 0)
+        self._done[key] = total
+        return grown
+
+
 class _Cells(NamedTuple):
     """Cells of a version's predictions, and what they are called."""
 
@@ -91,12 +141,20 @@ class EndpointMetrics:
 
         _forget_dead_workers()
         by_version = ["model_version"]
-        self._published_requests = Counter(
-            "airflow_mlops_requests_total", "Requests for predictions", ["model_version", "status"]
+        by_status = ["model_version", "status"]
+        self._predictions = _Tally(
+            Counter("airflow_mlops_requests_total", "Requests for predictions", by_status),
+            Counter("airflow_mlops_predictions_total", "Rows predicted", by_version),
+            _histogram()(
+                "airflow_mlops_predict_seconds", "Time to answer one request", by_version, buckets=BUCKETS
+            ),
         )
-        self._published_rows = Counter("airflow_mlops_predictions_total", "Rows predicted", by_version)
-        self._published_times = _histogram()(
-            "airflow_mlops_predict_seconds", "Time to answer one request", by_version, buckets=BUCKETS
+        self._explanations = _Tally(
+            Counter("airflow_mlops_explanation_requests_total", "Requests for explanations", by_status),
+            Counter("airflow_mlops_explained_rows_total", "Rows explained", by_version),
+            _histogram()(
+                "airflow_mlops_explain_seconds", "Time to explain one request", by_version, buckets=BUCKETS
+            ),
         )
         self._published_shed = Counter(
             "airflow_mlops_shed_log_rows_total", "Rows the inference log had no room for"
@@ -132,11 +190,7 @@ class EndpointMetrics:
             multiprocess_mode="mostrecent",
         )
         self._waiting_rows, self._shed_rows = waiting_rows, shed_rows
-        # All of these only ever grow, in the thread that answers; the publishing thread remembers how far it came.
-        self._requests: dict[tuple[str, int], int] = {}
-        self._rows: dict[str, int] = {}
-        self._times: dict[str, _Times] = {}
-        self._done: dict[Any, float] = {}
+        self._published_shed_rows = 0
         self._answered: deque[_Answered] = deque()
         self._waiting_inspection = 0
         self._cells: dict[str, _Cells] = {}
@@ -145,8 +199,15 @@ class EndpointMetrics:
 
     def count_request(self, model_version: str, status: int) -> None:
         """Count one request by its answer."""
-        key = (model_version, status)
-        self._requests[key] = self._requests.get(key, 0) + 1
+        self._predictions.count(model_version, status)
+
+    def count_explanation(
+        self, model_version: str, status: int, *, rows: int = 0, seconds: float = 0.0
+    ) -> None:
+        """Count one request for explanations by its answer, and what was explained."""
+        self._explanations.count(model_version, status)
+        if rows:
+            self._explanations.add(model_version, rows, seconds)
 
     def count_answer(
         self,
@@ -158,12 +219,7 @@ class EndpointMetrics:
     ) -> None:
         """Count one request's predictions."""
         rows = len(predictions)
-        self._rows[model_version] = self._rows.get(model_version, 0) + rows
-        times = self._times.get(model_version)
-        if times is None:
-            times = self._times[model_version] = _Times()
-        times.counts[bisect_left(BUCKETS, seconds)] += 1
-        times.total += seconds
+        self._predictions.add(model_version, rows, seconds)
         if self._waiting_inspection < MAXIMUM_INSPECTED:
             self._waiting_inspection += rows
             self._answered.append(_Answered(model_version, columns, predictions))
@@ -191,31 +247,14 @@ class EndpointMetrics:
     def publish(self) -> None:
         """Bring what is exposed up to date."""
         with self._publishing:
-            for (version, status), count in dict(self._requests).items():
-                self._add(
-                    self._published_requests.labels(version, str(status)),
-                    ("requests", version, status),
-                    count,
-                )
-            for version, count in dict(self._rows).items():
-                self._add(self._published_rows.labels(version), ("rows", version), count)
-            for version, times in dict(self._times).items():
-                self._add_times(version, list(times.counts), times.total)
-            self._add(self._published_shed, "shed", self._shed_rows())
+            self._predictions.publish()
+            self._explanations.publish()
+            shed = self._shed_rows()
+            if shed > self._published_shed_rows:
+                self._published_shed.inc(shed - self._published_shed_rows)
+                self._published_shed_rows = shed
             self._published_waiting.set(self._waiting_rows())
             self._inspect()
-
-    def _add(self, counter: Any, key: Any, total: float) -> None:
-        grown = total - self._done.get(key, 0)
-        if grown > 0:
-            counter.inc(grown)
-            self._done[key] = total
-
-    def _add_times(self, version: str, counts: list[int], total: float) -> None:
-        grown = [count - int(self._done.get(("times", version, i), 0)) for i, count in enumerate(counts)]
-        self._published_times.labels(version).add(grown, total - self._done.get(("seconds", version), 0.0))
-        self._done |= {("times", version, i): count for i, count in enumerate(counts)}
-        self._done["seconds", version] = total
 
     def _inspect(self) -> None:
         by_version: dict[str, list[_Answered]] = {}

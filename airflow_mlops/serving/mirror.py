@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.serving.model import all_finite
+from airflow_mlops.serving.sizes import estimated_bytes, text_inputs
 
 if TYPE_CHECKING:
     from airflow_mlops.serving.observer import Observer
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Requests, and rows of them, that wait to be answered again at most; a longer queue would only compare what is old.
+#: Requests, and rows and bytes of them, that wait to be answered again at most; a longer queue would only compare what is old.
 MAXIMUM_REQUESTS = 1_000
 MAXIMUM_ROWS = 20_000
+MAXIMUM_BYTES = 64_000_000
 
 
 class Answered(NamedTuple):
@@ -45,9 +47,10 @@ class Mirror:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._waiting: queue.Queue[tuple[LiveVersion, Answered] | None] = queue.Queue(MAXIMUM_REQUESTS)
-        # Each is changed by one thread alone: rows that were taken, and of these, rows that are done with.
+        self._waiting: queue.Queue[tuple[LiveVersion, Answered, int] | None] = queue.Queue(MAXIMUM_REQUESTS)
+        # Each is changed by one thread alone: what was taken, and of this, what is done with.
         self._taken_rows = self._done_rows = 0
+        self._taken_bytes = self._done_bytes = 0
         self._thread = threading.Thread(target=self._answer_again, name="mirror", daemon=True)
 
     def start(self) -> None:
@@ -63,20 +66,27 @@ class Mirror:
     def offer(self, version: LiveVersion, answered: Answered) -> None:
         """Let a version answer a request again; leave it out when too much waits. Only for one thread."""
         rows = len(answered.answers)
-        if self._taken_rows - self._done_rows + rows > MAXIMUM_ROWS:
+        size = estimated_bytes(answered.columns, rows, text_inputs(version.model.manifest.signature))
+        if (
+            self._taken_rows - self._done_rows + rows > MAXIMUM_ROWS
+            or self._taken_bytes - self._done_bytes + size > MAXIMUM_BYTES
+        ):
             self._observer.shed()
             return
         try:
-            self._waiting.put_nowait((version, answered))
+            self._waiting.put_nowait((version, answered, size))
         except queue.Full:
             self._observer.shed()
         else:
             self._taken_rows += rows
+            self._taken_bytes += size
 
     def _answer_again(self) -> None:
         while (waiting := self._waiting.get()) is not None:
-            self._answer(*waiting)
-            self._done_rows += len(waiting[1].answers)
+            version, answered, size = waiting
+            self._answer(version, answered)
+            self._done_bytes += size
+            self._done_rows += len(answered.answers)
 
     def _answer(self, version: LiveVersion, answered: Answered) -> None:
         started, name = time.perf_counter(), version.model_version

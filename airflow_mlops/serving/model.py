@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airflow_mlops.core.background import BACKGROUND_FILE, Background
+from airflow_mlops.core.explanation import Table
 from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES, PackageManifest, is_plain_name
 from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.exceptions import ArtifactIntegrityError
@@ -23,6 +25,7 @@ from airflow_mlops.serving.package import read_verified
 from airflow_mlops.serving.requests import RequestDecoder
 
 if TYPE_CHECKING:
+    from airflow_mlops.core.explanation import Score
     from airflow_mlops.core.signing import Trust
 
 #: Types a skops file may hold beside skops' own list of estimators, numbers and arrays. It is ours and fixed:
@@ -77,12 +80,14 @@ class ServedModel:
     :param predictor: columns in, one value per row out.
     :param probabilities: columns in, one probability per row and class out, in the order of the manifest's classes;
         ``None`` for a regression, and for a classifier that gives none.
+    :param background: rows that "not knowing" is drawn from in an explanation; ``None``: the package has none.
     :ivar decoder: reads requests for it.
     """
 
     manifest: PackageManifest
     predictor: _Predictor
     probabilities: _Predictor | None = None
+    background: Table | None = None
     decoder: RequestDecoder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -117,6 +122,25 @@ class ServedModel:
             classes=self.manifest.classes or (),
         )
 
+    def score(self, label: str | None = None) -> Score:
+        """Give the number that explanations are about.
+
+        :param label: ``None`` for a regression, whose prediction it is. Of a classification the label whose probability it is;
+            without probabilities it is 1 where the label is answered and 0 where another is.
+        :raises ValueError: the model does not know the label, or answers with numbers.
+        """
+        classes, probabilities = self.manifest.classes or (), self.probabilities
+        if label not in (classes or (None,)):
+            raise ValueError(
+                f"the model knows no label {label!r}; it knows {', '.join(classes) or 'numbers'}"
+            )
+        if label is None:
+            return lambda table: np.asarray(self.predict_columns(table))
+        if probabilities is None:
+            return lambda table: (np.asarray(self.predict_columns(table)) == label).astype(float)
+        place = classes.index(label)
+        return lambda table: np.asarray(probabilities(table))[:, place]
+
 
 def all_finite(answers: Sequence[Any]) -> bool:
     """Tell whether every answer is finite; labels are."""
@@ -149,11 +173,18 @@ def load_model(
         allowed, the known rows do not give the known predictions, or it is a pickle that this process was not told to load.
     """
     manifest, contents = read_verified(folder, expected_digest, trust=trust)
-    return open_model(manifest, contents, Path(folder), signed_as=trust.model_name if trust else None)
+    background = _read_background(manifest, contents, Path(folder))
+    signed_as = trust.model_name if trust else None
+    return open_model(manifest, contents, Path(folder), signed_as=signed_as, background=background)
 
 
 def open_model(
-    manifest: PackageManifest, contents: Mapping[str, bytes], folder: Path, *, signed_as: str | None
+    manifest: PackageManifest,
+    contents: Mapping[str, bytes],
+    folder: Path,
+    *,
+    signed_as: str | None,
+    background: Table | None = None,
 ) -> ServedModel:
     """Load a model from files that were verified, and let it predict the known rows.
 
@@ -161,6 +192,7 @@ def open_model(
     :param contents: the very bytes that were verified, by file name.
     :param folder: for messages.
     :param signed_as: the model as which a trusted key signed the package, which was verified; ``None``: nobody asked.
+    :param background: rows that explanations are drawn against.
     :raises ArtifactIntegrityError: the file holds what is not allowed, the known rows do not give the known predictions, or
         it is a pickle that this process was not told to load.
     """
@@ -173,7 +205,9 @@ def open_model(
     else:
         _require_pickle_accepted(path, signed_as)
         predictor, probabilities = _predictors(_load_pickle(data, path), manifest)
-    model = ServedModel(manifest=manifest, predictor=predictor, probabilities=probabilities)
+    model = ServedModel(
+        manifest=manifest, predictor=predictor, probabilities=probabilities, background=background
+    )
     try:
         answers = model.predict_records(manifest.known_rows)
     except Exception as err:
@@ -182,6 +216,17 @@ def open_model(
     if mismatch:
         raise ArtifactIntegrityError(f"{path} does not predict as it did when packaged: {mismatch}")
     return model
+
+
+def _read_background(manifest: PackageManifest, contents: Mapping[str, bytes], folder: Path) -> Table | None:
+    if BACKGROUND_FILE not in contents:
+        return None
+    try:
+        return Background.from_json(contents[BACKGROUND_FILE]).table(manifest.signature)
+    except (ValueError, RecursionError) as err:
+        raise ArtifactIntegrityError(
+            f"{folder / BACKGROUND_FILE} holds no rows of this model: {err!s:.500}"
+        ) from err
 
 
 def _load_onnx(data: bytes, manifest: PackageManifest, path: Path) -> tuple[_Predictor, _Predictor | None]:

@@ -22,6 +22,7 @@ from airflow_mlops.core.observations import (
 )
 from airflow_mlops.core.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_from_json
 from airflow_mlops.serving.files import write_whole
+from airflow_mlops.serving.sizes import ROW_BYTES, VALUE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 OBSERVED_FOLDER = "observed"
 
-#: Events held between two flushes at most; what comes on top is not counted, for no version.
+#: Events held between two flushes at most, and bytes of their answers, about; what comes on top is not counted, for no version.
 MAXIMUM_EVENTS = 200_000
+MAXIMUM_BYTES = 128_000_000
 
 
 class _Event(NamedTuple):
@@ -70,6 +72,7 @@ class Observer:
         self.active = False
         self._seen = Observations(revision=0)
         self._events: list[_Event] = []
+        self._bytes = 0
         self._shed = 0
         self._callers: dict[str, set[bytes]] = {}
         self._flushing = threading.Lock()
@@ -89,7 +92,7 @@ class Observer:
                 self._remove_older()
             self._seen = replace(self._seen, fell_back=routes.fell_back)
             self.active = state.leased
-            self._events = []
+            self._events, self._bytes = [], 0
             if state.leased or routes.fell_back:
                 self._write()
 
@@ -121,7 +124,7 @@ class Observer:
     def flush(self) -> None:
         """Add up what came in, and write it."""
         with self._flushing:
-            events, self._events = self._events, []
+            events, self._events, self._bytes = self._events, [], 0
             if events or self._shed:
                 self._add(events)
                 self._write()
@@ -144,8 +147,12 @@ class Observer:
 
     def _note(self, event: _Event) -> None:
         # A request that was routed by a former state tells nothing of how this one splits them.
-        if self.active and event.revision == self._seen.revision and len(self._events) < MAXIMUM_EVENTS:
+        if not self.active or event.revision != self._seen.revision:
+            return
+        # Whoever comes when all is full is left out, large or small: otherwise small requests would be counted more often.
+        if len(self._events) < MAXIMUM_EVENTS and self._bytes < MAXIMUM_BYTES:
             self._events.append(event)
+            self._bytes += ROW_BYTES + VALUE_BYTES * (len(event.answers or ()) + len(event.returned or ()))
 
     def _add(self, events: list[_Event]) -> None:
         versions = dict(self._seen.versions)

@@ -19,13 +19,30 @@ _ERRORS = {
     503: "no version is live, or the service is about to end",
 }
 
+_NOT_EXPLAINED = {409: "this version can't be explained: its package holds no background rows"}
+
+_ARROW = {"application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}}}
+
+_HEADERS = [
+    {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": text}
+    for name, text in (
+        ("X-Request-Id", "comes back as it was sent"),
+        ("X-Sticky-Key", "the same key is answered by the same version, where a rollout is sticky"),
+    )
+]
+
 
 def openapi_document(
-    manifest: PackageManifest | None, model_name: str | None, settings: ServiceSettings
+    manifest: PackageManifest | None,
+    model_name: str | None,
+    settings: ServiceSettings,
+    *,
+    explains: bool = False,
 ) -> dict[str, Any]:
     """Describe the endpoint.
 
     :param manifest: of the stable version; ``None``: nothing answers yet, so nothing is known about rows.
+    :param explains: whether a version that answers can be explained.
     """
     document: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -40,6 +57,8 @@ def openapi_document(
             "/readyz": {"get": _get("Which versions are live.", 503)},
         },
     }
+    if explains:
+        document["paths"]["/predict/explain"] = {"post": _explain(manifest, settings)}
     if settings.tokens:
         document["components"] = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
         document["security"] = [{"token": []}]
@@ -47,13 +66,93 @@ def openapi_document(
 
 
 def _predict(manifest: PackageManifest | None, settings: ServiceSettings) -> dict[str, Any]:
+    answer = {
+        "type": "object",
+        "required": ["model_name", "model_version", "prediction_ids", "predictions"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "prediction_ids": {"type": "array", "items": {"type": "string"}},
+            "predictions": {"type": "array", "items": {"type": _prediction_type(manifest)}},
+        },
+    }
+    return {
+        "summary": "Predict rows.",
+        "operationId": "predict",
+        "parameters": _HEADERS,
+        "requestBody": _rows_body(manifest, settings.maximum_rows),
+        "responses": _responses("one prediction per row", answer, *_ERRORS),
+    }
+
+
+def _explain(manifest: PackageManifest | None, settings: ServiceSettings) -> dict[str, Any]:
+    number = {"type": "number"}
+    names = manifest.signature.names if manifest is not None else ()
+    row = {
+        "type": "object",
+        "required": ["prediction", "label", "score", "base_value", "contributions", "standard_error"],
+        "properties": {
+            "prediction": {"type": _prediction_type(manifest)},
+            "label": {
+                "type": ["string", "null"],
+                "description": "Whose score is explained; null for a regression.",
+            },
+            "score": {**number, "description": "The base value plus all contributions."},
+            "base_value": {**number, "description": "Mean score of the training rows in the package."},
+            "contributions": {
+                "type": "object",
+                "properties": dict.fromkeys(names, number),
+                "additionalProperties": number,
+            },
+            "standard_error": {
+                "type": ["number", "null"],
+                "description": "How far a contribution may be off, at most over the inputs; 0: exact.",
+            },
+        },
+    }
+    answer = {
+        "type": "object",
+        "required": ["model_name", "model_version", "prediction_ids", "explained", "explanations"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "prediction_ids": {
+                "type": ["array", "null"],
+                "items": {"type": "string"},
+                "description": "As they were sent.",
+            },
+            "explained": {
+                "type": "string",
+                "enum": ["prediction", "probability", "share"],
+                "description": "What the score is: the predicted number, the label's probability, or whether it is answered (0 or 1).",
+            },
+            "explanations": {"type": "array", "items": row},
+        },
+    }
+    label = {
+        "name": "label",
+        "in": "query",
+        "required": False,
+        "schema": {"type": "string", "enum": list(manifest.classes or ()) if manifest else []},
+        "description": "Whose probability is explained in all rows; in each row the label that is answered, where it is missing.",
+    }
+    return {
+        "summary": "Say what each input of a row contributed to the answer.",
+        "operationId": "explain",
+        "parameters": [*_HEADERS, label] if manifest is not None and manifest.classes else _HEADERS,
+        "requestBody": _rows_body(manifest, settings.explain_rows),
+        "responses": _responses("one explanation per row", answer, *_ERRORS, 409),
+    }
+
+
+def _rows_body(manifest: PackageManifest | None, maximum_rows: int) -> dict[str, Any]:
     row, column = _row_schema(manifest), _columns_schema(manifest)
-    many = {"minItems": 1, "maxItems": settings.maximum_rows}
+    many = {"minItems": 1, "maxItems": maximum_rows}
     common = {
         "prediction_ids": {
             "type": ["array", "null"],
             "items": {"type": ["string", "integer"], "minLength": 1, "maxLength": 256},
-            "description": "One per row, to join labels by; made by the service where they are missing.",
+            "description": "One per row, to join labels by; predictions get some where they are missing.",
         },
         "times": {
             "type": ["array", "null"],
@@ -76,51 +175,19 @@ def _predict(manifest: PackageManifest | None, settings: ServiceSettings) -> dic
     }
     if manifest is not None:
         body["example"] = {"rows": [dict(manifest.known_rows[0])]}
-    number = manifest is None or manifest.task == "regression"
-    answer = {
-        "type": "object",
-        "required": ["model_name", "model_version", "prediction_ids", "predictions"],
-        "properties": {
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
-            "prediction_ids": {"type": "array", "items": {"type": "string"}},
-            "predictions": {"type": "array", "items": {"type": "number" if number else "string"}},
-        },
-    }
+    return {"required": True, "content": {"application/json": body, **_ARROW}}
+
+
+def _responses(description: str, answer: dict[str, Any], *statuses: int) -> dict[str, Any]:
+    content = {"application/json": {"schema": answer}, **_ARROW}
     return {
-        "summary": "Predict rows.",
-        "operationId": "predict",
-        "parameters": [
-            {
-                "name": name,
-                "in": "header",
-                "required": False,
-                "schema": {"type": "string"},
-                "description": text,
-            }
-            for name, text in (
-                ("X-Request-Id", "comes back as it was sent"),
-                ("X-Sticky-Key", "the same key is answered by the same version, where a rollout is sticky"),
-            )
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": body,
-                "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
-            },
-        },
-        "responses": {
-            "200": {
-                "description": "one prediction per row",
-                "content": {
-                    "application/json": {"schema": answer},
-                    "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
-                },
-            },
-            **{str(status): _error(status) for status in _ERRORS},
-        },
+        "200": {"description": description, "content": content},
+        **{str(status): _error(status) for status in statuses},
     }
+
+
+def _prediction_type(manifest: PackageManifest | None) -> str:
+    return "number" if manifest is None or manifest.task == "regression" else "string"
 
 
 def _get(summary: str, *statuses: int) -> dict[str, Any]:
@@ -132,7 +199,8 @@ def _get(summary: str, *statuses: int) -> dict[str, Any]:
 
 
 def _error(status: int) -> dict[str, Any]:
-    return {"description": _ERRORS[status], "content": {"application/json": {"schema": {"type": "object"}}}}
+    description = (_ERRORS | _NOT_EXPLAINED)[status]
+    return {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}
 
 
 def _row_schema(manifest: PackageManifest | None) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import itertools
 import json
 import math
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
@@ -234,35 +235,63 @@ class BodyReader:
     A body that comes in one piece, as small ones do, is never held up by others that come slowly.
 
     :param maximum_bytes: bytes of one body.
-    :param seconds: until a body must be there as a whole.
+    :param seconds: until a body must be there as a whole; looked at ten times in as long.
     """
 
     def __init__(self, maximum_bytes: int, seconds: float) -> None:
         self._maximum_bytes = maximum_bytes
         self._seconds = seconds
         self._held = 0
+        # Who reads, and since when, longest first. One timer for all: one each would cost more than reading does.
+        self._reading: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        """Read a body.
+        """Read a body; from a task of its own for each request, as servers do.
 
         :raises RequestError: it has too many bytes or takes too long, too much is being read, or whoever sent it went away.
         """
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._maximum_bytes:
             raise RequestError(413, f"{int(length)} bytes; at most {self._maximum_bytes} in one request")
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._reading[task] = time.monotonic()
+        if self._timer is None:
+            self._look_later()
         try:
-            async with asyncio.timeout(self._seconds):
-                message = await receive()
-                if message.get("more_body"):
-                    return await self._read_on(message, receive)
-        except TimeoutError as err:
+            message = await receive()
+            if message.get("more_body"):
+                return await self._read_on(message, receive)
+        except asyncio.CancelledError as err:
+            if task not in self._late or task.uncancel():
+                raise
             raise RequestError(
                 408,
                 f"the body was not there within {self._seconds:g} seconds; send it faster, or fewer rows in one request",
             ) from err
+        finally:
+            del self._reading[task]
+            self._late.discard(task)
         _require_connected(message)
         body: bytes = message.get("body", b"")
         return _within(body, self._maximum_bytes)
+
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._seconds / 10, self._end_late)
+
+    def _end_late(self) -> None:
+        """Interrupt who has been reading for too long."""
+        self._timer = None
+        earliest = time.monotonic() - self._seconds
+        for task, since in self._reading.items():
+            if since > earliest:
+                break
+            if task not in self._late:
+                self._late.add(task)
+                task.cancel()
+        if self._reading:
+            self._look_later()
 
     async def _read_on(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
         """Read the rest of a body that comes in several pieces."""

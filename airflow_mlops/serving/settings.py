@@ -21,6 +21,10 @@ _LEAST = {
     "body_seconds": 0.01,
     "cache_rows": 0,
     "drain_seconds": 0,
+    "explain_rows": 1,
+    "explain_evaluations": 100,
+    "explain_concurrency": 1,
+    "explain_seconds": 0.01,
 }
 
 
@@ -30,7 +34,9 @@ class ServiceSettings:
 
     :param serving_dir: serving folder.
     :param tokens: bearer tokens, each of which opens the endpoint; none: no authentication.
+    :param steering_tokens: bearer tokens, each of which steers rollouts; none: nobody does.
     :param public_keys: keys a package must be signed with before it is loaded; ``None`` checks digests only.
+    :param deployment: what a target tells the replicas of one deployment from those of the one before by; ``/status`` says it.
     :param poll_seconds: how often the desired state is looked at.
     :param workers: processes that answer.
     :param maximum_rows: rows in one request.
@@ -39,11 +45,17 @@ class ServiceSettings:
     :param body_seconds: until a body must be there as a whole.
     :param cache_rows: answers to single rows that a worker remembers; 0: none.
     :param drain_seconds: how long a worker that was asked to end goes on answering, telling every caller to leave.
+    :param explain_rows: rows in one request for explanations.
+    :param explain_evaluations: rows made up to explain one, at most; more cost time and bring accuracy.
+    :param explain_concurrency: requests for explanations that one worker has at hand at once.
+    :param explain_seconds: after which an explanation is given up.
     """
 
     serving_dir: Path = Path()
     tokens: tuple[str, ...] = ()
+    steering_tokens: tuple[str, ...] = ()
     public_keys: str | None = None
+    deployment: str | None = None
     poll_seconds: float = 0.2
     workers: int = 1
     maximum_rows: int = 10_000
@@ -52,6 +64,10 @@ class ServiceSettings:
     body_seconds: float = 30.0
     cache_rows: int = 0
     drain_seconds: float = 1.0
+    explain_rows: int = 10
+    explain_evaluations: int = 20_000
+    explain_concurrency: int = 1
+    explain_seconds: float = 10.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServiceSettings:
@@ -79,6 +95,8 @@ class ServiceSettings:
         return cls(
             serving_dir=Path(environment.get("AIRFLOW_MLOPS_SERVING_DIR", ".")),
             tokens=tuple(environment.get("AIRFLOW_MLOPS_ENDPOINT_TOKEN", "").split()),
+            steering_tokens=tuple(environment.get("AIRFLOW_MLOPS_STEERING_TOKEN", "").split()),
             public_keys=environment.get("AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS") or None,
+            deployment=environment.get("AIRFLOW_MLOPS_DEPLOYMENT") or None,
             **{name: number(name, least) for name, least in _LEAST.items()},
         )

@@ -18,7 +18,8 @@ from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.rollout import QualitySpec, Rollout, RolloutSpec
+from airflow_mlops.steps.rollout import Rollout, RolloutSpec
+from airflow_mlops.steps.rollout_quality import QualitySpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,6 +153,7 @@ def _endpoint(spec: DeploySpec, services: Services) -> LocalEndpoint:
         host=url.hostname,
         port=url.port,
         token=services.endpoint_token,
+        steering_token=services.steering_token,
         public_keys=services.signing_public_keys,
     )
     return LocalEndpoint(server, timeout_seconds=spec.timeout_seconds)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from airflow_mlops.core.counting import as_numbers, sort_finite
+from airflow_mlops.core.dataset import count_rows
 from airflow_mlops.core.detectors import ColumnRows
 from airflow_mlops.core.drift_windows import last_year, windows_before
 from airflow_mlops.core.profile import (
@@ -228,7 +229,5 @@ def _listed(windows: Sequence[Window]) -> str:
 
 def sample_rows(rows: pl.LazyFrame, count: int) -> pl.DataFrame:
     """Take at most so many rows, evenly over the table: every n-th, so that the same rows come each time."""
-    import polars as pl
-
-    total = rows.select(pl.len()).collect().item()
+    total = count_rows(rows)
     return rows.gather_every(max(1, -(-total // count))).collect()

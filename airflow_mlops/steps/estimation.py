@@ -147,19 +147,32 @@ def load_for_grading(
     with tempfile.TemporaryDirectory() as temporary:
         folder = registry.download_version(version, Path(temporary))
         trust = Trust.of(services.signing_public_keys, version.model_name)
-        manifest, contents = read_verified(folder, version.package_digest, trust=trust)
-        estimation = _estimation(contents, folder)
-        calibrated = estimation is not None and estimation.method == "calibration"
-        probabilities = manifest.task == "classification" and manifest.probabilities
-        wanted = probabilities and (calibrated or metric.needs_probabilities)
-        return GradingPackage(
-            manifest=manifest,
-            estimation=estimation,
-            model=open_model(manifest, contents, folder, signed_as=trust.model_name if trust else None)
-            if wanted
-            else None,
-            error_model=_open_error_model(manifest, estimation, contents, folder) if estimation else None,
-        )
+        return open_for_grading(folder, version.package_digest, trust=trust, metric=metric)
+
+
+def open_for_grading(
+    folder: Path, digest: str, *, trust: Trust | None, metric: Metric | None = None
+) -> GradingPackage:
+    """Read the same from a package's folder.
+
+    :param digest: of the package.
+    :param trust: keys it must be signed with.
+    :param metric: to grade; ``None``: nothing but what the package itself estimates.
+    :raises ArtifactIntegrityError: it is not that package, or a file is not safe.
+    """
+    manifest, contents = read_verified(folder, digest, trust=trust)
+    estimation = _estimation(contents, folder)
+    calibrated = estimation is not None and estimation.method == "calibration"
+    probabilities = manifest.task == "classification" and manifest.probabilities
+    wanted = probabilities and (calibrated or (metric is not None and metric.needs_probabilities))
+    return GradingPackage(
+        manifest=manifest,
+        estimation=estimation,
+        model=open_model(manifest, contents, folder, signed_as=trust.model_name if trust else None)
+        if wanted
+        else None,
+        error_model=_open_error_model(manifest, estimation, contents, folder) if estimation else None,
+    )
 
 
 def _estimation(contents: Mapping[str, bytes], folder: Path) -> Estimation | None:

@@ -175,18 +175,10 @@ def _score(model: ServedModel, label: str | None) -> tuple[Score, str]:
     """Give the number that is explained, and its name."""
     classes = model.manifest.classes
     if classes is None:
-        return lambda table: np.asarray(model.predict_columns(table)), model.manifest.target
+        return model.score(), model.manifest.target
     chosen = label or classes[-1]
-    if chosen not in classes:
-        raise ValueError(f"the model knows no label {chosen!r}; it knows {', '.join(classes)}")
-    probabilities = model.probabilities
-    if probabilities is None:
-        return (
-            lambda table: (np.asarray(model.predict_columns(table)) == chosen).astype(float),
-            f"share of {chosen}",
-        )
-    place = classes.index(chosen)
-    return lambda table: np.asarray(probabilities(table))[:, place], f"probability of {chosen}"
+    what = "probability" if model.probabilities is not None else "share"
+    return model.score(chosen), f"{what} of {chosen}"
 
 
 def _loss(model: ServedModel, metric: str, target: NDArray[Any]) -> Callable[[Table], float]:

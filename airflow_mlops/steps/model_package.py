@@ -8,6 +8,9 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from airflow_mlops.core.background import BACKGROUND_FILE, Background
 from airflow_mlops.core.codec import canonical_json, json_safe, to_dict
 from airflow_mlops.core.estimation import ESTIMATION_FILE, Estimation, learn_labels_estimation
 from airflow_mlops.core.metrics import resolve_metric
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+    import polars as pl
 
     from airflow_mlops.core.columns import ColumnRoles
     from airflow_mlops.core.dataset import DatasetVersion
@@ -89,10 +93,14 @@ def write_package(
     limits: ParityLimits,
     quantize: onnx.Quantization | None,
     allow_pickle: bool = False,
+    background_rows: int = 0,
+    seed: int = 0,
 ) -> PackageManifest:
     """Write every file of the package but its manifest, and give the manifest.
 
     :param allow_pickle: store a model that converts to no safe form as a pickle.
+    :param background_rows: training rows to store for explanations by the service; 0: none.
+    :param seed: of their draw.
     :raises UnsafeModelError: the model converts to no safe form.
     """
     signature = ModelSignature(
@@ -109,6 +117,9 @@ def write_package(
     (folder / REFERENCE_PROFILE_FILE).write_text(profile_to_json(profile))
     estimation = _write_estimation(folder, fitted, columns, signature, split)
     (folder / ESTIMATION_FILE).write_text(canonical_json(to_dict(estimation)))
+    if background_rows:
+        background = _draw_background(split.training, columns, background_rows, seed)
+        (folder / BACKGROUND_FILE).write_text(background.to_json())
     classes = tuple(str(name) for name in fitted.pipeline.classes_) if fitted.classification else None
     known = fitted.features.head(KNOWN_ROWS)
     return PackageManifest(
@@ -176,6 +187,17 @@ def require_safe_form(pipeline: Any) -> None:
             f"would load: {', '.join(refused)}. Use scikit-learn's own parts, or name these in {TRUSTED_TYPES_VARIABLE} where "
             f"tasks and service run{_OR_PICKLE}"
         )
+
+
+def _draw_background(rows: pl.DataFrame, columns: ColumnRoles, count: int, seed: int) -> Background:
+    """Draw training rows, each once, as the model takes them."""
+    chosen = np.random.default_rng(seed).permutation(rows.height)[:count]
+    features = sklearn.to_features(rows[chosen], columns)
+    return Background(
+        columns={str(name): tuple(features[name].tolist()) for name in features.columns},
+        drawn_from=rows.height,
+        seed=seed,
+    )
 
 
 def _write_estimation(

@@ -9,16 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from airflow_mlops.core.canary import Analysis, CanaryPolicy, Losses, analyze, clearly_better, losses_of
+from airflow_mlops.core.canary import (
+    Analysis,
+    CanaryPolicy,
+    EstimatedLoss,
+    Losses,
+    PairedLosses,
+    analyze,
+    clearly_better,
+)
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.desired_state import DesiredState, ServedVersion, require_same_model, serve_alone
-from airflow_mlops.core.metrics import resolve_metric
 from airflow_mlops.core.observations import Observations
-from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.rollout import (
     Action,
+    Phase,
     RolloutEvent,
     RolloutPlan,
     RolloutState,
@@ -27,14 +32,22 @@ from airflow_mlops.core.rollout import (
     phase_state,
     state_after,
 )
-from airflow_mlops.exceptions import EndpointUnavailableError, RolloutError
+from airflow_mlops.core.signing import Trust
+from airflow_mlops.exceptions import ConnectionConfigError, EndpointUnavailableError, RolloutError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.serving.inference_log import read_received_since
 from airflow_mlops.serving.package import read_verified
-from airflow_mlops.steps.common import DatasetRef
-from airflow_mlops.steps.labels import join_labels, newest_answers
+from airflow_mlops.steps.rollout_quality import (
+    MOST_ESTIMATED,
+    Copy,
+    QualitySpec,
+    estimated_losses,
+    losses_with_labels,
+)
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from airflow_mlops.core.package import PackageManifest
     from airflow_mlops.serving.local import LocalEndpoint
 
@@ -42,22 +55,6 @@ log = logging.getLogger(__name__)
 
 #: How long a look may take.
 LOOK_SECONDS = 300.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QualitySpec:
-    """Labels to judge a rollout by, as they arrive.
-
-    :param labels: dataset version or table URI that holds them.
-    :param id_column: column of the labels that equals the prediction id.
-    :param target: label column.
-    :param metric: built-in metric or import path of one, a mean of losses by row.
-    """
-
-    labels: DatasetRef
-    id_column: str
-    target: str
-    metric: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +124,8 @@ class Rollout:
         self.endpoint, self.ledger = endpoint, ledger
         self.model_name, self.new, self.fetch = model_name, new, fetch
         self.started = False
-        self.attempt, self.events = self._so_far()
+        self.attempt = 1
+        self.events: list[RolloutEvent] = []
 
     @property
     def state(self) -> RolloutState:
@@ -140,6 +138,7 @@ class Rollout:
         :raises RolloutError: somebody else rolls out here, or the new version does not come up; the old one serves.
         """
         with self.endpoint.exclusive():
+            self.attempt, self.events = self._so_far()  # in here: nobody else can add to it any more
             current = self.endpoint.desired()
             self.endpoint.require_no_rollout(current, but=self.spec.name)
             require_same_model(
@@ -165,9 +164,16 @@ class Rollout:
                 return self._advance()
             except BaseException as err:
                 # SIGTERM included: whatever was served before serves again.
-                if self.state.status == "running" or self._desired().rollout == self.spec.name:
+                if self._is_under_way(self._desired()):
                     self._roll_back(f"the rollout ended early: {type(err).__name__}: {err}")
                 raise
+
+    def _is_under_way(self, current: DesiredState) -> bool:
+        """Tell whether there is anything to take back, or to write down as taken back: the ledger may lag behind what is served."""
+        passed = current.stable.model_version == self.new.model_version and not current.leased
+        return not passed and (
+            current.rollout == self.spec.name or (self.state.status == "running" and current.rollout is None)
+        )
 
     def _serves_no_more(self, current: DesiredState) -> bool:
         """Tell whether a rollout that passed was undone since: whoever runs it again wants it again."""
@@ -241,7 +247,8 @@ class Rollout:
             most_looks=plan.most_looks,
             share=None if phase.mirror else phase.share,
             sticky=plan.sticky,
-            losses=self._losses(current) if self.spec.quality and not phase.mirror else None,
+            losses=self._losses(current, phase),
+            estimates=self._estimates(current),
         )
         now = _now()
         action = action_after(plan, self.state, analysis, now=now)
@@ -289,7 +296,11 @@ class Rollout:
         return Progress(self.state, None, desired, self.started)
 
     def _roll_back(self, reason: str) -> None:
-        """Let the version serve that did before."""
+        """Let the version serve that did before.
+
+        That it is to be so is written down first: whoever comes next does it, should this process die before it is done.
+        """
+        self._write_intent(reason)
         current = self._desired()
         stable = current.stable
         desired = serve_alone(
@@ -317,8 +328,24 @@ class Rollout:
             summary=f"rollout of {self.model_name} version {self.new.model_version} was rolled back; {told}: {reason}",
         )
 
+    def _write_intent(self, reason: str) -> None:
+        if self.state.then == "roll_back":  # a look said so, or whoever died before it was done
+            return
+        try:
+            self._write(
+                "stopping",
+                phase=self.state.phase,
+                then="roll_back",
+                reason=reason,
+                summary=f"rollout of {self.model_name} version {self.new.model_version} is about to be rolled back: {reason}",
+            )
+        except Exception:  # a ledger that is down must not keep a version in service
+            log.exception(
+                "that the rollout is to be rolled back can't be written down; it is rolled back all the same"
+            )
+
     def _abort(self, current: DesiredState | None, reason: str) -> Progress:
-        if current is not None and current.rollout == self.spec.name:
+        if current is not None and self._is_under_way(current):
             self._roll_back(reason)
         return self._ended()
 
@@ -341,6 +368,8 @@ class Rollout:
                 if seen.revision != current.revision or seen.fell_back:
                     return False
                 client.renew_lease(current.revision, self.spec.lease_seconds)
+        except ConnectionConfigError:
+            raise  # beginning anew would not help
         except (EndpointUnavailableError, ValueError):
             return False
         return True
@@ -353,39 +382,65 @@ class Rollout:
             )
         return current
 
-    def _losses(self, current: DesiredState) -> tuple[Losses, Losses]:
+    def _losses(self, current: DesiredState, phase: Phase) -> tuple[Losses, Losses] | PairedLosses | None:
         """Give what both versions lost on the answers of this phase whose labels have arrived."""
-        quality = self.spec.quality
-        if quality is None or self.state.since is None:
-            return Losses(), Losses()
-        metric = resolve_metric(quality.metric)
-        if metric.losses is None or metric.needs_probabilities:
-            raise ValueError(
-                f"{metric.name} is no mean of losses row by row: give a metric such as mae, rmse or accuracy for a rollout"
-            )
-        answered = read_received_since(
-            self.endpoint.serving_dir / "inference_log", self.model_name, self.state.since
+        if self.spec.quality is None:
+            return None
+        folder = self.endpoint.serving_dir / current.folder(current.stable)
+        manifest, _ = read_verified(folder, current.stable.package_digest)
+        return losses_with_labels(
+            self.spec.quality,
+            self._answered(),
+            stable=current.stable.model_version,
+            new=self.new.model_version,
+            mirrored=phase.mirror is not None,
+            drawn_with=self._drawn_with,
+            classes=manifest.classes,
         )
-        if answered is None or answered.height == 0:
-            return Losses(), Losses()
-        joined = join_labels(
-            newest_answers(answered),
-            labels=quality.labels,
-            id_column=quality.id_column,
-            target=quality.target,
-        ).drop_nulls(quality.target)
 
-        def of(version: str) -> Losses:
-            rows = joined.filter(joined["model_version"] == version)
-            if rows.height == 0 or metric.losses is None:
-                return Losses()
-            graded = Graded(
-                rows[quality.target].to_numpy(), Predictions(values=rows["prediction"].to_numpy())
+    def _estimates(self, current: DesiredState) -> tuple[EstimatedLoss, EstimatedLoss] | None:
+        """Estimate what both versions lose; where that can't be told the rollout goes on without."""
+        if not self.spec.policy.estimates:
+            return None
+
+        def copy(version: ServedVersion) -> Copy:
+            folder = self.endpoint.serving_dir / current.folder(version)
+            return Copy(version.model_version, folder, version.package_digest)
+
+        try:
+            found, why = estimated_losses(
+                lambda: self._answered(most_rows=MOST_ESTIMATED),
+                stable=copy(current.stable),
+                new=copy(self.new),
+                drawn_with=self._drawn_with,
+                trust=Trust.of(self.endpoint.server.public_keys, self.model_name),
+                grades=self.ledger.grades(self.model_name),
+                metric=self.spec.quality.metric if self.spec.quality else None,
             )
-            drawn = rows["caller" if self.spec.plan.sticky else "request_id"]
-            return losses_of(np.asarray(metric.losses(graded), dtype=np.float64), drawn.to_list())
+        except RolloutError:
+            raise  # the task is being killed
+        except Exception as err:  # noqa: BLE001 - whatever is wrong with an estimate, it is an extra
+            found, why = None, f"{type(err).__name__}: {err}"
+        if found is None:
+            log.info("what both versions lose is not estimated: %s", why)
+        return found
 
-        return of(current.stable.model_version), of(self.new.model_version)
+    def _answered(self, most_rows: int | None = None) -> pl.DataFrame | None:
+        """Give what was answered in this phase, seen or unseen."""
+        if self.state.since is None:
+            return None
+        return read_received_since(
+            self.endpoint.serving_dir / "inference_log",
+            self.model_name,
+            self.state.since,
+            shadow=True,
+            most_rows=most_rows,
+        )
+
+    @property
+    def _drawn_with(self) -> str:
+        """Column of the inference log that names what was drawn by lot."""
+        return "caller" if self.spec.plan.sticky else "request_id"
 
     def _won(self, analysis: Analysis) -> bool:
         return clearly_better(analysis, self.spec.policy)

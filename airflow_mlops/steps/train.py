@@ -186,7 +186,10 @@ def _train(work: Work, services: Services) -> TrainResult:
 def _store(work: Work, made: Made, temporary: Path, clock: Clock) -> _Stored:
     """Write the package and upload it, with the evidence and the copy for MLflow's own loaders."""
     registry = work.registry
-    manifest, digest = _package(work, made.model, made.split, temporary / PACKAGE_FOLDER)
+    background_rows = work.spec.background_rows
+    manifest, digest = _package(
+        work, made.model, made.split, temporary / PACKAGE_FOLDER, background_rows=background_rows
+    )
     twin_digest = None
     if work.spec.keep_twin and made.twin is not None:
         twin, twin_digest = _package(work, made.twin, work.split, temporary / TWIN_FOLDER)
@@ -205,7 +208,9 @@ def _store(work: Work, made: Made, temporary: Path, clock: Clock) -> _Stored:
     return _Stored(manifest, digest, twin_digest, copy)
 
 
-def _package(work: Work, fitted: FittedModel, split: Split, folder: Path) -> tuple[PackageManifest, str]:
+def _package(
+    work: Work, fitted: FittedModel, split: Split, folder: Path, *, background_rows: int = 0
+) -> tuple[PackageManifest, str]:
     spec = work.spec
     folder.mkdir()
     manifest = write_package(
@@ -219,6 +224,8 @@ def _package(work: Work, fitted: FittedModel, split: Split, folder: Path) -> tup
         limits=spec.parity,
         quantize=spec.quantize,
         allow_pickle=spec.allow_pickle,
+        background_rows=background_rows,
+        seed=spec.seed,
     )
     return manifest, write_manifest(folder, manifest)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_mlops.core.background import MAXIMUM_BACKGROUND_ROWS
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
@@ -25,7 +26,7 @@ _NOT_IN_NAMES = "/:.%\"'"
 _NO_METHOD = {
     *(part.name for part in fields(TrainingPlan)),
     *("dataset", "trailing_days", "holdout_share", "model_name", "id_column"),
-    *("parity", "quantize", "allow_pickle", "experiment"),
+    *("parity", "quantize", "allow_pickle", "background_rows", "experiment"),
 }
 
 
@@ -67,9 +68,11 @@ class TrainSpec:
     :param quantize: make the ONNX form smaller, if that stays within ``parity``.
     :param allow_pickle: store a model that has neither an ONNX form nor a skops form that a service would load as a pickle: code,
         which runs where it is loaded. That takes a trusted signature and ``AIRFLOW_MLOPS_PICKLED_MODELS``.
+    :param background_rows: training rows to store in the package, which a service explains its answers against, at most 100; 0: none,
+        and nothing is explained there. Whoever may read the package reads these rows.
     :param seed: random state.
     :param experiment: MLflow experiment.
-    :raises ValueError: ``keep_twin`` without ``refit``.
+    :raises ValueError: ``keep_twin`` without ``refit``, or too many background rows.
     """
 
     dataset: DatasetRef
@@ -101,6 +104,7 @@ class TrainSpec:
     parity: ParityLimits = field(default_factory=ParityLimits)
     quantize: onnx.Quantization | None = None
     allow_pickle: bool = False
+    background_rows: int = 0
     seed: int = 0
     experiment: str | None = None
 
@@ -109,6 +113,10 @@ class TrainSpec:
             raise ValueError(
                 "keep_twin is set, but refit is not: a model that is not fitted again on all rows is measured itself and has "
                 "no twin; set refit, or leave keep_twin out"
+            )
+        if not 0 <= self.background_rows <= MAXIMUM_BACKGROUND_ROWS:
+            raise ValueError(
+                f"background_rows is {self.background_rows}; it must be from 0 to {MAXIMUM_BACKGROUND_ROWS}"
             )
         start = self.holdout_start
         if start is not None:  # one instant is one text, as the text decides whether it was trained already

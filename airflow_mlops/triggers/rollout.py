@@ -81,14 +81,15 @@ class RolloutTrigger(BaseTrigger):
         yield TriggerEvent({"lease": None, "spec": self.spec})
 
     async def on_kill(self) -> None:
-        """Let the stable version answer everything at once, then write down why."""
+        """Write down why, and let the stable version answer everything; at least the latter."""
         try:
-            await asyncio.to_thread(renew_lease, self.bentoml_conn_id, self.revision, 0.0)
             await asyncio.to_thread(self._take_back)
         except Exception:
-            logger.exception(
-                "the rollout could not be taken back from here; the stable version answers when its lease runs out"
-            )
+            logger.exception("the rollout could not be taken back in order: its lease is ended")
+            try:
+                await asyncio.to_thread(renew_lease, self.bentoml_conn_id, self.revision, 0.0)
+            except Exception:
+                logger.exception("nor could its lease be: the stable version answers when it runs out")
 
     def _take_back(self) -> None:
         from airflow_mlops.hooks.services import services_from_connections

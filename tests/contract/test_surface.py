@@ -35,15 +35,15 @@ if typing.TYPE_CHECKING:
     from collections.abc import Iterator
 
 OPERATORS = {
-    "IngestDatasetOperator", "ValidateDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
+    "IngestDatasetOperator", "ValidateDatasetOperator", "InferExpectationsOperator", "TrainModelOperator", "EvaluateModelOperator",
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
     "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
     "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator", "UpdateIncidentsOperator",
-    "BuildBentoOperator", "DeployToKubernetesOperator",
+    "BuildBentoOperator", "DeployToKubernetesOperator", "DeployToBentoCloudOperator",
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
 NOTIFIERS = {"IncidentNotifier"}
-HOOKS = {"MLflowHook", "BentoMLHook", "LedgerHook", "SigningHook"}
+HOOKS = {"MLflowHook", "BentoMLHook", "BentoCloudHook", "LedgerHook", "SigningHook"}
 HEAVY = {
     "mlflow", "bentoml", "sklearn", "great_expectations", "evidently", "onnxruntime", "skl2onnx", "deltalake", "polars",
     "pandas", "pyarrow", "skops", "matplotlib", "optuna", "shap",

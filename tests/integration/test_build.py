@@ -42,7 +42,7 @@ def built(
     """A version's Bento, and the package it is of."""
     folder = tmp_path_factory.mktemp(request.param)
     name = f"Fare {request.param}"
-    digest = build_package(folder / "package", form=request.param)
+    digest = build_package(folder / "package", form=request.param, background_rows=20)
     version = register(Registry.connect(services), folder / "package", name, digest)
     spec = {"model_name": name, "model_version": version, "destination": str(folder / "bentos")}
     return run_step("build", spec, services) | {"spec": spec}, folder / "package"
@@ -178,6 +178,8 @@ def test_it_serves_where_nothing_else_is_installed(
     manifest = read_package(package)
     assert manifest.known_mismatch(answer["predictions"]) is None
     assert answer["model_version"] == result["model_version"]
+    for row in served.explain(ROWS)["explanations"]:
+        assert row["base_value"] + sum(row["contributions"].values()) == pytest.approx(row["prediction"])
     asked = "import importlib.util as u; print([n for n in ('airflow', 'airflow_mlops', 'mlflow') if u.find_spec(n)])"
     done = subprocess.run(
         [clean_python, "-I", "-c", asked], capture_output=True, text=True, check=True, timeout=60

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ import pytest
 from airflow_mlops.core.canary import CanaryPolicy
 from airflow_mlops.core.desired_state import ServedVersion
 from airflow_mlops.core.rollout import RolloutPlan, plan_rollout
-from airflow_mlops.exceptions import RolloutError
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import ConnectionConfigError, LedgerUnavailableError, RolloutError
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
-from airflow_mlops.ledger import EntryKind, Ledger
+from airflow_mlops.integrations.bentoml import STEERING_FILE, EndpointClient, LocalServer
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
-from airflow_mlops.steps.rollout import Progress, QualitySpec, Rollout, RolloutSpec
+from airflow_mlops.steps.rollout import Progress, Rollout, RolloutSpec
+from airflow_mlops.steps.rollout_quality import QualitySpec
 from tests.packages import build_package
 from tests.ports import free_port
 
@@ -75,7 +78,7 @@ class Traffic:
 
 
 class Stage:
-    """A service, a ledger, and packages of versions: 1 and 2 alike, 3 quite another model."""
+    """A service, a ledger, and packages of versions: 1 and 2 alike, 3 quite another model, 4 to 6 with error models of their own."""
 
     def __init__(self, folder: Path, packages: dict[str, tuple[Path, str]], port: int) -> None:
         self.folder, self.packages = folder, packages
@@ -107,14 +110,27 @@ class Stage:
             time.sleep(min(progress.wait_seconds, 5.0))
         return progress
 
-    def told(self) -> list[str]:
+    def told(self, rollout: str = "") -> list[str]:
         with Ledger.open(self.ledger_url) as ledger:
             found = ledger.entries(kind=EntryKind.ROLLOUT, newest_first=False)
-        return [entry.payload["event"]["what"] for entry in found]
+        return [
+            entry.payload["event"]["what"] for entry in found if entry.payload["rollout"].startswith(rollout)
+        ]
 
     def last(self) -> dict[str, Any]:
         with Ledger.open(self.ledger_url) as ledger:
             return ledger.entries(kind=EntryKind.ROLLOUT, limit=1)[0].payload["event"]
+
+    def findings(self, rollout: str = "") -> dict[str, dict[str, Any]]:
+        """What the last look at a rollout found."""
+        with Ledger.open(self.ledger_url) as ledger:
+            entries = ledger.entries(kind=EntryKind.ROLLOUT)
+        looked = [
+            entry.payload["event"]["analysis"]
+            for entry in entries
+            if entry.payload["rollout"].startswith(rollout)
+        ]
+        return {one["metric"]: one for one in next(found for found in looked if found)["findings"]}
 
     def serving(self) -> set[str]:
         with EndpointClient(self.server.url, "token") as client:
@@ -125,11 +141,15 @@ class Stage:
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
     root = tmp_path_factory.mktemp("packages")
-    slopes = {"1": 2.0, "2": 2.1, "3": 50.0}
-    return {
-        version: (root / version, build_package(root / version, slope=slope))
-        for version, slope in slopes.items()
+    made: dict[str, dict[str, float]] = {
+        "1": {"slope": 2.0},
+        "2": {"slope": 2.1},
+        "3": {"slope": 50.0},
+        "4": {"slope": 2.0, "held_out_error": 0.5},
+        "5": {"slope": 2.1, "held_out_error": 0.5},
+        "6": {"slope": 2.1, "held_out_error": 5.0},
     }
+    return {version: (root / version, build_package(root / version, **how)) for version, how in made.items()}
 
 
 @pytest.fixture
@@ -208,6 +228,76 @@ def test_an_ab_test_is_decided_by_labels(stage: Stage, truth: float, wins: bool)
     assert all(versions <= {"1", "2"} for versions in traffic.of_key.values()), torn
 
 
+@pytest.mark.parametrize(
+    ("strategy", "truth", "passes"),
+    [("shadow", 3.0, True), ("shadow", 1.0, False), ("blue_green", 1.0, False)],
+)
+def test_a_mirror_is_held_against_labels(stage: Stage, strategy: Any, truth: float, passes: bool) -> None:
+    """Versions 1 and 2 answer nearly alike, so nothing but labels tells which one is right."""
+    labels = str(stage.folder / "labels")
+    plan = plan_rollout(strategy, seconds=4.0, looks=1, patience=5.0)
+    quality = QualitySpec(labels=labels, id_column="id", target="y", metric="mae")
+    with Traffic(stage.server.url) as traffic:
+        stage.advance("2", plan, quality=quality)
+        time.sleep(3.0)
+        told = pl.DataFrame({"id": [one for one, _ in traffic.ids], "y": [truth * x for _, x in traffic.ids]})
+        delta.replace_window(
+            labels, told.with_columns(t=pl.lit("2024-01-01").str.to_datetime()), time_column="t", window=None
+        )
+        progress = stage.roll_out("2", plan, quality=quality)
+    assert traffic.failures == []
+    assert progress.state.status == ("finished" if passes else "rolled_back"), progress.state.reason
+    found = stage.findings()["quality"]
+    assert found["judgement"] == ("fine" if passes else "worse")
+    assert "on the same" in found["sentence"]
+    assert (found["better_p_value"] < 0.001) is passes
+
+
+def test_an_estimate_stops_what_is_plainly_worse(stage: Stage) -> None:
+    """Version 6 answers like version 5, in as short a time, and no label comes: only its error model knows."""
+    stage.deploy("4")
+    plan = canary(3.0, 0.5)
+    with Traffic(stage.server.url) as traffic:
+        worse = stage.roll_out("6", plan, rollout="dag/worse/deploy")
+        assert stage.serving() == {"4"}
+        alike = stage.roll_out("5", plan, rollout="dag/alike/deploy")
+        assert stage.serving() == {"5"}
+        stage.deploy("4")
+        with Ledger.open(stage.ledger_url) as ledger:
+            for day in range(1, 6):  # the estimates of version 4 are known to be wrong
+                ledger.record(check_of("4", day, realized=9.0, estimated=0.5))
+        unheard = stage.roll_out("6", plan, rollout="dag/unheard/deploy")
+    assert traffic.failures == []
+    assert (worse.state.status, alike.state.status, unheard.state.status) == (
+        "rolled_back",
+        "finished",
+        "finished",
+    )
+    assert worse.state.reason.startswith(
+        "without labels, the new version's mean loss (mae) is estimated to be"
+    )
+    assert worse.worse == ("estimate",)
+    assert stage.findings("dag/alike/deploy")["estimate"]["judgement"] == "fine"
+    assert "estimate" not in stage.findings("dag/unheard/deploy")
+
+
+def check_of(version: str, day: int, *, realized: float, estimated: float) -> LedgerEntry:
+    window = Window(start=datetime(2024, 1, day, tzinfo=UTC), end=datetime(2024, 1, day + 1, tzinfo=UTC))
+    payload = {
+        "model_version": version,
+        "metric": "mae",
+        "measured": True,
+        "degraded": False,
+        "value": realized,
+        "estimated_value": estimated,
+        "estimate_interval": [estimated - 0.1, estimated + 0.1],
+    }
+    return LedgerEntry(
+        kind=EntryKind.PERFORMANCE_CHECK, key=f"m|{window.key}", model_name="m", window=window, subject=version,
+        summary="for a test", payload=payload, actor="test", recorded_at=datetime(2024, 2, 1, tzinfo=UTC),
+    )  # fmt: skip
+
+
 def test_callers_stay_with_their_version(stage: Stage) -> None:
     stage.advance("2", plan_rollout("ab", shares=[0.4], seconds=60.0))
     with Traffic(stage.server.url) as traffic:
@@ -230,7 +320,7 @@ def test_when_nobody_steers_the_stable_version_answers(stage: Stage) -> None:
     assert stage.serving() == {"1", "2"}
     time.sleep(2.0)
     assert stage.serving() == {"1"}
-    with EndpointClient(stage.server.url, "token") as client:
+    with stage.endpoint.client() as client:
         assert "nobody steers" in client.ready()["error"]
         with pytest.raises(ValueError, match="ran out"):
             client.renew_lease(2, 60.0)
@@ -238,6 +328,37 @@ def test_when_nobody_steers_the_stable_version_answers(stage: Stage) -> None:
     assert stage.advance("2", plan).wait_seconds
     assert stage.serving() == {"1", "2"}
     assert stage.told() == ["entered", "entered"]
+
+
+def test_whoever_may_ask_may_not_steer(stage: Stage) -> None:
+    stage.advance("2", canary(30.0, 0.5))
+    with EndpointClient(stage.server.url, "token", steering_token="token") as caller:
+        with pytest.raises(ConnectionConfigError, match=r"\(403\): this token asks for predictions"):
+            caller.renew_lease(2, 0.0)
+        with pytest.raises(ConnectionConfigError, match="steering_token"):
+            caller.rollout()
+    assert stage.serving() == {"1", "2"}
+    token = stage.server.serving_dir / STEERING_FILE
+    assert token.stat().st_mode & 0o777 == 0o600
+    token.write_text("not what the service was started with")
+    # Whoever steers with a wrong token does not begin anew for ever: the old version serves, and the ledger says why.
+    with pytest.raises(ConnectionConfigError, match=r"\(401\): the steering token is missing or wrong"):
+        stage.advance("2", canary(30.0, 0.5))
+    assert stage.serving() == {"1"}
+    assert "steering token is missing or wrong" in stage.last()["reason"]
+
+
+def test_a_rollout_begins_with_the_tokens_of_today(stage: Stage) -> None:
+    before = stage.server.running()
+    stage.server.steering_token = "today yesterday"  # noqa: S105 - of a test
+    assert stage.advance("2", canary(30.0, 0.5)).wait_seconds
+    after = stage.server.running()
+    assert before is not None
+    assert after is not None
+    assert after.pid != before.pid
+    stage.server.steering_token = "yesterday"  # noqa: S105 - in the middle the service is left alone
+    assert stage.advance("2", canary(30.0, 0.5)).wait_seconds
+    assert stage.server.running() == after
 
 
 def test_one_rollout_at_a_time(stage: Stage) -> None:
@@ -256,7 +377,85 @@ def test_a_rollout_can_be_ended(stage: Stage) -> None:
     assert stage.last()["reason"] == "the task was killed"
     assert stage.serving() == {"1"}
     stage.advance("2", canary(30.0, 0.5), abort="again")  # changes nothing
-    assert stage.told() == ["entered", "rolled_back"]
+    assert stage.told() == ["entered", "stopping", "rolled_back"]
+
+
+ENDED = """
+import json, os, signal, sys
+from pathlib import Path
+from airflow_mlops.serving import local
+from airflow_mlops.steps.rollout import Rollout
+from tests.integration.test_rollout import Stage, canary
+
+folder, port, packages, name, when, of, what = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), *sys.argv[4:8]
+owner = {"Rollout": Rollout, "local": local}[of]
+does = getattr(owner, what)
+
+def die(*args, **how):
+    if what == "_write" and args[1] != when.split()[1]:
+        return does(*args, **how)
+    if when.startswith("after"):
+        does(*args, **how)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(owner, what, die)
+stage = Stage(Path(folder), {name: (Path(path), digest) for name, (path, digest) in packages.items()}, port)
+stage.advance("2", canary(60.0, 0.5), rollout=name, abort="the task was killed")
+"""
+
+
+POINTS = [
+    ("before stopping", "Rollout", "_write"),
+    ("after stopping", "Rollout", "_write"),
+    ("before", "local", "end_lease"),
+    ("after", "local", "end_lease"),
+    ("before", "local", "write_whole"),
+    ("after", "local", "write_whole"),
+    ("after", "local", "_wait_until_live"),
+    ("before rolled_back", "Rollout", "_write"),
+    ("after rolled_back", "Rollout", "_write"),
+]
+
+
+def test_what_was_to_end_ends_wherever_it_was_killed(stage: Stage) -> None:
+    """Kill whoever ends a rollout between any two things he does; who comes next, by the same name, does the rest."""
+    packages = {name: (str(path), digest) for name, (path, digest) in stage.packages.items()}
+    command = [sys.executable, "-c", ENDED, str(stage.folder), str(stage.server.port), json.dumps(packages)]
+    with Traffic(stage.server.url, threads=1) as traffic:
+        for point in POINTS:
+            name, plan = f"dag/{point}/deploy", canary(60.0, 0.5)
+            stage.advance("2", plan, rollout=name)
+            done = subprocess.run([*command, name, *point], cwd=Path(__file__).parents[2], timeout=60)
+            assert done.returncode == -signal.SIGKILL, point
+            if (
+                point[0] == "before stopping"
+            ):  # nobody knows of it: the lease ends it, or whoever comes next goes on
+                assert stage.told(name) == ["entered"]
+                assert stage.advance("2", plan, rollout=name).wait_seconds
+                stage.advance("2", plan, rollout=name, abort="the task was killed")
+            elif point[0] != "after rolled_back":
+                assert stage.told(name) == ["entered", "stopping"], point
+                assert stage.advance("2", plan, rollout=name).state.status == "rolled_back"
+            assert stage.told(name) == ["entered", "stopping", "rolled_back"], point
+            assert stage.last()["reason"] == "the task was killed"
+            assert stage.serving() == {"1"}, point
+    assert traffic.failures == []
+
+
+def test_a_ledger_that_is_down_keeps_no_version_in_service(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.advance("2", canary(60.0, 0.5))
+
+    def down(*args: object) -> None:
+        raise LedgerUnavailableError("the ledger is down")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Ledger, "record", down)
+        with pytest.raises(LedgerUnavailableError):
+            stage.advance("2", canary(60.0, 0.5), abort="the task was killed")
+    assert stage.serving() == {"1"}
+    assert stage.advance("2", canary(60.0, 0.5), abort="once more").state.status == "rolled_back"
 
 
 def test_a_rollback_that_is_not_confirmed_stands(stage: Stage) -> None:

@@ -36,7 +36,7 @@ BOARD = DEPLOY / "grafana" / "serving.json"
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("service")
-    digest = build_package(folder / "package")
+    digest = build_package(folder / "package", background_rows=20)
     manifest = read_package(folder / "package", expected_digest=digest)
     window = {"time_column": "t", "window_start": datetime(2024, 1, 1, tzinfo=UTC)}
     trained_on = replace(manifest.trained_on, **window, window_end=datetime(2024, 2, 1, tzinfo=UTC))
@@ -77,6 +77,9 @@ def test_rules_and_board_ask_for_what_two_workers_really_expose(service: httpx.C
         answer = httpx.post(service.base_url.join("/predict"), headers=service.headers, json={"rows": ROWS})
         assert answer.status_code == 200
     service.post("/predict", json={"rows": [{}]})
+    explained = service.post("/predict/explain", json={"rows": ROWS})
+    assert explained.status_code == 200, explained.text
+    service.post("/predict/explain", json={"rows": [{}]})
     good = ("airflow_mlops_requests_total", (("model_version", "1"), ("status", "200")))
     assert wait_until(lambda: samples(service).get(good) == 60, timeout_seconds=10), samples(service)
     exposed = samples(service)
@@ -86,6 +89,14 @@ def test_rules_and_board_ask_for_what_two_workers_really_expose(service: httpx.C
     assert exposed["airflow_mlops_inspected_rows_total", version] == 180
     assert exposed["airflow_mlops_null_inputs_total", (("field", "x"), ("model_version", "1"))] == 60
     assert exposed["airflow_mlops_requests_total", (("model_version", "none"), ("status", "422"))] == 1
+    assert exposed["airflow_mlops_explained_rows_total", version] == 3
+    assert exposed["airflow_mlops_explain_seconds_count", version] == 1
+    by_status = {
+        dict(labels)["status"]: value
+        for (name, labels), value in exposed.items()
+        if "explanation_req" in name
+    }
+    assert by_status == {"200": 1, "422": 1}
     assert exposed["airflow_mlops_version_share", version] == 1.0
     until = exposed["airflow_mlops_model_trained_until_timestamp_seconds", version]
     assert datetime.fromtimestamp(until, UTC) == datetime(2024, 2, 1, tzinfo=UTC)
@@ -147,8 +158,9 @@ def test_nothing_its_own_openapi_allows_or_forbids_makes_it_fail(service: httpx.
         }
         for mode in schemathesis.GenerationMode:
             fuzz(service, operation, mode, documented, answered)
-    assert answered["/predict", "positive", 200] >= 10, answered
-    assert answered["/predict", "negative", 422] >= 10, answered
+    for path in ("/predict", "/predict/explain"):
+        assert answered[path, "positive", 200] >= 10, answered
+        assert answered[path, "negative", 422] >= 10, answered
 
 
 def fuzz(service: httpx.Client, operation: Any, mode: Any, documented: set[int], answered: Counter) -> None:

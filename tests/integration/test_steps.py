@@ -121,6 +121,7 @@ def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     made = Loop(tmp_path_factory.mktemp("loop"), mlflow_server, "steps_fare")
     ingested = made.ingest()
     made.run("validate", dataset=ingested["dataset"], suite=SUITE, time_column=stream.TIME, window=WINDOW)
+    made.run("infer-expectations", dataset=ingested["dataset"], suite=str(made.folder / "suite.json"))
     trained = made.run("train", dataset=ingested["dataset"], model_name=made.model_name, **TRAIN)
     candidates = [
         run_step(
@@ -429,9 +430,7 @@ class TestBadInput:
 
     def test_ids_that_repeat(self, loop: Loop, tmp_path: Path) -> None:
         pl.concat([loop.trips, loop.trips]).write_parquet(tmp_path / "trips.parquet")
-        with pytest.raises(
-            SchemaMismatchError, match=r"id column 'trip_id' has 0 nulls and \d+ repeated values"
-        ):
+        with pytest.raises(SchemaMismatchError, match=r"id column 'trip_id' has \d+ repeated values"):
             run_step(
                 "ingest", loop.specs["ingest"] | {"source": str(tmp_path / "trips.parquet")}, loop.services
             )

@@ -29,10 +29,10 @@ from airflow_mlops.exceptions import (
     UnsafeModelError,
 )
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.mlflow import COPY_DIGEST_TAG, Registry
+from airflow_mlops.integrations.mlflow import COPY_DIGEST_TAG, PACKAGE_FOLDER, TWIN_FOLDER, Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
-from airflow_mlops.serving.model import ALLOWED_TYPES, load_model
+from airflow_mlops.serving.model import ALLOWED_TYPES, ServedModel, load_model
 from airflow_mlops.steps.base import run_step
 
 pytestmark = pytest.mark.integration
@@ -438,6 +438,40 @@ def test_the_copy_for_mlflow_can_be_verified(
     registry.client.delete_logged_model_tag(told["model_id"], COPY_DIGEST_TAG)
     with pytest.raises(ArtifactIntegrityError, match=r"has no tag airflow_mlops\.copy_digest"):
         registry.download_model(told["model_id"], tmp_path / "no_tag")
+
+
+def test_rows_to_explain_against_are_training_rows(table: str, services: Services, tmp_path: Path) -> None:
+    registry = Registry.connect(services)
+
+    def loaded(training: dict[str, Any], folder: str = PACKAGE_FOLDER) -> ServedModel:
+        where = tmp_path / folder / training["run_id"]
+        where.mkdir(parents=True)
+        return load_model(registry.download_package(training["run_id"], where, artifact_folder=folder))
+
+    asked = spec(table, "explained", numeric=["x", "w"], background_rows=20)
+    trained = run_step("train", asked, services)
+    background = loaded(trained).background
+    assert background is not None
+    drawn = background["x"].tolist()
+    assert len({*drawn}) == 20
+    learned = delta.read_table(table, columns=["t", "x"]).collect().sort("t").head(trained["training_rows"])
+    assert {*drawn} <= {float(value) for value in learned["x"].cast(pl.Float32)}
+    assert drawn != sorted(drawn)
+
+    # The next model of the same rows has the same ones; a twin, which nobody serves, has none.
+    again = run_step(
+        "train", asked | {"refit": True, "keep_twin": True, "model_name": "explained_too"}, services
+    )
+    background = loaded(again).background
+    assert background is not None
+    assert len(background["x"]) == 20
+    assert loaded(again, TWIN_FOLDER).background is None
+    other = run_step("train", asked | {"model_name": "explained_again"}, services)
+    assert other["package_digest"] == trained["package_digest"]
+    plain = run_step("train", asked | {"background_rows": 0}, services)
+    assert not plain["reused"]
+    assert loaded(plain).background is None
+    assert plain["training_digest"] == trained["training_digest"]
 
 
 def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, tmp_path: Path) -> None:

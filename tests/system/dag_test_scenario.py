@@ -62,6 +62,7 @@ def main() -> None:
         states["retrain_on_drift, back"] = test(
             dags["retrain_on_drift"], datetime(2018, 10, 3, 6, tzinfo=UTC)
         )
+        explained = explain(september.sort("trip_distance"))
         states["score_batch"] = test(dags["score_batch"], datetime(2018, 9, 1, tzinfo=UTC))
     finally:
         LocalServer(Path(SERVING["extra"]["serving_dir"]), port=SERVING["port"]).stop()
@@ -76,6 +77,7 @@ def main() -> None:
         "owed": owed,
         "back": back,
         "champion": champion(),
+        "explained": explained,
         "links": links(),
     }
     sys.stdout.write("\n" + json.dumps(result) + "\n")
@@ -95,6 +97,13 @@ def ask(rows: pl.DataFrame) -> None:
             times=[time.isoformat() for time in rows[stream.TIME]],
         )
     time.sleep(1.6)
+
+
+def explain(rows: pl.DataFrame) -> dict[str, float]:
+    """Ask the service what the inputs of one trip contributed to its price."""
+    with EndpointClient(f"http://127.0.0.1:{SERVING['port']}") as client:
+        answer = client.explain(rows.select(stream.FEATURES).head(1).to_dicts())
+    return answer["explanations"][0]["contributions"]
 
 
 def owe_a_deployment() -> None:

@@ -138,6 +138,8 @@ def test_the_world_outside_changed(outcome: dict) -> None:
     } <= set(kinds)
     assert next(summary for kind, summary, _ in outcome["entries"] if kind == "selection").count(",") == 2
     assert outcome["owed"] in {"1", "2"}
+    # What the Dags deployed can say why: the distance above all.
+    assert max(outcome["explained"], key=lambda name: abs(outcome["explained"][name])) == "trip_distance"
 
 
 def test_a_month_with_late_labels_is_decided_when_they_are_there(outcome: dict) -> None:

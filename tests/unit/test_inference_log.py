@@ -127,6 +127,26 @@ class TestRows:
         assert len(list(tmp_path.rglob("part-*.parquet"))) == 1
         assert log.queued_rows == 0
 
+    def test_few_rows_of_long_texts_fill_it_as_well(self, tmp_path: Path) -> None:
+        log = InferenceLog(tmp_path, settings=LogSettings(maximum_megabytes=1))
+        given = {"model_name": "m", "model_version": "1", "signature": SIGNATURE, "latency_ms": 1.0}
+
+        def append(length: int) -> bool:
+            columns = {"x": [1.0, None], "kind": ["a" * length, None]}
+            return log.append(
+                **given, prediction_ids=["a", "b"], times=None, columns=columns, predictions=[1.0, 2.0]
+            )
+
+        assert [append(length) for length in (600_000, 600_000, 390_000, 10_000)] == [
+            True,
+            False,
+            True,
+            False,
+        ]
+        assert (log.queued_rows, log.shed_rows) == (4, 4)
+        log.flush()
+        assert append(990_000)  # what was written makes room again
+
     def test_what_can_not_be_taken_apart_costs_its_own_rows(self, tmp_path: Path) -> None:
         log = InferenceLog(tmp_path, maximum_rows=600)
         given = {"model_name": "m", "model_version": "1", "signature": SIGNATURE, "latency_ms": 1.0}

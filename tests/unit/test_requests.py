@@ -107,9 +107,11 @@ class TestSettings:
             {
                 "AIRFLOW_MLOPS_SERVING_DIR": "/srv/fare",
                 "AIRFLOW_MLOPS_ENDPOINT_TOKEN": "new old",
+                "AIRFLOW_MLOPS_STEERING_TOKEN": "steers steered",
                 "AIRFLOW_MLOPS_SERVICE_WORKERS": "4",
             }
         )
+        assert settings.steering_tokens == ("steers", "steered")
         assert (settings.serving_dir, settings.tokens, settings.workers) == (
             Path("/srv/fare"),
             ("new", "old"),
@@ -246,6 +248,24 @@ class TestApp:
         ]
         assert asked == [200, 200, 401, 401]
         assert caller.ask("/readyz")[0] == 200
+
+    def test_who_may_ask_may_not_steer(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, tokens=("asks",), steering_tokens=("new", "old"))
+        lease = {"revision": 1, "seconds": 60}
+        for path, body, steered in (("/rollout", None, 200), ("/rollout/lease", lease, 409)):
+            tried = {
+                token: caller.ask(path, body, authorization=f"Bearer {token}")
+                for token in ("new", "old", "asks", "none")
+            }
+            assert [status for status, _, _ in tried.values()] == [steered, steered, 403, 401]
+            assert "a rollout is steered with a steering token" in tried["asks"][1]["error"]
+            assert caller.ask(path, body)[0] == 401
+        assert caller.ask("/predict", {"rows": ROWS}, authorization="Bearer new")[0] == 401
+        assert caller.ask("/rollout/lease")[0] == 405
+
+    def test_without_steering_tokens_nobody_steers(self, package: Path, tmp_path: Path) -> None:
+        status, answer, _ = Caller(tmp_path, package).ask("/rollout", authorization="Bearer ")
+        assert (status, "AIRFLOW_MLOPS_STEERING_TOKEN" in answer["error"]) == (403, True)
 
     def test_more_at_once_than_allowed_come_again(self, package: Path, tmp_path: Path) -> None:
         caller = Caller(tmp_path, package, maximum_concurrency=2)
@@ -396,6 +416,14 @@ class TestMirror:
             mirror.offer(version, self.answered(rows))
             assert observer._shed == shed
 
+    def test_it_has_room_for_bytes_not_only_for_rows(self, version: LiveVersion, tmp_path: Path) -> None:
+        observer = Observer(tmp_path)
+        mirror = Mirror(observer)
+        for length, shed in ((40_000_000, 0), (40_000_000, 1), (20_000_000, 1), (10_000_000, 2)):
+            columns = {"x": [1.0], "kind": ["a" * length]}
+            mirror.offer(version, self.answered(1)._replace(columns=columns))
+            assert observer._shed == shed
+
     def test_what_is_answered_makes_room_again(self, version: LiveVersion, tmp_path: Path) -> None:
         observer, done = Observer(tmp_path), threading.Semaphore(0)
         mirror = Mirror(observer)
@@ -408,6 +436,25 @@ class TestMirror:
                 time.sleep(0.001)
         mirror.stop()
         assert observer._shed == 0
+        assert mirror._done_bytes == mirror._taken_bytes
+
+
+def test_the_observer_has_room_for_bytes_not_only_for_requests(package: Path, tmp_path: Path) -> None:
+    caller = Caller(tmp_path, package)
+    caller.app.observer.begin(routes_of(caller.app.reconciler.routes))
+    observer, many = caller.app.observer, [1.0] * 1_000_000
+    for _ in range(5):  # about 40 MB each
+        observer.answered("1", 2, 0.001, many)
+    observer.answered("1", 2, 0.001, [1.0])
+    assert len(observer._events) == 4
+    assert observer.read().of("1").rows == 4_000_000
+    observer.answered("1", 2, 0.001, [1.0])
+    assert observer.read().of("1").rows == 4_000_001
+
+
+def routes_of(live: Routes | None) -> Routes:
+    assert live is not None
+    return Routes(replace(live.state, leased=True, revision=2), live.versions)
 
 
 def test_the_log_gets_every_answer(package: Path, tmp_path: Path) -> None:

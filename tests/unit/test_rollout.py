@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
+from scipy import stats
 
 from airflow_mlops.core.canary import (
     Analysis,
     CanaryPolicy,
+    EstimatedLoss,
     Finding,
     Losses,
+    PairedLosses,
     analyze,
     clearly_better,
     losses_of,
     more_often,
+    paired_losses_of,
     per_caller,
     rank_test,
 )
@@ -45,9 +50,11 @@ from airflow_mlops.core.rollout import (
     plan_rollout,
     state_after,
 )
-from airflow_mlops.exceptions import RolloutError
+from airflow_mlops.exceptions import RolloutError, SchemaMismatchError
+from airflow_mlops.integrations import delta
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
 from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes, workers_behind
+from airflow_mlops.steps.rollout_quality import QualitySpec, losses_with_labels
 from tests.packages import build_package
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -353,6 +360,16 @@ class TestStateMachine:
             action = next_action(plan_rollout("canary"), state_after(events), now=START, steered=steered)
             assert (action.what, action.reason) == ("roll_back", "bad")
 
+    @pytest.mark.parametrize("entered", [True, False])
+    def test_what_was_to_be_stopped_is_stopped_by_whoever_comes_next(self, entered: bool) -> None:
+        begun = RolloutEvent(number=1, what="entered", phase=0, revision=2, at=START, reason="")
+        told = RolloutEvent(number=2, what="stopping", phase=0, at=START, then="roll_back", reason="killed")
+        after = state_after([begun, told] if entered else [replace(told, number=1)])
+        assert (after.status, after.revision) == ("running", 2 if entered else None)
+        for steered in (True, False):
+            action = next_action(plan_rollout("canary"), after, now=START, steered=steered)
+            assert (action.what, action.reason) == ("roll_back", "killed")
+
     def test_nobody_steers_for_ever(self) -> None:
         plan = plan_rollout("canary")
         events = [
@@ -393,6 +410,177 @@ def compare(stable: VersionObservations, new: VersionObservations, **how: object
 
 def finding(found: Analysis, metric: str) -> Finding:
     return next(one for one in found.findings if one.metric == metric)
+
+
+class TestPairs:
+    """The same requests, answered by both."""
+
+    def both(self, count: int, *, gap: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        random = np.random.default_rng(seed)
+        hard = random.gamma(2.0, 5.0, count)  # what is hard for one is hard for the other
+        return hard + random.normal(0.0, 0.5, count), hard * (1.0 + gap) + random.normal(0.0, 0.5, count)
+
+    def test_it_is_the_paired_test(self) -> None:
+        stable, new = self.both(300, gap=0.1)
+        pairs = paired_losses_of(stable, new, [None] * 300)
+        found = finding(compare(seen(2000), seen(2000, seed=1), losses=pairs), "quality")
+        expected = stats.ttest_1samp(new - 1.05 * stable, 0.0, alternative="greater").pvalue
+        assert found.p_value == pytest.approx(expected, rel=1e-6)
+        assert found.better_p_value == pytest.approx(
+            stats.ttest_rel(stable, new, alternative="greater").pvalue
+        )
+
+    def test_a_pair_shows_what_two_samples_hide(self) -> None:
+        stable, new = self.both(300, gap=0.1)
+        alone = (losses_of(stable, [None] * 300), losses_of(new, [None] * 300))
+        judged = [
+            finding(compare(seen(2000), seen(2000, seed=1), losses=losses), "quality").judgement
+            for losses in (paired_losses_of(stable, new, [None] * 300), alone)
+        ]
+        assert judged == ["worse", "fine"]
+
+    def test_rows_of_one_request_count_as_one(self) -> None:
+        stable, new = self.both(60, gap=0.3)
+        pairs = paired_losses_of(stable.repeat(10), new.repeat(10), np.arange(60).repeat(10).tolist())
+        assert pairs.stable.count == 60
+        assert pairs.covariance == pytest.approx(np.cov(stable, new)[0, 1])
+        found = finding(compare(seen(2000), seen(2000), losses=pairs), "quality")
+        assert (found.judgement, found.sentence) == (
+            "no data",
+            "60 requests that both versions answered have labels, 200 are needed",
+        )
+
+    def test_a_name_that_looks_like_a_row_is_none(self) -> None:
+        assert losses_of(np.arange(4.0), ["1", "", None, "1"]).count == 3
+
+    def test_a_few_that_are_wrong_prove_nothing(self) -> None:
+        stable, new = np.zeros(400), np.zeros(400)
+        stable[:3], new[:10] = 1.0, 1.0
+        pairs = paired_losses_of(stable, new, [None] * 400)
+        assert pairs.one_wrong == (0, 7)
+        found = finding(compare(seen(2000), seen(2000, seed=1), losses=pairs), "quality")
+        assert found.p_value is not None
+        assert found.p_value >= 0.5**7  # McNemar's
+        assert found.judgement == "fine"
+
+    @pytest.mark.parametrize("kind", ["numbers", "labels"])
+    def test_what_is_just_tolerated_is_rarely_stopped(self, kind: str) -> None:
+        level, stopped = 0.02 / 5 / 6, 0
+        random = np.random.default_rng(0)
+        for seed in range(1_000):
+            if kind == "numbers":
+                stable, new = self.both(300, gap=0.05, seed=seed)
+            else:
+                stable = (random.random(300) < 0.2).astype(float)
+                new = np.where(random.random(300) < 0.9, stable, random.random(300) < 0.3)
+            pairs = paired_losses_of(stable, new.astype(float), [None] * 300)
+            found = finding(compare(seen(300), seen(300), losses=pairs), "quality")
+            stopped += found.p_value is not None and found.p_value < 10 * level
+        assert stopped / 1_000 < 2 * 10 * level
+
+    def test_versions_that_answer_alike_are_fine(self) -> None:
+        stable, _ = self.both(300)
+        pairs = paired_losses_of(stable, stable, [None] * 300)
+        assert finding(compare(seen(300), seen(300), losses=pairs), "quality").judgement == "fine"
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_labels_of_another_type_are_not_all_wrong(tmp_path: Path, mirrored: bool) -> None:
+    """A table that once held a missing label has 1.0 for 1: read as it is, both versions would be wrong on every row, and alike."""
+    ids = [str(number) for number in range(4)]
+    truth = pl.DataFrame({"id": ids, "y": [1.0, 0.0, None, 1.0], "t": [START] * 4})
+    delta.replace_window(str(tmp_path / "labels"), truth, time_column="t", window=None)
+    answered = pl.concat(
+        pl.DataFrame(
+            {
+                "prediction_id": ids,
+                "request_id": ids,
+                "model_version": version,
+                "prediction": answers,
+                "received_at": START,
+            }
+        )
+        for version, answers in (("1", ["1", "0", "1", "0"]), ("2", ["0", "0", "1", "0"]))
+    )
+    quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="accuracy")
+    how = {"stable": "1", "new": "2", "mirrored": mirrored, "drawn_with": "request_id", "classes": ("0", "1")}
+    losses = losses_with_labels(quality, answered, **how)  # type: ignore[arg-type]
+    one, other = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
+    assert (one.count, one.mean) == (3, pytest.approx(1 / 3))
+    assert (other.count, other.mean) == (3, pytest.approx(2 / 3))
+    with pytest.raises(SchemaMismatchError, match="the model answers yes, no"):
+        losses_with_labels(quality, answered, **{**how, "classes": ("yes", "no")})  # type: ignore[arg-type]
+
+
+class TestEstimates:
+    def estimated(self, mean: float, *, deviation: float = 0.02, count: int = 500) -> EstimatedLoss:
+        return EstimatedLoss(metric="mae", count=count, mean=mean, deviation=deviation, folds=8)
+
+    def compared(self, stable: EstimatedLoss, new: EstimatedLoss, **how: object) -> Analysis:
+        return compare(seen(2000), seen(500, seed=1), share=0.2, estimates=(stable, new), **how)
+
+    def test_what_is_plainly_worse_is_stopped_and_says_that_it_is_an_estimate(self) -> None:
+        found = self.compared(self.estimated(1.0), self.estimated(2.0))
+        assert found.judgement == "worse"
+        assert found.sentence.startswith(
+            "without labels, the new version's mean loss (mae) is estimated to be 2"
+        )
+        assert not clearly_better(found, CanaryPolicy())
+
+    @pytest.mark.parametrize(("mean", "deviation"), [(1.05, 0.001), (1.2, 0.05), (2.0, 0.4)])
+    def test_what_may_be_an_error_of_the_estimate_is_not(self, mean: float, deviation: float) -> None:
+        assert (
+            self.compared(self.estimated(1.0), self.estimated(mean, deviation=deviation)).judgement == "fine"
+        )
+
+    def test_it_proves_nothing_good(self) -> None:
+        found = self.compared(self.estimated(1.0), self.estimated(0.1))
+        assert finding(found, "estimate").better_p_value is None
+        assert not clearly_better(found, CanaryPolicy())
+
+    def test_labels_go_before_it(self) -> None:
+        known = Losses(count=300, mean=1.0, variance=1.0)
+        found = self.compared(self.estimated(1.0), self.estimated(2.0), losses=(known, known))
+        assert found.judgement == "fine"
+        assert "estimate" not in {one.metric for one in found.findings}
+
+    def test_it_stops_what_waits_for_labels_and_lets_nothing_pass(self) -> None:
+        unknown = Losses(), Losses()
+        assert self.compared(self.estimated(1.0), self.estimated(2.0), losses=unknown).judgement == "worse"
+        assert self.compared(self.estimated(1.0), self.estimated(0.9), losses=unknown).judgement == "no data"
+
+    def test_of_too_few_there_is_none_and_none_is_missed(self) -> None:
+        found = self.compared(self.estimated(1.0), self.estimated(2.0, count=199))
+        assert found.judgement == "fine"
+        assert "estimate" not in {one.metric for one in found.findings}
+
+    def test_it_takes_half_of_what_is_there_for_quality(self) -> None:
+        """Losses that are just beyond chance at the whole level are not at half of it."""
+        level = 0.02 / 5 / 6
+        gap = stats.t.isf(0.75 * level, 798) * (1 + 1.05**2) ** 0.5 / 20.0
+        losses = Losses(count=400, mean=1.0, variance=1.0), Losses(count=400, mean=1.05 + gap, variance=1.0)
+        alone = compare(seen(2000), seen(500, seed=1), share=0.2, losses=losses)
+        beside = self.compared(self.estimated(1.0), self.estimated(1.0), losses=losses)
+        assert [finding(one, "quality").judgement for one in (alone, beside)] == ["worse", "fine"]
+
+    @pytest.mark.parametrize("off", [0.05, 0.2, 0.4])
+    def test_estimates_that_are_off_as_they_were_stop_nothing_that_is_tolerated(self, off: float) -> None:
+        """How far they are off is known from eight stretches only; Student's distribution allows for that."""
+        random = np.random.default_rng(0)
+        one, other, level, stopped = seen(300), seen(300, seed=1), 0.01, 0
+        for _ in range(1_000):
+            pair = [
+                self.estimated(
+                    mean * max(0.01, 1.0 + random.normal(0.0, off)),
+                    deviation=mean * off * float(np.sqrt(random.chisquare(7) / 7)),
+                )
+                for mean in (1.0, 1.05)
+            ]
+            found = compare(one, other, share=0.5, estimates=tuple(pair))
+            p_value = finding(found, "estimate").p_value
+            assert p_value is not None
+            stopped += p_value < level
+        assert stopped / 1_000 < 2 * level
 
 
 class TestAnalysis:

@@ -310,9 +310,15 @@ def test_a_plan_says_nothing_of_the_method() -> None:
     )
     planned = spec_of(estimator="sklearn.linear_model.Ridge", **to_dict(plan))
     assert training_spec.method_digest(planned) == method
-    for more in ({"estimator": "sklearn.linear_model.Lasso"}, {"numeric": ["b"]}, {"half_life_days": 4.0}):
+    beside = ("half_life_days", "background_rows")
+    for more in (
+        {"estimator": "sklearn.linear_model.Lasso"},
+        {"numeric": ["b"]},
+        {"half_life_days": 4.0},
+        {"background_rows": 50},
+    ):
         other = spec_of(**({"estimator": "sklearn.linear_model.Ridge"} | more))
-        assert (training_spec.method_digest(other) == method) == ("half_life_days" in more)
+        assert (training_spec.method_digest(other) == method) == any(name in more for name in beside)
 
 
 class TestPlan:
