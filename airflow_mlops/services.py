@@ -6,9 +6,10 @@ An operator builds it from Airflow connections, ``python -m airflow_mlops.steps`
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import ConnectionConfigError
 
@@ -32,6 +33,7 @@ class Services:
     :param signing_key: private key packages are signed with when they are registered.
     :param signing_public_keys: keys a package must be signed with before it is loaded, separated by white space;
         without any, digests are checked and signatures are not.
+    :param connections: what opens the stores and sources that a spec names by connection, by connection id.
     """
 
     tracking_uri: str | None = None
@@ -45,17 +47,23 @@ class Services:
     serving_dir: str | None = None
     signing_key: str | None = field(default=None, repr=False)
     signing_public_keys: str | None = None
+    connections: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Services:
-        """Read ``AIRFLOW_MLOPS_<FIELD>`` (``AIRFLOW_MLOPS_TRACKING_URI``, ...)."""
+        """Read ``AIRFLOW_MLOPS_<FIELD>`` (``AIRFLOW_MLOPS_TRACKING_URI``, ...); ``connections`` is JSON.
+
+        :raises ConnectionConfigError: ``AIRFLOW_MLOPS_CONNECTIONS`` is no JSON object of objects.
+        """
         source = os.environ if environ is None else environ
-        return cls(**{name: source.get(variable) for name, variable in _VARIABLES.items()})
+        values: dict[str, Any] = {name: source.get(variable) for name, variable in _VARIABLES.items()}
+        return cls(**values, connections=_read_connections(source.get(_CONNECTIONS)))
 
     def to_environment(self) -> dict[str, str]:
         """Inverse of :meth:`from_environment`: how a runner hands the services to another process."""
         values = {variable: getattr(self, name) for name, variable in _VARIABLES.items()}
-        return {variable: value for variable, value in values.items() if value is not None}
+        given = {variable: value for variable, value in values.items() if value is not None}
+        return given | ({_CONNECTIONS: json.dumps(self.connections)} if self.connections else {})
 
     def require(self, name: str) -> str:
         """Give the field, or say which one is missing and how to set it.
@@ -70,4 +78,17 @@ class Services:
         return value
 
 
-_VARIABLES = {name: f"AIRFLOW_MLOPS_{name.upper()}" for name in Services.__slots__}
+def _read_connections(text: str | None) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(facts, dict) for facts in found.values()):
+        raise ConnectionConfigError(  # without the text, which holds credentials
+            f'{_CONNECTIONS} must be a JSON object such as {{"lake": {{"kind": "s3", "key": "..."}}}}'
+        )
+    return found
+
+
+_CONNECTIONS = "AIRFLOW_MLOPS_CONNECTIONS"
+_VARIABLES = {name: f"AIRFLOW_MLOPS_{name.upper()}" for name in Services.__slots__ if name != "connections"}

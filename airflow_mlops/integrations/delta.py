@@ -17,6 +17,7 @@ from airflow_mlops.exceptions import (
     SchemaMismatchError,
     StorageError,
 )
+from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -122,10 +123,15 @@ def require_columns(wanted: Sequence[str], known: Sequence[str], where: str) -> 
 
 
 def table_exists(uri: str) -> bool:
-    """Tell whether a Delta table is there."""
+    """Tell whether a Delta table is there.
+
+    :raises StorageError: the store does not answer, or refuses.
+    """
     from deltalake import DeltaTable
 
-    return DeltaTable.is_deltatable(uri)
+    place = locate(uri)
+    with _read_errors(uri):
+        return DeltaTable.is_deltatable(place.uri, place.options)
 
 
 def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, window: Window | None) -> int:
@@ -226,10 +232,8 @@ class TableWriter:
     """
 
     def __init__(self, uri: str) -> None:
-        from deltalake import DeltaTable
-
         self.uri = uri
-        self._table = DeltaTable(uri) if DeltaTable.is_deltatable(uri) else None
+        self._table = _open(uri, None) if table_exists(uri) else None
 
     @property
     def version(self) -> int | None:
@@ -349,14 +353,8 @@ class TableWriter:
 
     def _opened(self, schema: Mapping[str, pl.DataType]) -> DeltaTable:
         """Give the table; of two that make it, both write into the same one."""
-        import polars as pl
-        from deltalake import DeltaTable
-
         if self._table is None:
-            with _write_errors(self.uri):
-                self._table = DeltaTable.create(
-                    self.uri, pl.DataFrame(schema=schema).to_arrow().schema, mode="ignore"
-                )
+            self._table = _create(self.uri, schema)
             if self._table.version() > 0 or dict(_scan(self._table).collect_schema()) != dict(schema):
                 raise CommitConflictError(
                     f"another write made {self.uri} at this moment. Nothing was written; run the task again"
@@ -400,14 +398,12 @@ def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | N
 
     :param works: key of the work by window, as :func:`replace_window_streamed` was given them; the windows don't overlap.
     """
-    from deltalake import DeltaTable
-
     found: set[Window | None] = set()
-    if not DeltaTable.is_deltatable(uri):
+    if not table_exists(uri):
         return found
     windows = {_place(window): window for window in works}
     unsettled = set(works)
-    for commit in _commits(DeltaTable(uri)):
+    for commit in _commits(_open(uri, None)):
         place = commit.get(_WINDOW)
         if place in windows:
             window = windows[place]
@@ -423,11 +419,9 @@ def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | N
 
 def find_commit(uri: str, work: str) -> int | None:
     """Find the version in which :func:`replace_window_streamed` committed a work's rows, whatever was written since."""
-    from deltalake import DeltaTable
-
-    if not DeltaTable.is_deltatable(uri):
+    if not table_exists(uri):
         return None
-    found = (commit["version"] for commit in _commits(DeltaTable(uri)) if commit.get(_WORK) == work)
+    found = (commit["version"] for commit in _commits(_open(uri, None)) if commit.get(_WORK) == work)
     return next(found, None)
 
 
@@ -529,18 +523,20 @@ def _nulls_matter(dtype: pl.DataType) -> bool:
 
 def _open_to_write(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
     """Open a table that takes such rows; a missing one is created empty."""
+    table = _open(uri, None) if table_exists(uri) else _create(uri, schema)
+    _require_same_schema(_scan(table).collect_schema(), schema, uri)
+    return table
+
+
+def _create(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
+    """Make an empty table; of two that make it, both get the same one."""
     import polars as pl
     from deltalake import DeltaTable
 
-    empty = pl.DataFrame(schema=schema)
+    place = locate(uri)
+    columns = pl.DataFrame(schema=schema).to_arrow().schema
     with _write_errors(uri):
-        table = (
-            DeltaTable(uri)
-            if DeltaTable.is_deltatable(uri)
-            else DeltaTable.create(uri, empty.to_arrow().schema, mode="ignore")
-        )
-    _require_same_schema(_scan(table).collect_schema(), empty.schema, uri)
-    return table
+        return DeltaTable.create(place.uri, columns, mode="ignore", storage_options=place.options)
 
 
 def _place(window: Window | None) -> str:
@@ -562,8 +558,10 @@ def _open(uri: str, version: int | None) -> DeltaTable:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
+    place = locate(uri)
     try:
-        return DeltaTable(uri, version=version)
+        with _read_errors(uri):
+            return DeltaTable(place.uri, version=version, storage_options=place.options)
     except TableNotFoundError as err:
         raise DatasetNotFoundError(
             f"no Delta table at {uri}: run the ingest step first, or check the table's URI"
@@ -594,6 +592,21 @@ def _require_same_schema(table: Any, rows: Any, uri: str) -> None:
 
 
 @contextmanager
+def _read_errors(uri: str) -> Iterator[None]:
+    """Name the table where a store does not answer, or refuses."""
+    try:
+        yield
+    except OSError as err:
+        raise StorageError(
+            f"could not read {uri}: {_one_line(err)}. Check that the store answers, its address and the permission to read"
+        ) from err
+
+
+def _one_line(err: Exception) -> str:
+    return _COLORS.sub("", " ".join(str(err).split())).rstrip(".")
+
+
+@contextmanager
 def _write_errors(uri: str) -> Iterator[None]:
     """Tell a lost race, which passes, from a full disk or a missing permission, which somebody has to mend.
 
@@ -605,7 +618,7 @@ def _write_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, DeltaError) as err:
-        text = _COLORS.sub("", " ".join(str(err).split())).rstrip(".")
+        text = _one_line(err)
         if isinstance(err, CommitFailedError) and "os error" not in text:
             raise CommitConflictError(
                 f"another write to {uri} came first: {text}. Nothing was written; run the task again"

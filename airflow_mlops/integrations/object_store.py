@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import ConnectionConfigError
+from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,23 +21,15 @@ _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ad
 class ObjectStore:
     """Read and write whole files under a URI.
 
-    Credentials are those of fsspec's own configuration or of the store's client, never part of the URI.
+    Credentials are those of the connection, of fsspec's own configuration or of the store's client, never part of the URI.
 
-    :param uri: such as ``s3://bucket/log``.
+    :param uri: such as ``s3://bucket/log`` or ``s3://conn_id@bucket/log``.
     :raises ConnectionConfigError: no such protocol, or its package is not installed; names it.
     """
 
     def __init__(self, uri: str) -> None:
-        import fsspec  # type: ignore[import-untyped]
-
         self.uri = uri.rstrip("/")
-        try:
-            # Another process writes, too: a listing that was remembered is wrong.
-            self._files, self._root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
-        except (ImportError, ValueError) as err:
-            raise ConnectionConfigError(
-                f"{self.uri} can't be opened: {err}. Install the package that fsspec names for it, or correct the URI"
-            ) from err
+        self._files, self._root = _file_system(self.uri)
         self._whole = self.uri.partition("://")[0] in _OBJECT_STORES
 
     def __str__(self) -> str:
@@ -108,22 +101,43 @@ def file_marks(pattern: str) -> dict[str, int]:
     """Find the files that match a path, glob or URI, each with a number that changes when the file does.
 
     The number is made of size and time of change, or of what the store calls the content's tag; the file is not read.
+    A file is named without its connection: another one to the same store finds the same files. Hidden files are left out.
     """
-    import fsspec
-
-    files, root = fsspec.core.url_to_fs(pattern, use_listings_cache=False)
+    files, root = _file_system(pattern)
     with _missing_or_refused(pattern):
         found = files.glob(root, detail=True)
+    hides = not root.rpartition("/")[2].startswith(".")
     return {
         path if files.protocol[0] == "file" else files.unstrip_protocol(path): _mark(facts)
         for path, facts in sorted(found.items())
-        if facts.get("type") != "directory"
+        if facts.get("type") != "directory" and not (hides and path.rpartition("/")[2].startswith("."))
     }
 
 
+def _file_system(uri: str) -> tuple[Any, str]:
+    """Open the store of a URI.
+
+    :raises ConnectionConfigError: no such protocol, or its package is not installed; names it.
+    """
+    import fsspec  # type: ignore[import-untyped]
+
+    place = locate(uri)
+    try:
+        # Another process writes, too: a listing that was remembered is wrong.
+        files, root = fsspec.core.url_to_fs(place.uri, use_listings_cache=False, **place.file_options)
+    except (ImportError, ValueError) as err:
+        raise ConnectionConfigError(
+            f"{uri} can't be opened: {err}. Install the package that fsspec names for it, or correct the URI"
+        ) from err
+    return files, root
+
+
 def _mark(facts: Mapping[str, Any]) -> int:
-    told = [
-        facts.get(name) for name in ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "updated")
+    content, times = ("ETag", "etag", "md5Hash"), ("mtime", "LastModified", "updated")
+    tagged = any(facts.get(name) for name in content)
+    # S3 tells a listing's times in milliseconds and a file's own in seconds; where there is a tag they say nothing new.
+    told = [facts.get(name) for name in ("size", *content)] + [
+        None if tagged else facts.get(name) for name in times
     ]
     return int(hashlib.sha256(repr(told).encode()).hexdigest()[:15], 16)
 

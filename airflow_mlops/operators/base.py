@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, timezone
@@ -13,6 +14,7 @@ from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.hooks.services import services_from_connections
 from airflow_mlops.hooks.signing import SigningHook
+from airflow_mlops.hooks.storage import stores_of
 from airflow_mlops.runners.base import DeferringRunner
 from airflow_mlops.runners.in_process import InProcessRunner
 
@@ -97,6 +99,8 @@ class StepOperator(Recording, BaseOperator):
     :param ledger_conn_id: connection of the ledger.
     :param signing_conn_id: connection with the keys packages are signed and verified with.
     :param runner: where the step runs; default this task's own process.
+    :param storage_conn_ids: connections of object stores that the step reads from although no argument names them, such as
+        that of the table a model version was trained on. Those in ``s3://conn_id@bucket/key`` are found without it.
     """
 
     #: Name of the step in :data:`airflow_mlops.steps.base.STEP_MODULES`.
@@ -110,6 +114,7 @@ class StepOperator(Recording, BaseOperator):
         ledger_conn_id: str = LedgerHook.default_conn_name,
         signing_conn_id: str = SigningHook.default_conn_name,
         runner: Runner | None = None,
+        storage_conn_ids: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -118,6 +123,7 @@ class StepOperator(Recording, BaseOperator):
         self.ledger_conn_id = ledger_conn_id
         self.signing_conn_id = signing_conn_id
         self.runner = runner
+        self.storage_conn_ids = storage_conn_ids
 
     #: Which of the connections ``mlflow``, ``bentoml`` and ``ledger`` the step needs; the others may be undefined. ``signing``
     #: is for steps that sign; public keys go to every step that reads from MLflow.
@@ -125,7 +131,11 @@ class StepOperator(Recording, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step, write down what it saw, then let :meth:`decide` return, skip or raise."""
-        return self._conclude(self._runner.run(self.step, self.build_spec(context), self.services()), context)
+        spec = self.build_spec(context)
+        services = self.services()
+        connections = services.connections | stores_of(spec, self.storage_conn_ids)
+        result = self._runner.run(self.step, spec, replace(services, connections=connections))
+        return self._conclude(result, context)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on where a runner that waits in the triggerer deferred the task.

@@ -13,18 +13,30 @@ if TYPE_CHECKING:
 class NewDataSensor(PollSensor):
     """Wait until files match and have been written to the end.
 
-    :param source: path or glob on a file system the triggerer (or worker) sees. (templated)
+    A file counts once its size and time of change stand still for ``settle_seconds``; an object in a store is there as a
+    whole or not at all. Hidden files (``.name``) don't count.
+
+    :param source: path, glob or URI that the triggerer (or worker) sees; ``s3://conn_id@bucket/key`` is opened by that
+        connection. (templated)
     :param min_files: how many files have to match. (templated)
+    :param settle_seconds: longer than whoever writes the files pauses between two writes. (templated)
     """
 
     poll = "airflow_mlops.sensors.polls:new_data"
-    template_fields: Sequence[str] = ("source", "min_files")
+    template_fields: Sequence[str] = ("source", "min_files", "settle_seconds")
 
-    def __init__(self, *, source: str, min_files: int | str = 1, **kwargs: Any) -> None:
+    def __init__(
+        self, *, source: str, min_files: int | str = 1, settle_seconds: float | str = 0.5, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.source = source
         self.min_files = min_files
+        self.settle_seconds = settle_seconds
 
     def poll_arguments(self) -> dict[str, Any]:
         """Give the arguments of :func:`~airflow_mlops.sensors.polls.new_data`."""
-        return {"source": self.source, "min_files": int(self.min_files)}
+        return {
+            "source": self.source,
+            "min_files": int(self.min_files),
+            "settle_seconds": float(self.settle_seconds),
+        }

@@ -6,9 +6,7 @@ no credential is stored with a trigger.
 
 from __future__ import annotations
 
-import glob
 import logging
-import os
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,23 +22,25 @@ from airflow_mlops.exceptions import (
 from airflow_mlops.hooks.bentoml import BentoMLHook
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
+from airflow_mlops.hooks.storage import remember_stores
 
 log = logging.getLogger(__name__)
 
 
-def new_data(*, source: str, min_files: int) -> dict[str, Any] | None:
-    """Look for files; they count once their sizes stand still between two looks a moment apart."""
+def new_data(*, source: str, min_files: int, settle_seconds: float = 0.5) -> dict[str, Any] | None:
+    """Look for files; they count once they stand still between two looks."""
     import time
 
-    before = _sizes(source)
+    from airflow_mlops.integrations.object_store import file_marks
+
+    remember_stores(source)
+    before = file_marks(source)
     if len(before) < min_files:
         return None
-    time.sleep(0.5)
-    return (
-        {"source": source, "files": sorted(before)[:100], "file_count": len(before)}
-        if _sizes(source) == before
-        else None
-    )
+    time.sleep(settle_seconds)
+    if file_marks(source) != before:
+        return None
+    return {"source": source, "files": sorted(before)[:100], "file_count": len(before)}
 
 
 def labels_arrived(
@@ -59,6 +59,7 @@ def labels_arrived(
 
     from airflow_mlops.steps.labels import labelled_share
 
+    remember_stores(labels)
     folder = (
         Path(BentoMLHook(bentoml_conn_id=bentoml_conn_id).services().require("serving_dir")) / "inference_log"
     )
@@ -166,7 +167,3 @@ def _version_in(answer: httpx.Response, connection: str) -> str | None:
     if code == "RESOURCE_DOES_NOT_EXIST" or missing:
         return None
     raise ValueError(f"MLflow refused to look up {answer.url.params}: {message}")
-
-
-def _sizes(source: str) -> dict[str, int]:
-    return {path: os.path.getsize(path) for path in glob.glob(source) if os.path.isfile(path)}  # noqa: PTH202, PTH207, PTH113

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from airflow_mlops.core.codec import from_dict, to_dict, unknown_fields
+from airflow_mlops.integrations import storage
 from airflow_mlops.services import Services
 
 #: XCom and the task state store are no place for data: a result holds names, numbers and URIs.
@@ -75,6 +76,7 @@ def run_step(name: str, spec: dict[str, Any], services: Services) -> dict[str, A
     if unknown:
         known = ", ".join(field.name for field in fields(step.spec))
         raise ValueError(f"step {name!r} knows no {', '.join(unknown)}; known: {known}")
+    storage.remember(services.connections)
     result = to_dict(step.run(from_dict(step.spec, spec), services))
     size = len(json.dumps(result))
     if size > MAX_RESULT_BYTES:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.batches import stream_batches
-from airflow_mlops.exceptions import DatasetNotFoundError, SchemaMismatchError
+from airflow_mlops.exceptions import DatasetNotFoundError, SchemaMismatchError, StorageError
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +77,7 @@ def _unreadable(source: str) -> str:
 def _scan(source: str, files: Sequence[str] | None) -> pl.LazyFrame:
     import polars as pl
 
-    scanners: dict[str, Callable[[str | list[str]], pl.LazyFrame]] = {
+    scanners: dict[str, Callable[..., pl.LazyFrame]] = {
         ".parquet": pl.scan_parquet,
         ".csv": pl.scan_csv,
         ".jsonl": pl.scan_ndjson,
@@ -84,11 +85,19 @@ def _scan(source: str, files: Sequence[str] | None) -> pl.LazyFrame:
     scanner = next((scan for suffix, scan in scanners.items() if source.endswith(suffix)), None)
     if scanner is None:
         raise ValueError(f"source {source!r} must end in one of {', '.join(scanners)}")
+    place = locate(source)
+    given: dict[str, Any] = {}
+    if place.options is not None:
+        given = {"storage_options": place.options, "credential_provider": None}
     try:
-        frame = scanner(source if files is None else list(files))
+        frame = scanner(place.uri if files is None else list(files), **given)
         frame.collect_schema()
     except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
         raise DatasetNotFoundError(f"no readable file matches {source}: {err}") from err
+    except OSError as err:
+        raise StorageError(
+            f"could not read {source}: {str(err).splitlines()[0]}. Check that the store answers and its address"
+        ) from err
     return frame
 
 
