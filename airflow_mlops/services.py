@@ -32,6 +32,7 @@ class Services:
     :param signing_key: private key packages are signed with when they are registered.
     :param signing_public_keys: keys a package must be signed with before it is loaded, separated by white space;
         without any, digests are checked and signatures are not.
+    :param hash_key: secret that values are hashed with before they are written.
     """
 
     tracking_uri: str | None = None
@@ -45,6 +46,7 @@ class Services:
     serving_dir: str | None = None
     signing_key: str | None = field(default=None, repr=False)
     signing_public_keys: str | None = None
+    hash_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Services:
