@@ -250,6 +250,7 @@ def _open(spec: IngestSpec, files: list[str] | None) -> pl.LazyFrame:
         ],
         time_column=spec.time_column,
         window=spec.window,
+        texts=spec.cleaning.hash_columns,
     )
 
 

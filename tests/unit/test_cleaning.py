@@ -20,13 +20,19 @@ from airflow.sdk import Asset
 
 from airflow_mlops.core import batches
 from airflow_mlops.core.cleaning import ValueHasher
-from airflow_mlops.exceptions import ConnectionConfigError, MLOpsError, SchemaMismatchError
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    ConnectionConfigError,
+    MLOpsError,
+    SchemaMismatchError,
+)
 from airflow_mlops.hooks.hashing import HashingHook
 from airflow_mlops.integrations import delta
 from airflow_mlops.ledger import Ledger
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.ingest_clean import Cleaner
 
 KEY, OTHER_KEY = "8c1f" * 16, "77aa" * 16
 
@@ -169,6 +175,25 @@ class TestOneRowPerKey:
         assert 0 < counts["equal_rows"] < repeated
         assert results[0]["dataset"]["dataset_digest"] == results[1]["dataset"]["dataset_digest"]
 
+    @pytest.mark.parametrize(
+        "later", [{"x": [1, 1, 2], "y": [1, 1, 1]}, {"x": [1, 1, 2, 3], "y": [1, 1, 1, 1]}]
+    )
+    def test_a_source_that_changes_between_two_readings(
+        self, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch, later: dict[str, list[int]]
+    ) -> None:
+        source = land(tmp_path, "a.parquet", x=[1, 1, 3], y=[1, 1, 1])
+        choose = Cleaner._choose
+
+        def meanwhile(cleaner: Cleaner, frame: pl.LazyFrame) -> Any:
+            chosen = choose(cleaner, frame)
+            land(tmp_path, "a.parquet", **later)
+            return chosen
+
+        monkeypatch.setattr(Cleaner, "_choose", meanwhile)
+        with pytest.raises(CommitConflictError, match="changed while it was read. Nothing was written"):
+            ingest(source, table, deduplicate_by="x")
+        assert not delta.table_exists(table)
+
     def test_in_each_mode(self, tmp_path: Path) -> None:
         source = land(tmp_path, "a.parquet", x=[1, 1, 2], y=["a", "b", "c"], at=[1, 2, 1])
         how = {"deduplicate_by": "x", "deduplicate_order": "at", "hash_columns": "x"}
@@ -238,6 +263,11 @@ class TestHashes:
         for file in (tmp_path / "a.csv", tmp_path / "b.jsonl", source):
             ingest(str(file), table, mode="append", hash_columns="who")
         assert content(table) == {"x": [1, 2, 3, 4], "who": [hashed("7"), None, hashed("7"), hashed("7")]}
+
+    def test_leading_zeros_of_a_csv_file(self, tmp_path: Path, table: str) -> None:
+        (tmp_path / "a.csv").write_text("x,phone\n1,0049\n2,49\n")
+        ingest(str(tmp_path / "a.csv"), table, hash_columns="phone")
+        assert content(table)["phone"] == [hashed("0049"), hashed("49")]
 
     def test_a_row_is_found_by_its_hashed_key(self, tmp_path: Path, table: str) -> None:
         how = {"mode": "upsert", "keys": "x", "hash_columns": "x"}
