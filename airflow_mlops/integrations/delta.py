@@ -229,10 +229,14 @@ class TableWriter:
     of the same name, so whatever was decided from the table as it was, holds.
 
     :param uri: table URI.
+    :param notes: what commits say about themselves.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, notes: Mapping[str, str] | None = None) -> None:
         self.uri = uri
+        #: Marks that each commit carries beside its own.
+        self.marked: dict[str, int] = {}
+        self._notes = dict(notes or {})
         self._table = _open(uri, None) if table_exists(uri) else None
 
     @property
@@ -283,7 +287,7 @@ class TableWriter:
                 mode="overwrite",
                 schema_mode=None if same else other,
                 predicate=_predicate(time_column, window),
-                commit_properties=_properties({f"{_WINDOW}={place}": 1}, {_WINDOW: place}),
+                commit_properties=self._properties({f"{_WINDOW}={place}": 1}, {_WINDOW: place}),
             )
         return table.version()
 
@@ -303,7 +307,7 @@ class TableWriter:
         table = self._opened(schema)
         with _streamed(self.uri, frames, schema) as reader:
             write_deltalake(
-                table, reader, mode="append", schema_mode="merge", commit_properties=_properties(marks)
+                table, reader, mode="append", schema_mode="merge", commit_properties=self._properties(marks)
             )
         return table.version()
 
@@ -329,7 +333,7 @@ class TableWriter:
                 source_alias="new",
                 target_alias="old",
                 merge_schema=True,
-                commit_properties=_properties(marks),
+                commit_properties=self._properties(marks),
             ).when_matched_update_all().when_not_matched_insert_all().execute()
         return table.version()
 
@@ -348,7 +352,7 @@ class TableWriter:
                 reader,
                 mode="overwrite",
                 schema_mode="overwrite",
-                commit_properties=_properties({_WIDENING: 1}),
+                commit_properties=self._properties({_WIDENING: 1}),
             )
 
     def _opened(self, schema: Mapping[str, pl.DataType]) -> DeltaTable:
@@ -360,6 +364,16 @@ class TableWriter:
                     f"another write made {self.uri} at this moment. Nothing was written; run the task again"
                 )
         return self._table
+
+    def _properties(
+        self, marks: Mapping[str, int], metadata: Mapping[str, str] | None = None
+    ) -> CommitProperties:
+        from deltalake import CommitProperties, Transaction
+
+        return CommitProperties(
+            app_transactions=[Transaction(name, number) for name, number in {**self.marked, **marks}.items()],
+            custom_metadata={**self._notes, **(metadata or {})} or None,
+        )
 
 
 def stored_schema(schema: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
@@ -380,15 +394,6 @@ def stored_schema(schema: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
         else others.get(type(dtype), dtype)
         for name, dtype in schema.items()
     }
-
-
-def _properties(marks: Mapping[str, int], metadata: Mapping[str, str] | None = None) -> CommitProperties:
-    from deltalake import CommitProperties, Transaction
-
-    return CommitProperties(
-        app_transactions=[Transaction(name, number) for name, number in marks.items()],
-        custom_metadata=dict(metadata) if metadata else None,
-    )
 
 
 def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | None]:

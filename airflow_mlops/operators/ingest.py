@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_mlops.hooks.hashing import HashingHook
 from airflow_mlops.operators.base import StepOperator, names, window_spec
 from airflow_mlops.operators.windows import RUN_WINDOW
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_mlops.core.schema_policy import SchemaPolicy
+    from airflow_mlops.services import Services
     from airflow_mlops.steps.ingest import IngestMode
 
 
@@ -42,6 +45,14 @@ class IngestDatasetOperator(StepOperator):
         also types that hold more (whole numbers, floats), for which the table is written again once. A column that is missing
         is refused always.
     :param new_categories: how many values a column may have that the table does not, by column. (templated)
+    :param keep_where: condition in polars' SQL, such as ``fare > 0``; rows for which it is not true are left out and counted. (templated)
+    :param deduplicate_by: columns that together name a row: of rows with the same values one is kept, the others are counted;
+        default rows that repeat a key are an error. (templated)
+    :param deduplicate_order: columns that say which one is kept of rows that differ; without any, those are an error. (templated)
+    :param deduplicate_keep: the ``last`` row by these columns, or the ``first``.
+    :param drop_columns: columns that are not written. (templated)
+    :param hash_columns: columns of which an HMAC-SHA256 of each value is written instead, 64 hexadecimal digits. (templated)
+    :param hash_conn_id: connection with the key for ``hash_columns``.
     """
 
     step = "ingest"
@@ -57,6 +68,11 @@ class IngestDatasetOperator(StepOperator):
         "overlap",
         "work_key",
         "new_categories",
+        "keep_where",
+        "deduplicate_by",
+        "deduplicate_order",
+        "drop_columns",
+        "hash_columns",
     )
 
     def __init__(
@@ -75,6 +91,13 @@ class IngestDatasetOperator(StepOperator):
         work_key: str | None = None,
         schema_policy: SchemaPolicy = "strict",
         new_categories: Mapping[str, int] | None = None,
+        keep_where: str | None = None,
+        deduplicate_by: str | Sequence[str] = (),
+        deduplicate_order: str | Sequence[str] = (),
+        deduplicate_keep: Literal["last", "first"] = "last",
+        drop_columns: str | Sequence[str] = (),
+        hash_columns: str | Sequence[str] = (),
+        hash_conn_id: str = HashingHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -91,6 +114,13 @@ class IngestDatasetOperator(StepOperator):
         self.work_key = work_key
         self.schema_policy = schema_policy
         self.new_categories = new_categories
+        self.keep_where = keep_where
+        self.deduplicate_by = deduplicate_by
+        self.deduplicate_order = deduplicate_order
+        self.deduplicate_keep = deduplicate_keep
+        self.drop_columns = drop_columns
+        self.hash_columns = hash_columns
+        self.hash_conn_id = hash_conn_id
         self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -110,7 +140,22 @@ class IngestDatasetOperator(StepOperator):
             "work_key": self.work_key,
             "schema_policy": self.schema_policy,
             "new_categories": dict(self.new_categories or {}),
+            "cleaning": {
+                "keep_where": self.keep_where or None,
+                "deduplicate_by": names(self.deduplicate_by),
+                "deduplicate_order": names(self.deduplicate_order),
+                "deduplicate_keep": self.deduplicate_keep,
+                "drop_columns": names(self.drop_columns),
+                "hash_columns": names(self.hash_columns),
+            },
         }
+
+    def services(self) -> Services:
+        """Resolve the connections, that of the key only where values are hashed."""
+        services = super().services()
+        if not names(self.hash_columns):
+            return services
+        return replace(services, hash_key=HashingHook(hash_conn_id=self.hash_conn_id).services().hash_key)
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the dataset version to the ledger and into the outlets' events."""
@@ -125,10 +170,11 @@ class IngestDatasetOperator(StepOperator):
             window=result["window"],
             subject=dataset["uri"],
             summary=f"{result['row_count']} rows into {dataset['uri']}, now version {dataset['version']} "
-            f"with {dataset['row_count']} rows",
+            f"with {dataset['row_count']} rows{_tell(result['cleaning'])}",
             payload=result,
         )
-        self.fill_outlets(context, {"dataset": dataset})
+        cleaned = {"cleaning": result["cleaning"]} if result["cleaning"] else {}
+        self.fill_outlets(context, {"dataset": dataset, **cleaned})
         if result["watermark"] is not None:
             self._show_watermark(result["watermark"], context)
 
@@ -139,3 +185,16 @@ class IngestDatasetOperator(StepOperator):
         for outlet in self.outlets:
             if isinstance(outlet, Asset):
                 context["asset_state_store"][outlet].set("watermark", watermark)
+
+
+def _tell(cleaning: Mapping[str, Any] | None) -> str:
+    """Say in words how many rows were left out."""
+    if cleaning is None:
+        return ""
+    counts = {
+        "left out by keep_where": cleaning["left_out"],
+        "that repeat another": cleaning["equal_rows"],
+        "that differ from the one kept of their key": cleaning["differing_rows"],
+    }
+    told = [f"{count} {what}" for what, count in counts.items() if count]
+    return f"; not written: {', '.join(told)}" if told else ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from airflow_mlops.core.batches import read_ahead
+from airflow_mlops.core.cleaning import Cleaning, CleaningReport
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.schema_policy import SchemaPolicy, fit_schema
 from airflow_mlops.core.windows import Window
@@ -22,11 +23,12 @@ from airflow_mlops.exceptions import (
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.ingest_clean import Cleaner, without_values
 from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
-from airflow_mlops.steps.ingest_source import open_source, read_batches
+from airflow_mlops.steps.ingest_source import open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import polars as pl
 
@@ -59,6 +61,7 @@ class IngestSpec:
     :param work_key: names what is appended: once per key, whatever its files are; default each file is appended once.
     :param schema_policy: what becomes of new columns and other types.
     :param new_categories: how many values a column may have that the table does not, by column.
+    :param cleaning: what becomes of the rows before anything is written.
     """
 
     source: str
@@ -73,6 +76,7 @@ class IngestSpec:
     work_key: str | None = None
     schema_policy: SchemaPolicy = "strict"
     new_categories: dict[str, int] = field(default_factory=dict)
+    cleaning: Cleaning = field(default_factory=Cleaning)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,12 +85,14 @@ class IngestResult:
 
     :param row_count: rows that were written by this run; 0 when all were in the table before.
     :param watermark: highest value of ``watermark_column`` in the table, as text; ``None`` without one.
+    :param cleaning: what was done to the rows; ``None`` when none were written.
     """
 
     dataset: DatasetVersion
     window: Window | None
     row_count: int
     watermark: str | None = None
+    cleaning: CleaningReport | None = None
 
 
 class _Work(NamedTuple):
@@ -112,15 +118,32 @@ def run(spec: IngestSpec, services: Services) -> IngestResult:
     :raises CommitConflictError: another write came first; nothing was written.
     """
     _require_arguments(spec)
-    writer = delta.TableWriter(spec.table)
+    cleaner = Cleaner(spec.cleaning, services, source=spec.source)
+    try:
+        return _run(spec, cleaner)
+    except Exception as err:
+        problem = without_values(spec.source, err) if spec.cleaning.hides else err
+        if problem is err:
+            raise
+    raise problem  # out here, because what was caught would be shown with it
+
+
+def _run(spec: IngestSpec, cleaner: Cleaner) -> IngestResult:
+    writer = delta.TableWriter(spec.table, notes=cleaner.notes())
     work = _choose(spec, writer)
     if work.frame is None:
         return _result(spec, None, 0)
-    frame, schema = _fit(spec, writer, work.frame)
+    cast, schema = _fit(spec, writer, cleaner.shape(work.frame).collect_schema())
+    writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
     passing = _watched(spec, writer)
+    source = work.frame
+
+    def read() -> Iterator[pl.DataFrame]:
+        return cleaner.read(source, lambda frame: cast(cleaner.shape(frame)))
+
     passing_digest = PassingDigest(schema, spec.time_column)
     # Rows are looked at while those before them are written.
-    frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, frame)))
+    frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, read)))
     if writer.version is None:
         first = list(itertools.islice(frames, _BEFORE_A_TABLE))
     else:
@@ -138,7 +161,8 @@ def run(spec: IngestSpec, services: Services) -> IngestResult:
         if spec.mode != "append" or done != work.marks:
             raise
         return _result(spec, None, 0)  # the other one was another attempt at the same work
-    return _result(spec, version, passing.row_count, passing_digest if _whole(spec) else None)
+    result = _result(spec, version, passing.row_count, passing_digest if _whole(spec) else None)
+    return replace(result, cleaning=cleaner.report())
 
 
 def _whole(spec: IngestSpec) -> bool:
@@ -170,6 +194,9 @@ def _require_arguments(spec: IngestSpec) -> None:
         )
     if spec.work_key is not None and spec.mode != "append":
         raise ValueError(f"work_key belongs to mode 'append'; mode {spec.mode!r} needs none")
+    spec.cleaning.require_kept(
+        [*_filled(spec), *spec.new_categories], as_they_are=(spec.time_column, spec.watermark_column)
+    )
 
 
 def _choose(spec: IngestSpec, writer: delta.TableWriter) -> _Work:
@@ -223,6 +250,7 @@ def _open(spec: IngestSpec, files: list[str] | None) -> pl.LazyFrame:
         ],
         time_column=spec.time_column,
         window=spec.window,
+        texts=spec.cleaning.hash_columns,
     )
 
 
@@ -263,12 +291,11 @@ def _highest(writer: delta.TableWriter, spec: IngestSpec) -> Any:
 
 
 def _fit(
-    spec: IngestSpec, writer: delta.TableWriter, frame: pl.LazyFrame
-) -> tuple[pl.LazyFrame, dict[str, pl.DataType]]:
+    spec: IngestSpec, writer: delta.TableWriter, given: Mapping[str, pl.DataType]
+) -> tuple[Callable[[pl.LazyFrame], pl.LazyFrame], dict[str, pl.DataType]]:
     """Give the rows the table's types, or the table theirs, as the policy says."""
     import polars as pl
 
-    given = frame.collect_schema()
     types = delta.stored_schema(given)
     table = writer.schema
     if table is not None:
@@ -277,7 +304,7 @@ def _fit(
         if fit.widened and not _whole(spec):
             writer.widen(fit.widened)
     changed = [pl.col(name).cast(dtype) for name, dtype in types.items() if dtype != given[name]]
-    return (frame.with_columns(changed) if changed else frame), types
+    return (lambda frame: frame.with_columns(changed) if changed else frame), types
 
 
 def _watched(spec: IngestSpec, writer: delta.TableWriter) -> PassingRows:
@@ -301,12 +328,12 @@ def _unique(spec: IngestSpec) -> list[str]:
 
 
 def _checked(
-    spec: IngestSpec, work: _Work, passing: PassingRows, frame: pl.LazyFrame
+    spec: IngestSpec, work: _Work, passing: PassingRows, read: Callable[[], Iterator[pl.DataFrame]]
 ) -> Iterator[pl.DataFrame]:
     """Hand the rows on; what is found wrong at the end is raised before anything is committed."""
-    yield from passing.watch(read_batches(frame, spec.source))
+    yield from passing.watch(read())
     require_unique(
-        read_batches(frame, spec.source),
+        read(),
         _unique(spec),
         passing.suspects(),
         source=spec.source,

@@ -53,7 +53,7 @@ class PassingRows:
             for name in self._categories:
                 self._count_categories(name, frame[name])
             if self._unique:
-                self._keys.append(_key_hashes(frame, self._unique))
+                self._keys.append(key_hashes(frame, self._unique))
             yield frame
         for name, nulls in self._nulls.items():
             if nulls:
@@ -101,7 +101,7 @@ def require_unique(
         return
     found = []
     for frame in frames:
-        hashes = _key_hashes(frame, columns)
+        hashes = key_hashes(frame, columns)
         found.append(frame.select(columns).filter(pl.Series(np.isin(hashes, suspects))))
     keys = pl.concat(found)
     repeated = keys.filter(keys.is_duplicated()).unique(maintain_order=True)
@@ -113,7 +113,8 @@ def require_unique(
         )
 
 
-def _key_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def key_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Hash what names each row; within one process the same values have the same hash."""
     hashes: np.ndarray[Any, np.dtype[np.uint64]] = frame.select(columns).hash_rows(seed=0).to_numpy()
     return hashes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.batches import stream_batches
@@ -25,18 +26,20 @@ def open_source(
     needed: Sequence[str],
     time_column: str | None,
     window: Window | None,
+    texts: Sequence[str] = (),
 ) -> pl.LazyFrame:
     """Open files as one frame, times in UTC, rows outside the window left out; nothing but the schema is read.
 
     :param source: path, glob or URI.
     :param files: of the source's files only these.
     :param needed: columns that must be there.
+    :param texts: columns that a CSV file's text is taken of as it is: ``007`` is not 7.
     :raises DatasetNotFoundError: no readable file matches.
     :raises SchemaMismatchError: a column is missing, or the time column holds no times.
     """
     import polars as pl
 
-    frame = _scan(source, files)
+    frame = _scan(source, files, texts)
     schema = frame.collect_schema()
     delta.require_columns(needed, schema.names(), source)
     if time_column is None:
@@ -74,12 +77,12 @@ def _unreadable(source: str) -> str:
     return ""
 
 
-def _scan(source: str, files: Sequence[str] | None) -> pl.LazyFrame:
+def _scan(source: str, files: Sequence[str] | None, texts: Sequence[str] = ()) -> pl.LazyFrame:
     import polars as pl
 
     scanners: dict[str, Callable[..., pl.LazyFrame]] = {
         ".parquet": pl.scan_parquet,
-        ".csv": pl.scan_csv,
+        ".csv": partial(pl.scan_csv, schema_overrides=dict.fromkeys(texts, pl.String)),
         ".jsonl": pl.scan_ndjson,
     }
     scanner = next((scan for suffix, scan in scanners.items() if source.endswith(suffix)), None)

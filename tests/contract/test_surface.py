@@ -43,7 +43,7 @@ OPERATORS = {
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
 NOTIFIERS = {"IncidentNotifier"}
-HOOKS = {"MLflowHook", "BentoMLHook", "BentoCloudHook", "LedgerHook", "SigningHook"}
+HOOKS = {"MLflowHook", "BentoMLHook", "BentoCloudHook", "LedgerHook", "SigningHook", "HashingHook"}
 HEAVY = {
     "mlflow", "bentoml", "sklearn", "great_expectations", "evidently", "onnxruntime", "skl2onnx", "deltalake", "polars",
     "pandas", "pyarrow", "skops", "matplotlib", "optuna", "shap",
