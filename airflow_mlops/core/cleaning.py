@@ -63,7 +63,7 @@ class Cleaning:
         for name in self.hash_columns:
             if name in as_they_are:
                 raise ValueError(
-                    f"column {name!r} is in hash_columns and orders the rows: hashes have no order"
+                    f"column {name!r} is in hash_columns and orders or parts the rows: it has to be written as it is"
                 )
         if self.deduplicate_order and not self.deduplicate_by:
             raise ValueError("deduplicate_order needs deduplicate_by: the columns that together name a row")

@@ -267,27 +267,33 @@ class TableWriter:
         *,
         time_column: str | None,
         window: Window | None,
+        partition: tuple[str, Any] | None = None,
     ) -> int:
-        """Make the rows the content of a window, or of the whole table, in one commit.
+        """Make the rows the content of a window, a partition, or of the whole table, in one commit.
 
         :param schema: of the frames; columns the table does not have are added, a whole table gets these types.
+        :param partition: a column and its value, which all of the rows have; a table that is made by this has a folder for
+            each value of the column.
         :returns: the version of this commit.
         """
         from deltalake import write_deltalake
 
-        table = self._opened(schema)
+        table = self._opened(schema, partition_by=partition[0] if partition else None)
         # A commit that names the same schema again is in conflict with whoever reads or writes meanwhile.
         same = dict(_scan(table).collect_schema()) == dict(schema)
-        other: Literal["overwrite", "merge"] = "overwrite" if window is None else "merge"
-        place = _place(window)
+        part = window is not None or partition is not None
+        other: Literal["overwrite", "merge"] = "merge" if part else "overwrite"
+        place = _place(window) if partition is None else f"{partition[0]}={partition[1]}"
         with _streamed(self.uri, frames, schema) as reader:
             write_deltalake(
                 table,
                 reader,
                 mode="overwrite",
                 schema_mode=None if same else other,
-                predicate=_predicate(time_column, window),
-                commit_properties=self._properties({f"{_WINDOW}={place}": 1}, {_WINDOW: place}),
+                predicate=_predicate(time_column, window) if partition is None else _equals(*partition),
+                commit_properties=self._properties(
+                    {f"{_WINDOW}={place}": 1}, {_WINDOW: place} if partition is None else None
+                ),
             )
         return table.version()
 
@@ -355,10 +361,10 @@ class TableWriter:
                 commit_properties=self._properties({_WIDENING: 1}),
             )
 
-    def _opened(self, schema: Mapping[str, pl.DataType]) -> DeltaTable:
+    def _opened(self, schema: Mapping[str, pl.DataType], *, partition_by: str | None = None) -> DeltaTable:
         """Give the table; of two that make it, both write into the same one."""
         if self._table is None:
-            self._table = _create(self.uri, schema)
+            self._table = _create(self.uri, schema, partition_by=partition_by)
             if self._table.version() > 0 or dict(_scan(self._table).collect_schema()) != dict(schema):
                 raise CommitConflictError(
                     f"another write made {self.uri} at this moment. Nothing was written; run the task again"
@@ -533,7 +539,7 @@ def _open_to_write(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
     return table
 
 
-def _create(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
+def _create(uri: str, schema: Mapping[str, pl.DataType], *, partition_by: str | None = None) -> DeltaTable:
     """Make an empty table; of two that make it, both get the same one."""
     import polars as pl
     from deltalake import DeltaTable
@@ -541,7 +547,9 @@ def _create(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
     place = locate(uri)
     columns = pl.DataFrame(schema=schema).to_arrow().schema
     with _write_errors(uri):
-        return DeltaTable.create(place.uri, columns, mode="ignore", storage_options=place.options)
+        return DeltaTable.create(
+            place.uri, columns, mode="ignore", partition_by=partition_by, storage_options=place.options
+        )
 
 
 def _place(window: Window | None) -> str:
@@ -553,6 +561,11 @@ def _predicate(time_column: str | None, window: Window | None) -> str | None:
         return None
     quoted = _quoted(str(time_column))
     return f"{quoted} >= '{window.start.isoformat()}' AND {quoted} < '{window.end.isoformat()}'"
+
+
+def _equals(column: str, value: Any) -> str:
+    literal = str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
+    return f"{_quoted(column)} = {literal}"
 
 
 def _quoted(column: str) -> str:

@@ -201,19 +201,6 @@ def instance_of(context: Context) -> str:
     return f"{actor(context)}/{index}" if index is not None and index >= 0 else actor(context)
 
 
-def window_spec(start: Any, end: Any) -> dict[str, str] | None:
-    """Turn two rendered arguments into a window, or none when both are empty.
-
-    :raises ValueError: when only one is given, or they are no times in order.
-    """
-    if not start and not end:
-        return None
-    if not start or not end:
-        raise ValueError(f"a window needs both ends, got start {start!r} and end {end!r}")
-    window = Window.parse(start, end)
-    return {"start": window.start.isoformat(), "end": window.end.isoformat()}
-
-
 def optional_number(value: Any) -> float | None:
     """Read a number that may have been rendered to text; empty, ``None`` and "None" mean none."""
     return None if value in (None, "", "None") else float(value)

@@ -9,7 +9,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.operators.base import StepOperator, check_key, part_of, window_spec
+from airflow_mlops.operators.base import StepOperator, check_key, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +59,8 @@ class CompareChallengersOperator(StepOperator):
         time_column: str,
         target: str | None = None,
         metric: str = "mae",
-        window_start: str = "{{ data_interval_start }}",
-        window_end: str = "{{ data_interval_end }}",
+        window_start: str = RUN_WINDOW[0],
+        window_end: str = RUN_WINDOW[1],
         champion_alias: str = "champion",
         **kwargs: Any,
     ) -> None:
@@ -78,7 +79,7 @@ class CompareChallengersOperator(StepOperator):
         return {
             "dataset": part_of(self.dataset, "dataset"),
             "model_name": self.model_name,
-            "window": window_spec(self.window_start, self.window_end),
+            "window": window_spec(self.window_start, self.window_end, context),
             "time_column": self.time_column,
             "target": self.target or None,
             "metric": self.metric,

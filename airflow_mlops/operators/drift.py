@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import DriftDetectedError
 from airflow_mlops.links import ReportLink
-from airflow_mlops.operators.base import StepOperator, check_key, names, window_spec
+from airflow_mlops.operators.base import StepOperator, check_key, names
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,8 +81,8 @@ class CheckDriftOperator(StepOperator):
         report: str = "fired",
         labels: str | None = None,
         id_column: str | None = None,
-        window_start: str = "{{ data_interval_start }}",
-        window_end: str = "{{ data_interval_end }}",
+        window_start: str = RUN_WINDOW[0],
+        window_end: str = RUN_WINDOW[1],
         fail_on_drift: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -109,7 +110,7 @@ class CheckDriftOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.drift.DriftSpec`."""
         return {
             "model_name": self.model_name,
-            "window": window_spec(self.window_start, self.window_end),
+            "window": window_spec(self.window_start, self.window_end, context),
             "detector": self.detector or None,
             "thresholds": self.thresholds or {},
             "policy": {"share_threshold": float(self.share_threshold)} | (self.policy or {}),

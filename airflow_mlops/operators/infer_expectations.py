@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.operators.base import StepOperator, names, part_of, window_spec
-from airflow_mlops.operators.windows import RUN_WINDOW
+from airflow_mlops.operators.base import StepOperator, names, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ class InferExpectationsOperator(StepOperator):
             "dataset": part_of(self.dataset, "dataset"),
             "suite": self.suite,
             "time_column": self.time_column,
-            "window": window_spec(self.window_start, self.window_end)
+            "window": window_spec(self.window_start, self.window_end, context)
             if self.time_column or self.window_given
             else None,
             "exclude": names(self.exclude),

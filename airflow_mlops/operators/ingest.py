@@ -6,14 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.hooks.hashing import HashingHook
-from airflow_mlops.operators.base import StepOperator, names, window_spec
-from airflow_mlops.operators.windows import RUN_WINDOW
+from airflow_mlops.operators.base import StepOperator, names
+from airflow_mlops.operators.windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
+    from airflow_mlops.core.partitions import PartitionUnit
     from airflow_mlops.core.schema_policy import SchemaPolicy
     from airflow_mlops.services import Services
     from airflow_mlops.steps.ingest import IngestMode
@@ -29,10 +30,10 @@ class IngestDatasetOperator(StepOperator):
     :param table: URI of the Delta table; created when missing. (templated)
     :param time_column: column that places a row in a window, needed when one is given; naive times are UTC. (templated)
     :param id_column: column that must be unique and not null in what is ingested; 8 bytes of memory per row. (templated)
-    :param window_start: first instant of the window; default the run's data interval in mode ``replace`` with a ``time_column``,
-        else all rows. (templated)
+    :param window_start: first instant of the window; default in mode ``replace`` with a ``time_column`` the run's data interval,
+        or in a partitioned run what its key names, else all rows. (templated)
     :param window_end: first instant after it. (templated)
-    :param mode: ``replace`` the window, or without one the table; ``append`` each file once, one that changed since is
+    :param mode: ``replace`` the window or partition, or without one the table; ``append`` each file once, one that changed since is
         refused; ``upsert``: a row takes the place of the one with its ``keys``; ``incremental``: append what is above the
         table's highest ``watermark_column``.
     :param keys: columns that together name a row, none of them null; for ``upsert`` and ``overlap``. (templated)
@@ -53,6 +54,11 @@ class IngestDatasetOperator(StepOperator):
     :param drop_columns: columns that are not written. (templated)
     :param hash_columns: columns of which an HMAC-SHA256 of each value is written instead, 64 hexadecimal digits. (templated)
     :param hash_conn_id: connection with the key for ``hash_columns``.
+    :param partition_column: column whose value the partition key is, in mode ``replace``: that value's rows are replaced and
+        rows with another value left out. A table made by this has a folder for each value.
+    :param partition_unit: which hour, day, week, month, quarter or year a key that is a time names; default from the tick of a
+        ``CronPartitionTimetable`` to its next one, else as the key is written.
+    :param partition_key: default the run's own; another one goes into the outlets' events. (templated)
     """
 
     step = "ingest"
@@ -73,6 +79,7 @@ class IngestDatasetOperator(StepOperator):
         "deduplicate_order",
         "drop_columns",
         "hash_columns",
+        "partition_key",
     )
 
     def __init__(
@@ -98,6 +105,9 @@ class IngestDatasetOperator(StepOperator):
         drop_columns: str | Sequence[str] = (),
         hash_columns: str | Sequence[str] = (),
         hash_conn_id: str = HashingHook.default_conn_name,
+        partition_column: str | None = None,
+        partition_unit: PartitionUnit | None = None,
+        partition_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -121,6 +131,9 @@ class IngestDatasetOperator(StepOperator):
         self.drop_columns = drop_columns
         self.hash_columns = hash_columns
         self.hash_conn_id = hash_conn_id
+        self.partition_column = partition_column
+        self.partition_unit = partition_unit
+        self.partition_key = partition_key
         self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -130,9 +143,8 @@ class IngestDatasetOperator(StepOperator):
             "table": self.table,
             "time_column": self.time_column,
             "id_column": self.id_column,
-            "window": window_spec(self.window_start, self.window_end)
-            if self.window_given or (self.time_column and self.mode == "replace")
-            else None,
+            "window": self._window(context),
+            "partition": self._partition(context),
             "mode": self.mode,
             "keys": names(self.keys),
             "watermark_column": self.watermark_column,
@@ -157,6 +169,34 @@ class IngestDatasetOperator(StepOperator):
             return services
         return replace(services, hash_key=HashingHook(hash_conn_id=self.hash_conn_id).services().hash_key)
 
+    def _key(self, context: Context) -> str | None:
+        return self.partition_key or context.get("partition_key")
+
+    def _window(self, context: Context) -> dict[str, str] | None:
+        if self.window_given:
+            return window_spec(self.window_start, self.window_end, context)
+        if self.partition_column is not None or self.mode != "replace":
+            return None
+        key = self._key(context)
+        if key is None:
+            return window_spec(self.window_start, self.window_end, context) if self.time_column else None
+        if self.time_column is None:
+            raise ValueError(
+                f"partition key {key!r}: which rows of {self.table} does it stand for? Give time_column if it is a time, "
+                "partition_column if it is the value of one; or window_start=None and window_end=None to replace the whole table"
+            )
+        return as_spec(run_partition_window(context, key=self.partition_key, unit=self.partition_unit))
+
+    def _partition(self, context: Context) -> dict[str, str] | None:
+        if self.partition_column is None:
+            return None
+        key = self._key(context)
+        if key is None:
+            raise ValueError(
+                f"partition_column {self.partition_column!r} needs a partition key: start the Dag with one, or give partition_key"
+            )
+        return {"column": self.partition_column, "key": key}
+
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the dataset version to the ledger and into the outlets' events."""
         from airflow_mlops.ledger import EntryKind
@@ -175,8 +215,19 @@ class IngestDatasetOperator(StepOperator):
         )
         cleaned = {"cleaning": result["cleaning"]} if result["cleaning"] else {}
         self.fill_outlets(context, {"dataset": dataset, **cleaned})
+        self._name_partition(context)
         if result["watermark"] is not None:
             self._show_watermark(result["watermark"], context)
+
+    def _name_partition(self, context: Context) -> None:
+        """Put a partition key that is not the run's, which Airflow adds itself, into the outlets' events."""
+        from airflow.sdk import Asset
+
+        if self.partition_key is None or self.partition_key == context.get("partition_key"):
+            return
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].add_partitions(self.partition_key)
 
     def _show_watermark(self, watermark: str, context: Context) -> None:
         """Put the watermark where Airflow's page of the asset shows it; the next run takes it from the table."""

@@ -10,7 +10,8 @@ from airflow.sdk import timezone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.operators.base import StepOperator, check_key, names, part_of, window_spec
+from airflow_mlops.operators.base import StepOperator, check_key, names, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,8 +71,8 @@ class CheckPerformanceOperator(StepOperator):
         target: str = "label",
         metric: str = "mae",
         metrics: str | Sequence[str] = (),
-        window_start: str = "{{ data_interval_start }}",
-        window_end: str = "{{ data_interval_end }}",
+        window_start: str = RUN_WINDOW[0],
+        window_end: str = RUN_WINDOW[1],
         maximum_relative_change: float | str = 0.2,
         minimum_labelled_share: float | str = 0.8,
         maturity_days: float | str = 90.0,
@@ -98,7 +99,7 @@ class CheckPerformanceOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.performance.PerformanceSpec`."""
         return {
             "model_name": self.model_name,
-            "window": window_spec(self.window_start, self.window_end),
+            "window": window_spec(self.window_start, self.window_end, context),
             "labels": part_of(self.labels, "dataset"),
             "id_column": self.id_column,
             "target": self.target,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.operators.base import StepOperator, part_of, window_spec
+from airflow_mlops.operators.base import StepOperator, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,8 +56,8 @@ class ScoreBatchOperator(StepOperator):
         alias: str = "champion",
         id_column: str,
         time_column: str,
-        window_start: str | None = "{{ data_interval_start }}",
-        window_end: str | None = "{{ data_interval_end }}",
+        window_start: str | None = RUN_WINDOW[0],
+        window_end: str | None = RUN_WINDOW[1],
         partition: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -82,7 +83,7 @@ class ScoreBatchOperator(StepOperator):
             "alias": self.alias,
             "id_column": self.id_column,
             "time_column": self.time_column,
-            "window": window_spec(self.window_start, self.window_end),
+            "window": window_spec(self.window_start, self.window_end, context),
             "partition": self.partition or None,
         }
 
@@ -96,7 +97,7 @@ class ScoreBatchOperator(StepOperator):
             kind=EntryKind.SCORING,
             key=f"{predictions['uri']}|{predictions['version']}",
             model_name=result["model_name"],
-            window=window_spec(self.window_start, self.window_end),
+            window=window_spec(self.window_start, self.window_end, context),
             subject=result["model_version"],
             summary=f"{result['model_name']} version {result['model_version']} scored {result['row_count']} rows "
             f"into {predictions['uri']}",

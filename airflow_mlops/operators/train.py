@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import MLflowRunLink
-from airflow_mlops.operators.base import StepOperator, names, optional_number, part_of, window_spec
+from airflow_mlops.operators.base import StepOperator, names, optional_number, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,8 +131,8 @@ class TrainModelOperator(StepOperator):
         weight_column: str | None = None,
         preprocessing: str = "auto",
         feature_selection: Mapping[str, Any] | None = None,
-        window_start: str | None = "{{ data_interval_start }}",
-        window_end: str | None = "{{ data_interval_end }}",
+        window_start: str | None = RUN_WINDOW[0],
+        window_end: str | None = RUN_WINDOW[1],
         plan: Any = None,
         rows: str = "window",
         trailing_days: float | str | None = None,
@@ -204,7 +205,7 @@ class TrainModelOperator(StepOperator):
             "weight_column": self.weight_column or None,
             "preprocessing": self.preprocessing,
             "feature_selection": dict(self.feature_selection) if self.feature_selection else None,
-            "window": window_spec(self.window_start, self.window_end) if not plan else None,
+            "window": window_spec(self.window_start, self.window_end, context) if not plan else None,
             "rows": self.rows,
             "trailing_days": optional_number(self.trailing_days),
             "half_life_days": optional_number(self.half_life_days),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import Asset
 
 from airflow_mlops.exceptions import DataQualityError
-from airflow_mlops.operators.base import StepOperator, actor, part_of, window_spec
-from airflow_mlops.operators.windows import RUN_WINDOW
+from airflow_mlops.operators.base import StepOperator, actor, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,7 +93,7 @@ class ValidateDatasetOperator(StepOperator):
             "dataset": dataset,
             "suite": self.suite,
             "time_column": self.time_column,
-            "window": window_spec(self.window_start, self.window_end)
+            "window": window_spec(self.window_start, self.window_end, context)
             if self.time_column or self.window_given
             else None,
             "engine": self.engine,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from airflow_mlops.core.batches import read_ahead
 from airflow_mlops.core.cleaning import Cleaning, CleaningReport
 from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.partitions import Partition
 from airflow_mlops.core.schema_policy import SchemaPolicy, fit_schema
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
@@ -24,6 +25,7 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.ingest_clean import Cleaner, without_values
+from airflow_mlops.steps.ingest_partition import partition_value, rows_of
 from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
 from airflow_mlops.steps.ingest_source import open_source
 
@@ -51,6 +53,7 @@ class IngestSpec:
     :param table: URI of the Delta table; created when missing.
     :param time_column: places a row in a window; naive times are UTC. Needed with ``window``.
     :param window: only these rows; ``replace`` replaces what the table has there, ``None`` means the whole table.
+    :param partition: only the rows with a column's value; ``replace`` replaces those of the table.
     :param id_column: must be unique and not null in what is ingested, when given.
     :param mode: ``replace`` the window or table; ``append`` each file once; ``upsert`` by ``keys``; ``incremental``: append
         what is above the highest ``watermark_column`` of the table.
@@ -68,6 +71,7 @@ class IngestSpec:
     table: str
     time_column: str | None = None
     window: Window | None = None
+    partition: Partition | None = None
     id_column: str | None = None
     mode: IngestMode = "replace"
     keys: tuple[str, ...] = ()
@@ -91,6 +95,7 @@ class IngestResult:
     dataset: DatasetVersion
     window: Window | None
     row_count: int
+    partition: Partition | None = None
     watermark: str | None = None
     cleaning: CleaningReport | None = None
 
@@ -150,9 +155,7 @@ def _run(spec: IngestSpec, cleaner: Cleaner) -> IngestResult:
         first = list(itertools.islice(frames, 1))
     if not sum(batch.height for batch in first):
         if spec.mode == "replace" or writer.version is None:
-            raise InsufficientDataError(
-                f"{spec.source} has no rows in window {spec.window}: has the window's data arrived?"
-            )
+            raise InsufficientDataError(f"{spec.source} has no rows in {_place(spec)}: has its data arrived?")
         return _result(spec, None, 0)
     try:
         version = _write(spec, writer, itertools.chain(first, frames), schema, work.marks)
@@ -167,7 +170,13 @@ def _run(spec: IngestSpec, cleaner: Cleaner) -> IngestResult:
 
 def _whole(spec: IngestSpec) -> bool:
     """Tell whether the table holds just the rows that are ingested."""
-    return spec.mode == "replace" and spec.window is None
+    return spec.mode == "replace" and spec.window is None and spec.partition is None
+
+
+def _place(spec: IngestSpec) -> str:
+    if spec.partition is not None:
+        return f"partition {spec.partition}"
+    return f"window {spec.window}"
 
 
 def _digested(
@@ -182,6 +191,10 @@ def _require_arguments(spec: IngestSpec) -> None:
             f"a window of {spec.source} needs time_column, which places a row in it; "
             "give no window to replace the whole table"
         )
+    if spec.partition is not None and (spec.mode != "replace" or spec.window is not None):
+        raise ValueError(
+            f"partition {spec.partition} of {spec.table} is replaced as a whole: it takes mode 'replace' and no window"
+        )
     if spec.mode == "upsert" and not spec.keys:
         raise ValueError(f"mode 'upsert' into {spec.table} needs keys: the columns that together name a row")
     if spec.mode == "incremental" and spec.watermark_column is None:
@@ -194,8 +207,10 @@ def _require_arguments(spec: IngestSpec) -> None:
         )
     if spec.work_key is not None and spec.mode != "append":
         raise ValueError(f"work_key belongs to mode 'append'; mode {spec.mode!r} needs none")
+    parted = () if spec.partition is None else (spec.partition.column,)
     spec.cleaning.require_kept(
-        [*_filled(spec), *spec.new_categories], as_they_are=(spec.time_column, spec.watermark_column)
+        [*_filled(spec), *spec.new_categories, *parted],
+        as_they_are=(spec.time_column, spec.watermark_column, *parted),
     )
 
 
@@ -241,7 +256,7 @@ def _not_appended(spec: IngestSpec, writer: delta.TableWriter) -> _Work:
 
 
 def _open(spec: IngestSpec, files: list[str] | None) -> pl.LazyFrame:
-    return open_source(
+    frame = open_source(
         spec.source,
         files=files,
         needed=[
@@ -252,6 +267,7 @@ def _open(spec: IngestSpec, files: list[str] | None) -> pl.LazyFrame:
         window=spec.window,
         texts=spec.cleaning.hash_columns,
     )
+    return frame if spec.partition is None else rows_of(spec.partition, frame, spec.source)
 
 
 def _filled(spec: IngestSpec) -> dict[str, str]:
@@ -263,6 +279,8 @@ def _filled(spec: IngestSpec) -> dict[str, str]:
         columns[spec.id_column] = "id"
     if spec.time_column is not None:
         columns[spec.time_column] = "time"
+    if spec.partition is not None:
+        columns[spec.partition.column] = "partition"
     return columns
 
 
@@ -356,7 +374,16 @@ def _write(
     marks: Mapping[str, int],
 ) -> int:
     if spec.mode == "replace":
-        return writer.replace(frames, schema, time_column=spec.time_column, window=spec.window)
+        value = None
+        if spec.partition is not None:
+            value = partition_value(spec.partition, schema[spec.partition.column], spec.table)
+        return writer.replace(
+            frames,
+            schema,
+            time_column=spec.time_column,
+            window=spec.window,
+            partition=None if spec.partition is None else (spec.partition.column, value),
+        )
     if spec.mode == "upsert" or spec.overlap:
         return writer.upsert(frames, schema, keys=spec.keys, marks=marks)
     return writer.append(frames, schema, marks=marks)
@@ -386,6 +413,7 @@ def _result(
     return IngestResult(
         dataset=dataset,
         window=spec.window,
+        partition=spec.partition,
         row_count=row_count,
         watermark=highest.isoformat()
         if isinstance(highest, datetime)
