@@ -56,7 +56,7 @@ _OPERATORS = (
     "validate",
 )
 _SENSORS = ("drift", "endpoint", "labels", "model_version", "new_data")
-_LINKS = ("EndpointLink", "MLflowRunLink", "ModelVersionLink", "ReportLink")
+_LINKS = ("DataDocsLink", "EndpointLink", "MLflowRunLink", "ModelVersionLink", "ReportLink")
 _TEXT = {"type": ["string", "null"]}
 _SECRET = {"type": ["string", "null"], "format": "password"}
 

@@ -78,6 +78,8 @@ def _judge_with_gx(frame: pl.LazyFrame, suite: Suite, expectations: list[Suite])
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    # This module sets its own logger to INFO, and tells of a folder it makes and removes again.
+    logging.getLogger(ProgressBarsConfig.__module__).setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batch = (

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.data_docs import PastVerdict
 from airflow_mlops.core.dataset import DatasetVersion, count_rows
 from airflow_mlops.core.validation import unexpected_rows
-from airflow_mlops.core.verdict import gates, name_expectation, shown_positions, tell_failures, tell_verdict
+from airflow_mlops.core.verdict import (
+    gates,
+    hide_values,
+    name_expectation,
+    shown_positions,
+    tell_failures,
+    tell_verdict,
+)
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import CommitConflictError, InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta, great_expectations
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
+from airflow_mlops.steps.validation_page import REPORTS, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +72,10 @@ class ValidateSpec:
     :param id_column: names the rows in the evidence.
     :param allow_empty: judge also where there are no rows.
     :param quarantine: set rows aside that break critical expectations; ``None`` leaves them.
+    :param private_columns: columns whose values no evidence shows.
+    :param report: when a page is written to MLflow, if the services name one: ``always``, ``failed`` (also where rows
+        were set aside) or ``never``.
+    :param history: earlier verdicts, for the page.
     """
 
     dataset: DatasetRef
@@ -72,6 +86,13 @@ class ValidateSpec:
     id_column: str | None = None
     allow_empty: bool = False
     quarantine: Quarantine | None = None
+    private_columns: tuple[str, ...] = ()
+    report: str = "always"
+    history: tuple[PastVerdict, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.report not in REPORTS:
+            raise ValueError(f"unknown report {self.report!r}; known: {', '.join(REPORTS)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +107,7 @@ class ValidateResult:
     :param failures: the first of them.
     :param quarantined: rows that were set aside.
     :param quarantine: where they are; its digest is that of its list of files.
+    :param report_url: page that shows it; ``None`` when none was written.
     """
 
     dataset: DatasetVersion
@@ -101,6 +123,7 @@ class ValidateResult:
     failed_critical: int = 0
     quarantined: int = 0
     quarantine: DatasetVersion | None = None
+    report_url: str | None = None
 
 
 def run(spec: ValidateSpec, services: Services) -> ValidateResult:
@@ -118,8 +141,8 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
     rows = delta.read_table(
         dataset.uri, version=dataset.version, window=spec.window, time_column=spec.time_column
     )
-    if spec.id_column is not None:
-        delta.require_columns([spec.id_column], rows.collect_schema().names(), dataset.uri)
+    named = [*spec.private_columns, *([spec.id_column] if spec.id_column is not None else [])]
+    delta.require_columns(named, rows.collect_schema().names(), dataset.uri)
     row_count = count_rows(rows)
     if row_count == 0 and not spec.allow_empty:
         raise InsufficientDataError(f"window {spec.window} of {dataset.uri} has no rows: nothing to validate")
@@ -133,7 +156,9 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
     if spec.quarantine is not None and not success:
         told, aside = _set_aside(spec, spec.quarantine, dataset, suite, rows, results)
         headline = f"{headline}; {told}"
-    return ValidateResult(
+    shown = hide_values(results, spec.private_columns)
+    ids = _ids(spec, rows, shown)
+    outcome = ValidateResult(
         dataset=aside.kept if aside else dataset,
         window=spec.window,
         success=success or aside is not None,
@@ -142,12 +167,27 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
         evaluated=len(results),
         failed=sum(not result["success"] for result in results),
         failed_critical=sum(map(gates, results)),
-        failures=tuple(tell_failures(results, _ids(spec, rows, results))),
+        failures=tuple(tell_failures(shown, ids)),
         engines={engine: engines.count(engine) for engine in sorted(set(engines))},
         headline=headline,
         quarantined=aside.count if aside else 0,
         quarantine=aside.quarantined if aside else None,
     )
+    wanted = spec.report == "always" or (spec.report == "failed" and outcome.failed)
+    if services.tracking_uri is None or not wanted:
+        return outcome
+    url = write_page(
+        services,
+        to_dict(outcome),
+        report | {"results": shown},
+        judged=dataset,
+        key=work_key("validate", to_dict(replace(spec, dataset=dataset, history=())), suite),
+        notes=[item.get("notes") for item in suite["expectations"]],
+        row_ids=ids,
+        id_column=None if spec.id_column in spec.private_columns else spec.id_column,
+        history=spec.history,
+    )
+    return replace(outcome, report_url=url)
 
 
 def _ids(spec: ValidateSpec, rows: pl.LazyFrame, results: list[dict[str, Any]]) -> dict[int, Any]:
@@ -155,7 +195,7 @@ def _ids(spec: ValidateSpec, rows: pl.LazyFrame, results: list[dict[str, Any]]) 
     import polars as pl
 
     positions = shown_positions(results) if spec.id_column is not None else set()
-    if spec.id_column is None or not positions:
+    if spec.id_column is None or spec.id_column in spec.private_columns or not positions:
         return {}
     named = rows.select(spec.id_column).with_row_index("\0row")
     wanted = pl.Series(sorted(positions), dtype=pl.get_index_type()).implode()

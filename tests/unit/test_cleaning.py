@@ -286,7 +286,14 @@ class TestHashes:
         [
             ({"hash_columns": "x", "drop_columns": "x"}, "'x' is in drop_columns and is needed elsewhere"),
             ({"drop_columns": "x", "id_column": "x"}, "'x' is in drop_columns and is needed elsewhere"),
-            ({"hash_columns": "t", "watermark_column": "t", "mode": "incremental"}, "hashes have no order"),
+            (
+                {"hash_columns": "t", "watermark_column": "t", "mode": "incremental"},
+                "orders or parts the rows",
+            ),
+            (
+                {"hash_columns": "region", "partition": {"column": "region", "key": "eu"}},
+                "orders or parts the rows",
+            ),
             ({"deduplicate_order": "t"}, "deduplicate_order needs deduplicate_by"),
             ({"deduplicate_keep": "best"}, "cleaning.deduplicate_keep: Input should be 'last' or 'first'"),
         ],
