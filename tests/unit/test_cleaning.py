@@ -291,7 +291,7 @@ class TestHashes:
                 "orders or parts the rows",
             ),
             (
-                {"hash_columns": "region", "partition": {"column": "region", "key": "eu"}},
+                {"hash_columns": "region", "partition_column": "region", "partition_key": "eu"},
                 "orders or parts the rows",
             ),
             ({"deduplicate_order": "t"}, "deduplicate_order needs deduplicate_by"),
