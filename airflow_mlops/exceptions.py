@@ -81,6 +81,10 @@ class DatasetNotFoundError(MLOpsError, LookupError):
     """No dataset (table, version or source file) under that name."""
 
 
+class StaleDatasetError(MLOpsError):
+    """A dataset version is not the newest of its rows any more, so what was found in it must not be written on top of them."""
+
+
 class ModelVersionNotFoundError(MLOpsError, LookupError):
     """No model, version or alias under that name in the registry."""
 

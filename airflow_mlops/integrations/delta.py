@@ -122,6 +122,26 @@ def require_columns(wanted: Sequence[str], known: Sequence[str], where: str) -> 
         raise SchemaMismatchError(f"{where} has no column {', '.join(missing)}; it has {', '.join(known)}")
 
 
+def newest_version(uri: str) -> int:
+    """Give the number of a table's newest version."""
+    return _open(uri, None).version()
+
+
+def delete_rows(uri: str, *, column: str, values: Sequence[str]) -> None:
+    """Delete the rows that have one of these values, in one commit; none where there are no such rows.
+
+    :raises CommitConflictError: another write came first.
+    """
+    import polars as pl
+
+    rows = read_table(uri, columns=[column]).filter(pl.col(column).is_in(list(values)))
+    if not values or not rows.head(1).collect().height:
+        return
+    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    with _write_errors(uri):
+        _open(uri, None).delete(f"{_quoted(column)} IN ({listed})")
+
+
 def table_exists(uri: str) -> bool:
     """Tell whether a Delta table is there.
 
@@ -166,6 +186,7 @@ def replace_window_streamed(
     work: str,
     read_version: int | None = None,
     work_column: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> int:
     """Like :func:`replace_window`, of rows that come a frame at a time; memory holds a few of them.
 
@@ -175,21 +196,24 @@ def replace_window_streamed(
     :param work: key of the work the rows are the outcome of, for :func:`find_written`.
     :param read_version: version of this table that the rows were made of: where the window was changed since, it is a conflict.
     :param work_column: column that holds ``work``; its rows are replaced, wherever they are in time.
+    :param notes: what else the commit says about itself.
     """
     import polars as pl
     from deltalake import CommitProperties, Transaction, write_deltalake
 
     place = _place(window) if work_column is None else work
     properties = CommitProperties(
-        custom_metadata={_WORK: work} | ({_WINDOW: place} if work_column is None else {}),
+        custom_metadata={_WORK: work, **(notes or {})} | ({_WINDOW: place} if work_column is None else {}),
         # Of two that write one window at a time the second one fails, also where there was nothing to replace.
         app_transactions=[Transaction(f"{_WINDOW}={place}", int(work[:15], 16))],
     )
     empty = pl.DataFrame(schema=schema)
     table = _open_to_write(uri, empty.schema)
+    replaced = _predicate(time_column, window) if work_column is None else f"{work_column} = '{work}'"
     if read_version is not None:
         table.load_as_version(read_version)
-    replaced = _predicate(time_column, window) if work_column is None else f"{work_column} = '{work}'"
+        # Without a condition nothing counts as read, and rows that are appended meanwhile as no conflict.
+        replaced = replaced or "true"
     with _streamed(uri, frames, empty.schema) as reader:
         write_deltalake(table, reader, mode="overwrite", predicate=replaced, commit_properties=properties)
     return table.version()
@@ -428,12 +452,25 @@ def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | N
     return found
 
 
-def find_commit(uri: str, work: str) -> int | None:
-    """Find the version in which :func:`replace_window_streamed` committed a work's rows, whatever was written since."""
+def find_commit(uri: str, work: str, *, after: int = -1) -> int | None:
+    """Find the version in which :func:`replace_window_streamed` committed a work's rows, whatever was written since.
+
+    :param after: look at later versions than this one only.
+    """
     if not table_exists(uri):
         return None
-    found = (commit["version"] for commit in _commits(_open(uri, None)) if commit.get(_WORK) == work)
-    return next(found, None)
+    for commit in _commits(_open(uri, None)):
+        if commit["version"] <= after:
+            return None
+        if commit.get(_WORK) == work:
+            return int(commit["version"])
+    return None
+
+
+def find_works(uri: str, note: str, value: str) -> dict[str, dict[str, Any]]:
+    """Find what the last commit of each work says about itself, of those with such a note."""
+    commits = [commit for commit in _commits(_open(uri, None)) if commit.get(note) == value]
+    return {commit[_WORK]: commit for commit in reversed(commits)}
 
 
 def _commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
@@ -509,20 +546,36 @@ def describe(uri: str, *, version: int | None = None, time_column: str | None = 
     if time_column is not None and time_column in schema:
         told += [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
     found = frame.select(told).collect(engine="streaming").row(0, named=True)
-    digest = RowDigest({name: str(dtype) for name, dtype in schema.items()})
     with_nulls = frozenset(name for name, dtype in schema.items() if _nulls_matter(dtype) and found[name])
-    for batch in stream_batches(frame):
-        digest.update_frame(batch, with_nulls=with_nulls)
     return DatasetVersion(
         uri=uri,
         version=table.version(),
-        dataset_digest=digest.hexdigest(),
+        dataset_digest=_digest(frame, with_nulls),
         row_count=found["_count"],
         columns={name: str(dtype) for name, dtype in schema.items()},
         time_column=time_column,
         time_min=found.get("_first"),
         time_max=found.get("_last"),
     )
+
+
+def digest_window(uri: str, *, version: int | None, window: Window | None, time_column: str | None) -> str:
+    """Digest the rows of a window, or without one of the table; the same rows have the same digest in every version."""
+    import polars as pl
+
+    frame = read_table(uri, version=version, window=window, time_column=time_column)
+    told = [
+        pl.col(name).null_count() for name, dtype in frame.collect_schema().items() if _nulls_matter(dtype)
+    ]
+    found = frame.select(told).collect(engine="streaming").row(0, named=True) if told else {}
+    return _digest(frame, frozenset(name for name, nulls in found.items() if nulls))
+
+
+def _digest(frame: pl.LazyFrame, with_nulls: frozenset[str]) -> str:
+    digest = RowDigest({name: str(dtype) for name, dtype in frame.collect_schema().items()})
+    for batch in stream_batches(frame):
+        digest.update_frame(batch, with_nulls=with_nulls)
+    return digest.hexdigest()
 
 
 def _nulls_matter(dtype: pl.DataType) -> bool:

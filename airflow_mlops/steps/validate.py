@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,26 +18,17 @@ from airflow_mlops.core.verdict import (
     tell_verdict,
 )
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import CommitConflictError, InsufficientDataError, SchemaMismatchError
+from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta, great_expectations
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
+from airflow_mlops.steps.quarantine import SetAside
 from airflow_mlops.steps.validation_page import REPORTS, write_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import polars as pl
 
     from airflow_mlops.services import Services
-
-logger = logging.getLogger(__name__)
-
-#: Columns of a quarantine beside the table's own: why a row is there, of which version, by which validation.
-REASONS, VERSION, WORK = "quarantine_reasons", "quarantine_version", "quarantine_work"
-
-#: Rows that are sorted at once; a few such batches are in memory.
-_BATCH_ROWS = 64_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,118 +238,20 @@ def _set_aside(
     if still:
         first = name_expectation(still[0]["expectation_config"])
         return f"without the {count} rows that break a critical one, {first} still fails", None
-    key = work_key("validate", dataset.uri, dataset.version, spec.window.key if spec.window else None)
-    key = work_key(key, suite["expectations"], quarantine.table)
-    return f"{share} are in {quarantine.table}, the rest goes on", _Aside(
-        count=count,
-        quarantined=_write_quarantine(spec, quarantine, dataset, reasons, key),
-        kept=_write_rest(spec, dataset, ~bad, key),
-    )
-
-
-def _write_quarantine(
-    spec: ValidateSpec,
-    quarantine: Quarantine,
-    dataset: DatasetVersion,
-    reasons: list[tuple[str, pl.Expr]],
-    key: str,
-) -> DatasetVersion:
-    """Write the bad rows under the work's own key: two attempts at once replace each other's rows, and nobody else's."""
-    import polars as pl
-
-    schema = delta.read_table(dataset.uri, version=dataset.version).collect_schema()
-    taken = [name for name in (REASONS, VERSION, WORK) if name in schema]
-    if taken:
-        raise SchemaMismatchError(
-            f"{dataset.uri} has a column {', '.join(taken)}, as a quarantine has: is it one? Judge the table it was taken from"
-        )
-    added = {
-        REASONS: pl.concat_str(
-            [pl.when(broken).then(pl.lit(name)) for name, broken in reasons],
-            separator="; ",
-            ignore_nulls=True,
-        ),
-        VERSION: pl.lit(dataset.version, dtype=pl.Int64),
-        WORK: pl.lit(key),
-    }
-    bad = pl.any_horizontal(*(one for _, one in reasons))
-    frames = (frame.filter(bad).with_columns(**added) for frame in _batches(spec, dataset))
-
-    def write() -> int:
-        return delta.replace_window_streamed(
-            quarantine.table,
-            _in_own_thread(frames),
-            schema={**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()},
-            time_column=None,
-            window=None,
-            work=key,
-            work_column=WORK,
-        )
-
-    version = _once(quarantine.table, key, write)
-    return delta.describe_files(quarantine.table, version=version, time_column=spec.time_column)
-
-
-def _write_rest(spec: ValidateSpec, dataset: DatasetVersion, good: pl.Expr, key: str) -> DatasetVersion:
-    """Replace the window by its good rows, once, unless it was written again since they were read."""
-    frames = (frame.filter(good) for frame in _batches(spec, dataset))
-
-    def write() -> int:
-        return delta.replace_window_streamed(
-            dataset.uri,
-            _in_own_thread(frames),
-            schema=delta.read_table(dataset.uri, version=dataset.version).collect_schema(),
-            time_column=spec.time_column,
-            window=spec.window,
-            work=key,
-            read_version=dataset.version,
-        )
-
-    try:
-        version = _once(dataset.uri, key, write)
-    except CommitConflictError as err:
-        raise CommitConflictError(
-            f"{spec.window or 'the content'} of {dataset.uri} was written again after version {dataset.version}, which was judged: "
-            "the newer rows stay. Run the task that ingests them again, and validate what it gives"
-        ) from err
-    return delta.describe(dataset.uri, version=version, time_column=spec.time_column)
-
-
-def _once(uri: str, key: str, write: Callable[[], int]) -> int:
-    """Write, unless an earlier attempt has, or one that overlaps comes first.
-
-    :returns: the version that holds the work.
-    """
-    version = delta.find_commit(uri, key)
-    if version is None:
-        try:
-            return write()
-        except CommitConflictError:
-            version = delta.find_commit(uri, key)
-            if version is None:
-                raise
-    logger.info("another attempt has written this to %s already, as version %d", uri, version)
-    return version
-
-
-def _batches(spec: ValidateSpec, dataset: DatasetVersion) -> Iterator[pl.DataFrame]:
-    return delta.stream_table(
-        dataset.uri,
-        version=dataset.version,
-        columns=list(dataset.columns),
+    aside = SetAside(
+        dataset=dataset,
         window=spec.window,
         time_column=spec.time_column,
-        batch_rows=_BATCH_ROWS,
+        table=quarantine.table,
+        reasons=reasons,
+        count=count,
+        # Another attempt would resolve a table to its newest version; a version is what it is.
+        newest=isinstance(spec.dataset, str),
     )
-
-
-def _in_own_thread(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Read ahead of the writer, which asks from within delta-rs; that can't be entered a second time there."""
-    with ThreadPoolExecutor(1, "read") as reader:
-        read = reader.submit(next, frames, None)
-        while (frame := read.result()) is not None:
-            read = reader.submit(next, frames, None)
-            yield frame
+    quarantined, kept = aside.write(suite["expectations"])
+    return f"{share} are in {quarantine.table}, the rest goes on", _Aside(
+        count=count, quarantined=quarantined, kept=kept
+    )
 
 
 STEP = Step(name="validate", spec=ValidateSpec, result=ValidateResult, run=run)
