@@ -46,6 +46,7 @@ class ValidateDatasetOperator(StepOperator):
     :param quarantine_budget: largest share of the window's rows that may be set aside, in ``[0, 1)``; with more of them the task
         fails and nothing is written. The default is a rule of thumb: a hundredth hardly moves what a model learns.
     :param private_columns: columns whose values neither log, ledger, XCom nor page show; a list, or names separated by commas. (templated)
+    :param expectation_modules: importable modules that define expectations of your own, such as ``["my_company.expectations"]``.
     :param report: when the verdict's page goes to MLflow, linked from the task: ``always``, ``failed`` (when an expectation failed, of
         any severity) or ``never``. Without an MLflow connection, or while MLflow is down, there is none, and the verdict stands.
     """
@@ -78,6 +79,7 @@ class ValidateDatasetOperator(StepOperator):
         quarantine_table: str | None = None,
         quarantine_budget: float = 0.01,
         private_columns: str | Sequence[str] = (),
+        expectation_modules: Sequence[str] = (),
         report: Literal["always", "failed", "never"] = "always",
         **kwargs: Any,
     ) -> None:
@@ -95,6 +97,7 @@ class ValidateDatasetOperator(StepOperator):
         self.quarantine_table = quarantine_table
         self.quarantine_budget = quarantine_budget
         self.private_columns = private_columns
+        self.expectation_modules = expectation_modules
         self.report = report
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -122,6 +125,7 @@ class ValidateDatasetOperator(StepOperator):
             if self.action == "quarantine"
             else None,
             "private_columns": names(self.private_columns),
+            "expectation_modules": names(self.expectation_modules),
             "report": self.report,
             "history": self._past_verdicts(part_of(dataset, "uri")) if self.report != "never" else [],
         }

@@ -22,6 +22,7 @@ from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta, great_expectations
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
+from airflow_mlops.steps.named_rows import rows_by_name
 from airflow_mlops.steps.quarantine import SetAside
 from airflow_mlops.steps.validation_page import REPORTS, write_page
 
@@ -62,6 +63,7 @@ class ValidateSpec:
     :param allow_empty: judge also where there are no rows.
     :param quarantine: set rows aside that break critical expectations; ``None`` leaves them.
     :param private_columns: columns whose values no evidence shows.
+    :param expectation_modules: modules with expectations of one's own.
     :param report: when a page is written to MLflow, if the services name one: ``always``, ``failed`` (also where rows
         were set aside) or ``never``.
     :param history: earlier verdicts, for the page.
@@ -76,6 +78,7 @@ class ValidateSpec:
     allow_empty: bool = False
     quarantine: Quarantine | None = None
     private_columns: tuple[str, ...] = ()
+    expectation_modules: tuple[str, ...] = ()
     report: str = "always"
     history: tuple[PastVerdict, ...] = ()
 
@@ -136,7 +139,9 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
     if row_count == 0 and not spec.allow_empty:
         raise InsufficientDataError(f"window {spec.window} of {dataset.uri} has no rows: nothing to validate")
     suite = great_expectations.load_suite(spec.suite)
-    report = great_expectations.validate_frame(rows, suite, engine=spec.engine)
+    report = great_expectations.validate_frame(
+        rows, suite, engine=spec.engine, modules=spec.expectation_modules
+    )
     results = report["results"]
     engines = [result["meta"]["engine"] for result in results]
     success = not any(map(gates, results))
@@ -218,14 +223,19 @@ def _set_aside(
     import polars as pl
 
     schema = rows.collect_schema()
-    broken = unexpected_rows(schema, suite["expectations"])
     failed = [index for index, result in enumerate(results) if gates(result)]
-    beyond = [
-        index for index in failed if index not in broken or results[index]["meta"]["engine"] != "polars"
-    ]
+    theirs = [index for index in failed if results[index]["meta"]["engine"] != "polars"]
+    compiled = unexpected_rows(schema, suite["expectations"])
+    broken = {index: compiled[index] for index in failed if index in compiled and index not in theirs}
+    if spec.id_column is not None:
+        broken |= rows_by_name(
+            rows, suite, theirs, id_column=spec.id_column, modules=spec.expectation_modules
+        )
+    beyond = [index for index in failed if index not in broken]
     if beyond:
         first = name_expectation(suite["expectations"][beyond[0]])
-        return f"quarantine can't help: {first} is not about single rows, or was not judged by polars", None
+        without = ", or no id_column tells which rows Great Expectations means" if beyond[0] in theirs else ""
+        return f"quarantine can't help: {first} is not about single rows{without}", None
     reasons = [(name_expectation(suite["expectations"][index]), broken[index]) for index in failed]
     bad = pl.any_horizontal(*(one for _, one in reasons))
     count = int(rows.select(bad.sum()).collect(engine="streaming").item())
@@ -233,8 +243,10 @@ def _set_aside(
     share = f"{count} of {total} rows ({count / total:.3%})"
     if count / total > quarantine.budget:
         return f"{share} break a critical one, the quarantine's budget is {quarantine.budget:.3%}", None
-    left = great_expectations.validate_frame(rows.filter(~bad), suite, engine=spec.engine)["results"]
-    still = [result for result in left if gates(result)]
+    left = great_expectations.validate_frame(
+        rows.filter(~bad), suite, engine=spec.engine, modules=spec.expectation_modules
+    )
+    still = [result for result in left["results"] if gates(result)]
     if still:
         first = name_expectation(still[0]["expectation_config"])
         return f"without the {count} rows that break a critical one, {first} still fails", None
