@@ -201,6 +201,14 @@ CASES: dict[str, list[tuple[dict[str, list[Any]], dict[str, Any]]]] = {
         ({"n": [BIG, None]}, _on("column_values_to_be_between", column="n", min_value=0)),
         ({"n": [BIG, None]}, _on("column_max_to_be_between", column="n", min_value=0)),
     ],
+    "a bound that is no whole number, of lengths, distinct values, rows or columns": [
+        ({"s": ["a"]}, _on("column_value_lengths_to_be_between", column="s", min_value=0.5)),
+        ({"s": ["a"]}, _on("column_unique_value_count_to_be_between", column="s", min_value=0.5)),
+        ({"s": ["a"]}, _on("table_row_count_to_be_between", min_value=0.5)),
+        ({"s": ["a"]}, _on("table_row_count_to_equal", value=1.5)),
+        ({"s": ["a"]}, _on("table_column_count_to_be_between", max_value=1.5)),
+        ({"s": ["a"]}, _on("table_column_count_to_equal", value=1.5)),
+    ],
     "a lower bound above the upper one, or no bound": [
         ({"n": [1]}, _on("column_values_to_be_between", column="n", min_value=2, max_value=1)),
         ({"n": [1]}, _on("column_values_to_be_between", column="n")),
