@@ -145,3 +145,12 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < _EXACT if isinstance(value, int) else not math.isnan(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Tell whether an argument is a whole number; of another one Great Expectations takes the whole part where it counts.
+
+    >>> is_whole(2), is_whole(2.0), is_whole(0.5), is_whole(True)
+    (True, True, False, False)
+    """
+    return is_number(value) and float(value).is_integer()

@@ -15,6 +15,7 @@ from airflow_mlops.core.expectation_rules import (
     TableRule,
     guards_of,
     is_number,
+    is_whole,
     known_columns,
     missing,
     value_of,
@@ -31,8 +32,8 @@ def _within(observed: Any, kwargs: Kwargs) -> bool:
     return bool(above and below)
 
 
-def _bounds_are_numbers(kwargs: Kwargs) -> bool:
-    return all(is_number(kwargs[name]) for name in ("min_value", "max_value") if name in kwargs)
+def _bounds_are_numbers(kwargs: Kwargs, fits: Callable[[Any], bool] = is_number) -> bool:
+    return all(fits(kwargs[name]) for name in ("min_value", "max_value") if name in kwargs)
 
 
 def _judge_number(name: str, kwargs: Kwargs) -> Judge:
@@ -66,7 +67,7 @@ def _distinct(*, share: bool) -> Compiler:
 
     def compile_rule(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
         columns = known_columns([kwargs.get("column")], schema, "number", "text", "time", "truth")
-        if columns is None or not _bounds_are_numbers(kwargs):
+        if columns is None or not _bounds_are_numbers(kwargs, is_number if share else is_whole):
             return None
         distinct, there = f"distinct:{columns[0]}", f"there:{columns[0]}"
 
@@ -104,7 +105,7 @@ def _share_there(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
 
 def _ordered(kwargs: Kwargs) -> bool:
     bounds = [kwargs[name] for name in ("min_value", "max_value") if name in kwargs]
-    return _bounds_are_numbers(kwargs) and bounds == sorted(bounds)
+    return _bounds_are_numbers(kwargs, is_whole) and bounds == sorted(bounds)
 
 
 def _rows_between(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
@@ -115,7 +116,7 @@ def _rows_between(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
 
 def _rows_equal(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
     wanted = kwargs.get("value")
-    if not is_number(wanted):
+    if not is_whole(wanted):
         return None
     return TableRule(
         measures={}, judge=lambda measures: (measures[ROWS] == wanted, {"observed_value": measures[ROWS]})
@@ -131,7 +132,7 @@ def _columns_between(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
 
 def _columns_equal(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
     wanted, count = kwargs.get("value"), len(schema)
-    if not is_number(wanted):
+    if not is_whole(wanted):
         return None
     return TableRule(measures={}, judge=lambda _: (count == wanted, {"observed_value": count}))
 
