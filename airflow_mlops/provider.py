@@ -51,6 +51,7 @@ _OPERATORS = (
     "register",
     "retraining",
     "score",
+    "screen_dataset",
     "select",
     "train",
     "validate",

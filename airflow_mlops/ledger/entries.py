@@ -18,6 +18,7 @@ class EntryKind(StrEnum):
 
     DATASET = "dataset"
     VALIDATION = "validation"
+    SCREENING = "screening"
     TRAINING = "training"
     PACKAGE = "package"
     SELECTION = "selection"

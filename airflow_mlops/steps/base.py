@@ -35,6 +35,7 @@ class Step:
 STEP_MODULES = {
     "ingest": "airflow_mlops.steps.ingest",
     "validate": "airflow_mlops.steps.validate",
+    "screen": "airflow_mlops.steps.screen",
     "infer-expectations": "airflow_mlops.steps.infer_expectations",
     "train": "airflow_mlops.steps.train",
     "select": "airflow_mlops.steps.select",
