@@ -37,6 +37,7 @@ _OPERATORS = (
     "approval",
     "build",
     "challengers",
+    "check_skew",
     "deploy",
     "deploy_to_bentocloud",
     "deploy_to_kubernetes",

@@ -47,6 +47,7 @@ STEP_MODULES = {
     "build": "airflow_mlops.steps.build",
     "deploy": "airflow_mlops.steps.deploy",
     "score": "airflow_mlops.steps.score",
+    "skew": "airflow_mlops.steps.skew",
     "drift": "airflow_mlops.steps.drift",
     "performance": "airflow_mlops.steps.performance",
     "challengers": "airflow_mlops.steps.challengers",

@@ -37,7 +37,7 @@ if typing.TYPE_CHECKING:
 OPERATORS = {
     "IngestDatasetOperator", "ValidateDatasetOperator", "InferExpectationsOperator", "ScreenDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
-    "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
+    "ScoreBatchOperator", "CheckDriftOperator", "CheckSkewOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
     "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator", "UpdateIncidentsOperator",
     "BuildBentoOperator", "DeployToKubernetesOperator", "DeployToBentoCloudOperator",
 }  # fmt: skip
