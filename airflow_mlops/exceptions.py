@@ -57,6 +57,10 @@ class DataQualityError(GateFailedError):
     """The dataset broke expectations of its suite."""
 
 
+class PartitionHeldError(GateFailedError):
+    """The labels of a new partition do not fit its features as those of trusted ones do: nothing may learn from it yet."""
+
+
 class DriftDetectedError(GateFailedError):
     """The current window differs from the reference by more than the policy allows."""
 

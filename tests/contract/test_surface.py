@@ -35,9 +35,9 @@ if typing.TYPE_CHECKING:
     from collections.abc import Iterator
 
 OPERATORS = {
-    "IngestDatasetOperator", "ValidateDatasetOperator", "InferExpectationsOperator", "TrainModelOperator", "EvaluateModelOperator",
+    "IngestDatasetOperator", "ValidateDatasetOperator", "InferExpectationsOperator", "ScreenDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
-    "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
+    "ScoreBatchOperator", "CheckDriftOperator", "CheckSkewOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
     "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator", "UpdateIncidentsOperator",
     "BuildBentoOperator", "DeployToKubernetesOperator", "DeployToBentoCloudOperator",
 }  # fmt: skip
