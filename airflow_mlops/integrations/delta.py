@@ -134,6 +134,14 @@ def table_exists(uri: str) -> bool:
         return DeltaTable.is_deltatable(place.uri, place.options)
 
 
+def newest_version(uri: str) -> int:
+    """Give the number of a table's newest version.
+
+    :raises DatasetNotFoundError: no such table.
+    """
+    return _open(uri, None).version()
+
+
 def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, window: Window | None) -> int:
     """Make ``rows`` the content of one window (or of the whole table) in a single commit.
 
