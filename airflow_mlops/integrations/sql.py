@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,7 @@ from airflow_mlops.exceptions import ConnectionConfigError, SourceUnavailableErr
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, CursorResult
 
 #: Rows that are asked for at a time.
 _CHUNK_ROWS = 50_000
@@ -53,10 +53,12 @@ def run_query(url: str, query: str, *, source: str, parameters: dict[str, Any]) 
     with connection, _errors(source):
         if dialect == "postgresql":
             connection.execute(sa.text("SET TIME ZONE 'UTC'"))  # what a naive time is compared in
-        yield _run(connection, query, {name: _bound(value, dialect) for name, value in parameters.items()})
+        values = {name: _bound(value, dialect) for name, value in parameters.items()}
+        with closing(_run(connection, query, values)) as result:
+            yield QueryRows(list(result.keys()), result.partitions(_CHUNK_ROWS))
 
 
-def _run(connection: Connection, query: str, parameters: dict[str, Any]) -> QueryRows:
+def _run(connection: Connection, query: str, parameters: dict[str, Any]) -> CursorResult[Any]:
     import sqlalchemy as sa
 
     text = sa.text(query)
@@ -72,7 +74,7 @@ def _run(connection: Connection, query: str, parameters: dict[str, Any]) -> Quer
     result = connection.execution_options(**options).execute(text, given)
     if not result.returns_rows:
         raise ValueError("the statement gives no rows: a SELECT is needed")
-    return QueryRows(list(result.keys()), result.partitions(_CHUNK_ROWS))
+    return result
 
 
 def _bound(value: Any, dialect: str) -> Any:
