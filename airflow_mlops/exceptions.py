@@ -33,6 +33,10 @@ class LedgerUnavailableError(TransientError):
     """The ledger database could not be reached or is locked."""
 
 
+class SourceUnavailableError(TransientError):
+    """A database or web server that an ingest reads from did not answer, or broke off; nothing was written."""
+
+
 class CommitConflictError(TransientError):
     """Another write to the same table was committed first; nothing was written."""
 
@@ -110,7 +114,7 @@ class UnsafeModelError(MLOpsError):
 
 
 class StorageError(MLOpsError, OSError):
-    """A file or table could not be written (permission, disk full); nothing half-written stays visible."""
+    """A file or table could not be read or written (store, permission, disk full); nothing half-written stays visible."""
 
 
 class ConnectionConfigError(MLOpsError, ValueError):

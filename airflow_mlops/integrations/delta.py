@@ -122,11 +122,6 @@ def require_columns(wanted: Sequence[str], known: Sequence[str], where: str) -> 
         raise SchemaMismatchError(f"{where} has no column {', '.join(missing)}; it has {', '.join(known)}")
 
 
-def newest_version(uri: str) -> int:
-    """Give the number of a table's newest version."""
-    return _open(uri, None).version()
-
-
 def delete_rows(uri: str, *, column: str, values: Sequence[str]) -> None:
     """Delete the rows that have one of these values, in one commit; none where there are no such rows.
 
@@ -152,6 +147,14 @@ def table_exists(uri: str) -> bool:
     place = locate(uri)
     with _read_errors(uri):
         return DeltaTable.is_deltatable(place.uri, place.options)
+
+
+def newest_version(uri: str) -> int:
+    """Give the number of a table's newest version.
+
+    :raises DatasetNotFoundError: no such table.
+    """
+    return _open(uri, None).version()
 
 
 def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, window: Window | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import ConnectionConfigError
@@ -12,7 +13,6 @@ from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 #: An object is there as a whole or not at all. Elsewhere a file grows before the eyes of readers, so it is renamed when it is whole.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
@@ -112,6 +112,18 @@ def file_marks(pattern: str) -> dict[str, int]:
         for path, facts in sorted(found.items())
         if facts.get("type") != "directory" and not (hides and path.rpartition("/")[2].startswith("."))
     }
+
+
+def copy_to_disk(file: str, pattern: str, folder: Path) -> Path:
+    """Give a local path of a file that :func:`file_marks` found: a copy in the folder, unless it is local already."""
+    files, _ = _file_system(pattern)
+    if files.protocol[0] == "file":
+        return Path(file)
+    name = file.rpartition("/")[2]
+    copy = folder / f"{hashlib.sha256(file.encode()).hexdigest()[:12]}-{name}"
+    with _missing_or_refused(file):
+        files.get_file(files._strip_protocol(file), str(copy))
+    return copy
 
 
 def _file_system(uri: str) -> tuple[Any, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import DataQualityError
-from airflow_mlops.operators.base import StepOperator, actor, part_of, window_spec
-from airflow_mlops.operators.windows import RUN_WINDOW
+from airflow_mlops.operators.base import StepOperator, actor, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,7 +92,7 @@ class CheckSkewOperator(StepOperator):
             raise ValueError(f"unknown action {self.action!r}; known: {', '.join(ACTIONS)}")
         return {
             "model_name": self.model_name,
-            "window": window_spec(self.window_start, self.window_end),
+            "window": window_spec(self.window_start, self.window_end, context),
             "champion_alias": self.champion_alias,
             "suite": self.suite or None,
             "share": float(self.share),

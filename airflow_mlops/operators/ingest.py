@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from airflow_mlops.hooks.databases import database_of
 from airflow_mlops.hooks.hashing import HashingHook
+from airflow_mlops.hooks.web import web_of
 from airflow_mlops.operators.base import StepOperator, names
 from airflow_mlops.operators.windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
 
@@ -26,8 +28,14 @@ class IngestDatasetOperator(StepOperator):
     Whatever happens to the task, the table has the rows once or is as it was: a retry or a backfill replaces the same window,
     an append knows what was appended, an increment starts at the table's own highest value, an upsert finds its rows by key.
 
-    :param source: path, glob or URI of ``.parquet``, ``.csv`` or ``.jsonl`` files. (templated)
+    :param source: path, glob or URI of ``.parquet``, ``.csv``, ``.jsonl``, ``.orc`` or ``.avro`` files, such as
+        ``s3://conn_id@bucket/*.csv``; ``http(s)://`` address of one file; or URI of a Delta table. Or give ``sql``. (templated)
     :param table: URI of the Delta table; created when missing. (templated)
+    :param sql: a query, with ``source_conn_id``; in mode ``incremental``, ``:watermark`` in it is the table's highest
+        ``watermark_column``, less ``overlap``. (templated)
+    :param source_conn_id: connection of the database, any whose hook is a ``DbApiHook`` with an SQLAlchemy dialect; or an http
+        connection with the login or headers of a download. (templated)
+    :param source_version: version of the Delta table that is the source; default its newest. (templated)
     :param time_column: column that places a row in a window, needed when one is given; naive times are UTC. (templated)
     :param id_column: column that must be unique and not null in what is ingested; 8 bytes of memory per row. (templated)
     :param window_start: first instant of the window; default in mode ``replace`` with a ``time_column`` the run's data interval,
@@ -38,6 +46,7 @@ class IngestDatasetOperator(StepOperator):
         table's highest ``watermark_column``.
     :param keys: columns that together name a row, none of them null; for ``upsert`` and ``overlap``. (templated)
     :param watermark_column: column that only grows from one ingest to the next; for ``incremental``. (templated)
+    :param first_watermark: value of ``:watermark`` while the table has no rows; default ``NULL``. (templated)
     :param overlap: read again from so much below the highest value and upsert by ``keys``, for rows that come late. Seconds
         for times, else in the column's unit. (templated)
     :param work_key: name of what is appended, such as ``{{ run_id }}``: appended once per name, whatever its files are;
@@ -62,8 +71,13 @@ class IngestDatasetOperator(StepOperator):
     """
 
     step = "ingest"
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {"sql": "sql"}
     template_fields: Sequence[str] = (
         "source",
+        "sql",
+        "source_conn_id",
+        "source_version",
         "table",
         "time_column",
         "id_column",
@@ -71,6 +85,7 @@ class IngestDatasetOperator(StepOperator):
         "window_end",
         "keys",
         "watermark_column",
+        "first_watermark",
         "overlap",
         "work_key",
         "new_categories",
@@ -85,8 +100,11 @@ class IngestDatasetOperator(StepOperator):
     def __init__(
         self,
         *,
-        source: str,
+        source: str | None = None,
         table: str,
+        sql: str | None = None,
+        source_conn_id: str | None = None,
+        source_version: int | str | None = None,
         time_column: str | None = None,
         id_column: str | None = None,
         window_start: str | None = RUN_WINDOW[0],
@@ -94,6 +112,7 @@ class IngestDatasetOperator(StepOperator):
         mode: IngestMode = "replace",
         keys: str | Sequence[str] = (),
         watermark_column: str | None = None,
+        first_watermark: float | str | None = None,
         overlap: float | str = 0.0,
         work_key: str | None = None,
         schema_policy: SchemaPolicy = "strict",
@@ -113,6 +132,9 @@ class IngestDatasetOperator(StepOperator):
         super().__init__(**kwargs)
         self.source = source
         self.table = table
+        self.sql = sql
+        self.source_conn_id = source_conn_id
+        self.source_version = source_version
         self.time_column = time_column
         self.id_column = id_column
         self.window_start = window_start
@@ -120,6 +142,7 @@ class IngestDatasetOperator(StepOperator):
         self.mode = mode
         self.keys = keys
         self.watermark_column = watermark_column
+        self.first_watermark = first_watermark
         self.overlap = overlap
         self.work_key = work_key
         self.schema_policy = schema_policy
@@ -141,6 +164,9 @@ class IngestDatasetOperator(StepOperator):
         return {
             "source": self.source,
             "table": self.table,
+            "sql": self.sql,
+            "source_conn_id": self.source_conn_id,
+            "source_version": None if self.source_version in (None, "") else int(self.source_version),
             "time_column": self.time_column,
             "id_column": self.id_column,
             "window": self._window(context),
@@ -148,6 +174,7 @@ class IngestDatasetOperator(StepOperator):
             "mode": self.mode,
             "keys": names(self.keys),
             "watermark_column": self.watermark_column,
+            "first_watermark": self.first_watermark,
             "overlap": self.overlap,
             "work_key": self.work_key,
             "schema_policy": self.schema_policy,
@@ -163,11 +190,20 @@ class IngestDatasetOperator(StepOperator):
         }
 
     def services(self) -> Services:
-        """Resolve the connections, that of the key only where values are hashed."""
+        """Resolve the connection of the source as well, and that of the key where values are hashed."""
         services = super().services()
-        if not names(self.hash_columns):
+        if names(self.hash_columns):
+            hash_key = HashingHook(hash_conn_id=self.hash_conn_id).services().hash_key
+            services = replace(services, hash_key=hash_key)
+        if self.source_conn_id is None:
             return services
-        return replace(services, hash_key=HashingHook(hash_conn_id=self.hash_conn_id).services().hash_key)
+        if self.sql is not None:
+            facts = database_of(self.source_conn_id)
+        elif str(self.source).startswith(("http://", "https://")):
+            facts = web_of(self.source_conn_id, str(self.source))
+        else:
+            return services  # the step says that no connection belongs to such a source
+        return replace(services, connections=services.connections | {self.source_conn_id: facts})
 
     def _key(self, context: Context) -> str | None:
         return self.partition_key or context.get("partition_key")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import InsufficientDataError, PartitionHeldError
-from airflow_mlops.operators.base import StepOperator, actor, names, part_of, window_spec
-from airflow_mlops.operators.windows import RUN_WINDOW
+from airflow_mlops.operators.base import StepOperator, actor, names, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ class ScreenDatasetOperator(StepOperator):
         """
         if self.action not in ACTIONS:
             raise ValueError(f"unknown action {self.action!r}; known: {', '.join(ACTIONS)}")
-        window = window_spec(self.window_start, self.window_end)
+        window = window_spec(self.window_start, self.window_end, context)
         if window is None:
             raise ValueError("a screen needs a window: give window_start and window_end")
         dataset = part_of(self.dataset, "dataset")

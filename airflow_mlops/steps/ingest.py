@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import tempfile
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,17 +19,15 @@ from airflow_mlops.core.schema_policy import SchemaPolicy, fit_schema
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
-    DatasetNotFoundError,
     InsufficientDataError,
     SchemaMismatchError,
 )
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.ingest_clean import Cleaner, without_values
 from airflow_mlops.steps.ingest_partition import partition_value, rows_of
 from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
-from airflow_mlops.steps.ingest_source import open_source
+from airflow_mlops.steps.ingest_source import Source, cut_rows, find_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -49,7 +49,11 @@ _BEFORE_A_TABLE = 16
 class IngestSpec:
     """What to ingest.
 
-    :param source: path, glob or URI of ``.parquet``, ``.csv`` or ``.jsonl`` files.
+    :param source: path, glob or URI of ``.parquet``, ``.csv``, ``.jsonl``, ``.orc`` or ``.avro`` files; ``http(s)://`` address of
+        one; or URI of a Delta table.
+    :param sql: a query instead of a source; ``:watermark`` in it is the table's highest ``watermark_column``, less ``overlap``.
+    :param source_conn_id: connection of the query, or of the web server.
+    :param source_version: version of the Delta table that is the source; default its newest.
     :param table: URI of the Delta table; created when missing.
     :param time_column: places a row in a window; naive times are UTC. Needed with ``window``.
     :param window: only these rows; ``replace`` replaces what the table has there, ``None`` means the whole table.
@@ -59,6 +63,7 @@ class IngestSpec:
         what is above the highest ``watermark_column`` of the table.
     :param keys: columns that together name a row, for ``upsert`` and ``overlap``.
     :param watermark_column: a column that only grows from one ingest to the next, for ``incremental``.
+    :param first_watermark: value of ``:watermark`` while the table has no rows.
     :param overlap: read again from so much below the highest value, and upsert by ``keys``: for late rows. Seconds for times,
         else in the column's unit.
     :param work_key: names what is appended: once per key, whatever its files are; default each file is appended once.
@@ -67,8 +72,11 @@ class IngestSpec:
     :param cleaning: what becomes of the rows before anything is written.
     """
 
-    source: str
+    source: str | None = None
     table: str
+    sql: str | None = None
+    source_conn_id: str | None = None
+    source_version: int | None = None
     time_column: str | None = None
     window: Window | None = None
     partition: Partition | None = None
@@ -76,6 +84,7 @@ class IngestSpec:
     mode: IngestMode = "replace"
     keys: tuple[str, ...] = ()
     watermark_column: str | None = None
+    first_watermark: float | str | None = None
     overlap: float = 0.0
     work_key: str | None = None
     schema_policy: SchemaPolicy = "strict"
@@ -117,45 +126,55 @@ def run(spec: IngestSpec, services: Services) -> IngestResult:
     """Read, check and write.
 
     :raises DatasetNotFoundError: no file matches ``source``.
-    :raises InsufficientDataError: the files have no rows in the window that is to be replaced, or in a table's first ingest.
+    :raises SourceUnavailableError: the database or web server does not answer, or breaks off.
+    :raises InsufficientDataError: the source has no rows in the window that is to be replaced, or in a table's first ingest.
     :raises SchemaMismatchError: a column is missing, has another type than the table's, or holds what is no time; the
         files differ; keys repeat; there are too many new categories.
     :raises CommitConflictError: another write came first; nothing was written.
     """
     _require_arguments(spec)
-    cleaner = Cleaner(spec.cleaning, services, source=spec.source)
-    try:
-        return _run(spec, cleaner)
-    except Exception as err:
-        problem = without_values(spec.source, err) if spec.cleaning.hides else err
-        if problem is err:
-            raise
+    with tempfile.TemporaryDirectory(prefix="airflow-mlops-ingest-") as folder:
+        source = find_source(
+            spec.source,
+            sql=spec.sql,
+            conn_id=spec.source_conn_id,
+            version=spec.source_version,
+            services=services,
+            folder=Path(folder),
+        )
+        cleaner = Cleaner(spec.cleaning, services, source=source.name)
+        try:
+            return _ingest(spec, source, cleaner)
+        except Exception as err:
+            problem = without_values(source.name, err) if spec.cleaning.hides else err
+            if problem is err:
+                raise
     raise problem  # out here, because what was caught would be shown with it
 
 
-def _run(spec: IngestSpec, cleaner: Cleaner) -> IngestResult:
+def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     writer = delta.TableWriter(spec.table, notes=cleaner.notes())
-    work = _choose(spec, writer)
+    work = _choose(spec, writer, source)
     if work.frame is None:
         return _result(spec, None, 0)
     cast, schema = _fit(spec, writer, cleaner.shape(work.frame).collect_schema())
     writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
-    passing = _watched(spec, writer)
-    source = work.frame
+    passing = _watched(spec, writer, source)
+    rows = work.frame
 
     def read() -> Iterator[pl.DataFrame]:
-        return cleaner.read(source, lambda frame: cast(cleaner.shape(frame)))
+        return cleaner.read(rows, lambda frame: cast(cleaner.shape(frame)))
 
     passing_digest = PassingDigest(schema, spec.time_column)
     # Rows are looked at while those before them are written.
-    frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, read)))
+    frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, read, source)))
     if writer.version is None:
         first = list(itertools.islice(frames, _BEFORE_A_TABLE))
     else:
         first = list(itertools.islice(frames, 1))
     if not sum(batch.height for batch in first):
         if spec.mode == "replace" or writer.version is None:
-            raise InsufficientDataError(f"{spec.source} has no rows in {_place(spec)}: has its data arrived?")
+            raise InsufficientDataError(f"{source.name} has no rows in {_place(spec)}: has its data arrived?")
         return _result(spec, None, 0)
     try:
         version = _write(spec, writer, itertools.chain(first, frames), schema, work.marks)
@@ -185,10 +204,24 @@ def _digested(
     return digest.watch(frames) if _whole(spec) else frames
 
 
+def _require_source(spec: IngestSpec) -> None:
+    if (spec.source is None) == (spec.sql is None):
+        raise ValueError(f"an ingest into {spec.table} needs either source or sql")
+    if spec.sql is not None and spec.source_conn_id is None:
+        raise ValueError(f"sql of {spec.table} needs source_conn_id: the connection of the database")
+    web = str(spec.source).startswith(("http://", "https://"))
+    if spec.source_conn_id is not None and spec.sql is None and not web:
+        raise ValueError(
+            f"source_conn_id belongs to sql and to http(s) addresses; a store's connection is in its address: "
+            f"s3://{spec.source_conn_id}@bucket/key"
+        )
+
+
 def _require_arguments(spec: IngestSpec) -> None:
+    _require_source(spec)
     if spec.window is not None and spec.time_column is None:
         raise ValueError(
-            f"a window of {spec.source} needs time_column, which places a row in it; "
+            f"a window of {spec.source or 'a query'} needs time_column, which places a row in it; "
             "give no window to replace the whole table"
         )
     if spec.partition is not None and (spec.mode != "replace" or spec.window is not None):
@@ -214,10 +247,10 @@ def _require_arguments(spec: IngestSpec) -> None:
     )
 
 
-def _choose(spec: IngestSpec, writer: delta.TableWriter) -> _Work:
+def _choose(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
     if spec.mode == "append":
-        return _not_appended(spec, writer)
-    frame = _open(spec, None)
+        return _not_appended(spec, writer, source)
+    frame = _open(spec, writer, source, None)
     if spec.mode == "upsert":
         return _Work(frame=frame, marks={_UPSERT: 1})
     if spec.mode == "incremental":
@@ -226,19 +259,23 @@ def _choose(spec: IngestSpec, writer: delta.TableWriter) -> _Work:
     return _Work(frame=frame, marks={})
 
 
-def _not_appended(spec: IngestSpec, writer: delta.TableWriter) -> _Work:
+def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
     """Find what no commit of the table has a mark of.
 
+    :raises ValueError: nothing tells what of the source is new.
     :raises SchemaMismatchError: a file is another one than when it was appended.
     """
     place = "" if spec.window is None else f"|{spec.window.key}"
     if spec.work_key is not None:
         mark = f"{_WORK}={hashlib.sha256(spec.work_key.encode()).hexdigest()}"
         done = writer.marks([mark])
-        return _Work(frame=None if done else _open(spec, None), marks={mark: 1})
-    files = file_marks(spec.source)
-    if not files:
-        raise DatasetNotFoundError(f"no readable file matches {spec.source}")
+        return _Work(frame=None if done else _open(spec, writer, source, None), marks={mark: 1})
+    files = source.marks()
+    if files is None:
+        raise ValueError(
+            f"mode 'append' of {source.name} needs work_key, such as {{{{ run_id }}}}: it names what is appended once. "
+            "Or use mode 'incremental' or 'upsert'"
+        )
     names = {f"{_FILE}={file}{place}": file for file in files}
     done = writer.marks(list(names))
     for name, number in done.items():
@@ -249,25 +286,37 @@ def _not_appended(spec: IngestSpec, writer: delta.TableWriter) -> _Work:
             )
     new = {name: file for name, file in names.items() if name not in done}
     return _Work(
-        frame=_open(spec, list(new.values())) if new else None,
+        frame=_open(spec, writer, source, list(new.values())) if new else None,
         marks={name: files[file] for name, file in new.items()},
         source_marks=files,
     )
 
 
-def _open(spec: IngestSpec, files: list[str] | None) -> pl.LazyFrame:
-    frame = open_source(
-        spec.source,
-        files=files,
+def _open(
+    spec: IngestSpec, writer: delta.TableWriter, source: Source, parts: list[str] | None
+) -> pl.LazyFrame:
+    watermark = None
+    if spec.sql is not None and spec.mode == "incremental":
+        watermark = _floor(spec, writer)
+    hashed = spec.cleaning.hash_columns
+    frame = cut_rows(
+        source.frame(
+            parts,
+            watermark=spec.first_watermark if watermark is None else watermark,
+            # What is hashed has its own type until it is.
+            table=writer.schema
+            and {name: dtype for name, dtype in writer.schema.items() if name not in hashed},
+            texts=hashed,
+        ),
+        source.name,
         needed=[
             *_filled(spec),
             *(name for name in spec.new_categories if name not in _filled(spec)),
         ],
         time_column=spec.time_column,
         window=spec.window,
-        texts=spec.cleaning.hash_columns,
     )
-    return frame if spec.partition is None else rows_of(spec.partition, frame, spec.source)
+    return frame if spec.partition is None else rows_of(spec.partition, frame, source.name)
 
 
 def _filled(spec: IngestSpec) -> dict[str, str]:
@@ -287,14 +336,19 @@ def _filled(spec: IngestSpec) -> dict[str, str]:
 def _above(spec: IngestSpec, writer: delta.TableWriter, frame: pl.LazyFrame) -> pl.LazyFrame:
     import polars as pl
 
-    highest = _highest(writer, spec)
-    if highest is None or spec.watermark_column is None:
+    floor = _floor(spec, writer)
+    if floor is None or spec.watermark_column is None:
         return frame
     column = pl.col(spec.watermark_column)
-    if not spec.overlap:
-        return frame.filter((column > highest) | column.is_null())
-    span = timedelta(seconds=spec.overlap) if isinstance(highest, datetime) else spec.overlap
-    return frame.filter((column >= highest - span) | column.is_null())
+    return frame.filter((column >= floor if spec.overlap else column > floor) | column.is_null())
+
+
+def _floor(spec: IngestSpec, writer: delta.TableWriter) -> Any:
+    """Give the value that new rows are above, or with ``overlap`` not below; ``None`` when the table has no rows."""
+    highest = _highest(writer, spec)
+    if highest is None or not spec.overlap:
+        return highest
+    return highest - (timedelta(seconds=spec.overlap) if isinstance(highest, datetime) else spec.overlap)
 
 
 def _highest(writer: delta.TableWriter, spec: IngestSpec) -> Any:
@@ -325,7 +379,7 @@ def _fit(
     return (lambda frame: frame.with_columns(changed) if changed else frame), types
 
 
-def _watched(spec: IngestSpec, writer: delta.TableWriter) -> PassingRows:
+def _watched(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> PassingRows:
     known = {}
     rows = writer.scan()
     if rows is not None:
@@ -334,7 +388,7 @@ def _watched(spec: IngestSpec, writer: delta.TableWriter) -> PassingRows:
                 values = rows.select(name).unique().collect(engine="streaming")[name]
                 known[name] = (set(values.to_list()) - {None}, budget)
     return PassingRows(
-        spec.source,
+        source.name,
         filled=_filled(spec),
         unique=_unique(spec),
         categories={name: told for name, told in known.items() if told[0]},
@@ -346,7 +400,11 @@ def _unique(spec: IngestSpec) -> list[str]:
 
 
 def _checked(
-    spec: IngestSpec, work: _Work, passing: PassingRows, read: Callable[[], Iterator[pl.DataFrame]]
+    spec: IngestSpec,
+    work: _Work,
+    passing: PassingRows,
+    read: Callable[[], Iterator[pl.DataFrame]],
+    source: Source,
 ) -> Iterator[pl.DataFrame]:
     """Hand the rows on; what is found wrong at the end is raised before anything is committed."""
     yield from passing.watch(read())
@@ -354,11 +412,11 @@ def _checked(
         read(),
         _unique(spec),
         passing.suspects(),
-        source=spec.source,
+        source=source.name,
         what="key" if spec.keys else "id column",
     )
     if work.source_marks:
-        now = file_marks(spec.source)
+        now = source.marks() or {}
         changed = [file for file, mark in work.source_marks.items() if now.get(file) != mark]
         if changed:
             raise CommitConflictError(

@@ -1,45 +1,250 @@
-"""The source of an ingest: files as one frame that is read in batches."""
+"""The sources of an ingest: files, a table, a query, a download; each as one frame that is read in batches."""
 
 from __future__ import annotations
 
 import glob
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from airflow_mlops.core.batches import stream_batches
-from airflow_mlops.exceptions import DatasetNotFoundError, SchemaMismatchError, StorageError
+from airflow_mlops.exceptions import (
+    ConnectionConfigError,
+    DatasetNotFoundError,
+    SchemaMismatchError,
+    StorageError,
+)
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.download import download, plain_url
+from airflow_mlops.integrations.object_store import copy_to_disk, file_marks
 from airflow_mlops.integrations.storage import locate
+from airflow_mlops.steps.ingest_spool import CONVERTED, spool_files, spool_query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     import polars as pl
 
     from airflow_mlops.core.windows import Window
+    from airflow_mlops.services import Services
+
+#: Endings of the files that polars reads where they are, and of those that are written anew first.
+_SCANNED = (".parquet", ".csv", ".jsonl")
+ENDINGS = (*_SCANNED, *CONVERTED)
 
 
-def open_source(
+class Source(Protocol):
+    """What an ingest reads.
+
+    :param name: for messages, without anything secret.
+    """
+
+    name: str
+
+    def marks(self) -> dict[str, int] | None:
+        """Give the parts, each with a number that changes when it does; ``None``: it is not made of parts."""
+
+    def frame(
+        self,
+        parts: Sequence[str] | None,
+        *,
+        watermark: Any = None,
+        table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
+    ) -> pl.LazyFrame:
+        """Give the rows.
+
+        :param parts: of these only.
+        :param watermark: rows up to it are not wanted; a source that can't tell gives them too.
+        :param table: types of the table the rows are for.
+        :param texts: columns that are taken as they stand in a text file.
+        """
+
+
+class FileSource:
+    """Files by path, glob or URI.
+
+    :param folder: where files go that are written anew.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self._folder = name, folder
+
+    def marks(self) -> dict[str, int]:
+        """Find the files.
+
+        :raises DatasetNotFoundError: there is none.
+        """
+        found = file_marks(self.name)
+        if not found:
+            raise DatasetNotFoundError(f"no readable file matches {self.name}")
+        return found
+
+    def frame(
+        self,
+        parts: Sequence[str] | None,
+        *,
+        watermark: Any = None,
+        table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
+    ) -> pl.LazyFrame:
+        """Scan the files.
+
+        :raises DatasetNotFoundError: none is there, or one can't be read.
+        """
+        if not self.name.endswith(CONVERTED):
+            return scan_files(self.name, parts, texts=texts)
+        files = list(self.marks()) if parts is None else list(parts)
+        local = (copy_to_disk(file, self.name, self._folder) for file in files)
+        return spool_files(local, self._folder, self.name)
+
+
+class TableSource:
+    """A version of a Delta table."""
+
+    def __init__(self, uri: str, version: int | None) -> None:
+        self.name = uri
+        self._version = delta.newest_version(uri) if version is None else version
+
+    def marks(self) -> None:
+        """Give nothing: what two versions have in common can't be told."""
+
+    def frame(
+        self,
+        parts: Sequence[str] | None,
+        *,
+        watermark: Any = None,
+        table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
+    ) -> pl.LazyFrame:
+        """Scan the version; what was not asked for is not read."""
+        return delta.read_table(self.name, version=self._version)
+
+
+class QuerySource:
+    """The rows of a query, fetched once."""
+
+    def __init__(self, sql: str, conn_id: str, url: str, folder: Path) -> None:
+        self.name = f"the query on connection {conn_id!r}"
+        self._sql, self._url, self._folder = sql, url, folder
+
+    def marks(self) -> None:
+        """Give nothing: rows of a query have no name."""
+
+    def frame(
+        self,
+        parts: Sequence[str] | None,
+        *,
+        watermark: Any = None,
+        table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
+    ) -> pl.LazyFrame:
+        """Run the query."""
+        return spool_query(
+            self._url, self._sql, self._folder, source=self.name, watermark=watermark, table=table
+        )
+
+
+class WebSource:
+    """A file of a web server, downloaded once."""
+
+    def __init__(self, url: str, facts: Mapping[str, Any], folder: Path) -> None:
+        self.name = plain_url(url)
+        self._url, self._facts, self._folder = url, facts, folder
+        self._part: str | None = None
+
+    def marks(self) -> dict[str, int]:
+        """Download the file and name it by its content: the server's word for that may change with the server."""
+        return {self._fetched(): 1}
+
+    def frame(
+        self,
+        parts: Sequence[str] | None,
+        *,
+        watermark: Any = None,
+        table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
+    ) -> pl.LazyFrame:
+        """Scan the file."""
+        self._fetched()
+        if self._file.suffix in CONVERTED:
+            return spool_files([self._file], self._folder, self.name)
+        return scan_files(str(self._file), None, name=self.name, texts=texts)
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / f"download{Path(urlsplit(self._url).path).suffix}"
+
+    def _fetched(self) -> str:
+        if self._part is None:
+            login = self._facts.get("login")
+            digest = download(
+                self._url,
+                self._file,
+                headers=self._facts.get("headers") or {},
+                login=(login[0], login[1]) if login else None,
+            )
+            self._part = f"{self.name}#{digest}"
+        return self._part
+
+
+def find_source(
+    source: str | None,
+    *,
+    sql: str | None,
+    conn_id: str | None,
+    version: int | None,
+    services: Services,
+    folder: Path,
+) -> Source:
+    """Tell what kind of source this is.
+
+    :param folder: for what is fetched; whoever made it deletes it.
+    :raises ValueError: it is none.
+    :raises ConnectionConfigError: its connection was not handed over.
+    """
+    if sql is not None:
+        facts = _facts(services, str(conn_id), "sql")
+        return QuerySource(sql, str(conn_id), facts["url"], folder)
+    name = str(source)
+    if name.startswith(("http://", "https://")):
+        if not urlsplit(name).path.endswith(ENDINGS):
+            raise ValueError(f"source {plain_url(name)!r} must end in one of {', '.join(ENDINGS)}")
+        return WebSource(name, _facts(services, conn_id, "http") if conn_id else {}, folder)
+    if name.endswith(ENDINGS):
+        return FileSource(name, folder)
+    if not glob.has_magic(name) and delta.table_exists(name):
+        return TableSource(name, version)
+    raise ValueError(f"source {name!r} must end in one of {', '.join(ENDINGS)}, or be a Delta table")
+
+
+def _facts(services: Services, conn_id: str, kind: str) -> dict[str, Any]:
+    facts = services.connections.get(conn_id)
+    if facts is None or facts.get("kind") != kind:
+        raise ConnectionConfigError(
+            f"connection {conn_id!r} was not handed to this step as one of kind {kind}: in Airflow the operator does it; "
+            "elsewhere put it into AIRFLOW_MLOPS_CONNECTIONS"
+        )
+    return facts
+
+
+def cut_rows(
+    frame: pl.LazyFrame,
     source: str,
     *,
-    files: Sequence[str] | None = None,
     needed: Sequence[str],
     time_column: str | None,
     window: Window | None,
-    texts: Sequence[str] = (),
 ) -> pl.LazyFrame:
-    """Open files as one frame, times in UTC, rows outside the window left out; nothing but the schema is read.
+    """Put times into UTC and leave rows outside the window out; nothing but the schema is read.
 
-    :param source: path, glob or URI.
-    :param files: of the source's files only these.
     :param needed: columns that must be there.
-    :param texts: columns that a CSV file's text is taken of as it is: ``007`` is not 7.
-    :raises DatasetNotFoundError: no readable file matches.
     :raises SchemaMismatchError: a column is missing, or the time column holds no times.
     """
     import polars as pl
 
-    frame = _scan(source, files, texts)
     schema = frame.collect_schema()
     delta.require_columns(needed, schema.names(), source)
     if time_column is None:
@@ -69,15 +274,25 @@ def read_batches(frame: pl.LazyFrame, source: str) -> Iterator[pl.DataFrame]:
 
 def _unreadable(source: str) -> str:
     """Name the first of the files that is none of its kind; nothing where each is."""
-    for file in sorted(glob.glob(source)):  # noqa: PTH207 - the pattern may be absolute
+    for file in sorted(glob.glob(source)) if source.endswith(_SCANNED) else ():  # noqa: PTH207 - may be absolute
         try:
-            _scan(file, None)
+            scan_files(file, None)
         except DatasetNotFoundError:
             return f"{file}: "
     return ""
 
 
-def _scan(source: str, files: Sequence[str] | None, texts: Sequence[str] = ()) -> pl.LazyFrame:
+def scan_files(
+    source: str, files: Sequence[str] | None, *, name: str | None = None, texts: Sequence[str] = ()
+) -> pl.LazyFrame:
+    """Scan files where they are.
+
+    :param files: of the source's files only these.
+    :param name: for messages.
+    :param texts: columns that a CSV file's text is taken of as it is: ``007`` is not 7.
+    :raises DatasetNotFoundError: no readable file matches.
+    :raises StorageError: the store does not answer.
+    """
     import polars as pl
 
     scanners: dict[str, Callable[..., pl.LazyFrame]] = {
@@ -85,9 +300,7 @@ def _scan(source: str, files: Sequence[str] | None, texts: Sequence[str] = ()) -
         ".csv": partial(pl.scan_csv, schema_overrides=dict.fromkeys(texts, pl.String)),
         ".jsonl": pl.scan_ndjson,
     }
-    scanner = next((scan for suffix, scan in scanners.items() if source.endswith(suffix)), None)
-    if scanner is None:
-        raise ValueError(f"source {source!r} must end in one of {', '.join(scanners)}")
+    scanner = next(scan for suffix, scan in scanners.items() if source.endswith(suffix))
     place = locate(source)
     given: dict[str, Any] = {}
     if place.options is not None:
@@ -96,10 +309,10 @@ def _scan(source: str, files: Sequence[str] | None, texts: Sequence[str] = ()) -
         frame = scanner(place.uri if files is None else list(files), **given)
         frame.collect_schema()
     except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
-        raise DatasetNotFoundError(f"no readable file matches {source}: {err}") from err
+        raise DatasetNotFoundError(f"no readable file matches {name or source}: {err}") from err
     except OSError as err:
         raise StorageError(
-            f"could not read {source}: {str(err).splitlines()[0]}. Check that the store answers and its address"
+            f"could not read {name or source}: {str(err).splitlines()[0]}. Check that the store answers and its address"
         ) from err
     return frame
 

@@ -109,6 +109,25 @@ def test_new_data_waits_for_all_files(tmp_path: Path) -> None:
     assert waited(sensor)["file_count"] == 2
 
 
+def test_a_file_that_is_still_written_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".b.csv").write_text("hidden: renamed when it is whole")
+    (tmp_path / "a.csv").write_text("0")
+    rest, waits = ["1", "2", "3"], []
+
+    def settle(seconds: float) -> None:
+        waits.append(seconds)
+        if rest:
+            with (tmp_path / "a.csv").open("a") as file:
+                file.write(rest.pop())
+
+    monkeypatch.setattr("time.sleep", settle)
+    sensor = NewDataSensor(task_id="wait", source=f"{tmp_path}/*.csv", settle_seconds="2", deferrable=True)
+    looks = [polls.new_data(**sensor.poll_arguments()) for _ in range(4)]
+    assert looks[:3] == [None] * 3
+    assert looks[3] == {"source": f"{tmp_path}/*.csv", "files": [str(tmp_path / "a.csv")], "file_count": 1}
+    assert waits == [2.0] * 4
+
+
 def test_a_worker_may_wait_as_well(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1")
     sensor = NewDataSensor(task_id="wait", source=f"{tmp_path}/*.csv", deferrable=False, poke_interval=0.1)
