@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import Asset
 
 from airflow_mlops.exceptions import DataQualityError
-from airflow_mlops.operators.base import StepOperator, actor, part_of
+from airflow_mlops.operators.base import StepOperator, actor, dataset_ref, part_of
 from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class ValidateDatasetOperator(StepOperator):
     ``output``: with ``quarantine`` it may be a newer version of the table than the one that was judged.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
+    :param as_of: with a table URI, read it as it was: a version number or an instant such as ``2024-03-01T00:00:00Z``. (templated)
     :param suite: path of the suite's JSON file, or the suite itself. (templated)
     :param action: ``gate`` fails the task when a critical expectation does, ``warn`` only writes it down, ``quarantine`` sets aside
         the rows that break one and fails the task where that does not help.
@@ -49,6 +50,7 @@ class ValidateDatasetOperator(StepOperator):
         "window_end",
         "id_column",
         "quarantine_table",
+        "as_of",
     )
 
     def __init__(
@@ -65,9 +67,11 @@ class ValidateDatasetOperator(StepOperator):
         allow_empty: bool = False,
         quarantine_table: str | None = None,
         quarantine_budget: float = 0.01,
+        as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.as_of = as_of
         self.dataset = dataset
         self.suite = suite
         self.action = action
@@ -88,7 +92,7 @@ class ValidateDatasetOperator(StepOperator):
         """
         if self.action not in ACTIONS:
             raise ValueError(f"unknown action {self.action!r}; known: {', '.join(ACTIONS)}")
-        dataset = part_of(self.dataset, "dataset")
+        dataset = dataset_ref(self.dataset, self.as_of)
         return {
             "dataset": dataset,
             "suite": self.suite,
