@@ -98,10 +98,9 @@ class EvaluateModelOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give an :class:`~airflow_mlops.steps.evaluate.EvaluateSpec`."""
         training = self.training
+        asked = dataset_ref(training["dataset"]["uri"], self.as_of)
         return {
-            "dataset": dataset_ref(training["dataset"]["uri"], self.as_of)
-            if self.as_of
-            else training["dataset"],
+            "dataset": asked if isinstance(asked, dict) else training["dataset"],
             "model_name": training["model_name"],
             "run_id": training["run_id"],
             "package_digest": training["package_digest"],

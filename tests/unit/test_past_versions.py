@@ -139,6 +139,11 @@ def test_whatever_takes_a_dataset_takes_it_as_it_was(operator: Any, field: str) 
 
 
 def test_a_version_is_not_asked_for_again() -> None:
+    assert EvaluateModelOperator(task_id="e", training=TRAINING).build_spec({})["dataset"]["version"] == 7
+    assert (
+        EvaluateModelOperator(task_id="e", training=TRAINING, as_of=0).build_spec({})["dataset"]["as_of"]
+        == "0"
+    )
     assert dataset_ref({"dataset": {"uri": "t", "version": 7}}, None) == {"uri": "t", "version": 7}
     assert dataset_ref("t", "None") == "t"
     assert dataset_ref("t", datetime(2024, 1, 1, tzinfo=UTC))["as_of"] == "2024-01-01T00:00:00+00:00"
