@@ -156,17 +156,17 @@ def require_readable(uri: str, version: int) -> None:
 
     :raises DatasetNotFoundError: no such table or version, or it was vacuumed away.
     """
-    import polars as pl
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import FileType
 
-    if _open(uri, None).version() == version:
+    newest = _open(uri, None)
+    if newest.version() == version:
         return
     table = _open(uri, version)
-    paths = [unquote(path) for path in pl.DataFrame(table.get_add_actions())["path"]]
+    paths = _files(table)
     gone = [
         info.path
-        for info in DeltaStorageHandler.from_table(table._table).get_file_info(paths)
+        for info in DeltaStorageHandler.from_table(table._table).get_file_info(sorted(paths - _files(newest)))
         if info.type == FileType.NotFound
     ]
     if gone:
@@ -174,6 +174,13 @@ def require_readable(uri: str, version: int) -> None:
             f"version {version} of {uri} can't be read any more: {len(gone)} of its {len(paths)} files are gone, "
             f"such as {gone[0]}; they were vacuumed. Take a newer version, and keep files for longer"
         )
+
+
+def _files(table: DeltaTable) -> set[str]:
+    """Give the paths of a version's files, relative to the table."""
+    import polars as pl
+
+    return {unquote(path) for path in pl.DataFrame(table.get_add_actions())["path"]}
 
 
 def require_columns(wanted: Sequence[str], known: Sequence[str], where: str) -> None:

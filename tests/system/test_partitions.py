@@ -15,6 +15,8 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
+from airflow_mlops.core.codec import from_dict
+from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.demo import stream
 from airflow_mlops.demo.errors import RunFailedError
 from airflow_mlops.demo.interrupts import Interrupts
@@ -251,6 +253,10 @@ def test_a_backfill_writes_each_of_three_partitions(airflow: Airflow) -> None:
         wait_for(lambda run=run: airflow.client.run("after_months", run["dag_run_id"]).over)
         told = airflow.result("after_months", run["dag_run_id"], "note")
         assert told["key"] == run["partition_key"]
+        told_version = from_dict(DatasetVersion, told["dataset"])
+        assert told_version == delta.describe(
+            str(table), version=told_version.version, time_column=stream.TIME
+        )
         assert told["dataset"]["row_count"] == len(landed["2018-07"]) * (MONTHS.index(told["key"]) + 1)
 
 
