@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import unquote
 
 from airflow_mlops.core.batches import stream_batches
 from airflow_mlops.core.dataset import DatasetVersion, row_count
@@ -110,6 +112,76 @@ def stream_table(
             waiting = []
     if waiting:
         yield framed(waiting)
+
+
+def version_as_of(uri: str, as_of: str) -> int:
+    """Give the version a table had: the one of this number, or the newest that was not committed after an instant.
+
+    :param as_of: a version number, or an instant in ISO 8601; a naive one is UTC.
+    :raises DatasetNotFoundError: no such table; it has no such version, was made later, or the version's files are gone.
+    :raises ValueError: ``as_of`` is neither.
+    """
+    if as_of.isdecimal():
+        version = int(as_of)
+        _open(uri, version)
+    else:
+        version = _committed_by(uri, as_of)
+    require_readable(uri, version)
+    return version
+
+
+def _committed_by(uri: str, as_of: str) -> int:
+    try:
+        instant = datetime.fromisoformat(as_of)
+    except ValueError as err:
+        raise ValueError(
+            f"as_of {as_of!r} is neither a version number nor an ISO 8601 time such as 2024-03-01T00:00:00Z"
+        ) from err
+    instant = instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)
+    first = None
+    for commit in _commits(_open(uri, None)):
+        first = commit
+        if datetime.fromtimestamp(commit["timestamp"] / 1000, UTC) <= instant:
+            return int(commit["version"])
+    known = (
+        f"; its oldest known version is {first['version']} of "
+        f"{datetime.fromtimestamp(first['timestamp'] / 1000, UTC).isoformat(timespec='milliseconds')}"
+        if first
+        else ""
+    )
+    raise DatasetNotFoundError(f"table {uri} had no version at {instant.isoformat()}{known}")
+
+
+def require_readable(uri: str, version: int) -> None:
+    """Check that a version's files are still there; those of the newest are.
+
+    :raises DatasetNotFoundError: no such table or version, or it was vacuumed away.
+    """
+    from deltalake.fs import DeltaStorageHandler
+    from pyarrow.fs import FileType
+
+    newest = _open(uri, None)
+    if newest.version() == version:
+        return
+    table = _open(uri, version)
+    paths = _files(table)
+    gone = [
+        info.path
+        for info in DeltaStorageHandler.from_table(table._table).get_file_info(sorted(paths - _files(newest)))
+        if info.type == FileType.NotFound
+    ]
+    if gone:
+        raise DatasetNotFoundError(
+            f"version {version} of {uri} can't be read any more: {len(gone)} of its {len(paths)} files are gone, "
+            f"such as {gone[0]}; they were vacuumed. Take a newer version, and keep files for longer"
+        )
+
+
+def _files(table: DeltaTable) -> set[str]:
+    """Give the paths of a version's files, relative to the table."""
+    import polars as pl
+
+    return {unquote(path) for path in pl.DataFrame(table.get_add_actions())["path"]}
 
 
 def require_columns(wanted: Sequence[str], known: Sequence[str], where: str) -> None:
@@ -637,6 +709,10 @@ def _open(uri: str, version: int | None) -> DeltaTable:
         with _read_errors(uri):
             return DeltaTable(place.uri, version=version, storage_options=place.options)
     except TableNotFoundError as err:
+        if version is not None and DeltaTable.is_deltatable(uri):
+            raise DatasetNotFoundError(
+                f"table {uri} has no version {version} any more: its log was cleaned up"
+            ) from err
         raise DatasetNotFoundError(
             f"no Delta table at {uri}: run the ingest step first, or check the table's URI"
         ) from err

@@ -237,7 +237,8 @@ class IngestDatasetOperator(StepOperator):
         """Write the dataset version to the ledger and into the outlets' events."""
         from airflow_mlops.ledger import EntryKind
 
-        dataset = result["dataset"]
+        dataset, partition = result["dataset"], result["partition"]
+        place = f" of {partition['column']}={partition['key']}" if partition else ""
         self.write_entry(
             context,
             kind=EntryKind.DATASET,
@@ -245,7 +246,7 @@ class IngestDatasetOperator(StepOperator):
             model_name=None,
             window=result["window"],
             subject=dataset["uri"],
-            summary=f"{result['row_count']} rows into {dataset['uri']}, now version {dataset['version']} "
+            summary=f"{result['row_count']} rows{place} into {dataset['uri']}, now version {dataset['version']} "
             f"with {dataset['row_count']} rows{_tell(result['cleaning'])}",
             payload=result,
         )

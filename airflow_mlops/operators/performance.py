@@ -10,7 +10,7 @@ from airflow.sdk import timezone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.operators.base import StepOperator, check_key, names, part_of
+from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
 from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class CheckPerformanceOperator(StepOperator):
     :param model_name: model whose inference log is read. (templated)
     :param labels: what holds the labels: an ingest or validation task's result, a dataset version or a table URI; ``None``: there
         are none, performance is estimated. (templated)
+    :param labels_as_of: with a table URI of labels, read it as it was: a version number or an instant such as
+        ``2024-03-01T00:00:00Z``. (templated)
     :param id_column: column of the labels that equals the prediction id. (templated)
     :param target: label column. (templated)
     :param metric: name of a built-in metric, or import path of one; what the model was trained for. (templated)
@@ -60,6 +62,7 @@ class CheckPerformanceOperator(StepOperator):
         "maturity_days",
         "tolerated_level_change",
         "false_alarm_rate",
+        "labels_as_of",
     )
 
     def __init__(
@@ -78,9 +81,11 @@ class CheckPerformanceOperator(StepOperator):
         maturity_days: float | str = 90.0,
         tolerated_level_change: float | str = 0.05,
         false_alarm_rate: float | str = 0.002,
+        labels_as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.labels_as_of = labels_as_of
         self.model_name = model_name
         self.labels = labels
         self.id_column = id_column
@@ -100,7 +105,7 @@ class CheckPerformanceOperator(StepOperator):
         return {
             "model_name": self.model_name,
             "window": window_spec(self.window_start, self.window_end, context),
-            "labels": part_of(self.labels, "dataset"),
+            "labels": dataset_ref(self.labels, self.labels_as_of),
             "id_column": self.id_column,
             "target": self.target,
             "metric": self.metric,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.operators.base import StepOperator, part_of
+from airflow_mlops.operators.base import StepOperator, dataset_ref
 from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ class ScoreBatchOperator(StepOperator):
     Rows are read, predicted and written in a stream. A retry does not do again what an earlier attempt has committed.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
+    :param as_of: with a table URI, read it as it was: a version number or an instant such as ``2024-03-01T00:00:00Z``. (templated)
     :param table: URI of the table of predictions. (templated)
     :param model_name: registered model. (templated)
     :param model_version: version number; default the one ``alias`` points at. (templated)
@@ -44,6 +45,7 @@ class ScoreBatchOperator(StepOperator):
         "window_start",
         "window_end",
         "partition",
+        "as_of",
     )
 
     def __init__(
@@ -59,9 +61,11 @@ class ScoreBatchOperator(StepOperator):
         window_start: str | None = RUN_WINDOW[0],
         window_end: str | None = RUN_WINDOW[1],
         partition: str | None = None,
+        as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.as_of = as_of
         self.dataset = dataset
         self.table = table
         self.model_name = model_name
@@ -76,7 +80,7 @@ class ScoreBatchOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.score.ScoreSpec`."""
         return {
-            "dataset": part_of(self.dataset, "dataset"),
+            "dataset": dataset_ref(self.dataset, self.as_of),
             "table": self.table,
             "model_name": self.model_name,
             "model_version": str(self.model_version) if self.model_version else None,

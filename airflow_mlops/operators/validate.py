@@ -10,7 +10,7 @@ from airflow_mlops.exceptions import ConnectionConfigError, DataQualityError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.services import services_from_connections
 from airflow_mlops.links import DataDocsLink
-from airflow_mlops.operators.base import StepOperator, actor, names, part_of
+from airflow_mlops.operators.base import StepOperator, actor, dataset_ref, names, part_of
 from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class ValidateDatasetOperator(StepOperator):
     ``output``: with ``quarantine`` it may be a newer version of the table than the one that was judged.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
+    :param as_of: with a table URI, read it as it was: a version number or an instant such as ``2024-03-01T00:00:00Z``. (templated)
     :param suite: path of the suite's JSON file, or the suite itself. (templated)
     :param action: ``gate`` fails the task when a critical expectation does, ``warn`` only writes it down, ``quarantine`` sets aside
         the rows that break one and fails the task where that does not help.
@@ -62,6 +63,7 @@ class ValidateDatasetOperator(StepOperator):
         "id_column",
         "quarantine_table",
         "private_columns",
+        "as_of",
     )
 
     def __init__(
@@ -81,9 +83,11 @@ class ValidateDatasetOperator(StepOperator):
         private_columns: str | Sequence[str] = (),
         expectation_modules: Sequence[str] = (),
         report: Literal["always", "failed", "never"] = "always",
+        as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.as_of = as_of
         self.dataset = dataset
         self.suite = suite
         self.action = action
@@ -107,7 +111,7 @@ class ValidateDatasetOperator(StepOperator):
         """
         if self.action not in ACTIONS:
             raise ValueError(f"unknown action {self.action!r}; known: {', '.join(ACTIONS)}")
-        dataset = part_of(self.dataset, "dataset")
+        dataset = dataset_ref(self.dataset, self.as_of)
         return {
             "dataset": dataset,
             "suite": self.suite,

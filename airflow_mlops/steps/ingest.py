@@ -174,7 +174,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
         first = list(itertools.islice(frames, 1))
     if not sum(batch.height for batch in first):
         if spec.mode == "replace" or writer.version is None:
-            raise InsufficientDataError(f"{source.name} has no rows in {_place(spec)}: has its data arrived?")
+            raise InsufficientDataError(f"{source.name} has no rows{_place(spec)}: has its data arrived?")
         return _result(spec, None, 0)
     try:
         version = _write(spec, writer, itertools.chain(first, frames), schema, work.marks)
@@ -194,8 +194,8 @@ def _whole(spec: IngestSpec) -> bool:
 
 def _place(spec: IngestSpec) -> str:
     if spec.partition is not None:
-        return f"partition {spec.partition}"
-    return f"window {spec.window}"
+        return f" in partition {spec.partition}"
+    return f" in window {spec.window} of {spec.time_column}" if spec.window else ""
 
 
 def _digested(
