@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from airflow_mlops.core.batches import stream_batches
 from airflow_mlops.core.dataset import DatasetVersion, row_count
-from airflow_mlops.core.digest import RowDigest
+from airflow_mlops.core.digest import RowDigest, RowSum
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
@@ -19,6 +19,8 @@ from airflow_mlops.exceptions import (
     SchemaMismatchError,
     StorageError,
 )
+from airflow_mlops.integrations import delta_digest
+from airflow_mlops.integrations.delta_digest import FileSum, data_files, sum_table
 from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
@@ -606,58 +608,74 @@ def describe_files(uri: str, *, version: int | None = None, time_column: str | N
     )
 
 
-def describe(uri: str, *, version: int | None = None, time_column: str | None = None) -> DatasetVersion:
-    """Address a version by URI, number and content digest; its rows are read a batch at a time.
+def describe(
+    uri: str,
+    *,
+    version: int | None = None,
+    time_column: str | None = None,
+    written: RowSum | None = None,
+    remember: bool = False,
+) -> DatasetVersion:
+    """Address a version by URI, number and content digest; files whose digest is not remembered are read, a batch at a time.
 
+    :param written: sum of all the rows that the commit of this version wrote, where that is known.
+    :param remember: keep in the table's folder what was read, for the next version.
     :raises DatasetNotFoundError: no such table or version.
     """
     import polars as pl
+    from deltalake.exceptions import DeltaProtocolError
 
     table = _open(uri, version)
     frame = _scan(table)
     schema = frame.collect_schema()
-    told = [row_count().alias("_count")]
-    told += [pl.col(name).null_count() for name, dtype in schema.items() if _nulls_matter(dtype)]
+    try:
+        total, parts = sum_table(uri, table, schema, _known(uri, table, schema, written))
+    except DeltaProtocolError:  # files alone do not say which rows there are, such as with deletion vectors
+        total, parts = _sum_rows(frame), []
+    if remember and parts:
+        delta_digest.remember(uri, parts)
+    found = {}
     if time_column is not None and time_column in schema:
-        told += [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
-    found = frame.select(told).collect(engine="streaming").row(0, named=True)
-    with_nulls = frozenset(name for name, dtype in schema.items() if _nulls_matter(dtype) and found[name])
+        told = [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
+        found = frame.select(told).collect(engine="streaming").row(0, named=True)
+    columns = {name: str(dtype) for name, dtype in schema.items()}
     return DatasetVersion(
         uri=uri,
         version=table.version(),
-        dataset_digest=_digest(frame, with_nulls),
-        row_count=found["_count"],
-        columns={name: str(dtype) for name, dtype in schema.items()},
+        dataset_digest=total.hexdigest(columns),
+        row_count=total.row_count,
+        columns=columns,
         time_column=time_column,
         time_min=found.get("_first"),
         time_max=found.get("_last"),
     )
 
 
+def _known(
+    uri: str, table: DeltaTable, schema: Mapping[str, pl.DataType], written: RowSum | None
+) -> list[FileSum]:
+    """Give the sum of the files that a version's commit added, if the written rows are all that is in them."""
+    if written is None or not table.version():
+        return []
+    files = data_files(table)
+    added = files.keys() - data_files(_open(uri, table.version() - 1)).keys()
+    if sum(files[file] for file in added) != written.row_count:
+        return []
+    return [FileSum(frozenset(added), {name: str(dtype) for name, dtype in schema.items()}, written)]
+
+
 def digest_window(uri: str, *, version: int | None, window: Window | None, time_column: str | None) -> str:
     """Digest the rows of a window, or without one of the table; the same rows have the same digest in every version."""
-    import polars as pl
-
     frame = read_table(uri, version=version, window=window, time_column=time_column)
-    told = [
-        pl.col(name).null_count() for name, dtype in frame.collect_schema().items() if _nulls_matter(dtype)
-    ]
-    found = frame.select(told).collect(engine="streaming").row(0, named=True) if told else {}
-    return _digest(frame, frozenset(name for name, nulls in found.items() if nulls))
+    columns = {name: str(dtype) for name, dtype in frame.collect_schema().items()}
+    return _sum_rows(frame).hexdigest(columns)
 
 
-def _digest(frame: pl.LazyFrame, with_nulls: frozenset[str]) -> str:
+def _sum_rows(frame: pl.LazyFrame) -> RowSum:
     digest = RowDigest({name: str(dtype) for name, dtype in frame.collect_schema().items()})
     for batch in stream_batches(frame):
-        digest.update_frame(batch, with_nulls=with_nulls)
-    return digest.hexdigest()
-
-
-def _nulls_matter(dtype: pl.DataType) -> bool:
-    """Tell whether one null anywhere in such a column has all of its values counted as another type."""
-    import polars as pl
-
-    return dtype.is_integer() or dtype == pl.Boolean
+        digest.update(batch)
+    return digest.total
 
 
 def _open_to_write(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:

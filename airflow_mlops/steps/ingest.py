@@ -183,7 +183,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
         if spec.mode != "append" or done != work.marks:
             raise
         return _result(spec, None, 0)  # the other one was another attempt at the same work
-    result = _result(spec, version, passing.row_count, passing_digest if _whole(spec) else None)
+    result = _result(spec, version, passing.row_count, passing_digest if _alone(spec) else None)
     return replace(result, cleaning=cleaner.report())
 
 
@@ -198,10 +198,15 @@ def _place(spec: IngestSpec) -> str:
     return f" in window {spec.window} of {spec.time_column}" if spec.window else ""
 
 
+def _alone(spec: IngestSpec) -> bool:
+    """Tell whether the files that are written hold just the rows that are ingested, and none that stood beside them."""
+    return _whole(spec) or (spec.mode in {"append", "incremental"} and not spec.overlap)
+
+
 def _digested(
     spec: IngestSpec, digest: PassingDigest, frames: Iterator[pl.DataFrame]
 ) -> Iterator[pl.DataFrame]:
-    return digest.watch(frames) if _whole(spec) else frames
+    return digest.watch(frames) if _alone(spec) else frames
 
 
 def _require_source(spec: IngestSpec) -> None:
@@ -450,23 +455,19 @@ def _write(
 def _result(
     spec: IngestSpec, version: int | None, row_count: int, passing: PassingDigest | None = None
 ) -> IngestResult:
-    """Describe the table; one that holds just what has passed is not read again."""
-    digest = passing.hexdigest() if passing is not None else None
+    """Describe the table; what has passed is not read again."""
     writer = delta.TableWriter(spec.table)
-    columns = {name: str(dtype) for name, dtype in (writer.schema or {}).items()}
-    if passing is None or digest is None or version is None or columns != passing.columns:
-        dataset = delta.describe(spec.table, version=version, time_column=spec.time_column)
-    else:
-        dataset = DatasetVersion(
-            uri=spec.table,
-            version=version,
-            dataset_digest=digest,
-            row_count=row_count,
-            columns=columns,
-            time_column=spec.time_column,
-            time_min=passing.times[0] if passing.times else None,
-            time_max=passing.times[1] if passing.times else None,
-        )
+    dataset = delta.describe(
+        spec.table,
+        version=version,
+        # The times of a table that holds just what has passed are known as well.
+        time_column=None if passing is not None and _whole(spec) else spec.time_column,
+        written=passing.total if passing is not None else None,
+        remember=version is not None,
+    )
+    if passing is not None and _whole(spec):
+        first, last = passing.times or (None, None)
+        dataset = replace(dataset, time_column=spec.time_column, time_min=first, time_max=last)
     highest = _highest(writer, spec) if spec.watermark_column is not None else None
     return IngestResult(
         dataset=dataset,

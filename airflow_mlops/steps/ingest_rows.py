@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from airflow_mlops.core.digest import RowDigest
+from airflow_mlops.core.digest import RowDigest, RowSum
 from airflow_mlops.exceptions import SchemaMismatchError
 
 if TYPE_CHECKING:
@@ -120,40 +120,29 @@ def key_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray[Any, n
 
 
 class PassingDigest:
-    """Digest and time range of the rows that pass, so that a table that holds just these is not read again."""
+    """Digest and time range of the rows that pass, so that what was just written is not read again."""
 
     def __init__(self, schema: Mapping[str, pl.DataType], time_column: str | None) -> None:
-        self.columns = {name: str(dtype) for name, dtype in schema.items()}
         self.times: tuple[datetime, datetime] | None = None
-        self._digest = RowDigest(self.columns)
+        self._digest = RowDigest({name: str(dtype) for name, dtype in schema.items()})
         self._time_column = time_column
-        self._with_nulls: frozenset[str] | None = None
-        self._holds = True
+
+    @property
+    def total(self) -> RowSum:
+        """Sum over the rows so far."""
+        return self._digest.total
 
     def watch(self, frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Hand on the frames."""
         for frame in frames:
-            self._add(frame)
+            self._digest.update(frame)
+            if self._time_column is not None and frame.height:
+                self._widen(frame[self._time_column])
             yield frame
 
-    def hexdigest(self) -> str | None:
-        """Give the digest; ``None`` when a column's first null came late, which makes another type of what was counted before."""
-        return self._digest.hexdigest() if self._holds else None
-
-    def _add(self, frame: pl.DataFrame) -> None:
-        nulls = frozenset(
-            name
-            for name, dtype in frame.schema.items()
-            if (dtype.is_integer() or str(dtype) == "Boolean") and frame[name].null_count()
+    def _widen(self, times: pl.Series) -> None:
+        first: Any = times.min()
+        last: Any = times.max()
+        self.times = (
+            (first, last) if self.times is None else (min(first, self.times[0]), max(last, self.times[1]))
         )
-        if self._with_nulls is None:
-            self._with_nulls = nulls
-        self._holds = self._holds and nulls <= self._with_nulls
-        if self._holds:
-            self._digest.update_frame(frame, with_nulls=self._with_nulls)
-        if self._time_column is not None and frame.height:
-            first: Any = frame[self._time_column].min()
-            last: Any = frame[self._time_column].max()
-            self.times = (
-                (first, last) if self.times is None else (min(first, self.times[0]), max(last, self.times[1]))
-            )
