@@ -129,6 +129,7 @@ def run(spec: SkewSpec, services: Services) -> SkewResult:
     }
     inputs, problems = as_contract(asked.select(_ID, **logged), fields)
     results = [_type_result(problem, inputs.height) for problem in problems]
+    results += _others_logged(asked, list(manifest.signature.names))
     contract = contract_of(fields, trained, share=spec.share)
     ids = inputs[_ID]
     failures = _judge(inputs, [item for item in contract if _is_there(item, logged)], None, results, ids)
@@ -201,6 +202,26 @@ def _is_gone(item: dict[str, Any], logged: dict[str, str]) -> bool:
 
 def _missing(item: dict[str, Any]) -> dict[str, Any]:
     return shape_result(item, success=False, result={}, engine="polars")
+
+
+def _others_logged(asked: pl.DataFrame, declared: list[str]) -> list[dict[str, Any]]:
+    """Word inputs that the package does not declare: of another version of the model, as the service logs only what a model takes."""
+    logged = {
+        name.removeprefix(FEATURE_PREFIX): name for name in asked.columns if name.startswith(FEATURE_PREFIX)
+    }
+    others = [
+        name for name in logged if name not in declared and asked[logged[name]].null_count() < asked.height
+    ]
+    item = {
+        "type": "expect_table_columns_to_match_set",
+        "kwargs": {"column_set": declared, "exact_match": True},
+        "severity": "warning",
+    }
+    if not others:
+        return []
+    return [
+        shape_result(item, success=False, result={"observed_value": sorted(others)[:_SHOWN]}, engine="polars")
+    ]
 
 
 def _type_result(problem: dict[str, Any], rows: int) -> dict[str, Any]:

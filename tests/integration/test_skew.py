@@ -180,6 +180,24 @@ class TestContract:
             "far",
         )
 
+    def test_an_input_the_model_does_not_take(self, service: Service) -> None:
+        """Of another version, which took one more."""
+        rows = trips(100, 8)
+        signature = service.served.manifest.signature
+        tip = type(signature.inputs[0])(name="tip", type="number")
+        columns = {name: rows[name].to_list() for name in ("distance", "people")}
+        log = InferenceLog(service.folder / "serving" / "inference_log")
+        log.append(
+            model_name=MODEL, model_version="0", signature=type(signature)(inputs=(*signature.inputs, tip), output="fare"),
+            prediction_ids=[f"{one}-tip" for one in rows["id"]], times=rows["t"].to_list(), predictions=[1.0] * rows.height,
+            columns={**columns, "rate": rows["rate"].cast(pl.String).to_list(), "tip": [1.0] * rows.height}, latency_ms=1.0,
+        )  # fmt: skip
+        log.flush()
+        result = service.check(service.ask(rows))
+        (found,) = result["failures"]
+        assert (found["severity"], found["observed_value"]) == ("warning", ["tip"])
+        assert result["success"]
+
     def test_inputs_the_log_hides_are_not_judged(self, service: Service) -> None:
         root = service.folder / "serving" / "inference_log"
         settings = LogSettings(drop=("people",))
@@ -286,3 +304,52 @@ def test_operator(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         entries = opened.entries(kind=EntryKind.SKEW_CHECK, model_name=MODEL)
     assert len(entries) == 2
     assert entries[0].payload["failed"] > 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_halves_of_real_trips_are_no_skew(service: Service, shared_data: Path, seed: int) -> None:
+    """The halves differ by chance alone: one is trained on, and the suite inferred from it; the other one is asked for."""
+    numeric, categorical = ["trip_distance", "hour", "passenger_count"], ["rate_code_id", "payment_type"]
+    rows = (
+        pl.read_parquet(shared_data / "nyc_taxi.parquet")
+        .sample(12_000, shuffle=True, seed=seed)
+        .with_row_index("id")
+    )
+    rows = rows.select(
+        pl.format("r{}", "id").alias("id"), pl.col("pickup_datetime").cast(pl.Datetime("us")).dt.replace_time_zone("UTC").alias("t"),
+        "total_ex_tip", *numeric, *categorical,
+    )  # fmt: skip
+    trained, asked = rows.head(6000), rows.tail(6000)
+    uri, model = str(service.folder / f"real-{seed}"), f"real_{seed}"
+    delta.replace_window(uri, trained, time_column="t", window=None)
+    delta.replace_window(f"{uri}-later", asked, time_column="t", window=None)
+    suite = str(service.folder / f"suite-{seed}.json")
+    run_step("infer-expectations", {"dataset": uri, "suite": suite, "exclude": ["id", "t"]}, service.services)
+    spec = {
+        "dataset": uri, "model_name": model, "estimator": "sklearn.linear_model.LinearRegression", "target": "total_ex_tip",
+        "numeric": numeric, "categorical": categorical, "time_column": "t", "id_column": "id", "metric": "mae",
+        "holdout_share": 0.1,
+    }  # fmt: skip
+    done = run_step("train", spec, service.services)
+    spec = {"model_name": model, "run_id": done["run_id"], "package_digest": done["package_digest"]}
+    run_step("register", spec, service.services)
+    registry = Registry.connect(service.services)
+    registry.set_alias(model, "champion", "1")
+    served = load_version(registry, registry.version_by_alias(model, "champion"), service.services)
+    log = InferenceLog(service.folder / "serving" / "inference_log")
+    columns = {name: asked[name].to_list() for name in numeric} | {
+        name: asked[name].cast(pl.String).to_list() for name in categorical
+    }
+    log.append(
+        model_name=model, model_version="1", signature=served.manifest.signature, prediction_ids=asked["id"].to_list(),
+        times=asked["t"].to_list(), columns=columns, predictions=[1.0] * asked.height, latency_ms=1.0,
+    )  # fmt: skip
+    log.flush()
+    spec = {
+        "model_name": model, "window": Window.parse("2018-01-01", "2022-01-01"), "suite": suite, "table": f"{uri}-later",
+        "id_column": "id",
+    }  # fmt: skip
+    result = run_step("skew", spec, service.services)
+    assert result["success"], result["failures"]
+    assert (result["row_count"], result["compared_rows"], result["differences"]) == (6000, 6000, [])
+    assert result["evaluated"] > 25
