@@ -52,6 +52,8 @@ def day(number: int, *, kind: str = "binary", turned: bool = False) -> pl.DataFr
     level = 2 * x + group
     if kind == "number":
         label: Any = np.exp(level / 2) + random.normal(0, 0.05, ROWS)
+    elif kind == "truth":
+        label = level > 1.5
     elif kind == "several":
         label = np.array(["low", "mid", "high"])[np.digitize(level, [0.0, 2.5])]
     else:
@@ -105,7 +107,8 @@ def remembered(features: Any, labels: Any, compared: Any, *, classes: int | None
 
 class TestScreen:
     @pytest.mark.parametrize(
-        ("kind", "shares"), [("binary", (0.05, 0.1)), ("several", (0.1,)), ("number", (0.05,))]
+        ("kind", "shares"),
+        [("binary", (0.05, 0.1)), ("several", (0.1,)), ("truth", (0.1,)), ("number", (0.05,))],
     )
     def test_wrong_labels_are_found_and_clean_ones_enter(self, kind: str, shares: tuple[float, ...]) -> None:
         clean = day(CLEAN, kind=kind)
