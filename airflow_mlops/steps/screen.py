@@ -16,7 +16,7 @@ from airflow_mlops.exceptions import CommitConflictError, DatasetNotFoundError, 
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
-from airflow_mlops.steps.screen_partitions import Screened, screen_partitions
+from airflow_mlops.steps.screen_partitions import Screened, evenly, screen_partitions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +109,11 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
     held = _held_windows(dataset.uri, services)
     windows = windows_before(spec.window, spec.policy.trusted_partitions + len(held))
     trusted = [window for window in windows if not any(_overlap(window, one) for one in held)]
-    frames = (_labelled(spec, dataset, window, features) for window in trusted)
+    # Of trusted partitions only so many rows are kept in memory as are compared.
+    frames = (
+        evenly(_labelled(spec, dataset, window, features), spec.policy.rows_per_partition)
+        for window in trusted
+    )
     partitions = [frame for frame in frames if frame.height][: spec.policy.trusted_partitions]
     screened = screen_partitions(
         new,

@@ -90,7 +90,7 @@ def screen_partitions(
             len(trusted),
         )
     size = min(policy.rows_per_partition, *(frame.height for frame in (new, *trusted)))
-    frames = [_evenly(frame, size) for frame in trusted] + [new]
+    frames = [evenly(frame, size) for frame in trusted] + [new]
     rows = pl.concat([frame.select(*features, time_column, target) for frame in frames])
     classes = _class_count(rows[target])
     ends = np.cumsum([frame.height for frame in frames])[:-1]
@@ -170,7 +170,8 @@ def _other_rates(answers: Sequence[Array], labels: Sequence[Array], *, classes: 
     return np.array([np.mean(item > limit) for item in apart])
 
 
-def _evenly(frame: pl.DataFrame, size: int) -> pl.DataFrame:
+def evenly(frame: pl.DataFrame, size: int) -> pl.DataFrame:
+    """Take at most so many rows, evenly over the frame."""
     return frame[_positions(frame.height, size).tolist()] if frame.height > size else frame
 
 
@@ -186,6 +187,8 @@ def _class_count(column: pl.Series) -> int | None:
 
 def _labels(column: pl.Series, classes: int | None) -> Array:
     """Give labels as class numbers, or numbers by their rank in [0, 1]: a rank is not ruled by a few large values."""
+    if not column.dtype.is_numeric():
+        column = column.cast(str)
     if classes is None:
         return np.asarray((column.rank(method="average").to_numpy() - 0.5) / len(column))
     return np.asarray(column.rank(method="dense").to_numpy().astype(int) - 1)

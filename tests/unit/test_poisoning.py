@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +33,11 @@ from airflow_mlops.operators.screen_dataset import ScreenDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.screen_partitions import Screened, screen_partitions
+from tests.conftest import REPOSITORY
 
 DAYS, ROWS = 10, 300
+#: Days of the table that operators read.
+DAYS_KEPT = 5
 #: A day like the others; of such ones every tenth is held at this rate, and this one is not.
 CLEAN = 21
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -45,6 +52,8 @@ def day(number: int, *, kind: str = "binary", turned: bool = False) -> pl.DataFr
     level = 2 * x + group
     if kind == "number":
         label: Any = np.exp(level / 2) + random.normal(0, 0.05, ROWS)
+    elif kind == "truth":
+        label = level > 1.5
     elif kind == "several":
         label = np.array(["low", "mid", "high"])[np.digitize(level, [0.0, 2.5])]
     else:
@@ -98,7 +107,8 @@ def remembered(features: Any, labels: Any, compared: Any, *, classes: int | None
 
 class TestScreen:
     @pytest.mark.parametrize(
-        ("kind", "shares"), [("binary", (0.05, 0.1)), ("several", (0.1,)), ("number", (0.05,))]
+        ("kind", "shares"),
+        [("binary", (0.05, 0.1)), ("several", (0.1,)), ("truth", (0.1,)), ("number", (0.05,))],
     )
     def test_wrong_labels_are_found_and_clean_ones_enter(self, kind: str, shares: tuple[float, ...]) -> None:
         clean = day(CLEAN, kind=kind)
@@ -201,14 +211,14 @@ def test_policies_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path) -> str:
-    """Nine clean days, and one in ten of whose labels is wrong."""
+    """Four clean days, as many as a rate of one in five needs, and one in ten of whose labels is wrong."""
     uri = str(tmp_path / "rows")
-    days = [*(day(number) for number in range(DAYS - 1)), with_wrong(day(DAYS - 1), 0.1)[0]]
+    days = [*(day(number) for number in range(DAYS_KEPT - 1)), with_wrong(day(DAYS_KEPT - 1), 0.1)[0]]
     delta.replace_window(uri, pl.concat(days), time_column="t", window=None)
     return uri
 
 
-WINDOW = Window(start=START + timedelta(days=DAYS - 1), end=START + timedelta(days=DAYS))
+WINDOW = Window(start=START + timedelta(days=DAYS_KEPT - 1), end=START + timedelta(days=DAYS_KEPT))
 
 
 class TestOperator:
@@ -229,7 +239,7 @@ class TestOperator:
             given = {
                 "dataset": to_dict(delta.describe(table)), "target": "y", "time_column": "t", "id_column": "id",
                 "window_start": window.start.isoformat(), "window_end": window.end.isoformat(), "outlets": [asset],
-                "policy": {"false_alarm_rate": 0.1, "minimum_rows": 100},
+                "policy": {"false_alarm_rate": 0.2, "minimum_rows": 100},
             }  # fmt: skip
             task = ScreenDatasetOperator(task_id="screen", **(given | arguments))
             outcome = SimpleNamespace(extra=extra, result=None, error=None, entries=[])
@@ -248,7 +258,7 @@ class TestOperator:
         assert isinstance(done.error, PartitionHeldError)
         assert "of the labels contradict the rows around them" in str(done.error)
         assert len(done.error.evidence["suspicious_rows"]) == 20
-        assert done.error.evidence["suspicious_rows"][0].startswith(f"{DAYS - 1}-")
+        assert done.error.evidence["suspicious_rows"][0].startswith(f"{DAYS_KEPT - 1}-")
         (entry,) = done.entries
         assert (entry.kind, entry.payload["verdict"]) == (EntryKind.SCREENING, "held")
 
@@ -267,7 +277,7 @@ class TestOperator:
         assert done.result["dataset"]["row_count"] == before.row_count - ROWS
         assert delta.describe(table, time_column="t").time_max < WINDOW.start  # type: ignore[operator]
         aside = delta.read_table(f"{table}_held").collect()
-        assert set(aside["id"]) == {f"{DAYS - 1}-{index}" for index in range(ROWS)}
+        assert set(aside["id"]) == {f"{DAYS_KEPT - 1}-{index}" for index in range(ROWS)}
         assert done.extra["airflow_mlops"]["dataset"] == done.result["dataset"]
         again = run(action="quarantine", dataset=to_dict(before))  # a retry is given the same version
         assert again.result["dataset"] == done.result["dataset"]
@@ -276,22 +286,22 @@ class TestOperator:
     def test_newer_rows_stay(self, table: str, tmp_path: Path) -> None:
         spec = {
             "dataset": to_dict(delta.describe(table)), "window": to_dict(WINDOW), "time_column": "t", "target": "y",
-            "id_column": "id", "policy": to_dict(POLICY), "quarantine": f"{table}_held",
+            "id_column": "id", "policy": {"false_alarm_rate": 0.2, "minimum_rows": 100}, "quarantine": f"{table}_held",
         }  # fmt: skip
-        delta.replace_window(table, day(DAYS - 1), time_column="t", window=WINDOW)
+        delta.replace_window(table, day(DAYS_KEPT - 1), time_column="t", window=WINDOW)
         with pytest.raises(CommitConflictError, match="was written again after version"):
             run_step("screen", spec, Services(ledger_url=f"sqlite:///{tmp_path / 'l.db'}"))
-        assert delta.describe(table).row_count == DAYS * ROWS
+        assert delta.describe(table).row_count == DAYS_KEPT * ROWS
 
     def test_what_was_held_is_not_trusted_until_it_is_released(self, run: Any, table: str) -> None:
         run()
-        # Nine other days are before it, so that the test can say no; the held one does not count as a tenth.
+        # Four other days are before it, so that the test can say no; the held one does not count as a fifth.
         later = Window(start=WINDOW.end, end=WINDOW.end + timedelta(days=1))
-        delta.replace_window(table, day(DAYS), time_column="t", window=later)
+        delta.replace_window(table, day(DAYS_KEPT), time_column="t", window=later)
         done = run(window=later, action="warn")
-        assert (done.result["trusted_windows"], done.result["held_windows"]) == (DAYS - 1, 1)
+        assert (done.result["trusted_windows"], done.result["held_windows"]) == (DAYS_KEPT - 1, 1)
         run(released_by="ada")
-        assert run(window=later, action="warn").result["trusted_windows"] == DAYS
+        assert run(window=later, action="warn").result["trusted_windows"] == DAYS_KEPT
 
     def test_a_young_table(self, run: Any) -> None:
         second = Window(start=START + timedelta(days=1), end=START + timedelta(days=2))
@@ -317,3 +327,43 @@ class TestOperator:
         else:
             with pytest.raises(error, match=said):
                 run(**wrong)
+
+
+KILLED = """
+import json, os, signal, sys
+from airflow_mlops.integrations import delta
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+
+write, seen, last = delta.replace_window_streamed, 0, int(sys.argv[3])
+
+def killed(*given, **arguments):
+    global seen
+    seen += 1
+    version = write(*given, **arguments)
+    if seen == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return version
+
+delta.replace_window_streamed = killed
+run_step("screen", json.loads(sys.argv[1]), Services(ledger_url=sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("write", [1, 2])
+def test_killed_after_a_write_and_tried_again(table: str, tmp_path: Path, write: int) -> None:
+    spec = {
+        "dataset": to_dict(delta.describe(table)), "window": to_dict(WINDOW), "time_column": "t", "target": "y", "id_column": "id",
+        "policy": {"false_alarm_rate": 0.2, "minimum_rows": 100}, "quarantine": f"{table}_held",
+    }  # fmt: skip
+    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(spec), ledger, str(write)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    everywhere = [delta.read_table(uri).collect()["id"] for uri in (table, f"{table}_held")]
+    assert pl.concat(everywhere).n_unique() == DAYS_KEPT * ROWS  # at no moment is a row in neither
+    result = run_step("screen", spec, Services(ledger_url=ledger))
+    assert (result["verdict"], result["dataset"]["row_count"]) == ("held", (DAYS_KEPT - 1) * ROWS)
+    assert delta.read_table(f"{table}_held").collect().height == ROWS
