@@ -71,13 +71,13 @@ class TableRule(NamedTuple):
     :param measures: the numbers by name; the same name is the same number.
     :param judge: what they mean.
     :param guards: true if these rows can't be judged as pandas would.
-    :param whole: whether a number needs all values of a column at once; such are better asked for one after the other.
+    :param apart: gives further numbers, which need a column as a whole, from the rows and how many values may be held at once.
     """
 
     measures: Mapping[str, pl.Expr]
     judge: Judge
     guards: Mapping[str, pl.Expr] = _NO_GUARDS
-    whole: bool = False
+    apart: Callable[[pl.LazyFrame, int], Mapping[str, Any]] | None = None
 
 
 Rule = RowRule | UniqueRule | TableRule

@@ -20,6 +20,7 @@ from airflow_mlops.core.expectation_rules import (
     missing,
     value_of,
 )
+from airflow_mlops.core.whole_columns import count_distinct, exact_median
 
 if TYPE_CHECKING:
     import polars as pl
@@ -46,20 +47,35 @@ def _judge_number(name: str, kwargs: Kwargs) -> Judge:
     return judge
 
 
-def _aggregate(name: str, aggregated: Callable[[pl.Expr], pl.Expr], *, whole: bool = False) -> Compiler:
+def _aggregate(name: str, aggregated: Callable[[pl.Expr], pl.Expr]) -> Compiler:
     def compile_rule(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
         columns = known_columns([kwargs.get("column")], schema, "number")
         if columns is None or not _bounds_are_numbers(kwargs):
             return None
         key, value = f"{name}:{columns[0]}", value_of(columns[0], schema)
-        guards = guards_of(schema, *columns)
-        if whole and schema[columns[0]].is_float():
-            guards[f"infinite:{columns[0]}"] = value.is_infinite().any()
         return TableRule(
-            measures={key: aggregated(value)}, judge=_judge_number(key, kwargs), guards=guards, whole=whole
+            measures={key: aggregated(value)},
+            judge=_judge_number(key, kwargs),
+            guards=guards_of(schema, *columns),
         )
 
     return compile_rule
+
+
+def _median(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
+    columns = known_columns([kwargs.get("column")], schema, "number")
+    if columns is None or not _bounds_are_numbers(kwargs):
+        return None
+    key, value = f"median:{columns[0]}", value_of(columns[0], schema)
+    guards = guards_of(schema, *columns)
+    if schema[columns[0]].is_float():
+        guards[f"infinite:{columns[0]}"] = value.is_infinite().any()
+    return TableRule(
+        measures={},
+        judge=_judge_number(key, kwargs),
+        guards=guards,
+        apart=lambda frame, at_once: {key: exact_median(frame, value, rows_at_once=at_once)},
+    )
 
 
 def _distinct(*, share: bool) -> Compiler:
@@ -78,13 +94,12 @@ def _distinct(*, share: bool) -> Compiler:
             return _within(observed, kwargs), {"observed_value": observed}
 
         return TableRule(
-            measures={
-                distinct: value_of(columns[0], schema).drop_nulls().n_unique(),
-                there: (~missing(columns[0], schema)).sum(),
-            },
+            measures={there: (~missing(columns[0], schema)).sum()},
             judge=judge,
             guards=guards_of(schema, *columns),
-            whole=True,
+            apart=lambda frame, at_once: {
+                distinct: count_distinct(frame, value_of(columns[0], schema), rows_at_once=at_once)
+            },
         )
 
     return compile_rule
@@ -152,10 +167,7 @@ TABLE_EXPECTATIONS: dict[str, tuple[Compiler, frozenset[str]]] = {
     "expect_column_min_to_be_between": (_aggregate("min", lambda value: value.min()), _NUMBER),
     "expect_column_max_to_be_between": (_aggregate("max", lambda value: value.max()), _NUMBER),
     "expect_column_mean_to_be_between": (_aggregate("mean", lambda value: value.mean()), _NUMBER),
-    "expect_column_median_to_be_between": (
-        _aggregate("median", lambda value: value.median(), whole=True),
-        _NUMBER,
-    ),
+    "expect_column_median_to_be_between": (_median, _NUMBER),
     "expect_column_sum_to_be_between": (_aggregate("sum", lambda value: value.sum()), _NUMBER),
     "expect_column_stdev_to_be_between": (_aggregate("stdev", lambda value: value.std()), _NUMBER),
     "expect_column_unique_value_count_to_be_between": (_distinct(share=False), _NUMBER),
