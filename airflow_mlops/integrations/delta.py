@@ -329,7 +329,11 @@ class TableWriter:
         table = self._opened(schema)
         with _streamed(self.uri, frames, schema) as reader:
             write_deltalake(
-                table, reader, mode="append", schema_mode="merge", commit_properties=self._properties(marks)
+                table,
+                reader,
+                mode="append",
+                schema_mode="merge",
+                commit_properties=self._properties(marks),
             )
         return table.version()
 

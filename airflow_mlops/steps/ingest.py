@@ -155,7 +155,7 @@ def _run(spec: IngestSpec, cleaner: Cleaner) -> IngestResult:
             )
         return _result(spec, None, 0)
     try:
-        version = _write(spec, writer, itertools.chain(first, frames), schema, work.marks)
+        version = _write(spec, writer, _handed_on(first, frames), schema, work.marks)
     except CommitConflictError:
         done = delta.TableWriter(spec.table).marks(list(work.marks))
         if spec.mode != "append" or done != work.marks:
@@ -168,6 +168,14 @@ def _run(spec: IngestSpec, cleaner: Cleaner) -> IngestResult:
 def _whole(spec: IngestSpec) -> bool:
     """Tell whether the table holds just the rows that are ingested."""
     return spec.mode == "replace" and spec.window is None
+
+
+def _handed_on(first: list[pl.DataFrame], frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Give all of them; what has been given is not held."""
+    first.reverse()
+    while first:
+        yield first.pop()
+    yield from frames
 
 
 def _alone(spec: IngestSpec) -> bool:
