@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.hooks.hashing import HashingHook
-from airflow_mlops.operators.base import StepOperator, names, window_spec
+from airflow_mlops.operators.base import StepOperator, names, optional_number, window_spec
 from airflow_mlops.operators.windows import RUN_WINDOW
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class IngestDatasetOperator(StepOperator):
     :param drop_columns: columns that are not written. (templated)
     :param hash_columns: columns of which an HMAC-SHA256 of each value is written instead, 64 hexadecimal digits. (templated)
     :param hash_conn_id: connection with the key for ``hash_columns``.
+    :param drop_before: rows of the table with an earlier time are dropped after the ingest, such as
+        ``{{ data_interval_end.subtract(days=365) }}``; default none. (templated)
+    :param vacuum_days: files that have been in no version for so many days are deleted, after which older versions can't be
+        read; at least 7, default never. (templated)
     """
 
     step = "ingest"
@@ -73,6 +77,8 @@ class IngestDatasetOperator(StepOperator):
         "deduplicate_order",
         "drop_columns",
         "hash_columns",
+        "drop_before",
+        "vacuum_days",
     )
 
     def __init__(
@@ -98,6 +104,8 @@ class IngestDatasetOperator(StepOperator):
         drop_columns: str | Sequence[str] = (),
         hash_columns: str | Sequence[str] = (),
         hash_conn_id: str = HashingHook.default_conn_name,
+        drop_before: str | None = None,
+        vacuum_days: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -121,6 +129,8 @@ class IngestDatasetOperator(StepOperator):
         self.drop_columns = drop_columns
         self.hash_columns = hash_columns
         self.hash_conn_id = hash_conn_id
+        self.drop_before = drop_before
+        self.vacuum_days = vacuum_days
         self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -148,6 +158,10 @@ class IngestDatasetOperator(StepOperator):
                 "drop_columns": names(self.drop_columns),
                 "hash_columns": names(self.hash_columns),
             },
+            "retention": {
+                "drop_before": self.drop_before or None,
+                "vacuum_days": optional_number(self.vacuum_days),
+            },
         }
 
     def services(self) -> Services:
@@ -170,7 +184,7 @@ class IngestDatasetOperator(StepOperator):
             window=result["window"],
             subject=dataset["uri"],
             summary=f"{result['row_count']} rows into {dataset['uri']}, now version {dataset['version']} "
-            f"with {dataset['row_count']} rows{_tell(result['cleaning'])}",
+            f"with {dataset['row_count']} rows{_tell(result['cleaning'], result['retention'])}",
             payload=result,
         )
         cleaned = {"cleaning": result["cleaning"]} if result["cleaning"] else {}
@@ -187,14 +201,15 @@ class IngestDatasetOperator(StepOperator):
                 context["asset_state_store"][outlet].set("watermark", watermark)
 
 
-def _tell(cleaning: Mapping[str, Any] | None) -> str:
-    """Say in words how many rows were left out."""
-    if cleaning is None:
-        return ""
+def _tell(cleaning: Mapping[str, Any] | None, retention: Mapping[str, Any] | None) -> str:
+    """Say in words what was not written, and what was taken away."""
+    left = cleaning or {}
+    gone = retention or {}
     counts = {
-        "left out by keep_where": cleaning["left_out"],
-        "that repeat another": cleaning["equal_rows"],
-        "that differ from the one kept of their key": cleaning["differing_rows"],
+        "rows left out by keep_where": left.get("left_out"),
+        "rows that repeat another": left.get("equal_rows"),
+        "rows that differ from the one kept of their key": left.get("differing_rows"),
+        "old rows dropped": gone.get("dropped_rows"),
+        "files of old versions deleted": gone.get("vacuumed_files"),
     }
-    told = [f"{count} {what}" for what, count in counts.items() if count]
-    return f"; not written: {', '.join(told)}" if told else ""
+    return "".join(f"; {count} {what}" for what, count in counts.items() if count)

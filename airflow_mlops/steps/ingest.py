@@ -26,6 +26,7 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.ingest_clean import Cleaner, without_values
 from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
 from airflow_mlops.steps.ingest_source import open_source
+from airflow_mlops.steps.retention import Retention, RetentionReport, retain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -62,6 +63,7 @@ class IngestSpec:
     :param schema_policy: what becomes of new columns and other types.
     :param new_categories: how many values a column may have that the table does not, by column.
     :param cleaning: what becomes of the rows before anything is written.
+    :param retention: what becomes of the table's old rows and versions afterwards.
     """
 
     source: str
@@ -77,6 +79,7 @@ class IngestSpec:
     schema_policy: SchemaPolicy = "strict"
     new_categories: dict[str, int] = field(default_factory=dict)
     cleaning: Cleaning = field(default_factory=Cleaning)
+    retention: Retention = field(default_factory=Retention)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +89,7 @@ class IngestResult:
     :param row_count: rows that were written by this run; 0 when all were in the table before.
     :param watermark: highest value of ``watermark_column`` in the table, as text; ``None`` without one.
     :param cleaning: what was done to the rows; ``None`` when none were written.
+    :param retention: what was taken away afterwards; ``None`` when nothing was asked for.
     """
 
     dataset: DatasetVersion
@@ -93,6 +97,7 @@ class IngestResult:
     row_count: int
     watermark: str | None = None
     cleaning: CleaningReport | None = None
+    retention: RetentionReport | None = None
 
 
 class _Work(NamedTuple):
@@ -120,12 +125,23 @@ def run(spec: IngestSpec, services: Services) -> IngestResult:
     _require_arguments(spec)
     cleaner = Cleaner(spec.cleaning, services, source=spec.source)
     try:
-        return _run(spec, cleaner)
+        return _retained(spec, _run(spec, cleaner))
     except Exception as err:
         problem = without_values(spec.source, err) if spec.cleaning.hides else err
         if problem is err:
             raise
     raise problem  # out here, because what was caught would be shown with it
+
+
+def _retained(spec: IngestSpec, result: IngestResult) -> IngestResult:
+    """Apply the retention, also where an earlier attempt has written the rows and then ended."""
+    if spec.retention == Retention():
+        return result
+    report = retain(spec.table, spec.retention, time_column=spec.time_column)
+    if report.dropped_rows:
+        dataset = delta.describe(spec.table, time_column=spec.time_column, remember=True)
+        result = replace(result, dataset=dataset)
+    return replace(result, retention=report)
 
 
 def _run(spec: IngestSpec, cleaner: Cleaner) -> IngestResult:
@@ -207,6 +223,7 @@ def _require_arguments(spec: IngestSpec) -> None:
         )
     if spec.work_key is not None and spec.mode != "append":
         raise ValueError(f"work_key belongs to mode 'append'; mode {spec.mode!r} needs none")
+    spec.retention.require_arguments(time_column=spec.time_column, window=spec.window)
     spec.cleaning.require_kept(
         [*_filled(spec), *spec.new_categories], as_they_are=(spec.time_column, spec.watermark_column)
     )
