@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
     DatasetNotFoundError,
+    InsufficientDataError,
     SchemaMismatchError,
     StorageError,
 )
@@ -25,6 +27,7 @@ from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     import polars as pl
     import pyarrow as pa
@@ -209,6 +212,40 @@ def delete_rows(uri: str, *, column: str, values: Sequence[str]) -> None:
     listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     with _write_errors(uri):
         _open(uri, None).delete(f"{_quoted(column)} IN ({listed})")
+
+
+def drop_before(uri: str, first: datetime, *, time_column: str) -> int:
+    """Delete the rows with an earlier time than ``first``, in one commit; none where there are no such rows.
+
+    :returns: number of rows that were deleted.
+    :raises InsufficientDataError: no row would be left.
+    :raises CommitConflictError: another write came first.
+    """
+    import polars as pl
+
+    table = _open(uri, None)
+    old = pl.col(time_column) < first
+    dropped, kept = (
+        _scan(table).select(old.sum(), (~old).sum().alias("kept")).collect(engine="streaming").row(0)
+    )
+    if not dropped:
+        return 0
+    if not kept:
+        raise InsufficientDataError(
+            f"all {dropped} rows of {uri} are older than {first.isoformat()}: is drop_before meant so? Nothing was dropped"
+        )
+    with _write_errors(uri):
+        table.delete(f"{_quoted(time_column)} < '{first.isoformat()}'")
+    return int(dropped)
+
+
+def vacuum(uri: str, *, days: float) -> int:
+    """Delete files that have been in no version for so many days; versions that need them can't be read any more.
+
+    :returns: number of files.
+    """
+    with _write_errors(uri):
+        return len(_open(uri, None).vacuum(math.ceil(24 * days), dry_run=False))
 
 
 def table_exists(uri: str) -> bool:
@@ -414,7 +451,11 @@ class TableWriter:
         table = self._opened(schema)
         with _streamed(self.uri, frames, schema) as reader:
             write_deltalake(
-                table, reader, mode="append", schema_mode="merge", commit_properties=self._properties(marks)
+                table,
+                reader,
+                mode="append",
+                schema_mode="merge",
+                commit_properties=self._properties(marks),
             )
         return table.version()
 

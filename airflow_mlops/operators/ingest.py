@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow_mlops.hooks.databases import database_of
 from airflow_mlops.hooks.hashing import HashingHook
 from airflow_mlops.hooks.web import web_of
-from airflow_mlops.operators.base import StepOperator, names
+from airflow_mlops.operators.base import StepOperator, names, optional_number
 from airflow_mlops.operators.windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class IngestDatasetOperator(StepOperator):
     :param partition_unit: which hour, day, week, month, quarter or year a key that is a time names; default from the tick of a
         ``CronPartitionTimetable`` to its next one, else as the key is written.
     :param partition_key: default the run's own; another one goes into the outlets' events. (templated)
+    :param drop_before: rows of the table with an earlier time are dropped after the ingest, such as
+        ``{{ data_interval_end.subtract(days=365) }}``; default none. (templated)
+    :param vacuum_days: files that have been in no version for so many days are deleted, after which older versions can't be
+        read; at least 7, default never. (templated)
     """
 
     step = "ingest"
@@ -95,6 +99,8 @@ class IngestDatasetOperator(StepOperator):
         "drop_columns",
         "hash_columns",
         "partition_key",
+        "drop_before",
+        "vacuum_days",
     )
 
     def __init__(
@@ -127,6 +133,8 @@ class IngestDatasetOperator(StepOperator):
         partition_column: str | None = None,
         partition_unit: PartitionUnit | None = None,
         partition_key: str | None = None,
+        drop_before: str | None = None,
+        vacuum_days: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -157,6 +165,8 @@ class IngestDatasetOperator(StepOperator):
         self.partition_column = partition_column
         self.partition_unit = partition_unit
         self.partition_key = partition_key
+        self.drop_before = drop_before
+        self.vacuum_days = vacuum_days
         self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -186,6 +196,10 @@ class IngestDatasetOperator(StepOperator):
                 "deduplicate_keep": self.deduplicate_keep,
                 "drop_columns": names(self.drop_columns),
                 "hash_columns": names(self.hash_columns),
+            },
+            "retention": {
+                "drop_before": self.drop_before or None,
+                "vacuum_days": optional_number(self.vacuum_days),
             },
         }
 
@@ -247,7 +261,7 @@ class IngestDatasetOperator(StepOperator):
             window=result["window"],
             subject=dataset["uri"],
             summary=f"{result['row_count']} rows{place} into {dataset['uri']}, now version {dataset['version']} "
-            f"with {dataset['row_count']} rows{_tell(result['cleaning'])}",
+            f"with {dataset['row_count']} rows{_tell(result['cleaning'], result['retention'])}",
             payload=result,
         )
         cleaned = {"cleaning": result["cleaning"]} if result["cleaning"] else {}
@@ -275,14 +289,15 @@ class IngestDatasetOperator(StepOperator):
                 context["asset_state_store"][outlet].set("watermark", watermark)
 
 
-def _tell(cleaning: Mapping[str, Any] | None) -> str:
-    """Say in words how many rows were left out."""
-    if cleaning is None:
-        return ""
+def _tell(cleaning: Mapping[str, Any] | None, retention: Mapping[str, Any] | None) -> str:
+    """Say in words what was not written, and what was taken away."""
+    left = cleaning or {}
+    gone = retention or {}
     counts = {
-        "left out by keep_where": cleaning["left_out"],
-        "that repeat another": cleaning["equal_rows"],
-        "that differ from the one kept of their key": cleaning["differing_rows"],
+        "rows left out by keep_where": left.get("left_out"),
+        "rows that repeat another": left.get("equal_rows"),
+        "rows that differ from the one kept of their key": left.get("differing_rows"),
+        "old rows dropped": gone.get("dropped_rows"),
+        "files of old versions deleted": gone.get("vacuumed_files"),
     }
-    told = [f"{count} {what}" for what, count in counts.items() if count]
-    return f"; not written: {', '.join(told)}" if told else ""
+    return "".join(f"; {count} {what}" for what, count in counts.items() if count)

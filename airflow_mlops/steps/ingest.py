@@ -28,6 +28,7 @@ from airflow_mlops.steps.ingest_clean import Cleaner, without_values
 from airflow_mlops.steps.ingest_partition import partition_value, rows_of
 from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
 from airflow_mlops.steps.ingest_source import Source, cut_rows, find_source
+from airflow_mlops.steps.retention import Retention, RetentionReport, retain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -70,6 +71,7 @@ class IngestSpec:
     :param schema_policy: what becomes of new columns and other types.
     :param new_categories: how many values a column may have that the table does not, by column.
     :param cleaning: what becomes of the rows before anything is written.
+    :param retention: what becomes of the table's old rows and versions afterwards.
     """
 
     source: str | None = None
@@ -90,6 +92,7 @@ class IngestSpec:
     schema_policy: SchemaPolicy = "strict"
     new_categories: dict[str, int] = field(default_factory=dict)
     cleaning: Cleaning = field(default_factory=Cleaning)
+    retention: Retention = field(default_factory=Retention)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +102,7 @@ class IngestResult:
     :param row_count: rows that were written by this run; 0 when all were in the table before.
     :param watermark: highest value of ``watermark_column`` in the table, as text; ``None`` without one.
     :param cleaning: what was done to the rows; ``None`` when none were written.
+    :param retention: what was taken away afterwards; ``None`` when nothing was asked for.
     """
 
     dataset: DatasetVersion
@@ -107,6 +111,7 @@ class IngestResult:
     partition: Partition | None = None
     watermark: str | None = None
     cleaning: CleaningReport | None = None
+    retention: RetentionReport | None = None
 
 
 class _Work(NamedTuple):
@@ -144,12 +149,23 @@ def run(spec: IngestSpec, services: Services) -> IngestResult:
         )
         cleaner = Cleaner(spec.cleaning, services, source=source.name)
         try:
-            return _ingest(spec, source, cleaner)
+            return _retained(spec, _ingest(spec, source, cleaner))
         except Exception as err:
             problem = without_values(source.name, err) if spec.cleaning.hides else err
             if problem is err:
                 raise
     raise problem  # out here, because what was caught would be shown with it
+
+
+def _retained(spec: IngestSpec, result: IngestResult) -> IngestResult:
+    """Apply the retention, also where an earlier attempt has written the rows and then ended."""
+    if spec.retention == Retention():
+        return result
+    report = retain(spec.table, spec.retention, time_column=spec.time_column)
+    if report.dropped_rows:
+        dataset = delta.describe(spec.table, time_column=spec.time_column, remember=True)
+        result = replace(result, dataset=dataset)
+    return replace(result, retention=report)
 
 
 def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
@@ -177,7 +193,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
             raise InsufficientDataError(f"{source.name} has no rows{_place(spec)}: has its data arrived?")
         return _result(spec, None, 0)
     try:
-        version = _write(spec, writer, itertools.chain(first, frames), schema, work.marks)
+        version = _write(spec, writer, _handed_on(first, frames), schema, work.marks)
     except CommitConflictError:
         done = delta.TableWriter(spec.table).marks(list(work.marks))
         if spec.mode != "append" or done != work.marks:
@@ -196,6 +212,14 @@ def _place(spec: IngestSpec) -> str:
     if spec.partition is not None:
         return f" in partition {spec.partition}"
     return f" in window {spec.window} of {spec.time_column}" if spec.window else ""
+
+
+def _handed_on(first: list[pl.DataFrame], frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Give all of them; what has been given is not held."""
+    first.reverse()
+    while first:
+        yield first.pop()
+    yield from frames
 
 
 def _alone(spec: IngestSpec) -> bool:
@@ -246,6 +270,7 @@ def _require_arguments(spec: IngestSpec) -> None:
     if spec.work_key is not None and spec.mode != "append":
         raise ValueError(f"work_key belongs to mode 'append'; mode {spec.mode!r} needs none")
     parted = () if spec.partition is None else (spec.partition.column,)
+    spec.retention.require_arguments(time_column=spec.time_column, window=spec.window)
     spec.cleaning.require_kept(
         [*_filled(spec), *spec.new_categories, *parted],
         as_they_are=(spec.time_column, spec.watermark_column, *parted),

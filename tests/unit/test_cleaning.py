@@ -403,7 +403,7 @@ class TestNoTrace:
         with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
             (entry,) = ledger.entries(limit=10)
         assert entry.payload["cleaning"] == result["cleaning"]
-        assert "1 that repeat another" in entry.summary
+        assert "1 rows that repeat another" in entry.summary
         bad = {"type": "expect_column_values_to_be_between", "kwargs": {"column": "age", "min_value": 0}}
         judged = {
             "dataset": table, "suite": {"name": "s", "expectations": [bad]}, "id_column": "email",
