@@ -27,7 +27,6 @@ from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from datetime import datetime
 
     import polars as pl
     import pyarrow as pa
