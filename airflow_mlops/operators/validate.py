@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import Asset
 
 from airflow_mlops.exceptions import ConnectionConfigError, DataQualityError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.hooks.services import services_from_connections
+from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.links import DataDocsLink
 from airflow_mlops.operators.base import StepOperator, actor, dataset_ref, names, part_of
 from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
@@ -151,14 +152,22 @@ class ValidateDatasetOperator(StepOperator):
         ]
 
     def services(self) -> Services:
-        """Resolve the MLflow connection where there is one and a page may be written; a verdict needs no connection."""
+        """Resolve the MLflow connection too where there is one and a page may be written; a verdict needs none."""
+        services = super().services()
         if self.report == "never":
-            return super().services()
+            return services
         try:
-            return services_from_connections(mlflow_conn_id=self.mlflow_conn_id)
+            mlflow = MLflowHook(mlflow_conn_id=self.mlflow_conn_id).services()
         except ConnectionConfigError as err:
             self.log.info("no page of this validation, as there is no MLflow to keep it: %s", err)
-            return super().services()
+            return services
+        return replace(
+            services,
+            tracking_uri=mlflow.tracking_uri,
+            tracking_username=mlflow.tracking_username,
+            tracking_password=mlflow.tracking_password,
+            tracking_token=mlflow.tracking_token,
+        )
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the verdict to the ledger, the log and the outlets' events, and the new version where rows were set aside."""
