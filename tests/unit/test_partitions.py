@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,17 @@ class TestByColumn:
         ingest(source, table, None)
         assert content(table) == [("eu", 10), ("us", 2**40)]
         assert DeltaTable(table).metadata().partition_columns == ["region"]
+
+    def test_the_digest_that_is_carried_on_is_that_of_the_rows(self, tmp_path: Path) -> None:
+        table, chance = str(tmp_path / "table"), random.Random(1)
+        for number in range(10):
+            regions = ["eu", "us", "asia", *chance.choices(["eu", "us", "asia"], k=5)]
+            source = land(tmp_path / "a.parquet", region=regions, x=[chance.random() for _ in regions])
+            if number % 3 == 2:
+                result = ingest(source, table, None, mode="append", work_key=str(number))
+            else:
+                result = ingest(source, table, chance.choice(regions), partition_column="region")
+            assert result["dataset"]["dataset_digest"] == delta.describe(table).dataset_digest
 
     @pytest.mark.parametrize(
         ("columns", "key", "more", "error", "message"),
