@@ -172,6 +172,7 @@ class TestQuery:
         with pytest.raises(ConnectionConfigError, match=r"has no SQLAlchemy dialect here"):
             ingest(table, **self.SALES)
 
+    @pytest.mark.integration  # seconds of rows, in two processes
     def test_memory_does_not_grow_with_the_rows(self, database: sqlite3.Connection, tmp_path: Path) -> None:
         database.execute(
             "INSERT INTO sales WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200000) "
@@ -322,7 +323,11 @@ class TestDownload:
         assert ingest(table, source=f"{web}/{how}/a.parquet")["row_count"] == 20_000
         assert ["range" in request for request in Web.seen[1:]] == parts
 
-    def test_once_per_content(self, web: str, tmp_path: Path, table: str) -> None:
+    def test_once_per_content(
+        self, web: str, tmp_path: Path, table: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What comes behind the question mark is the address's secret, and no part of its name."""
+        caplog.set_level("INFO", logger="httpx")
         added = []
         for rows in (10, 10, 20):
             self.offer(tmp_path, rows=rows)
@@ -330,6 +335,7 @@ class TestDownload:
             added.append(ingest(table, source=source, mode="append")["row_count"])
         assert added == [10, 0, 20]
         assert "signature" not in "".join(path.read_text() for path in Path(table, "_delta_log").iterdir())
+        assert "signature" not in caplog.text
 
     def test_a_login_goes_to_its_own_server_only(
         self, web: str, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
