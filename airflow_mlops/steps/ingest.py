@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import tempfile
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -39,6 +40,9 @@ _FILE, _WORK, _INCREMENT, _UPSERT = (
 )
 #: Batches of a first ingest that are looked at before the table is made: a small source that is refused leaves no table.
 _BEFORE_A_TABLE = 16
+
+
+_ASKS_WATERMARK = re.compile(r"(?<![:\w\\]):watermark\b")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +184,10 @@ def _require_source(spec: IngestSpec) -> None:
         raise ValueError(f"an ingest into {spec.table} needs either source or sql")
     if spec.sql is not None and spec.source_conn_id is None:
         raise ValueError(f"sql of {spec.table} needs source_conn_id: the connection of the database")
+    if spec.mode != "incremental" and _ASKS_WATERMARK.search(spec.sql or ""):
+        raise ValueError(
+            f"sql of {spec.table} names :watermark, which has a value in mode 'incremental' only, not in {spec.mode!r}"
+        )
     web = str(spec.source).startswith(("http://", "https://"))
     if spec.source_conn_id is not None and spec.sql is None and not web:
         raise ValueError(

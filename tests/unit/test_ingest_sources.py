@@ -436,8 +436,15 @@ def test_files_that_are_written_anew(
         ({"source": "a.csv", "sql": "SELECT 1"}, "needs either source or sql"),
         ({"sql": "SELECT 1"}, "needs source_conn_id"),
         ({"source": "a.csv", "source_conn_id": "lake"}, r"s3://lake@bucket/key"),
+        (
+            {"sql": "SELECT :watermark", "source_conn_id": "shop"},
+            "in mode 'incremental' only, not in 'replace'",
+        ),
     ],
 )
-def test_arguments_that_do_not_go_together(table: str, arguments: dict[str, str], message: str) -> None:
+def test_arguments_that_do_not_go_together(
+    table: str, arguments: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_SHOP", json.dumps({"conn_type": "sqlite", "host": "nowhere.db"}))
     with pytest.raises(ValueError, match=message):
         ingest(table, **arguments)
