@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import tempfile
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -25,6 +23,7 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
 from airflow_mlops.steps.ingest_source import Source, cut_rows, find_source, read_batches
+from airflow_mlops.steps.ingest_spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -126,14 +125,14 @@ def run(spec: IngestSpec, services: Services) -> IngestResult:
     :raises CommitConflictError: another write came first; nothing was written.
     """
     _require_arguments(spec)
-    with tempfile.TemporaryDirectory(prefix="airflow-mlops-ingest-") as folder:
+    with Spool() as spool:
         source = find_source(
             spec.source,
             sql=spec.sql,
             conn_id=spec.source_conn_id,
             version=spec.source_version,
             services=services,
-            folder=Path(folder),
+            spool=spool,
         )
         return _ingest(spec, source)
 
