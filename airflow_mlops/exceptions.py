@@ -61,6 +61,10 @@ class DataQualityError(GateFailedError):
     """The dataset broke expectations of its suite."""
 
 
+class PartitionHeldError(GateFailedError):
+    """The labels of a new partition do not fit its features as those of trusted ones do: nothing may learn from it yet."""
+
+
 class DriftDetectedError(GateFailedError):
     """The current window differs from the reference by more than the policy allows."""
 
@@ -83,6 +87,10 @@ class InsufficientDataError(MLOpsError, ValueError):
 
 class DatasetNotFoundError(MLOpsError, LookupError):
     """No dataset (table, version or source file) under that name."""
+
+
+class StaleDatasetError(MLOpsError):
+    """A dataset version is not the newest of its rows any more, so what was found in it must not be written on top of them."""
 
 
 class ModelVersionNotFoundError(MLOpsError, LookupError):

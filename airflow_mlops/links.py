@@ -41,6 +41,12 @@ class ReportLink(_FoundLink):
     name = "Report"
 
 
+class DataDocsLink(_FoundLink):
+    """The page of a validation."""
+
+    name = "Data Docs"
+
+
 class EndpointLink(_FoundLink):
     """The model service."""
 

@@ -25,9 +25,9 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "operators": [_modules("operators", _OPERATORS)],
         "sensors": [_modules("sensors", _SENSORS)],
-        "hooks": [_modules("hooks", ("bentocloud", "bentoml", "ledger", "mlflow", "signing"))],
+        "hooks": [_modules("hooks", ("bentocloud", "bentoml", "hashing", "ledger", "mlflow", "signing"))],
         "triggers": [_modules("triggers", ("poll", "rollout"))],
-        "connection-types": [_mlflow(), _bentoml(), _bentocloud(), _ledger(), _signing()],
+        "connection-types": [_mlflow(), _bentoml(), _bentocloud(), _ledger(), _signing(), _hashing()],
         "notifications": ["airflow_mlops.notifiers.incidents.IncidentNotifier"],
         "extra-links": [f"airflow_mlops.links.{name}" for name in _LINKS],
     }
@@ -37,6 +37,7 @@ _OPERATORS = (
     "approval",
     "build",
     "challengers",
+    "check_skew",
     "deploy",
     "deploy_to_bentocloud",
     "deploy_to_kubernetes",
@@ -51,12 +52,13 @@ _OPERATORS = (
     "register",
     "retraining",
     "score",
+    "screen_dataset",
     "select",
     "train",
     "validate",
 )
 _SENSORS = ("drift", "endpoint", "labels", "model_version", "new_data")
-_LINKS = ("EndpointLink", "MLflowRunLink", "ModelVersionLink", "ReportLink")
+_LINKS = ("DataDocsLink", "EndpointLink", "MLflowRunLink", "ModelVersionLink", "ReportLink")
 _TEXT = {"type": ["string", "null"]}
 _SECRET = {"type": ["string", "null"], "format": "password"}
 
@@ -179,5 +181,18 @@ def _signing() -> dict[str, Any]:
             "hidden-fields": ["host", "port", "schema", "login"],
             "relabeling": {"password": "Private key (Ed25519)"},
             "placeholders": {"password": "what `airflow-mlops signing-key` printed; empty: only verify"},
+        },
+    }
+
+
+def _hashing() -> dict[str, Any]:
+    return {
+        "connection-type": "airflow_mlops_hashing",
+        "hook-class-name": "airflow_mlops.hooks.hashing.HashingHook",
+        "hook-name": "Hashing key",
+        "ui-field-behaviour": {
+            "hidden-fields": ["host", "port", "schema", "login", "extra"],
+            "relabeling": {"password": "Key"},
+            "placeholders": {"password": "what `openssl rand -hex 32` printed"},
         },
     }

@@ -34,6 +34,7 @@ class Services:
     :param signing_public_keys: keys a package must be signed with before it is loaded, separated by white space;
         without any, digests are checked and signatures are not.
     :param connections: what opens the stores and sources that a spec names by connection, by connection id.
+    :param hash_key: secret that values are hashed with before they are written.
     """
 
     tracking_uri: str | None = None
@@ -48,6 +49,7 @@ class Services:
     signing_key: str | None = field(default=None, repr=False)
     signing_public_keys: str | None = None
     connections: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    hash_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Services:

@@ -7,7 +7,8 @@
 * `mlflow-onnx`: the same of a `PythonModel` that calls ONNX Runtime.
 
 All run beside each other on the loopback address and are asked in turn, in several rounds. wrk and the servers share the machine. `--swaps` swaps
-versions, steps a canary, takes it back and ends workers under 16 connections until 100,000 requests were answered instead; `--soak 500000` asks so many requests, and looks at memory and at
+versions, steps a canary, takes it back and ends workers under 16 connections until 100,000 requests were answered instead; `--kills` kills
+workers with SIGKILL under 16 of our own clients, which ask again where a connection broke, until 100,000 were; `--soak 500000` asks so many requests, and looks at memory and at
 whether the inference log has every row; `--explain` asks for predictions while somebody else asks for explanations all the time.
 """
 
@@ -38,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import psutil
 
 if TYPE_CHECKING:
     from airflow_mlops.integrations.bentoml import LocalServer
@@ -179,6 +181,7 @@ def main() -> None:
         action="store_true",
         help="swap versions, step a canary, take it back and end workers under 16 connections instead",
     )
+    parser.add_argument("--kills", action="store_true", help="kill workers under 16 of our clients instead")
     parser.add_argument("--soak", type=int, metavar="REQUESTS", help="ask so many requests instead")
     parser.add_argument("--explain", action="store_true", help="explain answers beside predictions instead")
     parser.add_argument(
@@ -203,6 +206,9 @@ def main() -> None:
         package, digest = make_package(folder / "package", rows, estimator=estimator)
         if given.swaps:
             swap_under_load(folder, package, digest, rows, servers)
+            return
+        if given.kills:
+            killed_workers(folder, package, digest, rows, servers)
             return
         if given.soak:
             soak(folder, package, digest, rows, given.soak, servers)
@@ -344,29 +350,64 @@ def take_back(endpoint: LocalEndpoint) -> None:
     endpoint.take_back(replace(current.fallback, rollout=None, revision=current.revision + 1))
 
 
+def killed_workers(
+    folder: Path, package: Path, digest: str, rows: list[dict[str, Any]], servers: ExitStack
+) -> None:
+    """Kill one worker after another, each time when there are two, under 16 clients until 100,000 requests were answered."""
+    from airflow_mlops.exceptions import EndpointUnavailableError
+    from airflow_mlops.integrations.bentoml import EndpointClient
+
+    os.environ["AIRFLOW_MLOPS_SERVICE_WORKERS"] = "2"
+    url = servers.enter_context(start_ours(folder, package, digest))
+    server = our_server(folder, int(url.rpartition(":")[2]))
+    answered, failed, killed = [0] * 16, [0] * 16, 0
+
+    def ask(caller: int) -> None:
+        with EndpointClient(url, TOKEN) as client:
+            while sum(answered) < SWAPPED_REQUESTS:
+                try:
+                    client.predict(rows[:1])
+                except EndpointUnavailableError:
+                    failed[caller] += 1
+                answered[caller] += 1
+
+    callers = [threading.Thread(target=ask, args=(number,)) for number in range(len(answered))]
+    for caller in callers:
+        caller.start()
+    while any(caller.is_alive() for caller in callers):
+        time.sleep(1.0)
+        if len(listening := workers(server)) == 2:
+            listening[0].kill()
+            killed += 1
+    print(
+        f"{sum(failed)} failed of {sum(answered):,} under 16 clients, 2 workers of which {killed} were killed"
+    )
+
+
 def end_worker(server: LocalServer) -> None:
     """Ask one of the workers to end, as a node that is drained does, and wait until there are two again."""
-    import psutil
-
     from airflow_mlops.integrations.bentoml import wait_until
 
+    old = workers(server)[0]
+    old.send_signal(signal.SIGTERM)
+    old.wait(timeout=30)
+    wait_until(lambda: len(workers(server)) == 2, timeout_seconds=30)
+
+
+def workers(server: LocalServer) -> list[psutil.Process]:
+    """Give the processes that listen."""
     running = server.running()
     if running is None:
         raise RuntimeError(server.log_tail())
-    main = psutil.Process(running.pid)
+    return [one for one in psutil.Process(running.pid).children() if _listens(one)]
 
-    def workers() -> list[psutil.Process]:
-        return [
-            one
-            for one in main.children()
-            if any("_bentoml_impl.worker" in word for word in one.cmdline())
-            and any(connection.status == psutil.CONN_LISTEN for connection in one.net_connections("tcp"))
-        ]
 
-    old = workers()[0]
-    old.send_signal(signal.SIGTERM)
-    old.wait(timeout=30)
-    wait_until(lambda: len(workers()) == 2, timeout_seconds=30)
+def _listens(process: psutil.Process) -> bool:
+    try:
+        is_worker = any("_bentoml_impl.worker" in word for word in process.cmdline())
+        return is_worker and any(one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp"))
+    except psutil.Error:  # gone, or a zombie
+        return False
 
 
 def soak(

@@ -5,7 +5,7 @@ Runs monthly on the month that ended, or by hand for any interval.
 
 * **Connections**: `mlflow_default`, `bentoml_default` (and `ledger_default`; without it the ledger is a SQLite file).
 * **Variable**: `mlops_data_root`, the folder with `landing/*.parquet` and the tables.
-* **Out**: asset *trip_fare champion*.
+* **Out**: assets *trips dataset*, once it is accepted, and *trip_fare champion*.
 
 Copy it, change the names below, and it is yours.
 """
@@ -56,13 +56,15 @@ with DAG(
         table=f"{DATA}/trips",
         time_column="pickup_datetime",
         id_column="trip_id",
-        outlets=[dataset_asset("trips")],
     )
     validate = ValidateDatasetOperator(
         task_id="validate",
         dataset=ingest.output,
         suite=str(Path(__file__).parent / "suites" / "trips.json"),
+        action="quarantine",  # rows that break it go to trips_quarantine: up to 1 % of them, else it stops here
         time_column="pickup_datetime",
+        id_column="trip_id",
+        outlets=[dataset_asset("trips")],
     )
     train = TrainModelOperator(
         task_id="train",

@@ -34,6 +34,18 @@ class DatasetVersion:
     time_max: datetime | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PastDataset:
+    """A table as it was.
+
+    :param uri: table URI.
+    :param as_of: a version number, or an instant in ISO 8601 (naive: UTC), which stands for the newest version not after it.
+    """
+
+    uri: str
+    as_of: str
+
+
 def row_count() -> pl.Expr:
     """Count rows, by their first column.
 

@@ -1,4 +1,4 @@
-"""Content digest of a table: the same for the same rows in any order, computed in one vectorized pass."""
+"""Content digest of a table: the same for the same rows in any order, computed in one vectorized pass, and additive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import polars as pl
 
@@ -21,7 +21,6 @@ _ROUNDS = (
     (np.uint64(27), np.uint64(0x94D049BB133111EB)),
 )
 _LAST_SHIFT = np.uint64(31)
-_NULL = np.uint64(0x9E3779B97F4A7C15)
 #: Rows hashed at a time: the scratch arrays stay in the processor's cache.
 _BLOCK = 8192
 #: Hashes of texts kept for the next batch.
@@ -29,79 +28,99 @@ _KNOWN_TEXTS = 100_000
 _LANES = (np.uint64(0x243F6A8885A308D3), np.uint64(0x13198A2E03707344))
 
 
+@dataclass(frozen=True, slots=True)
+class RowSum:
+    """Sum of the hashes of some rows: those of two parts of a table add up to that of the table.
+
+    :param row_count: how many rows.
+    :param first: sum modulo 2^64.
+    :param second: the same of other hashes.
+    """
+
+    row_count: int = 0
+    first: int = 0
+    second: int = 0
+
+    def __add__(self, other: RowSum) -> RowSum:
+        return RowSum(
+            self.row_count + other.row_count,
+            (self.first + other.first) % 2**64,
+            (self.second + other.second) % 2**64,
+        )
+
+    def hexdigest(self, columns: Mapping[str, str]) -> str:
+        """Give ``sha256:`` and the digest in hexadecimal.
+
+        :param columns: of the table, with the name of their types.
+        """
+        text = f"rows-v2;{dict(sorted(columns.items()))};{self.row_count};{self.first},{self.second}"
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
 class RowDigest:
     """Accumulate an order-independent digest of rows.
 
-    Each row is hashed column by column (64 bits, two lanes); rows are combined by addition modulo 2^64, which
-    does not care about order and counts duplicates. The digest is sha256 over column names, types, row count and both lanes.
+    A row's hash is the sum of its values' hashes (64 bits, two lanes), each seeded by the name of its column, mixed once more;
+    rows are combined by addition modulo 2^64, which does not care about order and counts duplicates. A null adds nothing, so rows
+    keep their hash when the table gets another column. The digest is sha256 over column names, types, row count and both sums.
     It finds accidental differences; it is no defense against someone who constructs a collision.
 
-    :param columns: column name to type name; part of the digest, sorted by name.
+    NaN counts as null, -0.0 as 0.0. A number's hash is that of its value as 64-bit integer or float, whatever the width of its type.
+
+    :param columns: column name to type name; part of the digest.
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.columns = dict(sorted(columns.items()))
-        self.row_count = 0
-        self._lanes = [0, 0]
+        self.total = RowSum()
+        self._seeds = {name: [_seed(lane, name) for lane in range(len(_LANES))] for name in self.columns}
         self._texts: dict[Any, int] = {}
 
-    def update(self, rows: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
-        """Add a batch.
-
-        :param rows: one array per column, all of one length: numbers, booleans, ``datetime64`` or objects of
-            ``str``/``None``; NaN and ``None`` count as null.
-        """
-        self._add([_words(np.asarray(rows[name])) for name in self.columns])
-
-    def update_frame(self, frame: pl.DataFrame, *, with_nulls: frozenset[str] = frozenset()) -> None:
-        """Add a batch of a table that is read in batches; the digest is that of the table as a whole.
-
-        :param with_nulls: whole-number and Boolean columns that have a null anywhere in the table: numpy knows no null
-            in them, so the whole column counts as another type, in the batches without one, too.
-        """
-        import polars as pl
-
-        words = []
-        for name in self.columns:
-            column = frame[name]
-            if column.dtype == pl.String:
-                words.append(_Words(self._hash_texts(column), None, mixed=True))
-                continue
-            if name in with_nulls and column.dtype == pl.Boolean:
-                words.append(_words(column.to_numpy().astype(object)))
-            elif name in with_nulls:
-                words.append(_words(column.cast(pl.Float64).to_numpy()))
-            else:
-                words.append(_words(column.to_numpy()))
-        self._add(words)
+    def update(self, frame: pl.DataFrame) -> None:
+        """Add a batch."""
+        columns = [(self._seeds[name], *self._words(frame[name])) for name in self.columns]
+        size = min(frame.height, _BLOCK)
+        word, scratch, row = (np.empty(size, np.uint64) for _ in range(3))
+        sums = [0, 0]
+        for start in range(0, frame.height, _BLOCK):
+            length = min(_BLOCK, frame.height - start)
+            block = slice(start, start + length)
+            word, scratch, row = word[:length], scratch[:length], row[:length]
+            for lane, constant in enumerate(_LANES):
+                row.fill(constant)
+                for seeds, values, nulls in columns:
+                    np.bitwise_xor(values[block], seeds[lane], out=word)
+                    _mix(word, scratch)
+                    if nulls is not None:
+                        word[nulls[block]] = 0
+                    np.add(row, word, out=row)
+                _mix(row, scratch)
+                sums[lane] += int(row.sum(dtype=np.uint64))
+        self.total += RowSum(frame.height, *sums)
 
     def hexdigest(self) -> str:
         """Give ``sha256:`` and the digest in hexadecimal."""
-        lanes = ",".join(str(lane) for lane in self._lanes)
-        text = f"rows-v1;{self.columns};{self.row_count};{lanes}"
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        return self.total.hexdigest(self.columns)
 
-    def _add(self, columns: list[_Words]) -> None:
-        count = len(columns[0].values) if columns else 0
-        size = min(count, _BLOCK)
-        word, scratch = np.empty(size, np.uint64), np.empty(size, np.uint64)
-        rows = [np.empty(size, np.uint64) for _ in _LANES]
-        for start in range(0, count, _BLOCK):
-            length = min(_BLOCK, count - start)
-            block = slice(start, start + length)
-            for row, seed in zip(rows, _LANES, strict=True):
-                row.fill(seed)
-            for column in columns:
-                column.hash_into(word[:length], block, scratch[:length])
-                for row in rows:
-                    np.bitwise_xor(row[:length], word[:length], out=row[:length])
-                    _mix(row[:length], scratch[:length])
-            for lane, row in enumerate(rows):
-                self._lanes[lane] = (self._lanes[lane] + int(row[:length].sum(dtype=np.uint64))) % 2**64
-        self.row_count += count
+    def _words(self, column: pl.Series) -> tuple[UInt64Array, NDArray[np.bool_] | None]:
+        """Give a column as 64-bit words, and where its nulls are."""
+        import polars as pl
+
+        dtype = column.dtype
+        if dtype.is_float():
+            column = column.cast(pl.Float64).fill_nan(None)
+            # Adding zero turns -0.0 into 0.0: equal values must hash alike.
+            values = (column.fill_null(0.0).to_numpy() + 0.0).view(np.uint64)
+        elif dtype.is_integer() or dtype == pl.Boolean or dtype.is_temporal():
+            whole = column.dt.cast_time_unit("us") if isinstance(dtype, pl.Datetime | pl.Duration) else column
+            whole = whole.to_physical().cast(pl.Int64).fill_null(0)
+            values = np.ascontiguousarray(whole.to_numpy()).view(np.uint64)
+        else:
+            values = self._hash_texts(_texts(column))
+        return values, column.is_null().to_numpy() if column.null_count() else None
 
     def _hash_texts(self, column: pl.Series) -> UInt64Array:
-        """Do the same without a Python object per row."""
+        """Hash each distinct text once."""
         import polars as pl
 
         distinct = column.unique()
@@ -115,41 +134,13 @@ class RowDigest:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Words:
-    """A column as 64-bit words, where its nulls are, and whether the words are hashes already."""
+def _texts(column: pl.Series) -> pl.Series:
+    import polars as pl
 
-    values: UInt64Array
-    nulls: NDArray[np.bool_] | None
-    mixed: bool = False
-
-    def hash_into(self, word: UInt64Array, block: slice, scratch: UInt64Array) -> None:
-        np.copyto(word, self.values[block])
-        if not self.mixed:
-            _mix(word, scratch)
-        if self.nulls is not None:
-            word[self.nulls[block]] = _NULL
-
-
-def _words(values: NDArray[Any]) -> _Words:
-    kind = values.dtype.kind
-    if kind == "f":
-        # Adding zero turns -0.0 into 0.0: equal values must hash alike.
-        return _Words((values.astype(np.float64, copy=False) + 0.0).view(np.uint64), _any(np.isnan(values)))
-    if kind == "M":
-        stamps = values.astype("datetime64[us]", copy=False)
-        return _Words(np.ascontiguousarray(stamps).view(np.uint64), _any(np.isnat(stamps)))
-    if kind in "iub":
-        return _Words(np.ascontiguousarray(values.astype(np.int64, copy=False)).view(np.uint64), None)
-    # Text: hash each distinct value once, then look the rows up.
-    listed = values.tolist()
-    distinct = {value: _hash_text(value) for value in set(listed)}
-    hashes = np.fromiter((distinct[value] for value in listed), dtype=np.uint64, count=len(listed))
-    return _Words(hashes, None, mixed=True)
-
-
-def _any(nulls: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    return nulls if nulls.any() else None
+    if column.dtype in (pl.String, pl.Categorical, pl.Enum) or column.dtype.is_decimal():
+        return column.cast(pl.String)
+    listed = [None if value is None else repr(value) for value in column.to_list()]
+    return pl.Series(column.name, listed, dtype=pl.String)
 
 
 def _mix(value: UInt64Array, scratch: UInt64Array) -> None:
@@ -165,7 +156,11 @@ def _mix(value: UInt64Array, scratch: UInt64Array) -> None:
     np.bitwise_xor(value, scratch, out=value)
 
 
-def _hash_text(value: Any) -> int:
+def _seed(lane: int, name: str) -> np.uint64:
+    return np.uint64(_hash_text(f"{lane} {name}"))
+
+
+def _hash_text(value: str | None) -> int:
     if value is None:
-        return int(_NULL)
-    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "little")
+        return 0
+    return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little")

@@ -71,13 +71,13 @@ class TableRule(NamedTuple):
     :param measures: the numbers by name; the same name is the same number.
     :param judge: what they mean.
     :param guards: true if these rows can't be judged as pandas would.
-    :param whole: whether a number needs all values of a column at once; such are better asked for one after the other.
+    :param apart: gives further numbers, which need a column as a whole, from the rows and how many values may be held at once.
     """
 
     measures: Mapping[str, pl.Expr]
     judge: Judge
     guards: Mapping[str, pl.Expr] = _NO_GUARDS
-    whole: bool = False
+    apart: Callable[[pl.LazyFrame, int], Mapping[str, Any]] | None = None
 
 
 Rule = RowRule | UniqueRule | TableRule
@@ -145,3 +145,12 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < _EXACT if isinstance(value, int) else not math.isnan(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Tell whether an argument is a whole number; of another one Great Expectations takes the whole part where it counts.
+
+    >>> is_whole(2), is_whole(2.0), is_whole(0.5), is_whole(True)
+    (True, True, False, False)
+    """
+    return is_number(value) and float(value).is_integer()

@@ -17,10 +17,11 @@ _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066
 _CHARACTERS = 600
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f4b; --bad: #c0392b; --unknown: #9a6700; }
+:root { color-scheme: light dark; --line: #8884; --soft: #8881;
+  --good: light-dark(#1a7f4b, #4cc38a); --bad: light-dark(#c0392b, #ff7b72); --unknown: light-dark(#9a6700, #d29922); }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: .2rem; } h2 { margin: 2rem 0 .5rem; font-size: 1.2rem; border-bottom: 1px solid var(--line); }
-p.lead { font-size: 1.1rem; margin-top: 0; } p, dd { overflow-wrap: anywhere; } td { overflow-wrap: break-word; }
+p.lead { font-size: 1.1rem; margin-top: 0; } p, dd { overflow-wrap: anywhere; } td { overflow-wrap: anywhere; min-width: 4.5rem; }
 dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .2rem 1.5rem; }
 dt { opacity: .7; } dd { margin: 0; }
 h3 { margin: 1.2rem 0 .3rem; font-size: 1rem; font-weight: 600; }
@@ -29,7 +30,13 @@ th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px so
 th { font-weight: 600; } svg { display: block; margin: .8rem 0; max-width: 100%; }
 svg text { font: 13px system-ui, sans-serif; fill: currentColor; } svg line { stroke: currentColor; } svg circle { fill: currentColor; }
 .verdict { display: inline-block; border: 1px solid; border-radius: 1rem; padding: 0 .7rem; font-weight: 600; }
-.promote { color: var(--good); } .reject { color: var(--bad); } .no_verdict { color: var(--unknown); }
+.promote, .passed { color: var(--good); } .reject, .failed { color: var(--bad); } .no_verdict, .quarantined { color: var(--unknown); }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; } dl { display: block; } dt { margin-top: .5rem; }
+  table, tbody, tr, td { display: block; } thead { display: none; } tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  td { border: 0; padding: .1rem 0; } td:empty { display: none; }
+  td::before { content: attr(data-label) ": "; opacity: .7; }
+}
 """
 
 
@@ -188,11 +195,18 @@ def _section_html(section: Section) -> str:
         parts.append(f"<ul>{''.join(f'<li>{_html(note)}</li>' for note in section.notes)}</ul>")
     for title, table in section.tables:
         header = "".join(f"<th>{_html(cell)}</th>" for cell in table.header)
-        rows = "".join(f"<tr>{''.join(f'<td>{_html(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
+        rows = "".join(f"<tr>{_cells(table.header, row)}</tr>" for row in table.rows)
         parts.append(
             f"<h3>{_html(title)}</h3><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
         )
     return "".join([*parts, "</section>"])
+
+
+def _cells(header: Sequence[str], row: Sequence[str]) -> str:
+    """Write a row; on a phone, where a table has no room, each cell says itself what it is."""
+    return "".join(
+        f'<td data-label="{_html(label)}">{_html(cell)}</td>' for label, cell in zip(header, row, strict=True)
+    )
 
 
 def _drawing(intervals: Sequence[Interval]) -> str:

@@ -15,6 +15,7 @@ from airflow_mlops.core.expectation_rules import (
     UniqueRule,
     guards_of,
     is_number,
+    is_whole,
     kind_of,
     known_columns,
     missing,
@@ -153,7 +154,7 @@ def _regex_list(*, wanted: bool) -> Callable[[pl.Expr, str, Kwargs], pl.Expr | N
 
 def _length(value: pl.Expr, kind: str, kwargs: Kwargs) -> pl.Expr | None:
     low, high = kwargs.get("min_value"), kwargs.get("max_value")
-    if (low is None and high is None) or not all(bound is None or is_number(bound) for bound in (low, high)):
+    if (low is None and high is None) or not all(bound is None or is_whole(bound) for bound in (low, high)):
         return None
     return _beyond(value.str.len_chars(), low, high, kwargs)
 

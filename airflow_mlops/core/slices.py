@@ -98,7 +98,7 @@ class SliceReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class Parts:
     """A column cut into parts: a part number per row, and the parts' names."""
 
     numbers: Array
@@ -133,7 +133,7 @@ def find_worse_slices(
     :param of_mean: turns a mean of losses into what is told, and what ``maximum_regression`` is a share of, such as the root
         of a mean of squares; default as it is.
     """
-    parts = {name: _cut(column) for name, column in columns.items()}
+    parts = {name: cut_column(column) for name, column in columns.items()}
     blocks = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(challenger))))
     groups: list[tuple[str, ...]] = [(name,) for name in parts]
     if policy.pairs:
@@ -178,11 +178,12 @@ def _short(text: str) -> str:
     return (text if len(text) <= 60 else f"{text[:59]}…") or "(empty)"
 
 
-def _cut(column: Array) -> _Parts:
+def cut_column(column: Array) -> Parts:
+    """Cut a column into parts: numbers at their quantiles, text by its most frequent values."""
     return _cut_numbers(column) if column.dtype.kind in "fiu" else _cut_text(column)
 
 
-def _cut_numbers(column: Array) -> _Parts:
+def _cut_numbers(column: Array) -> Parts:
     values = column.astype(np.float64)
     known = values[np.isfinite(values)]
     distinct = np.unique(known)
@@ -190,27 +191,25 @@ def _cut_numbers(column: Array) -> _Parts:
         numbers = np.where(
             np.isfinite(values), np.searchsorted(distinct, np.nan_to_num(values)), len(distinct)
         )
-        return _Parts(
-            np.minimum(numbers, len(distinct)), (*(f"{value:.6g}" for value in distinct), "missing")
-        )
+        return Parts(np.minimum(numbers, len(distinct)), (*(f"{value:.6g}" for value in distinct), "missing"))
     cuts = np.unique(np.quantile(known, np.linspace(0.0, 1.0, NUMBER_PARTS + 1)))
     numbers = np.clip(np.searchsorted(cuts, values, side="right") - 1, 0, len(cuts) - 2)
     names = [f"{low:.6g} to {high:.6g}" for low, high in itertools.pairwise(cuts)]
-    return _Parts(np.where(np.isfinite(values), numbers, len(names)), (*names, "missing"))
+    return Parts(np.where(np.isfinite(values), numbers, len(names)), (*names, "missing"))
 
 
-def _cut_text(column: Array) -> _Parts:
+def _cut_text(column: Array) -> Parts:
     values, numbers = text_codes(column)
     counts = np.bincount(numbers)
     named = np.argsort(-counts, kind="stable")[:NAMED_PARTS]
     places = np.full(len(values), len(named))
     places[named] = np.arange(len(named))
-    return _Parts(places[numbers], (*(_short(values[place]) for place in named), "(any other)"))
+    return Parts(places[numbers], (*(_short(values[place]) for place in named), "(any other)"))
 
 
 def _slices(
     group: tuple[str, ...],
-    parts: Mapping[str, _Parts],
+    parts: Mapping[str, Parts],
     challenger: Array,
     champion: Array,
     blocks: Array,

@@ -15,10 +15,12 @@ from airflow_mlops.core.expectation_rules import (
     TableRule,
     guards_of,
     is_number,
+    is_whole,
     known_columns,
     missing,
     value_of,
 )
+from airflow_mlops.core.whole_columns import count_distinct, exact_median
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,8 +33,8 @@ def _within(observed: Any, kwargs: Kwargs) -> bool:
     return bool(above and below)
 
 
-def _bounds_are_numbers(kwargs: Kwargs) -> bool:
-    return all(is_number(kwargs[name]) for name in ("min_value", "max_value") if name in kwargs)
+def _bounds_are_numbers(kwargs: Kwargs, fits: Callable[[Any], bool] = is_number) -> bool:
+    return all(fits(kwargs[name]) for name in ("min_value", "max_value") if name in kwargs)
 
 
 def _judge_number(name: str, kwargs: Kwargs) -> Judge:
@@ -45,20 +47,35 @@ def _judge_number(name: str, kwargs: Kwargs) -> Judge:
     return judge
 
 
-def _aggregate(name: str, aggregated: Callable[[pl.Expr], pl.Expr], *, whole: bool = False) -> Compiler:
+def _aggregate(name: str, aggregated: Callable[[pl.Expr], pl.Expr]) -> Compiler:
     def compile_rule(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
         columns = known_columns([kwargs.get("column")], schema, "number")
         if columns is None or not _bounds_are_numbers(kwargs):
             return None
         key, value = f"{name}:{columns[0]}", value_of(columns[0], schema)
-        guards = guards_of(schema, *columns)
-        if whole and schema[columns[0]].is_float():
-            guards[f"infinite:{columns[0]}"] = value.is_infinite().any()
         return TableRule(
-            measures={key: aggregated(value)}, judge=_judge_number(key, kwargs), guards=guards, whole=whole
+            measures={key: aggregated(value)},
+            judge=_judge_number(key, kwargs),
+            guards=guards_of(schema, *columns),
         )
 
     return compile_rule
+
+
+def _median(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
+    columns = known_columns([kwargs.get("column")], schema, "number")
+    if columns is None or not _bounds_are_numbers(kwargs):
+        return None
+    key, value = f"median:{columns[0]}", value_of(columns[0], schema)
+    guards = guards_of(schema, *columns)
+    if schema[columns[0]].is_float():
+        guards[f"infinite:{columns[0]}"] = value.is_infinite().any()
+    return TableRule(
+        measures={},
+        judge=_judge_number(key, kwargs),
+        guards=guards,
+        apart=lambda frame, at_once: {key: exact_median(frame, value, rows_at_once=at_once)},
+    )
 
 
 def _distinct(*, share: bool) -> Compiler:
@@ -66,7 +83,7 @@ def _distinct(*, share: bool) -> Compiler:
 
     def compile_rule(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
         columns = known_columns([kwargs.get("column")], schema, "number", "text", "time", "truth")
-        if columns is None or not _bounds_are_numbers(kwargs):
+        if columns is None or not _bounds_are_numbers(kwargs, is_number if share else is_whole):
             return None
         distinct, there = f"distinct:{columns[0]}", f"there:{columns[0]}"
 
@@ -77,13 +94,12 @@ def _distinct(*, share: bool) -> Compiler:
             return _within(observed, kwargs), {"observed_value": observed}
 
         return TableRule(
-            measures={
-                distinct: value_of(columns[0], schema).drop_nulls().n_unique(),
-                there: (~missing(columns[0], schema)).sum(),
-            },
+            measures={there: (~missing(columns[0], schema)).sum()},
             judge=judge,
             guards=guards_of(schema, *columns),
-            whole=True,
+            apart=lambda frame, at_once: {
+                distinct: count_distinct(frame, value_of(columns[0], schema), rows_at_once=at_once)
+            },
         )
 
     return compile_rule
@@ -104,7 +120,7 @@ def _share_there(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
 
 def _ordered(kwargs: Kwargs) -> bool:
     bounds = [kwargs[name] for name in ("min_value", "max_value") if name in kwargs]
-    return _bounds_are_numbers(kwargs) and bounds == sorted(bounds)
+    return _bounds_are_numbers(kwargs, is_whole) and bounds == sorted(bounds)
 
 
 def _rows_between(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
@@ -115,7 +131,7 @@ def _rows_between(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
 
 def _rows_equal(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
     wanted = kwargs.get("value")
-    if not is_number(wanted):
+    if not is_whole(wanted):
         return None
     return TableRule(
         measures={}, judge=lambda measures: (measures[ROWS] == wanted, {"observed_value": measures[ROWS]})
@@ -131,7 +147,7 @@ def _columns_between(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
 
 def _columns_equal(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
     wanted, count = kwargs.get("value"), len(schema)
-    if not is_number(wanted):
+    if not is_whole(wanted):
         return None
     return TableRule(measures={}, judge=lambda _: (count == wanted, {"observed_value": count}))
 
@@ -151,10 +167,7 @@ TABLE_EXPECTATIONS: dict[str, tuple[Compiler, frozenset[str]]] = {
     "expect_column_min_to_be_between": (_aggregate("min", lambda value: value.min()), _NUMBER),
     "expect_column_max_to_be_between": (_aggregate("max", lambda value: value.max()), _NUMBER),
     "expect_column_mean_to_be_between": (_aggregate("mean", lambda value: value.mean()), _NUMBER),
-    "expect_column_median_to_be_between": (
-        _aggregate("median", lambda value: value.median(), whole=True),
-        _NUMBER,
-    ),
+    "expect_column_median_to_be_between": (_median, _NUMBER),
     "expect_column_sum_to_be_between": (_aggregate("sum", lambda value: value.sum()), _NUMBER),
     "expect_column_stdev_to_be_between": (_aggregate("stdev", lambda value: value.std()), _NUMBER),
     "expect_column_unique_value_count_to_be_between": (_distinct(share=False), _NUMBER),

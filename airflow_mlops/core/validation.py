@@ -89,24 +89,21 @@ class _Counted:
 def _measure(frame: pl.LazyFrame, rules: Sequence[Rule | None]) -> dict[str, Any]:
     """Count everything in one pass, but for what needs a column as a whole."""
     wanted: dict[str, pl.Expr] = {ROWS: row_count()}
-    apart: list[Mapping[str, pl.Expr]] = []
+    apart = [rule.apart for rule in rules if isinstance(rule, TableRule) and rule.apart is not None]
     for index, rule in enumerate(rules):
         if rule is None:
             continue
         wanted |= rule.guards
-        if isinstance(rule, TableRule) and rule.whole:
-            apart.append(rule.measures)
-        elif isinstance(rule, TableRule):
+        if isinstance(rule, TableRule):
             wanted |= rule.measures
-        else:
-            if rule.considered is not None:
-                wanted[f"considered:{index}"] = rule.considered.sum()
-            if isinstance(rule, RowRule):
-                wanted[f"unexpected:{index}"] = rule.unexpected().sum()
-    measured: dict[str, Any] = {}
-    for measures in (wanted, *apart):
-        if not measures.keys() <= measured.keys():
-            measured |= frame.select(**measures).collect(engine="streaming").row(0, named=True)
+            continue
+        if rule.considered is not None:
+            wanted[f"considered:{index}"] = rule.considered.sum()
+        if isinstance(rule, RowRule):
+            wanted[f"unexpected:{index}"] = rule.unexpected().sum()
+    measured = frame.select(**wanted).collect(engine="streaming").row(0, named=True)
+    for measure in apart:
+        measured |= measure(frame, _ROWS_AT_ONCE)
     return measured
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 Result = Mapping[str, Any]
@@ -20,8 +20,12 @@ QUALITY_KEY = "airflow.dataquality.result"
 _WARNED = 0.25
 
 _SHOWN_WIDTH = 60
+#: What a result says without showing a value.
+_COUNTS = frozenset({"element_count", "unexpected_count", "missing_count", "missing_percent"}) | {
+    f"unexpected_percent{ending}" for ending in ("", "_total", "_nonmissing")
+}
 #: Arguments that name what an expectation is about, not what it asks.
-_SUBJECTS = ("column", "column_A", "column_B", "column_list")
+SUBJECTS = ("column", "column_A", "column_B", "column_list")
 
 
 def gates(result: Result) -> bool:
@@ -36,9 +40,27 @@ def name_expectation(config: Mapping[str, Any]) -> str:
     'expect_column_values_to_be_between(fare, min_value=0)'
     """
     kwargs = config.get("kwargs", {})
-    subjects = [_join(kwargs[name]) for name in _SUBJECTS if kwargs.get(name)]
-    asked = [f"{name}={value}" for name, value in kwargs.items() if name not in _SUBJECTS]
+    subjects = [_join(kwargs[name]) for name in SUBJECTS if kwargs.get(name)]
+    asked = [f"{name}={value}" for name, value in kwargs.items() if name not in SUBJECTS]
     return f"{config['type']}({', '.join(subjects + asked)})"[:200]
+
+
+def hide_values(results: Iterable[Result], private: Collection[str]) -> list[dict[str, Any]]:
+    """Leave out what expectations show of private columns: values, positions and what was observed; counts stay.
+
+    An expectation of Great Expectations' own that names no column may show any, and is told without values as well.
+
+    >>> shown = {"unexpected_count": 1, "partial_unexpected_list": ["Ann"], "observed_value": None}
+    >>> result = {"expectation_config": {"kwargs": {"column": "name"}}, "result": shown, "meta": {"engine": "polars"}}
+    >>> hide_values([result], ["name"])[0]["result"]
+    {'unexpected_count': 1, 'values_hidden': True}
+    """
+    return [
+        {**result, "result": _without_values(result["result"])}
+        if _may_show(result, private)
+        else dict(result)
+        for result in results
+    ]
 
 
 def tell_failures(results: Iterable[Result], ids: Mapping[int, Any] | None = None) -> list[dict[str, Any]]:
@@ -151,6 +173,23 @@ def sum_up_quality(
         "failed_rules": sorted(told[True]),
         "warned_rules": sorted(told[False]),
     }
+
+
+def _without_values(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name in _COUNTS} | {"values_hidden": True}
+
+
+def _may_show(result: Result, private: Collection[str]) -> bool:
+    kwargs = result["expectation_config"]["kwargs"]
+    named = {
+        str(name)
+        for value in kwargs.values()
+        for name in (value if isinstance(value, list | tuple) else [value])
+    }
+    about = any(kwargs.get(name) for name in SUBJECTS)
+    return bool(private) and (
+        bool(named & set(private)) or (not about and result["meta"]["engine"] != "polars")
+    )
 
 
 def _brief(result: Result, ids: Mapping[int, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -255,22 +256,26 @@ class EndpointClient:
         times: Sequence[str] | None = None,
         sticky_key: str | None = None,
     ) -> dict[str, Any]:
-        """Ask for predictions.
+        """Ask for predictions; where the connection breaks before the answer is there, ask again, twice at most.
+
+        A worker that is killed takes what it had at hand along. Asked again under the same ids, another one answers, and
+        whoever reads the inference log sees each prediction once.
 
         :param rows: at most 10,000 records.
-        :param prediction_ids: one per row, to join labels by; default made by the service.
+        :param prediction_ids: one per row, to join labels by; default made here.
         :param times: event times, one per row, ISO 8601; default now.
         :param sticky_key: who asks; in an A/B test he is always answered by the same version.
         :raises SignatureMismatchError: the service named a field that does not fit.
         :raises EndpointUnavailableError: it does not answer, or failed.
         """
         body: dict[str, Any] = {"rows": list(rows)}
-        if prediction_ids is not None:
-            body["prediction_ids"] = list(prediction_ids)
+        body["prediction_ids"] = (
+            list(prediction_ids) if prediction_ids is not None else [uuid.uuid4().hex for _ in body["rows"]]
+        )
         if times is not None:
             body["times"] = list(times)
         headers = {"x-sticky-key": sticky_key} if sticky_key else None
-        return self._request("POST", "/predict", json=body, headers=headers)
+        return self._request("POST", "/predict", tries=3, json=body, headers=headers)
 
     def explain(
         self,
@@ -280,7 +285,7 @@ class EndpointClient:
         prediction_ids: Sequence[str] | None = None,
         sticky_key: str | None = None,
     ) -> dict[str, Any]:
-        """Ask what each input contributed to the predictions.
+        """Ask what each input contributed to the predictions; asked again like :meth:`predict`.
 
         :param rows: at most 10 records, unless the service is set to take more.
         :param label: of a classification the label whose probability is explained; default in each row the one that is answered.
@@ -297,7 +302,7 @@ class EndpointClient:
             body["prediction_ids"] = list(prediction_ids)
         headers = {"x-sticky-key": sticky_key} if sticky_key else None
         params = {"label": label} if label is not None else None
-        return self._request("POST", "/predict/explain", json=body, headers=headers, params=params)
+        return self._request("POST", "/predict/explain", tries=3, json=body, headers=headers, params=params)
 
     def rollout(self) -> dict[str, Any]:
         """Tell what each version did since the present state is served: :class:`~airflow_mlops.core.observations.Observations`.
@@ -321,11 +326,15 @@ class EndpointClient:
         """Give the connections back."""
         self._client.close()
 
-    def _request(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
+    def _request(self, method: str, path: str, *, tries: int = 1, **kwargs: Any) -> dict[str, Any]:
         try:
             answer = self._client.request(method, path, **kwargs)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as err:
+            if tries == 1:
+                raise self._silent(err) from err
+            return self._request(method, path, tries=tries - 1, **kwargs)
         except httpx.HTTPError as err:
-            raise EndpointUnavailableError(f"the service at {self.url} does not answer: {err}") from err
+            raise self._silent(err) from err
         if answer.status_code == 200:
             body: dict[str, Any] = answer.json()
             return body
@@ -341,6 +350,9 @@ class EndpointClient:
         if answer.status_code >= 500:
             raise EndpointUnavailableError(f"the service at {self.url} failed: {message}")
         raise ValueError(f"the service at {self.url} refused the request ({answer.status_code}): {message}")
+
+    def _silent(self, err: httpx.HTTPError) -> EndpointUnavailableError:
+        return EndpointUnavailableError(f"the service at {self.url} does not answer: {err}")
 
 
 def steering_token_of(serving_dir: Path) -> str | None:

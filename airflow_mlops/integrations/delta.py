@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import unquote
 
 from airflow_mlops.core.batches import stream_batches
 from airflow_mlops.core.dataset import DatasetVersion, row_count
-from airflow_mlops.core.digest import RowDigest
+from airflow_mlops.core.digest import RowDigest, RowSum
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
     DatasetNotFoundError,
+    InsufficientDataError,
     SchemaMismatchError,
     StorageError,
 )
+from airflow_mlops.integrations import delta_digest
+from airflow_mlops.integrations.delta_digest import FileSum, data_files, sum_table
 from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
@@ -112,6 +118,76 @@ def stream_table(
         yield framed(waiting)
 
 
+def version_as_of(uri: str, as_of: str) -> int:
+    """Give the version a table had: the one of this number, or the newest that was not committed after an instant.
+
+    :param as_of: a version number, or an instant in ISO 8601; a naive one is UTC.
+    :raises DatasetNotFoundError: no such table; it has no such version, was made later, or the version's files are gone.
+    :raises ValueError: ``as_of`` is neither.
+    """
+    if as_of.isdecimal():
+        version = int(as_of)
+        _open(uri, version)
+    else:
+        version = _committed_by(uri, as_of)
+    require_readable(uri, version)
+    return version
+
+
+def _committed_by(uri: str, as_of: str) -> int:
+    try:
+        instant = datetime.fromisoformat(as_of)
+    except ValueError as err:
+        raise ValueError(
+            f"as_of {as_of!r} is neither a version number nor an ISO 8601 time such as 2024-03-01T00:00:00Z"
+        ) from err
+    instant = instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)
+    first = None
+    for commit in _commits(_open(uri, None)):
+        first = commit
+        if datetime.fromtimestamp(commit["timestamp"] / 1000, UTC) <= instant:
+            return int(commit["version"])
+    known = (
+        f"; its oldest known version is {first['version']} of "
+        f"{datetime.fromtimestamp(first['timestamp'] / 1000, UTC).isoformat(timespec='milliseconds')}"
+        if first
+        else ""
+    )
+    raise DatasetNotFoundError(f"table {uri} had no version at {instant.isoformat()}{known}")
+
+
+def require_readable(uri: str, version: int) -> None:
+    """Check that a version's files are still there; those of the newest are.
+
+    :raises DatasetNotFoundError: no such table or version, or it was vacuumed away.
+    """
+    from deltalake.fs import DeltaStorageHandler
+    from pyarrow.fs import FileType
+
+    newest = _open(uri, None)
+    if newest.version() == version:
+        return
+    table = _open(uri, version)
+    paths = _files(table)
+    gone = [
+        info.path
+        for info in DeltaStorageHandler.from_table(table._table).get_file_info(sorted(paths - _files(newest)))
+        if info.type == FileType.NotFound
+    ]
+    if gone:
+        raise DatasetNotFoundError(
+            f"version {version} of {uri} can't be read any more: {len(gone)} of its {len(paths)} files are gone, "
+            f"such as {gone[0]}; they were vacuumed. Take a newer version, and keep files for longer"
+        )
+
+
+def _files(table: DeltaTable) -> set[str]:
+    """Give the paths of a version's files, relative to the table."""
+    import polars as pl
+
+    return {unquote(path) for path in pl.DataFrame(table.get_add_actions())["path"]}
+
+
 def require_columns(wanted: Sequence[str], known: Sequence[str], where: str) -> None:
     """Check that columns exist.
 
@@ -120,6 +196,55 @@ def require_columns(wanted: Sequence[str], known: Sequence[str], where: str) -> 
     missing = [name for name in wanted if name not in known]
     if missing:
         raise SchemaMismatchError(f"{where} has no column {', '.join(missing)}; it has {', '.join(known)}")
+
+
+def delete_rows(uri: str, *, column: str, values: Sequence[str]) -> None:
+    """Delete the rows that have one of these values, in one commit; none where there are no such rows.
+
+    :raises CommitConflictError: another write came first.
+    """
+    import polars as pl
+
+    rows = read_table(uri, columns=[column]).filter(pl.col(column).is_in(list(values)))
+    if not values or not rows.head(1).collect().height:
+        return
+    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    with _write_errors(uri):
+        _open(uri, None).delete(f"{_quoted(column)} IN ({listed})")
+
+
+def drop_before(uri: str, first: datetime, *, time_column: str) -> int:
+    """Delete the rows with an earlier time than ``first``, in one commit; none where there are no such rows.
+
+    :returns: number of rows that were deleted.
+    :raises InsufficientDataError: no row would be left.
+    :raises CommitConflictError: another write came first.
+    """
+    import polars as pl
+
+    table = _open(uri, None)
+    old = pl.col(time_column) < first
+    dropped, kept = (
+        _scan(table).select(old.sum(), (~old).sum().alias("kept")).collect(engine="streaming").row(0)
+    )
+    if not dropped:
+        return 0
+    if not kept:
+        raise InsufficientDataError(
+            f"all {dropped} rows of {uri} are older than {first.isoformat()}: is drop_before meant so? Nothing was dropped"
+        )
+    with _write_errors(uri):
+        table.delete(f"{_quoted(time_column)} < '{first.isoformat()}'")
+    return int(dropped)
+
+
+def vacuum(uri: str, *, days: float) -> int:
+    """Delete files that have been in no version for so many days; versions that need them can't be read any more.
+
+    :returns: number of files.
+    """
+    with _write_errors(uri):
+        return len(_open(uri, None).vacuum(math.ceil(24 * days), dry_run=False))
 
 
 def table_exists(uri: str) -> bool:
@@ -174,6 +299,7 @@ def replace_window_streamed(
     work: str,
     read_version: int | None = None,
     work_column: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> int:
     """Like :func:`replace_window`, of rows that come a frame at a time; memory holds a few of them.
 
@@ -183,21 +309,24 @@ def replace_window_streamed(
     :param work: key of the work the rows are the outcome of, for :func:`find_written`.
     :param read_version: version of this table that the rows were made of: where the window was changed since, it is a conflict.
     :param work_column: column that holds ``work``; its rows are replaced, wherever they are in time.
+    :param notes: what else the commit says about itself.
     """
     import polars as pl
     from deltalake import CommitProperties, Transaction, write_deltalake
 
     place = _place(window) if work_column is None else work
     properties = CommitProperties(
-        custom_metadata={_WORK: work} | ({_WINDOW: place} if work_column is None else {}),
+        custom_metadata={_WORK: work, **(notes or {})} | ({_WINDOW: place} if work_column is None else {}),
         # Of two that write one window at a time the second one fails, also where there was nothing to replace.
         app_transactions=[Transaction(f"{_WINDOW}={place}", int(work[:15], 16))],
     )
     empty = pl.DataFrame(schema=schema)
     table = _open_to_write(uri, empty.schema)
+    replaced = _predicate(time_column, window) if work_column is None else f"{work_column} = '{work}'"
     if read_version is not None:
         table.load_as_version(read_version)
-    replaced = _predicate(time_column, window) if work_column is None else f"{work_column} = '{work}'"
+        # Without a condition nothing counts as read, and rows that are appended meanwhile as no conflict.
+        replaced = replaced or "true"
     with _streamed(uri, frames, empty.schema) as reader:
         write_deltalake(table, reader, mode="overwrite", predicate=replaced, commit_properties=properties)
     return table.version()
@@ -237,10 +366,14 @@ class TableWriter:
     of the same name, so whatever was decided from the table as it was, holds.
 
     :param uri: table URI.
+    :param notes: what commits say about themselves.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, notes: Mapping[str, str] | None = None) -> None:
         self.uri = uri
+        #: Marks that each commit carries beside its own.
+        self.marked: dict[str, int] = {}
+        self._notes = dict(notes or {})
         self._table = _open(uri, None) if table_exists(uri) else None
 
     @property
@@ -271,27 +404,33 @@ class TableWriter:
         *,
         time_column: str | None,
         window: Window | None,
+        partition: tuple[str, Any] | None = None,
     ) -> int:
-        """Make the rows the content of a window, or of the whole table, in one commit.
+        """Make the rows the content of a window, a partition, or of the whole table, in one commit.
 
         :param schema: of the frames; columns the table does not have are added, a whole table gets these types.
+        :param partition: a column and its value, which all of the rows have; a table that is made by this has a folder for
+            each value of the column.
         :returns: the version of this commit.
         """
         from deltalake import write_deltalake
 
-        table = self._opened(schema)
+        table = self._opened(schema, partition_by=partition[0] if partition else None)
         # A commit that names the same schema again is in conflict with whoever reads or writes meanwhile.
         same = dict(_scan(table).collect_schema()) == dict(schema)
-        other: Literal["overwrite", "merge"] = "overwrite" if window is None else "merge"
-        place = _place(window)
+        part = window is not None or partition is not None
+        other: Literal["overwrite", "merge"] = "merge" if part else "overwrite"
+        place = _place(window) if partition is None else f"{partition[0]}={partition[1]}"
         with _streamed(self.uri, frames, schema) as reader:
             write_deltalake(
                 table,
                 reader,
                 mode="overwrite",
                 schema_mode=None if same else other,
-                predicate=_predicate(time_column, window),
-                commit_properties=_properties({f"{_WINDOW}={place}": 1}, {_WINDOW: place}),
+                predicate=_predicate(time_column, window) if partition is None else _equals(*partition),
+                commit_properties=self._properties(
+                    {f"{_WINDOW}={place}": 1}, {_WINDOW: place} if partition is None else None
+                ),
             )
         return table.version()
 
@@ -311,7 +450,11 @@ class TableWriter:
         table = self._opened(schema)
         with _streamed(self.uri, frames, schema) as reader:
             write_deltalake(
-                table, reader, mode="append", schema_mode="merge", commit_properties=_properties(marks)
+                table,
+                reader,
+                mode="append",
+                schema_mode="merge",
+                commit_properties=self._properties(marks),
             )
         return table.version()
 
@@ -337,7 +480,7 @@ class TableWriter:
                 source_alias="new",
                 target_alias="old",
                 merge_schema=True,
-                commit_properties=_properties(marks),
+                commit_properties=self._properties(marks),
             ).when_matched_update_all().when_not_matched_insert_all().execute()
         return table.version()
 
@@ -356,18 +499,28 @@ class TableWriter:
                 reader,
                 mode="overwrite",
                 schema_mode="overwrite",
-                commit_properties=_properties({_WIDENING: 1}),
+                commit_properties=self._properties({_WIDENING: 1}),
             )
 
-    def _opened(self, schema: Mapping[str, pl.DataType]) -> DeltaTable:
+    def _opened(self, schema: Mapping[str, pl.DataType], *, partition_by: str | None = None) -> DeltaTable:
         """Give the table; of two that make it, both write into the same one."""
         if self._table is None:
-            self._table = _create(self.uri, schema)
+            self._table = _create(self.uri, schema, partition_by=partition_by)
             if self._table.version() > 0 or dict(_scan(self._table).collect_schema()) != dict(schema):
                 raise CommitConflictError(
                     f"another write made {self.uri} at this moment. Nothing was written; run the task again"
                 )
         return self._table
+
+    def _properties(
+        self, marks: Mapping[str, int], metadata: Mapping[str, str] | None = None
+    ) -> CommitProperties:
+        from deltalake import CommitProperties, Transaction
+
+        return CommitProperties(
+            app_transactions=[Transaction(name, number) for name, number in {**self.marked, **marks}.items()],
+            custom_metadata={**self._notes, **(metadata or {})} or None,
+        )
 
 
 def stored_schema(schema: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
@@ -388,15 +541,6 @@ def stored_schema(schema: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
         else others.get(type(dtype), dtype)
         for name, dtype in schema.items()
     }
-
-
-def _properties(marks: Mapping[str, int], metadata: Mapping[str, str] | None = None) -> CommitProperties:
-    from deltalake import CommitProperties, Transaction
-
-    return CommitProperties(
-        app_transactions=[Transaction(name, number) for name, number in marks.items()],
-        custom_metadata=dict(metadata) if metadata else None,
-    )
 
 
 def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | None]:
@@ -425,12 +569,25 @@ def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | N
     return found
 
 
-def find_commit(uri: str, work: str) -> int | None:
-    """Find the version in which :func:`replace_window_streamed` committed a work's rows, whatever was written since."""
+def find_commit(uri: str, work: str, *, after: int = -1) -> int | None:
+    """Find the version in which :func:`replace_window_streamed` committed a work's rows, whatever was written since.
+
+    :param after: look at later versions than this one only.
+    """
     if not table_exists(uri):
         return None
-    found = (commit["version"] for commit in _commits(_open(uri, None)) if commit.get(_WORK) == work)
-    return next(found, None)
+    for commit in _commits(_open(uri, None)):
+        if commit["version"] <= after:
+            return None
+        if commit.get(_WORK) == work:
+            return int(commit["version"])
+    return None
+
+
+def find_works(uri: str, note: str, value: str) -> dict[str, dict[str, Any]]:
+    """Find what the last commit of each work says about itself, of those with such a note."""
+    commits = [commit for commit in _commits(_open(uri, None)) if commit.get(note) == value]
+    return {commit[_WORK]: commit for commit in reversed(commits)}
 
 
 def _commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
@@ -491,42 +648,74 @@ def describe_files(uri: str, *, version: int | None = None, time_column: str | N
     )
 
 
-def describe(uri: str, *, version: int | None = None, time_column: str | None = None) -> DatasetVersion:
-    """Address a version by URI, number and content digest; its rows are read a batch at a time.
+def describe(
+    uri: str,
+    *,
+    version: int | None = None,
+    time_column: str | None = None,
+    written: RowSum | None = None,
+    remember: bool = False,
+) -> DatasetVersion:
+    """Address a version by URI, number and content digest; files whose digest is not remembered are read, a batch at a time.
 
+    :param written: sum of all the rows that the commit of this version wrote, where that is known.
+    :param remember: keep in the table's folder what was read, for the next version.
     :raises DatasetNotFoundError: no such table or version.
     """
     import polars as pl
+    from deltalake.exceptions import DeltaProtocolError
 
     table = _open(uri, version)
     frame = _scan(table)
     schema = frame.collect_schema()
-    told = [row_count().alias("_count")]
-    told += [pl.col(name).null_count() for name, dtype in schema.items() if _nulls_matter(dtype)]
+    try:
+        total, parts = sum_table(uri, table, schema, _known(uri, table, schema, written))
+    except DeltaProtocolError:  # files alone do not say which rows there are, such as with deletion vectors
+        total, parts = _sum_rows(frame), []
+    if remember and parts:
+        delta_digest.remember(uri, parts)
+    found = {}
     if time_column is not None and time_column in schema:
-        told += [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
-    found = frame.select(told).collect(engine="streaming").row(0, named=True)
-    digest = RowDigest({name: str(dtype) for name, dtype in schema.items()})
-    with_nulls = frozenset(name for name, dtype in schema.items() if _nulls_matter(dtype) and found[name])
-    for batch in stream_batches(frame):
-        digest.update_frame(batch, with_nulls=with_nulls)
+        told = [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
+        found = frame.select(told).collect(engine="streaming").row(0, named=True)
+    columns = {name: str(dtype) for name, dtype in schema.items()}
     return DatasetVersion(
         uri=uri,
         version=table.version(),
-        dataset_digest=digest.hexdigest(),
-        row_count=found["_count"],
-        columns={name: str(dtype) for name, dtype in schema.items()},
+        dataset_digest=total.hexdigest(columns),
+        row_count=total.row_count,
+        columns=columns,
         time_column=time_column,
         time_min=found.get("_first"),
         time_max=found.get("_last"),
     )
 
 
-def _nulls_matter(dtype: pl.DataType) -> bool:
-    """Tell whether one null anywhere in such a column has all of its values counted as another type."""
-    import polars as pl
+def _known(
+    uri: str, table: DeltaTable, schema: Mapping[str, pl.DataType], written: RowSum | None
+) -> list[FileSum]:
+    """Give the sum of the files that a version's commit added, if the written rows are all that is in them."""
+    if written is None or not table.version():
+        return []
+    files = data_files(table)
+    added = files.keys() - data_files(_open(uri, table.version() - 1)).keys()
+    if sum(files[file] for file in added) != written.row_count:
+        return []
+    return [FileSum(frozenset(added), {name: str(dtype) for name, dtype in schema.items()}, written)]
 
-    return dtype.is_integer() or dtype == pl.Boolean
+
+def digest_window(uri: str, *, version: int | None, window: Window | None, time_column: str | None) -> str:
+    """Digest the rows of a window, or without one of the table; the same rows have the same digest in every version."""
+    frame = read_table(uri, version=version, window=window, time_column=time_column)
+    columns = {name: str(dtype) for name, dtype in frame.collect_schema().items()}
+    return _sum_rows(frame).hexdigest(columns)
+
+
+def _sum_rows(frame: pl.LazyFrame) -> RowSum:
+    digest = RowDigest({name: str(dtype) for name, dtype in frame.collect_schema().items()})
+    for batch in stream_batches(frame):
+        digest.update(batch)
+    return digest.total
 
 
 def _open_to_write(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
@@ -536,7 +725,7 @@ def _open_to_write(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
     return table
 
 
-def _create(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
+def _create(uri: str, schema: Mapping[str, pl.DataType], *, partition_by: str | None = None) -> DeltaTable:
     """Make an empty table; of two that make it, both get the same one."""
     import polars as pl
     from deltalake import DeltaTable
@@ -544,7 +733,9 @@ def _create(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
     place = locate(uri)
     columns = pl.DataFrame(schema=schema).to_arrow().schema
     with _write_errors(uri):
-        return DeltaTable.create(place.uri, columns, mode="ignore", storage_options=place.options)
+        return DeltaTable.create(
+            place.uri, columns, mode="ignore", partition_by=partition_by, storage_options=place.options
+        )
 
 
 def _place(window: Window | None) -> str:
@@ -556,6 +747,11 @@ def _predicate(time_column: str | None, window: Window | None) -> str | None:
         return None
     quoted = _quoted(str(time_column))
     return f"{quoted} >= '{window.start.isoformat()}' AND {quoted} < '{window.end.isoformat()}'"
+
+
+def _equals(column: str, value: Any) -> str:
+    literal = str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
+    return f"{_quoted(column)} = {literal}"
 
 
 def _quoted(column: str) -> str:
@@ -571,6 +767,10 @@ def _open(uri: str, version: int | None) -> DeltaTable:
         with _read_errors(uri):
             return DeltaTable(place.uri, version=version, storage_options=place.options)
     except TableNotFoundError as err:
+        if version is not None and DeltaTable.is_deltatable(uri):
+            raise DatasetNotFoundError(
+                f"table {uri} has no version {version} any more: its log was cleaned up"
+            ) from err
         raise DatasetNotFoundError(
             f"no Delta table at {uri}: run the ingest step first, or check the table's URI"
         ) from err

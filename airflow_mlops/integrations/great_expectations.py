@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.validation import judge_compiled, shape_result
 from airflow_mlops.core.verdict import SEVERITIES, name_expectation
@@ -34,6 +35,11 @@ def load_suite(suite: str | Suite) -> dict[str, Any]:
     if not isinstance(suite, Mapping) or not suite.get("expectations"):
         raise ValueError("an expectation suite needs a name and a non-empty list under 'expectations'")
     for item in suite["expectations"]:
+        if "type" not in item:
+            old = "; expectation_type is of Great Expectations 0.x, the page on how to migrate converts it"
+            raise ValueError(
+                f"an expectation of the suite has no 'type': {str(dict(item))[:200]}{old if 'expectation_type' in item else ''}"
+            )
         if item.get("severity", SEVERITIES[0]) not in SEVERITIES:
             raise ValueError(
                 f"{name_expectation(item)} of the suite has severity {item['severity']!r}; known: {', '.join(SEVERITIES)}"
@@ -41,12 +47,15 @@ def load_suite(suite: str | Suite) -> dict[str, Any]:
     return dict(suite)
 
 
-def validate_frame(frame: pl.LazyFrame, suite: Suite, *, engine: str = "auto") -> dict[str, Any]:
+def validate_frame(
+    frame: pl.LazyFrame, suite: Suite, *, engine: str = "auto", modules: Sequence[str] = ()
+) -> dict[str, Any]:
     """Judge every expectation of the suite.
 
     :param frame: the rows, which need not fit into memory for what is judged in polars.
     :param engine: ``auto`` judges the common expectations in polars and leaves the others to Great
         Expectations; ``great_expectations`` leaves all to it.
+    :param modules: modules that define expectations of one's own, imported when Great Expectations judges.
     :returns: a validation result in Great Expectations' shape: ``success``, ``suite_name``, ``statistics`` and ``results``;
         each result's ``meta.engine`` says who judged.
     :raises ExpectationError: naming the expectations that could not be evaluated at all, with the cause.
@@ -56,7 +65,12 @@ def validate_frame(frame: pl.LazyFrame, suite: Suite, *, engine: str = "auto") -
     if engine == "auto":
         judged = judge_compiled(frame, expectations)
     rest = [item for item, result in zip(expectations, judged, strict=True) if result is None]
-    by_gx = iter(_judge_with_gx(frame, suite, rest) if rest else ())
+    by_gx = (
+        shape_result(
+            item, success=bool(raw["success"]), result=raw.get("result", {}), engine="great_expectations"
+        )
+        for item, raw in zip(rest, _ask(frame, suite, rest, modules, "SUMMARY") if rest else (), strict=True)
+    )
     results = [result or next(by_gx) for result in judged]
     passed = sum(result["success"] for result in results)
     return {
@@ -72,55 +86,102 @@ def validate_frame(frame: pl.LazyFrame, suite: Suite, *, engine: str = "auto") -
     }
 
 
-def _judge_with_gx(frame: pl.LazyFrame, suite: Suite, expectations: list[Suite]) -> list[dict[str, Any]]:
+def unexpected_ids(
+    frame: pl.LazyFrame,
+    suite: Suite,
+    expectations: list[Suite],
+    *,
+    id_column: str,
+    modules: Sequence[str] = (),
+) -> list[list[Any] | None]:
+    """Have Great Expectations name every row that breaks an expectation.
+
+    :param id_column: holds the names.
+    :returns: per expectation the names; ``None`` where it does not tell of single rows.
+    """
+    wanted = {"result_format": "COMPLETE", "unexpected_index_column_names": [id_column]}
+    found = []
+    for raw in _ask(frame, suite, expectations, modules, wanted, also=id_column):
+        rows = raw.get("result", {}).get("unexpected_index_list")
+        found.append(None if rows is None else [row[id_column] for row in rows])
+    return found
+
+
+def _ask(
+    frame: pl.LazyFrame,
+    suite: Suite,
+    expectations: list[Suite],
+    modules: Sequence[str],
+    result_format: Literal["SUMMARY"] | dict[str, Any],
+    also: str | None = None,
+) -> list[dict[str, Any]]:
+    """Give Great Expectations' own answers.
+
+    :param also: column that is needed beside those of the expectations.
+    """
     # Great Expectations logs 209 lines while it registers functions; a task log is for the user's own lines.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    # This module sets its own logger to INFO, and tells of a folder it makes and removes again.
+    logging.getLogger(ProgressBarsConfig.__module__).setLevel(logging.WARNING)
+    _register(modules)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    built = [_build(suite, item) for item in expectations]
+    own = any(not type(item).__module__.startswith("great_expectations.") for item in built)
     batch = (
         context.data_sources.add_pandas("frame")
         .add_dataframe_asset("rows")
         .add_batch_definition_whole_dataframe("all")
-        .get_batch(batch_parameters={"dataframe": _columns_of(frame, expectations).to_pandas()})
+        .get_batch(
+            batch_parameters={
+                "dataframe": (frame.collect() if own else _columns_of(frame, expectations, also)).to_pandas()
+            }
+        )
     )
-    try:
-        # One by one: validate() reorders a suite's results, and a result must stay with its expectation.
-        built = [
-            gx.ExpectationSuite(name=str(suite.get("name", "suite")), expectations=[dict(item)]).expectations[
-                0
-            ]
-            for item in expectations
-        ]
-    except Exception as err:
-        raise ExpectationError(
-            f"the suite holds an expectation Great Expectations does not accept: {err}"
-        ) from err
-    results = []
+    answers = []
     for source, expectation in zip(expectations, built, strict=True):
-        raw: dict[str, Any] = batch.validate(expectation, result_format="SUMMARY").to_json_dict()
+        raw: dict[str, Any] = batch.validate(expectation, result_format=result_format).to_json_dict()
         cause = _raised(raw.get("exception_info", {}))
         if cause is not None:
             raise ExpectationError(
                 f"{source['type']}({json.dumps(source.get('kwargs', {}), default=str)}) could not be evaluated: {cause}"
             )
-        results.append(
-            shape_result(
-                source,
-                success=bool(raw["success"]),
-                result=raw.get("result", {}),
-                engine="great_expectations",
-            )
-        )
-    return results
+        answers.append(raw)
+    return answers
 
 
-def _columns_of(frame: pl.LazyFrame, expectations: list[Suite]) -> pl.DataFrame:
+def _register(modules: Sequence[str]) -> None:
+    """Import modules whose classes Great Expectations notes when they are made."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as err:
+            raise ValueError(
+                f"expectation_modules: {name!r} can't be imported: {err}; it must be on the Python path where the step runs"
+            ) from err
+
+
+def _build(suite: Suite, item: Suite) -> Any:
+    """Make an expectation; one by one, as ``validate()`` reorders a suite's results and a result must stay with its expectation."""
+    import great_expectations as gx
+
+    try:
+        return gx.ExpectationSuite(
+            name=str(suite.get("name", "suite")), expectations=[dict(item)]
+        ).expectations[0]
+    except Exception as err:
+        raise ExpectationError(
+            f"the suite holds an expectation Great Expectations does not accept: {err}"
+        ) from err
+
+
+def _columns_of(frame: pl.LazyFrame, expectations: list[Suite], also: str | None) -> pl.DataFrame:
     """Load the columns that some expectations name; all of them if one is about something else than columns."""
     known = frame.collect_schema().names()
-    named: set[str] = set()
+    named = {also}
     for item in expectations:
         kwargs = item.get("kwargs", {})
         lists = [kwargs.get("column_list") or [], kwargs.get("column_set") or []]

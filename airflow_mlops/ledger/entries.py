@@ -18,6 +18,7 @@ class EntryKind(StrEnum):
 
     DATASET = "dataset"
     VALIDATION = "validation"
+    SCREENING = "screening"
     TRAINING = "training"
     PACKAGE = "package"
     SELECTION = "selection"
@@ -31,6 +32,7 @@ class EntryKind(StrEnum):
     ROLLOUT = "rollout"
     DEPLOYMENT = "deployment"
     SCORING = "scoring"
+    SKEW_CHECK = "skew_check"
     DRIFT_CHECK = "drift_check"
     PERFORMANCE_CHECK = "performance_check"
     CHALLENGER_CHECK = "challenger_check"

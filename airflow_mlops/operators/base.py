@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, timezone
@@ -201,19 +202,6 @@ def instance_of(context: Context) -> str:
     return f"{actor(context)}/{index}" if index is not None and index >= 0 else actor(context)
 
 
-def window_spec(start: Any, end: Any) -> dict[str, str] | None:
-    """Turn two rendered arguments into a window, or none when both are empty.
-
-    :raises ValueError: when only one is given, or they are no times in order.
-    """
-    if not start and not end:
-        return None
-    if not start or not end:
-        raise ValueError(f"a window needs both ends, got start {start!r} and end {end!r}")
-    window = Window.parse(start, end)
-    return {"start": window.start.isoformat(), "end": window.end.isoformat()}
-
-
 def optional_number(value: Any) -> float | None:
     """Read a number that may have been rendered to text; empty, ``None`` and "None" mean none."""
     return None if value in (None, "", "None") else float(value)
@@ -231,6 +219,23 @@ def check_key(result: Mapping[str, Any]) -> str:
     from airflow_mlops.core.codec import from_dict
 
     return f"{result['model_name']}|{from_dict(Window, result['window']).key}"
+
+
+def dataset_ref(dataset: Any, as_of: Any) -> Any:
+    """Give a dataset argument as a step takes it.
+
+    :param dataset: a former task's result, a dataset version, or a table URI.
+    :param as_of: with a table URI: the version number or the instant that is meant; default the newest version.
+    :raises ValueError: ``as_of`` with what is a version already.
+    """
+    dataset = part_of(dataset, "dataset")
+    if as_of in (None, "", "None"):
+        return dataset
+    if isinstance(dataset, Mapping):
+        raise ValueError(
+            f"as_of {as_of!r} of what is version {dataset.get('version')} of {dataset.get('uri')} already: give the table's URI with it"
+        )
+    return {"uri": dataset, "as_of": as_of.isoformat() if isinstance(as_of, datetime) else str(as_of)}
 
 
 def part_of(value: Any, part: str) -> Any:

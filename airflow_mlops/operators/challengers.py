@@ -9,7 +9,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.operators.base import StepOperator, check_key, part_of, window_spec
+from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ class CompareChallengersOperator(StepOperator):
 
     :param model_name: registered model. (templated)
     :param dataset: what holds inputs and target: an ingest or validation task's result, a dataset version or a table URI. (templated)
+    :param as_of: with a table URI, read it as it was: a version number or an instant such as ``2024-03-01T00:00:00Z``. (templated)
     :param time_column: places a row in the window. (templated)
     :param target: column that was predicted; default the champion's. (templated)
     :param metric: whose loss per row is compared. (templated)
@@ -48,6 +50,7 @@ class CompareChallengersOperator(StepOperator):
         "window_start",
         "window_end",
         "champion_alias",
+        "as_of",
     )
 
     def __init__(
@@ -58,12 +61,14 @@ class CompareChallengersOperator(StepOperator):
         time_column: str,
         target: str | None = None,
         metric: str = "mae",
-        window_start: str = "{{ data_interval_start }}",
-        window_end: str = "{{ data_interval_end }}",
+        window_start: str = RUN_WINDOW[0],
+        window_end: str = RUN_WINDOW[1],
         champion_alias: str = "champion",
+        as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.as_of = as_of
         self.model_name = model_name
         self.dataset = dataset
         self.time_column = time_column
@@ -76,9 +81,9 @@ class CompareChallengersOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.challengers.ChallengersSpec`."""
         return {
-            "dataset": part_of(self.dataset, "dataset"),
+            "dataset": dataset_ref(self.dataset, self.as_of),
             "model_name": self.model_name,
-            "window": window_spec(self.window_start, self.window_end),
+            "window": window_spec(self.window_start, self.window_end, context),
             "time_column": self.time_column,
             "target": self.target or None,
             "metric": self.metric,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import DriftDetectedError
 from airflow_mlops.links import ReportLink
-from airflow_mlops.operators.base import StepOperator, check_key, names, window_spec
+from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,9 @@ class CheckDriftOperator(StepOperator):
     :param pairs: numeric inputs to look at together, such as ``[["distance", "duration"]]``. (templated)
     :param domain_classifier: also train a classifier to tell the window from the training rows.
     :param report: write an Evidently report ``never``, when ``fired``, or ``always``. (templated)
-    :param labels: table URI with labels, for the drift of the target. (templated)
+    :param labels: a dataset version or table URI with labels, for the drift of the target. (templated)
+    :param labels_as_of: with a table URI of labels, read it as it was: a version number or an instant such as
+        ``2024-03-01T00:00:00Z``. (templated)
     :param id_column: column of the labels that equals the prediction id. (templated)
     :param window_start: first instant of the window; default the run's data interval. (templated)
     :param window_end: first instant after it. (templated)
@@ -60,6 +63,7 @@ class CheckDriftOperator(StepOperator):
         "id_column",
         "window_start",
         "window_end",
+        "labels_as_of",
     )
 
     def __init__(
@@ -80,12 +84,14 @@ class CheckDriftOperator(StepOperator):
         report: str = "fired",
         labels: str | None = None,
         id_column: str | None = None,
-        window_start: str = "{{ data_interval_start }}",
-        window_end: str = "{{ data_interval_end }}",
+        window_start: str = RUN_WINDOW[0],
+        window_end: str = RUN_WINDOW[1],
         fail_on_drift: bool = False,
+        labels_as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.labels_as_of = labels_as_of
         self.model_name = model_name
         self.detector = detector
         self.thresholds = thresholds
@@ -109,7 +115,7 @@ class CheckDriftOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.drift.DriftSpec`."""
         return {
             "model_name": self.model_name,
-            "window": window_spec(self.window_start, self.window_end),
+            "window": window_spec(self.window_start, self.window_end, context),
             "detector": self.detector or None,
             "thresholds": self.thresholds or {},
             "policy": {"share_threshold": float(self.share_threshold)} | (self.policy or {}),
@@ -121,7 +127,7 @@ class CheckDriftOperator(StepOperator):
             "pairs": [list(pair) for pair in self.pairs or ()],
             "domain_classifier": bool(self.domain_classifier),
             "report": self.report,
-            "labels": self.labels,
+            "labels": dataset_ref(self.labels, self.labels_as_of),
             "id_column": self.id_column,
         }
 

@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.links import MLflowRunLink
-from airflow_mlops.operators.base import StepOperator
+from airflow_mlops.operators.base import StepOperator, dataset_ref
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +25,8 @@ class EvaluateModelOperator(StepOperator):
     in a process of its own: it has learned from all rows, and none is left to test it on.
 
     :param training: what the training task returned. (templated)
+    :param as_of: judge on the training's table as it was at another time: a version number or an instant such as
+        ``2024-03-01T00:00:00Z``; default the version it was trained on. (templated)
     :param metric: name of a built-in metric, or import path of one; default the training's. It decides. (templated)
     :param metrics: further metrics to report; default the usual ones of the task. (templated)
     :param last_value: whether the target of the row before is a guess to beat as well; for one time series.
@@ -47,6 +49,7 @@ class EvaluateModelOperator(StepOperator):
     operator_extra_links = (MLflowRunLink(),)
     template_fields: Sequence[str] = (
         "training",
+        "as_of",
         "metric",
         "metrics",
         "minimum_uplift",
@@ -61,6 +64,7 @@ class EvaluateModelOperator(StepOperator):
         self,
         *,
         training: Any,
+        as_of: str | int | None = None,
         metric: str | None = None,
         metrics: Sequence[str] | None = None,
         last_value: bool = False,
@@ -77,6 +81,7 @@ class EvaluateModelOperator(StepOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.training = training
+        self.as_of = as_of
         self.metric = metric
         self.metrics = metrics
         self.last_value = last_value
@@ -93,8 +98,9 @@ class EvaluateModelOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give an :class:`~airflow_mlops.steps.evaluate.EvaluateSpec`."""
         training = self.training
+        asked = dataset_ref(training["dataset"]["uri"], self.as_of)
         return {
-            "dataset": training["dataset"],
+            "dataset": asked if isinstance(asked, dict) else training["dataset"],
             "model_name": training["model_name"],
             "run_id": training["run_id"],
             "package_digest": training["package_digest"],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.operators.base import StepOperator, names, part_of, window_spec
-from airflow_mlops.operators.windows import RUN_WINDOW
+from airflow_mlops.operators.base import StepOperator, dataset_ref, names
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,7 @@ class InferExpectationsOperator(StepOperator):
     A suite that is there is never replaced unless asked; the same one again is no error, so a retry is none.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest: the reference. (templated)
+    :param as_of: with a table URI, read it as it was: a version number or an instant such as ``2024-03-01T00:00:00Z``. (templated)
     :param suite: path of the JSON file to write; its folder must be there. (templated)
     :param time_column: column that places a row in the window; needed when one is given. (templated)
     :param window_start: first instant of the window; default the run's data interval, or all rows without ``time_column``. (templated)
@@ -37,6 +38,7 @@ class InferExpectationsOperator(StepOperator):
         "window_end",
         "exclude",
         "policy",
+        "as_of",
     )
 
     def __init__(
@@ -50,9 +52,11 @@ class InferExpectationsOperator(StepOperator):
         exclude: str | Sequence[str] = (),
         policy: dict[str, Any] | None = None,
         overwrite: bool = False,
+        as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.as_of = as_of
         self.dataset = dataset
         self.suite = suite
         self.time_column = time_column
@@ -66,10 +70,10 @@ class InferExpectationsOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give an :class:`~airflow_mlops.steps.infer_expectations.InferExpectationsSpec`."""
         return {
-            "dataset": part_of(self.dataset, "dataset"),
+            "dataset": dataset_ref(self.dataset, self.as_of),
             "suite": self.suite,
             "time_column": self.time_column,
-            "window": window_spec(self.window_start, self.window_end)
+            "window": window_spec(self.window_start, self.window_end, context)
             if self.time_column or self.window_given
             else None,
             "exclude": names(self.exclude),

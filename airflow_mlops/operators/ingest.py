@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.hooks.databases import database_of
+from airflow_mlops.hooks.hashing import HashingHook
 from airflow_mlops.hooks.web import web_of
-from airflow_mlops.operators.base import StepOperator, names, window_spec
-from airflow_mlops.operators.windows import RUN_WINDOW
+from airflow_mlops.operators.base import StepOperator, names, optional_number
+from airflow_mlops.operators.windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
+    from airflow_mlops.core.partitions import PartitionUnit
     from airflow_mlops.core.schema_policy import SchemaPolicy
     from airflow_mlops.services import Services
     from airflow_mlops.steps.ingest import IngestMode
@@ -36,10 +38,10 @@ class IngestDatasetOperator(StepOperator):
     :param source_version: version of the Delta table that is the source; default its newest. (templated)
     :param time_column: column that places a row in a window, needed when one is given; naive times are UTC. (templated)
     :param id_column: column that must be unique and not null in what is ingested; 8 bytes of memory per row. (templated)
-    :param window_start: first instant of the window; default the run's data interval in mode ``replace`` with a ``time_column``,
-        else all rows. (templated)
+    :param window_start: first instant of the window; default in mode ``replace`` with a ``time_column`` the run's data interval,
+        or in a partitioned run what its key names, else all rows. (templated)
     :param window_end: first instant after it. (templated)
-    :param mode: ``replace`` the window, or without one the table; ``append`` each file once, one that changed since is
+    :param mode: ``replace`` the window or partition, or without one the table; ``append`` each file once, one that changed since is
         refused; ``upsert``: a row takes the place of the one with its ``keys``; ``incremental``: append what is above the
         table's highest ``watermark_column``.
     :param keys: columns that together name a row, none of them null; for ``upsert`` and ``overlap``. (templated)
@@ -53,6 +55,23 @@ class IngestDatasetOperator(StepOperator):
         also types that hold more (whole numbers, floats), for which the table is written again once. A column that is missing
         is refused always.
     :param new_categories: how many values a column may have that the table does not, by column. (templated)
+    :param keep_where: condition in polars' SQL, such as ``fare > 0``; rows for which it is not true are left out and counted. (templated)
+    :param deduplicate_by: columns that together name a row: of rows with the same values one is kept, the others are counted;
+        default rows that repeat a key are an error. (templated)
+    :param deduplicate_order: columns that say which one is kept of rows that differ; without any, those are an error. (templated)
+    :param deduplicate_keep: the ``last`` row by these columns, or the ``first``.
+    :param drop_columns: columns that are not written. (templated)
+    :param hash_columns: columns of which an HMAC-SHA256 of each value is written instead, 64 hexadecimal digits. (templated)
+    :param hash_conn_id: connection with the key for ``hash_columns``.
+    :param partition_column: column whose value the partition key is, in mode ``replace``: that value's rows are replaced and
+        rows with another value left out. A table made by this has a folder for each value.
+    :param partition_unit: which hour, day, week, month, quarter or year a key that is a time names; default from the tick of a
+        ``CronPartitionTimetable`` to its next one, else as the key is written.
+    :param partition_key: default the run's own; another one goes into the outlets' events. (templated)
+    :param drop_before: rows of the table with an earlier time are dropped after the ingest, such as
+        ``{{ data_interval_end.subtract(days=365) }}``; default none. (templated)
+    :param vacuum_days: files that have been in no version for so many days are deleted, after which older versions can't be
+        read; at least 7, default never. (templated)
     """
 
     step = "ingest"
@@ -74,6 +93,14 @@ class IngestDatasetOperator(StepOperator):
         "overlap",
         "work_key",
         "new_categories",
+        "keep_where",
+        "deduplicate_by",
+        "deduplicate_order",
+        "drop_columns",
+        "hash_columns",
+        "partition_key",
+        "drop_before",
+        "vacuum_days",
     )
 
     def __init__(
@@ -96,6 +123,18 @@ class IngestDatasetOperator(StepOperator):
         work_key: str | None = None,
         schema_policy: SchemaPolicy = "strict",
         new_categories: Mapping[str, int] | None = None,
+        keep_where: str | None = None,
+        deduplicate_by: str | Sequence[str] = (),
+        deduplicate_order: str | Sequence[str] = (),
+        deduplicate_keep: Literal["last", "first"] = "last",
+        drop_columns: str | Sequence[str] = (),
+        hash_columns: str | Sequence[str] = (),
+        hash_conn_id: str = HashingHook.default_conn_name,
+        partition_column: str | None = None,
+        partition_unit: PartitionUnit | None = None,
+        partition_key: str | None = None,
+        drop_before: str | None = None,
+        vacuum_days: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -116,6 +155,18 @@ class IngestDatasetOperator(StepOperator):
         self.work_key = work_key
         self.schema_policy = schema_policy
         self.new_categories = new_categories
+        self.keep_where = keep_where
+        self.deduplicate_by = deduplicate_by
+        self.deduplicate_order = deduplicate_order
+        self.deduplicate_keep = deduplicate_keep
+        self.drop_columns = drop_columns
+        self.hash_columns = hash_columns
+        self.hash_conn_id = hash_conn_id
+        self.partition_column = partition_column
+        self.partition_unit = partition_unit
+        self.partition_key = partition_key
+        self.drop_before = drop_before
+        self.vacuum_days = vacuum_days
         self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -128,9 +179,8 @@ class IngestDatasetOperator(StepOperator):
             "source_version": None if self.source_version in (None, "") else int(self.source_version),
             "time_column": self.time_column,
             "id_column": self.id_column,
-            "window": window_spec(self.window_start, self.window_end)
-            if self.window_given or (self.time_column and self.mode == "replace")
-            else None,
+            "window": self._window(context),
+            "partition": self._partition(context),
             "mode": self.mode,
             "keys": names(self.keys),
             "watermark_column": self.watermark_column,
@@ -139,11 +189,26 @@ class IngestDatasetOperator(StepOperator):
             "work_key": self.work_key,
             "schema_policy": self.schema_policy,
             "new_categories": dict(self.new_categories or {}),
+            "cleaning": {
+                "keep_where": self.keep_where or None,
+                "deduplicate_by": names(self.deduplicate_by),
+                "deduplicate_order": names(self.deduplicate_order),
+                "deduplicate_keep": self.deduplicate_keep,
+                "drop_columns": names(self.drop_columns),
+                "hash_columns": names(self.hash_columns),
+            },
+            "retention": {
+                "drop_before": self.drop_before or None,
+                "vacuum_days": optional_number(self.vacuum_days),
+            },
         }
 
     def services(self) -> Services:
-        """Resolve the connection of the source as well."""
+        """Resolve the connection of the source as well, and that of the key where values are hashed."""
         services = super().services()
+        if names(self.hash_columns):
+            hash_key = HashingHook(hash_conn_id=self.hash_conn_id).services().hash_key
+            services = replace(services, hash_key=hash_key)
         if self.source_conn_id is None:
             return services
         if self.sql is not None:
@@ -154,11 +219,40 @@ class IngestDatasetOperator(StepOperator):
             return services  # the step says that no connection belongs to such a source
         return replace(services, connections=services.connections | {self.source_conn_id: facts})
 
+    def _key(self, context: Context) -> str | None:
+        return self.partition_key or context.get("partition_key")
+
+    def _window(self, context: Context) -> dict[str, str] | None:
+        if self.window_given:
+            return window_spec(self.window_start, self.window_end, context)
+        if self.partition_column is not None or self.mode != "replace":
+            return None
+        key = self._key(context)
+        if key is None:
+            return window_spec(self.window_start, self.window_end, context) if self.time_column else None
+        if self.time_column is None:
+            raise ValueError(
+                f"partition key {key!r}: which rows of {self.table} does it stand for? Give time_column if it is a time, "
+                "partition_column if it is the value of one; or window_start=None and window_end=None to replace the whole table"
+            )
+        return as_spec(run_partition_window(context, key=self.partition_key, unit=self.partition_unit))
+
+    def _partition(self, context: Context) -> dict[str, str] | None:
+        if self.partition_column is None:
+            return None
+        key = self._key(context)
+        if key is None:
+            raise ValueError(
+                f"partition_column {self.partition_column!r} needs a partition key: start the Dag with one, or give partition_key"
+            )
+        return {"column": self.partition_column, "key": key}
+
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the dataset version to the ledger and into the outlets' events."""
         from airflow_mlops.ledger import EntryKind
 
-        dataset = result["dataset"]
+        dataset, partition = result["dataset"], result["partition"]
+        place = f" of {partition['column']}={partition['key']}" if partition else ""
         self.write_entry(
             context,
             kind=EntryKind.DATASET,
@@ -166,13 +260,25 @@ class IngestDatasetOperator(StepOperator):
             model_name=None,
             window=result["window"],
             subject=dataset["uri"],
-            summary=f"{result['row_count']} rows into {dataset['uri']}, now version {dataset['version']} "
-            f"with {dataset['row_count']} rows",
+            summary=f"{result['row_count']} rows{place} into {dataset['uri']}, now version {dataset['version']} "
+            f"with {dataset['row_count']} rows{_tell(result['cleaning'], result['retention'])}",
             payload=result,
         )
-        self.fill_outlets(context, {"dataset": dataset})
+        cleaned = {"cleaning": result["cleaning"]} if result["cleaning"] else {}
+        self.fill_outlets(context, {"dataset": dataset, **cleaned})
+        self._name_partition(context)
         if result["watermark"] is not None:
             self._show_watermark(result["watermark"], context)
+
+    def _name_partition(self, context: Context) -> None:
+        """Put a partition key that is not the run's, which Airflow adds itself, into the outlets' events."""
+        from airflow.sdk import Asset
+
+        if self.partition_key is None or self.partition_key == context.get("partition_key"):
+            return
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].add_partitions(self.partition_key)
 
     def _show_watermark(self, watermark: str, context: Context) -> None:
         """Put the watermark where Airflow's page of the asset shows it; the next run takes it from the table."""
@@ -181,3 +287,17 @@ class IngestDatasetOperator(StepOperator):
         for outlet in self.outlets:
             if isinstance(outlet, Asset):
                 context["asset_state_store"][outlet].set("watermark", watermark)
+
+
+def _tell(cleaning: Mapping[str, Any] | None, retention: Mapping[str, Any] | None) -> str:
+    """Say in words what was not written, and what was taken away."""
+    left = cleaning or {}
+    gone = retention or {}
+    counts = {
+        "rows left out by keep_where": left.get("left_out"),
+        "rows that repeat another": left.get("equal_rows"),
+        "rows that differ from the one kept of their key": left.get("differing_rows"),
+        "old rows dropped": gone.get("dropped_rows"),
+        "files of old versions deleted": gone.get("vacuumed_files"),
+    }
+    return "".join(f"; {count} {what}" for what, count in counts.items() if count)

@@ -10,7 +10,8 @@ from airflow.sdk import timezone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.operators.base import StepOperator, check_key, names, part_of, window_spec
+from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ class CheckPerformanceOperator(StepOperator):
     :param model_name: model whose inference log is read. (templated)
     :param labels: what holds the labels: an ingest or validation task's result, a dataset version or a table URI; ``None``: there
         are none, performance is estimated. (templated)
+    :param labels_as_of: with a table URI of labels, read it as it was: a version number or an instant such as
+        ``2024-03-01T00:00:00Z``. (templated)
     :param id_column: column of the labels that equals the prediction id. (templated)
     :param target: label column. (templated)
     :param metric: name of a built-in metric, or import path of one; what the model was trained for. (templated)
@@ -59,6 +62,7 @@ class CheckPerformanceOperator(StepOperator):
         "maturity_days",
         "tolerated_level_change",
         "false_alarm_rate",
+        "labels_as_of",
     )
 
     def __init__(
@@ -70,16 +74,18 @@ class CheckPerformanceOperator(StepOperator):
         target: str = "label",
         metric: str = "mae",
         metrics: str | Sequence[str] = (),
-        window_start: str = "{{ data_interval_start }}",
-        window_end: str = "{{ data_interval_end }}",
+        window_start: str = RUN_WINDOW[0],
+        window_end: str = RUN_WINDOW[1],
         maximum_relative_change: float | str = 0.2,
         minimum_labelled_share: float | str = 0.8,
         maturity_days: float | str = 90.0,
         tolerated_level_change: float | str = 0.05,
         false_alarm_rate: float | str = 0.002,
+        labels_as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.labels_as_of = labels_as_of
         self.model_name = model_name
         self.labels = labels
         self.id_column = id_column
@@ -98,8 +104,8 @@ class CheckPerformanceOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.performance.PerformanceSpec`."""
         return {
             "model_name": self.model_name,
-            "window": window_spec(self.window_start, self.window_end),
-            "labels": part_of(self.labels, "dataset"),
+            "window": window_spec(self.window_start, self.window_end, context),
+            "labels": dataset_ref(self.labels, self.labels_as_of),
             "id_column": self.id_column,
             "target": self.target,
             "metric": self.metric,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.operators.base import StepOperator, part_of, window_spec
+from airflow_mlops.operators.base import StepOperator, dataset_ref
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,7 @@ class ScoreBatchOperator(StepOperator):
     Rows are read, predicted and written in a stream. A retry does not do again what an earlier attempt has committed.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
+    :param as_of: with a table URI, read it as it was: a version number or an instant such as ``2024-03-01T00:00:00Z``. (templated)
     :param table: URI of the table of predictions. (templated)
     :param model_name: registered model. (templated)
     :param model_version: version number; default the one ``alias`` points at. (templated)
@@ -43,6 +45,7 @@ class ScoreBatchOperator(StepOperator):
         "window_start",
         "window_end",
         "partition",
+        "as_of",
     )
 
     def __init__(
@@ -55,12 +58,14 @@ class ScoreBatchOperator(StepOperator):
         alias: str = "champion",
         id_column: str,
         time_column: str,
-        window_start: str | None = "{{ data_interval_start }}",
-        window_end: str | None = "{{ data_interval_end }}",
+        window_start: str | None = RUN_WINDOW[0],
+        window_end: str | None = RUN_WINDOW[1],
         partition: str | None = None,
+        as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.as_of = as_of
         self.dataset = dataset
         self.table = table
         self.model_name = model_name
@@ -75,14 +80,14 @@ class ScoreBatchOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.score.ScoreSpec`."""
         return {
-            "dataset": part_of(self.dataset, "dataset"),
+            "dataset": dataset_ref(self.dataset, self.as_of),
             "table": self.table,
             "model_name": self.model_name,
             "model_version": str(self.model_version) if self.model_version else None,
             "alias": self.alias,
             "id_column": self.id_column,
             "time_column": self.time_column,
-            "window": window_spec(self.window_start, self.window_end),
+            "window": window_spec(self.window_start, self.window_end, context),
             "partition": self.partition or None,
         }
 
@@ -96,7 +101,7 @@ class ScoreBatchOperator(StepOperator):
             kind=EntryKind.SCORING,
             key=f"{predictions['uri']}|{predictions['version']}",
             model_name=result["model_name"],
-            window=window_spec(self.window_start, self.window_end),
+            window=window_spec(self.window_start, self.window_end, context),
             subject=result["model_version"],
             summary=f"{result['model_name']} version {result['model_version']} scored {result['row_count']} rows "
             f"into {predictions['uri']}",

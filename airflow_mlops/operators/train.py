@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import MLflowRunLink
-from airflow_mlops.operators.base import StepOperator, names, optional_number, part_of, window_spec
+from airflow_mlops.operators.base import StepOperator, dataset_ref, names, optional_number, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,7 @@ class TrainModelOperator(StepOperator):
     data find the finished run, and a search that was interrupted goes on.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
+    :param as_of: with a table URI, read it as it was: a version number or an instant such as ``2024-03-01T00:00:00Z``. (templated)
     :param model_name: name of the model to be, and of the MLflow experiment. (templated)
     :param estimator: import path of an estimator or of a factory function; or give ``candidates``. (templated)
     :param estimator_params: its arguments; ``a__b`` reaches into a nested estimator. (templated)
@@ -110,6 +112,7 @@ class TrainModelOperator(StepOperator):
         "allow_pickle",
         "background_rows",
         "seed",
+        "as_of",
     )
 
     def __init__(
@@ -130,8 +133,8 @@ class TrainModelOperator(StepOperator):
         weight_column: str | None = None,
         preprocessing: str = "auto",
         feature_selection: Mapping[str, Any] | None = None,
-        window_start: str | None = "{{ data_interval_start }}",
-        window_end: str | None = "{{ data_interval_end }}",
+        window_start: str | None = RUN_WINDOW[0],
+        window_end: str | None = RUN_WINDOW[1],
         plan: Any = None,
         rows: str = "window",
         trailing_days: float | str | None = None,
@@ -148,9 +151,11 @@ class TrainModelOperator(StepOperator):
         allow_pickle: bool | str = False,
         background_rows: int | str = 0,
         seed: int | str = 0,
+        as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.as_of = as_of
         self.dataset = dataset
         self.model_name = model_name
         self.estimator = estimator
@@ -189,7 +194,7 @@ class TrainModelOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.training_spec.TrainSpec`."""
         plan = _plan(self.plan)
         return {
-            "dataset": part_of(self.dataset, "dataset"),
+            "dataset": dataset_ref(self.dataset, self.as_of),
             "model_name": self.model_name,
             "estimator": self.estimator or None,
             "estimator_params": dict(self.estimator_params or {}),
@@ -204,7 +209,7 @@ class TrainModelOperator(StepOperator):
             "weight_column": self.weight_column or None,
             "preprocessing": self.preprocessing,
             "feature_selection": dict(self.feature_selection) if self.feature_selection else None,
-            "window": window_spec(self.window_start, self.window_end) if not plan else None,
+            "window": window_spec(self.window_start, self.window_end, context) if not plan else None,
             "rows": self.rows,
             "trailing_days": optional_number(self.trailing_days),
             "half_life_days": optional_number(self.half_life_days),

@@ -6,17 +6,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import Asset
 
-from airflow_mlops.exceptions import DataQualityError
-from airflow_mlops.operators.base import StepOperator, actor, part_of, window_spec
-from airflow_mlops.operators.windows import RUN_WINDOW
+from airflow_mlops.exceptions import ConnectionConfigError, DataQualityError
+from airflow_mlops.hooks.ledger import LedgerHook
+from airflow_mlops.hooks.services import services_from_connections
+from airflow_mlops.links import DataDocsLink
+from airflow_mlops.operators.base import StepOperator, actor, dataset_ref, names, part_of
+from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
+    from airflow_mlops.services import Services
+
 
 ACTIONS = ("gate", "warn", "quarantine")
+#: Earlier verdicts that a page shows.
+PAST_VERDICTS = 10
 
 
 class ValidateDatasetOperator(StepOperator):
@@ -26,6 +33,7 @@ class ValidateDatasetOperator(StepOperator):
     ``output``: with ``quarantine`` it may be a newer version of the table than the one that was judged.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
+    :param as_of: with a table URI, read it as it was: a version number or an instant such as ``2024-03-01T00:00:00Z``. (templated)
     :param suite: path of the suite's JSON file, or the suite itself. (templated)
     :param action: ``gate`` fails the task when a critical expectation does, ``warn`` only writes it down, ``quarantine`` sets aside
         the rows that break one and fails the task where that does not help.
@@ -38,9 +46,14 @@ class ValidateDatasetOperator(StepOperator):
     :param quarantine_table: URI of the Delta table of rows that were set aside; default the dataset's with ``_quarantine`` behind. (templated)
     :param quarantine_budget: largest share of the window's rows that may be set aside, in ``[0, 1)``; with more of them the task
         fails and nothing is written. The default is a rule of thumb: a hundredth hardly moves what a model learns.
+    :param private_columns: columns whose values neither log, ledger, XCom nor page show; a list, or names separated by commas. (templated)
+    :param expectation_modules: importable modules that define expectations of your own, such as ``["my_company.expectations"]``.
+    :param report: when the verdict's page goes to MLflow, linked from the task: ``always``, ``failed`` (when an expectation failed, of
+        any severity) or ``never``. Without an MLflow connection, or while MLflow is down, there is none, and the verdict stands.
     """
 
     step = "validate"
+    operator_extra_links = (DataDocsLink(),)
     template_fields: Sequence[str] = (
         "dataset",
         "suite",
@@ -49,6 +62,8 @@ class ValidateDatasetOperator(StepOperator):
         "window_end",
         "id_column",
         "quarantine_table",
+        "private_columns",
+        "as_of",
     )
 
     def __init__(
@@ -65,9 +80,14 @@ class ValidateDatasetOperator(StepOperator):
         allow_empty: bool = False,
         quarantine_table: str | None = None,
         quarantine_budget: float = 0.01,
+        private_columns: str | Sequence[str] = (),
+        expectation_modules: Sequence[str] = (),
+        report: Literal["always", "failed", "never"] = "always",
+        as_of: str | int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.as_of = as_of
         self.dataset = dataset
         self.suite = suite
         self.action = action
@@ -80,6 +100,9 @@ class ValidateDatasetOperator(StepOperator):
         self.allow_empty = allow_empty
         self.quarantine_table = quarantine_table
         self.quarantine_budget = quarantine_budget
+        self.private_columns = private_columns
+        self.expectation_modules = expectation_modules
+        self.report = report
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.validate.ValidateSpec`.
@@ -88,12 +111,12 @@ class ValidateDatasetOperator(StepOperator):
         """
         if self.action not in ACTIONS:
             raise ValueError(f"unknown action {self.action!r}; known: {', '.join(ACTIONS)}")
-        dataset = part_of(self.dataset, "dataset")
+        dataset = dataset_ref(self.dataset, self.as_of)
         return {
             "dataset": dataset,
             "suite": self.suite,
             "time_column": self.time_column,
-            "window": window_spec(self.window_start, self.window_end)
+            "window": window_spec(self.window_start, self.window_end, context)
             if self.time_column or self.window_given
             else None,
             "engine": self.engine,
@@ -105,7 +128,37 @@ class ValidateDatasetOperator(StepOperator):
             }
             if self.action == "quarantine"
             else None,
+            "private_columns": names(self.private_columns),
+            "expectation_modules": names(self.expectation_modules),
+            "report": self.report,
+            "history": self._past_verdicts(part_of(dataset, "uri")) if self.report != "never" else [],
         }
+
+    def _past_verdicts(self, uri: str) -> list[dict[str, Any]]:
+        from airflow_mlops.ledger import EntryKind
+
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            found = ledger.entries(kind=EntryKind.VALIDATION, subject=uri, limit=PAST_VERDICTS)
+        return [
+            {
+                "recorded_at": entry.recorded_at.isoformat(),
+                "version": entry.payload["dataset"]["version"],
+                "window": str(entry.window) if entry.window else None,
+                "success": entry.payload["success"],
+                "headline": entry.payload["headline"],
+            }
+            for entry in found
+        ]
+
+    def services(self) -> Services:
+        """Resolve the MLflow connection where there is one and a page may be written; a verdict needs no connection."""
+        if self.report == "never":
+            return super().services()
+        try:
+            return services_from_connections(mlflow_conn_id=self.mlflow_conn_id)
+        except ConnectionConfigError as err:
+            self.log.info("no page of this validation, as there is no MLflow to keep it: %s", err)
+            return super().services()
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the verdict to the ledger, the log and the outlets' events, and the new version where rows were set aside."""
@@ -141,6 +194,9 @@ class ValidateDatasetOperator(StepOperator):
             summary=f"{dataset['uri']} version {dataset['version']} {verdict}: {result['headline']}",
             payload=result,
         )
+        if result["report_url"]:
+            self.note_link(DataDocsLink, result["report_url"])
+            self.log.info("the page of this validation: %s", result["report_url"])
         if result["failures"]:
             self.log.info("expectations that failed:\n%s", draw_failures(result["failures"]))
         self.fill_outlets(context, {"dataset": dataset})

@@ -36,6 +36,7 @@ class Step:
 STEP_MODULES = {
     "ingest": "airflow_mlops.steps.ingest",
     "validate": "airflow_mlops.steps.validate",
+    "screen": "airflow_mlops.steps.screen",
     "infer-expectations": "airflow_mlops.steps.infer_expectations",
     "train": "airflow_mlops.steps.train",
     "select": "airflow_mlops.steps.select",
@@ -47,6 +48,7 @@ STEP_MODULES = {
     "build": "airflow_mlops.steps.build",
     "deploy": "airflow_mlops.steps.deploy",
     "score": "airflow_mlops.steps.score",
+    "skew": "airflow_mlops.steps.skew",
     "drift": "airflow_mlops.steps.drift",
     "performance": "airflow_mlops.steps.performance",
     "challengers": "airflow_mlops.steps.challengers",

@@ -6,26 +6,44 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.dataset import DatasetVersion, PastDataset
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import polars as pl
 
     from airflow_mlops.core.signature import ModelSignature
     from airflow_mlops.core.windows import Window
 
-#: A dataset version as a former step returned it, or the URI of a table (its newest version is meant).
-DatasetRef = DatasetVersion | str
+#: A dataset version as a former step returned it, a table as it was, or the URI of a table (its newest version is meant).
+DatasetRef = DatasetVersion | PastDataset | str
 
 
 def resolve_dataset(dataset: DatasetRef, *, time_column: str | None = None) -> DatasetVersion:
-    """Turn a table URI into its newest version; a version stays as it is."""
+    """Turn a table into the version that is meant, with the digest of its rows; a version stays as it is.
+
+    :raises DatasetNotFoundError: no such table or version, or its files are gone.
+    """
+    return _resolve(dataset, time_column, delta.describe)
+
+
+def pin_dataset(dataset: DatasetRef, *, time_column: str | None = None) -> DatasetVersion:
+    """Like :func:`resolve_dataset`, with the digest of the list of files: no rows are read."""
+    return _resolve(dataset, time_column, delta.describe_files)
+
+
+def _resolve(
+    dataset: DatasetRef, time_column: str | None, describe: Callable[..., DatasetVersion]
+) -> DatasetVersion:
     if isinstance(dataset, str):
-        return delta.describe(dataset, time_column=time_column)
+        return describe(dataset, time_column=time_column)
+    if isinstance(dataset, PastDataset):
+        version = delta.version_as_of(dataset.uri, dataset.as_of)
+        return describe(dataset.uri, version=version, time_column=time_column)
+    delta.require_readable(dataset.uri, dataset.version)
     return dataset
 
 

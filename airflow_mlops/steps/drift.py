@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.drift import DriftPolicy, DriftReport, compare_profiles
 from airflow_mlops.core.profile_format import PREDICTION
 from airflow_mlops.core.skew import find_skew
@@ -15,6 +16,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, MLOpsError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.common import DatasetRef, pin_dataset
 from airflow_mlops.steps.drift_report import write_report
 from airflow_mlops.steps.drift_sides import DriftSides, Reference, ReferenceKind
 from airflow_mlops.steps.packages import champion_profile
@@ -47,7 +49,7 @@ class DriftSpec:
     :param pairs: numeric inputs to look at together, for correlations.
     :param domain_classifier: also train a classifier to tell the windows apart.
     :param report: write an Evidently report ``never``, when ``fired``, or ``always``.
-    :param labels: table URI with labels, for the drift of the target.
+    :param labels: dataset version or table URI with labels, for the drift of the target.
     :param id_column: column of the labels that equals the prediction id.
     """
 
@@ -65,7 +67,7 @@ class DriftSpec:
     pairs: tuple[tuple[str, str], ...] = ()
     domain_classifier: bool = False
     report: Literal["never", "fired", "always"] = "fired"
-    labels: str | None = None
+    labels: DatasetRef | None = None
     id_column: str | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class DriftResult:
     :param skew: requests unlike anything in training.
     :param classifier: whether a classifier tells the windows apart; ``None`` where it was not asked for, ``measured`` false where
         there are too few rows.
+    :param labels: version of the labels' table that was read.
     """
 
     model_name: str
@@ -109,6 +112,7 @@ class DriftResult:
     target: dict[str, Any] | None = None
     skew: tuple[dict[str, Any], ...] = ()
     classifier: dict[str, Any] | None = None
+    labels: DatasetVersion | None = None
 
 
 def run(spec: DriftSpec, services: Services) -> DriftResult:
@@ -133,9 +137,9 @@ def run(spec: DriftSpec, services: Services) -> DriftResult:
     verdicts = (report.drifted, *_earlier_verdicts(spec, sides))
     drifted = report.drifted and sum(verdicts) >= spec.at_least
     current = sides.profile(spec.window)
-    url = None
+    url, labels = None, _pinned_labels(spec)
     if spec.report == "always" or (spec.report == "fired" and drifted):
-        url = _explain(spec, registry, sides, reference)
+        url = _explain(spec, registry, sides, reference, labels)
     return DriftResult(
         model_name=spec.model_name,
         window=spec.window,
@@ -149,11 +153,12 @@ def run(spec: DriftSpec, services: Services) -> DriftResult:
         reference=reference.told,
         window_verdicts=verdicts,
         prediction=_prediction_drift(spec, sides, reference),
-        target=_target_drift(spec, sides),
+        target=_target_drift(spec, sides, labels),
         skew=tuple(
             to_dict(item) for item in find_skew(sides.trained, current.select(sides.inputs))[:FEATURES_SHOWN]
         ),
         classifier=_told_apart(spec, sides) if spec.domain_classifier else None,
+        labels=labels if isinstance(labels, DatasetVersion) else None,
     )
 
 
@@ -211,12 +216,22 @@ def _told_apart(spec: DriftSpec, sides: DriftSides) -> dict[str, Any]:
         return {"measured": False, "drifted": False, "sentence": str(err)}
 
 
-def _target_drift(spec: DriftSpec, sides: DriftSides) -> dict[str, Any] | None:
-    """Compare the labels that have arrived with those of the training."""
+def _pinned_labels(spec: DriftSpec) -> DatasetRef | None:
+    """Give the version of the labels that is read; what can't be read stays as it is, and is told where it is needed."""
     if not (spec.labels and spec.id_column):
         return None
     try:
-        current = sides.target_profile(spec.window, labels=spec.labels, id_column=spec.id_column)
+        return pin_dataset(spec.labels)
+    except MLOpsError:
+        return spec.labels
+
+
+def _target_drift(spec: DriftSpec, sides: DriftSides, labels: DatasetRef | None) -> dict[str, Any] | None:
+    """Compare the labels that have arrived with those of the training."""
+    if not (labels and spec.id_column):
+        return None
+    try:
+        current = sides.target_profile(spec.window, labels=labels, id_column=spec.id_column)
         report = compare_profiles(
             sides.trained.select([sides.manifest.target]), current, policy=spec.policy, what="labels"
         )
@@ -231,7 +246,9 @@ def _target_drift(spec: DriftSpec, sides: DriftSides) -> dict[str, Any] | None:
     return to_dict(report.features[0])
 
 
-def _explain(spec: DriftSpec, registry: Registry, sides: DriftSides, reference: Reference) -> str | None:
+def _explain(
+    spec: DriftSpec, registry: Registry, sides: DriftSides, reference: Reference, labels: DatasetRef | None
+) -> str | None:
     try:
         return write_report(
             registry,
@@ -240,7 +257,7 @@ def _explain(spec: DriftSpec, registry: Registry, sides: DriftSides, reference: 
             reference,
             spec=to_dict(spec),
             share_threshold=spec.policy.share_threshold,
-            labels=spec.labels,
+            labels=labels,
             id_column=spec.id_column,
         )
     except Exception:  # noqa: BLE001 - labels that are late or mistyped, Evidently, MLflow, the disk

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from airflow_mlops.core.windows import Window
     from airflow_mlops.integrations.mlflow import Registry
+    from airflow_mlops.steps.common import DatasetRef
 
 #: Experiment that holds the reports of a model's windows.
 MONITORING_EXPERIMENT = "{model_name} monitoring"
@@ -33,7 +34,7 @@ def write_report(
     *,
     spec: dict[str, Any],
     share_threshold: float,
-    labels: str | None,
+    labels: DatasetRef | None,
     id_column: str | None,
 ) -> str:
     """Write the page about reference and window, and give its address.
@@ -41,7 +42,7 @@ def write_report(
     :param against: what the window was compared with.
     :param spec: what was asked for: equal work takes the place of an attempt that died.
     :param share_threshold: share of drifted columns from which the page says that the dataset drifted.
-    :param labels: table URI with labels, to show the target beside that of the training rows.
+    :param labels: dataset version or table URI with labels, to show the target beside that of the training rows.
     :param id_column: column of the labels that equals the prediction id.
     """
     manifest = sides.manifest
@@ -77,7 +78,9 @@ def write_report(
         return registry.run_url(experiment_id, run_id, REPORT_FILE)
 
 
-def _labelled_sample(sides: DriftSides, window: Window, *, labels: str, id_column: str) -> pl.DataFrame:
+def _labelled_sample(
+    sides: DriftSides, window: Window, *, labels: DatasetRef, id_column: str
+) -> pl.DataFrame:
     """Give inputs and target of the predictions whose label has arrived."""
     target = sides.manifest.target
     joined = labelled_predictions(

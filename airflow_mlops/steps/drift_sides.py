@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from airflow_mlops.core.package import PackageManifest
     from airflow_mlops.core.profile_layout import Layout
     from airflow_mlops.core.windows import Window
+    from airflow_mlops.steps.common import DatasetRef
 
 ReferenceKind = Literal["fixed", "trailing", "last_year"]
 
@@ -173,7 +174,7 @@ class DriftSides:
         """Open columns of the predictions of a window."""
         return scan_window(self.log, self.model_name, window, names, sources=_SOURCES)
 
-    def target_profile(self, window: Window, *, labels: str, id_column: str) -> Profile:
+    def target_profile(self, window: Window, *, labels: DatasetRef, id_column: str) -> Profile:
         """Profile the labels of a window's predictions that have arrived.
 
         :raises InsufficientDataError: none has.

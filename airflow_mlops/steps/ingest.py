@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from airflow_mlops.core.batches import read_ahead
+from airflow_mlops.core.cleaning import Cleaning, CleaningReport
 from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.partitions import Partition
 from airflow_mlops.core.schema_policy import SchemaPolicy, fit_schema
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
@@ -21,12 +23,15 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.ingest_clean import Cleaner, without_values
+from airflow_mlops.steps.ingest_partition import partition_value, rows_of
 from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
-from airflow_mlops.steps.ingest_source import Source, cut_rows, find_source, read_batches
+from airflow_mlops.steps.ingest_source import Source, cut_rows, find_source
 from airflow_mlops.steps.ingest_spool import Spool
+from airflow_mlops.steps.retention import Retention, RetentionReport, retain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import polars as pl
 
@@ -56,6 +61,7 @@ class IngestSpec:
     :param table: URI of the Delta table; created when missing.
     :param time_column: places a row in a window; naive times are UTC. Needed with ``window``.
     :param window: only these rows; ``replace`` replaces what the table has there, ``None`` means the whole table.
+    :param partition: only the rows with a column's value; ``replace`` replaces those of the table.
     :param id_column: must be unique and not null in what is ingested, when given.
     :param mode: ``replace`` the window or table; ``append`` each file once; ``upsert`` by ``keys``; ``incremental``: append
         what is above the highest ``watermark_column`` of the table.
@@ -67,6 +73,8 @@ class IngestSpec:
     :param work_key: names what is appended: once per key, whatever its files are; default each file is appended once.
     :param schema_policy: what becomes of new columns and other types.
     :param new_categories: how many values a column may have that the table does not, by column.
+    :param cleaning: what becomes of the rows before anything is written.
+    :param retention: what becomes of the table's old rows and versions afterwards.
     """
 
     source: str | None = None
@@ -76,6 +84,7 @@ class IngestSpec:
     source_version: int | None = None
     time_column: str | None = None
     window: Window | None = None
+    partition: Partition | None = None
     id_column: str | None = None
     mode: IngestMode = "replace"
     keys: tuple[str, ...] = ()
@@ -85,6 +94,8 @@ class IngestSpec:
     work_key: str | None = None
     schema_policy: SchemaPolicy = "strict"
     new_categories: dict[str, int] = field(default_factory=dict)
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    retention: Retention = field(default_factory=Retention)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,12 +104,17 @@ class IngestResult:
 
     :param row_count: rows that were written by this run; 0 when all were in the table before.
     :param watermark: highest value of ``watermark_column`` in the table, as text; ``None`` without one.
+    :param cleaning: what was done to the rows; ``None`` when none were written.
+    :param retention: what was taken away afterwards; ``None`` when nothing was asked for.
     """
 
     dataset: DatasetVersion
     window: Window | None
     row_count: int
+    partition: Partition | None = None
     watermark: str | None = None
+    cleaning: CleaningReport | None = None
+    retention: RetentionReport | None = None
 
 
 class _Work(NamedTuple):
@@ -134,48 +150,90 @@ def run(spec: IngestSpec, services: Services) -> IngestResult:
             services=services,
             spool=spool,
         )
-        return _ingest(spec, source)
+        cleaner = Cleaner(spec.cleaning, services, source=source.name)
+        try:
+            return _retained(spec, _ingest(spec, source, cleaner))
+        except Exception as err:
+            problem = without_values(source.name, err) if spec.cleaning.hides else err
+            if problem is err:
+                raise
+    raise problem  # out here, because what was caught would be shown with it
 
 
-def _ingest(spec: IngestSpec, source: Source) -> IngestResult:
-    writer = delta.TableWriter(spec.table)
+def _retained(spec: IngestSpec, result: IngestResult) -> IngestResult:
+    """Apply the retention, also where an earlier attempt has written the rows and then ended."""
+    if spec.retention == Retention():
+        return result
+    report = retain(spec.table, spec.retention, time_column=spec.time_column)
+    if report.dropped_rows:
+        dataset = delta.describe(spec.table, time_column=spec.time_column, remember=True)
+        result = replace(result, dataset=dataset)
+    return replace(result, retention=report)
+
+
+def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
+    writer = delta.TableWriter(spec.table, notes=cleaner.notes())
     work = _choose(spec, writer, source)
     if work.frame is None:
         return _result(spec, None, 0)
-    frame, schema = _fit(spec, writer, work.frame)
+    cast, schema = _fit(spec, writer, cleaner.shape(work.frame).collect_schema())
+    writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
     passing = _watched(spec, writer, source)
+    rows = work.frame
+
+    def read() -> Iterator[pl.DataFrame]:
+        return cleaner.read(rows, lambda frame: cast(cleaner.shape(frame)))
+
     passing_digest = PassingDigest(schema, spec.time_column)
     # Rows are looked at while those before them are written.
-    frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, frame, source)))
+    frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, read, source)))
     if writer.version is None:
         first = list(itertools.islice(frames, _BEFORE_A_TABLE))
     else:
         first = list(itertools.islice(frames, 1))
     if not sum(batch.height for batch in first):
         if spec.mode == "replace" or writer.version is None:
-            raise InsufficientDataError(
-                f"{source.name} has no rows in window {spec.window}: has the window's data arrived?"
-            )
+            raise InsufficientDataError(f"{source.name} has no rows{_place(spec)}: has its data arrived?")
         return _result(spec, None, 0)
     try:
-        version = _write(spec, writer, itertools.chain(first, frames), schema, work.marks)
+        version = _write(spec, writer, _handed_on(first, frames), schema, work.marks)
     except CommitConflictError:
         done = delta.TableWriter(spec.table).marks(list(work.marks))
         if spec.mode != "append" or done != work.marks:
             raise
         return _result(spec, None, 0)  # the other one was another attempt at the same work
-    return _result(spec, version, passing.row_count, passing_digest if _whole(spec) else None)
+    result = _result(spec, version, passing.row_count, passing_digest if _alone(spec) else None)
+    return replace(result, cleaning=cleaner.report())
 
 
 def _whole(spec: IngestSpec) -> bool:
     """Tell whether the table holds just the rows that are ingested."""
-    return spec.mode == "replace" and spec.window is None
+    return spec.mode == "replace" and spec.window is None and spec.partition is None
+
+
+def _place(spec: IngestSpec) -> str:
+    if spec.partition is not None:
+        return f" in partition {spec.partition}"
+    return f" in window {spec.window} of {spec.time_column}" if spec.window else ""
+
+
+def _handed_on(first: list[pl.DataFrame], frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Give all of them; what has been given is not held."""
+    first.reverse()
+    while first:
+        yield first.pop()
+    yield from frames
+
+
+def _alone(spec: IngestSpec) -> bool:
+    """Tell whether the files that are written hold just the rows that are ingested, and none that stood beside them."""
+    return _whole(spec) or (spec.mode in {"append", "incremental"} and not spec.overlap)
 
 
 def _digested(
     spec: IngestSpec, digest: PassingDigest, frames: Iterator[pl.DataFrame]
 ) -> Iterator[pl.DataFrame]:
-    return digest.watch(frames) if _whole(spec) else frames
+    return digest.watch(frames) if _alone(spec) else frames
 
 
 def _require_source(spec: IngestSpec) -> None:
@@ -202,6 +260,10 @@ def _require_arguments(spec: IngestSpec) -> None:
             f"a window of {spec.source or 'a query'} needs time_column, which places a row in it; "
             "give no window to replace the whole table"
         )
+    if spec.partition is not None and (spec.mode != "replace" or spec.window is not None):
+        raise ValueError(
+            f"partition {spec.partition} of {spec.table} is replaced as a whole: it takes mode 'replace' and no window"
+        )
     if spec.mode == "upsert" and not spec.keys:
         raise ValueError(f"mode 'upsert' into {spec.table} needs keys: the columns that together name a row")
     if spec.mode == "incremental" and spec.watermark_column is None:
@@ -214,6 +276,12 @@ def _require_arguments(spec: IngestSpec) -> None:
         )
     if spec.work_key is not None and spec.mode != "append":
         raise ValueError(f"work_key belongs to mode 'append'; mode {spec.mode!r} needs none")
+    parted = () if spec.partition is None else (spec.partition.column,)
+    spec.retention.require_arguments(time_column=spec.time_column, window=spec.window)
+    spec.cleaning.require_kept(
+        [*_filled(spec), *spec.new_categories, *parted],
+        as_they_are=(spec.time_column, spec.watermark_column, *parted),
+    )
 
 
 def _choose(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
@@ -267,9 +335,15 @@ def _open(
     watermark = None
     if spec.sql is not None and spec.mode == "incremental":
         watermark = _floor(spec, writer)
-    return cut_rows(
+    hashed = spec.cleaning.hash_columns
+    frame = cut_rows(
         source.frame(
-            parts, watermark=spec.first_watermark if watermark is None else watermark, table=writer.schema
+            parts,
+            watermark=spec.first_watermark if watermark is None else watermark,
+            # What is hashed has its own type until it is.
+            table=writer.schema
+            and {name: dtype for name, dtype in writer.schema.items() if name not in hashed},
+            texts=hashed,
         ),
         source.name,
         needed=[
@@ -279,6 +353,7 @@ def _open(
         time_column=spec.time_column,
         window=spec.window,
     )
+    return frame if spec.partition is None else rows_of(spec.partition, frame, source.name)
 
 
 def _filled(spec: IngestSpec) -> dict[str, str]:
@@ -290,6 +365,8 @@ def _filled(spec: IngestSpec) -> dict[str, str]:
         columns[spec.id_column] = "id"
     if spec.time_column is not None:
         columns[spec.time_column] = "time"
+    if spec.partition is not None:
+        columns[spec.partition.column] = "partition"
     return columns
 
 
@@ -323,12 +400,11 @@ def _highest(writer: delta.TableWriter, spec: IngestSpec) -> Any:
 
 
 def _fit(
-    spec: IngestSpec, writer: delta.TableWriter, frame: pl.LazyFrame
-) -> tuple[pl.LazyFrame, dict[str, pl.DataType]]:
+    spec: IngestSpec, writer: delta.TableWriter, given: Mapping[str, pl.DataType]
+) -> tuple[Callable[[pl.LazyFrame], pl.LazyFrame], dict[str, pl.DataType]]:
     """Give the rows the table's types, or the table theirs, as the policy says."""
     import polars as pl
 
-    given = frame.collect_schema()
     types = delta.stored_schema(given)
     table = writer.schema
     if table is not None:
@@ -337,7 +413,7 @@ def _fit(
         if fit.widened and not _whole(spec):
             writer.widen(fit.widened)
     changed = [pl.col(name).cast(dtype) for name, dtype in types.items() if dtype != given[name]]
-    return (frame.with_columns(changed) if changed else frame), types
+    return (lambda frame: frame.with_columns(changed) if changed else frame), types
 
 
 def _watched(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> PassingRows:
@@ -361,12 +437,16 @@ def _unique(spec: IngestSpec) -> list[str]:
 
 
 def _checked(
-    spec: IngestSpec, work: _Work, passing: PassingRows, frame: pl.LazyFrame, source: Source
+    spec: IngestSpec,
+    work: _Work,
+    passing: PassingRows,
+    read: Callable[[], Iterator[pl.DataFrame]],
+    source: Source,
 ) -> Iterator[pl.DataFrame]:
     """Hand the rows on; what is found wrong at the end is raised before anything is committed."""
-    yield from passing.watch(read_batches(frame, source.name))
+    yield from passing.watch(read())
     require_unique(
-        read_batches(frame, source.name),
+        read(),
         _unique(spec),
         passing.suspects(),
         source=source.name,
@@ -389,7 +469,16 @@ def _write(
     marks: Mapping[str, int],
 ) -> int:
     if spec.mode == "replace":
-        return writer.replace(frames, schema, time_column=spec.time_column, window=spec.window)
+        value = None
+        if spec.partition is not None:
+            value = partition_value(spec.partition, schema[spec.partition.column], spec.table)
+        return writer.replace(
+            frames,
+            schema,
+            time_column=spec.time_column,
+            window=spec.window,
+            partition=None if spec.partition is None else (spec.partition.column, value),
+        )
     if spec.mode == "upsert" or spec.overlap:
         return writer.upsert(frames, schema, keys=spec.keys, marks=marks)
     return writer.append(frames, schema, marks=marks)
@@ -398,27 +487,24 @@ def _write(
 def _result(
     spec: IngestSpec, version: int | None, row_count: int, passing: PassingDigest | None = None
 ) -> IngestResult:
-    """Describe the table; one that holds just what has passed is not read again."""
-    digest = passing.hexdigest() if passing is not None else None
+    """Describe the table; what has passed is not read again."""
     writer = delta.TableWriter(spec.table)
-    columns = {name: str(dtype) for name, dtype in (writer.schema or {}).items()}
-    if passing is None or digest is None or version is None or columns != passing.columns:
-        dataset = delta.describe(spec.table, version=version, time_column=spec.time_column)
-    else:
-        dataset = DatasetVersion(
-            uri=spec.table,
-            version=version,
-            dataset_digest=digest,
-            row_count=row_count,
-            columns=columns,
-            time_column=spec.time_column,
-            time_min=passing.times[0] if passing.times else None,
-            time_max=passing.times[1] if passing.times else None,
-        )
+    dataset = delta.describe(
+        spec.table,
+        version=version,
+        # The times of a table that holds just what has passed are known as well.
+        time_column=None if passing is not None and _whole(spec) else spec.time_column,
+        written=passing.total if passing is not None else None,
+        remember=version is not None,
+    )
+    if passing is not None and _whole(spec):
+        first, last = passing.times or (None, None)
+        dataset = replace(dataset, time_column=spec.time_column, time_min=first, time_max=last)
     highest = _highest(writer, spec) if spec.watermark_column is not None else None
     return IngestResult(
         dataset=dataset,
         window=spec.window,
+        partition=spec.partition,
         row_count=row_count,
         watermark=highest.isoformat()
         if isinstance(highest, datetime)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from airflow_mlops.core.digest import RowDigest
+from airflow_mlops.core.digest import RowDigest, RowSum
 from airflow_mlops.exceptions import SchemaMismatchError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class PassingRows:
             for name in self._categories:
                 self._count_categories(name, frame[name])
             if self._unique:
-                self._keys.append(_key_hashes(frame, self._unique))
+                self._keys.append(key_hashes(frame, self._unique))
             yield frame
         for name, nulls in self._nulls.items():
             if nulls:
@@ -101,7 +101,7 @@ def require_unique(
         return
     found = []
     for frame in frames:
-        hashes = _key_hashes(frame, columns)
+        hashes = key_hashes(frame, columns)
         found.append(frame.select(columns).filter(pl.Series(np.isin(hashes, suspects))))
     keys = pl.concat(found)
     repeated = keys.filter(keys.is_duplicated()).unique(maintain_order=True)
@@ -113,46 +113,36 @@ def require_unique(
         )
 
 
-def _key_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def key_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Hash what names each row; within one process the same values have the same hash."""
     hashes: np.ndarray[Any, np.dtype[np.uint64]] = frame.select(columns).hash_rows(seed=0).to_numpy()
     return hashes
 
 
 class PassingDigest:
-    """Digest and time range of the rows that pass, so that a table that holds just these is not read again."""
+    """Digest and time range of the rows that pass, so that what was just written is not read again."""
 
     def __init__(self, schema: Mapping[str, pl.DataType], time_column: str | None) -> None:
-        self.columns = {name: str(dtype) for name, dtype in schema.items()}
         self.times: tuple[datetime, datetime] | None = None
-        self._digest = RowDigest(self.columns)
+        self._digest = RowDigest({name: str(dtype) for name, dtype in schema.items()})
         self._time_column = time_column
-        self._with_nulls: frozenset[str] | None = None
-        self._holds = True
+
+    @property
+    def total(self) -> RowSum:
+        """Sum over the rows so far."""
+        return self._digest.total
 
     def watch(self, frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Hand on the frames."""
         for frame in frames:
-            self._add(frame)
+            self._digest.update(frame)
+            if self._time_column is not None and frame.height:
+                self._widen(frame[self._time_column])
             yield frame
 
-    def hexdigest(self) -> str | None:
-        """Give the digest; ``None`` when a column's first null came late, which makes another type of what was counted before."""
-        return self._digest.hexdigest() if self._holds else None
-
-    def _add(self, frame: pl.DataFrame) -> None:
-        nulls = frozenset(
-            name
-            for name, dtype in frame.schema.items()
-            if (dtype.is_integer() or str(dtype) == "Boolean") and frame[name].null_count()
+    def _widen(self, times: pl.Series) -> None:
+        first: Any = times.min()
+        last: Any = times.max()
+        self.times = (
+            (first, last) if self.times is None else (min(first, self.times[0]), max(last, self.times[1]))
         )
-        if self._with_nulls is None:
-            self._with_nulls = nulls
-        self._holds = self._holds and nulls <= self._with_nulls
-        if self._holds:
-            self._digest.update_frame(frame, with_nulls=self._with_nulls)
-        if self._time_column is not None and frame.height:
-            first: Any = frame[self._time_column].min()
-            last: Any = frame[self._time_column].max()
-            self.times = (
-                (first, last) if self.times is None else (min(first, self.times[0]), max(last, self.times[1]))
-            )

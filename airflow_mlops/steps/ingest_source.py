@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -51,12 +52,14 @@ class Source(Protocol):
         *,
         watermark: Any = None,
         table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
     ) -> pl.LazyFrame:
         """Give the rows.
 
         :param parts: of these only.
         :param watermark: rows up to it are not wanted; a source that can't tell gives them too.
         :param table: types of the table the rows are for.
+        :param texts: columns that are taken as they stand in a text file.
         """
 
 
@@ -85,13 +88,14 @@ class FileSource:
         *,
         watermark: Any = None,
         table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
     ) -> pl.LazyFrame:
         """Scan the files.
 
         :raises DatasetNotFoundError: none is there, or one can't be read.
         """
         if not self.name.endswith(CONVERTED):
-            return scan_files(self.name, parts)
+            return scan_files(self.name, parts, texts=texts)
         files = list(self.marks()) if parts is None else list(parts)
         local = (copy_to_disk(file, self.name, self._spool.folder) for file in files)
         return spool_files(local, self._spool.folder, self.name)
@@ -113,6 +117,7 @@ class TableSource:
         *,
         watermark: Any = None,
         table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
     ) -> pl.LazyFrame:
         """Scan the version; what was not asked for is not read."""
         return delta.read_table(self.name, version=self._version)
@@ -134,6 +139,7 @@ class QuerySource:
         *,
         watermark: Any = None,
         table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
     ) -> pl.LazyFrame:
         """Run the query."""
         return spool_query(
@@ -159,12 +165,13 @@ class WebSource:
         *,
         watermark: Any = None,
         table: dict[str, pl.DataType] | None = None,
+        texts: Sequence[str] = (),
     ) -> pl.LazyFrame:
         """Scan the file."""
         self._fetched()
         if self._file.suffix in CONVERTED:
             return spool_files([self._file], self._spool.folder, self.name)
-        return scan_files(str(self._file), None, name=self.name)
+        return scan_files(str(self._file), None, name=self.name, texts=texts)
 
     @property
     def _file(self) -> Path:
@@ -275,11 +282,14 @@ def _unreadable(source: str) -> str:
     return ""
 
 
-def scan_files(source: str, files: Sequence[str] | None, *, name: str | None = None) -> pl.LazyFrame:
+def scan_files(
+    source: str, files: Sequence[str] | None, *, name: str | None = None, texts: Sequence[str] = ()
+) -> pl.LazyFrame:
     """Scan files where they are.
 
     :param files: of the source's files only these.
     :param name: for messages.
+    :param texts: columns that a CSV file's text is taken of as it is: ``007`` is not 7.
     :raises DatasetNotFoundError: no readable file matches.
     :raises StorageError: the store does not answer.
     """
@@ -287,7 +297,7 @@ def scan_files(source: str, files: Sequence[str] | None, *, name: str | None = N
 
     scanners: dict[str, Callable[..., pl.LazyFrame]] = {
         ".parquet": pl.scan_parquet,
-        ".csv": pl.scan_csv,
+        ".csv": partial(pl.scan_csv, schema_overrides=dict.fromkeys(texts, pl.String)),
         ".jsonl": pl.scan_ndjson,
     }
     scanner = next(scan for suffix, scan in scanners.items() if source.endswith(suffix))

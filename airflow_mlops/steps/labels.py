@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_inference_log
-from airflow_mlops.steps.common import DatasetRef, resolve_dataset
+from airflow_mlops.steps.common import DatasetRef, pin_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +65,7 @@ def join_labels(
     """
     import polars as pl
 
-    dataset = resolve_dataset(labels)
+    dataset = pin_dataset(labels)
     truth = delta.read_table(dataset.uri, version=dataset.version, columns=[id_column, target])
     asked = predictions.lazy().select(pl.col("prediction_id").alias(id_column))
     labels_here = (

@@ -10,6 +10,7 @@ import numpy as np
 
 from airflow_mlops.core.change import WindowLoss, effective_count
 from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.estimation import Estimate, EstimatorRecord, judge_estimator
 from airflow_mlops.core.metrics import Metric, MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.performance import (
@@ -29,7 +30,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef
+from airflow_mlops.steps.common import DatasetRef, pin_dataset
 from airflow_mlops.steps.estimation import GradingPackage, answers_of, estimate, load_for_grading
 from airflow_mlops.steps.labels import as_trained, labelled_predictions
 
@@ -95,6 +96,7 @@ class PerformanceResult:
     :param estimate_trusted: whether the estimates of earlier windows turned out well enough to act on this one.
     :param estimate_degraded: worse than tolerated by a trusted estimate, and not measured: what to act on without labels.
     :param estimator: how good the estimates of earlier windows were.
+    :param labels: version of the labels' table that was read.
     :param supersedes: ledger key of the grade this one replaces.
     :param flipped: whether its verdict was the other one.
     """
@@ -127,6 +129,7 @@ class PerformanceResult:
     estimate_trusted: bool = False
     estimate_degraded: bool = False
     estimator: dict[str, Any] = field(default_factory=dict)
+    labels: DatasetVersion | None = None
     supersedes: str | None = None
     flipped: bool = False
 
@@ -144,11 +147,12 @@ def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
     )
     metric = resolve_metric(spec.metric)
     package = load_for_grading(registry, version, metric, services)
+    labels = None if spec.labels is None else pin_dataset(spec.labels)
     joined = labelled_predictions(
         Path(services.require("serving_dir")) / "inference_log",
         spec.model_name,
         spec.window,
-        labels=spec.labels,
+        labels=labels,
         id_column=spec.id_column,
         target=spec.target,
         inputs=True,
@@ -166,9 +170,10 @@ def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
     grade = _grade(spec, package, metric, answered, version.model_version, reference)
     guess = estimate(package, metric, answered)
     reference_count = package.estimation.effective_count if package.estimation else None
-    return _result(
+    result = _result(
         spec, version.model_version, joined, answered, grade, guess, record, reference, reference_count
     )
+    return replace(result, labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError,
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, model_columns, work_key
+from airflow_mlops.steps.common import DatasetRef, model_columns, pin_dataset, work_key
 from airflow_mlops.steps.packages import load_version
 
 if TYPE_CHECKING:
@@ -94,11 +94,7 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
         if spec.model_version
         else registry.version_by_alias(spec.model_name, spec.alias)
     )
-    dataset = (
-        delta.describe_files(spec.dataset, time_column=spec.time_column)
-        if isinstance(spec.dataset, str)
-        else spec.dataset
-    )
+    dataset = pin_dataset(spec.dataset, time_column=spec.time_column)
     model = load_version(registry, version, services)
     count, windows = _partitions(spec, dataset)
     work = work_key("score", dataset.uri, dataset.version, version.model_name, version.model_version)

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.data_docs import PastVerdict
 from airflow_mlops.core.dataset import DatasetVersion, count_rows
 from airflow_mlops.core.validation import unexpected_rows
-from airflow_mlops.core.verdict import gates, name_expectation, shown_positions, tell_failures, tell_verdict
+from airflow_mlops.core.verdict import (
+    gates,
+    hide_values,
+    name_expectation,
+    shown_positions,
+    tell_failures,
+    tell_verdict,
+)
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import CommitConflictError, InsufficientDataError, SchemaMismatchError
+from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta, great_expectations
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
+from airflow_mlops.steps.named_rows import rows_by_name
+from airflow_mlops.steps.quarantine import SetAside
+from airflow_mlops.steps.validation_page import REPORTS, write_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import polars as pl
 
     from airflow_mlops.services import Services
-
-logger = logging.getLogger(__name__)
-
-#: Columns of a quarantine beside the table's own: why a row is there, of which version, by which validation.
-REASONS, VERSION, WORK = "quarantine_reasons", "quarantine_version", "quarantine_work"
-
-#: Rows that are sorted at once; a few such batches are in memory.
-_BATCH_ROWS = 64_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +62,11 @@ class ValidateSpec:
     :param id_column: names the rows in the evidence.
     :param allow_empty: judge also where there are no rows.
     :param quarantine: set rows aside that break critical expectations; ``None`` leaves them.
+    :param private_columns: columns whose values no evidence shows.
+    :param expectation_modules: modules with expectations of one's own.
+    :param report: when a page is written to MLflow, if the services name one: ``always``, ``failed`` (also where rows
+        were set aside) or ``never``.
+    :param history: earlier verdicts, for the page.
     """
 
     dataset: DatasetRef
@@ -72,6 +77,14 @@ class ValidateSpec:
     id_column: str | None = None
     allow_empty: bool = False
     quarantine: Quarantine | None = None
+    private_columns: tuple[str, ...] = ()
+    expectation_modules: tuple[str, ...] = ()
+    report: str = "always"
+    history: tuple[PastVerdict, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.report not in REPORTS:
+            raise ValueError(f"unknown report {self.report!r}; known: {', '.join(REPORTS)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +99,7 @@ class ValidateResult:
     :param failures: the first of them.
     :param quarantined: rows that were set aside.
     :param quarantine: where they are; its digest is that of its list of files.
+    :param report_url: page that shows it; ``None`` when none was written.
     """
 
     dataset: DatasetVersion
@@ -101,6 +115,7 @@ class ValidateResult:
     failed_critical: int = 0
     quarantined: int = 0
     quarantine: DatasetVersion | None = None
+    report_url: str | None = None
 
 
 def run(spec: ValidateSpec, services: Services) -> ValidateResult:
@@ -118,13 +133,15 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
     rows = delta.read_table(
         dataset.uri, version=dataset.version, window=spec.window, time_column=spec.time_column
     )
-    if spec.id_column is not None:
-        delta.require_columns([spec.id_column], rows.collect_schema().names(), dataset.uri)
+    named = [*spec.private_columns, *([spec.id_column] if spec.id_column is not None else [])]
+    delta.require_columns(named, rows.collect_schema().names(), dataset.uri)
     row_count = count_rows(rows)
     if row_count == 0 and not spec.allow_empty:
         raise InsufficientDataError(f"window {spec.window} of {dataset.uri} has no rows: nothing to validate")
     suite = great_expectations.load_suite(spec.suite)
-    report = great_expectations.validate_frame(rows, suite, engine=spec.engine)
+    report = great_expectations.validate_frame(
+        rows, suite, engine=spec.engine, modules=spec.expectation_modules
+    )
     results = report["results"]
     engines = [result["meta"]["engine"] for result in results]
     success = not any(map(gates, results))
@@ -133,7 +150,9 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
     if spec.quarantine is not None and not success:
         told, aside = _set_aside(spec, spec.quarantine, dataset, suite, rows, results)
         headline = f"{headline}; {told}"
-    return ValidateResult(
+    shown = hide_values(results, spec.private_columns)
+    ids = _ids(spec, rows, shown)
+    outcome = ValidateResult(
         dataset=aside.kept if aside else dataset,
         window=spec.window,
         success=success or aside is not None,
@@ -142,12 +161,27 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
         evaluated=len(results),
         failed=sum(not result["success"] for result in results),
         failed_critical=sum(map(gates, results)),
-        failures=tuple(tell_failures(results, _ids(spec, rows, results))),
+        failures=tuple(tell_failures(shown, ids)),
         engines={engine: engines.count(engine) for engine in sorted(set(engines))},
         headline=headline,
         quarantined=aside.count if aside else 0,
         quarantine=aside.quarantined if aside else None,
     )
+    wanted = spec.report == "always" or (spec.report == "failed" and outcome.failed)
+    if services.tracking_uri is None or not wanted:
+        return outcome
+    url = write_page(
+        services,
+        to_dict(outcome),
+        report | {"results": shown},
+        judged=dataset,
+        key=work_key("validate", to_dict(replace(spec, dataset=dataset, history=())), suite),
+        notes=[item.get("notes") for item in suite["expectations"]],
+        row_ids=ids,
+        id_column=None if spec.id_column in spec.private_columns else spec.id_column,
+        history=spec.history,
+    )
+    return replace(outcome, report_url=url)
 
 
 def _ids(spec: ValidateSpec, rows: pl.LazyFrame, results: list[dict[str, Any]]) -> dict[int, Any]:
@@ -155,7 +189,7 @@ def _ids(spec: ValidateSpec, rows: pl.LazyFrame, results: list[dict[str, Any]]) 
     import polars as pl
 
     positions = shown_positions(results) if spec.id_column is not None else set()
-    if spec.id_column is None or not positions:
+    if spec.id_column is None or spec.id_column in spec.private_columns or not positions:
         return {}
     named = rows.select(spec.id_column).with_row_index("\0row")
     wanted = pl.Series(sorted(positions), dtype=pl.get_index_type()).implode()
@@ -189,14 +223,19 @@ def _set_aside(
     import polars as pl
 
     schema = rows.collect_schema()
-    broken = unexpected_rows(schema, suite["expectations"])
     failed = [index for index, result in enumerate(results) if gates(result)]
-    beyond = [
-        index for index in failed if index not in broken or results[index]["meta"]["engine"] != "polars"
-    ]
+    theirs = [index for index in failed if results[index]["meta"]["engine"] != "polars"]
+    compiled = unexpected_rows(schema, suite["expectations"])
+    broken = {index: compiled[index] for index in failed if index in compiled and index not in theirs}
+    if spec.id_column is not None:
+        broken |= rows_by_name(
+            rows, suite, theirs, id_column=spec.id_column, modules=spec.expectation_modules
+        )
+    beyond = [index for index in failed if index not in broken]
     if beyond:
         first = name_expectation(suite["expectations"][beyond[0]])
-        return f"quarantine can't help: {first} is not about single rows, or was not judged by polars", None
+        without = ", or no id_column tells which rows Great Expectations means" if beyond[0] in theirs else ""
+        return f"quarantine can't help: {first} is not about single rows{without}", None
     reasons = [(name_expectation(suite["expectations"][index]), broken[index]) for index in failed]
     bad = pl.any_horizontal(*(one for _, one in reasons))
     count = int(rows.select(bad.sum()).collect(engine="streaming").item())
@@ -204,123 +243,27 @@ def _set_aside(
     share = f"{count} of {total} rows ({count / total:.3%})"
     if count / total > quarantine.budget:
         return f"{share} break a critical one, the quarantine's budget is {quarantine.budget:.3%}", None
-    left = great_expectations.validate_frame(rows.filter(~bad), suite, engine=spec.engine)["results"]
-    still = [result for result in left if gates(result)]
+    left = great_expectations.validate_frame(
+        rows.filter(~bad), suite, engine=spec.engine, modules=spec.expectation_modules
+    )
+    still = [result for result in left["results"] if gates(result)]
     if still:
         first = name_expectation(still[0]["expectation_config"])
         return f"without the {count} rows that break a critical one, {first} still fails", None
-    key = work_key("validate", dataset.uri, dataset.version, spec.window.key if spec.window else None)
-    key = work_key(key, suite["expectations"], quarantine.table)
-    return f"{share} are in {quarantine.table}, the rest goes on", _Aside(
-        count=count,
-        quarantined=_write_quarantine(spec, quarantine, dataset, reasons, key),
-        kept=_write_rest(spec, dataset, ~bad, key),
-    )
-
-
-def _write_quarantine(
-    spec: ValidateSpec,
-    quarantine: Quarantine,
-    dataset: DatasetVersion,
-    reasons: list[tuple[str, pl.Expr]],
-    key: str,
-) -> DatasetVersion:
-    """Write the bad rows under the work's own key: two attempts at once replace each other's rows, and nobody else's."""
-    import polars as pl
-
-    schema = delta.read_table(dataset.uri, version=dataset.version).collect_schema()
-    taken = [name for name in (REASONS, VERSION, WORK) if name in schema]
-    if taken:
-        raise SchemaMismatchError(
-            f"{dataset.uri} has a column {', '.join(taken)}, as a quarantine has: is it one? Judge the table it was taken from"
-        )
-    added = {
-        REASONS: pl.concat_str(
-            [pl.when(broken).then(pl.lit(name)) for name, broken in reasons],
-            separator="; ",
-            ignore_nulls=True,
-        ),
-        VERSION: pl.lit(dataset.version, dtype=pl.Int64),
-        WORK: pl.lit(key),
-    }
-    bad = pl.any_horizontal(*(one for _, one in reasons))
-    frames = (frame.filter(bad).with_columns(**added) for frame in _batches(spec, dataset))
-
-    def write() -> int:
-        return delta.replace_window_streamed(
-            quarantine.table,
-            _in_own_thread(frames),
-            schema={**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()},
-            time_column=None,
-            window=None,
-            work=key,
-            work_column=WORK,
-        )
-
-    version = _once(quarantine.table, key, write)
-    return delta.describe_files(quarantine.table, version=version, time_column=spec.time_column)
-
-
-def _write_rest(spec: ValidateSpec, dataset: DatasetVersion, good: pl.Expr, key: str) -> DatasetVersion:
-    """Replace the window by its good rows, once, unless it was written again since they were read."""
-    frames = (frame.filter(good) for frame in _batches(spec, dataset))
-
-    def write() -> int:
-        return delta.replace_window_streamed(
-            dataset.uri,
-            _in_own_thread(frames),
-            schema=delta.read_table(dataset.uri, version=dataset.version).collect_schema(),
-            time_column=spec.time_column,
-            window=spec.window,
-            work=key,
-            read_version=dataset.version,
-        )
-
-    try:
-        version = _once(dataset.uri, key, write)
-    except CommitConflictError as err:
-        raise CommitConflictError(
-            f"{spec.window or 'the content'} of {dataset.uri} was written again after version {dataset.version}, which was judged: "
-            "the newer rows stay. Run the task that ingests them again, and validate what it gives"
-        ) from err
-    return delta.describe(dataset.uri, version=version, time_column=spec.time_column)
-
-
-def _once(uri: str, key: str, write: Callable[[], int]) -> int:
-    """Write, unless an earlier attempt has, or one that overlaps comes first.
-
-    :returns: the version that holds the work.
-    """
-    version = delta.find_commit(uri, key)
-    if version is None:
-        try:
-            return write()
-        except CommitConflictError:
-            version = delta.find_commit(uri, key)
-            if version is None:
-                raise
-    logger.info("another attempt has written this to %s already, as version %d", uri, version)
-    return version
-
-
-def _batches(spec: ValidateSpec, dataset: DatasetVersion) -> Iterator[pl.DataFrame]:
-    return delta.stream_table(
-        dataset.uri,
-        version=dataset.version,
-        columns=list(dataset.columns),
+    aside = SetAside(
+        dataset=dataset,
         window=spec.window,
         time_column=spec.time_column,
-        batch_rows=_BATCH_ROWS,
+        table=quarantine.table,
+        reasons=reasons,
+        count=count,
+        # Another attempt would resolve a table to its newest version; a version is what it is.
+        newest=isinstance(spec.dataset, str),
     )
-
-
-def _in_own_thread(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Read ahead of the writer, which asks from within delta-rs; that can't be entered a second time there."""
-    with ThreadPoolExecutor(1, "read") as reader:
-        read = reader.submit(next, frames, None)
-        while (frame := read.result()) is not None:
-            read = reader.submit(next, frames, None)
-            yield frame
+    quarantined, kept = aside.write(suite["expectations"])
+    return f"{share} are in {quarantine.table}, the rest goes on", _Aside(
+        count=count, quarantined=quarantined, kept=kept
+    )
 
 
 STEP = Step(name="validate", spec=ValidateSpec, result=ValidateResult, run=run)

@@ -35,15 +35,15 @@ if typing.TYPE_CHECKING:
     from collections.abc import Iterator
 
 OPERATORS = {
-    "IngestDatasetOperator", "ValidateDatasetOperator", "InferExpectationsOperator", "TrainModelOperator", "EvaluateModelOperator",
+    "IngestDatasetOperator", "ValidateDatasetOperator", "InferExpectationsOperator", "ScreenDatasetOperator", "TrainModelOperator", "EvaluateModelOperator",
     "RegisterModelOperator", "PromoteModelOperator", "RollBackModelOperator", "DeployModelOperator",
-    "ScoreBatchOperator", "CheckDriftOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
+    "ScoreBatchOperator", "CheckDriftOperator", "CheckSkewOperator", "CheckPerformanceOperator", "CompareChallengersOperator", "DecideRetrainingOperator",
     "SelectModelOperator", "ExplainModelOperator", "ApproveModelOperator", "UpdateIncidentsOperator",
     "BuildBentoOperator", "DeployToKubernetesOperator", "DeployToBentoCloudOperator",
 }  # fmt: skip
 SENSORS = {"NewDataSensor", "LabelsArrivedSensor", "ModelVersionSensor", "EndpointReadySensor", "DriftSensor"}
 NOTIFIERS = {"IncidentNotifier"}
-HOOKS = {"MLflowHook", "BentoMLHook", "BentoCloudHook", "LedgerHook", "SigningHook"}
+HOOKS = {"MLflowHook", "BentoMLHook", "BentoCloudHook", "LedgerHook", "SigningHook", "HashingHook"}
 HEAVY = {
     "mlflow", "bentoml", "sklearn", "great_expectations", "evidently", "onnxruntime", "skl2onnx", "deltalake", "polars",
     "pandas", "pyarrow", "skops", "matplotlib", "optuna", "shap",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,26 @@ def test_killed_in_a_commit(tmp_path: Path, mode: str, call: str, after: dict[st
     killed_at(call, new, tmp_path)
     assert content(table) == (after if COMMIT[call] else OLD)
     run_step("ingest", new, Services())
+    assert content(table) == after
+
+
+@pytest.mark.parametrize("call", COMMIT)
+@pytest.mark.parametrize("how", ["column", "time"])
+def test_killed_as_it_replaces_a_partition(tmp_path: Path, how: str, call: str) -> None:
+    days = [datetime(2024, 3, day, tzinfo=UTC) for day in (1, 2)]
+    source, table = tmp_path / "a.parquet", str(tmp_path / "table")
+    place: dict[str, Any] = {"partition": {"column": "y", "key": "b"}}
+    if how == "time":
+        place = {"time_column": "at", "window": {"start": "2024-03-02", "end": "2024-03-03"}}
+    pl.DataFrame({"x": [1, 2], "y": ["a", "b"], "at": days}).write_parquet(source)
+    common = {"source": str(source), "table": table}
+    run_step("ingest", common, Services())
+    run_step("ingest", common | place, Services())
+    pl.DataFrame({"x": [10, 20], "y": ["a", "b"], "at": days}).write_parquet(source)
+    killed_at(call, common | place, tmp_path)
+    after, before = {"x": [1, 20], "y": ["a", "b"], "at": days}, {"x": [1, 2], "y": ["a", "b"], "at": days}
+    assert content(table) == (after if COMMIT[call] else before)
+    run_step("ingest", common | place, Services())
     assert content(table) == after
 
 

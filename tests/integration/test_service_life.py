@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from airflow_mlops.integrations.bentoml import LocalServer, wait_until
+from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, wait_until
 from airflow_mlops.serving.local import Deployment
 from tests import endpoints
 from tests.callers import Callers
@@ -152,3 +153,37 @@ def test_a_killed_worker_comes_back_with_the_version_that_is_desired_now(
             assert answer["model_version"] == "2"
     finally:
         other.resume()
+
+
+def test_our_client_loses_nothing_when_a_worker_is_killed(server: LocalServer, deploy: Deploy) -> None:
+    deploy("1")
+    assert wait_until(lambda: len(workers(server)) == 2, timeout_seconds=30)
+    victim, answered, broken, over = workers(server)[0], [0] * 16, list[Exception](), threading.Event()
+
+    def ask(caller: int) -> None:
+        with EndpointClient(server.url, "token") as client:
+            while not over.is_set():
+                try:
+                    assert client.predict(ROWS[:1])["model_version"] == "1"
+                except Exception as err:  # noqa: BLE001 - handed to the test
+                    broken.append(err)
+                answered[caller] += 1
+
+    def all_go_on(much: int) -> bool:
+        until = [count + much for count in answered]
+        return wait_until(
+            lambda: all(now >= then for now, then in zip(answered, until, strict=True)), timeout_seconds=60
+        )
+
+    callers = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(16)]
+    for caller in callers:
+        caller.start()
+    try:
+        assert all_go_on(10)
+        victim.kill()
+        assert all_go_on(10)
+    finally:
+        over.set()
+        for caller in callers:
+            caller.join(timeout=60)
+    assert broken == []

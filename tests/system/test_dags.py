@@ -32,6 +32,7 @@ def test_they_parse_and_explain_themselves() -> None:
         "canary_deploy",
         "rollback_drill",
         "train_on_kubernetes",
+        "ingest_partitions",
     }
     for dag in bag.dags.values():
         assert dag.doc_md.startswith("### ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import sqlite3
 import subprocess
@@ -88,6 +89,21 @@ class TestQuery:
         for key in ("monday", "monday", "tuesday"):
             ingest(table, mode="append", work_key=key, **how)
         assert content(table)["x"] == [1, 1, 1, 2, 2, 2]
+
+    def test_values_are_hashed_as_the_database_has_them(
+        self, database: sqlite3.Connection, table: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also once the table knows the column, as text."""
+        key = SECRET * 2
+        connection = {"conn_type": "airflow_mlops_hashing", "password": key}
+        monkeypatch.setenv("AIRFLOW_CONN_HASHING_DEFAULT", json.dumps(connection))
+        self.fill(database, *self.ROWS)
+        database.execute("CREATE VIEW riders AS SELECT x, x * 10 AS phone FROM sales")
+        how = {"sql": "SELECT * FROM riders", "source_conn_id": "shop", "hash_columns": "phone"}
+        for _ in range(2):
+            ingest(table, mode="upsert", keys="x", **how)
+        hashes = [hmac.new(key.encode(), text, hashlib.sha256).hexdigest() for text in (b"10", b"20")]
+        assert content(table) == {"x": [1, 2], "phone": hashes}
 
     def test_append_needs_a_name_for_the_work(self, database: sqlite3.Connection, table: str) -> None:
         with pytest.raises(ValueError, match=r"connection 'shop' needs work_key, such as \{\{ run_id \}\}"):

@@ -28,7 +28,7 @@ def test_every_module_and_class_named_is_there() -> None:
         importlib.import_module(name)
     hooks = [item["hook-class-name"] for item in info["connection-types"]]
     classes = [*info["extra-links"], *info["notifications"], *hooks]
-    assert len(classes) == 10
+    assert len(classes) == 12
     for path in classes:
         module, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(module), name)
@@ -39,10 +39,18 @@ def test_airflow_finds_hooks_and_links() -> None:
     from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
     hooks = ProvidersManagerTaskRuntime().hooks
-    for conn_type in ("mlflow", "bentoml", "bentocloud", "mlops_ledger", "airflow_mlops_signing"):
+    for conn_type in (
+        "mlflow",
+        "bentoml",
+        "bentocloud",
+        "mlops_ledger",
+        "airflow_mlops_signing",
+        "airflow_mlops_hashing",
+    ):
         assert hooks[conn_type].hook_class_name.startswith("airflow_mlops.hooks.")
     manager = ProvidersManager()
-    assert "airflow_mlops.links.ReportLink" in manager.extra_links_class_names
+    for name in ("ReportLink", "DataDocsLink"):
+        assert f"airflow_mlops.links.{name}" in manager.extra_links_class_names
 
 
 def test_every_module_of_operators_and_sensors_is_announced_once() -> None:

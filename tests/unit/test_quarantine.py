@@ -19,10 +19,15 @@ from airflow.sdk import Asset
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import CommitConflictError, DataQualityError, InsufficientDataError
+from airflow_mlops.exceptions import (
+    DataQualityError,
+    InsufficientDataError,
+    StaleDatasetError,
+)
 from airflow_mlops.integrations import delta
 from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.operators.validate import ValidateDatasetOperator
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.conftest import REPOSITORY
@@ -122,7 +127,7 @@ class TestQuarantine:
             ([FARE], 0.005, r"6 of 1000 rows \(0.600%\) break a critical one, the quarantine's budget is 0.500%"),
             ([FARE, FEW], 0.1, r"quarantine can't help: expect_table_row_count_to_be_between"),
             ([FARE, UNIQUE], 0.1, r"quarantine can't help: expect_column_values_to_be_unique\(people\)"),
-            ([FARE, TYPE], 0.1, r"or was not judged by polars"),
+            ([FARE, TYPE], 0.1, r"is not about single rows, or no id_column tells which rows Great Expectations means"),
             ([FARE, {"type": "expect_table_row_count_to_equal", "kwargs": {"value": ROWS}}], 0.1,
              r"without the 6 rows that break a critical one, expect_table_row_count_to_equal\(value=1000\) still fails"),
         ],
@@ -152,8 +157,9 @@ class TestQuarantine:
         delta.replace_window(table, month(FEBRUARY, bad=2), time_column="t", window=FEBRUARY)  # no matter
         newer = month(JANUARY, bad=3)
         delta.replace_window(table, newer, time_column="t", window=JANUARY)
-        with pytest.raises(CommitConflictError, match=r"was written again after version .* newer rows stay"):
+        with pytest.raises(StaleDatasetError, match=r"was written again after version .* newer rows stay"):
             run_step("validate", judged, Services())
+        assert MLOPS_RETRY_POLICY.evaluate(StaleDatasetError("x"), 1, 3).action.name == "FAIL"
         assert read(table).filter(pl.col("t") < JANUARY.end).sort("t").equals(newer)
 
     def test_another_window_may_be_written_meanwhile(self, table: str) -> None:
@@ -178,6 +184,7 @@ class TestQuarantine:
 KILLED = """
 import os, signal, sys
 from airflow_mlops.integrations import delta
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 import json

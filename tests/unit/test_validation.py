@@ -29,6 +29,9 @@ KINDS = {
     "g": pl.Float32,
     "s": pl.String,
     "t": pl.Datetime("us", "UTC"),
+    "m": pl.Datetime("ms", "UTC"),
+    "z": pl.Datetime("us", "Europe/Berlin"),
+    "u": pl.UInt8,
     "b": pl.Boolean,
     "d": pl.Date,
 }
@@ -45,6 +48,9 @@ def _value(name: str) -> st.SearchStrategy[Any]:
         "g": floats,
         "s": st.sampled_from(TEXTS),
         "t": times,
+        "m": times,
+        "z": times,
+        "u": st.integers(0, 4) | st.just(255),
         "b": st.booleans(),
         "d": times.map(datetime.date),
     }[name]
@@ -149,11 +155,11 @@ def plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float):
         return None if math.isnan(value) else pytest.approx(value, rel=1e-12, abs=1e-12)
+    if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[T ]", value):
+        value = datetime.fromisoformat(value)
     if isinstance(value, date):
-        value = datetime.combine(value, time.min) if type(value) is date else value.replace(tzinfo=None)
-        return value.isoformat()
-    if isinstance(value, str) and value.endswith("+00:00"):
-        return value[:-6].replace(" ", "T")
+        value = value if isinstance(value, datetime) else datetime.combine(value, time.min)
+        return (value.astimezone(UTC) if value.tzinfo else value).replace(tzinfo=None).isoformat()
     return None if value == "NaT" else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 STEP_KEY_TAG = "airflow_mlops.step_key"
 #: Tag of a run, and of a model version: digest of the package it holds.
 PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
+
+#: What MLflow stores of a dataset's schema at most.
+_SCHEMA_CHARACTERS = 1_048_575
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +148,18 @@ class Runs(Connected):
             name=dataset.uri.rstrip("/").rsplit("/", 1)[-1],
             digest=dataset.dataset_digest.removeprefix("sha256:")[:32],
             source_type="delta_table",
-            source=f'{{"uri": "{dataset.uri}", "version": {dataset.version}}}',
+            # MLflow's own words, so that its clients find the table.
+            source=json.dumps({"path": dataset.uri, "delta_table_version": dataset.version}),
+            schema=_colspec(dataset.columns),
+            profile=json.dumps(
+                {
+                    "num_rows": dataset.row_count,
+                    "dataset_digest": dataset.dataset_digest,
+                    "time_column": dataset.time_column,
+                    "time_min": dataset.time_min and dataset.time_min.isoformat(),
+                    "time_max": dataset.time_max and dataset.time_max.isoformat(),
+                }
+            ),
         )
         with translated(f"log dataset to run {run_id}"):
             self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
@@ -159,6 +174,27 @@ class Runs(Connected):
         self.client.set_terminated(run_id, status="FAILED")
         for model in self.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
             self.client.finalize_logged_model(model.model_id, "FAILED")
+
+
+def _colspec(columns: Mapping[str, str]) -> str | None:
+    """Give a table's columns as MLflow shows them; ``None`` where there are more than it stores."""
+    types = {
+        "Int64": "long",
+        "Float64": "double",
+        "Float32": "float",
+        "Boolean": "boolean",
+        "Binary": "binary",
+    }
+    listed = [
+        {
+            "name": name,
+            "type": types.get(dtype)
+            or ("integer" if "Int" in dtype else "datetime" if dtype.startswith("Date") else "string"),
+        }
+        for name, dtype in columns.items()
+    ]
+    text = json.dumps({"mlflow_colspec": listed})
+    return text if len(text) <= _SCHEMA_CHARACTERS else None
 
 
 def metric_name(name: str) -> str:

@@ -1,0 +1,113 @@
+"""Digest of a Delta table of which only the files are read that nobody has read before."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_mlops.core.batches import BATCH_ROWS
+from airflow_mlops.core.digest import RowDigest, RowSum
+from airflow_mlops.integrations.object_store import ObjectStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import polars as pl
+    from deltalake import DeltaTable
+
+logger = logging.getLogger(__name__)
+
+#: Where in a table's folder the sums are kept; Delta and its vacuum leave folders alone that begin like this.
+_FILE = "_airflow_mlops/digest.json"
+
+
+class FileSum(NamedTuple):
+    """Sum over the rows of some data files. A data file never changes, and no two have the same name.
+
+    :param files: paths in the table's folder.
+    :param columns: name and type of the table's columns when they were read.
+    """
+
+    files: frozenset[str]
+    columns: dict[str, str]
+    total: RowSum
+
+
+def sum_table(
+    uri: str, table: DeltaTable, schema: Mapping[str, pl.DataType], known: Iterable[FileSum] = ()
+) -> tuple[RowSum, list[FileSum]]:
+    """Sum over a version's rows: what is remembered, and the other files read.
+
+    :param uri: the table's folder.
+    :param known: what was learned in passing; goes before what is remembered.
+    :returns: the sum, and what it consists of.
+    """
+    columns = {name: str(dtype) for name, dtype in schema.items()}
+    missing = set(data_files(table))
+    parts: list[FileSum] = []
+    for part in (*known, *_recall(uri)):
+        # With a column that was added since, the older rows are null there, which adds nothing.
+        if part.files and part.files <= missing and part.columns.items() <= columns.items():
+            parts.append(part)
+            missing -= part.files
+    parts += [FileSum(frozenset({file}), columns, total) for file, total in _read(table, schema, missing)]
+    return sum((part.total for part in parts), RowSum()), parts
+
+
+def remember(uri: str, parts: list[FileSum]) -> None:
+    """Keep what a version's sum consists of; where that fails, the files are read again next time."""
+    text = json.dumps([[sorted(part.files), part.columns, _numbers(part.total)] for part in parts])
+    try:
+        ObjectStore(uri).write(_FILE, text.encode())
+    except OSError as err:
+        logger.warning("the digest of %s will be computed anew: %s", uri, err)
+
+
+def data_files(table: DeltaTable) -> dict[str, int]:
+    """Give the paths of a version's data files, and their numbers of rows (-1: unknown)."""
+    import polars as pl
+
+    actions = pl.DataFrame(table.get_add_actions(flatten=True))
+    if not actions.height:
+        return {}
+    return dict(actions.select("path", pl.col("num_records").fill_null(-1)).rows())
+
+
+def _recall(uri: str) -> list[FileSum]:
+    try:
+        listed = json.loads(ObjectStore(uri).read(_FILE))
+        return [FileSum(frozenset(files), columns, RowSum(*numbers)) for files, columns, numbers in listed]
+    except (OSError, ValueError, TypeError) as err:
+        logger.debug("no digest is remembered for %s: %s", uri, err)
+        return []
+
+
+def _read(
+    table: DeltaTable, schema: Mapping[str, pl.DataType], files: set[str]
+) -> Iterator[tuple[str, RowSum]]:
+    import polars as pl
+    import pyarrow as pa
+
+    if not files:
+        return
+    dataset = table.to_pyarrow_dataset()
+    found = {_name(fragment.path): fragment for fragment in dataset.get_fragments()}
+    for file in sorted(files):
+        digest = RowDigest({name: str(dtype) for name, dtype in schema.items()})
+        batches = found[_name(file)].to_batches(
+            schema=dataset.schema, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1
+        )
+        for batch in batches:
+            frame = pl.DataFrame(pa.Table.from_batches([batch]))
+            digest.update(frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items()))
+        yield file, digest.total
+
+
+def _name(path: str) -> str:
+    """Give the file's own name: folders of partitions are spelled in more than one way."""
+    return path.rpartition("/")[2]
+
+
+def _numbers(total: RowSum) -> list[Any]:
+    return [total.row_count, total.first, total.second]

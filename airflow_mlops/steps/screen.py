@@ -1,0 +1,253 @@
+"""Screen: whether a new partition's labels fit its features as those of trusted partitions do, before anything learns from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.drift_windows import windows_before
+from airflow_mlops.core.poisoning import LabelNoise, PoisoningPolicy, Relation, SuspiciousSlice, Verdict
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import CommitConflictError, DatasetNotFoundError, InsufficientDataError
+from airflow_mlops.integrations import delta
+from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
+from airflow_mlops.steps.screen_partitions import Screened, evenly, screen_partitions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import polars as pl
+
+    from airflow_mlops.services import Services
+
+_LOG = logging.getLogger(__name__)
+
+#: Column of the table of partitions that were set aside: by which screening.
+WORK = "screen_work"
+#: Rows that are written at once.
+_BATCH_ROWS = 64_000
+#: Screenings of a table that are read from the ledger: older ones concern no window that is trusted now.
+_LOOKED_AT = 1000
+_SHOWN_WIDTH = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScreenSpec:
+    """What to screen.
+
+    :param dataset: dataset version, or table URI for its newest.
+    :param window: the new partition; those before it, as long as it is, are the trusted ones.
+    :param time_column: places a row in a window.
+    :param target: column of the label; rows without one are left out.
+    :param features: columns the label is to be explained by; none: all but target, time and id.
+    :param id_column: names the rows in the evidence.
+    :param policy: when the partition is held.
+    :param quarantine: URI of the table a held partition is moved to; ``None`` leaves it.
+    :param released_by: who lets the partition in whatever the screen says.
+    """
+
+    dataset: DatasetRef
+    window: Window
+    time_column: str
+    target: str
+    features: tuple[str, ...] = ()
+    id_column: str | None = None
+    policy: PoisoningPolicy = field(default_factory=PoisoningPolicy)
+    quarantine: str | None = None
+    released_by: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScreenResult:
+    """The verdict, with its evidence.
+
+    :param dataset: what goes on: the version that was screened, or the one without the partition.
+    :param verdict: ``enters``, ``held`` or ``undecided``.
+    :param row_count: rows of the partition with a label.
+    :param trusted_windows: how many partitions it was compared with.
+    :param held_windows: earlier ones that were held, and so are not trusted.
+    :param noise: ``None`` where nothing could be compared.
+    :param suspicious_rows: ids (or places in the partition's order of time) of the rows most at odds with their label; only where
+        one of the tests says no.
+    :param slices: where such rows are.
+    :param quarantine: the table the partition was moved to; its digest is that of its list of files.
+    """
+
+    dataset: DatasetVersion
+    window: Window
+    verdict: Verdict
+    headline: str
+    row_count: int
+    trusted_windows: int
+    held_windows: int
+    noise: LabelNoise | None
+    relation: Relation | None
+    suspicious_rows: tuple[str, ...] = ()
+    slices: tuple[SuspiciousSlice, ...] = ()
+    quarantine: DatasetVersion | None = None
+    released_by: str | None = None
+
+
+def run(spec: ScreenSpec, services: Services) -> ScreenResult:
+    """Screen the partition, and set it aside where that is asked for.
+
+    :raises InsufficientDataError: it has no row with a label.
+    :raises CommitConflictError: the window was written again after the version that was screened; the table stays.
+    """
+    dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
+    features = _features(spec, dataset)
+    new = _labelled(spec, dataset, spec.window, features)
+    if new.height == 0:
+        raise InsufficientDataError(
+            f"{spec.window} of {dataset.uri} has no row with a {spec.target!r}: nothing to screen"
+        )
+    held = _held_windows(dataset.uri, services)
+    windows = windows_before(spec.window, spec.policy.trusted_partitions + len(held))
+    trusted = [window for window in windows if not any(_overlap(window, one) for one in held)]
+    # Of trusted partitions only so many rows are kept in memory as are compared.
+    frames = (
+        evenly(_labelled(spec, dataset, window, features), spec.policy.rows_per_partition)
+        for window in trusted
+    )
+    partitions = [frame for frame in frames if frame.height][: spec.policy.trusted_partitions]
+    screened = screen_partitions(
+        new,
+        partitions,
+        features=features,
+        target=spec.target,
+        time_column=spec.time_column,
+        policy=spec.policy,
+    )
+    headline = f"{spec.window} of {dataset.uri}: {screened.reason}"
+    aside = None
+    if spec.quarantine is not None and screened.verdict == "held" and spec.released_by is None:
+        aside = _set_aside(spec, spec.quarantine, dataset)
+        headline += f"; its rows are in {spec.quarantine}"
+    return ScreenResult(
+        dataset=aside[0] if aside else dataset,
+        window=spec.window,
+        verdict=screened.verdict,
+        headline=headline,
+        row_count=new.height,
+        trusted_windows=screened.trusted,
+        held_windows=len(windows) - len(trusted),
+        noise=screened.noise,
+        relation=screened.relation,
+        suspicious_rows=tuple(_named(spec, new, screened)),
+        slices=screened.slices,
+        quarantine=aside[1] if aside else None,
+        released_by=spec.released_by,
+    )
+
+
+def _features(spec: ScreenSpec, dataset: DatasetVersion) -> list[str]:
+    known = list(dataset.columns)
+    named = [spec.target, spec.time_column, *([spec.id_column] if spec.id_column else [])]
+    delta.require_columns([*named, *spec.features], known, dataset.uri)
+    chosen = list(spec.features) or [name for name in known if name not in named]
+    used = [name for name in chosen if name in (spec.target, spec.time_column)]
+    if used or not chosen:
+        raise ValueError(f"features of a screen are columns beside target and time, got {chosen}")
+    return chosen
+
+
+def _labelled(
+    spec: ScreenSpec, dataset: DatasetVersion, window: Window, features: Sequence[str]
+) -> pl.DataFrame:
+    """Read a partition's rows with a label, in the order of time."""
+    columns = [*features, spec.target, spec.time_column, *([spec.id_column] if spec.id_column else [])]
+    rows = delta.read_table(
+        dataset.uri,
+        version=dataset.version,
+        columns=list(dict.fromkeys(columns)),
+        window=window,
+        time_column=spec.time_column,
+    ).collect()
+    known = rows.drop_nulls(spec.target)
+    if rows.schema[spec.target].is_float():
+        known = known.drop_nans(spec.target)
+    return known.sort(spec.time_column, maintain_order=True)
+
+
+def _held_windows(uri: str, services: Services) -> list[Window]:
+    """List the windows of a table that were held and nobody released, by the ledger: they are not trusted."""
+    from airflow_mlops.ledger import EntryKind, Ledger
+
+    newest: dict[Window, bool] = {}
+    with Ledger.open(services.require("ledger_url")) as ledger:
+        for entry in ledger.entries(kind=EntryKind.SCREENING, subject=uri, limit=_LOOKED_AT):
+            if entry.window is not None:
+                stopped = entry.payload["verdict"] == "held" and entry.payload["released_by"] is None
+                newest.setdefault(entry.window, stopped)
+    return [window for window, stopped in newest.items() if stopped]
+
+
+def _overlap(one: Window, other: Window) -> bool:
+    return one.start < other.end and other.start < one.end
+
+
+def _named(spec: ScreenSpec, new: pl.DataFrame, screened: Screened) -> Iterator[str]:
+    for position in screened.rows:
+        yield str(new[spec.id_column][position] if spec.id_column else position)[:_SHOWN_WIDTH]
+
+
+# -- a partition that is set aside ----------------------------------------------------------------------
+
+
+def _set_aside(
+    spec: ScreenSpec, quarantine: str, dataset: DatasetVersion
+) -> tuple[DatasetVersion, DatasetVersion]:
+    """Move the partition to another table: first there, under the work's own key, then away from here; each once."""
+    import polars as pl
+
+    key = work_key("screen", dataset.uri, dataset.version, spec.window.key, to_dict(spec.policy), quarantine)
+    schema = delta.read_table(dataset.uri, version=dataset.version).collect_schema()
+    rows = delta.read_table(
+        dataset.uri, version=dataset.version, window=spec.window, time_column=spec.time_column
+    ).collect()
+    marked = rows.with_columns(pl.lit(key).alias(WORK))
+    if not _done(quarantine, key):
+        delta.replace_window_streamed(
+            quarantine,
+            marked.iter_slices(_BATCH_ROWS),
+            schema={**schema, WORK: pl.String()},
+            time_column=None,
+            window=None,
+            work=key,
+            work_column=WORK,
+        )
+    try:
+        if not _done(dataset.uri, key):
+            delta.replace_window_streamed(
+                dataset.uri,
+                iter(()),
+                schema=schema,
+                time_column=spec.time_column,
+                window=spec.window,
+                work=key,
+                read_version=dataset.version,
+            )
+    except CommitConflictError as err:
+        raise CommitConflictError(
+            f"{spec.window} of {dataset.uri} was written again after version {dataset.version}, which was screened: the newer rows "
+            "stay. Screen them"
+        ) from err
+    left = delta.describe(
+        dataset.uri, version=delta.find_commit(dataset.uri, key), time_column=spec.time_column
+    )
+    return left, delta.describe_files(quarantine, time_column=spec.time_column)
+
+
+def _done(uri: str, key: str) -> bool:
+    try:
+        return delta.find_commit(uri, key) is not None
+    except DatasetNotFoundError:
+        return False
+
+
+STEP = Step(name="screen", spec=ScreenSpec, result=ScreenResult, run=run)

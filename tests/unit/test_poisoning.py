@@ -1,0 +1,369 @@
+"""The screen of new partitions: wrong labels are found, clean partitions enter, and what can't be told is not called fine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from airflow.sdk import Asset
+
+from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.poisoning import PoisoningPolicy, conformal_p_value, judge_noise
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    InsufficientDataError,
+    PartitionHeldError,
+    SchemaMismatchError,
+)
+from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.label_consistency import own_answers
+from airflow_mlops.ledger import EntryKind, Ledger
+from airflow_mlops.operators.screen_dataset import ScreenDatasetOperator
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.screen_partitions import Screened, screen_partitions
+from tests.conftest import REPOSITORY
+
+DAYS, ROWS = 10, 300
+#: Days of the table that operators read.
+DAYS_KEPT = 5
+#: A day like the others; of such ones every tenth is held at this rate, and this one is not.
+CLEAN = 21
+START = datetime(2024, 1, 1, tzinfo=UTC)
+#: Nine trusted partitions are enough for it, and there are as many, or one more.
+POLICY = PoisoningPolicy(false_alarm_rate=0.1, minimum_rows=100)
+
+
+def day(number: int, *, kind: str = "binary", turned: bool = False) -> pl.DataFrame:
+    """Rows of a day whose label depends on x and group; with ``turned`` the other way round."""
+    random = np.random.default_rng(number)
+    x, group = random.standard_normal(ROWS), random.integers(0, 4, ROWS)
+    level = 2 * x + group
+    if kind == "number":
+        label: Any = np.exp(level / 2) + random.normal(0, 0.05, ROWS)
+    elif kind == "truth":
+        label = level > 1.5
+    elif kind == "several":
+        label = np.array(["low", "mid", "high"])[np.digitize(level, [0.0, 2.5])]
+    else:
+        label = ((level > 1.5) ^ (random.random(ROWS) < 0.03) ^ turned).astype(int)
+    times = [START + timedelta(days=number, minutes=4 * index) for index in range(ROWS)]
+    columns = {
+        "t": times,
+        "id": [f"{number}-{index}" for index in range(ROWS)],
+        "x": x,
+        "group": group.astype(str),
+    }
+    return pl.DataFrame({**columns, "y": label})
+
+
+def with_wrong(rows: pl.DataFrame, share: float, *, seed: int = 0) -> tuple[pl.DataFrame, set[str]]:
+    """Give some rows the label of another one with another label."""
+    random = np.random.default_rng(seed)
+    labels = rows["y"].to_list()
+    chosen = random.choice(rows.height, round(share * rows.height), replace=False)
+    for place in chosen:
+        labels[place] = random.choice([label for label in labels if label != labels[place]])
+    return rows.with_columns(pl.Series("y", labels, dtype=rows.schema["y"])), {
+        rows["id"][int(i)] for i in chosen
+    }
+
+
+def screen(
+    new: pl.DataFrame, kind: str = "binary", policy: PoisoningPolicy = POLICY, count: int = DAYS - 1
+) -> Screened:
+    trusted = [day(number, kind=kind) for number in range(count)]
+    return screen_partitions(
+        new,
+        trusted,
+        features=["x", "group"],
+        target="y",
+        time_column="t",
+        policy=policy,
+        answers_of=remembered,
+    )
+
+
+ANSWERS: dict[bytes, Any] = {}
+
+
+def remembered(features: Any, labels: Any, compared: Any, *, classes: int | None) -> Any:
+    key = features.tobytes() + labels.tobytes()
+    if key not in ANSWERS:
+        ANSWERS[key] = own_answers(features, labels, compared, classes=classes)
+    return ANSWERS[key]
+
+
+class TestScreen:
+    @pytest.mark.parametrize(
+        ("kind", "shares"),
+        [("binary", (0.05, 0.1)), ("several", (0.1,)), ("truth", (0.1,)), ("number", (0.05,))],
+    )
+    def test_wrong_labels_are_found_and_clean_ones_enter(self, kind: str, shares: tuple[float, ...]) -> None:
+        clean = day(CLEAN, kind=kind)
+        assert screen(clean, kind).verdict == "enters"
+        for share in shares:
+            changed, ids = with_wrong(clean, share)
+            found = screen(changed, kind)
+            assert found.verdict == "held", found.reason
+            low, high = found.noise.interval  # type: ignore[union-attr]
+            assert 0 < low <= found.noise.share <= high  # type: ignore[union-attr]
+            suspicious = {changed["id"][place] for place in found.rows}
+            # Near the border of two classes nobody can tell; far from it everybody can.
+            assert len(suspicious & ids) >= 0.6 * min(len(ids), len(suspicious))
+
+    def test_slices_where_wrong_labels_are_are_named(self) -> None:
+        rows = day(CLEAN)
+        part = (pl.col("group") == "2") & (
+            pl.col("id").str.ends_with("1")
+            | pl.col("id").str.ends_with("4")
+            | pl.col("id").str.ends_with("7")
+        )
+        changed = rows.with_columns(pl.when(part).then(1 - pl.col("y")).otherwise(pl.col("y")).alias("y"))
+        found = screen(changed)
+        assert found.verdict == "held"
+        assert found.slices[0].where == "group 2"
+        assert found.slices[0].share > 3 * found.slices[0].trusted_share
+
+    def test_a_pattern_is_a_change_of_the_relation_and_no_noise(self) -> None:
+        turned = day(CLEAN, turned=True)
+        found = screen(turned)
+        assert found.noise is not None
+        assert found.relation is not None
+        assert found.verdict == "enters"
+        assert found.relation.changed
+        assert found.relation.gap > 0.8
+        strict = PoisoningPolicy(false_alarm_rate=0.2, minimum_rows=100, hold_on="noise_or_relation")
+        held = screen(turned, policy=strict)
+        assert held.verdict == "held"
+        assert "labels were changed in a pattern" in held.reason
+
+    @pytest.mark.parametrize(
+        ("new", "count", "policy", "said"),
+        [
+            (day(CLEAN), 8, POLICY, "8 trusted partitions .* needs 9"),
+            (day(CLEAN).head(50), DAYS - 1, POLICY, "50 rows with a label, 100 are needed"),
+            (day(CLEAN), DAYS - 1, PoisoningPolicy(false_alarm_rate=0.1, minimum_rows=100, detectable_share=0.001), "0.1% was asked for"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_told_is_undecided(
+        self, new: pl.DataFrame, count: int, policy: PoisoningPolicy, said: str
+    ) -> None:
+        found = screen(new, policy=policy, count=count)
+        assert found.verdict == "undecided"
+        assert pl.Series([found.reason]).str.contains(said).item(), found.reason
+
+    def test_labels_the_features_tell_nothing_of(self) -> None:
+        def drawn(number: int) -> pl.DataFrame:
+            random = np.random.default_rng(100 + number)
+            return day(number).with_columns(pl.Series("y", random.integers(0, 2, ROWS)))
+
+        found = screen_partitions(
+            drawn(DAYS), [drawn(number) for number in range(9)],
+            features=["x", "group"], target="y", time_column="t", policy=POLICY,
+        )  # fmt: skip
+        assert found.verdict == "undecided", found.reason
+
+
+def test_level_is_kept_exactly_where_partitions_are_exchangeable() -> None:
+    """Of twenty values in a random order the last is the largest in one of twenty, whatever their distribution."""
+    random = np.random.default_rng(0)
+    values = random.standard_cauchy((4000, 20))
+    p_values = np.array([conformal_p_value(row[-1], row[:-1].tolist()) for row in values])
+    for level in (0.05, 0.1, 0.5):
+        # 4000 draws: four standard errors.
+        assert abs(np.mean(p_values <= level + 1e-12) - level) < 4 * np.sqrt(level * (1 - level) / 4000)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.1, 0.2])
+def test_interval_leaves_zero_exactly_where_the_test_says_no(level: float) -> None:
+    random = np.random.default_rng(1)
+    for _ in range(300):
+        *trusted, rate = random.normal(0.1, 0.01, 25)
+        noise = judge_noise(rate, trusted, 0.8, level)
+        assert (noise.interval[0] > 0) == (noise.p_value <= level)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"false_alarm_rate": 0.0}, "false_alarm_rate is 0.0"),
+        ({"tolerated_share": 1.0}, "tolerated_share is a share"),
+        ({"hold_on": "all"}, "unknown hold_on 'all'"),
+        ({"rows_per_partition": 10}, "rows_per_partition=10"),
+    ],
+)  # fmt: skip
+def test_policies_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        PoisoningPolicy(**wrong)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """Four clean days, as many as a rate of one in five needs, and one in ten of whose labels is wrong."""
+    uri = str(tmp_path / "rows")
+    days = [*(day(number) for number in range(DAYS_KEPT - 1)), with_wrong(day(DAYS_KEPT - 1), 0.1)[0]]
+    delta.replace_window(uri, pl.concat(days), time_column="t", window=None)
+    return uri
+
+
+WINDOW = Window(start=START + timedelta(days=DAYS_KEPT - 1), end=START + timedelta(days=DAYS_KEPT))
+
+
+class TestOperator:
+    @pytest.fixture
+    def run(self, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+        connection = {"conn_type": "mlops_ledger", "extra": {"url": ledger}}
+        monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps(connection))
+        asset = Asset("rows")
+        tries = iter(range(1, 10))
+
+        def run(window: Window = WINDOW, **arguments: Any) -> SimpleNamespace:
+            extra: dict[str, Any] = {}
+            context = {
+                "ti": SimpleNamespace(dag_id="d", run_id="r", task_id="screen", try_number=next(tries)),
+                "outlet_events": {asset: SimpleNamespace(extra=extra)},
+            }
+            given = {
+                "dataset": to_dict(delta.describe(table)), "target": "y", "time_column": "t", "id_column": "id",
+                "window_start": window.start.isoformat(), "window_end": window.end.isoformat(), "outlets": [asset],
+                "policy": {"false_alarm_rate": 0.2, "minimum_rows": 100},
+            }  # fmt: skip
+            task = ScreenDatasetOperator(task_id="screen", **(given | arguments))
+            outcome = SimpleNamespace(extra=extra, result=None, error=None, entries=[])
+            try:
+                outcome.result = task.execute(context)  # type: ignore[arg-type]
+            except (PartitionHeldError, InsufficientDataError) as err:
+                outcome.error = err
+            with Ledger.open(ledger) as opened:
+                outcome.entries = opened.entries(limit=10)
+            return outcome
+
+        return run
+
+    def test_gate(self, run: Any) -> None:
+        done = run()
+        assert isinstance(done.error, PartitionHeldError)
+        assert "of the labels contradict the rows around them" in str(done.error)
+        assert len(done.error.evidence["suspicious_rows"]) == 20
+        assert done.error.evidence["suspicious_rows"][0].startswith(f"{DAYS_KEPT - 1}-")
+        (entry,) = done.entries
+        assert (entry.kind, entry.payload["verdict"]) == (EntryKind.SCREENING, "held")
+
+    def test_a_person_releases_it(self, run: Any) -> None:
+        done = run(released_by="ada")
+        assert done.result["verdict"] == "held"
+        assert done.entries[0].payload["released_by"] == "ada"
+        assert "held, released by ada" in done.entries[0].summary
+
+    def test_warn(self, run: Any) -> None:
+        assert run(action="warn").result["verdict"] == "held"
+
+    def test_quarantine(self, run: Any, table: str) -> None:
+        before = delta.describe(table, time_column="t")
+        done = run(action="quarantine")
+        assert done.result["dataset"]["row_count"] == before.row_count - ROWS
+        assert delta.describe(table, time_column="t").time_max < WINDOW.start  # type: ignore[operator]
+        aside = delta.read_table(f"{table}_held").collect()
+        assert set(aside["id"]) == {f"{DAYS_KEPT - 1}-{index}" for index in range(ROWS)}
+        assert done.extra["airflow_mlops"]["dataset"] == done.result["dataset"]
+        again = run(action="quarantine", dataset=to_dict(before))  # a retry is given the same version
+        assert again.result["dataset"] == done.result["dataset"]
+        assert delta.read_table(f"{table}_held").collect().height == ROWS
+
+    def test_newer_rows_stay(self, table: str, tmp_path: Path) -> None:
+        spec = {
+            "dataset": to_dict(delta.describe(table)), "window": to_dict(WINDOW), "time_column": "t", "target": "y",
+            "id_column": "id", "policy": {"false_alarm_rate": 0.2, "minimum_rows": 100}, "quarantine": f"{table}_held",
+        }  # fmt: skip
+        delta.replace_window(table, day(DAYS_KEPT - 1), time_column="t", window=WINDOW)
+        with pytest.raises(CommitConflictError, match="was written again after version"):
+            run_step("screen", spec, Services(ledger_url=f"sqlite:///{tmp_path / 'l.db'}"))
+        assert delta.describe(table).row_count == DAYS_KEPT * ROWS
+
+    def test_what_was_held_is_not_trusted_until_it_is_released(self, run: Any, table: str) -> None:
+        run()
+        # Four other days are before it, so that the test can say no; the held one does not count as a fifth.
+        later = Window(start=WINDOW.end, end=WINDOW.end + timedelta(days=1))
+        delta.replace_window(table, day(DAYS_KEPT), time_column="t", window=later)
+        done = run(window=later, action="warn")
+        assert (done.result["trusted_windows"], done.result["held_windows"]) == (DAYS_KEPT - 1, 1)
+        run(released_by="ada")
+        assert run(window=later, action="warn").result["trusted_windows"] == DAYS_KEPT
+
+    def test_a_young_table(self, run: Any) -> None:
+        second = Window(start=START + timedelta(days=1), end=START + timedelta(days=2))
+        done = run(window=second)
+        assert isinstance(done.error, InsufficientDataError)
+        assert "Set allow_undecided" in str(done.error)
+        assert run(window=second, allow_undecided=True).result["verdict"] == "undecided"
+
+    @pytest.mark.parametrize(
+        ("wrong", "error", "said"),
+        [
+            ({"action": "delete"}, ValueError, "unknown action 'delete'"),
+            ({"target": "label"}, SchemaMismatchError, "has no column label"),
+            ({"features": "x,y"}, ValueError, "columns beside target and time"),
+            ({"window_start": "2030-01-01", "window_end": "2030-01-02"}, InsufficientDataError, "nothing to screen"),
+        ],
+    )  # fmt: skip
+    def test_what_makes_no_sense(
+        self, run: Any, wrong: dict[str, Any], error: type[Exception], said: str
+    ) -> None:
+        if error is InsufficientDataError:
+            assert said in str(run(**wrong).error)
+        else:
+            with pytest.raises(error, match=said):
+                run(**wrong)
+
+
+KILLED = """
+import json, os, signal, sys
+from airflow_mlops.integrations import delta
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+
+write, seen, last = delta.replace_window_streamed, 0, int(sys.argv[3])
+
+def killed(*given, **arguments):
+    global seen
+    seen += 1
+    version = write(*given, **arguments)
+    if seen == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return version
+
+delta.replace_window_streamed = killed
+run_step("screen", json.loads(sys.argv[1]), Services(ledger_url=sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("write", [1, 2])
+def test_killed_after_a_write_and_tried_again(table: str, tmp_path: Path, write: int) -> None:
+    spec = {
+        "dataset": to_dict(delta.describe(table)), "window": to_dict(WINDOW), "time_column": "t", "target": "y", "id_column": "id",
+        "policy": {"false_alarm_rate": 0.2, "minimum_rows": 100}, "quarantine": f"{table}_held",
+    }  # fmt: skip
+    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(spec), ledger, str(write)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    everywhere = [delta.read_table(uri).collect()["id"] for uri in (table, f"{table}_held")]
+    assert pl.concat(everywhere).n_unique() == DAYS_KEPT * ROWS  # at no moment is a row in neither
+    result = run_step("screen", spec, Services(ledger_url=ledger))
+    assert (result["verdict"], result["dataset"]["row_count"]) == ("held", (DAYS_KEPT - 1) * ROWS)
+    assert delta.read_table(f"{table}_held").collect().height == ROWS

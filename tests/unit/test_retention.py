@@ -1,0 +1,109 @@
+"""Retention: old rows are dropped once, old files deleted, and nothing that somebody may still need."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable
+
+from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError
+from airflow_mlops.integrations import delta
+from airflow_mlops.operators.ingest import IngestDatasetOperator
+from airflow_mlops.services import Services
+from airflow_mlops.steps.base import run_step
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def ingest(folder: Path, days: range, **arguments: Any) -> dict[str, Any]:
+    """Append one row a day."""
+    path = folder / f"{days.start}.parquet"
+    if not path.exists():
+        times = [START + timedelta(days=day) for day in days]
+        pl.DataFrame({"t": times, "x": list(days)}).write_parquet(path)
+    task = IngestDatasetOperator(
+        task_id="i",
+        source=str(path),
+        table=str(folder / "table"),
+        time_column="t",
+        mode="append",
+        **arguments,
+    )
+    return run_step("ingest", task.build_spec({}), Services())
+
+
+def content(folder: Path) -> list[int]:
+    return delta.read_table(str(folder / "table")).collect().sort("x")["x"].to_list()
+
+
+class TestOldRows:
+    def test_are_dropped_once(self, tmp_path: Path) -> None:
+        ingest(tmp_path, range(5))
+        first = ingest(tmp_path, range(5, 10), drop_before="2024-01-03")
+        assert content(tmp_path) == list(range(2, 10))
+        assert (first["row_count"], first["retention"]["dropped_rows"]) == (5, 2)
+        assert first["dataset"]["row_count"] == 8
+        assert first["dataset"]["time_min"] == "2024-01-03T00:00:00Z"
+        again = ingest(tmp_path, range(5, 10), drop_before="2024-01-03")
+        assert (again["row_count"], again["retention"]["dropped_rows"]) == (0, 0)
+        assert again["dataset"] == first["dataset"]
+
+    def test_where_an_attempt_ended_before_it_dropped_them(self, tmp_path: Path) -> None:
+        ingest(tmp_path, range(5))
+        retried = ingest(tmp_path, range(5), drop_before="2024-01-03T00:00:00Z")
+        assert (retried["row_count"], retried["retention"]["dropped_rows"]) == (0, 2)
+        assert content(tmp_path) == [2, 3, 4]
+
+    def test_never_all_of_them(self, tmp_path: Path) -> None:
+        with pytest.raises(InsufficientDataError, match=r"all 5 rows .* are older than 2025"):
+            ingest(tmp_path, range(5), drop_before="2025-01-01")
+        assert content(tmp_path) == list(range(5))
+
+    def test_nor_those_that_are_being_ingested(self, tmp_path: Path) -> None:
+        window = {"window_start": "2024-01-01", "window_end": "2024-01-08"}
+        with pytest.raises(ValueError, match=r"would drop rows of window \[2024-01-01, 2024-01-08\)"):
+            ingest(tmp_path, range(5), drop_before="2024-01-02", **window)
+        assert not (tmp_path / "table").exists()
+
+
+class TestOldVersions:
+    def test_their_files_are_deleted_and_the_newest_is_whole(self, tmp_path: Path) -> None:
+        ingest(tmp_path, range(5))
+        ingest(tmp_path, range(5, 10), drop_before="2024-01-03")
+        before = delta.describe(str(tmp_path / "table"), version=1)
+        assert ingest(tmp_path, range(5, 10), vacuum_days=7)["retention"]["vacuumed_files"] == 0
+        long_ago = time.time() - 8 * 24 * 3600
+        entries = sorted((tmp_path / "table/_delta_log").glob("*.json"))
+        for entry in entries:  # the files were removed eight days ago
+            entry.write_text(_older(entry.read_text()))
+            os.utime(entry, (long_ago, long_ago))
+        for file in (tmp_path / "table").glob("*.parquet"):
+            os.utime(file, (long_ago, long_ago))
+        done = ingest(tmp_path, range(10, 12), vacuum_days="7")
+        assert done["retention"] == {"dropped_rows": 0, "vacuumed_files": 1}
+        assert content(tmp_path) == list(range(2, 12))
+        with pytest.raises((OSError, DatasetNotFoundError)):
+            delta.read_table(str(tmp_path / "table"), version=before.version).collect()
+
+    def test_less_than_a_reader_needs_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="vacuum_days is 1, at least 7 are needed"):
+            ingest(tmp_path, range(5), vacuum_days=1)
+        assert not (tmp_path / "table").exists()
+        assert not DeltaTable.is_deltatable(str(tmp_path / "table"))
+
+
+def _older(entry: str) -> str:
+    """Put the time at which a file was removed eight days back."""
+
+    return re.sub(
+        r'("deletionTimestamp":)(\d+)',
+        lambda found: f"{found[1]}{int(found[2]) - 8 * 24 * 3600 * 1000}",
+        entry,
+    )
