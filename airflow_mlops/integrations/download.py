@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_mlops.exceptions import ConnectionConfigError, DatasetNotFoundError, SourceUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import httpx
@@ -53,7 +55,7 @@ def download(
     import httpx
 
     failed, problem = 0, ""
-    with httpx.Client(timeout=httpx.Timeout(60, connect=15)) as client:
+    with _unlogged(), httpx.Client(timeout=httpx.Timeout(60, connect=15)) as client:
         file = _File(client, url, target, headers, login)
         while failed < attempts:
             before = file.size
@@ -69,6 +71,21 @@ def download(
     raise SourceUnavailableError(
         f"{plain_url(url)} could not be downloaded: {problem}; {file.size} bytes came, and no more in {attempts} attempts"
     )
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Have httpx not write each address into the log, query and all: in a signed one that is a credential."""
+    logger = logging.getLogger("httpx")
+
+    def nothing(_: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
 
 
 class _File:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import tempfile
+import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -28,6 +27,7 @@ from airflow_mlops.steps.ingest_clean import Cleaner, without_values
 from airflow_mlops.steps.ingest_partition import partition_value, rows_of
 from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
 from airflow_mlops.steps.ingest_source import Source, cut_rows, find_source
+from airflow_mlops.steps.ingest_spool import Spool
 from airflow_mlops.steps.retention import Retention, RetentionReport, retain
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ _FILE, _WORK, _INCREMENT, _UPSERT = (
 )
 #: Batches of a first ingest that are looked at before the table is made: a small source that is refused leaves no table.
 _BEFORE_A_TABLE = 16
+
+
+_ASKS_WATERMARK = re.compile(r"(?<![:\w\\]):watermark\b")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,14 +141,14 @@ def run(spec: IngestSpec, services: Services) -> IngestResult:
     :raises CommitConflictError: another write came first; nothing was written.
     """
     _require_arguments(spec)
-    with tempfile.TemporaryDirectory(prefix="airflow-mlops-ingest-") as folder:
+    with Spool() as spool:
         source = find_source(
             spec.source,
             sql=spec.sql,
             conn_id=spec.source_conn_id,
             version=spec.source_version,
             services=services,
-            folder=Path(folder),
+            spool=spool,
         )
         cleaner = Cleaner(spec.cleaning, services, source=source.name)
         try:
@@ -238,6 +241,10 @@ def _require_source(spec: IngestSpec) -> None:
         raise ValueError(f"an ingest into {spec.table} needs either source or sql")
     if spec.sql is not None and spec.source_conn_id is None:
         raise ValueError(f"sql of {spec.table} needs source_conn_id: the connection of the database")
+    if spec.mode != "incremental" and _ASKS_WATERMARK.search(spec.sql or ""):
+        raise ValueError(
+            f"sql of {spec.table} names :watermark, which has a value in mode 'incremental' only, not in {spec.mode!r}"
+        )
     web = str(spec.source).startswith(("http://", "https://"))
     if spec.source_conn_id is not None and spec.sql is None and not web:
         raise ValueError(

@@ -20,7 +20,7 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.download import download, plain_url
 from airflow_mlops.integrations.object_store import copy_to_disk, file_marks
 from airflow_mlops.integrations.storage import locate
-from airflow_mlops.steps.ingest_spool import CONVERTED, spool_files, spool_query
+from airflow_mlops.steps.ingest_spool import CONVERTED, Spool, spool_files, spool_query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,11 +66,11 @@ class Source(Protocol):
 class FileSource:
     """Files by path, glob or URI.
 
-    :param folder: where files go that are written anew.
+    :param spool: where files go that are written anew.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self._folder = name, folder
+    def __init__(self, name: str, spool: Spool) -> None:
+        self.name, self._spool = name, spool
 
     def marks(self) -> dict[str, int]:
         """Find the files.
@@ -97,8 +97,8 @@ class FileSource:
         if not self.name.endswith(CONVERTED):
             return scan_files(self.name, parts, texts=texts)
         files = list(self.marks()) if parts is None else list(parts)
-        local = (copy_to_disk(file, self.name, self._folder) for file in files)
-        return spool_files(local, self._folder, self.name)
+        local = (copy_to_disk(file, self.name, self._spool.folder) for file in files)
+        return spool_files(local, self._spool.folder, self.name)
 
 
 class TableSource:
@@ -126,9 +126,9 @@ class TableSource:
 class QuerySource:
     """The rows of a query, fetched once."""
 
-    def __init__(self, sql: str, conn_id: str, url: str, folder: Path) -> None:
+    def __init__(self, sql: str, conn_id: str, url: str, spool: Spool) -> None:
         self.name = f"the query on connection {conn_id!r}"
-        self._sql, self._url, self._folder = sql, url, folder
+        self._sql, self._url, self._spool = sql, url, spool
 
     def marks(self) -> None:
         """Give nothing: rows of a query have no name."""
@@ -143,16 +143,16 @@ class QuerySource:
     ) -> pl.LazyFrame:
         """Run the query."""
         return spool_query(
-            self._url, self._sql, self._folder, source=self.name, watermark=watermark, table=table
+            self._url, self._sql, self._spool.folder, source=self.name, watermark=watermark, table=table
         )
 
 
 class WebSource:
     """A file of a web server, downloaded once."""
 
-    def __init__(self, url: str, facts: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, url: str, facts: Mapping[str, Any], spool: Spool) -> None:
         self.name = plain_url(url)
-        self._url, self._facts, self._folder = url, facts, folder
+        self._url, self._facts, self._spool = url, facts, spool
         self._part: str | None = None
 
     def marks(self) -> dict[str, int]:
@@ -170,12 +170,12 @@ class WebSource:
         """Scan the file."""
         self._fetched()
         if self._file.suffix in CONVERTED:
-            return spool_files([self._file], self._folder, self.name)
+            return spool_files([self._file], self._spool.folder, self.name)
         return scan_files(str(self._file), None, name=self.name, texts=texts)
 
     @property
     def _file(self) -> Path:
-        return self._folder / f"download{Path(urlsplit(self._url).path).suffix}"
+        return self._spool.folder / f"download{Path(urlsplit(self._url).path).suffix}"
 
     def _fetched(self) -> str:
         if self._part is None:
@@ -197,24 +197,24 @@ def find_source(
     conn_id: str | None,
     version: int | None,
     services: Services,
-    folder: Path,
+    spool: Spool,
 ) -> Source:
     """Tell what kind of source this is.
 
-    :param folder: for what is fetched; whoever made it deletes it.
+    :param spool: for what is fetched.
     :raises ValueError: it is none.
     :raises ConnectionConfigError: its connection was not handed over.
     """
     if sql is not None:
         facts = _facts(services, str(conn_id), "sql")
-        return QuerySource(sql, str(conn_id), facts["url"], folder)
+        return QuerySource(sql, str(conn_id), facts["url"], spool)
     name = str(source)
     if name.startswith(("http://", "https://")):
         if not urlsplit(name).path.endswith(ENDINGS):
             raise ValueError(f"source {plain_url(name)!r} must end in one of {', '.join(ENDINGS)}")
-        return WebSource(name, _facts(services, conn_id, "http") if conn_id else {}, folder)
+        return WebSource(name, _facts(services, conn_id, "http") if conn_id else {}, spool)
     if name.endswith(ENDINGS):
-        return FileSource(name, folder)
+        return FileSource(name, spool)
     if not glob.has_magic(name) and delta.table_exists(name):
         return TableSource(name, version)
     raise ValueError(f"source {name!r} must end in one of {', '.join(ENDINGS)}, or be a Delta table")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,15 @@ if TYPE_CHECKING:
 
 #: Endings of files that are written anew: ORC stripe by stripe, Avro file by file.
 CONVERTED = (".orc", ".avro")
+
+
+class Spool(ExitStack):
+    """A folder of the local disk for what is fetched, made when it is asked for and deleted at the end."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where things go."""
+        return Path(self.enter_context(tempfile.TemporaryDirectory(prefix="airflow-mlops-ingest-")))
 
 
 def spool_query(

@@ -188,6 +188,7 @@ class TestQuery:
         with pytest.raises(ConnectionConfigError, match=r"has no SQLAlchemy dialect here"):
             ingest(table, **self.SALES)
 
+    @pytest.mark.integration  # seconds of rows, in two processes
     def test_memory_does_not_grow_with_the_rows(self, database: sqlite3.Connection, tmp_path: Path) -> None:
         database.execute(
             "INSERT INTO sales WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200000) "
@@ -338,7 +339,11 @@ class TestDownload:
         assert ingest(table, source=f"{web}/{how}/a.parquet")["row_count"] == 20_000
         assert ["range" in request for request in Web.seen[1:]] == parts
 
-    def test_once_per_content(self, web: str, tmp_path: Path, table: str) -> None:
+    def test_once_per_content(
+        self, web: str, tmp_path: Path, table: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What comes behind the question mark is the address's secret, and no part of its name."""
+        caplog.set_level("INFO", logger="httpx")
         added = []
         for rows in (10, 10, 20):
             self.offer(tmp_path, rows=rows)
@@ -346,6 +351,7 @@ class TestDownload:
             added.append(ingest(table, source=source, mode="append")["row_count"])
         assert added == [10, 0, 20]
         assert "signature" not in "".join(path.read_text() for path in Path(table, "_delta_log").iterdir())
+        assert "signature" not in caplog.text
 
     def test_a_login_goes_to_its_own_server_only(
         self, web: str, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
@@ -446,8 +452,15 @@ def test_files_that_are_written_anew(
         ({"source": "a.csv", "sql": "SELECT 1"}, "needs either source or sql"),
         ({"sql": "SELECT 1"}, "needs source_conn_id"),
         ({"source": "a.csv", "source_conn_id": "lake"}, r"s3://lake@bucket/key"),
+        (
+            {"sql": "SELECT :watermark", "source_conn_id": "shop"},
+            "in mode 'incremental' only, not in 'replace'",
+        ),
     ],
 )
-def test_arguments_that_do_not_go_together(table: str, arguments: dict[str, str], message: str) -> None:
+def test_arguments_that_do_not_go_together(
+    table: str, arguments: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_SHOP", json.dumps({"conn_type": "sqlite", "host": "nowhere.db"}))
     with pytest.raises(ValueError, match=message):
         ingest(table, **arguments)
