@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from airflow_mlops.core.batches import limit_read_ahead
+
 #: Rows of one row group of the source.
 GROUP = 250_000
 WAYS = ("bare", "ingest", "ingest, id checked")
@@ -78,6 +80,8 @@ def measure(way: str, source: str, table: str) -> None:
 
     import airflow_mlops.steps.ingest  # noqa: F401
 
+    if way != "bare":
+        limit_read_ahead()  # as in the task
     before, started = _cpu(), time.monotonic()
     if way == "bare":
         bare(source, table)

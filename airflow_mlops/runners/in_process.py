@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.batches import limit_read_ahead
 from airflow_mlops.steps.base import run_step
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ class InProcessRunner:
 
     def run(self, name: str, spec: dict[str, Any], services: Services) -> dict[str, Any]:
         """Run the step here."""
+        limit_read_ahead()
         return run_step(name, spec, services)
 
     def cancel(self) -> None:

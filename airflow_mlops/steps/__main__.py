@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from airflow_mlops.core.batches import limit_read_ahead
 from airflow_mlops.core.errors import describe_error
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import STEP_MODULES, run_step
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     # A step that is asked to end cleans up first; the first process of a container would not even end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    limit_read_ahead()
     try:
         outcome = run_step(args.name, spec, Services.from_environment())
     except Exception as err:
