@@ -119,7 +119,7 @@ class _Work(NamedTuple):
 
     :param frame: the rows; ``None`` when all of them are in the table.
     :param marks: of the commit: whoever finds them in the table does not write again.
-    :param source_marks: the files as they were when the work was chosen.
+    :param source_marks: the files as they were when the work was chosen: others may not take their place meanwhile.
     """
 
     frame: pl.LazyFrame | None
@@ -280,13 +280,20 @@ def _require_arguments(spec: IngestSpec) -> None:
 def _choose(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
     if spec.mode == "append":
         return _not_appended(spec, writer, source)
-    frame = _open(spec, writer, source, None)
+    work = _all(spec, writer, source)
     if spec.mode == "upsert":
-        return _Work(frame=frame, marks={_UPSERT: 1})
-    if spec.mode == "incremental":
+        return work._replace(marks={_UPSERT: 1})
+    if spec.mode == "incremental" and work.frame is not None:
         # Made from the table's highest value as the writer knows it: of two such commits the second one fails.
-        return _Work(frame=_above(spec, writer, frame), marks={_INCREMENT: 1})
-    return _Work(frame=frame, marks={})
+        return work._replace(frame=_above(spec, writer, work.frame), marks={_INCREMENT: 1})
+    return work
+
+
+def _all(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
+    """Take all that the source has."""
+    files = source.marks()
+    frame = _open(spec, writer, source, None if files is None else list(files))
+    return _Work(frame=frame, marks={}, source_marks=files or {})
 
 
 def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
@@ -299,7 +306,7 @@ def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -
     if spec.work_key is not None:
         mark = f"{_WORK}={hashlib.sha256(spec.work_key.encode()).hexdigest()}"
         done = writer.marks([mark])
-        return _Work(frame=None if done else _open(spec, writer, source, None), marks={mark: 1})
+        return _Work(frame=None, marks={}) if done else _all(spec, writer, source)._replace(marks={mark: 1})
     files = source.marks()
     if files is None:
         raise ValueError(
