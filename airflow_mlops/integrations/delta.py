@@ -767,7 +767,7 @@ def _open(uri: str, version: int | None) -> DeltaTable:
         with _read_errors(uri):
             return DeltaTable(place.uri, version=version, storage_options=place.options)
     except TableNotFoundError as err:
-        if version is not None and DeltaTable.is_deltatable(uri):
+        if version is not None and DeltaTable.is_deltatable(place.uri, place.options):
             raise DatasetNotFoundError(
                 f"table {uri} has no version {version} any more: its log was cleaned up"
             ) from err

@@ -48,7 +48,7 @@ class IngestDatasetOperator(StepOperator):
     :param watermark_column: column that only grows from one ingest to the next; for ``incremental``. (templated)
     :param first_watermark: value of ``:watermark`` while the table has no rows; default ``NULL``. (templated)
     :param overlap: read again from so much below the highest value and upsert by ``keys``, for rows that come late. Seconds
-        for times, else in the column's unit. (templated)
+        for times, days for dates, else in the column's unit. (templated)
     :param work_key: name of what is appended, such as ``{{ run_id }}``: appended once per name, whatever its files are;
         default each file once. (templated)
     :param schema_policy: ``strict`` takes the table's columns and types only; ``add_columns`` takes new columns too; ``widen``

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import tempfile
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -66,7 +67,7 @@ class IngestSpec:
     :param watermark_column: a column that only grows from one ingest to the next, for ``incremental``.
     :param first_watermark: value of ``:watermark`` while the table has no rows.
     :param overlap: read again from so much below the highest value, and upsert by ``keys``: for late rows. Seconds for times,
-        else in the column's unit.
+        days for dates, else in the column's unit.
     :param work_key: names what is appended: once per key, whatever its files are; default each file is appended once.
     :param schema_policy: what becomes of new columns and other types.
     :param new_categories: how many values a column may have that the table does not, by column.
@@ -174,6 +175,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     if work.frame is None:
         return _result(spec, None, 0)
     cast, schema = _fit(spec, writer, cleaner.shape(work.frame).collect_schema())
+    _require_distance(spec, schema)
     writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
     passing = _watched(spec, writer, source)
     rows = work.frame
@@ -250,7 +252,7 @@ def _require_arguments(spec: IngestSpec) -> None:
     _require_source(spec)
     if spec.window is not None and spec.time_column is None:
         raise ValueError(
-            f"a window of {spec.source or 'a query'} needs time_column, which places a row in it; "
+            f"a window of {spec.table} needs time_column, which places a row in it; "
             "give no window to replace the whole table"
         )
     if spec.partition is not None and (spec.mode != "replace" or spec.window is not None):
@@ -385,7 +387,27 @@ def _floor(spec: IngestSpec, writer: delta.TableWriter) -> Any:
     highest = _highest(writer, spec)
     if highest is None or not spec.overlap:
         return highest
-    return highest - (timedelta(seconds=spec.overlap) if isinstance(highest, datetime) else spec.overlap)
+    _require_distance(spec, writer.schema or {})
+    if isinstance(highest, datetime):
+        return highest - timedelta(seconds=spec.overlap)
+    if isinstance(highest, date):
+        return highest - timedelta(days=spec.overlap)
+    return highest - (Decimal(str(spec.overlap)) if isinstance(highest, Decimal) else spec.overlap)
+
+
+def _require_distance(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
+    """Check that there is such a thing as an overlap below a value of the watermark column.
+
+    :raises SchemaMismatchError: there is none, as below a text.
+    """
+    import polars as pl
+
+    dtype = schema.get(str(spec.watermark_column))
+    if spec.overlap and not (isinstance(dtype, (pl.Datetime, pl.Date)) or (dtype and dtype.is_numeric())):
+        raise SchemaMismatchError(
+            f"overlap needs a watermark_column of times, dates or numbers: {spec.watermark_column!r} of {spec.table} is {dtype}. "
+            "Take another column, or ingest without overlap"
+        )
 
 
 def _highest(writer: delta.TableWriter, spec: IngestSpec) -> Any:
@@ -498,8 +520,11 @@ def _result(
         remember=version is not None,
     )
     if passing is not None and _whole(spec):
-        first, last = passing.times or (None, None)
-        dataset = replace(dataset, time_column=spec.time_column, time_min=first, time_max=last)
+        if dataset.row_count == passing.total.row_count:
+            first, last = passing.times or (None, None)
+            dataset = replace(dataset, time_column=spec.time_column, time_min=first, time_max=last)
+        else:  # somebody appended to the table while it was replaced
+            dataset = delta.describe(spec.table, version=version, time_column=spec.time_column)
     highest = _highest(writer, spec) if spec.watermark_column is not None else None
     return IngestResult(
         dataset=dataset,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import write_deltalake
 
 from airflow_mlops.exceptions import (
     CommitConflictError,
@@ -176,6 +178,63 @@ class TestIncremental:
             land(tmp_path, "a.parquet", x=list(range(stop)))
             together(3, source, table, mode="incremental", watermark_column="x")
             assert content(table)["x"] == list(range(stop))
+
+    @pytest.mark.parametrize(
+        ("values", "overlap"),
+        [
+            ([date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 4)], 2),
+            ([Decimal("0.10"), Decimal("0.20"), Decimal("0.40")], 0.2),
+            ([0.25, 0.5, 1.0], 0.5),
+            ([1, 2, 4], 2.0),
+        ],
+    )
+    def test_an_overlap_is_in_days_or_the_columns_unit(
+        self, tmp_path: Path, table: str, values: list[Any], overlap: float
+    ) -> None:
+        how = {"mode": "incremental", "watermark_column": "w", "keys": "x", "overlap": overlap}
+        ingest(land(tmp_path, "a.parquet", x=[0, 4], w=[values[0], values[2]]), table, **how)
+        ingest(land(tmp_path, "b.parquet", x=[1, 2, 4], w=[values[0], values[1], values[2]]), table, **how)
+        assert content(table)["x"] == [0, 2, 4]
+
+    def test_below_a_text_there_is_no_overlap(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1], w=["2024-01-01"])
+        how = {"mode": "incremental", "watermark_column": "w", "keys": "x"}
+        with pytest.raises(SchemaMismatchError, match=r"overlap needs .* 'w' of .* is String"):
+            ingest(source, table, overlap=1, **how)
+        ingest(source, table, **how)
+        with pytest.raises(SchemaMismatchError, match=r"overlap needs .* 'w' of .* is String"):
+            ingest(source, table, overlap=1, **how)
+
+    @pytest.mark.parametrize("mode", ["incremental", "upsert"])
+    def test_nan_is_no_watermark_and_no_key(self, tmp_path: Path, table: str, mode: str) -> None:
+        """It is above every watermark, so its rows would come again each time."""
+        source = land(tmp_path, "a.parquet", w=[1.0, float("nan")])
+        with pytest.raises(SchemaMismatchError, match=r"column 'w' has 1 nulls or NaN"):
+            ingest(source, table, mode=mode, watermark_column="w", keys="w")
+        assert not delta.table_exists(table)
+
+
+def test_times_of_a_table_that_others_append_to_while_it_is_replaced(
+    tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = land(tmp_path, "a.parquet", t=[START])
+    ingest(source, table)
+    write = delta.TableWriter.replace
+
+    def appended_meanwhile(*arguments: Any, **options: Any) -> int:
+        write_deltalake(
+            table,
+            delta.read_table(table).select(pl.col("t") + timedelta(days=9)).collect().to_arrow(),
+            mode="append",
+        )
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(delta.TableWriter, "replace", appended_meanwhile)
+    task = IngestDatasetOperator(
+        task_id="i", source=source, table=table, time_column="t", window_start=None, window_end=None
+    )
+    dataset = run_step("ingest", task.build_spec({}), Services())["dataset"]
+    assert (dataset["row_count"], dataset["time_max"]) == (2, "2024-01-10T00:00:00Z")
 
 
 class TestSchemaPolicy:
