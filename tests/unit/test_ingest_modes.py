@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
 from airflow_mlops.exceptions import (
     CommitConflictError,
@@ -104,6 +106,52 @@ class TestAppend:
     def test_no_file(self, tmp_path: Path, table: str) -> None:
         with pytest.raises(DatasetNotFoundError, match=r"no readable file matches"):
             ingest(str(tmp_path / "*.parquet"), table, mode="append")
+
+
+class TestRestore:
+    """What a restore took back was never ingested."""
+
+    @pytest.mark.parametrize("how", ["version", "instant"])
+    def test_files_are_appended_again_once(self, tmp_path: Path, table: str, how: str) -> None:
+        source = str(tmp_path / "*.parquet")
+        land(tmp_path, "a.parquet", x=[1])
+        ingest(source, table, mode="append")
+        for turn in range(3):
+            land(tmp_path, f"b{turn}.parquet", x=[2 + turn])
+            kept = DeltaTable(table)
+            committed = datetime.fromtimestamp(kept.history(1)[0]["timestamp"] / 1000, UTC)
+            ingest(source, table, mode="append")
+            DeltaTable(table).restore(kept.version() if how == "version" else committed)
+            assert content(table)["x"] == list(range(1, 2 + turn))
+            assert [ingest(source, table, mode="append")["row_count"] for _ in range(2)] == [1, 0]
+            assert content(table)["x"] == list(range(1, 3 + turn))
+
+    def test_values_and_hashes_do_not_mix(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=["a"])
+        ingest(source, table)
+        spec = {"source": source, "table": table, "cleaning": {"hash_columns": ["x"]}}
+        run_step("ingest", spec, Services(hash_key="k" * 32))
+        DeltaTable(table).restore(1)
+        with pytest.raises(SchemaMismatchError, match="holds values in column 'x', and their hashes"):
+            run_step("ingest", spec | {"mode": "append"}, Services(hash_key="k" * 32))
+        assert content(table) == {"x": ["a"]}
+
+
+def test_a_version_has_its_own_number_while_others_commit(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        write_deltalake(table, pa.table({"x": [1]}), mode="append")
+    first = datetime.fromtimestamp(DeltaTable(table).history()[-1]["timestamp"] / 1000, UTC)
+    history, late = DeltaTable.history, iter(range(2))
+
+    def committed_meanwhile(self: DeltaTable, limit: int | None = None) -> Any:
+        for _ in [*itertools.islice(late, 1)]:
+            write_deltalake(table, pa.table({"x": [1]}), mode="append")
+        return history(self, limit)
+
+    monkeypatch.setattr(DeltaTable, "history", committed_meanwhile)
+    assert delta.version_as_of(table, first.isoformat()) == 0
 
 
 class TestUpsert:
