@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from airflow_mlops.steps.ingest import IngestMode
 
 
+#: What an optional argument is rendered to where it was not given.
+_NOTHING = (None, "", "None")
+
+
 class IngestDatasetOperator(StepOperator):
     """Bring what the source has into a Delta table, once, in one commit, a batch of rows at a time.
 
@@ -176,7 +180,7 @@ class IngestDatasetOperator(StepOperator):
             "table": self.table,
             "sql": self.sql,
             "source_conn_id": self.source_conn_id,
-            "source_version": None if self.source_version in (None, "") else int(self.source_version),
+            "source_version": None if self.source_version in _NOTHING else int(self.source_version),
             "time_column": self.time_column,
             "id_column": self.id_column,
             "window": self._window(context),
@@ -198,7 +202,7 @@ class IngestDatasetOperator(StepOperator):
                 "hash_columns": names(self.hash_columns),
             },
             "retention": {
-                "drop_before": self.drop_before or None,
+                "drop_before": None if self.drop_before in _NOTHING else self.drop_before,
                 "vacuum_days": optional_number(self.vacuum_days),
             },
         }

@@ -165,7 +165,7 @@ def _retained(spec: IngestSpec, result: IngestResult) -> IngestResult:
     report = retain(spec.table, spec.retention, time_column=spec.time_column)
     if report.dropped_rows:
         dataset = delta.describe(spec.table, time_column=spec.time_column, remember=True)
-        result = replace(result, dataset=dataset)
+        result = replace(result, dataset=dataset, watermark=_watermark(spec, delta.TableWriter(spec.table)))
     return replace(result, retention=report)
 
 
@@ -525,18 +525,20 @@ def _result(
             dataset = replace(dataset, time_column=spec.time_column, time_min=first, time_max=last)
         else:  # somebody appended to the table while it was replaced
             dataset = delta.describe(spec.table, version=version, time_column=spec.time_column)
-    highest = _highest(writer, spec) if spec.watermark_column is not None else None
     return IngestResult(
         dataset=dataset,
         window=spec.window,
         partition=spec.partition,
         row_count=row_count,
-        watermark=highest.isoformat()
-        if isinstance(highest, datetime)
-        else str(highest)
-        if highest is not None
-        else None,
+        watermark=_watermark(spec, writer),
     )
+
+
+def _watermark(spec: IngestSpec, writer: delta.TableWriter) -> str | None:
+    highest = _highest(writer, spec)
+    if highest is None:
+        return None
+    return highest.isoformat() if isinstance(highest, datetime) else str(highest)
 
 
 STEP = Step(name="ingest", spec=IngestSpec, result=IngestResult, run=run)
