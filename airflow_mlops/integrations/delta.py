@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.integrations import delta_digest
 from airflow_mlops.integrations.delta_digest import FileSum, data_files, sum_table
+from airflow_mlops.integrations.object_store import ObjectStore
 from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ def version_as_of(uri: str, as_of: str) -> int:
     return version
 
 
-def _committed_by(uri: str, as_of: str) -> int:
+def _committed_by(uri: str, as_of: str, *, before: int | None = None) -> int:
     try:
         instant = datetime.fromisoformat(as_of)
     except ValueError as err:
@@ -143,8 +145,10 @@ def _committed_by(uri: str, as_of: str) -> int:
         ) from err
     instant = instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)
     first = None
-    for commit in _commits(_open(uri, None)):
+    for commit in _commits(uri):
         first = commit
+        if before is not None and commit["version"] >= before:
+            continue
         if datetime.fromtimestamp(commit["timestamp"] / 1000, UTC) <= instant:
             return int(commit["version"])
     known = (
@@ -387,11 +391,8 @@ class TableWriter:
         return None if self._table is None else dict(_scan(self._table).collect_schema())
 
     def marks(self, names: Sequence[str]) -> dict[str, int]:
-        """Find which of these marks the table's commits carry, and with which number."""
-        if self._table is None:
-            return {}
-        found = {name: self._table.transaction_version(name) for name in names}
-        return {name: number for name, number in found.items() if number is not None}
+        """Find which of these marks the table's commits carry, and with which number; what a restore took back has none."""
+        return {} if self._table is None else _marks(self.uri, self._table, names)
 
     def scan(self) -> pl.LazyFrame | None:
         """Read the table; ``None`` when it is not there."""
@@ -523,6 +524,43 @@ class TableWriter:
         )
 
 
+def _marks(uri: str, table: DeltaTable, names: Sequence[str]) -> dict[str, int]:
+    """Find marks that stand. Delta keeps those of commits whose rows are gone because an earlier version was restored."""
+    told = {name: table.transaction_version(name) for name in names}
+    found = {name: number for name, number in told.items() if number is not None}
+    restored = _last_restored(uri, table.version()) if found else None
+    if restored is None:
+        return found
+    at, to = restored
+    try:
+        standing = _marks(uri, _open(uri, to), names)
+    except DatasetNotFoundError:
+        return found  # so long ago that the log no longer knows
+    for version in range(at + 1, table.version() + 1):
+        standing |= _marks_of(uri, version)
+    return {name: standing[name] for name in found if name in standing}
+
+
+def _last_restored(uri: str, newest: int) -> tuple[int, int] | None:
+    """Give the last version, up to one, that restored another, and which; ``None``: there is none."""
+    for commit in _commits(uri):
+        if commit["version"] > newest or commit.get("operation") != "RESTORE":
+            continue
+        told = commit["operationParameters"]
+        if "version" in told:
+            return commit["version"], int(told["version"])
+        instant = datetime.fromtimestamp(int(told["datetime"]) / 1000, UTC)
+        return commit["version"], _committed_by(uri, instant.isoformat(), before=commit["version"])
+    return None
+
+
+def _marks_of(uri: str, version: int) -> dict[str, int]:
+    """Read the marks of one commit."""
+    lines = ObjectStore(uri).read(f"_delta_log/{version:020}.json").decode().splitlines()
+    actions = [json.loads(line) for line in lines if line.strip()]
+    return {action["txn"]["appId"]: int(action["txn"]["version"]) for action in actions if "txn" in action}
+
+
 def stored_schema(schema: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
     """Give the types of a table that takes such columns: Delta knows microseconds in UTC or without a zone, and no unsigned numbers."""
     import polars as pl
@@ -555,7 +593,7 @@ def find_written(uri: str, works: Mapping[Window | None, str]) -> set[Window | N
         return found
     windows = {_place(window): window for window in works}
     unsettled = set(works)
-    for commit in _commits(_open(uri, None)):
+    for commit in _commits(uri):
         place = commit.get(_WINDOW)
         if place in windows:
             window = windows[place]
@@ -576,7 +614,7 @@ def find_commit(uri: str, work: str, *, after: int = -1) -> int | None:
     """
     if not table_exists(uri):
         return None
-    for commit in _commits(_open(uri, None)):
+    for commit in _commits(uri):
         if commit["version"] <= after:
             return None
         if commit.get(_WORK) == work:
@@ -586,19 +624,40 @@ def find_commit(uri: str, work: str, *, after: int = -1) -> int | None:
 
 def find_works(uri: str, note: str, value: str) -> dict[str, dict[str, Any]]:
     """Find what the last commit of each work says about itself, of those with such a note."""
-    commits = [commit for commit in _commits(_open(uri, None)) if commit.get(note) == value]
+    commits = [commit for commit in _commits(uri) if commit.get(note) == value]
     return {commit[_WORK]: commit for commit in reversed(commits)}
 
 
-def _commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
-    """Give what commits say about themselves, the last one first."""
+def _commits(uri: str) -> Iterator[dict[str, Any]]:
+    """Give what commits say about themselves, the last one first.
+
+    A commit doesn't say its number. delta-rs counts down from the version that was opened, beginning with what is the last
+    commit by then: with one that came in between, all are wrong.
+    """
+    newest, last = _last_commit(uri)
+    if last is None:
+        return
     seen, limit = 0, _HISTORY
     while True:
-        commits = table.history(limit)
+        found = _open(uri, None).history(limit)
+        texts = [{**commit, "version": newest} for commit in found]
+        # Nothing where more have come in between than were asked for.
+        commits = found[texts.index(last) :] if last in texts else []
+        for number, commit in enumerate(commits):
+            commit["version"] = newest - number
         yield from commits[seen:]
-        if len(commits) < limit:
+        if len(found) < limit:
             return
-        seen, limit = len(commits), 2 * limit
+        seen, limit = max(seen, len(commits)), 2 * limit
+
+
+def _last_commit(uri: str) -> tuple[int, dict[str, Any] | None]:
+    """Give the newest version, and what its commit says about itself, if anything."""
+    while True:
+        table = _open(uri, None)
+        last = table.history(1)
+        if newest_version(uri) == table.version():
+            return table.version(), last[0] if last else None
 
 
 def _touched(windows: set[Window | None], place: str | None) -> set[Window | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 from airflow_mlops.core.batches import BATCH_ROWS
 from airflow_mlops.core.digest import RowDigest, RowSum
@@ -44,15 +45,27 @@ def sum_table(
     :returns: the sum, and what it consists of.
     """
     columns = {name: str(dtype) for name, dtype in schema.items()}
-    missing = set(data_files(table))
+    rows = data_files(table)
+    missing = set(rows)
     parts: list[FileSum] = []
     for part in (*known, *_recall(uri)):
         # With a column that was added since, the older rows are null there, which adds nothing.
-        if part.files and part.files <= missing and part.columns.items() <= columns.items():
+        if (
+            part.files
+            and part.files <= missing
+            and part.columns.items() <= columns.items()
+            and _whole(part, rows)
+        ):
             parts.append(part)
             missing -= part.files
     parts += [FileSum(frozenset({file}), columns, total) for file, total in _read(table, schema, missing)]
     return sum((part.total for part in parts), RowSum()), parts
+
+
+def _whole(part: FileSum, rows: Mapping[str, int]) -> bool:
+    """Tell whether a sum is over as many rows as the table's log says the files have."""
+    known = [rows[file] for file in part.files]
+    return -1 in known or sum(known) == part.total.row_count
 
 
 def remember(uri: str, parts: list[FileSum]) -> None:
@@ -77,10 +90,19 @@ def data_files(table: DeltaTable) -> dict[str, int]:
 def _recall(uri: str) -> list[FileSum]:
     try:
         listed = json.loads(ObjectStore(uri).read(_FILE))
-        return [FileSum(frozenset(files), columns, RowSum(*numbers)) for files, columns, numbers in listed]
+        return [
+            FileSum(frozenset(files), dict(columns), RowSum(_number(count), _number(first), _number(second)))
+            for files, columns, (count, first, second) in listed
+        ]
     except (OSError, ValueError, TypeError) as err:
         logger.debug("no digest is remembered for %s: %s", uri, err)
         return []
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**64:
+        raise ValueError(f"{value!r} is no sum")
+    return value
 
 
 def _read(
@@ -92,21 +114,17 @@ def _read(
     if not files:
         return
     dataset = table.to_pyarrow_dataset()
-    found = {_name(fragment.path): fragment for fragment in dataset.get_fragments()}
+    found = {fragment.path: fragment for fragment in dataset.get_fragments()}
     for file in sorted(files):
         digest = RowDigest({name: str(dtype) for name, dtype in schema.items()})
-        batches = found[_name(file)].to_batches(
+        # The log spells what it needs to of a name as in a URL. Files in two folders may have one name.
+        batches = found[unquote(file)].to_batches(
             schema=dataset.schema, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1
         )
         for batch in batches:
             frame = pl.DataFrame(pa.Table.from_batches([batch]))
             digest.update(frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items()))
         yield file, digest.total
-
-
-def _name(path: str) -> str:
-    """Give the file's own name: folders of partitions are spelled in more than one way."""
-    return path.rpartition("/")[2]
 
 
 def _numbers(total: RowSum) -> list[Any]:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from airflow_mlops.steps.ingest import IngestMode
 
 
+#: What an optional argument is rendered to where it was not given.
+_NOTHING = (None, "", "None")
+
+
 class IngestDatasetOperator(StepOperator):
     """Bring what the source has into a Delta table, once, in one commit, a batch of rows at a time.
 
@@ -48,7 +52,7 @@ class IngestDatasetOperator(StepOperator):
     :param watermark_column: column that only grows from one ingest to the next; for ``incremental``. (templated)
     :param first_watermark: value of ``:watermark`` while the table has no rows; default ``NULL``. (templated)
     :param overlap: read again from so much below the highest value and upsert by ``keys``, for rows that come late. Seconds
-        for times, else in the column's unit. (templated)
+        for times, days for dates, else in the column's unit. (templated)
     :param work_key: name of what is appended, such as ``{{ run_id }}``: appended once per name, whatever its files are;
         default each file once. (templated)
     :param schema_policy: ``strict`` takes the table's columns and types only; ``add_columns`` takes new columns too; ``widen``
@@ -176,7 +180,7 @@ class IngestDatasetOperator(StepOperator):
             "table": self.table,
             "sql": self.sql,
             "source_conn_id": self.source_conn_id,
-            "source_version": None if self.source_version in (None, "") else int(self.source_version),
+            "source_version": None if self.source_version in _NOTHING else int(self.source_version),
             "time_column": self.time_column,
             "id_column": self.id_column,
             "window": self._window(context),
@@ -198,7 +202,7 @@ class IngestDatasetOperator(StepOperator):
                 "hash_columns": names(self.hash_columns),
             },
             "retention": {
-                "drop_before": self.drop_before or None,
+                "drop_before": None if self.drop_before in _NOTHING else self.drop_before,
                 "vacuum_days": optional_number(self.vacuum_days),
             },
         }

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import re
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -69,7 +70,7 @@ class IngestSpec:
     :param watermark_column: a column that only grows from one ingest to the next, for ``incremental``.
     :param first_watermark: value of ``:watermark`` while the table has no rows.
     :param overlap: read again from so much below the highest value, and upsert by ``keys``: for late rows. Seconds for times,
-        else in the column's unit.
+        days for dates, else in the column's unit.
     :param work_key: names what is appended: once per key, whatever its files are; default each file is appended once.
     :param schema_policy: what becomes of new columns and other types.
     :param new_categories: how many values a column may have that the table does not, by column.
@@ -122,7 +123,7 @@ class _Work(NamedTuple):
 
     :param frame: the rows; ``None`` when all of them are in the table.
     :param marks: of the commit: whoever finds them in the table does not write again.
-    :param source_marks: the files as they were when the work was chosen.
+    :param source_marks: the files as they were when the work was chosen: others may not take their place meanwhile.
     """
 
     frame: pl.LazyFrame | None
@@ -167,7 +168,7 @@ def _retained(spec: IngestSpec, result: IngestResult) -> IngestResult:
     report = retain(spec.table, spec.retention, time_column=spec.time_column)
     if report.dropped_rows:
         dataset = delta.describe(spec.table, time_column=spec.time_column, remember=True)
-        result = replace(result, dataset=dataset)
+        result = replace(result, dataset=dataset, watermark=_watermark(spec, delta.TableWriter(spec.table)))
     return replace(result, retention=report)
 
 
@@ -177,6 +178,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     if work.frame is None:
         return _result(spec, None, 0)
     cast, schema = _fit(spec, writer, cleaner.shape(work.frame).collect_schema())
+    _require_distance(spec, schema)
     writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
     passing = _watched(spec, writer, source)
     rows = work.frame
@@ -257,7 +259,7 @@ def _require_arguments(spec: IngestSpec) -> None:
     _require_source(spec)
     if spec.window is not None and spec.time_column is None:
         raise ValueError(
-            f"a window of {spec.source or 'a query'} needs time_column, which places a row in it; "
+            f"a window of {spec.table} needs time_column, which places a row in it; "
             "give no window to replace the whole table"
         )
     if spec.partition is not None and (spec.mode != "replace" or spec.window is not None):
@@ -287,13 +289,20 @@ def _require_arguments(spec: IngestSpec) -> None:
 def _choose(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
     if spec.mode == "append":
         return _not_appended(spec, writer, source)
-    frame = _open(spec, writer, source, None)
+    work = _all(spec, writer, source)
     if spec.mode == "upsert":
-        return _Work(frame=frame, marks={_UPSERT: 1})
-    if spec.mode == "incremental":
+        return work._replace(marks={_UPSERT: 1})
+    if spec.mode == "incremental" and work.frame is not None:
         # Made from the table's highest value as the writer knows it: of two such commits the second one fails.
-        return _Work(frame=_above(spec, writer, frame), marks={_INCREMENT: 1})
-    return _Work(frame=frame, marks={})
+        return work._replace(frame=_above(spec, writer, work.frame), marks={_INCREMENT: 1})
+    return work
+
+
+def _all(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
+    """Take all that the source has."""
+    files = source.marks()
+    frame = _open(spec, writer, source, None if files is None else list(files))
+    return _Work(frame=frame, marks={}, source_marks=files or {})
 
 
 def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
@@ -306,7 +315,7 @@ def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -
     if spec.work_key is not None:
         mark = f"{_WORK}={hashlib.sha256(spec.work_key.encode()).hexdigest()}"
         done = writer.marks([mark])
-        return _Work(frame=None if done else _open(spec, writer, source, None), marks={mark: 1})
+        return _Work(frame=None, marks={}) if done else _all(spec, writer, source)._replace(marks={mark: 1})
     files = source.marks()
     if files is None:
         raise ValueError(
@@ -385,7 +394,27 @@ def _floor(spec: IngestSpec, writer: delta.TableWriter) -> Any:
     highest = _highest(writer, spec)
     if highest is None or not spec.overlap:
         return highest
-    return highest - (timedelta(seconds=spec.overlap) if isinstance(highest, datetime) else spec.overlap)
+    _require_distance(spec, writer.schema or {})
+    if isinstance(highest, datetime):
+        return highest - timedelta(seconds=spec.overlap)
+    if isinstance(highest, date):
+        return highest - timedelta(days=spec.overlap)
+    return highest - (Decimal(str(spec.overlap)) if isinstance(highest, Decimal) else spec.overlap)
+
+
+def _require_distance(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
+    """Check that there is such a thing as an overlap below a value of the watermark column.
+
+    :raises SchemaMismatchError: there is none, as below a text.
+    """
+    import polars as pl
+
+    dtype = schema.get(str(spec.watermark_column))
+    if spec.overlap and not (isinstance(dtype, (pl.Datetime, pl.Date)) or (dtype and dtype.is_numeric())):
+        raise SchemaMismatchError(
+            f"overlap needs a watermark_column of times, dates or numbers: {spec.watermark_column!r} of {spec.table} is {dtype}. "
+            "Take another column, or ingest without overlap"
+        )
 
 
 def _highest(writer: delta.TableWriter, spec: IngestSpec) -> Any:
@@ -498,20 +527,25 @@ def _result(
         remember=version is not None,
     )
     if passing is not None and _whole(spec):
-        first, last = passing.times or (None, None)
-        dataset = replace(dataset, time_column=spec.time_column, time_min=first, time_max=last)
-    highest = _highest(writer, spec) if spec.watermark_column is not None else None
+        if dataset.row_count == passing.total.row_count:
+            first, last = passing.times or (None, None)
+            dataset = replace(dataset, time_column=spec.time_column, time_min=first, time_max=last)
+        else:  # somebody appended to the table while it was replaced
+            dataset = delta.describe(spec.table, version=version, time_column=spec.time_column)
     return IngestResult(
         dataset=dataset,
         window=spec.window,
         partition=spec.partition,
         row_count=row_count,
-        watermark=highest.isoformat()
-        if isinstance(highest, datetime)
-        else str(highest)
-        if highest is not None
-        else None,
+        watermark=_watermark(spec, writer),
     )
+
+
+def _watermark(spec: IngestSpec, writer: delta.TableWriter) -> str | None:
+    highest = _highest(writer, spec)
+    if highest is None:
+        return None
+    return highest.isoformat() if isinstance(highest, datetime) else str(highest)
 
 
 STEP = Step(name="ingest", spec=IngestSpec, result=IngestResult, run=run)

@@ -9,7 +9,12 @@ import numpy as np
 
 from airflow_mlops.core.cleaning import Cleaning, CleaningReport, KeptRows, ValueHasher, keep_condition
 from airflow_mlops.core.codec import canonical_json, to_dict
-from airflow_mlops.exceptions import CommitConflictError, MLOpsError, SchemaMismatchError
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    DatasetNotFoundError,
+    MLOpsError,
+    SchemaMismatchError,
+)
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.ingest_rows import PassingRows, key_hashes
 from airflow_mlops.steps.ingest_source import read_batches
@@ -34,11 +39,14 @@ class Cleaner:
     :param services: hold the key, where values are hashed.
     :param source: for messages.
     :raises ConnectionConfigError: values are to be hashed, and there is no key or one that is too short.
+    :raises ValueError: ``keep_where`` is no condition.
     """
 
     def __init__(self, cleaning: Cleaning, services: Services, *, source: str) -> None:
         self.source = source
         self._cleaning = cleaning
+        if cleaning.keep_where is not None:
+            keep_condition(cleaning.keep_where)
         self._hasher = ValueHasher(services.require("hash_key")) if cleaning.hash_columns else None
         self._left_out = 0
         self._given: Counter[str] = Counter()
@@ -281,12 +289,22 @@ def _mixed(uri: str, column: str, known: int, wanted: int) -> SchemaMismatchErro
     )
 
 
+def _about_values(err: Exception, cause: BaseException) -> bool:
+    """Tell whether something else than polars says what it can't do with a value."""
+    import sqlalchemy as sa
+
+    if isinstance(cause, sa.exc.DBAPIError):  # of these one is about the query's own text
+        return isinstance(err, ValueError) and not isinstance(cause, sa.exc.ProgrammingError)
+    read = isinstance(err, SchemaMismatchError | DatasetNotFoundError)
+    return read and isinstance(cause, ValueError | TypeError | ArithmeticError)
+
+
 def without_values(source: str, err: Exception) -> Exception:
-    """Give the error to raise instead, of a source with values that nobody is to see: polars shows what it can't read."""
+    """Give the error to raise instead, of a source with values that nobody is to see: polars and databases show what they can't read."""
     import polars as pl
 
     cause = err if isinstance(err, pl.exceptions.PolarsError) else err.__cause__
-    if not isinstance(cause, pl.exceptions.PolarsError):
+    if cause is None or not (isinstance(cause, pl.exceptions.PolarsError) or _about_values(err, cause)):
         return err
     kind = type(err) if isinstance(err, MLOpsError) else SchemaMismatchError
     return kind(

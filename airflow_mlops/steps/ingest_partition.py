@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from airflow_mlops.core.partitions import Partition
 
+#: In the place of a value in the name of a partition's folder: null.
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+
 
 def rows_of(partition: Partition, frame: pl.LazyFrame, source: str) -> pl.LazyFrame:
     """Keep the rows of a partition, and those without a value, to be refused: they are in none, so nobody would miss them.
@@ -32,6 +35,8 @@ def partition_value(partition: Partition, dtype: pl.DataType, where: str) -> Any
     import polars as pl
 
     if dtype in (pl.String, pl.Categorical, pl.Enum):
+        if partition.key == _NULL:
+            raise SchemaMismatchError(f"partition key {_NULL!r} is how a table writes that there is none")
         return partition.key
     if not (dtype.is_integer() or dtype == pl.Date):
         raise SchemaMismatchError(

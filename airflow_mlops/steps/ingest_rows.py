@@ -37,6 +37,7 @@ class PassingRows:
         self.row_count = 0
         self._nulls = dict.fromkeys(filled, 0)
         self._filled = dict(filled)
+        self._floats: set[str] = set()
         self._unique = list(unique)
         self._keys: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
         self._categories = {name: (known, budget, set[Any]()) for name, (known, budget) in categories.items()}
@@ -48,8 +49,9 @@ class PassingRows:
         """
         for frame in frames:
             self.row_count += frame.height
+            self._floats |= {name for name in self._nulls if frame[name].dtype.is_float()}
             for name in self._nulls:
-                self._nulls[name] += frame[name].null_count()
+                self._nulls[name] += _count_nulls(frame[name])
             for name in self._categories:
                 self._count_categories(name, frame[name])
             if self._unique:
@@ -58,7 +60,7 @@ class PassingRows:
         for name, nulls in self._nulls.items():
             if nulls:
                 raise SchemaMismatchError(
-                    f"{self.source}: {self._filled[name]} column {name!r} has {nulls} nulls; "
+                    f"{self.source}: {self._filled[name]} column {name!r} has {nulls} nulls{' or NaN' if name in self._floats else ''}; "
                     "fill them in or remove the rows at the source"
                 )
 
@@ -81,6 +83,12 @@ class PassingRows:
                 f"{self.source}: column {name!r} has more than {budget} new categories ({shown}); the table has "
                 f"{len(known)}. Fix them at the source, or raise new_categories[{name!r}]"
             )
+
+
+def _count_nulls(values: pl.Series) -> int:
+    """Count nulls; NaN is one, too: it is above every watermark, and the same as no other key."""
+    nans = int(values.is_nan().sum()) if values.dtype.is_float() else 0
+    return values.null_count() + nans
 
 
 def require_unique(

@@ -94,9 +94,10 @@ class FileSource:
 
         :raises DatasetNotFoundError: none is there, or one can't be read.
         """
-        if not self.name.endswith(CONVERTED):
-            return scan_files(self.name, parts, texts=texts)
+        # The files are always those of marks(): polars' own pattern takes hidden ones, too.
         files = list(self.marks()) if parts is None else list(parts)
+        if not self.name.endswith(CONVERTED):
+            return scan_files(files, name=self.name, texts=texts)
         local = (copy_to_disk(file, self.name, self._spool.folder) for file in files)
         return spool_files(local, self._spool.folder, self.name)
 
@@ -171,7 +172,7 @@ class WebSource:
         self._fetched()
         if self._file.suffix in CONVERTED:
             return spool_files([self._file], self._spool.folder, self.name)
-        return scan_files(str(self._file), None, name=self.name, texts=texts)
+        return scan_files([str(self._file)], name=self.name, texts=texts)
 
     @property
     def _file(self) -> Path:
@@ -276,45 +277,110 @@ def _unreadable(source: str) -> str:
     """Name the first of the files that is none of its kind; nothing where each is."""
     for file in sorted(glob.glob(source)) if source.endswith(_SCANNED) else ():  # noqa: PTH207 - may be absolute
         try:
-            scan_files(file, None)
+            scan_files([file], name=source)
         except DatasetNotFoundError:
             return f"{file}: "
     return ""
 
 
-def scan_files(
-    source: str, files: Sequence[str] | None, *, name: str | None = None, texts: Sequence[str] = ()
-) -> pl.LazyFrame:
+def scan_files(files: Sequence[str], *, name: str, texts: Sequence[str] = ()) -> pl.LazyFrame:
     """Scan files where they are.
 
-    :param files: of the source's files only these.
-    :param name: for messages.
+    :param files: taken literally; a name with ``*`` or ``[`` is no pattern here.
+    :param name: what they were found by, for messages and with the connection.
     :param texts: columns that a CSV file's text is taken of as it is: ``007`` is not 7.
-    :raises DatasetNotFoundError: no readable file matches.
+    :raises DatasetNotFoundError: one can't be read.
+    :raises SchemaMismatchError: they have other columns than the first one, or values of types that don't go together.
     :raises StorageError: the store does not answer.
     """
     import polars as pl
 
-    scanners: dict[str, Callable[..., pl.LazyFrame]] = {
-        ".parquet": pl.scan_parquet,
-        ".csv": partial(pl.scan_csv, schema_overrides=dict.fromkeys(texts, pl.String)),
-        ".jsonl": pl.scan_ndjson,
-    }
-    scanner = next(scan for suffix, scan in scanners.items() if source.endswith(suffix))
-    place = locate(source)
+    place = locate(name)
     given: dict[str, Any] = {}
     if place.options is not None:
         given = {"storage_options": place.options, "credential_provider": None}
+    scanners: dict[str, Callable[..., pl.LazyFrame]] = {
+        ".parquet": pl.scan_parquet,
+        ".csv": partial(pl.scan_csv, schema_overrides=dict.fromkeys(texts, pl.String)),
+        ".jsonl": partial(pl.scan_ndjson, infer_schema_length=None),
+    }
+    suffix = next(suffix for suffix in scanners if name.endswith(suffix))
+
+    def scan(some: Sequence[str], **options: Any) -> pl.LazyFrame:
+        return scanners[suffix]([glob.escape(file) for file in some], **given, **options)
+
     try:
-        frame = scanner(place.uri if files is None else list(files), **given)
+        if suffix == ".jsonl":
+            return scan(files, schema=_json_types(files, scan, name))
+        frame = scan(files)
         frame.collect_schema()
     except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
-        raise DatasetNotFoundError(f"no readable file matches {name or source}: {err}") from err
+        _require_same_columns(files, scan, name)
+        raise DatasetNotFoundError(f"no readable file matches {name}: {err}") from err
     except OSError as err:
         raise StorageError(
-            f"could not read {name or source}: {str(err).splitlines()[0]}. Check that the store answers and its address"
+            f"could not read {name}: {str(err).splitlines()[0]}. Check that the store answers and its address"
         ) from err
     return frame
+
+
+def _json_types(
+    files: Sequence[str], scan: Callable[[Sequence[str]], pl.LazyFrame], name: str
+) -> dict[str, pl.DataType]:
+    """Look at every line: polars would take the keys of the first ones of the first file, and leave out all others.
+
+    :raises SchemaMismatchError: a key has values in two files that don't go together.
+    """
+    import polars as pl
+
+    types: dict[str, pl.DataType] = {}
+    where: dict[str, str] = {}
+    problem: Exception | None = None
+    for file in files:
+        try:
+            schema = scan([file]).collect_schema()
+        except pl.exceptions.ComputeError as err:
+            if "empty reader" not in str(err):
+                raise
+            problem = err  # a file without a line has no rows
+            continue
+        for column, dtype in schema.items():
+            known = types.get(column, pl.Null())
+            if known in (dtype, pl.Null()):
+                types[column], where[column] = dtype, file
+            elif {known, dtype} == {pl.Int64(), pl.Float64()}:
+                types[column] = pl.Float64()
+            elif dtype != pl.Null:
+                raise SchemaMismatchError(
+                    f"{name} can't be read as one table: column {column!r} is {known} in {where[column]} and {dtype} in {file}. "
+                    "Make them one type at the source"
+                )
+    if problem is not None and not types:
+        raise problem
+    return types
+
+
+def _require_same_columns(
+    files: Sequence[str], scan: Callable[[Sequence[str]], pl.LazyFrame], name: str
+) -> None:
+    """Name the first of the files that has other columns than the first one, or the same in another order.
+
+    :raises SchemaMismatchError: there is one.
+    """
+    import polars as pl
+
+    first: list[str] = []
+    for file in files:
+        try:
+            columns = scan([file]).collect_schema().names()
+        except (OSError, pl.exceptions.PolarsError):
+            return  # what is wrong is not the columns
+        first = first or columns
+        if columns != first:
+            raise SchemaMismatchError(
+                f"{name} can't be read as one table: {files[0]} has columns {', '.join(first)}, and {file} has "
+                f"{', '.join(columns)}. Make them the same, in the same order, at the source"
+            )
 
 
 def _utc(column: str, schema: pl.Schema) -> pl.Expr:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -173,3 +174,18 @@ def test_a_server_that_goes_away(database: sa.Connection, tmp_path: Path) -> Non
     with pytest.raises(SourceUnavailableError, match=r"does not answer"):
         ingest(sql, str(tmp_path / "table"))
     assert not delta.table_exists(str(tmp_path / "table"))
+
+
+def test_a_value_that_the_database_cannot_read_is_not_shown(
+    database: sa.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = {"conn_type": "airflow_mlops_hashing", "password": "k" * 32}
+    monkeypatch.setenv("AIRFLOW_CONN_HASHING_DEFAULT", json.dumps(connection))
+    database.execute(sa.text("CREATE TABLE people (id int, email text)"))
+    database.execute(sa.text("INSERT INTO people VALUES (1, 'canary@example.org')"))
+    how = {"table": str(tmp_path / "table"), "hash_columns": "email"}
+    with pytest.raises(ValueError, match="what stands there is not shown") as refused:
+        ingest("SELECT id, CAST(email AS int) AS email FROM people", **how)
+    assert "canary" not in "".join(traceback.format_exception(refused.value))
+    with pytest.raises(ValueError, match='column "mail" does not exist'):
+        ingest("SELECT id, mail AS email FROM people", **how)

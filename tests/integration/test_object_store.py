@@ -238,7 +238,8 @@ class TestRefusals:
         assert not delta.table_exists(bucket.uri("trips"))
 
     def test_no_such_connection(self, bucket: Bucket, tmp_path: Path) -> None:
-        for source, table in (("s3://sea@b/*.csv", str(tmp_path)), (f"{tmp_path}/a.csv", "s3://sea@b/table")):
+        file = str(tmp_path / "a.csv")
+        for source, table in (("s3://sea@b/*.csv", str(tmp_path)), (file, "s3://sea@b/table")):
             with pytest.raises(ConnectionConfigError, match=r"'sea' is not defined: .*AIRFLOW_CONN_SEA"):
                 ingest(source, table)
             with pytest.raises(ConnectionConfigError, match=r"'sea' was not handed to this step"):

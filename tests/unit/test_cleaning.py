@@ -20,6 +20,7 @@ from airflow.sdk import Asset
 
 from airflow_mlops.core import batches
 from airflow_mlops.core.cleaning import ValueHasher
+from airflow_mlops.core.row_values import RowColumns
 from airflow_mlops.exceptions import (
     CommitConflictError,
     ConnectionConfigError,
@@ -32,7 +33,7 @@ from airflow_mlops.ledger import Ledger
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.ingest_clean import Cleaner
+from airflow_mlops.steps.ingest_clean import Cleaner, without_values
 
 KEY, OTHER_KEY = "8c1f" * 16, "77aa" * 16
 
@@ -439,6 +440,16 @@ class TestNoTrace:
         assert "what stands there is not shown" in str(problem.value)
         told = "".join(traceback.format_exception(problem.value))
         assert not self.leaks(told, caplog.text)
+
+    def test_of_what_no_column_can_hold(self) -> None:
+        with pytest.raises(SchemaMismatchError, match="4929123456781234000") as shown:
+            RowColumns(["card"], "a query").frame([(4929123456781234000000,)])
+        assert "4929" not in str(without_values("a query", shown.value))
+
+    def test_a_condition_with_a_slip_is_shown(self, tmp_path: Path, run: Any) -> None:
+        source = land(tmp_path, "a.parquet", x=[1], email=["a"], name=["b"])
+        with pytest.raises(ValueError, match="keep_where 'x >' is no condition"):
+            run(source, keep_where="x >")
 
     def test_of_the_key_where_it_is_shown(self) -> None:
         assert not self.leaks(repr(Services(hash_key=KEY)), repr(ValueHasher(KEY)))

@@ -12,7 +12,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, convert_to_deltalake, write_deltalake
+from deltalake.schema import Field, PrimitiveType, Schema
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from airflow_mlops.core.codec import to_dict
@@ -185,6 +186,26 @@ class TestWhatIsRead:
         with pytest.raises(OSError, match="only 0 bytes long"):
             delta.describe(table)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"columns": ["x"]},
+            {"total": ["3", 1, 2]},
+            {"total": [4, 1, 2]},
+            {"total": [3, -1, 2]},
+            {"total": [3]},
+        ],
+    )
+    def test_what_is_remembered_may_be_wrong(self, tmp_path: Path, change: dict[str, Any]) -> None:
+        """Also numbers that are no sum of so many rows as the log says the file has."""
+        table = str(tmp_path / "table")
+        self.append(tmp_path, table, 0)
+        path = tmp_path / "table/_airflow_mlops/digest.json"
+        ((files, columns, total),) = json.loads(path.read_text())
+        told = {"columns": columns, "total": total} | change
+        path.write_text(json.dumps([[files, told["columns"], told["total"]]]))
+        assert delta.describe(table).dataset_digest == from_scratch(table)
+
     @pytest.mark.parametrize("text", ["", "[1]", "[[1, 2, 3]]", json.dumps({"a": 1}), "\x00"])
     def test_what_is_remembered_may_be_torn(self, tmp_path: Path, text: str) -> None:
         table = str(tmp_path / "table")
@@ -201,6 +222,16 @@ class TestWhatIsRead:
         assert len(gone) == 2
         assert (tmp_path / "table/_airflow_mlops/digest.json").exists()
         assert delta.describe(table).dataset_digest == from_scratch(table)
+
+    def test_files_of_one_name_in_several_folders(self, tmp_path: Path) -> None:
+        """As in a table that was made of folders of Parquet files."""
+        for rows, city in enumerate(["a", "b"], start=1):
+            (tmp_path / f"city={city}").mkdir()
+            pl.DataFrame({"x": [rows] * rows}).write_parquet(tmp_path / f"city={city}" / "part-0.parquet")
+        folders = Schema([Field("city", PrimitiveType("string"))])
+        convert_to_deltalake(str(tmp_path), partition_by=folders, partition_strategy="hive")
+        described = delta.describe(str(tmp_path))
+        assert (described.row_count, described.dataset_digest) == (3, from_scratch(str(tmp_path)))
 
     def test_partitions(self, tmp_path: Path) -> None:
         table = str(tmp_path / "table")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -184,10 +185,72 @@ class TestSources:
         with pytest.raises(DatasetNotFoundError, match=r"no readable file matches .*rows\.csv"):
             run_step("ingest", {"source": str(tmp_path / "rows.csv"), "table": "t"}, Services())
 
+    @pytest.mark.parametrize("header", ["x,t", "t,y", "t,x,z", "t"])
+    def test_csv_files_with_other_columns(self, tmp_path: Path, header: str) -> None:
+        (tmp_path / "a.csv").write_text("t,x\n2024-01-02,1\n")
+        (tmp_path / "b.csv").write_text(header + "\n" + ",".join("2" * len(header.split(","))) + "\n")
+        error = self.refuse(tmp_path, str(tmp_path / "*.csv"))
+        assert f"has columns t, x, and {tmp_path / 'b.csv'} has {header.replace(',', ', ')}" in str(error)
+
+    def test_json_lines_whose_types_do_not_go_together(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"t": "2024-01-02", "x": 1}\n')
+        (tmp_path / "b.jsonl").write_text('{"t": "2024-01-02", "x": "one"}\n')
+        error = self.refuse(tmp_path, str(tmp_path / "*.jsonl"))
+        assert f"'x' is Int64 in {tmp_path / 'a.jsonl'} and String in {tmp_path / 'b.jsonl'}" in str(error)
+
     @pytest.mark.parametrize("window", [None, to_dict(JANUARY)])
     def test_a_row_without_a_time_is_counted_not_dropped(self, tmp_path: Path, window: object) -> None:
         source = land(tmp_path, t=[None, datetime(2024, 1, 2), None], x=[1.0, 2.0, 3.0])
         assert "time column 't' has 2 nulls" in str(self.refuse(tmp_path, source, window=window))
+
+
+def test_every_key_of_json_lines_is_seen(tmp_path: Path) -> None:
+    """Wherever it comes first: in a late line, or in another file than the first."""
+    table = str(tmp_path / "table")
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "b.jsonl").write_text('{"x": 1}\n' * 2000 + '{"x": 1.5, "late": true}\n')
+    (tmp_path / "c.jsonl").write_text('{"x": 2, "renamed": "r"}\n')
+    run_step("ingest", {"source": str(tmp_path / "*.jsonl"), "table": table}, Services())
+    rows = delta.read_table(table).collect()
+    assert rows.height == 2002
+    assert rows.select(pl.col("x").sum(), pl.col("late", "renamed").drop_nulls()).row(0) == (
+        2003.5,
+        True,
+        "r",
+    )
+    (tmp_path / "d.jsonl").write_text('{"x": 2, "renamed": "r", "late": false, "more": 1}\n')
+    with pytest.raises(SchemaMismatchError, match=r"more is new .*add_columns"):
+        run_step("ingest", {"source": str(tmp_path / "*.jsonl"), "table": table}, Services())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_files_are_taken_by_their_names(tmp_path: Path, mode: str, kind: str) -> None:
+    """A name is no pattern, and hidden files, which others are still writing, are none of the source's."""
+    for number, name in enumerate(["a1", "a[1]", "a*", ".a2"]):
+        rows = pl.DataFrame({"x": [number]})
+        write = {"parquet": rows.write_parquet, "csv": rows.write_csv, "jsonl": rows.write_ndjson}[kind]
+        write(tmp_path / f"{name}.{kind}")
+    table = str(tmp_path / "table")
+    run_step("ingest", {"source": str(tmp_path / f"*.{kind}"), "table": table, "mode": mode}, Services())
+    assert sorted(delta.read_table(table).collect()["x"]) == [0, 1, 2]
+
+
+def test_a_file_that_is_written_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, table = land(tmp_path, x=[1, 2]), str(tmp_path / "table")
+    run_step("ingest", {"source": source, "table": table}, Services())
+    write = delta.TableWriter.replace
+
+    def written_meanwhile(*arguments: Any, **options: Any) -> int:
+        pl.DataFrame({"x": [3]}).write_parquet(tmp_path / "new")
+        (tmp_path / "new").replace(source)
+        return write(*arguments, **options)
+
+    land(tmp_path, x=list(range(20 * BATCH_ROWS)))  # more than is read ahead of the write
+    monkeypatch.setattr(delta.TableWriter, "replace", written_meanwhile)
+    with pytest.raises(CommitConflictError, match=r"rows\.parquet changed while it was read"):
+        run_step("ingest", {"source": source, "table": table}, Services())
+    assert sorted(delta.read_table(table).collect()["x"]) == [1, 2]
 
 
 def test_a_digest_is_that_of_the_table_read_at_once(tmp_path: Path) -> None:

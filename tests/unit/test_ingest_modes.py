@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
 from airflow_mlops.exceptions import (
     CommitConflictError,
@@ -104,6 +108,52 @@ class TestAppend:
             ingest(str(tmp_path / "*.parquet"), table, mode="append")
 
 
+class TestRestore:
+    """What a restore took back was never ingested."""
+
+    @pytest.mark.parametrize("how", ["version", "instant"])
+    def test_files_are_appended_again_once(self, tmp_path: Path, table: str, how: str) -> None:
+        source = str(tmp_path / "*.parquet")
+        land(tmp_path, "a.parquet", x=[1])
+        ingest(source, table, mode="append")
+        for turn in range(3):
+            land(tmp_path, f"b{turn}.parquet", x=[2 + turn])
+            kept = DeltaTable(table)
+            committed = datetime.fromtimestamp(kept.history(1)[0]["timestamp"] / 1000, UTC)
+            ingest(source, table, mode="append")
+            DeltaTable(table).restore(kept.version() if how == "version" else committed)
+            assert content(table)["x"] == list(range(1, 2 + turn))
+            assert [ingest(source, table, mode="append")["row_count"] for _ in range(2)] == [1, 0]
+            assert content(table)["x"] == list(range(1, 3 + turn))
+
+    def test_values_and_hashes_do_not_mix(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=["a"])
+        ingest(source, table)
+        spec = {"source": source, "table": table, "cleaning": {"hash_columns": ["x"]}}
+        run_step("ingest", spec, Services(hash_key="k" * 32))
+        DeltaTable(table).restore(1)
+        with pytest.raises(SchemaMismatchError, match="holds values in column 'x', and their hashes"):
+            run_step("ingest", spec | {"mode": "append"}, Services(hash_key="k" * 32))
+        assert content(table) == {"x": ["a"]}
+
+
+def test_a_version_has_its_own_number_while_others_commit(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        write_deltalake(table, pa.table({"x": [1]}), mode="append")
+    first = datetime.fromtimestamp(DeltaTable(table).history()[-1]["timestamp"] / 1000, UTC)
+    history, late = DeltaTable.history, iter(range(2))
+
+    def committed_meanwhile(self: DeltaTable, limit: int | None = None) -> Any:
+        for _ in [*itertools.islice(late, 1)]:
+            write_deltalake(table, pa.table({"x": [1]}), mode="append")
+        return history(self, limit)
+
+    monkeypatch.setattr(DeltaTable, "history", committed_meanwhile)
+    assert delta.version_as_of(table, first.isoformat()) == 0
+
+
 class TestUpsert:
     def test_rows_take_the_place_of_those_with_their_key(self, tmp_path: Path, table: str) -> None:
         first = land(tmp_path, "a.parquet", x=[1, 2], y=["a", "b"])
@@ -176,6 +226,63 @@ class TestIncremental:
             land(tmp_path, "a.parquet", x=list(range(stop)))
             together(3, source, table, mode="incremental", watermark_column="x")
             assert content(table)["x"] == list(range(stop))
+
+    @pytest.mark.parametrize(
+        ("values", "overlap"),
+        [
+            ([date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 4)], 2),
+            ([Decimal("0.10"), Decimal("0.20"), Decimal("0.40")], 0.2),
+            ([0.25, 0.5, 1.0], 0.5),
+            ([1, 2, 4], 2.0),
+        ],
+    )
+    def test_an_overlap_is_in_days_or_the_columns_unit(
+        self, tmp_path: Path, table: str, values: list[Any], overlap: float
+    ) -> None:
+        how = {"mode": "incremental", "watermark_column": "w", "keys": "x", "overlap": overlap}
+        ingest(land(tmp_path, "a.parquet", x=[0, 4], w=[values[0], values[2]]), table, **how)
+        ingest(land(tmp_path, "b.parquet", x=[1, 2, 4], w=[values[0], values[1], values[2]]), table, **how)
+        assert content(table)["x"] == [0, 2, 4]
+
+    def test_below_a_text_there_is_no_overlap(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1], w=["2024-01-01"])
+        how = {"mode": "incremental", "watermark_column": "w", "keys": "x"}
+        with pytest.raises(SchemaMismatchError, match=r"overlap needs .* 'w' of .* is String"):
+            ingest(source, table, overlap=1, **how)
+        ingest(source, table, **how)
+        with pytest.raises(SchemaMismatchError, match=r"overlap needs .* 'w' of .* is String"):
+            ingest(source, table, overlap=1, **how)
+
+    @pytest.mark.parametrize("mode", ["incremental", "upsert"])
+    def test_nan_is_no_watermark_and_no_key(self, tmp_path: Path, table: str, mode: str) -> None:
+        """It is above every watermark, so its rows would come again each time."""
+        source = land(tmp_path, "a.parquet", w=[1.0, float("nan")])
+        with pytest.raises(SchemaMismatchError, match=r"column 'w' has 1 nulls or NaN"):
+            ingest(source, table, mode=mode, watermark_column="w", keys="w")
+        assert not delta.table_exists(table)
+
+
+def test_times_of_a_table_that_others_append_to_while_it_is_replaced(
+    tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = land(tmp_path, "a.parquet", t=[START])
+    ingest(source, table)
+    write = delta.TableWriter.replace
+
+    def appended_meanwhile(*arguments: Any, **options: Any) -> int:
+        write_deltalake(
+            table,
+            delta.read_table(table).select(pl.col("t") + timedelta(days=9)).collect().to_arrow(),
+            mode="append",
+        )
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(delta.TableWriter, "replace", appended_meanwhile)
+    task = IngestDatasetOperator(
+        task_id="i", source=source, table=table, time_column="t", window_start=None, window_end=None
+    )
+    dataset = run_step("ingest", task.build_spec({}), Services())["dataset"]
+    assert (dataset["row_count"], dataset["time_max"]) == (2, "2024-01-10T00:00:00Z")
 
 
 class TestSchemaPolicy:

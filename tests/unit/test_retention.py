@@ -55,6 +55,20 @@ class TestOldRows:
         assert (again["row_count"], again["retention"]["dropped_rows"]) == (0, 0)
         assert again["dataset"] == first["dataset"]
 
+    def test_the_watermark_is_that_of_what_is_left(self, tmp_path: Path) -> None:
+        path, table = tmp_path / "late.parquet", str(tmp_path / "table")
+        pl.DataFrame({"t": [START, START + timedelta(days=9)], "number": [2, 1]}).write_parquet(path)
+        spec = {"source": str(path), "table": table, "time_column": "t", "mode": "incremental"}
+        spec |= {"watermark_column": "number", "retention": {"drop_before": "2024-01-03"}}
+        assert run_step("ingest", spec, Services())["watermark"] == "1"
+
+    def test_a_bound_that_was_rendered_from_nothing_is_none(self) -> None:
+        task = IngestDatasetOperator(
+            task_id="i", source="a.csv", table="t", drop_before="None", source_version="None"
+        )
+        spec = task.build_spec({})
+        assert (spec["retention"]["drop_before"], spec["source_version"]) == (None, None)
+
     def test_where_an_attempt_ended_before_it_dropped_them(self, tmp_path: Path) -> None:
         ingest(tmp_path, range(5))
         retried = ingest(tmp_path, range(5), drop_before="2024-01-03T00:00:00Z")
