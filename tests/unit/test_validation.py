@@ -318,6 +318,7 @@ EDGES = pl.DataFrame(
         "u": _edge(2**32 - 1, 2**32 - 1, None, 7, dtype=pl.UInt32),
         "g": _edge(0.1, 0.1, 0.7, 16777217.0, dtype=pl.Float32),
         "h": _edge(0.1, None, math.nan, 0.7, dtype=pl.Float32),
+        "f": _edge(1e200, -0.0, 0.0, 0.5, dtype=pl.Float64),
         "k": _edge(1, 2, 2, 3, dtype=pl.Int64),
         "m": _edge(*MICROSECONDS, dtype=pl.Datetime("us", "UTC")).cast(pl.Datetime("ms", "UTC")),
         "t": _edge(*MICROSECONDS, dtype=pl.Datetime("us", "UTC")),
@@ -337,13 +338,14 @@ def _all_edges() -> list[dict[str, Any]]:
     found += [
         (f"column_{kind}_to_be_between", {"column": column, bound: value})
         for kind in ("min", "max", "mean", "median", "sum", "stdev")
-        for column in "iug"
+        for column in "iugf"
         for bound in ("min_value", "max_value")
         for value in (0.1, 2**31)
     ]
     return [{"type": f"expect_{kind}", "kwargs": kwargs} for kind, kwargs in found]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the deviation
 def test_sums_beyond_32_bits_and_times_finer_than_the_column() -> None:
     judged = require_same(EDGES, _all_edges())
     assert (
@@ -359,3 +361,17 @@ def test_values_that_cannot_be_counted_are_shown() -> None:
         assert mine["meta"]["engine"] == "polars"
         assert mine["result"]["unexpected_count"] == 2
         assert mine["result"]["partial_unexpected_list"] == rows[column].drop_nulls().to_list()
+
+
+def test_an_error_shows_no_private_value_and_no_whole_column() -> None:
+    rows = pl.LazyFrame(
+        {"email": [f"u{number}@example.org" for number in range(1000)], "n": list(range(1000))}
+    )
+    suite = suite_of("expect_column_mean_to_be_between", column="email", min_value=1)
+    with pytest.raises(ExpectationError) as shown:
+        validate_frame(rows, suite)
+    assert "@example.org" in str(shown.value)
+    assert len(str(shown.value)) < 1200
+    with pytest.raises(ExpectationError, match=r"expect_column_mean_to_be_between.*private column") as hidden:
+        validate_frame(rows, suite, private=["email"])
+    assert "@example.org" not in str(hidden.value)
