@@ -198,7 +198,9 @@ def _values(one: tuple[Result, str | None], row_ids: Mapping[int, Any], id_colum
     else:
         header = ("Value", "Times among those shown")
         counts = found.get("partial_unexpected_counts") or []
-        rows = tuple((_value(item.get("value")), str(item.get("count", ""))) for item in counts)
+        if any("value" not in item for item in counts):  # values that can't be counted, such as lists
+            counts = [{"value": value} for value in values]
+        rows = tuple((_value(item["value"]), str(item.get("count", ""))) for item in counts)
     if not rows:
         return Section(title=_subject(config))
     title = f"The first {len(values)} of {found.get('unexpected_count', len(values)):,}"

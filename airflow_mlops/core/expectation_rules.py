@@ -115,11 +115,14 @@ def kind_of(dtype: pl.DataType) -> str | None:
 
 
 def value_of(column: str, schema: pl.Schema) -> pl.Expr:
-    """Give a column's values, floats in full width and without NaN."""
+    """Give a column's values, floats in full width and without NaN, times in microseconds."""
     import polars as pl
 
-    value = pl.col(column)
-    return value.cast(pl.Float64).fill_nan(None) if schema[column].is_float() else value
+    value, dtype = pl.col(column), schema[column]
+    if isinstance(dtype, pl.Datetime):
+        # Polars compares two units in the coarser one, and would cut a bound to it.
+        return value.cast(pl.Datetime("us", dtype.time_zone))
+    return value.cast(pl.Float64).fill_nan(None) if dtype.is_float() else value
 
 
 def guards_of(schema: pl.Schema, *columns: str) -> dict[str, pl.Expr]:

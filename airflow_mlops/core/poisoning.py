@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +119,17 @@ class Relation:
     changed: bool
 
 
+class HeldBefore(NamedTuple):
+    """What an earlier partition was held for, and nobody released.
+
+    :param rate: as in :class:`LabelNoise`.
+    :param gap: as in :class:`Relation`.
+    """
+
+    rate: float
+    gap: float
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuspiciousSlice:
     """Rows in which more labels are contradicted than in the same rows of trusted partitions.
@@ -148,6 +159,22 @@ def conformal_p_value(value: float, trusted: Sequence[float]) -> float:
     0.1
     """
     return (1 + sum(item >= value for item in trusted)) / (len(trusted) + 1)
+
+
+def held_by_chance(held: Sequence[HeldBefore], trusted: int, level: float) -> list[HeldBefore]:
+    """Take those held partitions that a new one is compared with all the same.
+
+    Among trusted partitions alone none is as noisy as those that were held, the false alarms included; ranked there, ever more clean
+    ones would be held: half of them after some hundred. So twice as many as are held by chance, those with the lowest rates, stay in
+    the comparison. Simulated, the rate of false alarms is then the stated one in the long run, where nobody releases any.
+
+    :param held: between the trusted partitions.
+    :param trusted: how many of these there are.
+
+    >>> [item.rate for item in held_by_chance([HeldBefore(rate, 0.0) for rate in (0.3, 0.1, 0.2)], 19, 0.05)]
+    [0.1, 0.2]
+    """
+    return sorted(held)[: math.ceil(2.0 * level * (trusted + 1) - 1e-9)]
 
 
 def wrong_share(rate: float, clean_rate: float, gain: float) -> float:

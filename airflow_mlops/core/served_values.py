@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,8 @@ Expectation = Mapping[str, Any]
 TYPES = {"number": "float64", "string": "str"}
 #: Behind the name of an input, the same in the training table.
 TABLE = " (table)"
+#: So many standard errors are left to chance: inputs are many, and each window is judged.
+_SIGMAS = 4.0
 #: Share of the rows that differ that have to follow a pattern for it to be told.
 _PATTERN_SHARE = 0.9
 #: Arguments that name columns.
@@ -52,13 +55,18 @@ class ServedDifference:
     examples: tuple[dict[str, str | None], ...]
 
 
-def contract_of(fields: Iterable[FieldSpec], trained: Profile, *, share: float) -> list[dict[str, Any]]:
+def contract_of(
+    fields: Iterable[FieldSpec], trained: Profile, *, share: float, rows: int, there: Mapping[str, int]
+) -> list[dict[str, Any]]:
     """Give what a model's package says of its training rows as expectations.
 
-    They are those that :func:`airflow_mlops.core.skew.find_skew` judges from profiles; here rows are judged, so that they can be named.
+    They are those that :func:`airflow_mlops.core.skew.find_skew` judges from profiles; here rows are judged, so that they can be named,
+    and few requests may be unlike the training by chance.
 
     :param trained: profile of the training rows.
     :param share: share of the requests that may be unlike the training rows, beyond those rows that already were.
+    :param rows: how many requests are judged.
+    :param there: in how many of them an input is not null; those that are not there were never sent.
     """
     found = []
     for item in fields:
@@ -70,26 +78,25 @@ def contract_of(fields: Iterable[FieldSpec], trained: Profile, *, share: float) 
                 "column_values_to_not_be_null",
                 item.name,
                 f"null in {nulls:.2%} of the training rows",
-                mostly=_mostly(1.0 - nulls - share),
+                mostly=_mostly(nulls + share, profile.row_count, rows),
             )
         )
-        found += _of_values(profile, share)
+        found += _of_values(profile, share, there.get(item.name, 0))
     return found
 
 
-def _of_values(profile: ColumnProfile, share: float) -> list[dict[str, Any]]:
+def _of_values(profile: ColumnProfile, share: float, rows: int) -> list[dict[str, Any]]:
     if isinstance(profile, NumericProfile) and profile.layout.kind == "number" and profile.count:
         limits = {"min_value": profile.minimum, "max_value": profile.maximum}
         note = "the smallest and the largest of the training"
-        return [
-            _expect("column_values_to_be_between", profile.name, note, mostly=_mostly(1.0 - share), **limits)
-        ]
+        mostly = _mostly(share, profile.count, rows)
+        return [_expect("column_values_to_be_between", profile.name, note, mostly=mostly, **limits)]
     if isinstance(profile, CategoricalProfile) and profile.layout.kind == "category" and profile.count:
         others = profile.other_count / profile.count
         note = (
             f"categories of the training; {others:.2%} of its rows had others, too rare to be known by name"
         )
-        values, mostly = list(profile.layout.categories), _mostly(1.0 - others - share)
+        values, mostly = list(profile.layout.categories), _mostly(others + share, profile.count, rows)
         return [_expect("column_values_to_be_in_set", profile.name, note, value_set=values, mostly=mostly)]
     return []
 
@@ -216,5 +223,13 @@ def _expect(kind: str, column: str, notes: str, **kwargs: Any) -> dict[str, Any]
     }
 
 
-def _mostly(share: float) -> float:
-    return max(0.0, round(share, 6))
+def _mostly(unlike: float, trained: int, asked: int) -> float:
+    """Give the share that has to fit, where the others are so many in the long run: of few rows chance takes more.
+
+    >>> _mostly(0.01, 10_000, 50), _mostly(0.01, 10_000, 100_000)
+    (0.933574, 0.985826)
+    """
+    if not 0.0 < unlike < 1.0:
+        return max(0.0, 1.0 - unlike)
+    chance = _SIGMAS * math.sqrt(unlike * (1.0 - unlike) * (1.0 / max(trained, 1) + 1.0 / max(asked, 1)))
+    return max(0.0, round(1.0 - unlike - chance, 6))

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+#: The largest number whose square, many times, is still one.
+_LARGEST = 1e150
+
+
 def _within(observed: Any, kwargs: Kwargs) -> bool:
     low, high = kwargs.get("min_value"), kwargs.get("max_value")
     above = low is None or (observed > low if kwargs.get("strict_min") else observed >= low)
@@ -47,24 +51,46 @@ def _judge_number(name: str, kwargs: Kwargs) -> Judge:
     return judge
 
 
+def _of_numbers(kwargs: Kwargs, schema: pl.Schema) -> tuple[str, ...] | None:
+    """Take the column, where pandas computes in the same width: of floats in 32 bits it computes, and compares, in 32."""
+    import polars as pl
+
+    columns = known_columns([kwargs.get("column")], schema, "number")
+    narrow = columns is not None and schema[columns[0]] == pl.Float32
+    return None if narrow or not _bounds_are_numbers(kwargs) else columns
+
+
 def _aggregate(name: str, aggregated: Callable[[pl.Expr], pl.Expr]) -> Compiler:
     def compile_rule(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
-        columns = known_columns([kwargs.get("column")], schema, "number")
-        if columns is None or not _bounds_are_numbers(kwargs):
+        import polars as pl
+
+        columns = _of_numbers(kwargs, schema)
+        if columns is None:
             return None
         key, value = f"{name}:{columns[0]}", value_of(columns[0], schema)
+        if schema[columns[0]].is_integer():
+            value = value.cast(
+                pl.Int64
+            )  # else numbers of 32 bits are added up in 32, and begin anew beyond them
         return TableRule(
             measures={key: aggregated(value)},
             judge=_judge_number(key, kwargs),
-            guards=guards_of(schema, *columns),
+            guards=guards_of(schema, *columns) | _too_large(name, columns[0], value),
         )
 
     return compile_rule
 
 
+def _too_large(name: str, column: str, value: pl.Expr) -> dict[str, pl.Expr]:
+    """Find finite values whose squares are not: pandas then says infinite, polars nothing."""
+    if name != "stdev":
+        return {}
+    return {f"large:{column}": (value.is_finite() & (value.abs() > _LARGEST)).any()}
+
+
 def _median(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:
-    columns = known_columns([kwargs.get("column")], schema, "number")
-    if columns is None or not _bounds_are_numbers(kwargs):
+    columns = _of_numbers(kwargs, schema)
+    if columns is None:
         return None
     key, value = f"median:{columns[0]}", value_of(columns[0], schema)
     guards = guards_of(schema, *columns)

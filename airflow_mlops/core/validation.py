@@ -151,11 +151,17 @@ def _evidence(rule: RowRule | UniqueRule, rows: list[dict[str, Any]]) -> dict[st
     tuples: list[Any] = [next(iter(row.values())) if single else tuple(row.values()) for row in rows]
     return {
         "partial_unexpected_list": rows if isinstance(rule, UniqueRule) and not single else tuples,
-        "partial_unexpected_counts": [
-            {"value": value, "count": count} for value, count in _in_order(Counter(tuples))
-        ],
+        "partial_unexpected_counts": _times(tuples),
         "partial_unexpected_index_list": positions,
     }
+
+
+def _times(values: list[Any]) -> list[dict[str, Any]]:
+    try:
+        counts = Counter(values)
+    except TypeError:  # lists and structures; Great Expectations says it in these words
+        return [{"error": "partial_exception_counts requires a hashable type"}]
+    return [{"value": value, "count": count} for value, count in _in_order(counts)]
 
 
 def _in_order(counts: Counter[Any]) -> list[tuple[Any, int]]:
@@ -177,11 +183,7 @@ def _repeated(frame: pl.LazyFrame, rule: UniqueRule, considered: int) -> tuple[i
     """
     import polars as pl
 
-    schema = frame.collect_schema()
-    values = [
-        pl.col(name).fill_nan(None) if schema[name].is_float() else pl.col(name) for name in rule.columns
-    ]
-    keys = frame.with_row_index(_ROW).filter(rule.considered).select(_ROW, *values)
+    keys = _considered_keys(frame, rule)
     parts = considered // _ROWS_AT_ONCE + 1
     count, first = 0, []
     for part in range(parts):
@@ -193,9 +195,19 @@ def _repeated(frame: pl.LazyFrame, rule: UniqueRule, considered: int) -> tuple[i
     return count, pl.concat(first).bottom_k(SHOWN_VALUES, by=_ROW).select(rule.columns)
 
 
+def _considered_keys(frame: pl.LazyFrame, rule: UniqueRule) -> pl.LazyFrame:
+    """Give the rows that count, with NaN as the null it is to pandas."""
+    import polars as pl
+
+    schema = frame.collect_schema()
+    values = [
+        pl.col(name).fill_nan(None) if schema[name].is_float() else pl.col(name) for name in rule.columns
+    ]
+    return frame.with_row_index(_ROW).filter(rule.considered).select(_ROW, *values)
+
+
 def _repeated_rows(frame: pl.LazyFrame, rule: UniqueRule, first: pl.DataFrame) -> list[dict[str, Any]]:
-    rows = frame.with_row_index(_ROW).filter(rule.considered).select(_ROW, *rule.columns)
-    found = rows.join(
+    found = _considered_keys(frame, rule).join(
         first.lazy(), on=list(rule.columns), how="semi", nulls_equal=True, maintain_order="left"
     )
     return found.head(SHOWN_VALUES).collect(engine="streaming").rows(named=True)

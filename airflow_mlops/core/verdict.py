@@ -20,6 +20,8 @@ QUALITY_KEY = "airflow.dataquality.result"
 _WARNED = 0.25
 
 _SHOWN_WIDTH = 60
+#: Of an argument, or an observed value, so many items and characters of each: a set may have thousands.
+_ITEMS, _CHARACTERS = 20, 100
 #: What a result says without showing a value.
 _COUNTS = frozenset({"element_count", "unexpected_count", "missing_count", "missing_percent"}) | {
     f"unexpected_percent{ending}" for ending in ("", "_total", "_nonmissing")
@@ -57,7 +59,7 @@ def hide_values(results: Iterable[Result], private: Collection[str]) -> list[dic
     """
     return [
         {**result, "result": _without_values(result["result"])}
-        if _may_show(result, private)
+        if may_show(result["expectation_config"]["kwargs"], private, result["meta"]["engine"])
         else dict(result)
         for result in results
     ]
@@ -179,34 +181,51 @@ def _without_values(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name in _COUNTS} | {"values_hidden": True}
 
 
-def _may_show(result: Result, private: Collection[str]) -> bool:
-    kwargs = result["expectation_config"]["kwargs"]
+def may_show(kwargs: Mapping[str, Any], private: Collection[str], engine: str) -> bool:
+    """Tell whether what is said of an expectation may hold a value of a private column.
+
+    :param engine: who judges.
+    """
     named = {
         str(name)
         for value in kwargs.values()
         for name in (value if isinstance(value, list | tuple) else [value])
     }
     about = any(kwargs.get(name) for name in SUBJECTS)
-    return bool(private) and (
-        bool(named & set(private)) or (not about and result["meta"]["engine"] != "polars")
-    )
+    return bool(private) and (bool(named & set(private)) or (not about and engine != "polars"))
 
 
 def _brief(result: Result, ids: Mapping[int, Any]) -> dict[str, Any]:
     config, numbers = result["expectation_config"], result["result"]
     told = {
         "expectation": config["type"],
-        "kwargs": config["kwargs"],
+        "kwargs": _bounded(config["kwargs"]),
         "severity": config["severity"],
         "unexpected_count": numbers.get("unexpected_count"),
         "unexpected_percent": numbers.get("unexpected_percent"),
-        "observed_value": numbers.get("observed_value"),
+        "observed_value": _bounded(numbers.get("observed_value")),
         "examples": [
             str(value)[:_SHOWN_WIDTH] for value in numbers.get("partial_unexpected_list", [])[:SHOWN_EXAMPLES]
         ],
     }
     rows = [ids[one] for one in numbers.get("partial_unexpected_index_list") or [] if one in ids]
     return told | {"row_ids": [str(row)[:_SHOWN_WIDTH] for row in rows]} if rows else told
+
+
+def _bounded(value: Any) -> Any:
+    """Cut what may be of any length.
+
+    >>> _bounded({"value_set": list(range(3000))})["value_set"][18:]
+    [18, 19, '… 2980 more']
+    """
+    if isinstance(value, str):
+        return value if len(value) <= _CHARACTERS else f"{value[:_CHARACTERS]}…"
+    if isinstance(value, Mapping):
+        return {name: _bounded(item) for name, item in list(value.items())[:_ITEMS]}
+    if not isinstance(value, list | tuple | set | frozenset):
+        return value
+    more = [f"… {len(value) - _ITEMS} more"] if len(value) > _ITEMS else []
+    return [_bounded(item) for item in list(value)[:_ITEMS]] + more
 
 
 def _join(value: Any) -> str:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.validation import judge_compiled, shape_result
-from airflow_mlops.core.verdict import SEVERITIES, name_expectation
+from airflow_mlops.core.verdict import SEVERITIES, may_show, name_expectation
 from airflow_mlops.exceptions import ExpectationError
 
 if TYPE_CHECKING:
     import polars as pl
 
 Suite = Mapping[str, Any]
+
+#: Longest cause, and longest arguments, of an error: pandas puts a whole column into some.
+_CAUSE = 500
 
 
 def load_suite(suite: str | Suite) -> dict[str, Any]:
@@ -48,7 +51,12 @@ def load_suite(suite: str | Suite) -> dict[str, Any]:
 
 
 def validate_frame(
-    frame: pl.LazyFrame, suite: Suite, *, engine: str = "auto", modules: Sequence[str] = ()
+    frame: pl.LazyFrame,
+    suite: Suite,
+    *,
+    engine: str = "auto",
+    modules: Sequence[str] = (),
+    private: Collection[str] = (),
 ) -> dict[str, Any]:
     """Judge every expectation of the suite.
 
@@ -56,6 +64,7 @@ def validate_frame(
     :param engine: ``auto`` judges the common expectations in polars and leaves the others to Great
         Expectations; ``great_expectations`` leaves all to it.
     :param modules: modules that define expectations of one's own, imported when Great Expectations judges.
+    :param private: columns of which an error tells no cause, as that may name values.
     :returns: a validation result in Great Expectations' shape: ``success``, ``suite_name``, ``statistics`` and ``results``;
         each result's ``meta.engine`` says who judged.
     :raises ExpectationError: naming the expectations that could not be evaluated at all, with the cause.
@@ -69,7 +78,9 @@ def validate_frame(
         shape_result(
             item, success=bool(raw["success"]), result=raw.get("result", {}), engine="great_expectations"
         )
-        for item, raw in zip(rest, _ask(frame, suite, rest, modules, "SUMMARY") if rest else (), strict=True)
+        for item, raw in zip(
+            rest, _ask(frame, suite, rest, modules, "SUMMARY", private=private) if rest else (), strict=True
+        )
     )
     results = [result or next(by_gx) for result in judged]
     passed = sum(result["success"] for result in results)
@@ -114,6 +125,7 @@ def _ask(
     modules: Sequence[str],
     result_format: Literal["SUMMARY"] | dict[str, Any],
     also: str | None = None,
+    private: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Give Great Expectations' own answers.
 
@@ -146,8 +158,11 @@ def _ask(
         raw: dict[str, Any] = batch.validate(expectation, result_format=result_format).to_json_dict()
         cause = _raised(raw.get("exception_info", {}))
         if cause is not None:
+            if may_show(source.get("kwargs", {}), private, "great_expectations"):
+                cause = "it may show values of a private column, so the cause is told only without private_columns"
+            asked = json.dumps(source.get("kwargs", {}), default=str)
             raise ExpectationError(
-                f"{source['type']}({json.dumps(source.get('kwargs', {}), default=str)}) could not be evaluated: {cause}"
+                f"{source['type']}({asked[:_CAUSE]}) could not be evaluated: {cause[:_CAUSE]}"
             )
         answers.append(raw)
     return answers

@@ -33,7 +33,7 @@ class CheckSkewOperator(StepOperator):
     :param window_end: first instant after it. (templated)
     :param action: ``gate`` fails the task where a critical expectation fails; ``warn`` only records the verdict.
     :param share: share of the requests that may be unlike the training rows (out of range, null, of an unseen category), in
-        ``[0, 1)``; a rule of thumb. (templated)
+        ``[0, 1)``; a rule of thumb. Four standard errors are added, as of few requests some are by chance. (templated)
     :param tolerance: difference of two numbers that is none, in proportion to the larger one. (templated)
     :param different_share: share of the compared rows in which an input may differ from the table, in ``[0, 1)``; a rule of
         thumb, for rows that were corrected afterwards. (templated)

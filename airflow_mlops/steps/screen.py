@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.drift_windows import windows_before
-from airflow_mlops.core.poisoning import LabelNoise, PoisoningPolicy, Relation, SuspiciousSlice, Verdict
+from airflow_mlops.core.poisoning import (
+    HeldBefore,
+    LabelNoise,
+    PoisoningPolicy,
+    Relation,
+    SuspiciousSlice,
+    Verdict,
+)
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import CommitConflictError, DatasetNotFoundError, InsufficientDataError
 from airflow_mlops.integrations import delta
@@ -70,7 +77,7 @@ class ScreenResult:
     :param verdict: ``enters``, ``held`` or ``undecided``.
     :param row_count: rows of the partition with a label.
     :param trusted_windows: how many partitions it was compared with.
-    :param held_windows: earlier ones that were held, and so are not trusted.
+    :param held_windows: earlier ones between these that were held, and so are not trusted.
     :param noise: ``None`` where nothing could be compared.
     :param suspicious_rows: ids (or places in the partition's order of time) of the rows most at odds with their label; only where
         one of the tests says no.
@@ -107,14 +114,18 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
             f"{spec.window} of {dataset.uri} has no row with a {spec.target!r}: nothing to screen"
         )
     held = _held_windows(dataset.uri, services)
-    windows = windows_before(spec.window, spec.policy.trusted_partitions + len(held))
-    trusted = [window for window in windows if not any(_overlap(window, one) for one in held)]
-    # Of trusted partitions only so many rows are kept in memory as are compared.
-    frames = (
-        evenly(_labelled(spec, dataset, window, features), spec.policy.rows_per_partition)
-        for window in trusted
-    )
-    partitions = [frame for frame in frames if frame.height][: spec.policy.trusted_partitions]
+    partitions: list[pl.DataFrame] = []
+    passed: list[Window] = []
+    for window in windows_before(spec.window, spec.policy.trusted_partitions + len(held)):
+        if len(partitions) == spec.policy.trusted_partitions:
+            break
+        over = [one for one in held if _overlap(window, one)]
+        passed += over
+        if not over:
+            # Of trusted partitions only so many rows are kept in memory as are compared.
+            rows = evenly(_labelled(spec, dataset, window, features), spec.policy.rows_per_partition)
+            partitions += [rows] if rows.height else []
+    between = list(dict.fromkeys(passed))
     screened = screen_partitions(
         new,
         partitions,
@@ -122,6 +133,7 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
         target=spec.target,
         time_column=spec.time_column,
         policy=spec.policy,
+        held=[held[window] for window in between],
     )
     headline = f"{spec.window} of {dataset.uri}: {screened.reason}"
     aside = None
@@ -135,7 +147,7 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
         headline=headline,
         row_count=new.height,
         trusted_windows=screened.trusted,
-        held_windows=len(windows) - len(trusted),
+        held_windows=len(between),
         noise=screened.noise,
         relation=screened.relation,
         suspicious_rows=tuple(_named(spec, new, screened)),
@@ -174,17 +186,19 @@ def _labelled(
     return known.sort(spec.time_column, maintain_order=True)
 
 
-def _held_windows(uri: str, services: Services) -> list[Window]:
-    """List the windows of a table that were held and nobody released, by the ledger: they are not trusted."""
+def _held_windows(uri: str, services: Services) -> dict[Window, HeldBefore]:
+    """Find the windows of a table that were held and nobody released, by the ledger: they are not trusted."""
     from airflow_mlops.ledger import EntryKind, Ledger
 
-    newest: dict[Window, bool] = {}
+    newest: dict[Window, HeldBefore | None] = {}
     with Ledger.open(services.require("ledger_url")) as ledger:
         for entry in ledger.entries(kind=EntryKind.SCREENING, subject=uri, limit=_LOOKED_AT):
+            told = entry.payload
+            stopped = told["verdict"] == "held" and told["released_by"] is None
             if entry.window is not None:
-                stopped = entry.payload["verdict"] == "held" and entry.payload["released_by"] is None
-                newest.setdefault(entry.window, stopped)
-    return [window for window, stopped in newest.items() if stopped]
+                found = HeldBefore(told["noise"]["rate"], told["relation"]["gap"]) if stopped else None
+                newest.setdefault(entry.window, found)
+    return {window: found for window, found in newest.items() if found is not None}
 
 
 def _overlap(one: Window, other: Window) -> bool:

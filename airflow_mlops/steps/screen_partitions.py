@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from airflow_mlops.core.poisoning import (
     DOSE,
+    HeldBefore,
     LabelNoise,
     PoisoningPolicy,
     Relation,
@@ -18,6 +19,7 @@ from airflow_mlops.core.poisoning import (
     contradiction_limit,
     decide,
     disagreement,
+    held_by_chance,
     judge_noise,
     judge_relation,
     suspicion,
@@ -69,12 +71,14 @@ def screen_partitions(
     target: str,
     time_column: str,
     policy: PoisoningPolicy,
+    held: Sequence[HeldBefore] = (),
     answers_of: AnswersOf = own_answers,
 ) -> Screened:
     """Compare a partition's labels with those of trusted partitions.
 
     :param new: its rows whose label is known, in the order of time.
     :param trusted: the same of the trusted partitions; those with too few rows are left out.
+    :param held: what partitions between the trusted ones were held for.
     :param answers_of: what answers for a partition's rows by models of its others; who screens the same partitions often can
         give one that remembers.
     """
@@ -110,12 +114,15 @@ def screen_partitions(
     limit = contradiction_limit(apart, classes=classes)
     rates = np.array([np.mean(item > limit) for item in apart])
     gain = _gain(answers_of, tables[:-1], truths[:-1], rates, classes=classes, limit=limit)
-    noise = judge_noise(float(rates[-1]), rates[:-1].tolist(), gain, policy.level)
+    beside = held_by_chance(held, len(trusted), policy.level)
+    usual = [*rates[:-1].tolist(), *(item.rate for item in beside)]
+    noise = judge_noise(float(rates[-1]), usual, gain, policy.level)
     plain = [item[:, :-1] for item in [*tables[:-1], tables[-1][at]]]  # without time: others have other times
     levels = [*pooled[:-1], pooled[-1][at]]
     others = others_answers(plain, levels, classes=classes)
     gaps = _other_rates(others, levels, classes=classes) - rates
-    relation = judge_relation(float(gaps[-1]), gaps[:-1].tolist(), policy.level)
+    usual = [*gaps[:-1].tolist(), *(item.gap for item in beside)]
+    relation = judge_relation(float(gaps[-1]), usual, policy.level)
     verdict, reason = decide(noise, relation, policy)
     if noise.p_value > policy.level and not relation.changed:
         return Screened(verdict, reason, noise, relation, trusted=len(trusted))

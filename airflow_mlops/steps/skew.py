@@ -52,7 +52,7 @@ class SkewSpec:
     :param window: predictions whose time is inside.
     :param champion_alias: the version whose package declares the inputs.
     :param suite: the training data's suite, or the path of its JSON file; what it says of columns that are no inputs is left out.
-    :param share: share of the requests that may be unlike the training rows, in ``[0, 1)``.
+    :param share: share of the requests that may be unlike the training rows, in ``[0, 1)``; what chance may add to it is allowed.
     :param table: dataset version or table URI that later has the same rows as the service was asked.
     :param id_column: its column that equals the prediction id.
     :param tolerance: difference of two numbers that is none, in proportion.
@@ -130,7 +130,8 @@ def run(spec: SkewSpec, services: Services) -> SkewResult:
     inputs, problems = as_contract(asked.select(_ID, **logged), fields)
     results = [_type_result(problem, inputs.height) for problem in problems]
     results += _others_logged(asked, list(manifest.signature.names))
-    contract = contract_of(fields, trained, share=spec.share)
+    there = {name: inputs.height - inputs[name].null_count() for name in logged}
+    contract = contract_of(fields, trained, share=spec.share, rows=inputs.height, there=there)
     ids = inputs[_ID]
     failures = _judge(inputs, [item for item in contract if _is_there(item, logged)], None, results, ids)
     results += [_missing(item) for item in contract if _is_gone(item, logged)]

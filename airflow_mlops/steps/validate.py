@@ -140,7 +140,7 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
         raise InsufficientDataError(f"window {spec.window} of {dataset.uri} has no rows: nothing to validate")
     suite = great_expectations.load_suite(spec.suite)
     report = great_expectations.validate_frame(
-        rows, suite, engine=spec.engine, modules=spec.expectation_modules
+        rows, suite, engine=spec.engine, modules=spec.expectation_modules, private=spec.private_columns
     )
     results = report["results"]
     engines = [result["meta"]["engine"] for result in results]
@@ -244,7 +244,11 @@ def _set_aside(
     if count / total > quarantine.budget:
         return f"{share} break a critical one, the quarantine's budget is {quarantine.budget:.3%}", None
     left = great_expectations.validate_frame(
-        rows.filter(~bad), suite, engine=spec.engine, modules=spec.expectation_modules
+        rows.filter(~bad),
+        suite,
+        engine=spec.engine,
+        modules=spec.expectation_modules,
+        private=spec.private_columns,
     )
     still = [result for result in left["results"] if gates(result)]
     if still:

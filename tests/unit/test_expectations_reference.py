@@ -21,7 +21,8 @@ PAGE = (REPOSITORY / "docs" / "reference" / "expectations.md").read_text()
 #: What the page calls the types of columns that polars may judge.
 JUDGED = {
     "whole numbers": [pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32],
-    "floats": [pl.Float32, pl.Float64],
+    "floats": [pl.Float64],
+    "narrow floats": [pl.Float32],
     "text": [pl.String],
     "times": [pl.Datetime("us", "UTC"), pl.Datetime("ms", "UTC")],
     "truth values": [pl.Boolean],
@@ -174,8 +175,9 @@ def _on(kind: str, **kwargs: Any) -> dict[str, Any]:
 
 BIG = 2**53 + 1
 AT = datetime(2024, 1, 1, tzinfo=UTC)
+NARROW = pl.Series([0.1, 0.7], dtype=pl.Float32)
 #: Cases of expectations that polars judges otherwise, by the page's words for them.
-CASES: dict[str, list[tuple[dict[str, list[Any]], dict[str, Any]]]] = {
+CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "`row_condition`, `condition_parser`": [
         ({"n": [1, 2]}, _on("column_values_to_be_between", column="n", min_value=2, row_condition="n > 1", condition_parser="pandas"))
     ],
@@ -237,6 +239,13 @@ CASES: dict[str, list[tuple[dict[str, list[Any]], dict[str, Any]]]] = {
     ],
     "`ignore_row_if` with an unknown word": [
         ({"n": [1], "m": [1]}, _on("column_pair_values_to_be_equal", column_A="n", column_B="m", ignore_row_if="maybe")),
+    ],
+    "minimum, maximum, mean, median, sum or deviation of narrow floats": [
+        ({"x": NARROW}, _on(f"column_{kind}_to_be_between", column="x", min_value=0.1))
+        for kind in ("min", "max", "mean", "median", "sum", "stdev")
+    ],
+    "a deviation of values beyond 1e150": [
+        ({"x": [1e200, 1.0]}, _on("column_stdev_to_be_between", column="x", min_value=0)),
     ],
     "a median of a column with infinities": [
         ({"x": [1.0, float("inf")]}, _on("column_median_to_be_between", column="x", min_value=0)),

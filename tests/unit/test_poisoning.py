@@ -18,7 +18,13 @@ import pytest
 from airflow.sdk import Asset
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.poisoning import PoisoningPolicy, conformal_p_value, judge_noise
+from airflow_mlops.core.poisoning import (
+    HeldBefore,
+    PoisoningPolicy,
+    conformal_p_value,
+    held_by_chance,
+    judge_noise,
+)
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
@@ -186,6 +192,29 @@ def test_level_is_kept_exactly_where_partitions_are_exchangeable() -> None:
         assert abs(np.mean(p_values <= level + 1e-12) - level) < 4 * np.sqrt(level * (1 - level) / 4000)
 
 
+def screen_stream(random: np.random.Generator, *, kept: bool) -> float:
+    """Share of clean partitions that are held in a long run, where nobody releases one."""
+    past = [(value, False) for value in random.random(19)]
+    for _ in range(400):
+        trusted, held = [], []
+        for value, stopped in reversed(past):
+            (held if stopped else trusted).append(value)
+            if len(trusted) == 19:
+                break
+        beside = held_by_chance([HeldBefore(value, 0.0) for value in held], 19, 0.05) if kept else []
+        value = random.random()
+        p_value = conformal_p_value(value, [*trusted, *(item.rate for item in beside)])
+        past.append((value, p_value <= 0.05 + 1e-12))
+    return float(np.mean([stopped for _, stopped in past[200:]]))
+
+
+def test_what_is_held_by_chance_does_not_make_the_next_ones_suspicious() -> None:
+    random = np.random.default_rng(0)
+    # 20 runs of about 200 partitions: a standard error of 0.004.
+    assert np.mean([screen_stream(random, kept=True) for _ in range(20)]) < 0.07
+    assert np.mean([screen_stream(random, kept=False) for _ in range(5)]) > 0.3
+
+
 @pytest.mark.parametrize("level", [0.05, 0.1, 0.2])
 def test_interval_leaves_zero_exactly_where_the_test_says_no(level: float) -> None:
     random = np.random.default_rng(1)
@@ -300,6 +329,9 @@ class TestOperator:
         delta.replace_window(table, day(DAYS_KEPT), time_column="t", window=later)
         done = run(window=later, action="warn")
         assert (done.result["trusted_windows"], done.result["held_windows"]) == (DAYS_KEPT - 1, 1)
+        # Its rate is one of five that may be there by chance, and so one that this day is ranked among.
+        sixths = done.result["noise"]["p_value"] * (DAYS_KEPT + 1)
+        assert sixths == pytest.approx(round(sixths))
         run(released_by="ada")
         assert run(window=later, action="warn").result["trusted_windows"] == DAYS_KEPT
 

@@ -305,3 +305,73 @@ def test_repeated_values_are_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     assert whole == parts
     assert whole["result"]["partial_unexpected_list"] == [7, 1, 2, 1, 7, 2, 1]
     assert whole["result"]["unexpected_count"] == 7
+
+
+def _edge(*values: Any, dtype: Any) -> pl.Series:
+    return pl.Series(values, dtype=dtype)
+
+
+MICROSECONDS = [START + timedelta(microseconds=number) for number in (0, 500, 1000, 1500)]
+EDGES = pl.DataFrame(
+    {
+        "i": _edge(2**31 - 1, 2**31 - 1, 5, 7, dtype=pl.Int32),
+        "u": _edge(2**32 - 1, 2**32 - 1, None, 7, dtype=pl.UInt32),
+        "g": _edge(0.1, 0.1, 0.7, 16777217.0, dtype=pl.Float32),
+        "h": _edge(0.1, None, math.nan, 0.7, dtype=pl.Float32),
+        "f": _edge(1e200, -0.0, 0.0, 0.5, dtype=pl.Float64),
+        "k": _edge(1, 2, 2, 3, dtype=pl.Int64),
+        "m": _edge(*MICROSECONDS, dtype=pl.Datetime("us", "UTC")).cast(pl.Datetime("ms", "UTC")),
+        "t": _edge(*MICROSECONDS, dtype=pl.Datetime("us", "UTC")),
+    }
+)
+
+
+def _all_edges() -> list[dict[str, Any]]:
+    half = "2024-01-01T00:00:00.000500Z"
+    found: list[tuple[str, dict[str, Any]]] = [
+        ("column_values_to_be_between", {"column": "m", "min_value": half}),
+        ("column_values_to_be_between", {"column": "m", "max_value": half, "strict_max": True}),
+        ("column_pair_values_to_be_equal", {"column_A": "m", "column_B": "t"}),
+        ("column_pair_values_a_to_be_greater_than_b", {"column_A": "t", "column_B": "m"}),
+        ("compound_columns_to_be_unique", {"column_list": ["k", "h"]}),
+    ]
+    found += [
+        (f"column_{kind}_to_be_between", {"column": column, bound: value})
+        for kind in ("min", "max", "mean", "median", "sum", "stdev")
+        for column in "iugf"
+        for bound in ("min_value", "max_value")
+        for value in (0.1, 2**31)
+    ]
+    return [{"type": f"expect_{kind}", "kwargs": kwargs} for kind, kwargs in found]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the deviation
+def test_sums_beyond_32_bits_and_times_finer_than_the_column() -> None:
+    judged = require_same(EDGES, _all_edges())
+    # Floats of 32 bits are left to Great Expectations, and the deviation of values whose squares are none.
+    assert judged.count("expect_column_sum_to_be_between") == 3 * 4
+    assert judged.count("expect_column_stdev_to_be_between") == 2 * 4
+    assert len(judged) == 5 + 6 * 3 * 4 - 4
+
+
+def test_values_that_cannot_be_counted_are_shown() -> None:
+    rows = pl.DataFrame({"l": [[1, 2], [1, 2], None], "s": [{"a": 1}, None, {"a": 2}]})
+    for column in rows.columns:
+        (mine,) = validate_frame(rows.lazy(), suite_of("expect_column_values_to_be_null", column=column))["results"]  # fmt: skip
+        assert mine["meta"]["engine"] == "polars"
+        assert mine["result"]["unexpected_count"] == 2
+        assert mine["result"]["partial_unexpected_list"] == rows[column].drop_nulls().to_list()
+
+
+def test_an_error_shows_no_private_value_and_no_whole_column() -> None:
+    rows = pl.LazyFrame(
+        {"email": [f"u{number}@example.org" for number in range(1000)], "n": list(range(1000))}
+    )
+    suite = suite_of("expect_column_mean_to_be_between", column="email", min_value=1)
+    with pytest.raises(ExpectationError) as shown:
+        validate_frame(rows, suite)
+    assert "@example.org" in str(shown.value)
+    assert len(str(shown.value)) < 1200
+    with pytest.raises(ExpectationError, match=r"expect_column_mean_to_be_between.*private column") as hidden:
+        validate_frame(rows, suite, private=["email"])
+    assert "@example.org" not in str(hidden.value)
