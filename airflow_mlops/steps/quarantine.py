@@ -81,11 +81,10 @@ class SetAside:
         )
 
     def _write(self, key: str, judged: str) -> int:
-        kept = delta.find_commit(self.dataset.uri, key, after=self.dataset.version)
+        kept, _ = self._look(key, judged)
         if kept is not None:
             self._write_quarantine(key, judged)
             return kept
-        self._newest_unchanged(judged)
         self._clear_abandoned(key)
         self._write_quarantine(key, judged)
         return self._write_rest(key, judged)
@@ -99,19 +98,26 @@ class SetAside:
             self.dataset.uri, version=version, window=self.window, time_column=self.time_column
         )
 
-    def _newest_unchanged(self, judged: str) -> int:
-        """Give the newest version of the table, whose rows here are those that were judged.
+    def _look(self, key: str, judged: str) -> tuple[int | None, int]:
+        """Give the version in which another attempt has written the rest, if any, and else the newest, whose rows here are those judged.
 
-        :raises StaleDatasetError: they are not.
+        :raises StaleDatasetError: they are not, and no attempt at this work changed them.
         """
+        done = self._written_by_another(key)
         newest = delta.newest_version(self.dataset.uri)
-        if newest == self.dataset.version or self._digest(newest) == judged:
-            return newest
-        raise StaleDatasetError(
-            f"{self.window or 'the content'} of {self.dataset.uri} was written again after version {self.dataset.version}, "
-            "which was judged: the newer rows stay, and nothing was set aside. "
-            "Run the task that ingests them again, and validate what it gives"
-        )
+        if done is None and newest != self.dataset.version and self._digest(newest) != judged:
+            # It may have come between the two looks; without a second one its rows would be taken out of the quarantine.
+            done = self._written_by_another(key)
+            if done is None:
+                raise StaleDatasetError(
+                    f"{self.window or 'the content'} of {self.dataset.uri} was written again after version {self.dataset.version}, "
+                    "which was judged: the newer rows stay, and nothing was set aside. "
+                    "Run the task that ingests them again, and validate what it gives"
+                )
+        return done, newest
+
+    def _written_by_another(self, key: str) -> int | None:
+        return delta.find_commit(self.dataset.uri, key, after=self.dataset.version)
 
     def _clear_abandoned(self, key: str) -> None:
         """Take rows out of the quarantine that another validation put there and then could not take out of the table.
@@ -187,7 +193,7 @@ class SetAside:
         ).collect_schema()
 
         def write() -> int:
-            done = delta.find_commit(self.dataset.uri, key, after=self.dataset.version)
+            done, newest = self._look(key, judged)
             if done is not None:
                 logger.info(
                     "another attempt has written this to %s already, as version %d", self.dataset.uri, done
@@ -200,7 +206,7 @@ class SetAside:
                 time_column=self.time_column,
                 window=self.window,
                 work=key,
-                read_version=self._newest_unchanged(judged),
+                read_version=newest,
             )
 
         return _try_again(write)
