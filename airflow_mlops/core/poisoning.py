@@ -161,20 +161,23 @@ def conformal_p_value(value: float, trusted: Sequence[float]) -> float:
     return (1 + sum(item >= value for item in trusted)) / (len(trusted) + 1)
 
 
-def held_by_chance(held: Sequence[HeldBefore], trusted: int, level: float) -> list[HeldBefore]:
+def held_by_chance(held: Sequence[HeldBefore], trusted: Sequence[float], level: float) -> list[HeldBefore]:
     """Take those held partitions that a new one is compared with all the same.
 
     Among trusted partitions alone none is as noisy as those that were held, the false alarms included; ranked there, ever more clean
-    ones would be held: half of them after some hundred. So twice as many as are held by chance, those with the lowest rates, stay in
-    the comparison. Simulated, the rate of false alarms is then the stated one in the long run, where nobody releases any.
+    ones would be held: half of them after some hundred. So those that chance may have held stay in the comparison: no farther above
+    the largest trusted rate than that is above the median (rule of thumb), and at most twice as many as chance holds, the lowest.
 
     :param held: between the trusted partitions.
-    :param trusted: how many of these there are.
+    :param trusted: rates of these.
 
-    >>> [item.rate for item in held_by_chance([HeldBefore(rate, 0.0) for rate in (0.3, 0.1, 0.2)], 19, 0.05)]
-    [0.1, 0.2]
+    >>> found = [HeldBefore(rate, 0.0) for rate in (0.3, 0.12, 0.11, 0.13)]
+    >>> [item.rate for item in held_by_chance(found, [0.08, 0.09, 0.1] * 6 + [0.09], 0.05)]
+    [0.11]
     """
-    return sorted(held)[: math.ceil(2.0 * level * (trusted + 1) - 1e-9)]
+    most = 2.0 * max(trusted) - float(np.median(trusted))
+    near = sorted(item for item in held if item.rate <= most + 1e-12)
+    return near[: math.ceil(2.0 * level * (len(trusted) + 1) - 1e-9)]
 
 
 def wrong_share(rate: float, clean_rate: float, gain: float) -> float:

@@ -114,7 +114,7 @@ def screen_partitions(
     limit = contradiction_limit(apart, classes=classes)
     rates = np.array([np.mean(item > limit) for item in apart])
     gain = _gain(answers_of, tables[:-1], truths[:-1], rates, classes=classes, limit=limit)
-    beside = held_by_chance(held, len(trusted), policy.level)
+    beside = held_by_chance(held, rates[:-1].tolist(), policy.level)
     usual = [*rates[:-1].tolist(), *(item.rate for item in beside)]
     noise = judge_noise(float(rates[-1]), usual, gain, policy.level)
     plain = [item[:, :-1] for item in [*tables[:-1], tables[-1][at]]]  # without time: others have other times
