@@ -135,9 +135,9 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     :raises ValueError: ``decision_key`` names no decision to retrain this model.
     """
     registry = Registry.connect(services)
-    dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     earned = find_earned(services, spec.model_name, spec.decision_key, run_id=spec.run_id)
     champion_version = find_rival(registry, services, spec.model_name, spec.champion_alias)
+    dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     with run_package(
         registry, spec.run_id, services, model_name=spec.model_name, package_digest=spec.package_digest
     ) as (folder, challenger):
