@@ -43,8 +43,12 @@ docs: $(STAMP)  ## Build the documentation, warnings are errors
 links: $(STAMP)  ## Ask every outside address in the documentation whether it is still there
 	$(BIN)/sphinx-build -q -b linkcheck docs docs/_build/linkcheck
 
+# Integration tests wait for servers most of the time, so the others run beside them; what these said comes at the end.
 test: check docs  ## Everything CI runs: check, docs, unit, contract, integration and system tests
-	$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest tests/unit tests/contract airflow_mlops/core > $(VENV)/unit.log 2>&1 & unit=$$!; \
+	trap 'kill $$unit' INT TERM; \
+	$(BIN)/python -m pytest tests/integration tests/system; servers=$$?; \
+	wait $$unit; alone=$$?; cat $(VENV)/unit.log; exit $$((servers | alone))
 
 bench: $(STAMP)  ## Measure import, parse and step costs
 	$(BIN)/python benchmarks/airflow_cost.py
