@@ -37,8 +37,6 @@ COMMIT = {
 FIRST = ("mkdir", "linkat", "rename")
 
 
-#: How many calls make the step's temporary folder, before anything is done to the table.
-_OWN = {"mkdir": 1}
 #: The step; where temporary folders are is told, as Python would find out by making and unlinking a file.
 _STEP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('airflow_mlops.steps', run_name='__main__')"
 
@@ -49,12 +47,12 @@ def killed_at(call: str, spec: dict[str, Any], folder: Path) -> None:
     path.write_text(json.dumps(spec))
     command = [sys.executable, "-c", _STEP, str(folder), "ingest", "--spec", str(path)]
     done = subprocess.run(
-        [STRACE, "-f", "-qq", "-o", log, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={_OWN.get(call, 0) + 1}", *command],
+        [STRACE, "-f", "-qq", "-o", log, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when=1", *command],
         # Without byte code no other file is written than those of the table.
         capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
-    killed = [line for line in log.read_text().splitlines() if f"{call}(" in line][_OWN.get(call, 0)]
+    killed = next(line for line in log.read_text().splitlines() if f"{call}(" in line)
     assert spec["table"] in killed
 
 

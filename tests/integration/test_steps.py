@@ -178,6 +178,15 @@ def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         labels = {"labels": made.table, "id_column": stream.ID}
         made.run("performance", model_name=made.model_name, window=NEXT, target=stream.TARGET, **labels)
         made.run("drift", model_name=made.model_name, window=NEXT)
+        made.run("skew", model_name=made.model_name, window=NEXT, table=made.table, id_column=stream.ID)
+        made.run(
+            "screen",
+            dataset=made.table,
+            window=NEXT,
+            time_column=stream.TIME,
+            target=stream.TARGET,
+            id_column=stream.ID,
+        )
         made.run(
             "challengers",
             model_name=made.model_name,
@@ -214,6 +223,9 @@ def test_the_chain_says_what_it_did(loop: Loop) -> None:
     assert results["performance"]["measured"]
     assert not results["performance"]["degraded"]
     assert not results["drift"]["drifted"]
+    assert results["skew"]["success"]
+    assert results["skew"]["compared_rows"] == results["skew"]["row_count"] > 1000
+    assert results["screen"]["verdict"] == "undecided"  # of one month before it nothing can be told
     assert results["incidents"]["headline"] == "nothing new; 0 open"
     assert results["score"]["row_count"] == results["performance"]["row_count"] > 1000
 
