@@ -200,12 +200,13 @@ class AirflowClient:
 
     def _request(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
         try:
-            for pause in (1.0, 3.0, None):
-                answer = self._client.request(method, path, **kwargs)
+            answer = self._client.request(method, path, **kwargs)
+            for pause in (1.0, 3.0):
                 # SQLite has one writer, and a busy machine may let another one wait too long; nothing was done then.
-                if pause is None or answer.status_code != 500 or "Database error" not in answer.text:
+                if answer.status_code != 500 or "Database error" not in answer.text:
                     break
                 time.sleep(pause)
+                answer = self._client.request(method, path, **kwargs)
             if answer.is_error:
                 raise DemoError(
                     f"Airflow refused {method} {path} with {answer.status_code}: {answer.text[:1000]}"
