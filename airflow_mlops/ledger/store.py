@@ -238,6 +238,19 @@ class Ledger:
         """List every move of an alias, the first one first."""
         return self._query(_moves(model_name, alias).order_by(entries.c.entry_id))
 
+    def standing_moves(self, model_name: str, alias: str = "champion") -> list[LedgerEntry]:
+        """List the moves of an alias that nobody took back, the first one first: a rollback undoes those since its version came."""
+        standing: list[LedgerEntry] = []
+        for move in self.moves(model_name, alias):
+            version = move.payload["model_version"]
+            there = any(before.payload["model_version"] == version for before in standing)
+            if move.kind is EntryKind.ROLLBACK and there:
+                while standing[-1].payload["model_version"] != version:
+                    standing.pop()
+            else:
+                standing.append(move)
+        return standing
+
     def former_champions(self, model_name: str, *, alias: str = "champion", limit: int = 24) -> list[str]:
         """List the versions that were champion and are not, the one that left last first; not those that somebody took back.
 
@@ -448,13 +461,15 @@ class Ledger:
     def world_since(self, model_name: str) -> datetime | None:
         """Find when the world last changed, as far as a promoted model was trained on what came after alone.
 
-        A change did not last where a model from before it came back later: the world before it is the present one.
+        A change did not last where a model from before it came back later, or the model of it was rolled back: the world before
+        it is the present one.
         """
         undone: datetime | None = None
+        standing = {move.payload.get("decision_key") for move in self.standing_moves(model_name)}
         for decision in self.retrainings(model_name, outcomes=ACTING, limit=100):
             change = _time((decision.payload.get("training") or {}).get("change"))
             undoes = _time(decision.payload.get("undoes_since"))
-            if (undoes or change) is None or self.promotion_for(decision) is None:
+            if (undoes or change) is None or decision.key not in standing:
                 continue
             if change is not None and (undone is None or change < undone):
                 return change

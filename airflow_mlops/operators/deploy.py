@@ -234,6 +234,8 @@ class DeployModelOperator(StepOperator):
             self._runner.run("roll-back", spec, self.services())
         except PromotionConflictError as err:
             self.log.warning("%s", err)
+        else:
+            close_retraining(self, result, context, rejected=spec["reason"])
 
     def _wait(self, result: dict[str, Any], spec: dict[str, Any]) -> None:
         """Wait for the next look, and say all the while that somebody steers."""
@@ -269,8 +271,13 @@ class DeployModelOperator(StepOperator):
         )
 
 
-def close_retraining(operator: Recording, result: Mapping[str, Any], context: Context) -> None:
-    """Write the outcome of the retraining that this version was promoted for: it serves."""
+def close_retraining(
+    operator: Recording, result: Mapping[str, Any], context: Context, *, rejected: str | None = None
+) -> None:
+    """Write the outcome of the retraining that this version was promoted for.
+
+    :param rejected: why it is champion no more; ``None``: it serves.
+    """
     from airflow_mlops.ledger import EntryKind
 
     with LedgerHook(ledger_conn_id=operator.ledger_conn_id).get_conn() as ledger:
@@ -278,6 +285,7 @@ def close_retraining(operator: Recording, result: Mapping[str, Any], context: Co
         promotion = ledger.promotion_for(opened) if opened else None
     if opened is None or promotion is None or promotion.subject != result["model_version"]:
         return
+    told = f"was taken back: {rejected}" if rejected else "serves"
     operator.write_entry(
         context,
         kind=EntryKind.RETRAINING_OUTCOME,
@@ -285,11 +293,11 @@ def close_retraining(operator: Recording, result: Mapping[str, Any], context: Co
         model_name=result["model_name"],
         window=None,
         subject=result["model_version"],
-        summary=f"the retraining of {result['model_name']} ended: version {result['model_version']} serves",
+        summary=f"the retraining of {result['model_name']} ended: version {result['model_version']} {told}",
         payload={
-            "outcome": "promoted",
+            "outcome": "rejected" if rejected else "promoted",
             "model_version": result["model_version"],
-            "reason": promotion.payload["reason"],
+            "reason": rejected or promotion.payload["reason"],
         },
     )
 

@@ -126,20 +126,13 @@ def _current(ledger: Ledger, spec: RollBackSpec) -> str:
 
 def _before(ledger: Ledger, spec: RollBackSpec, current: str) -> str:
     """Find the version that was there before the current one came; going back twice goes two steps back."""
-    stack: list[str] = []
-    for move in ledger.moves(spec.model_name, spec.alias):
-        version = str(move.payload["model_version"])
-        if move.kind is EntryKind.ROLLBACK and version in stack:
-            while stack[-1] != version:
-                stack.pop()
-        else:
-            stack.append(version)
-    if len(stack) < 2:  # the current one, and the one before it
+    standing = ledger.standing_moves(spec.model_name, spec.alias)
+    if len(standing) < 2:  # the current one, and the one before it
         raise ModelVersionNotFoundError(
             f"version {current} is the first {spec.alias} of {spec.model_name!r}: there is none before it; "
             "name model_version"
         )
-    return stack[-2]
+    return str(standing[-2].payload["model_version"])
 
 
 STEP = Step(name="roll-back", spec=RollBackSpec, result=RollBackResult, run=run)

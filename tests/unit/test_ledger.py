@@ -502,6 +502,39 @@ def test_a_change_counts_once_its_model_is_promoted_until_it_is_undone(url: str)
             outcome = "retrain" if "training" in about else "bring_back"
             ledger.record(entry(EntryKind.RETRAINING_DECISION, key, index=index, outcome=outcome, **about))
             assert ledger.world_since("m") == before
-            ledger.record(entry(EntryKind.PROMOTION, f"p{index}", decision_key=key))
+            promoted = {"alias": "champion", "model_version": str(index), "decision_key": key}
+            ledger.record(entry(EntryKind.PROMOTION, f"p{index}", **promoted))
             known.append(ledger.world_since("m"))
     assert known == [first, first, third, first, third, None]
+
+
+def test_a_change_whose_model_was_rolled_back_did_not_last(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        move(ledger, "1", None)
+        for version, index in (("2", 1), ("3", 2)):
+            change = {"change": window(index).start.isoformat()}
+            ledger.record(
+                entry(
+                    EntryKind.RETRAINING_DECISION,
+                    f"d{version}",
+                    index=index,
+                    outcome="retrain",
+                    training=change,
+                )
+            )
+            ledger.record(
+                entry(
+                    EntryKind.PROMOTION,
+                    f"p{version}",
+                    decision_key=f"d{version}",
+                    alias="champion",
+                    model_version=version,
+                )
+            )
+        assert ledger.world_since("m") == window(2).start
+        for target, since in (("2", window(1).start), ("1", None)):
+            ledger.record(
+                entry(EntryKind.ROLLBACK, f"back to {target}", alias="champion", model_version=target)
+            )
+            assert ledger.world_since("m") == since
+            assert [one.payload["model_version"] for one in ledger.standing_moves("m")][-1] == target
