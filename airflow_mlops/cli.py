@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -112,6 +113,14 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
     )
     replay.add_argument("--windows", type=_count, metavar="N", help="at most so many windows (default: all)")
     replay.add_argument(
+        "--trial",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="roll promoted versions out in the shadow: for this share of the next window the version before still answers, the new "
+        "one is compared with it on the labels that come, and taken back if it is worse (default: 0, they serve at once)",
+    )
+    replay.add_argument(
         "--workspace",
         type=Path,
         default=Path(".replay"),
@@ -208,6 +217,7 @@ def _replay(args: argparse.Namespace) -> int:
         data=args.data,
         shuffle=args.shuffle,
         windows=args.windows,
+        trial=args.trial,
     )
 
 
@@ -399,6 +409,20 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _MOST:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST:,}")
     return int(text)
+
+
+def _share(text: str) -> float:
+    """Read a share from 0 to below 1.
+
+    :raises argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share < 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to below 1")
+    return share
 
 
 if __name__ == "__main__":

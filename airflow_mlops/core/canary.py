@@ -204,7 +204,7 @@ def analyze(
             if policy.answer_tolerance is not None
             else []
         ),
-        *([_compare_losses(losses, policy, losses_level)] if losses is not None else []),
+        *([compare_losses(losses, policy, losses_level)] if losses is not None else []),
     ]
     if any(one.judgement == "no data" for one in (*findings, *compared)):
         compared = [one if one.judgement == "no data" else _not_yet(one) for one in compared]
@@ -369,12 +369,15 @@ def _compare_answers(
     return _judged("answers", (0.0, distance), min(1.0, p_value), level, said)
 
 
-def _compare_losses(
+def compare_losses(
     losses: tuple[Losses, Losses] | PairedLosses, policy: CanaryPolicy, level: float
 ) -> Finding:
     """Compare mean losses, by Welch's test of a difference beyond the tolerance; of the same requests by the paired one.
 
     Source: Welch, Biometrika 34, 1947.
+
+    :param losses: of the stable and the new version; paired where every request went to both.
+    :param level: probability that a version within the tolerance is found worse.
     """
     paired = isinstance(losses, PairedLosses)
     before, after = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses

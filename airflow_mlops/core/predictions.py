@@ -34,6 +34,17 @@ class Predictions:
         chosen = self.probabilities[rows] if self.probabilities is not None else None
         return Predictions(values=self.values[rows], probabilities=chosen, classes=self.classes)
 
+    def followed_by(self, others: Predictions) -> Predictions:
+        """Give these and then other answers: those of two models that answered one after the other."""
+        classes = tuple(dict.fromkeys((*self.classes, *others.classes)))
+        first, last = self.among(classes), others.among(classes)
+        both = None
+        if first.probabilities is not None and last.probabilities is not None:
+            both = np.concatenate((first.probabilities, last.probabilities))
+        return Predictions(
+            values=np.concatenate((first.values, last.values)), probabilities=both, classes=classes
+        )
+
     def among(self, classes: Sequence[str]) -> Predictions:
         """Give the same answers as those of a model that knows these labels; the ones it does not know it holds impossible.
 

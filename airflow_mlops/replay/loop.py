@@ -19,6 +19,7 @@ from airflow_mlops.exceptions import MLOpsError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import ACTING, EntryKind, Ledger, LedgerEntry, wanted_challengers
 from airflow_mlops.replay.stream import ID_COLUMN, Stream
+from airflow_mlops.replay.trial import Promoted, compare, trial_end
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.steps.base import run_step
@@ -53,6 +54,7 @@ class LivedWindow:
     :param outcome: what was decided after it.
     :param reason: why.
     :param promoted: version that was promoted after it; ``None``: none was.
+    :param taken_back: version that was on trial in it and did worse than the one before; ``None``: none.
     :param trainings: models trained after it.
     :param seconds: wall time of all of it.
     """
@@ -65,6 +67,7 @@ class LivedWindow:
     outcome: str
     reason: str
     promoted: str | None
+    taken_back: str | None
     trainings: int
     seconds: float
 
@@ -116,6 +119,7 @@ class Replay:
     :param parameters: the policy's parameters.
     :param check_drift: look at the inputs as well.
     :param compare: train challengers in the shadow and compare them.
+    :param trial: share of the next window in which a promoted version is tried on rows that the one before it still answers.
     """
 
     stream: Stream
@@ -125,6 +129,8 @@ class Replay:
     parameters: dict[str, Any] = field(default_factory=dict)
     check_drift: bool = False
     compare: bool = True
+    trial: float = 0.0
+    _on_trial: Promoted | None = field(default=None, init=False)
     _trainings: int = field(default=0, init=False)
     _dataset: dict[str, Any] = field(default_factory=dict, init=False)
 
@@ -140,7 +146,8 @@ class Replay:
             started = time.monotonic()
             self._trainings = 0
             rows = self.stream.inside(window)
-            version, value = self._predict(window, rows)
+            taken_back, tried = self._try(window, rows)
+            version, value = self._predict(rows, tried)
             first_value = self._value(rows, self._answers(first, rows))
             self._learn(window)
             last = number == len(self.stream.later)
@@ -155,6 +162,7 @@ class Replay:
                     outcome=next((word for word in ACTING if decision.get(word)), "nothing"),
                     reason=str(decision["reason"]),
                     promoted=promoted,
+                    taken_back=taken_back,
                     trainings=self._trainings,
                     seconds=time.monotonic() - started,
                 )
@@ -191,11 +199,50 @@ class Replay:
         )
         return to_dict(plan)
 
-    def _predict(self, window: Window, rows: pl.DataFrame) -> tuple[str, float]:
-        """Answer for the window as the service does: with the champion, into the inference log."""
+    def _try(self, window: Window, rows: pl.DataFrame) -> tuple[str | None, Predictions | None]:
+        """Let the version before a promoted one answer for a while, as in a rollout in the shadow; what did worse is taken back.
+
+        :returns: the version that was taken back, and the answers of that while.
+        """
+        promoted, self._on_trial = self._on_trial, None
+        times = rows[self.stream.config.time_column]
+        end = trial_end(window, times, self.trial) if promoted else None
+        if promoted is None or end is None:
+            return None, None
+        first = rows.filter(times < end)
+        answers = self._answer(promoted.before, first)
+        target = first[self.stream.config.target].to_numpy()
+        found = compare(
+            self.stream.config.metric, target, answers, self._answers(self._load(promoted.version), first)
+        )
+        if found.judgement != "worse":
+            return None, answers
+        self._step(
+            "roll-back",
+            {
+                "model_name": self.stream.config.name,
+                "model_version": promoted.before,
+                "expected_version": promoted.version,
+                "reason": found.sentence,
+                "actor": _ACTOR,
+                "now": end.isoformat(),
+            },
+        )
+        return promoted.version, answers
+
+    def _predict(self, rows: pl.DataFrame, tried: Predictions | None) -> tuple[str, float]:
+        """Answer for the window as the service does, with the champion.
+
+        :param tried: answers that were given already, to its first rows.
+        """
         registry = Registry.connect(self.services)
-        version = registry.version_by_alias(self.stream.config.name, "champion")
-        model = load_version(registry, version, self.services)
+        champion = registry.version_by_alias(self.stream.config.name, "champion").model_version
+        answers = self._answer(champion, rows[len(tried) :] if tried else rows)
+        return champion, self._value(rows, tried.followed_by(answers) if tried else answers)
+
+    def _answer(self, version: str, rows: pl.DataFrame) -> Predictions:
+        """Answer with a version, into the inference log."""
+        model = self._load(version)
         answers = self._answers(model, rows)
         inference = InferenceLog(
             Path(self.services.require("serving_dir")) / "inference_log", maximum_rows=rows.height + 1
@@ -205,7 +252,7 @@ class Replay:
             batch = rows[start : start + _BATCH_ROWS]
             inference.append(
                 model_name=self.stream.config.name,
-                model_version=version.model_version,
+                model_version=version,
                 signature=signature,
                 prediction_ids=[str(number) for number in batch[ID_COLUMN]],
                 times=batch[self.stream.config.time_column].to_list(),
@@ -216,9 +263,9 @@ class Replay:
         inference.flush()
         if inference.shed_rows:
             raise MLOpsError(
-                f"{inference.shed_rows} predictions of {window} could not be logged; see the log"
+                f"{inference.shed_rows} predictions of version {version} could not be logged; see the log"
             )
-        return version.model_version, self._value(rows, answers)
+        return answers
 
     def _learn(self, window: Window) -> None:
         """Take in the labels, check what was predicted, and write down what was found."""
@@ -428,6 +475,7 @@ class Replay:
                 "now": _after(window).isoformat(),
             },
         )
+        self._on_trial = Promoted(version, expected) if expected else None
 
     def _step(self, name: str, spec: dict[str, Any]) -> dict[str, Any]:
         return run_step(name, spec, self.services)
@@ -498,7 +546,8 @@ def _mean(values: list[tuple[float, int]]) -> float:
 
 
 def _line(lived: LivedWindow, number: int, count: int) -> str:
-    then = f"; version {lived.promoted} promoted" if lived.promoted else ""
+    then = f"; version {lived.taken_back} taken back" if lived.taken_back else ""
+    then += f"; version {lived.promoted} promoted" if lived.promoted else ""
     return (
         f"{number}/{count} {lived.window}: {lived.value:.4g} by version {lived.model_version}, "
         f"{lived.first_value:.4g} by the first model{then} ({lived.trainings} trained, {lived.seconds:.0f} s)"

@@ -42,6 +42,7 @@ def run(
     data: Path | None = None,
     shuffle: int | None = None,
     windows: int | None = None,
+    trial: float = 0.0,
 ) -> int:
     """Replay each stream with each policy and write the report.
 
@@ -51,6 +52,7 @@ def run(
     :param data: folder of the streams' data; default that of each TOML file.
     :param shuffle: seed; replays streams in which nothing changes instead.
     :param windows: at most so many.
+    :param trial: share of the next window in which a promoted version is tried on rows that the one before it still answers.
     :returns: exit code: 0, 1 when something failed, 130 after Ctrl-C.
     """
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -61,7 +63,7 @@ def run(
             streams = [_load(path, data, shuffle, windows) for path in paths]
             _require_names(streams)
             with claimed(workspace) as folder:
-                results = _replay_all(streams, policies, folder, interrupts)
+                results = _replay_all(streams, policies, folder, interrupts, trial)
                 write_report(results, folder / "report")
         except Interrupted as err:
             _say("Ended.")
@@ -96,7 +98,7 @@ def _load(path: Path, data: Path | None, shuffle: int | None, windows: int | Non
 
 
 def _replay_all(
-    streams: Sequence[Stream], policies: Sequence[str], folder: Path, interrupts: Interrupts
+    streams: Sequence[Stream], policies: Sequence[str], folder: Path, interrupts: Interrupts, trial: float
 ) -> list[ReplayResult]:
     stack = Stack.choose(folder)
     results = []
@@ -105,16 +107,19 @@ def _replay_all(
         for stream, name in itertools.product(streams, dict.fromkeys(policies)):
             _say(f"{stream.config.name}, policy {name}:")
             tables = folder / f"{stream.config.name}_{_plain(name)}"
-            results.append(replay_one(stream, name, tables, stack.mlflow_url))
+            results.append(replay_one(stream, name, tables, stack.mlflow_url, trial=trial))
             shutil.rmtree(tables, ignore_errors=True)
     return results
 
 
-def replay_one(stream: Stream, policy: str, folder: Path, tracking_uri: str) -> ReplayResult:
+def replay_one(
+    stream: Stream, policy: str, folder: Path, tracking_uri: str, *, trial: float = 0.0
+) -> ReplayResult:
     """Replay with one policy.
 
     :param folder: for tables, ledger and inference log; created.
     :param tracking_uri: of a MLflow server that holds nothing of this stream and policy.
+    :param trial: share of the next window in which a promoted version is tried on rows that the one before it still answers.
     """
     folder.mkdir(parents=True)
     services = Services(
@@ -135,6 +140,7 @@ def replay_one(stream: Stream, policy: str, folder: Path, tracking_uri: str) -> 
         parameters={"trailing_days": stream.reference.days},
         check_drift=policy in _DRIFT or policy not in NAMED,
         compare=policy not in _ALONE,
+        trial=trial,
     ).run(name=policy, progress=_say)
     return replace(result, stream=stream.config.name)
 

@@ -97,6 +97,26 @@ class TestPolicies:
             assert ledger.open_retraining("recurs_challengers") is None
             assert ledger.former_champions("recurs_challengers") == [fooled.promoted]
 
+    @pytest.mark.parametrize("lasts", [10, 99])
+    def test_a_trial_keeps_a_change_from_costing_a_second_window(
+        self, tmp_path: Path, mlflow_server: str, lasts: int
+    ) -> None:
+        stream = write_stream(tmp_path, changes=True, lasts=timedelta(days=lasts))
+        tried = Stream(replace(stream.config, name=f"tried_{lasts}"), stream.rows, stream.windows[:8])
+        result = replay_one(tried, "challengers", tmp_path / "tried", mlflow_server, trial=0.1)
+        place = next(place for place, item in enumerate(result.windows) if item.window.start == CHANGE)
+        fooled, over = result.windows[place : place + 2]
+        assert fooled.promoted
+        if lasts == 10:  # it did not last: the model of it answered nobody
+            assert (over.taken_back, over.model_version) == (fooled.promoted, "1")
+            assert over.value == pytest.approx(over.first_value)
+        else:  # the version before it answered the first tenth
+            assert (over.taken_back, over.model_version) == (None, fooled.promoted)
+            assert over.value < 0.5 * over.first_value
+        with Ledger.open(f"sqlite:///{tmp_path / 'tried' / 'ledger.db'}") as ledger:
+            since = ledger.world_since(f"tried_{lasts}_challengers")
+        assert since == (None if lasts == 10 else CHANGE)
+
     def test_where_nothing_changes_nobody_is_promoted(self, tmp_path: Path, mlflow_server: str) -> None:
         stream = write_stream(tmp_path, changes=False)
         result = replay_one(stream, "challengers", tmp_path / "challengers", mlflow_server)
