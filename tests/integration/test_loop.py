@@ -20,7 +20,7 @@ from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.package import PackageManifest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
-from airflow_mlops.exceptions import InsufficientDataError, RolloutError
+from airflow_mlops.exceptions import InsufficientDataError, RolloutError, RolloutRejectedError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.mlflow import Registry
@@ -490,18 +490,18 @@ class TestRetraining:
         world.check_performance(AUGUST)
         return str(world.decide()["decision_key"])
 
-    def promote(self, world: World, decision_key: str) -> None:
+    def promote(self, world: World, decision_key: str, *, version: str = "2") -> None:
         operator = PromoteModelOperator(
             task_id="promote",
             model_name=MODEL,
-            model_version="2",
+            model_version=version,
             evaluation={"champion_version": None, "reason": "better"},
             decision_key=decision_key,
         )
         operator.execute(context("promote", operator))
 
-    def deploy(self) -> None:
-        DeployModelOperator(task_id="deploy", model_name=MODEL).execute(context("deploy"))
+    def deploy(self, **how: Any) -> None:
+        DeployModelOperator(task_id="deploy", model_name=MODEL, **how).execute(context("deploy"))
 
     def test_a_failed_deployment_is_made_up_for_before_the_retraining_is_closed(self, world: World) -> None:
         key = self.decided(world)
@@ -523,6 +523,23 @@ class TestRetraining:
         (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
         assert (outcome.key, outcome.subject, outcome.payload["outcome"]) == (key, "2", "promoted")
         assert not world.decide()["deploy"]
+
+    def test_one_that_its_rollout_takes_back_is_closed_as_rejected(self, world: World) -> None:
+        port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
+        try:
+            self.deploy()
+            key = self.decided(world)
+            self.promote(world, key, version="1")
+            with pytest.raises(RolloutRejectedError):  # nobody asks: no data is no pass
+                self.deploy(strategy="canary", shares=[0.5], phase_minutes=0.02, on_reject="roll_back")
+        finally:
+            LocalServer(world.folder / "serving", port=port).stop()
+        (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
+        assert (outcome.key, outcome.subject, outcome.payload["outcome"]) == (key, "1", "rejected")
+        assert "it did not pass its rollout" in outcome.summary
+        assert [move.payload["model_version"] for move in world.entries(EntryKind.ROLLBACK)] == ["2"]
+        again = world.decide()
+        assert (again["retrain"], again["deploy"]) == (False, False)
 
     def test_only_the_deployment_follows(self, world: World) -> None:
         from airflow.sdk import DAG
