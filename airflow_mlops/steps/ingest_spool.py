@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import tempfile
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +25,40 @@ if TYPE_CHECKING:
 CONVERTED = (".orc", ".avro")
 
 
+_PREFIX = "airflow-mlops-ingest-"
+
+#: A folder of nobody that is younger was made just now, by somebody who has not locked it yet.
+_FRESH_SECONDS = 60.0
+
+
 class Spool(ExitStack):
-    """A folder of the local disk for what is fetched, made when it is asked for and deleted at the end."""
+    """A folder of the local disk for what is fetched, made when it is asked for and deleted at the end.
+
+    Who is killed deletes nothing, and rows may be personal: whoever comes next deletes what no process holds any more.
+    """
 
     @cached_property
     def folder(self) -> Path:
         """Where things go."""
-        return Path(self.enter_context(tempfile.TemporaryDirectory(prefix="airflow-mlops-ingest-")))
+        _delete_abandoned()
+        folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)))
+        held = os.open(folder, os.O_RDONLY)
+        self.callback(os.close, held)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        return folder
+
+
+def _delete_abandoned() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # of another user, or gone meanwhile
+            if time.time() - folder.stat().st_mtime < _FRESH_SECONDS:
+                continue
+            held = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(held)
 
 
 def spool_query(
