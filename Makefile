@@ -45,10 +45,10 @@ links: $(STAMP)  ## Ask every outside address in the documentation whether it is
 
 # Integration tests wait for servers most of the time, so the others run beside them; what these said comes at the end.
 test: check docs  ## Everything CI runs: check, docs, unit, contract, integration and system tests
-	@$(BIN)/python -m pytest tests/unit tests/contract airflow_mlops/core > $(VENV)/unit.log 2>&1 & unit=$$!; \
-	trap 'kill $$unit' INT TERM; \
-	$(BIN)/python -m pytest tests/integration tests/system; servers=$$?; \
-	wait $$unit; alone=$$?; cat $(VENV)/unit.log; exit $$((servers | alone))
+	@$(BIN)/python -m pytest --durations=10 tests/unit tests/contract airflow_mlops/core tests/system > $(VENV)/others.log 2>&1 & others=$$!; \
+	trap 'kill $$others' INT TERM; \
+	$(BIN)/python -m pytest --durations=10 tests/integration; servers=$$?; \
+	wait $$others; rest=$$?; cat $(VENV)/others.log; exit $$((servers | rest))
 
 bench: $(STAMP)  ## Measure import, parse and step costs
 	$(BIN)/python benchmarks/airflow_cost.py

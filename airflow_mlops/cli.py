@@ -117,8 +117,8 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
         type=_share,
         default=0.0,
         metavar="SHARE",
-        help="roll promoted versions out in the shadow: for this share of the next window the version before still answers, the new "
-        "one is compared with it on the labels that come, and taken back if it is worse (default: 0, they serve at once)",
+        help="a version promoted on held-out rows alone is rolled out in the shadow: for this share of the next window the version before "
+        "it still answers, both are compared on the labels that come, and it is taken back if it is worse (default: 0, it serves at once)",
     )
     replay.add_argument(
         "--workspace",

@@ -119,7 +119,8 @@ class Replay:
     :param parameters: the policy's parameters.
     :param check_drift: look at the inputs as well.
     :param compare: train challengers in the shadow and compare them.
-    :param trial: share of the next window in which a promoted version is tried on rows that the one before it still answers.
+    :param trial: share of the next window in which a version that no window has tested is tried on rows that the one before it
+        still answers.
     """
 
     stream: Stream
@@ -367,6 +368,8 @@ class Replay:
             window=window,
         )
         self._record_outcome(decision, window, "promoted", reason)
+        if training["twin_digest"] and evaluation["champion_version"]:  # it was tested on this window alone
+            self._on_trial = Promoted(version, evaluation["champion_version"])
         return version
 
     def _bring_back(self, decision: dict[str, Any], window: Window) -> str:
@@ -475,7 +478,6 @@ class Replay:
                 "now": _after(window).isoformat(),
             },
         )
-        self._on_trial = Promoted(version, expected) if expected else None
 
     def _step(self, name: str, spec: dict[str, Any]) -> dict[str, Any]:
         return run_step(name, spec, self.services)

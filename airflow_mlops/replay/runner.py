@@ -52,7 +52,8 @@ def run(
     :param data: folder of the streams' data; default that of each TOML file.
     :param shuffle: seed; replays streams in which nothing changes instead.
     :param windows: at most so many.
-    :param trial: share of the next window in which a promoted version is tried on rows that the one before it still answers.
+    :param trial: share of the next window in which a version that no window has tested is tried on rows that the one before it
+        still answers.
     :returns: exit code: 0, 1 when something failed, 130 after Ctrl-C.
     """
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -119,7 +120,8 @@ def replay_one(
 
     :param folder: for tables, ledger and inference log; created.
     :param tracking_uri: of a MLflow server that holds nothing of this stream and policy.
-    :param trial: share of the next window in which a promoted version is tried on rows that the one before it still answers.
+    :param trial: share of the next window in which a version that no window has tested is tried on rows that the one before it
+        still answers.
     """
     folder.mkdir(parents=True)
     services = Services(

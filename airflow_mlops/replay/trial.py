@@ -1,4 +1,4 @@
-"""Trial: what a rollout in the shadow does to a promotion, where labels come while the next window lasts."""
+"""Trial: what a rollout in the shadow does to a promotion that was tested on one window alone, where labels come as the next lasts."""
 
 from __future__ import annotations
 
