@@ -1,4 +1,4 @@
-"""Digest of a Delta table of which only the files are read that nobody has read before."""
+"""Sum a version's rows file by file; only files are read that nobody has read before."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from airflow_mlops.core.batches import BATCH_ROWS
 from airflow_mlops.core.digest import RowDigest, RowSum
+from airflow_mlops.integrations.delta.tables import data_files
 from airflow_mlops.integrations.object_store import ObjectStore
 
 if TYPE_CHECKING:
@@ -68,23 +69,13 @@ def _whole(part: FileSum, rows: Mapping[str, int]) -> bool:
     return -1 in known or sum(known) == part.total.row_count
 
 
-def remember(uri: str, parts: list[FileSum]) -> None:
+def remember_sums(uri: str, parts: list[FileSum]) -> None:
     """Keep what a version's sum consists of; where that fails, the files are read again next time."""
     text = json.dumps([[sorted(part.files), part.columns, _numbers(part.total)] for part in parts])
     try:
         ObjectStore(uri).write(_FILE, text.encode())
     except OSError as err:
         logger.warning("the digest of %s will be computed anew: %s", uri, err)
-
-
-def data_files(table: DeltaTable) -> dict[str, int]:
-    """Give the paths of a version's data files, and their numbers of rows (-1: unknown)."""
-    import polars as pl
-
-    actions = pl.DataFrame(table.get_add_actions(flatten=True))
-    if not actions.height:
-        return {}
-    return dict(actions.select("path", pl.col("num_records").fill_null(-1)).rows())
 
 
 def _recall(uri: str) -> list[FileSum]:

@@ -1,0 +1,36 @@
+"""Delta Lake tables: read a version, replace a window atomically, find what was written, describe a version."""
+
+from __future__ import annotations
+
+from airflow_mlops.integrations.delta.commits import find_commit, find_works, find_written
+from airflow_mlops.integrations.delta.description import describe, describe_files, digest_window
+from airflow_mlops.integrations.delta.history import require_readable, version_as_of
+from airflow_mlops.integrations.delta.reading import has_rows, read_table, require_columns, stream_table
+from airflow_mlops.integrations.delta.removal import delete_rows, drop_before, vacuum
+from airflow_mlops.integrations.delta.tables import newest_version, table_exists
+from airflow_mlops.integrations.delta.writer import TableWriter
+from airflow_mlops.integrations.delta.writing import replace_window, replace_window_streamed, stored_schema
+
+__all__ = [
+    "TableWriter",
+    "delete_rows",
+    "describe",
+    "describe_files",
+    "digest_window",
+    "drop_before",
+    "find_commit",
+    "find_works",
+    "find_written",
+    "has_rows",
+    "newest_version",
+    "read_table",
+    "replace_window",
+    "replace_window_streamed",
+    "require_columns",
+    "require_readable",
+    "stored_schema",
+    "stream_table",
+    "table_exists",
+    "vacuum",
+    "version_as_of",
+]

@@ -1,0 +1,122 @@
+"""Describe a version: its digest, columns and number of rows."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from airflow_mlops.core.batches import stream_batches
+from airflow_mlops.core.dataset import DatasetVersion, row_count
+from airflow_mlops.core.digest import RowDigest, RowSum
+from airflow_mlops.integrations.delta.file_sums import FileSum, remember_sums, sum_table
+from airflow_mlops.integrations.delta.reading import read_table
+from airflow_mlops.integrations.delta.tables import data_files, open_table, scan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import polars as pl
+    from deltalake import DeltaTable
+
+    from airflow_mlops.core.windows import Window
+
+
+def describe(
+    uri: str,
+    *,
+    version: int | None = None,
+    time_column: str | None = None,
+    written: RowSum | None = None,
+    remember: bool = False,
+) -> DatasetVersion:
+    """Address a version by URI, number and content digest; files whose digest is not remembered are read, a batch at a time.
+
+    :param written: sum of all the rows that the commit of this version wrote, where that is known.
+    :param remember: keep in the table's folder what was read, for the next version.
+    :raises DatasetNotFoundError: no such table or version.
+    """
+    import polars as pl
+    from deltalake.exceptions import DeltaProtocolError
+
+    table = open_table(uri, version)
+    frame = scan(table)
+    schema = frame.collect_schema()
+    try:
+        total, parts = sum_table(uri, table, schema, _known(uri, table, schema, written))
+    except DeltaProtocolError:  # files alone do not say which rows there are, such as with deletion vectors
+        total, parts = _sum_rows(frame), []
+    if remember and parts:
+        remember_sums(uri, parts)
+    found = {}
+    if time_column is not None and time_column in schema:
+        told = [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
+        found = frame.select(told).collect(engine="streaming").row(0, named=True)
+    columns = {name: str(dtype) for name, dtype in schema.items()}
+    return DatasetVersion(
+        uri=uri,
+        version=table.version(),
+        dataset_digest=total.hexdigest(columns),
+        row_count=total.row_count,
+        columns=columns,
+        time_column=time_column,
+        time_min=found.get("_first"),
+        time_max=found.get("_last"),
+    )
+
+
+def _known(
+    uri: str, table: DeltaTable, schema: Mapping[str, pl.DataType], written: RowSum | None
+) -> list[FileSum]:
+    """Give the sum of the files that a version's commit added, if the written rows are all that is in them."""
+    if written is None or not table.version():
+        return []
+    files = data_files(table)
+    added = files.keys() - data_files(open_table(uri, table.version() - 1)).keys()
+    if sum(files[file] for file in added) != written.row_count:
+        return []
+    return [FileSum(frozenset(added), {name: str(dtype) for name, dtype in schema.items()}, written)]
+
+
+def describe_files(uri: str, *, version: int | None = None, time_column: str | None = None) -> DatasetVersion:
+    """Address a version like :func:`describe`, without reading its rows: the digest is that of its list of files.
+
+    It names this version and no other; the same rows written again have another one.
+
+    :raises DatasetNotFoundError: no such table or version.
+    """
+    import polars as pl
+
+    table = open_table(uri, version)
+    frame = scan(table)
+    schema = frame.collect_schema()
+    actions = pl.DataFrame(table.get_add_actions())
+    files = sorted(actions.select("path", "size_bytes").rows()) if actions.height else []
+    told = [row_count().alias("_count")]
+    if time_column is not None and time_column in schema:
+        told += [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
+    found = frame.select(told).collect(engine="streaming").row(0, named=True)
+    text = f"files-v1;{sorted((name, str(dtype)) for name, dtype in schema.items())};{files}"
+    return DatasetVersion(
+        uri=uri,
+        version=table.version(),
+        dataset_digest="sha256:" + hashlib.sha256(text.encode()).hexdigest(),
+        row_count=found["_count"],
+        columns={name: str(dtype) for name, dtype in schema.items()},
+        time_column=time_column,
+        time_min=found.get("_first"),
+        time_max=found.get("_last"),
+    )
+
+
+def digest_window(uri: str, *, version: int | None, window: Window | None, time_column: str | None) -> str:
+    """Digest the rows of a window, or without one of the table; the same rows have the same digest in every version."""
+    frame = read_table(uri, version=version, window=window, time_column=time_column)
+    columns = {name: str(dtype) for name, dtype in frame.collect_schema().items()}
+    return _sum_rows(frame).hexdigest(columns)
+
+
+def _sum_rows(frame: pl.LazyFrame) -> RowSum:
+    digest = RowDigest({name: str(dtype) for name, dtype in frame.collect_schema().items()})
+    for batch in stream_batches(frame):
+        digest.update(batch)
+    return digest.total

@@ -1,0 +1,125 @@
+"""Versions of the past: which one stood when, whether it can be read, and what a restore took back."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from airflow_mlops.exceptions import DatasetNotFoundError
+from airflow_mlops.integrations.delta.commits import read_commits
+from airflow_mlops.integrations.delta.tables import data_files, open_table
+from airflow_mlops.integrations.object_store import ObjectStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deltalake import DeltaTable
+
+
+def version_as_of(uri: str, as_of: str) -> int:
+    """Give the version a table had: the one of this number, or the newest that was not committed after an instant.
+
+    :param as_of: a version number, or an instant in ISO 8601; a naive one is UTC.
+    :raises DatasetNotFoundError: no such table; it has no such version, was made later, or the version's files are gone.
+    :raises ValueError: ``as_of`` is neither.
+    """
+    if as_of.isdecimal():
+        version = int(as_of)
+        open_table(uri, version)
+    else:
+        version = _committed_by(uri, as_of)
+    require_readable(uri, version)
+    return version
+
+
+def _committed_by(uri: str, as_of: str, *, before: int | None = None) -> int:
+    try:
+        instant = datetime.fromisoformat(as_of)
+    except ValueError as err:
+        raise ValueError(
+            f"as_of {as_of!r} is neither a version number nor an ISO 8601 time such as 2024-03-01T00:00:00Z"
+        ) from err
+    instant = instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)
+    first = None
+    for commit in read_commits(uri):
+        first = commit
+        if before is not None and commit["version"] >= before:
+            continue
+        if datetime.fromtimestamp(commit["timestamp"] / 1000, UTC) <= instant:
+            return int(commit["version"])
+    known = (
+        f"; its oldest known version is {first['version']} of "
+        f"{datetime.fromtimestamp(first['timestamp'] / 1000, UTC).isoformat(timespec='milliseconds')}"
+        if first
+        else ""
+    )
+    raise DatasetNotFoundError(f"table {uri} had no version at {instant.isoformat()}{known}")
+
+
+def require_readable(uri: str, version: int) -> None:
+    """Check that a version's files are still there; those of the newest are.
+
+    :raises DatasetNotFoundError: no such table or version, or it was vacuumed away.
+    """
+    from deltalake.fs import DeltaStorageHandler
+    from pyarrow.fs import FileType
+
+    newest = open_table(uri, None)
+    if newest.version() == version:
+        return
+    table = open_table(uri, version)
+    paths = _paths(table)
+    gone = [
+        info.path
+        for info in DeltaStorageHandler.from_table(table._table).get_file_info(sorted(paths - _paths(newest)))
+        if info.type == FileType.NotFound
+    ]
+    if gone:
+        raise DatasetNotFoundError(
+            f"version {version} of {uri} can't be read any more: {len(gone)} of its {len(paths)} files are gone, "
+            f"such as {gone[0]}; they were vacuumed. Take a newer version, and keep files for longer"
+        )
+
+
+def _paths(table: DeltaTable) -> set[str]:
+    """Give the paths of a version's files; the log spells them as in a URL."""
+    return {unquote(path) for path in data_files(table)}
+
+
+def standing_marks(uri: str, table: DeltaTable, names: Sequence[str]) -> dict[str, int]:
+    """Find marks that stand. Delta keeps those of commits whose rows are gone because an earlier version was restored."""
+    told = {name: table.transaction_version(name) for name in names}
+    found = {name: number for name, number in told.items() if number is not None}
+    restored = _last_restored(uri, table.version()) if found else None
+    if restored is None:
+        return found
+    at, to = restored
+    try:
+        standing = standing_marks(uri, open_table(uri, to), names)
+    except DatasetNotFoundError:
+        return found  # so long ago that the log no longer knows
+    for version in range(at + 1, table.version() + 1):
+        standing |= _marks_of(uri, version)
+    return {name: standing[name] for name in found if name in standing}
+
+
+def _last_restored(uri: str, newest: int) -> tuple[int, int] | None:
+    """Give the last version, up to one, that restored another, and which; ``None``: there is none."""
+    for commit in read_commits(uri):
+        if commit["version"] > newest or commit.get("operation") != "RESTORE":
+            continue
+        told = commit["operationParameters"]
+        if "version" in told:
+            return commit["version"], int(told["version"])
+        instant = datetime.fromtimestamp(int(told["datetime"]) / 1000, UTC)
+        return commit["version"], _committed_by(uri, instant.isoformat(), before=commit["version"])
+    return None
+
+
+def _marks_of(uri: str, version: int) -> dict[str, int]:
+    """Read the marks of one commit."""
+    lines = ObjectStore(uri).read(f"_delta_log/{version:020}.json").decode().splitlines()
+    actions = [json.loads(line) for line in lines if line.strip()]
+    return {action["txn"]["appId"]: int(action["txn"]["version"]) for action in actions if "txn" in action}

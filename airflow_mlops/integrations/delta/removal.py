@@ -1,0 +1,64 @@
+"""Delete rows, and files that no kept version needs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.integrations.delta.conditions import quoted
+from airflow_mlops.integrations.delta.reading import read_table
+from airflow_mlops.integrations.delta.tables import open_table, scan, write_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+
+def delete_rows(uri: str, *, column: str, values: Sequence[str]) -> None:
+    """Delete the rows that have one of these values, in one commit; none where there are no such rows.
+
+    :raises CommitConflictError: another write came first.
+    """
+    import polars as pl
+
+    rows = read_table(uri, columns=[column]).filter(pl.col(column).is_in(list(values)))
+    if not values or not rows.head(1).collect().height:
+        return
+    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    with write_errors(uri):
+        open_table(uri, None).delete(f"{quoted(column)} IN ({listed})")
+
+
+def drop_before(uri: str, first: datetime, *, time_column: str) -> int:
+    """Delete the rows with an earlier time than ``first``, in one commit; none where there are no such rows.
+
+    :returns: number of rows that were deleted.
+    :raises InsufficientDataError: no row would be left.
+    :raises CommitConflictError: another write came first.
+    """
+    import polars as pl
+
+    table = open_table(uri, None)
+    old = pl.col(time_column) < first
+    dropped, kept = (
+        scan(table).select(old.sum(), (~old).sum().alias("kept")).collect(engine="streaming").row(0)
+    )
+    if not dropped:
+        return 0
+    if not kept:
+        raise InsufficientDataError(
+            f"all {dropped} rows of {uri} are older than {first.isoformat()}: is drop_before meant so? Nothing was dropped"
+        )
+    with write_errors(uri):
+        table.delete(f"{quoted(time_column)} < '{first.isoformat()}'")
+    return int(dropped)
+
+
+def vacuum(uri: str, *, days: float) -> int:
+    """Delete files that have been in no version for so many days; versions that need them can't be read any more.
+
+    :returns: number of files.
+    """
+    with write_errors(uri):
+        return len(open_table(uri, None).vacuum(math.ceil(24 * days), dry_run=False))

@@ -1,0 +1,169 @@
+"""Replace a window of a table in one commit."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.integrations.delta.commits import WINDOW, WORK, place_of
+from airflow_mlops.integrations.delta.conditions import in_window
+from airflow_mlops.integrations.delta.tables import open_table, scan, table_exists, write_errors
+from airflow_mlops.integrations.storage import locate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import polars as pl
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+    from airflow_mlops.core.windows import Window
+
+
+def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, window: Window | None) -> int:
+    """Make ``rows`` the content of one window (or of the whole table) in a single commit.
+
+    A retry writes the same window again and so changes nothing; readers see the old version until the commit. A missing
+    table is created empty first, so that of two first windows neither takes itself for the whole table.
+
+    :param rows: the new rows; all of them inside ``window``.
+    :param window: ``None`` replaces the whole table.
+    :returns: the Delta version of this commit.
+    :raises SchemaMismatchError: naming the column and both types when the table's schema differs.
+    :raises CommitConflictError: another write changed the same rows meanwhile; nothing was written.
+    :raises StorageError: no permission or no space; the previous version stays.
+    """
+    from deltalake import write_deltalake
+
+    data = rows.to_arrow()
+    table = _open_to_write(uri, rows.schema)
+    with write_errors(uri):
+        write_deltalake(table, data, mode="overwrite", predicate=in_window(time_column, window))
+    return table.version()
+
+
+def replace_window_streamed(
+    uri: str,
+    frames: Iterator[pl.DataFrame],
+    *,
+    schema: Mapping[str, pl.DataType],
+    time_column: str | None,
+    window: Window | None,
+    work: str,
+    read_version: int | None = None,
+    work_column: str | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> int:
+    """Like :func:`replace_window`, of rows that come a frame at a time; memory holds a few of them.
+
+    An error of ``frames`` is raised as it is, and nothing is written.
+
+    :param schema: of the frames.
+    :param work: key of the work the rows are the outcome of, for :func:`find_written`.
+    :param read_version: version of this table that the rows were made of: where the window was changed since, it is a conflict.
+    :param work_column: column that holds ``work``; its rows are replaced, wherever they are in time.
+    :param notes: what else the commit says about itself.
+    """
+    import polars as pl
+    from deltalake import CommitProperties, Transaction, write_deltalake
+
+    place = place_of(window) if work_column is None else work
+    properties = CommitProperties(
+        custom_metadata={WORK: work, **(notes or {})} | ({WINDOW: place} if work_column is None else {}),
+        # Of two that write one window at a time the second one fails, also where there was nothing to replace.
+        app_transactions=[Transaction(f"{WINDOW}={place}", int(work[:15], 16))],
+    )
+    empty = pl.DataFrame(schema=schema)
+    table = _open_to_write(uri, empty.schema)
+    replaced = in_window(time_column, window) if work_column is None else f"{work_column} = '{work}'"
+    if read_version is not None:
+        table.load_as_version(read_version)
+        # Without a condition nothing counts as read, and rows that are appended meanwhile as no conflict.
+        replaced = replaced or "true"
+    with streamed(uri, frames, empty.schema) as reader:
+        write_deltalake(table, reader, mode="overwrite", predicate=replaced, commit_properties=properties)
+    return table.version()
+
+
+@contextmanager
+def streamed(
+    uri: str, frames: Iterator[pl.DataFrame], schema: Mapping[str, pl.DataType]
+) -> Iterator[pa.RecordBatchReader]:
+    """Hand frames to delta-rs as it asks for them; an error of theirs is raised as it is, not as the text delta-rs makes of it."""
+    import polars as pl
+    import pyarrow as pa
+
+    problems: list[BaseException] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for frame in frames:
+                yield from frame.to_arrow().to_batches()
+        except BaseException as err:
+            problems.append(err)
+            raise
+
+    try:
+        with write_errors(uri):
+            yield pa.RecordBatchReader.from_batches(pl.DataFrame(schema=schema).to_arrow().schema, batches())
+    except Exception:
+        if problems:
+            raise problems[0] from None
+        raise
+
+
+def _open_to_write(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
+    """Open a table that takes such rows; a missing one is created empty."""
+    table = open_table(uri, None) if table_exists(uri) else create_table(uri, schema)
+    _require_same_schema(scan(table).collect_schema(), schema, uri)
+    return table
+
+
+def create_table(
+    uri: str, schema: Mapping[str, pl.DataType], *, partition_by: str | None = None
+) -> DeltaTable:
+    """Make an empty table; of two that make it, both get the same one."""
+    import polars as pl
+    from deltalake import DeltaTable
+
+    place = locate(uri)
+    columns = pl.DataFrame(schema=schema).to_arrow().schema
+    with write_errors(uri):
+        return DeltaTable.create(
+            place.uri, columns, mode="ignore", partition_by=partition_by, storage_options=place.options
+        )
+
+
+def _require_same_schema(table: Any, rows: Any, uri: str) -> None:
+    problems = [f"{name} is missing (table: {dtype})" for name, dtype in table.items() if name not in rows]
+    problems += [f"{name} is new ({dtype})" for name, dtype in rows.items() if name not in table]
+    problems += [
+        f"{name} is {rows[name]}, the table has {dtype}"
+        for name, dtype in table.items()
+        if name in rows and rows[name] != dtype
+    ]
+    if problems:
+        raise SchemaMismatchError(
+            f"rows do not fit {uri}: {'; '.join(problems)}. Fix the source, or ingest into a new table"
+        )
+
+
+def stored_schema(schema: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
+    """Give the types of a table that takes such columns: Delta knows microseconds in UTC or without a zone, and no unsigned numbers."""
+    import polars as pl
+
+    others: dict[type[pl.DataType], pl.DataType] = {
+        pl.UInt8: pl.Int16(),
+        pl.UInt16: pl.Int32(),
+        pl.UInt32: pl.Int64(),
+        pl.UInt64: pl.Int64(),
+        pl.Categorical: pl.String(),
+        pl.Enum: pl.String(),
+    }
+    return {
+        name: pl.Datetime("us", dtype.time_zone and "UTC")
+        if isinstance(dtype, pl.Datetime)
+        else others.get(type(dtype), dtype)
+        for name, dtype in schema.items()
+    }
