@@ -6,12 +6,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy, TrainingChoice
+from airflow_mlops.core.retraining import Outcome, RetrainingDecision, TrainingChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
+    from airflow_mlops.core.retraining_policy import RetrainingPolicy
 
 #: Policies by name, as ``airflow-mlops replay --policy`` takes them; any other import path will do as well.
 NAMED = {

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.core.codec import from_dict, unknown_fields
 from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy
+from airflow_mlops.core.retraining import Outcome, RetrainingDecision
+from airflow_mlops.core.retraining_policy import RetrainingPolicy
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.ledger import EntryKind, LedgerEntry

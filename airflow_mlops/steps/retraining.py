@@ -6,19 +6,19 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.blackouts import blacked_out
 from airflow_mlops.core.challengers import ChallengerCheck
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.promotion import Verdict
-from airflow_mlops.core.restraint import blacked_out
 from airflow_mlops.core.retraining import (
     Outcome,
     RetrainingDecision,
-    RetrainingPolicy,
     TrainingChoice,
     TrainingPlan,
 )
+from airflow_mlops.core.retraining_policy import RetrainingPolicy
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry

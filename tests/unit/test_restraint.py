@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from airflow_mlops.core.blackouts import Blackout
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.restraint import Blackout
 from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy, decide_retraining
 from airflow_mlops.core.windows import Window
 
