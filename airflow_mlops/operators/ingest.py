@@ -9,6 +9,7 @@ from airflow_mlops.hooks.databases import database_of
 from airflow_mlops.hooks.hashing import HashingHook
 from airflow_mlops.hooks.web import web_of
 from airflow_mlops.operators.base import StepOperator, names, optional_number
+from airflow_mlops.operators.dataset import RecordingDatasets
 from airflow_mlops.operators.windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _NOTHING = (None, "", "None")
 
 
-class IngestDatasetOperator(StepOperator):
+class IngestDatasetOperator(RecordingDatasets, StepOperator):
     """Bring what the source has into a Delta table, once, in one commit, a batch of rows at a time.
 
     Whatever happens to the task, the table has the rows once or is as it was: a retry or a backfill replaces the same window,
@@ -253,17 +254,11 @@ class IngestDatasetOperator(StepOperator):
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the dataset version to the ledger and into the outlets' events."""
-        from airflow_mlops.ledger import EntryKind
-
         dataset, partition = result["dataset"], result["partition"]
         place = f" of {partition['column']}={partition['key']}" if partition else ""
-        self.write_entry(
+        self.write_version(
+            result,
             context,
-            kind=EntryKind.DATASET,
-            key=f"{dataset['uri']}|{dataset['version']}",
-            model_name=None,
-            window=result["window"],
-            subject=dataset["uri"],
             summary=f"{result['row_count']} rows{place} into {dataset['uri']}, now version {dataset['version']} "
             f"with {dataset['row_count']} rows{_tell(result['cleaning'], result['retention'])}",
             payload=result,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import InsufficientDataError, PartitionHeldError
-from airflow_mlops.operators.base import StepOperator, actor, names, part_of
+from airflow_mlops.operators.base import StepOperator, names, part_of
+from airflow_mlops.operators.dataset import RecordingDatasets
 from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 ACTIONS = ("gate", "warn", "quarantine")
 
 
-class ScreenDatasetOperator(StepOperator):
+class ScreenDatasetOperator(RecordingDatasets, StepOperator):
     """Hold a partition whose labels contradict its features more often than those of trusted partitions do.
 
     The windows before the new one, as long as it is, are trusted, but for those that were held. See :doc:`/how-to/screen-for-poisoning`.
@@ -114,26 +115,18 @@ class ScreenDatasetOperator(StepOperator):
 
         dataset = result["dataset"]
         if result["quarantine"] is not None:
-            self.write_entry(
+            self.write_version(
+                result,
                 context,
-                kind=EntryKind.DATASET,
-                key=f"{dataset['uri']}|{dataset['version']}",
-                model_name=None,
-                window=result["window"],
-                subject=dataset["uri"],
                 summary=f"the partition went to {result['quarantine']['uri']}, version {dataset['version']} is without it",
                 payload={"dataset": dataset, "window": result["window"], "row_count": 0},
             )
         released = f", released by {result['released_by']}" if result["released_by"] else ""
-        self.write_entry(
+        self.write_verdict(
+            result,
             context,
             kind=EntryKind.SCREENING,
-            key=f"{dataset['uri']}|{dataset['version']}|{actor(context)}|{context['ti'].try_number}",
-            model_name=None,
-            window=result["window"],
-            subject=dataset["uri"],
             summary=f"{result['verdict']}{released}: {result['headline']}"[:1000],
-            payload=result,
         )
         for item in result["slices"]:
             self.log.info(

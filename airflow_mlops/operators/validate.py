@@ -11,7 +11,8 @@ from airflow_mlops.exceptions import ConnectionConfigError, DataQualityError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.links import DataDocsLink
-from airflow_mlops.operators.base import StepOperator, actor, dataset_ref, names, part_of
+from airflow_mlops.operators.base import StepOperator, dataset_ref, names, part_of
+from airflow_mlops.operators.dataset import RecordingDatasets
 from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ ACTIONS = ("gate", "warn", "quarantine")
 PAST_VERDICTS = 10
 
 
-class ValidateDatasetOperator(StepOperator):
+class ValidateDatasetOperator(RecordingDatasets, StepOperator):
     """Judge a window of a dataset version by a suite; a gate unless told otherwise.
 
     Only expectations of severity ``critical``, which is the default, decide; the others are reported. What goes on is this task's
@@ -175,15 +176,10 @@ class ValidateDatasetOperator(StepOperator):
         from airflow_mlops.ledger import EntryKind
 
         dataset = result["dataset"]
-        key = f"{dataset['uri']}|{dataset['version']}|{actor(context)}|{context['ti'].try_number}"
         if result["quarantine"] is not None:
-            self.write_entry(
+            self.write_version(
+                result,
                 context,
-                kind=EntryKind.DATASET,
-                key=f"{dataset['uri']}|{dataset['version']}",
-                model_name=None,
-                window=result["window"],
-                subject=dataset["uri"],
                 summary=f"{result['quarantined']} rows of {dataset['uri']} went to {result['quarantine']['uri']}, "
                 f"the rest is version {dataset['version']} with {dataset['row_count']} rows",
                 payload={
@@ -193,15 +189,11 @@ class ValidateDatasetOperator(StepOperator):
                 },
             )
         verdict = "accepted" if result["success"] else "not accepted"
-        self.write_entry(
+        key = self.write_verdict(
+            result,
             context,
             kind=EntryKind.VALIDATION,
-            key=key,
-            model_name=None,
-            window=result["window"],
-            subject=dataset["uri"],
             summary=f"{dataset['uri']} version {dataset['version']} {verdict}: {result['headline']}",
-            payload=result,
         )
         if result["report_url"]:
             self.note_link(DataDocsLink, result["report_url"])

@@ -27,7 +27,7 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.ingest_clean import Cleaner, without_values
 from airflow_mlops.steps.ingest_partition import partition_value, rows_of
 from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
-from airflow_mlops.steps.ingest_source import Source, cut_rows, find_source
+from airflow_mlops.steps.ingest_source import Source, Wanted, cut_rows, find_source
 from airflow_mlops.steps.ingest_spool import Spool
 from airflow_mlops.steps.retention import Retention, RetentionReport, retain
 
@@ -345,15 +345,15 @@ def _open(
     if spec.sql is not None and spec.mode == "incremental":
         watermark = _floor(spec, writer)
     hashed = spec.cleaning.hash_columns
+    wanted = Wanted(
+        parts=parts,
+        watermark=spec.first_watermark if watermark is None else watermark,
+        # What is hashed has its own type until it is.
+        table=writer.schema and {name: dtype for name, dtype in writer.schema.items() if name not in hashed},
+        texts=hashed,
+    )
     frame = cut_rows(
-        source.frame(
-            parts,
-            watermark=spec.first_watermark if watermark is None else watermark,
-            # What is hashed has its own type until it is.
-            table=writer.schema
-            and {name: dtype for name, dtype in writer.schema.items() if name not in hashed},
-            texts=hashed,
-        ),
+        source.frame(wanted),
         source.name,
         needed=[
             *_filled(spec),

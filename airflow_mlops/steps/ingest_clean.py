@@ -16,8 +16,8 @@ from airflow_mlops.exceptions import (
     SchemaMismatchError,
 )
 from airflow_mlops.integrations import delta
+from airflow_mlops.steps.ingest_files import read_batches
 from airflow_mlops.steps.ingest_rows import PassingRows, key_hashes
-from airflow_mlops.steps.ingest_source import read_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

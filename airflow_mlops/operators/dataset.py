@@ -1,0 +1,64 @@
+"""What operators have in common that write down a dataset version, or a verdict on one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.operators.base import Recording, actor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.sdk import Context
+
+    from airflow_mlops.ledger import EntryKind
+
+
+class RecordingDatasets(Recording):
+    """Write the ledger's entries of a dataset: that a version is there, and what was found in it."""
+
+    def write_version(
+        self, result: Mapping[str, Any], context: Context, *, summary: str, payload: Mapping[str, Any]
+    ) -> None:
+        """Write down a new version; one version is one entry, whoever writes it.
+
+        :param result: of the step, with ``dataset`` and ``window``.
+        """
+        from airflow_mlops.ledger import EntryKind
+
+        self._write(result, context, kind=EntryKind.DATASET, by="", summary=summary, payload=payload)
+
+    def write_verdict(
+        self, result: Mapping[str, Any], context: Context, *, kind: EntryKind, summary: str
+    ) -> str:
+        """Write down what was found in a version; every try has a verdict of its own.
+
+        :param result: of the step, with ``dataset`` and ``window``.
+        :returns: key of the entry.
+        """
+        by = f"|{actor(context)}|{context['ti'].try_number}"
+        return self._write(result, context, kind=kind, by=by, summary=summary, payload=result)
+
+    def _write(
+        self,
+        result: Mapping[str, Any],
+        context: Context,
+        *,
+        kind: EntryKind,
+        by: str,
+        summary: str,
+        payload: Mapping[str, Any],
+    ) -> str:
+        dataset = result["dataset"]
+        key = f"{dataset['uri']}|{dataset['version']}{by}"
+        self.write_entry(
+            context,
+            kind=kind,
+            key=key,
+            model_name=None,
+            window=result["window"],
+            subject=dataset["uri"],
+            summary=summary,
+            payload=payload,
+        )
+        return key

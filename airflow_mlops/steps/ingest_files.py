@@ -1,0 +1,144 @@
+"""Files as one frame: scanned where they are, and what is wrong with them in words."""
+
+from __future__ import annotations
+
+import glob
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.core.batches import stream_batches
+from airflow_mlops.exceptions import DatasetNotFoundError, SchemaMismatchError, StorageError
+from airflow_mlops.integrations.storage import locate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import polars as pl
+
+#: Endings of the files that polars reads where they are.
+SCANNED = (".parquet", ".csv", ".jsonl")
+
+
+def scan_files(files: Sequence[str], *, name: str, texts: Sequence[str] = ()) -> pl.LazyFrame:
+    """Scan files where they are.
+
+    :param files: taken literally; a name with ``*`` or ``[`` is no pattern here.
+    :param name: what they were found by, for messages and with the connection.
+    :param texts: columns that a CSV file's text is taken of as it is: ``007`` is not 7.
+    :raises DatasetNotFoundError: one can't be read.
+    :raises SchemaMismatchError: they have other columns than the first one, or values of types that don't go together.
+    :raises StorageError: the store does not answer.
+    """
+    import polars as pl
+
+    place = locate(name)
+    given: dict[str, Any] = {}
+    if place.options is not None:
+        given = {"storage_options": place.options, "credential_provider": None}
+    scanners: dict[str, Callable[..., pl.LazyFrame]] = {
+        ".parquet": pl.scan_parquet,
+        ".csv": partial(pl.scan_csv, schema_overrides=dict.fromkeys(texts, pl.String)),
+        ".jsonl": partial(pl.scan_ndjson, infer_schema_length=None),
+    }
+    suffix = next(suffix for suffix in scanners if name.endswith(suffix))
+
+    def scan(some: Sequence[str], **options: Any) -> pl.LazyFrame:
+        return scanners[suffix]([glob.escape(file) for file in some], **given, **options)
+
+    try:
+        if suffix == ".jsonl":
+            return scan(files, schema=_json_types(files, scan, name))
+        frame = scan(files)
+        frame.collect_schema()
+    except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
+        _require_same_columns(files, scan, name)
+        raise DatasetNotFoundError(f"no readable file matches {name}: {err}") from err
+    except OSError as err:
+        raise StorageError(
+            f"could not read {name}: {str(err).splitlines()[0]}. Check that the store answers and its address"
+        ) from err
+    return frame
+
+
+def _json_types(
+    files: Sequence[str], scan: Callable[[Sequence[str]], pl.LazyFrame], name: str
+) -> dict[str, pl.DataType]:
+    """Look at every line: polars would take the keys of the first ones of the first file, and leave out all others.
+
+    :raises SchemaMismatchError: a key has values in two files that don't go together.
+    """
+    import polars as pl
+
+    types: dict[str, pl.DataType] = {}
+    where: dict[str, str] = {}
+    problem: Exception | None = None
+    for file in files:
+        try:
+            schema = scan([file]).collect_schema()
+        except pl.exceptions.ComputeError as err:
+            if "empty reader" not in str(err):
+                raise
+            problem = err  # a file without a line has no rows
+            continue
+        for column, dtype in schema.items():
+            known = types.get(column, pl.Null())
+            if known in (dtype, pl.Null()):
+                types[column], where[column] = dtype, file
+            elif {known, dtype} == {pl.Int64(), pl.Float64()}:
+                types[column] = pl.Float64()
+            elif dtype != pl.Null:
+                raise SchemaMismatchError(
+                    f"{name} can't be read as one table: column {column!r} is {known} in {where[column]} and {dtype} in {file}. "
+                    "Make them one type at the source"
+                )
+    if problem is not None and not types:
+        raise problem
+    return types
+
+
+def _require_same_columns(
+    files: Sequence[str], scan: Callable[[Sequence[str]], pl.LazyFrame], name: str
+) -> None:
+    """Name the first of the files that has other columns than the first one, or the same in another order.
+
+    :raises SchemaMismatchError: there is one.
+    """
+    import polars as pl
+
+    first: list[str] = []
+    for file in files:
+        try:
+            columns = scan([file]).collect_schema().names()
+        except (OSError, pl.exceptions.PolarsError):
+            return  # what is wrong is not the columns
+        first = first or columns
+        if columns != first:
+            raise SchemaMismatchError(
+                f"{name} can't be read as one table: {files[0]} has columns {', '.join(first)}, and {file} has "
+                f"{', '.join(columns)}. Make them the same, in the same order, at the source"
+            )
+
+
+def read_batches(frame: pl.LazyFrame, source: str) -> Iterator[pl.DataFrame]:
+    """Read the rows a batch at a time.
+
+    :raises SchemaMismatchError: the files differ, or one is broken.
+    """
+    import polars as pl
+
+    try:
+        yield from stream_batches(frame)
+    except pl.exceptions.PolarsError as err:
+        raise SchemaMismatchError(
+            f"{source} can't be read as one table: {_unreadable(source)}{str(err).splitlines()[0]}. Fix what it names at the source"
+        ) from err
+
+
+def _unreadable(source: str) -> str:
+    """Name the first of the files that is none of its kind; nothing where each is."""
+    for file in sorted(glob.glob(source)) if source.endswith(SCANNED) else ():  # noqa: PTH207 - may be absolute
+        try:
+            scan_files([file], name=source)
+        except DatasetNotFoundError:
+            return f"{file}: "
+    return ""
