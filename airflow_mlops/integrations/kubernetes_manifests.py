@@ -6,10 +6,11 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.names import distinct
+from airflow_mlops.integrations.rollout import Progress
 
 Manifest = dict[str, Any]
 
@@ -298,18 +299,6 @@ def annotation_of_template(found: Manifest, name: str) -> str | None:
     """Read an annotation of the pods' template of a Deployment or ReplicaSet."""
     value: str | None = (found["spec"]["template"].get("metadata", {}).get("annotations") or {}).get(name)
     return value
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far a Deployment's rollout is.
-
-    :param status: ``done``, ``waiting`` or ``failed``.
-    :param reason: a sentence.
-    """
-
-    status: Literal["done", "waiting", "failed"]
-    reason: str
 
 
 def progress_of(deployment: Manifest) -> Progress:

@@ -68,7 +68,8 @@ class DeployToBentoCloudOperator(DeployingElsewhere, BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Push, deploy, wait, write down what serves; fail when it is not the new version."""
         from airflow_mlops.core.codec import to_dict
-        from airflow_mlops.integrations.bentocloud import CloudEndpoint, fetched, roll_out
+        from airflow_mlops.integrations.bentocloud import CloudEndpoint, fetched
+        from airflow_mlops.integrations.bentocloud_rollout import roll_out
         from airflow_mlops.integrations.kubernetes_manifests import secret_name
 
         variables = self.variables()

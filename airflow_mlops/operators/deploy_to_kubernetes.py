@@ -75,8 +75,9 @@ class DeployToKubernetesOperator(DeployingElsewhere, BaseOperator):
         from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
 
         from airflow_mlops.core.codec import to_dict
-        from airflow_mlops.integrations.kubernetes_deploy import Cluster, roll_out
+        from airflow_mlops.integrations.kubernetes_cluster import Cluster
         from airflow_mlops.integrations.kubernetes_manifests import KubernetesEndpoint, secret_of
+        from airflow_mlops.integrations.kubernetes_rollout import roll_out
 
         hook = KubernetesHook(conn_id=self.kubernetes_conn_id)
         namespace = self.namespace or hook.get_namespace() or "default"

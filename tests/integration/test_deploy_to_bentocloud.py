@@ -17,7 +17,7 @@ import pytest
 
 from airflow_mlops.exceptions import ArtifactIntegrityError, ConnectionConfigError, RolloutError
 from airflow_mlops.hooks.bentocloud import BentoCloudHook
-from airflow_mlops.integrations import bentocloud
+from airflow_mlops.integrations import bentocloud, rollout
 from airflow_mlops.integrations.bentoml import EndpointClient, wait_until
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger
@@ -237,7 +237,7 @@ def test_a_task_that_is_killed_puts_back_what_served(
         raise SystemExit("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(bentocloud, "time", SimpleNamespace(sleep=die, monotonic=time.monotonic))
+        patched.setattr(rollout, "time", SimpleNamespace(sleep=die, monotonic=time.monotonic))
         with pytest.raises(SystemExit):
             deploy("2", run="killed")
     (target,) = cloud.deployments[NAME]["latest_revision"]["targets"]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from airflow_mlops.exceptions import ConnectionConfigError, RolloutError
-from airflow_mlops.integrations import kubernetes_deploy
+from airflow_mlops.integrations import rollout
 from airflow_mlops.integrations.bentoml import EndpointClient
-from airflow_mlops.integrations.kubernetes_deploy import RIGHTS
+from airflow_mlops.integrations.kubernetes_cluster import RIGHTS
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.operators.deploy_to_kubernetes import DeployToKubernetesOperator
@@ -210,7 +210,7 @@ def test_a_task_that_is_killed_puts_back_what_served(
         threading.Event().wait(seconds)
 
     with monkeypatch.context() as patched:
-        patched.setattr(kubernetes_deploy, "time", SimpleNamespace(sleep=die, monotonic=time.monotonic))
+        patched.setattr(rollout, "time", SimpleNamespace(sleep=die, monotonic=time.monotonic))
         with pytest.raises(SystemExit):
             deploy("2", run="killed")
     found = kube.get("deployments", NAME)

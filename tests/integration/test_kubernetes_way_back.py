@@ -10,8 +10,8 @@ import pytest
 from kubernetes.config import new_client_from_config_dict
 
 from airflow_mlops.exceptions import RolloutError, TransientError
-from airflow_mlops.integrations import kubernetes_deploy, way_back
-from airflow_mlops.integrations.kubernetes_deploy import Cluster, RolledOut
+from airflow_mlops.integrations import kubernetes_rollout, rollout
+from airflow_mlops.integrations.kubernetes_cluster import Cluster
 from airflow_mlops.integrations.kubernetes_manifests import (
     VERSION,
     KubernetesEndpoint,
@@ -22,6 +22,8 @@ from tests.fakekube.server import FakeKube, fake_kube
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
+
+    from airflow_mlops.integrations.rollout import RolledOut
 
 pytestmark = [
     pytest.mark.integration,
@@ -68,7 +70,7 @@ def endpoint_of(version: str, **settings: Any) -> KubernetesEndpoint:
 @pytest.fixture
 def deploy(api: ApiClient) -> Callable[..., RolledOut]:
     def deploy(version: str, run: str, cluster: Cluster | None = None, **settings: Any) -> RolledOut:
-        return kubernetes_deploy.roll_out(
+        return kubernetes_rollout.roll_out(
             cluster or Cluster(api, NAMESPACE, "kubernetes_default"),
             endpoint_of(version, **settings),
             actor=f"a_dag/{run}/deploy",
@@ -248,7 +250,7 @@ def test_a_task_that_is_killed_twice_on_the_way_back_still_takes_it(
     with pytest.raises(RolloutError, match="the task was killed"):
         deploy("broken", "second", StumblingCluster(api, kill, kill, TransientError("503")))
     assert asked_for(kube) == "1"
-    monkeypatch.setattr(way_back, "UNDO_SECONDS", 0.0)
+    monkeypatch.setattr(rollout, "UNDO_SECONDS", 0.0)
     with pytest.raises(TransientError, match="503"):
         deploy("broken", "third", StumblingCluster(api, *[TransientError("503")] * 4))
     assert asked_for(kube) == "broken"  # bounded: and the log says so

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from airflow_mlops.integrations.bentoml_build import bento_name
-from airflow_mlops.integrations.kubernetes_deploy import RIGHTS
+from airflow_mlops.integrations.kubernetes_cluster import RIGHTS
 from airflow_mlops.integrations.kubernetes_manifests import (
     TEMPLATE,
     KubernetesEndpoint,

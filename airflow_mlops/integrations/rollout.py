@@ -1,11 +1,12 @@
-"""What every target does when a new version does not serve, or its task ends early: ask for what served before again."""
+"""What every target does with a new version: wait until it serves, or ask for what served before again."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from airflow_mlops.exceptions import RolloutError, TransientError
 
@@ -23,7 +24,8 @@ class NotReadyError(Exception):
 class Rollout(Protocol):
     """One attempt to let a target serve a version."""
 
-    #: The version and its model, and the place, for messages.
+    #: The version; it and its model, and the place, for messages.
+    version: str
     what: str
     where: str
 
@@ -47,25 +49,81 @@ class Rollout(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TakenBack:
-    """What serves in place of the new version.
+class Outcome:
+    """How an attempt ended.
 
-    :param version: that serves again.
-    :param seconds: from the decision until it was seen to serve.
+    :param state: ``serving``: the new version. ``rolled_back``: the one before it, as the new one did not become ready.
+    :param serving_version: that answers.
+    :param restore_seconds: from the decision to take the new version back until the former one was seen to serve again.
     :param reason: why the new version was taken back.
     """
 
-    version: str
+    state: Literal["serving", "rolled_back"]
+    serving_version: str
+    restore_seconds: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolledOut(Outcome):
+    """What serves now.
+
+    :param previous_version: the version before the one that answers; ``None`` at the first deployment, and where that is not
+        known any more.
+    :param deployment_uid: the target's name for the deployment: one that was deleted and made again has another.
+    :param revision: the target's name for this state of the deployment.
+    :param seconds: that all of it took.
+    :param started: whether there was no such deployment.
+    """
+
+    previous_version: str | None
+    deployment_uid: str
+    revision: int | str
     seconds: float
+    started: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a rollout is.
+
+    :param status: ``done``, ``waiting`` or ``failed``.
+    :param reason: a sentence.
+    """
+
+    status: Literal["done", "waiting", "failed"]
     reason: str
 
 
-def carry_out(rollout: Rollout) -> TakenBack | None:
+def watch(look: Callable[[], Progress], where: str, *, seconds: float, poll_seconds: float) -> Progress:
+    """Look until a rollout is done or has failed, and for no longer than some seconds; what is new goes to the log.
+
+    :param look: where it fails for a moment, it is asked again.
+    :returns: what the last look has seen; still ``waiting`` when the time is over.
+    """
+    deadline = time.monotonic() + seconds
+    said = ""
+    while True:
+        try:
+            progress = look()
+        except TransientError as err:
+            log.warning("%s; looking again", err)
+            progress = Progress(status="waiting", reason=str(err))
+        if progress.status != "waiting":
+            return progress
+        if progress.reason != said:
+            log.info("%s: %s", where, progress.reason)
+            said = progress.reason
+        if time.monotonic() > deadline:
+            return progress
+        time.sleep(poll_seconds)
+
+
+def carry_out(rollout: Rollout) -> Outcome:
     """Let the version serve; when it does not come to it, see what served before serve again.
 
     However this ends, the target is not left asked for a version that failed, if there was another one.
 
-    :returns: ``None`` when the version serves.
     :raises RolloutError: nothing is known to have served before, or it does not come to serve again.
     """
     try:
@@ -85,10 +143,10 @@ def carry_out(rollout: Rollout) -> TakenBack | None:
             served = f"version {version} is asked for" if version is not None else "it was left as it is"
             log.warning("%s ended early in %s: %s", rollout.what, rollout.where, served)
         raise
-    return None
+    return Outcome(state="serving", serving_version=rollout.version)
 
 
-def _take_back(rollout: Rollout, why: str) -> TakenBack:
+def _take_back(rollout: Rollout, why: str) -> Outcome:
     begun = time.monotonic()
     what = f"{rollout.what} did not become ready in {rollout.where}: {why}"
     version = _undo(rollout)
@@ -102,7 +160,9 @@ def _take_back(rollout: Rollout, why: str) -> TakenBack:
         raise RolloutError(
             f"{what}. Version {version} was asked for again, and is not wholly ready either: {err}"
         ) from err
-    return TakenBack(version=version, seconds=time.monotonic() - begun, reason=what)
+    return Outcome(
+        state="rolled_back", serving_version=version, restore_seconds=time.monotonic() - begun, reason=what
+    )
 
 
 def _undo(rollout: Rollout, through: type[Exception] = TransientError) -> str | None:
