@@ -1,4 +1,4 @@
-"""Estimation: how good predictions are while nobody knows yet what turned out, and how far such estimates can be believed."""
+"""Estimation: how good predictions are while nobody knows yet what turned out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from airflow_mlops.core.calibration import Calibration, CalibrationKind, best_kind, fit_calibration
 from airflow_mlops.core.metrics import Metric, measure
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.resampling import t_quantile
+from airflow_mlops.core.stretches import FEWEST_FOLDS, stretches
 from airflow_mlops.exceptions import InsufficientDataError
 
 Array = NDArray[Any]
@@ -21,16 +23,10 @@ Array = NDArray[Any]
 ESTIMATION_FILE = "estimation.json"
 #: Share of the windows whose realized value the interval is to hold.
 COVERAGE = 0.95
-#: Pieces of the held-out rows, in time order, that check the estimator against each other; and rows each needs.
-FOLDS, ROWS_PER_FOLD = 8, 40
-#: Fewer pieces tell nothing about an error.
-FEWEST_FOLDS = 3
 #: Draws of the unknown labels, and rows they are drawn for at most; more rows shrink the error by the root of their number.
 _DRAWS, _DRAWN_ROWS = 200, 5_000
 #: Draws for a metric that is only a number.
 _SLOW_DRAWS = 40
-#: Points of a stored curve at most.
-_POINTS = 256
 #: Metrics of the order of the scores; more than two labels are ranked one against the rest.
 _RANKING = {"roc_auc", "pr_auc"}
 #: Metrics that lie between 0 and 1; an interval does not leave it.
@@ -47,48 +43,7 @@ _SHARES = {
 
 _NOT_NEGATIVE = {"log_loss", "brier"}
 
-CalibrationKind = Literal["none", "isotonic", "platt"]
 LabelKind = Literal["text", "integer", "number"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
-    """A monotone, piecewise linear function of a probability; flat outside its points.
-
-    :param given: what the model says, ascending.
-    :param true: how often it happens.
-    """
-
-    given: tuple[float, ...]
-    true: tuple[float, ...]
-
-    def __call__(self, probabilities: Array) -> Array:
-        return np.interp(probabilities, self.given, self.true)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Calibration:
-    """What the probabilities of a model are worth, learned on rows it never saw.
-
-    :param kind: how it was learned.
-    :param curves: one per class; of two classes, for the positive one only.
-    """
-
-    kind: CalibrationKind
-    curves: tuple[Curve, ...]
-
-    def __call__(self, probabilities: Array) -> Array:
-        """Give calibrated probabilities.
-
-        :param probabilities: of the classes, shape ``(n, classes)``.
-        :returns: same shape, rows that add up to 1.
-        """
-        if len(self.curves) == 1:
-            positive = self.curves[0](probabilities[:, 1])
-            return np.column_stack([1.0 - positive, positive])
-        each = np.column_stack([curve(probabilities[:, place]) for place, curve in enumerate(self.curves)])
-        total = each.sum(axis=1, keepdims=True)
-        return np.where(total > 0.0, each / np.where(total > 0.0, total, 1.0), probabilities)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,98 +106,6 @@ class Estimate:
     row_count: int
 
 
-# -- classification -----------------------------------------------------------------------------------------
-
-
-def fit_calibration(
-    probabilities: Array, truth: Array, *, kind: CalibrationKind | None = None
-) -> Calibration:
-    """Learn what the probabilities are worth; each class against the rest.
-
-    Source: Zadrozny and Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002
-    (isotonic, one against the rest); Platt, "Probabilistic outputs for support vector machines", 1999.
-
-    :param probabilities: of the classes, shape ``(n, classes)``, in time order.
-    :param truth: number of each row's class, shape ``(n,)``.
-    :param kind: how; ``None`` takes what has the smallest Brier score on rows that were left out.
-    """
-    chosen = kind or _best_kind(probabilities, truth)
-    places = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    fit = {"none": _as_it_is, "isotonic": _isotonic, "platt": _platt}[chosen]
-    curves = tuple(fit(probabilities[:, place], truth == place) for place in places)
-    return Calibration(kind=chosen, curves=curves)
-
-
-def _best_kind(probabilities: Array, truth: Array) -> CalibrationKind:
-    happened = np.eye(probabilities.shape[1])[truth]
-    kinds: tuple[CalibrationKind, ...] = ("isotonic", "platt", "none")
-    scores = dict.fromkeys(kinds, 0.0)
-    for learn, check in _left_out(len(truth), min(FOLDS, max(2, len(truth) // ROWS_PER_FOLD))):
-        for kind in kinds:
-            given = fit_calibration(probabilities[learn], truth[learn], kind=kind)(probabilities[check])
-            scores[kind] += float(np.square(given - happened[check]).sum())
-    return min(kinds, key=lambda kind: scores[kind])
-
-
-def _left_out(row_count: int, folds: int) -> list[tuple[Array, Array]]:
-    """Cut rows into stretches; each is checked with what was learned on the others."""
-    rows = np.arange(row_count)
-    return [(np.setdiff1d(rows, check), check) for check in np.array_split(rows, folds)]
-
-
-def _as_it_is(given: Array, happened: Array) -> Curve:
-    return Curve(given=(0.0, 1.0), true=(0.0, 1.0))
-
-
-def _isotonic(given: Array, happened: Array) -> Curve:
-    """Learn the best monotone curve.
-
-    Source: Ayer et al., "An empirical distribution function for sampling with incomplete information", Annals of Mathematical
-    Statistics 26, 1955 (pool adjacent violators).
-    """
-    from scipy.optimize import isotonic_regression
-
-    points, places, counts = np.unique(given, return_inverse=True, return_counts=True)
-    shares = np.bincount(places, weights=happened) / counts
-    fitted = isotonic_regression(shares, weights=counts).x
-    # Only the ends of each step are needed: between them the curve is flat, from one to the next it is straight.
-    step = np.flatnonzero(np.diff(fitted)) + 1
-    kept = np.unique(np.concatenate([[0, len(points) - 1], step - 1, step]).astype(int))
-    if len(kept) > _POINTS:
-        kept = kept[np.linspace(0, len(kept) - 1, _POINTS).astype(int)]
-    return Curve(given=tuple(points[kept].tolist()), true=tuple(fitted[kept].tolist()))
-
-
-def _platt(given: Array, happened: Array) -> Curve:
-    """Fit a sigmoid of the log-odds, with targets pulled in as Platt has it; tabulated."""
-    from scipy.optimize import minimize
-
-    hits = float(happened.sum())
-    misses = len(happened) - hits
-    wanted = np.where(happened, (hits + 1.0) / (hits + 2.0), 1.0 / (misses + 2.0))
-    odds = _log_odds(given)
-    design = np.column_stack([odds, np.ones_like(odds)])
-
-    def loss(beta: Array) -> tuple[float, Array]:
-        logits = design @ beta
-        fitted = 1.0 / (1.0 + np.exp(-np.clip(logits, -500.0, 500.0)))
-        value = np.mean(np.logaddexp(0.0, logits) - wanted * logits)
-        return float(value), design.T @ (fitted - wanted) / len(wanted)
-
-    beta = minimize(loss, np.zeros(2), jac=True, method="BFGS").x
-    if beta[0] <= 0.0:  # scores the wrong way round are worth nothing: the rate is all that is known
-        rate = float(np.mean(happened))
-        return Curve(given=(0.0, 1.0), true=(rate, rate))
-    grid = np.linspace(-12.0, 12.0, _POINTS - 1)
-    true = 1.0 / (1.0 + np.exp(-(grid * beta[0] + beta[1])))
-    return Curve(given=tuple((1.0 / (1.0 + np.exp(-grid))).tolist()), true=tuple(true.tolist()))
-
-
-def _log_odds(probabilities: Array) -> Array:
-    inside = np.clip(probabilities, 6e-6, 1.0 - 6e-6)
-    return np.asarray(np.log(inside / (1.0 - inside)))
-
-
 def learn_labels_estimation(
     metric: Metric, *, target: Array, answers: Predictions, kind: CalibrationKind | None = None
 ) -> Estimation:
@@ -259,13 +122,13 @@ def learn_labels_estimation(
     graded = Graded(target, answers)
     if graded.label_count > len(answers.classes):
         return _none(metric, "the held-out rows hold labels the model does not know")
-    folds = min(FOLDS, len(target) // ROWS_PER_FOLD)
-    if folds < FEWEST_FOLDS:
+    parts = stretches(len(target))
+    if not parts:
         return _none(metric, f"{len(target)} held-out rows are too few")
     errors, chances = [], []
     given = answers.probabilities
-    chosen = kind or _best_kind(given, graded.truth)
-    for learn, check in _left_out(len(target), folds):
+    chosen = kind or best_kind(given, graded.truth)
+    for learn, check in parts:
         known = fit_calibration(given[learn], graded.truth[learn], kind=chosen)
         part = graded.take(check)
         try:
@@ -447,9 +310,6 @@ def _label_kind(target: Array) -> LabelKind:
     return {"i": "integer", "u": "integer", "f": "number"}.get(target.dtype.kind, "text")  # type: ignore[return-value]
 
 
-# -- regression -----------------------------------------------------------------------------------------------
-
-
 def row_errors(metric: Metric, graded: Graded) -> Array | None:
     """Give what each row adds to a metric that is a function of a mean; ``None`` for any other.
 
@@ -486,15 +346,6 @@ def learn_error_estimation(
     )
 
 
-def stretches(row_count: int) -> list[tuple[Array, Array]]:
-    """Cut held-out rows for :func:`learn_error_estimation`: rows to learn on and rows to check, in time order.
-
-    :returns: empty when there are too few rows.
-    """
-    folds = min(FOLDS, row_count // ROWS_PER_FOLD)
-    return _left_out(row_count, folds) if folds >= FEWEST_FOLDS else []
-
-
 def estimate_errors(metric: Metric, said: Array, estimation: Estimation) -> Estimate:
     """Estimate a metric of numbers from what the error model says of each row (DLE).
 
@@ -523,105 +374,6 @@ def estimate_errors(metric: Metric, said: Array, estimation: Estimation) -> Esti
         low=min(low, high),
         high=max(low, high),
         row_count=len(said),
-    )
-
-
-# -- how far to believe it -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GradedEstimate:
-    """An estimate and what turned out."""
-
-    value: float
-    low: float
-    high: float
-    realized: float
-
-    @property
-    def covered(self) -> bool:
-        """Whether the interval holds what turned out."""
-        return self.low <= self.realized <= self.high
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EstimatorRecord:
-    """How good the estimates of the last windows were.
-
-    :param windows: estimates that could be graded.
-    :param covered: of them, those whose interval held the realized value.
-    :param bias: mean of estimated less realized; ``None`` without any.
-    :param mean_error: mean distance; ``None`` without any.
-    :param trusted: whether a new estimate may be acted on.
-    :param reason: one sentence.
-    """
-
-    windows: int
-    covered: int
-    bias: float | None
-    mean_error: float | None
-    trusted: bool
-    reason: str
-
-
-def judge_estimator(
-    past: Sequence[GradedEstimate],
-    *,
-    concept_drift: bool,
-    minimum_windows: int = 3,
-    significance: float = 0.05,
-    memory: int = 12,
-) -> EstimatorRecord:
-    """Decide whether estimates may be acted on.
-
-    They may not when so few of the last intervals held the realized value that, were their coverage what it should be, it
-    would happen less often than ``significance`` (exact binomial test); nor while there are few to tell from and labels have
-    shown that the relation of inputs and target changed, which no estimate sees.
-
-    Source: Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
-    Biometrika 26, 1934.
-
-    :param past: graded estimates of this version, oldest first.
-    :param concept_drift: whether the newest labels showed a worsening.
-    :param minimum_windows: graded estimates that are not few.
-    :param memory: only so many of the newest count: an estimator may have got better.
-
-    >>> fine = GradedEstimate(value=1.0, low=0.9, high=1.1, realized=1.05)
-    >>> wrong = GradedEstimate(value=1.0, low=0.9, high=1.1, realized=2.0)
-    >>> judge_estimator([fine, fine, wrong], concept_drift=False).trusted
-    True
-    >>> judge_estimator([fine, wrong, wrong], concept_drift=False).trusted
-    False
-    """
-    from scipy.special import bdtr
-
-    recent = list(past)[-memory:]
-    covered = sum(item.covered for item in recent)
-    if not recent:
-        trusted = not concept_drift
-        reason = "no estimate could be graded yet" + (
-            "" if trusted else ", and the last labels showed a worsening"
-        )
-        return EstimatorRecord(
-            windows=0, covered=0, bias=None, mean_error=None, trusted=trusted, reason=reason
-        )
-    misses = [item.value - item.realized for item in recent]
-    bias, error = float(np.mean(misses)), float(np.mean(np.abs(misses)))
-    reason = (
-        f"{covered} of the last {len(recent)} intervals held what turned out, off by {error:.2g} on average "
-        f"({bias:+.2g})"
-    )
-    too_few = float(bdtr(covered, len(recent), COVERAGE)) < significance and covered < len(recent)
-    unsure = len(recent) < minimum_windows and concept_drift
-    if unsure and not too_few:
-        reason += ", and the last labels showed a worsening"
-    return EstimatorRecord(
-        windows=len(recent),
-        covered=covered,
-        bias=bias,
-        mean_error=error,
-        trusted=not too_few and not unsure,
-        reason=reason,
     )
 
 

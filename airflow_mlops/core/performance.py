@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airflow_mlops.core.change import ChangePolicy, ChangeReport, WindowLoss, detect_change
-from airflow_mlops.core.estimation import Estimate, EstimatorRecord, GradedEstimate
+from airflow_mlops.core.estimator_record import EstimatorRecord, GradedEstimate
 from airflow_mlops.core.evaluation import normal_tail
 from airflow_mlops.core.metrics import Metric, MetricValue, resolve_metric
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.resampling import Blocks, Resampled, common_factor, require_level, upper_tail
 from airflow_mlops.core.windows import Window
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.estimation import Estimate
 
 Array = NDArray[Any]
 

@@ -22,11 +22,11 @@ from airflow_mlops.core.estimation import (
     estimate_labels,
     learn_error_estimation,
     row_errors,
-    stretches,
 )
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.signing import Trust
+from airflow_mlops.core.stretches import stretches
 from airflow_mlops.core.tuning import Candidate
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError
 from airflow_mlops.integrations import sklearn

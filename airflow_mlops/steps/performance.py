@@ -11,7 +11,7 @@ import numpy as np
 from airflow_mlops.core.change import WindowLoss, effective_count
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.estimation import Estimate, EstimatorRecord, judge_estimator
+from airflow_mlops.core.estimator_record import EstimatorRecord, judge_estimator
 from airflow_mlops.core.metrics import Metric, MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.performance import (
     EarlyLabels,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from airflow_mlops.core.estimation import Estimate
     from airflow_mlops.core.package import Holdout
     from airflow_mlops.services import Services
 

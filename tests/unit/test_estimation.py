@@ -8,20 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from airflow_mlops.core.calibration import fit_calibration
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.estimation import (
     Estimation,
-    GradedEstimate,
     estimate_errors,
     estimate_labels,
-    fit_calibration,
-    judge_estimator,
     learn_error_estimation,
     learn_labels_estimation,
-    stretches,
 )
+from airflow_mlops.core.estimator_record import GradedEstimate, judge_estimator
 from airflow_mlops.core.metrics import DEFAULT_METRICS, evaluate_metric, resolve_metric
 from airflow_mlops.core.predictions import Predictions
+from airflow_mlops.core.stretches import stretches
 from airflow_mlops.exceptions import InsufficientDataError
 from benchmarks import estimation as benchmark
 

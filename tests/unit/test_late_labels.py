@@ -7,7 +7,8 @@ import pytest
 from scipy.signal import lfilter
 
 from airflow_mlops.core.change import WindowLoss, detect_change, effective_count
-from airflow_mlops.core.estimation import Estimate, EstimatorRecord
+from airflow_mlops.core.estimation import Estimate
+from airflow_mlops.core.estimator_record import EstimatorRecord
 from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
 from airflow_mlops.core.performance import (
     EarlyLabels,
