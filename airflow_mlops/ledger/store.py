@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import (
-    ArgumentError,
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    NoSuchModuleError,
-    StatementError,
-)
+from sqlalchemy.exc import IntegrityError
 
 from airflow_mlops.core.codec import json_safe
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import (
-    ConnectionConfigError,
-    LedgerUnavailableError,
-    PromotionConflictError,
-    StorageError,
-)
+from airflow_mlops.exceptions import PromotionConflictError
+from airflow_mlops.ledger.database import lock, make_engine, migrate, reading, require_writable, translated
 from airflow_mlops.ledger.entries import ACTING, ChampionPeriod, EntryKind, LedgerEntry, Recorded, WindowGrade
 from airflow_mlops.ledger.tables import aliases, entries
 
@@ -35,25 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
-_HEAD = "0001"
-
-#: How long a writer waits for another one, in seconds.
-_BUSY_SECONDS = 30
-
-#: Name of the lock under which the schema is brought up to date.
-_MIGRATION = "airflow_mlops ledger schema"
-
-#: Execution option of a connection that only reads, so that it does not queue for SQLite's write lock.
-_READS_ONLY = "airflow_mlops_reads_only"
-
-#: What SQLite says when waiting does not help, as the driver has no error classes for it.
-_STORAGE_TROUBLE = ("readonly", "disk is full", "unable to open", "not a database", "malformed")
-
 #: What is found out about a window.
 _CHECKS = (str(EntryKind.PERFORMANCE_CHECK), str(EntryKind.DRIFT_CHECK))
-
-_DRIVERS = {"sqlite": "", "postgresql": "pip install psycopg2-binary"}
 
 
 class Ledger:
@@ -76,11 +45,11 @@ class Ledger:
         :raises StorageError: the SQLite file can't be created or written, or is no database.
         :raises LedgerUnavailableError: the database does not answer or stays locked.
         """
-        engine = _engine(url)
+        engine = make_engine(url)
         try:
-            with _translated(engine):
-                _require_writable(engine, create=create)
-                _migrate(engine)
+            with translated(engine):
+                require_writable(engine, create=create)
+                migrate(engine)
         except BaseException:
             engine.dispose()  # nobody gets the ledger, so nobody would close it
             raise
@@ -129,7 +98,7 @@ class Ledger:
         :returns: the decisions as they stand; ``None``: somebody else decided meanwhile, and nothing is written.
         """
         with self._writing() as connection:
-            _lock(connection, f"{model_name}|decisions")
+            lock(connection, f"{model_name}|decisions")
             if _newest_decision(connection, model_name) != newest:
                 return None
             return [_append(connection, entry).entry for entry in new]
@@ -199,7 +168,7 @@ class Ledger:
         """
         with self._writing() as connection:
             # A row that is not there yet can't be locked: the first promotion may be raced for, too.
-            _lock(connection, f"{model_name}|{alias}")
+            lock(connection, f"{model_name}|{alias}")
             this = (aliases.c.model_name == model_name, aliases.c.alias == alias)
             row = connection.execute(sa.select(aliases).where(*this)).one_or_none()
             current = row.model_version if row else None
@@ -503,12 +472,12 @@ class Ledger:
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
-        with _translated(self._engine), _reader(self._engine) as connection:
+        with translated(self._engine), reading(self._engine) as connection:
             yield connection
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with _translated(self._engine), self._engine.begin() as connection:
+        with translated(self._engine), self._engine.begin() as connection:
             yield connection
 
 
@@ -643,151 +612,3 @@ def _undone(move: LedgerEntry, last: LedgerEntry, alias: str) -> PromotionConfli
         f"and {last.actor} moved it on to version {last.payload['model_version']} ({last.summary}); a move is not repeated. "
         f"Whoever wants version {version} again promotes it by hand, with a reason of its own"
     )
-
-
-def _engine(url: str) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):
-        # Neither the text of the URL nor the error that quotes it is shown: they may hold a password.
-        raise ConnectionConfigError(
-            "the ledger's URL is not a SQLAlchemy URL such as sqlite:////folder/ledger.db "
-            "or postgresql+psycopg2://user:password@host/database"
-        ) from None
-    backend = parsed.get_backend_name()
-    if backend not in _DRIVERS:
-        raise ConnectionConfigError(
-            f"the ledger has no driver for {backend!r}: its URL begins with sqlite:/// or postgresql+psycopg2://"
-        )
-    try:
-        timeout = {"timeout": _BUSY_SECONDS} if backend == "sqlite" else {"connect_timeout": 10}
-        engine = sa.create_engine(parsed, connect_args=timeout, pool_pre_ping=True)
-    except (NoSuchModuleError, ModuleNotFoundError) as err:
-        raise ConnectionConfigError(
-            f"the driver {parsed.drivername!r} of the ledger's database is not installed ({err}): {_DRIVERS[backend]}"
-        ) from err
-    if backend == "sqlite":
-        _configure_sqlite(engine)
-    return engine
-
-
-def _configure_sqlite(engine: sa.Engine) -> None:
-    """Let readers and one writer work at once; a writer takes the write lock when its transaction begins.
-
-    Without ``BEGIN IMMEDIATE`` two transactions may read first and then both want to write: one fails at once,
-    whatever the timeout. ``synchronous`` stays at ``FULL``: a decision that was told is on the disk.
-    """
-
-    @sa.event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        _switch_to_wal(connection)
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @sa.event.listens_for(engine, "begin")
-    def on_begin(connection: sa.Connection) -> None:
-        reads_only = connection.get_execution_options().get(_READS_ONLY, False)
-        connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
-
-
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """Switch the file to WAL, which stays so; SQLite's own timeout does not cover this, so the waiting is done here.
-
-    Two processes that open a new file at once both hold a read lock and both want the exclusive one: SQLite sees the
-    deadlock and refuses one of them at once.
-    """
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as err:
-            if err.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-@contextmanager
-def _reader(engine: sa.Engine) -> Iterator[sa.Connection]:
-    with engine.connect() as connection:
-        yield connection.execution_options(**{_READS_ONLY: True})
-
-
-def _lock(connection: sa.Connection, name: str) -> None:
-    """Let one transaction at a time do what has this name; on SQLite every writer is alone anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
-
-
-def _require_writable(engine: sa.Engine, *, create: bool) -> None:
-    """Say in plain words that a SQLite file can't be made; the driver says "unable to open database file"."""
-    database = engine.url.database
-    if engine.dialect.name != "sqlite" or not database or database == ":memory:":
-        return
-    path = Path(database)
-    if not create and not path.exists():
-        raise StorageError(
-            f"there is no ledger at {path}: check the URL, or make one with `airflow-mlops ledger {engine.url} --migrate`"
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            pass
-    except OSError as err:
-        raise StorageError(
-            f"the ledger file {path} can't be written: {err.strerror}; check the folder and its permissions"
-        ) from err
-
-
-def _migrate(engine: sa.Engine) -> None:
-    """Bring the schema up to date, one process at a time."""
-    with _reader(engine) as connection:
-        if _schema(connection) == _HEAD:
-            return
-    with engine.begin() as connection:
-        _lock(connection, _MIGRATION)
-        standing = _schema(connection)
-        if standing == _HEAD:  # another process was faster
-            return
-        from alembic import command
-        from alembic.config import Config
-        from alembic.script import ScriptDirectory
-
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        config.attributes["connection"] = connection
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        if standing is not None and standing not in known:
-            raise ConnectionConfigError(
-                f"the ledger at {engine.url!r} has schema {standing}, this airflow-mlops knows {_HEAD}: "
-                "a newer release has written it; upgrade airflow-mlops here as well"
-            )
-        command.upgrade(config, "head")
-
-
-def _schema(connection: sa.Connection) -> str | None:
-    """Give the schema revision the database is at; ``None`` when there is no ledger yet."""
-    if not sa.inspect(connection).has_table("mlops_alembic_version"):
-        return None
-    standing: str | None = connection.execute(
-        sa.text("SELECT version_num FROM mlops_alembic_version")
-    ).scalar()
-    return standing
-
-
-@contextmanager
-def _translated(engine: sa.Engine) -> Iterator[None]:
-    try:
-        yield
-    except DataError as err:
-        raise ValueError(f"the ledger can't store this entry: {err.orig}") from err
-    except DBAPIError as err:
-        text = str(err.orig)
-        if any(trouble in text for trouble in _STORAGE_TROUBLE):
-            raise StorageError(
-                f"the ledger at {engine.url!r} can't be used: {text}; check the file, its permissions and the disk"
-            ) from err
-        raise LedgerUnavailableError(f"the ledger at {engine.url!r} does not answer: {text}") from err
-    except StatementError as err:  # before the database saw it: a value that has no JSON form
-        raise ValueError(f"the ledger can't store this entry: {err.orig}") from err

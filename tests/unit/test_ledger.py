@@ -25,7 +25,7 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     StorageError,
 )
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, store
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, database, store
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -388,7 +388,7 @@ def test_two_processes_that_open_a_new_file_wait_for_each_other(tmp_path: Path) 
 
 
 def test_readers_do_not_wait_for_a_writer(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.2)
     with Ledger.open(url) as ledger:
         ledger.record(check(0))
         writer = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
@@ -408,8 +408,8 @@ def test_readers_do_not_wait_for_a_writer(url: str, tmp_path: Path, monkeypatch:
 
 def test_the_schema_the_code_knows_is_the_newest_one_shipped() -> None:
     config = Config()
-    config.set_main_option("script_location", str(store._MIGRATIONS))
-    assert ScriptDirectory.from_config(config).get_heads() == [store._HEAD]
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_heads() == [database.HEAD]
 
 
 def test_a_schema_of_a_newer_release_is_said(url: str, tmp_path: Path) -> None:
