@@ -16,7 +16,8 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from airflow_mlops.core.canary import Analysis, CanaryPolicy, Losses, analyze
+from airflow_mlops.core.canary import Analysis, CanaryPolicy, analyze
+from airflow_mlops.core.mean_losses import Losses
 from airflow_mlops.core.observations import AnswerCells, Observations, VersionObservations, count_times
 from airflow_mlops.core.rollout import RolloutEvent, action_after, next_action, plan_rollout, state_after
 

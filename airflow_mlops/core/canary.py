@@ -10,7 +10,6 @@ other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from airflow_mlops.core.mean_losses import EstimatedLoss, Losses, PairedLosses, larger_of_pairs, larger_of_two
 from airflow_mlops.core.observations import (
     TIME_GROWTH,
     AnswerCells,
@@ -25,6 +25,7 @@ from airflow_mlops.core.observations import (
     VersionObservations,
     time_quantile,
 )
+from airflow_mlops.core.two_samples import more_often, rank_test
 
 Array = NDArray[Any]
 
@@ -67,55 +68,6 @@ class CanaryPolicy:
     estimates: bool = True
     win_significance: float = 0.05
     split_significance: float = 0.001
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Losses:
-    """Losses of one version's answers whose labels have arrived.
-
-    :param count: how many were drawn by lot: requests, or callers who stay with their version.
-    :param mean: mean loss of a row.
-    :param variance: ``count`` times the variance of that mean; of rows that were drawn one by one that of their losses.
-    """
-
-    count: int = 0
-    mean: float = 0.0
-    variance: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairedLosses:
-    """Losses of both versions on the same requests: what is hard for one is mostly so for the other, and cancels out.
-
-    :param stable: of the stable version.
-    :param new: of the new one.
-    :param covariance: ``count`` times the covariance of the two means.
-    :param one_wrong: where answers are right or wrong and each row was asked for by itself: on how many the stable version alone was
-        wrong, and the new one alone; ``None`` otherwise.
-    """
-
-    stable: Losses = Losses()
-    new: Losses = Losses()
-    covariance: float = 0.0
-    one_wrong: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EstimatedLoss:
-    """A mean loss that was estimated without labels.
-
-    :param metric: it is of.
-    :param count: how many were drawn by lot among what it was estimated for.
-    :param mean: mean loss of a row.
-    :param deviation: standard deviation of the estimate about what will turn out.
-    :param folds: stretches of held-out rows that this is known from.
-    """
-
-    metric: str
-    count: int
-    mean: float
-    deviation: float
-    folds: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -374,14 +326,12 @@ def compare_losses(
 ) -> Finding:
     """Compare mean losses, by Welch's test of a difference beyond the tolerance; of the same requests by the paired one.
 
-    Source: Welch, Biometrika 34, 1947.
-
     :param losses: of the stable and the new version; paired where every request went to both.
     :param level: probability that a version within the tolerance is found worse.
     """
     paired = isinstance(losses, PairedLosses)
     before, after = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
-    larger = _larger_of_pairs(losses) if isinstance(losses, PairedLosses) else _larger_of_two(before, after)
+    larger = larger_of_pairs(losses) if isinstance(losses, PairedLosses) else larger_of_two(before, after)
     if min(before.count, after.count) < policy.minimum_requests:
         return Finding(
             metric="quality",
@@ -435,56 +385,6 @@ def _compare_estimates(
     return [_judged("estimate", (stable.mean, new.mean), p_value, level, said)]
 
 
-def losses_of(losses: Array, drawn: Sequence[Any]) -> Losses:
-    """Sum up the losses of rows of which several were drawn together: all of a request, or all of a caller.
-
-    The variance is that of a ratio of sums, by its linearization.
-
-    Source: Cochran, "Sampling Techniques", 3rd edition, 1977, section 6.3 (ratio estimates), of clusters of unequal sizes.
-
-    :param losses: one per row, shape ``(n,)``.
-    :param drawn: what each row was drawn with; ``None`` and the empty text: by itself.
-    """
-    mean, deviations = _deviations(losses, _clusters(drawn))
-    return Losses(count=len(deviations), mean=mean, variance=_spread(deviations, deviations))
-
-
-def paired_losses_of(stable: Array, new: Array, drawn: Sequence[Any]) -> PairedLosses:
-    """Sum up the losses of rows that both versions answered; otherwise like :func:`losses_of`.
-
-    :param stable: of the stable version, one per row, shape ``(n,)``.
-    :param new: of the new one, on the same rows.
-    :param drawn: what each row was drawn with.
-    """
-    clusters = _clusters(drawn)
-    (before, stable_off), (after, new_off) = _deviations(stable, clusters), _deviations(new, clusters)
-    count, each = len(stable_off), len(stable_off) == len(stable)
-    binary = each and bool(np.isin(stable, (0.0, 1.0)).all() and np.isin(new, (0.0, 1.0)).all())
-    return PairedLosses(
-        stable=Losses(count=count, mean=before, variance=_spread(stable_off, stable_off)),
-        new=Losses(count=count, mean=after, variance=_spread(new_off, new_off)),
-        covariance=_spread(stable_off, new_off),
-        one_wrong=(int((stable > new).sum()), int((new > stable).sum())) if binary else None,
-    )
-
-
-def _clusters(drawn: Sequence[Any]) -> Array:
-    """Give each row the number of what it was drawn with, shape ``(n,)``."""
-    names = [f"#{row}" if name is None or name == "" else f"={name}" for row, name in enumerate(drawn)]
-    return np.unique(names, return_inverse=True)[1]
-
-
-def _deviations(losses: Array, clusters: Array) -> tuple[float, Array]:
-    """Give the mean loss of a row, and by how much each cluster moves it: as many times as there are clusters."""
-    sizes, sums = np.bincount(clusters), np.bincount(clusters, weights=losses)
-    mean = float(losses.mean())
-    return mean, (sums - mean * sizes) / float(sizes.mean())
-
-
-def _spread(one: Array, other: Array) -> float:
-    return float((one * other).sum()) / (len(one) - 1) if len(one) > 1 else 0.0
-
-
 def clearly_better(analysis: Analysis, policy: CanaryPolicy) -> bool:
     """Tell whether labels show, beyond chance, that the new version is better; without labels nothing does."""
     found = next((one for one in analysis.findings if one.metric == "quality"), None)
@@ -493,106 +393,6 @@ def clearly_better(analysis: Analysis, policy: CanaryPolicy) -> bool:
         and found.better_p_value is not None
         and found.better_p_value < policy.win_significance
     )
-
-
-#: Gives the probability that the mean of the named version exceeds ``margin`` times that of the other so far, if it does not.
-_Larger = Callable[[Literal["stable", "new"], float], float]
-
-
-def _larger_of_two(stable: Losses, new: Losses) -> _Larger:
-    def larger(which: Literal["stable", "new"], margin: float) -> float:
-        one, other = (new, stable) if which == "new" else (stable, new)
-        own, others = one.variance / one.count, margin**2 * other.variance / other.count
-        gap = one.mean - margin * other.mean
-        if own + others == 0.0:
-            return 0.0 if gap > 0.0 else 1.0
-        freedom = (own + others) ** 2 / (own**2 / (one.count - 1) + others**2 / (other.count - 1))
-        return float(stats.t.sf(gap / math.sqrt(own + others), freedom))
-
-    return larger
-
-
-def _larger_of_pairs(losses: PairedLosses) -> _Larger:
-    """Test the differences by Student's test; of answers that are right or wrong, by McNemar's exact one as well: the larger of both.
-
-    Source: Student, "The probable error of a mean", Biometrika 6, 1908; McNemar, "Note on the sampling error of the difference between
-    correlated proportions or percentages", Psychometrika 12, 1947.
-    """
-
-    def larger(which: Literal["stable", "new"], margin: float) -> float:
-        one, other = (losses.new, losses.stable) if which == "new" else (losses.stable, losses.new)
-        gap = one.mean - margin * other.mean
-        variance = one.variance + margin**2 * other.variance - 2.0 * margin * losses.covariance
-        exact = 0.0
-        if losses.one_wrong is not None:
-            others_wrong, own_wrong = losses.one_wrong if which == "new" else losses.one_wrong[::-1]
-            exact = float(stats.binom.sf(own_wrong - 1, others_wrong + own_wrong, 0.5))
-        if variance <= 1e-12 * (one.variance + other.variance):
-            return exact if gap > 0.0 else 1.0
-        return max(exact, float(stats.t.sf(gap / math.sqrt(variance / one.count), one.count - 1)))
-
-    return larger
-
-
-def rank_test(one: Array, other: Array) -> tuple[float, float]:
-    """Test whether the second of two samples, known by cell, lies above the first.
-
-    :param one: counts by cell of time, shape ``(k,)``.
-    :param other: likewise.
-    :returns: one-sided p-value, and how many times as long the second takes: the median over all pairs.
-    """
-    counts = int(one.sum()), int(other.sum())
-    below = np.concatenate([[0], np.cumsum(one)[:-1]])
-    statistic = float((other * (below + one / 2.0)).sum())
-    total = counts[0] + counts[1]
-    ties = (one + other).astype(np.float64)
-    variance = (
-        counts[0] * counts[1] / 12.0 * (total + 1 - (ties**3 - ties).sum() / (total * (total - 1.0)))
-        if total > 1
-        else 0.0
-    )
-    mean = counts[0] * counts[1] / 2.0
-    p_value = float(stats.norm.sf((statistic - mean) / math.sqrt(variance))) if variance > 0.0 else 1.0
-    pairs = np.correlate(other.astype(np.float64), one.astype(np.float64), mode="full")
-    distances = np.arange(-(len(one) - 1), len(other))
-    median = distances[int(np.searchsorted(np.cumsum(pairs), pairs.sum() / 2.0))]
-    return p_value, float(TIME_GROWTH**median)
-
-
-def more_often(stable: tuple[int, int], new: tuple[int, int], *, tolerance: float) -> float:
-    """Give the probability that so many more of the new requests are counted, if their share is larger by the tolerance only.
-
-    The larger of two: Fisher's exact one without any tolerance, which holds for any number of requests, and the one at which
-    Newcombe's interval of the difference begins at the tolerance.
-
-    Source: Fisher, "Statistical Methods for Research Workers", 5th edition, 1934, section 21.02; Newcombe, "Interval estimation for
-    the difference between independent proportions", Statistics in Medicine 17, 1998, method 10.
-
-    :param stable: how many are counted, and of how many.
-    :param new: likewise.
-    """
-    (counted, count), (new_counted, new_count) = stable, new
-    exact = float(stats.hypergeom.sf(new_counted - 1, count + new_count, counted + new_counted, new_count))
-    gap = new_counted / new_count - counted / count
-    if gap <= tolerance:
-        return max(exact, 0.5)
-    low, high = 0.0, 40.0
-    for _ in range(50):  # the level at which the interval begins at the tolerance, by bisection
-        middle = (low + high) / 2.0
-        below = new_counted / new_count - _wilson(new_counted, new_count, -middle)
-        above = _wilson(counted, count, middle) - counted / count
-        low, high = (middle, high) if gap - math.hypot(below, above) > tolerance else (low, middle)
-    return max(exact, float(stats.norm.sf(low)))
-
-
-def _wilson(counted: int, count: int, deviations: float) -> float:
-    """Give an end of Wilson's interval of a share, so many standard deviations off.
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
-    """
-    share, square = counted / count, deviations**2
-    spread = math.sqrt(share * (1.0 - share) / count + square / (4.0 * count**2))
-    return (share + square / (2.0 * count) + deviations * spread) / (1.0 + square / count)
 
 
 def _enough(before: VersionObservations, after: VersionObservations, policy: CanaryPolicy) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from airflow_mlops.core.canary import CanaryPolicy, compare_losses, paired_losses_of
+from airflow_mlops.core.canary import CanaryPolicy, compare_losses
+from airflow_mlops.core.mean_losses import paired_losses_of
 from airflow_mlops.core.metrics import resolve_metric
 from airflow_mlops.core.predictions import Graded
 

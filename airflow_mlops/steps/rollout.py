@@ -9,15 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_mlops.core.canary import (
-    Analysis,
-    CanaryPolicy,
-    EstimatedLoss,
-    Losses,
-    PairedLosses,
-    analyze,
-    clearly_better,
-)
+from airflow_mlops.core.canary import Analysis, CanaryPolicy, analyze, clearly_better
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.desired_state import DesiredState, ServedVersion, require_same_model, serve_alone
 from airflow_mlops.core.observations import Observations
@@ -48,6 +40,7 @@ from airflow_mlops.steps.rollout_quality import (
 if TYPE_CHECKING:
     import polars as pl
 
+    from airflow_mlops.core.mean_losses import EstimatedLoss, Losses, PairedLosses
     from airflow_mlops.core.package import PackageManifest
     from airflow_mlops.serving.local import LocalEndpoint
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from airflow_mlops.core.canary import EstimatedLoss, Losses, PairedLosses, losses_of, paired_losses_of
 from airflow_mlops.core.estimation import COVERAGE
 from airflow_mlops.core.estimator_record import GradedEstimate, judge_estimator
+from airflow_mlops.core.mean_losses import EstimatedLoss, Losses, PairedLosses, losses_of, paired_losses_of
 from airflow_mlops.core.metrics import resolve_metric
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.resampling import t_quantile

@@ -16,23 +16,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from airflow_mlops.core.canary import (
-    Analysis,
-    CanaryPolicy,
-    EstimatedLoss,
-    Finding,
-    Losses,
-    PairedLosses,
-    analyze,
-    clearly_better,
-    losses_of,
-    more_often,
-    paired_losses_of,
-    per_caller,
-    rank_test,
-)
+from airflow_mlops.core.canary import Analysis, CanaryPolicy, Finding, analyze, clearly_better, per_caller
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone
+from airflow_mlops.core.mean_losses import EstimatedLoss, Losses, PairedLosses, losses_of, paired_losses_of
 from airflow_mlops.core.observations import (
     AnswerCells,
     Observations,
@@ -50,6 +37,7 @@ from airflow_mlops.core.rollout import (
     plan_rollout,
     state_after,
 )
+from airflow_mlops.core.two_samples import more_often, rank_test
 from airflow_mlops.exceptions import RolloutError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
