@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 import json
 import sqlite3
 import subprocess
@@ -25,7 +24,7 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     StorageError,
 )
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, database, store
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, database
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -226,7 +225,7 @@ def test_a_newer_retraining_covers_the_older_one(url: str) -> None:
 
 def test_entries_are_only_ever_appended() -> None:
     """Nothing in the ledger's code updates or deletes an entry; only alias pointers move."""
-    code = inspect.getsource(store)
+    code = "".join(file.read_text() for file in Path(database.__file__).parent.glob("*.py"))
     assert "entries.insert()" in code
     assert "aliases.update()" in code
     for forbidden in ("entries.update(", "entries.delete(", "sa.delete(", "sa.update("):
