@@ -27,14 +27,7 @@ def services_from_connections(
     """
     services = Services()
     if mlflow_conn_id is not None:
-        mlflow = MLflowHook(mlflow_conn_id=mlflow_conn_id).services()
-        services = replace(
-            services,
-            tracking_uri=mlflow.tracking_uri,
-            tracking_username=mlflow.tracking_username,
-            tracking_password=mlflow.tracking_password,
-            tracking_token=mlflow.tracking_token,
-        )
+        services = with_mlflow(services, mlflow_conn_id)
     if bentoml_conn_id is not None:
         bentoml = BentoMLHook(bentoml_conn_id=bentoml_conn_id).services()
         services = replace(
@@ -56,3 +49,18 @@ def services_from_connections(
             signing_public_keys=signing.signing_public_keys,
         )
     return services
+
+
+def with_mlflow(services: Services, mlflow_conn_id: str) -> Services:
+    """Resolve an MLflow connection beside what is resolved already.
+
+    :raises ConnectionConfigError: it is missing or incomplete.
+    """
+    mlflow = MLflowHook(mlflow_conn_id=mlflow_conn_id).services()
+    return replace(
+        services,
+        tracking_uri=mlflow.tracking_uri,
+        tracking_username=mlflow.tracking_username,
+        tracking_password=mlflow.tracking_password,
+        tracking_token=mlflow.tracking_token,
+    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import Asset
 
 from airflow_mlops.exceptions import ConnectionConfigError, DataQualityError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.hooks.mlflow import MLflowHook
+from airflow_mlops.hooks.services import with_mlflow
 from airflow_mlops.links import DataDocsLink
 from airflow_mlops.operators.base import StepOperator, dataset_ref, names, part_of
 from airflow_mlops.operators.dataset import RecordingDatasets
@@ -158,17 +157,10 @@ class ValidateDatasetOperator(RecordingDatasets, StepOperator):
         if self.report == "never":
             return services
         try:
-            mlflow = MLflowHook(mlflow_conn_id=self.mlflow_conn_id).services()
+            return with_mlflow(services, self.mlflow_conn_id)
         except ConnectionConfigError as err:
             self.log.info("no page of this validation, as there is no MLflow to keep it: %s", err)
             return services
-        return replace(
-            services,
-            tracking_uri=mlflow.tracking_uri,
-            tracking_username=mlflow.tracking_username,
-            tracking_password=mlflow.tracking_password,
-            tracking_token=mlflow.tracking_token,
-        )
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the verdict to the ledger, the log and the outlets' events, and the new version where rows were set aside."""

@@ -146,7 +146,8 @@ def _explain(manifest: PackageManifest | None, settings: ServiceSettings) -> dic
 
 
 def _rows_body(manifest: PackageManifest | None, maximum_rows: int) -> dict[str, Any]:
-    row, column = _row_schema(manifest), _columns_schema(manifest)
+    row = _row_schema(manifest)
+    column = _columns_schema(row)
     many = {"minItems": 1, "maxItems": maximum_rows}
     common = {
         "prediction_ids": {
@@ -206,25 +207,17 @@ def _error(status: int) -> dict[str, Any]:
 def _row_schema(manifest: PackageManifest | None) -> dict[str, Any]:
     if manifest is None:
         return {"type": "object"}
-    inputs = manifest.signature.inputs
-    return {
-        "type": "object",
-        "required": [field.name for field in inputs],
-        "properties": {field.name: {"type": _types(field)} for field in inputs},
-    }
+    values = {field.name: {"type": _types(field)} for field in manifest.signature.inputs}
+    return {"type": "object", "required": list(values), "properties": values}
 
 
-def _columns_schema(manifest: PackageManifest | None) -> dict[str, Any]:
-    if manifest is None:
-        return {"type": "object"}
-    inputs = manifest.signature.inputs
-    return {
-        "type": "object",
-        "required": [field.name for field in inputs],
-        "properties": {
-            field.name: {"type": "array", "minItems": 1, "items": {"type": _types(field)}} for field in inputs
-        },
+def _columns_schema(row: dict[str, Any]) -> dict[str, Any]:
+    """Give the schema of rows that are sent by column: where a row has a value there is a list of them."""
+    lists = {
+        name: {"type": "array", "minItems": 1, "items": value}
+        for name, value in row.get("properties", {}).items()
     }
+    return {**row, "properties": lists} if lists else row
 
 
 def _types(field: FieldSpec) -> list[str]:
