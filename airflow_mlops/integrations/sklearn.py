@@ -323,7 +323,8 @@ def stages(pipeline: Any) -> list[Any]:
     if isinstance(pipeline, Pipeline):
         return [one for _, stage in pipeline.steps for one in stages(stage)]
     if isinstance(pipeline, ColumnTransformer):
-        return [one for _, stage, _ in pipeline.transformers for one in stages(stage)]
+        parts = getattr(pipeline, "transformers_", pipeline.transformers)  # fitting makes copies
+        return [one for _, stage, _ in parts for one in stages(stage)]
     return [] if pipeline is None or isinstance(pipeline, str) else [pipeline]
 
 

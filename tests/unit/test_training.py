@@ -748,7 +748,7 @@ def test_forms_agree_on_missing_unseen_and_extreme_values(estimator: str) -> Non
     features = sklearn.to_features(frame, columns)
     sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
     hard, real = onnx.hard_rows(pipeline, features, signature)
-    assert (len(hard), real) == (600 + 20 * (3 + 3 + 2), 600)
+    assert (len(hard), real) == (600 + 20 * (3 + 3 + 3), 600)
     parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, hard, signature, LIMITS)
     assert parity.passed, parity.reason
 
@@ -780,6 +780,29 @@ def test_the_gate_catches_the_converter_that_is_silently_wrong(tmp_path: Path) -
     assert form == "sklearn"
     assert f"of {len(onnx.hard_rows(pipeline, features, signature)[0])} labels differ" in reason
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_words_are_the_same_in_both_forms_whatever_their_letters(tmp_path: Path) -> None:
+    columns = ColumnRoles(target="y", time="t", text=("note",))
+    words = [
+        "Ärger mit dem Fahrer",
+        "ärger keiner",
+        "Ça va à Paris",
+        "2nd-hand car, it's BAD",
+        "ДОБРЫЙ день",
+        "x y z",
+    ]
+    frame = rows().with_columns(
+        note=pl.Series([words[i % 6] for i in range(600)]), y=pl.Series([float(i % 6) for i in range(600)])
+    )
+    model, served = packaged(Candidate(estimator="sklearn.linear_model.Ridge"), columns, frame, tmp_path)
+    assert served.manifest.serving_form == "onnx", served.manifest.serving_reason
+    answers = served.predict_columns({"note": [word.upper() for word in words]})
+    assert answers == pytest.approx([float(i) for i in range(6)], abs=0.2)
+    signature = ModelSignature(inputs=(FieldSpec(name="note", type="string"),), output="y")
+    hard, real = onnx.hard_rows(model.pipeline, model.features, signature)
+    made = hard["note"].to_numpy()[real:]
+    assert "ÄRGER KEINERÉ" in made
 
 
 def test_limits_are_limits() -> None:
