@@ -945,6 +945,34 @@ def test_labels_that_are_fractions_are_answered_as_they_are(
     assert score.value > 0.9
 
 
+def test_numbers_are_served_as_they_were_learned(tmp_path: Path) -> None:
+    """Boosting splits at values that occur; 0.7 and the float32 next to it are not on two sides of one."""
+    columns = ColumnRoles(target="y", time="t", numeric=("a",), categorical=("kind",))
+    tenths = np.tile(np.arange(1000) / 10.0, 20)
+    frame = pl.DataFrame(
+        {
+            "a": tenths,
+            "kind": np.tile(["red", "green"], 10_000),
+            "y": np.floor(tenths * 10.0) % 7,
+            "t": pl.datetime_range(
+                datetime(2024, 1, 1), datetime(2026, 12, 31), "1h", time_zone="UTC", eager=True
+            )[:20_000],
+        }
+    )
+    candidate = Candidate(
+        estimator="sklearn.ensemble.HistGradientBoostingRegressor",
+        params={"max_iter": 20, "categorical_features": [1]},
+    )
+    _, served = packaged(candidate, columns, frame, tmp_path)
+    assert served.manifest.serving_form == "sklearn", served.manifest.serving_reason
+    asked = np.arange(1000) / 10.0
+    learned = asked.astype(np.float32).astype(np.float64)
+    answers, expected = (
+        served.predict_columns({"a": values, "kind": ["red"] * 1000}) for values in (asked, learned)
+    )
+    assert answers == expected
+
+
 def test_predictions_that_were_learned_by_heart_are_no_reference(tmp_path: Path) -> None:
     columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
     frame = rows().with_columns(y=pl.lit(np.random.default_rng(3).exponential(size=600)))
