@@ -145,6 +145,13 @@ def is_classification(estimator: Any) -> bool:
     return bool(is_classifier(estimator))
 
 
+def learns_target(estimator: Any) -> bool:
+    """Tell what predicts a target from what groups rows or finds odd ones without any."""
+    from sklearn.base import is_clusterer, is_outlier_detector
+
+    return not (is_clusterer(estimator) or is_outlier_detector(estimator))
+
+
 def gives_probabilities(estimator: Any) -> bool:
     """Tell whether it is a classifier with a probability per class, not only labels or margins."""
     return is_classification(estimator) and hasattr(estimator, "predict_proba")

@@ -68,10 +68,7 @@ def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> M
     :raises ValueError: classifiers beside regressors, or a metric that can't measure their answers.
     """
     estimators = [_build(spec, columns, candidate.example()) for candidate in spec.to_try()]
-    kinds = {sklearn.is_classification(estimator) for estimator in estimators}
-    if len(kinds) > 1:
-        raise ValueError("some candidates are classifiers and some are not; give either, as the target needs")
-    labels = kinds == {True}
+    labels = _predict_labels(spec, estimators)
     numbers = target.dtype.is_numeric()
     if not labels and not numbers and str(target.dtype) != "Boolean":
         raise SchemaMismatchError(
@@ -101,6 +98,17 @@ def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> M
             "metric of labels"
         )
     return metric
+
+
+def _predict_labels(spec: TrainSpec, estimators: list[Any]) -> bool:
+    """Tell whether they are classifiers; all of them, or none."""
+    for candidate, estimator in zip(spec.to_try(), estimators, strict=True):
+        if not sklearn.learns_target(sklearn.final_estimator(estimator)[1]):
+            raise ValueError(f"{candidate.name} learns no target; give a classifier or a regressor")
+    kinds = {sklearn.is_classification(estimator) for estimator in estimators}
+    if len(kinds) > 1:
+        raise ValueError("some candidates are classifiers and some are not; give either, as the target needs")
+    return kinds == {True}
 
 
 def _require_labels(name: str, labels: NDArray[Any], rows: str, *, remedy: str) -> None:
