@@ -185,6 +185,11 @@ def measure(metric: Metric, graded: Graded) -> float:
         raise ValueError(f"{len(graded.target)} targets and {len(graded.answers)} predictions")
     if len(graded) == 0:
         raise InsufficientDataError(f"{metric.name} can't be measured on no rows")
+    numbers = graded.answers.values.dtype.kind == "f" and not graded.answers.classes
+    if numbers and metric.name in DEFAULT_METRICS["classification"]:
+        raise ValueError(
+            f"{metric.name} measures labels, and the model predicts numbers: choose mae, rmse or another metric of numbers"
+        )
     if metric.needs_probabilities and graded.answers.probabilities is None:
         raise ValueError(
             f"{metric.name} needs probabilities, and the model gives none: choose accuracy, f1 or another metric of labels"

@@ -79,8 +79,16 @@ class Graded:
 
     @cached_property
     def errors(self) -> Array:
-        """Prediction less target, shape ``(n,)``."""
-        return np.asarray(self.answers.values.astype(np.float64) - self.target.astype(np.float64))
+        """Prediction less target, shape ``(n,)``.
+
+        :raises ValueError: one of them is text.
+        """
+        try:
+            return np.asarray(self.answers.values.astype(np.float64) - self.target.astype(np.float64))
+        except ValueError as err:
+            raise ValueError(
+                f"labels have no distance to measure ({err}): choose accuracy, log_loss or another metric of labels"
+            ) from err
 
     @cached_property
     def native_answers(self) -> Array:

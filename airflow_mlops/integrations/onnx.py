@@ -16,6 +16,7 @@ from airflow_mlops.integrations.sklearn import (
     gives_probabilities,
     is_classification,
     predict,
+    stages,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ Quantization = Literal["float16", "int8"]
 
 #: Highest standard opset and ML opset that skl2onnx 1.20 and onnxruntime 1.22+ both know.
 TARGET_OPSET = {"": 18, "ai.onnx.ml": 3}
+
+#: Locale in which a served model makes letters small, and words of two letters or more as scikit-learn has them.
+_LOCALE, _WORD = "C.UTF-8", r"[\p{L}\p{N}_][\p{L}\p{N}_]+"
 
 
 def convert(pipeline: Any, signature: ModelSignature) -> bytes:
@@ -42,12 +46,12 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
         for field in signature.inputs
     ]
     converters, shapes = _integer_attribute_converters()
-    options: dict[int, dict[str, bool]] | None = None
+    options: dict[int, dict[str, Any]] = _text_options(pipeline)
     if gives_probabilities(pipeline):
-        options = {id(pipeline): {"zipmap": False}}
+        options[id(pipeline)] = {"zipmap": False}
     elif is_classification(pipeline):
         # Only the labels are read, and LinearSVC does not know the option; naming it keeps skl2onnx from setting it.
-        options = {id(final_estimator(pipeline)[1]): {}}
+        options[id(final_estimator(pipeline)[1])] = {}
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", FutureWarning
@@ -59,10 +63,22 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
             target_opset=TARGET_OPSET,
             custom_conversion_functions=converters,
             custom_shape_calculators=shapes,
-            options=options,
+            options=options or None,
         )
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def _text_options(pipeline: Any) -> dict[int, dict[str, Any]]:
+    """Say for each vectorizer what skl2onnx would choose otherwise: words of ASCII letters, in a locale that few containers have."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    usual = CountVectorizer().token_pattern
+    return {
+        id(one): {"locale": _LOCALE, **({"tokenexp": _WORD} if one.token_pattern == usual else {})}
+        for one in stages(pipeline)
+        if isinstance(one, CountVectorizer)  # which those with TF-IDF weights are, too
+    }
 
 
 def has_converter(estimator: Any) -> bool:
@@ -144,8 +160,8 @@ def hard_rows(
     :param features: real rows.
     :param rows: real rows to take at most, drawn without replacement.
     :returns: the real rows first; then, per input, up to 20 of them with that input missing, and up to 20 with it unseen
-        (text) or far outside (numbers: ten times their range below the smallest and above the largest); and how
-        many are real.
+        (text; also in large letters with one that ASCII does not have) or far outside (numbers: ten times their range
+        below the smallest and above the largest); and how many are real.
     """
     import pandas as pd
 
@@ -153,14 +169,13 @@ def hard_rows(
     some = real.head(20)
     made = []
     for field in signature.inputs:
-        odd: list[Any] = ["", "never seen before"]
+        values = real[field.name]
         if field.type == "number":
-            low, high = real[field.name].min(), real[field.name].max()
-            far = 10.0 * ((high - low) or 1.0)
-            odd = [np.nan, low - far, high + far]
-        made += [
-            some.assign(**{field.name: pd.Series([value] * len(some), index=some.index)}) for value in odd
-        ]
+            far = 10.0 * ((values.max() - values.min()) or 1.0)
+            odd: list[Any] = [np.nan, values.min() - far, values.max() + far]
+        else:
+            odd = ["", "never seen before", values.head(20).str.upper() + "É"]
+        made += [some.assign(**{field.name: value}) for value in odd]
     if not _takes(pipeline, pd.concat(made)):
         made = [one for one in made if _takes(pipeline, one)]
     return pd.concat([real, *made], ignore_index=True), len(real)

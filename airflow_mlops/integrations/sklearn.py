@@ -124,7 +124,7 @@ def build_pipeline(
     :param columns: which columns are what.
     :param preprocessing: how the columns reach the estimator.
     :param selection: features to keep; ``None`` keeps all.
-    :param seed: given as ``random_state`` to an estimator that takes one and got none.
+    :param seed: given as ``random_state`` to the estimator and every part of it that takes one and got none.
     :raises ValueError: naming the path or the argument that is wrong.
     """
     from sklearn.pipeline import Pipeline
@@ -145,6 +145,13 @@ def is_classification(estimator: Any) -> bool:
     return bool(is_classifier(estimator))
 
 
+def learns_target(estimator: Any) -> bool:
+    """Tell what predicts a target from what groups rows or finds odd ones without any."""
+    from sklearn.base import is_clusterer, is_outlier_detector
+
+    return not (is_clusterer(estimator) or is_outlier_detector(estimator))
+
+
 def gives_probabilities(estimator: Any) -> bool:
     """Tell whether it is a classifier with a probability per class, not only labels or margins."""
     return is_classification(estimator) and hasattr(estimator, "predict_proba")
@@ -154,16 +161,48 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
     """Fit, handing row weights to the estimator.
 
     :raises ValueError: weights are wanted and the estimator takes none, or it refuses the rows: naming columns with infinite
-        values, or how many features there are to select from.
+        values or with none at all, or how many features there are to select from.
     """
     arguments = {} if weights is None else {_weight_argument(pipeline): weights}
+    _fill_empty(pipeline, features)
     try:
         return pipeline.fit(features, target, **arguments)
+    except TypeError as err:
+        if "sample_weight" not in str(err):
+            raise
+        raise ValueError(_no_weights(final_estimator(pipeline)[1])) from err
     except ValueError as err:
-        hints = [*_infinite(features), *_too_few(pipeline)]
+        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline)]
         if not hints:
             raise
         raise ValueError(f"{'; '.join(hints)} ({str(err)[:300]})") from err
+
+
+def _fill_empty(pipeline: Any, features: pd.DataFrame) -> None:
+    """Let histogram boosting see a constant where a number is missing in all rows, as of an input that is newer than they are.
+
+    It learns from gaps, and fails where there is nothing else.
+    """
+    from sklearn.impute import SimpleImputer
+
+    columns = getattr(pipeline, "named_steps", {}).get("columns")
+    if columns is None or "_hist_gradient_boosting" not in type(final_estimator(pipeline)[1]).__module__:
+        return
+    parts = []
+    for part, how, names in columns.transformers:
+        empty = [name for name in names if features[name].isna().all()] if how == "passthrough" else []
+        constant = SimpleImputer(strategy="constant", fill_value=0.0, keep_empty_features=True)
+        parts.append((part, how, [name for name in names if name not in empty] if empty else names))
+        parts += [("empty", constant, empty)] if empty else []
+    columns.set_params(transformers=[part for part in parts if len(part[2])])
+
+
+def _empty(features: pd.DataFrame) -> Iterator[str]:
+    """Name what no row has a value of: numbers that are missing, texts without a letter."""
+    for name in features:
+        column = features[name]
+        if column.isna().all() or (column == "").all():
+            yield f"column {name!r} is empty in all of {len(features)} rows: leave it out, or train on rows that have it"
 
 
 def _infinite(features: pd.DataFrame) -> Iterator[str]:
@@ -233,15 +272,23 @@ def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
 def to_target(values: pl.Series, pipeline: Any) -> NDArray[Any]:
     """Give what the pipeline learns to answer: true and false of a classifier as the text they are everywhere else.
 
+    So are labels that are fractions, such as whole numbers that were missing somewhere: ONNX answers whole numbers or text.
     XGBoost takes no text, and its boolean labels become that text with the answer.
     """
     import polars as pl
 
-    if values.dtype != pl.Boolean or not is_classification(pipeline):
-        return np.asarray(values.to_numpy())
-    if final_estimator(pipeline)[1].__class__.__module__.startswith("xgboost"):
-        return np.asarray(values.to_numpy())
-    return values.to_numpy().astype(str).astype(object)
+    plain = np.asarray(values.to_numpy())
+    if not is_classification(pipeline):
+        return plain
+    library = final_estimator(pipeline)[1].__class__.__module__.partition(".")[0]
+    if values.dtype == pl.Boolean and library != "xgboost":
+        return plain.astype(str).astype(object)
+    if values.dtype.is_float() and library in {"sklearn", "lightgbm"}:  # a user's own may compute with them
+        labels, places = np.unique(plain, return_inverse=True)
+        texts = labels.astype(str)
+        # Of two labels the last one is the positive one; it shall stay the same.
+        return texts.astype(object)[places] if np.array_equal(texts, np.sort(texts)) else plain
+    return plain
 
 
 def draw(candidate: Candidate, count: int, seed: int) -> list[Candidate]:
@@ -283,7 +330,8 @@ def stages(pipeline: Any) -> list[Any]:
     if isinstance(pipeline, Pipeline):
         return [one for _, stage in pipeline.steps for one in stages(stage)]
     if isinstance(pipeline, ColumnTransformer):
-        return [one for _, stage, _ in pipeline.transformers for one in stages(stage)]
+        parts = getattr(pipeline, "transformers_", pipeline.transformers)  # fitting makes copies
+        return [one for _, stage, _ in parts for one in stages(stage)]
     return [] if pipeline is None or isinstance(pipeline, str) else [pipeline]
 
 
@@ -317,7 +365,21 @@ def _estimator(candidate: Candidate, seed: int) -> Any:
         raise ValueError(
             f"estimator {candidate.estimator!r} gave {type(estimator).__name__}, which has no fit and predict"
         )
-    return estimator.set_params(**nested) if nested else estimator
+    if nested:
+        estimator.set_params(**nested)
+    return _seeded(estimator, seed)
+
+
+def _seeded(estimator: Any, seed: int) -> Any:
+    """Set every random state that is left open, also of what a factory put inside: equal trainings give equal models."""
+    if hasattr(estimator, "get_params"):
+        parts = estimator.get_params(deep=True).items()
+        unset = {
+            name: seed for name, value in parts if value is None and name.split("__")[-1] == "random_state"
+        }
+        if unset:
+            estimator.set_params(**unset)
+    return estimator
 
 
 def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator: Any) -> Any:
@@ -379,12 +441,25 @@ def _selector(selection: FeatureSelection, classification: bool, seed: int) -> A
 def _weight_argument(pipeline: Any) -> str:
     """Name the fit argument that reaches the estimator, through pipelines in pipelines."""
     path, estimator = final_estimator(pipeline)
-    if "sample_weight" not in inspect.signature(estimator.fit).parameters:
-        raise ValueError(
-            f"{type(estimator).__name__} takes no row weights: leave half_life_days and weight_column out, or choose "
-            "another estimator"
-        )
-    return f"{path}sample_weight"
+    if not _may_take_weights(estimator):
+        raise ValueError(_no_weights(estimator))
+    regressor = getattr(estimator, "regressor", None)  # of a transformed target, which hands all arguments on
+    return path + (_weight_argument(regressor) if regressor is not None else "sample_weight")
+
+
+def _may_take_weights(estimator: Any) -> bool:
+    """Tell whether ``fit`` takes weights, by name or to hand them on, as votes and stacks of estimators do."""
+    parameters = inspect.signature(estimator.fit).parameters
+    return "sample_weight" in parameters or any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+
+
+def _no_weights(estimator: Any) -> str:
+    return (
+        f"{type(estimator).__name__} takes no row weights: leave half_life_days and weight_column out, or choose another "
+        "estimator"
+    )
 
 
 def final_estimator(pipeline: Any) -> tuple[str, Any]:

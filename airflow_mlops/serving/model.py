@@ -343,10 +343,15 @@ def _predictors(estimator: Any, manifest: PackageManifest) -> tuple[_Predictor, 
 
     inputs = manifest.signature.inputs
 
+    def number(values: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
+        # As in training, and as ONNX has them: 0.7 shall not lie on the other side of a split that was learned at its float32.
+        with np.errstate(over="ignore"):
+            return np.asarray(values, dtype=np.float32).astype(np.float64)
+
     def frame_of(columns: Columns) -> pandas.DataFrame:
         return pandas.DataFrame(
             {
-                field.name: np.asarray(columns[field.name], dtype=np.float64)
+                field.name: number(columns[field.name])
                 if field.type == "number"
                 else np.array(["" if value is None else value for value in columns[field.name]], dtype=object)
                 for field in inputs

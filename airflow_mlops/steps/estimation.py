@@ -100,7 +100,7 @@ def fit_error_model(
 
     def fit(some: Any) -> Any:
         pipeline = sklearn.build_pipeline(ERROR_MODEL, roles, seed=seed)
-        return pipeline.fit(rows.iloc[some], errors[some])
+        return sklearn.fit(pipeline, rows.iloc[some], errors[some], None)
 
     left_out = [(check, fit(learn).predict(rows.iloc[check])) for learn, check in stretches(len(errors))]
     estimation = learn_error_estimation(metric, errors, left_out)

@@ -35,7 +35,7 @@ from airflow_mlops.steps.model_package import FittedModel, refused_types, write_
 from airflow_mlops.steps.provenance import note_package, noted_trainings
 from airflow_mlops.steps.training_fit import Made, Work, choose_metric, search_and_fit
 from airflow_mlops.steps.training_record import TRAINING_FOLDER, Clock, flat_params, row_facts, write_evidence
-from airflow_mlops.steps.training_rows import choose_window, split_rows
+from airflow_mlops.steps.training_rows import choose_window, require_instants, split_rows
 from airflow_mlops.steps.training_spec import (
     TrainResult,
     TrainSpec,
@@ -60,7 +60,7 @@ _RESULT_FILE = f"{TRAINING_FOLDER}/result.json"
 def run(spec: TrainSpec, services: Services) -> TrainResult:
     """Train once: the same spec on the same data finds the finished run.
 
-    :raises SchemaMismatchError: naming a column the table does not have.
+    :raises SchemaMismatchError: naming a column the table does not have, or a time column that holds no instants.
     :raises InsufficientDataError: too few rows to train and hold out.
     :raises TransientError: another process is at the same training for very long, or took this one for dead and replaced it.
     :raises UnsafeModelError: the model can be stored in no form that is safe to load.
@@ -72,6 +72,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         resolve_metric(spec.metric)
     registry = Registry.connect(services)
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
+    require_instants(dataset, spec.time_column)
     window = choose_window(
         spec.rows,
         spec.window,

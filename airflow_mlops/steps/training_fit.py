@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.core.metrics import DEFAULT_METRICS, Metric, evaluate_metric, resolve_metric
 from airflow_mlops.core.tuning import Candidate, SearchResult, Trial, time_ordered_folds
-from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import halving, optuna, sklearn
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.steps.model_package import FittedModel, require_safe_form
@@ -62,20 +62,20 @@ class Made(NamedTuple):
 def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
     """Find the metric, and see before anything is fitted that it, the target and the estimators fit together.
 
+    :raises InsufficientDataError: a classification where all rows have the same label.
     :raises SchemaMismatchError: a regression of what is no number.
     :raises UnsafeModelError: an estimator that could be stored in no form that is safe to load, where pickles are not allowed.
     :raises ValueError: classifiers beside regressors, or a metric that can't measure their answers.
     """
     estimators = [_build(spec, columns, candidate.example()) for candidate in spec.to_try()]
-    kinds = {sklearn.is_classification(estimator) for estimator in estimators}
-    if len(kinds) > 1:
-        raise ValueError("some candidates are classifiers and some are not; give either, as the target needs")
-    labels = kinds == {True}
+    labels = _predict_labels(spec, estimators)
     numbers = target.dtype.is_numeric()
     if not labels and not numbers and str(target.dtype) != "Boolean":
         raise SchemaMismatchError(
             f"target {spec.target!r} holds {target.dtype}, and {spec.to_try()[0].name} predicts numbers; give a classifier"
         )
+    if labels:
+        _require_labels(spec.target, target.to_numpy(), "training rows", remedy="train on a longer window")
     probabilities = all(sklearn.gives_probabilities(estimator) for estimator in estimators)
     default = "mae" if not labels else "log_loss" if probabilities else "accuracy"
     metric = resolve_metric(spec.metric or default)
@@ -98,6 +98,26 @@ def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> M
             "metric of labels"
         )
     return metric
+
+
+def _predict_labels(spec: TrainSpec, estimators: list[Any]) -> bool:
+    """Tell whether they are classifiers; all of them, or none."""
+    for candidate, estimator in zip(spec.to_try(), estimators, strict=True):
+        if not sklearn.learns_target(sklearn.final_estimator(estimator)[1]):
+            raise ValueError(f"{candidate.name} learns no target; give a classifier or a regressor")
+    kinds = {sklearn.is_classification(estimator) for estimator in estimators}
+    if len(kinds) > 1:
+        raise ValueError("some candidates are classifiers and some are not; give either, as the target needs")
+    return kinds == {True}
+
+
+def _require_labels(name: str, labels: NDArray[Any], rows: str, *, remedy: str) -> None:
+    """See that there is a difference to learn; what estimators say of one label alone names neither the column nor a way out."""
+    found = {str(label) for label in labels}
+    if len(found) < 2:
+        raise InsufficientDataError(
+            f"{name!r} is {found.pop()!r} in all {len(labels)} {rows}, and a classifier needs two labels: {remedy}"
+        )
 
 
 def search_and_fit(work: Work, services: Services, clock: Clock) -> Made:
@@ -129,6 +149,13 @@ def _search(
     if settings is None:
         return None
     folds = time_ordered_folds(work.split.training[spec.time_column].to_numpy(), settings.folds)
+    if sklearn.is_classification(_pipeline(work, spec.to_try()[0].example())):
+        _require_labels(
+            spec.target,
+            target[folds[0][0]],
+            "rows of the first fold",
+            remedy="use fewer folds, or a longer window",
+        )
 
     def score(candidate: Candidate, learn: NDArray[Any], check: NDArray[Any]) -> float:
         weights = row_weights(work.split.training[learn], work.columns, spec.half_life_days)

@@ -42,6 +42,19 @@ class Split(NamedTuple):
         return self._replace(training=pl.concat([self.training, self.holdout]), training_window=window)
 
 
+def require_instants(dataset: DatasetVersion, time_column: str) -> None:
+    """See that the time column holds instants: windows, folds and ages are made of them.
+
+    :raises SchemaMismatchError: it holds dates, numbers, text, or times without a time zone.
+    """
+    held = dataset.columns.get(time_column)
+    if held is not None and (not held.startswith("Datetime") or "time_zone=None" in held):
+        raise SchemaMismatchError(
+            f"time column {time_column!r} of {dataset.uri} holds {held}, and has to hold instants in UTC: name it as time_column "
+            "when the table is ingested, which makes them of dates, texts and naive times"
+        )
+
+
 def choose_window(
     rule: RowRule,
     window: Window | None,
@@ -102,7 +115,7 @@ def split_rows(
             )
     if rows.height == 0:
         raise InsufficientDataError(
-            f"no row of {dataset.uri} in {window} has a {columns.target}: nothing to train on"
+            f"no row of {dataset.uri}{f' in {window}' if window else ''} has a {columns.target}: nothing to train on"
         )
     times = rows[columns.time]
     boundary = holdout_start or cast("datetime", times[int(rows.height * (1.0 - holdout_share))])

@@ -524,6 +524,17 @@ def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, t
         train(target="label")
     with pytest.raises(SchemaMismatchError, match="column 'words' holds String, and is declared numeric"):
         train(numeric=["words"])
+    late = frame.with_columns(
+        label=pl.when(pl.int_range(pl.len()) < 70).then(pl.lit("no")).otherwise("label")
+    )
+    alike = str(tmp_path / "alike")
+    delta.replace_window(alike, late, time_column="t", window=Window(start=START, end=END))
+    with pytest.raises(InsufficientDataError, match="'label' is 'no' in all 40 rows of the first fold"):
+        train(dataset=alike, **logistic, search={"trials": 1, "folds": 3})
+    with pytest.raises(
+        InsufficientDataError, match="'label' is 'no' in all 60 training rows, and a classifier needs"
+    ):
+        train(dataset=alike, **logistic, holdout_start=(START + timedelta(hours=60)).isoformat())
     assert train(**logistic)["metric"] == "log_loss"
     assert train(**perceptron)["metric"] == "accuracy"
     numbers = train()  # without the row whose target is no number

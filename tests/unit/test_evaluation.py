@@ -22,7 +22,7 @@ from statsmodels.stats.multitest import multipletests
 from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits, judge_artifact
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.evaluation import EvaluationReport, MetricInterval, compare_models, repeat_last
-from airflow_mlops.core.metrics import DEFAULT_METRICS, evaluate_metric, resolve_metric, row_losses
+from airflow_mlops.core.metrics import DEFAULT_METRICS, evaluate_metric, measure, resolve_metric, row_losses
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.promotion import (
     Outcome,
@@ -319,11 +319,17 @@ class TestComparison:
     def test_what_can_not_be_measured_is_said_and_hinders_nobody(self) -> None:
         report = compare(TARGET + 0.5, TARGET + 1.0, metrics=["mae", "log_loss", "r2"])
         assert [item.metric for item in report.metrics] == ["mae", "r2"]
-        assert "needs probabilities" in report.not_measured["log_loss"]
+        assert "measures labels" in report.not_measured["log_loss"]
 
     def test_what_decides_has_to_be_measured(self) -> None:
-        with pytest.raises(ValueError, match="log_loss needs probabilities"):
-            compare(TARGET + 0.5, None, metrics=["log_loss"])
+        for metric in ("log_loss", "accuracy"):
+            with pytest.raises(
+                ValueError, match=f"{metric} measures labels, and the model predicts numbers: choose mae"
+            ):
+                compare(TARGET + 0.5, None, metrics=[metric])
+        words = Graded(np.array(["a", "b"]), Predictions(values=np.array(["a", "a"]), classes=("a", "b")))
+        with pytest.raises(ValueError, match=r"labels have no distance to measure .*: choose accuracy"):
+            measure(resolve_metric("mae"), words)
 
     def test_the_same_rows_give_the_same_numbers(self) -> None:
         first, again = (compare(TARGET + 0.1, GUESS, metrics=["mae", "r2"]) for _ in range(2))

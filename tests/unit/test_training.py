@@ -604,6 +604,69 @@ def test_a_factory_may_bring_its_own_preprocessing() -> None:
     assert pipeline["estimator"]["ridge"].intercept_ == 0.0
 
 
+def voting_factory() -> Any:
+    from sklearn.ensemble import RandomForestRegressor, VotingRegressor
+
+    return VotingRegressor([("line", LinearRegression()), ("trees", RandomForestRegressor(n_estimators=3))])
+
+
+def logarithmic_factory() -> Any:
+    from sklearn.compose import TransformedTargetRegressor
+
+    line = make_pipeline(LinearRegression())
+    return TransformedTargetRegressor(line, func=np.sinh, inverse_func=np.arcsinh, check_inverse=False)
+
+
+def test_what_a_factory_left_to_chance_is_seeded() -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    frame = rows()
+    features = sklearn.to_features(frame, columns)
+
+    def answers(seed: int) -> bytes:
+        candidate = Candidate(estimator=f"{__name__}:voting_factory")
+        pipeline = sklearn.build_pipeline(candidate, columns, seed=seed)
+        sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+        return sklearn.predict(pipeline, features).values.tobytes()
+
+    assert answers(0) == answers(0)
+    assert answers(0) != answers(1)
+
+
+@pytest.mark.parametrize("factory", ["voting_factory", "logarithmic_factory"])
+def test_weights_are_handed_on(factory: str) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a",))
+    frame = rows().with_columns(y=pl.when(pl.int_range(pl.len()) < 300).then(0.0).otherwise(1.0))
+    weights = np.where(np.arange(frame.height) < 300, 0.0, 1.0)
+    pipeline = sklearn.build_pipeline(Candidate(estimator=f"{__name__}:{factory}"), columns, seed=0)
+    features = sklearn.to_features(frame, columns)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), weights)
+    assert sklearn.predict(pipeline, features).values == pytest.approx(1.0)
+
+
+def test_an_input_that_no_row_has_does_not_stop_a_training(tmp_path: Path) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    frame = rows().with_columns(b=pl.lit(None, dtype=pl.Float64))
+    boosting = Candidate(estimator="sklearn.ensemble.HistGradientBoostingRegressor")
+    for candidate in (boosting, Candidate(estimator="sklearn.linear_model.Ridge")):
+        folder = tmp_path / candidate.name
+        folder.mkdir()
+        _, served = packaged(candidate, columns, frame, folder)
+        assert served.manifest.serving_form == "onnx", served.manifest.serving_reason
+        without, with_it = served.predict_records([{"a": 1.0, "b": None}, {"a": 1.0, "b": 5.0}])
+        assert without == with_it
+    bare = sklearn.build_pipeline(boosting, columns, preprocessing="none", seed=0)
+    with pytest.raises(ValueError, match="column 'b' is empty in all of 600 rows: leave it out"):
+        sklearn.fit(bare, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
+    silent = ColumnRoles(target="y", time="t", text=("note",))
+    with pytest.raises(ValueError, match="column 'note' is empty in all of 600 rows"):
+        sklearn.fit(
+            sklearn.build_pipeline(boosting, silent, seed=0),
+            sklearn.to_features(frame.with_columns(note=pl.lit("")), silent),
+            frame["y"].to_numpy(),
+            None,
+        )
+
+
 def test_wrong_params_and_weights_are_said() -> None:
     with pytest.raises(
         ValueError, match=r"'sklearn.linear_model.Ridge' does not take these params.*nonsense"
@@ -685,7 +748,7 @@ def test_forms_agree_on_missing_unseen_and_extreme_values(estimator: str) -> Non
     features = sklearn.to_features(frame, columns)
     sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
     hard, real = onnx.hard_rows(pipeline, features, signature)
-    assert (len(hard), real) == (600 + 20 * (3 + 3 + 2), 600)
+    assert (len(hard), real) == (600 + 20 * (3 + 3 + 3), 600)
     parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, hard, signature, LIMITS)
     assert parity.passed, parity.reason
 
@@ -717,6 +780,29 @@ def test_the_gate_catches_the_converter_that_is_silently_wrong(tmp_path: Path) -
     assert form == "sklearn"
     assert f"of {len(onnx.hard_rows(pipeline, features, signature)[0])} labels differ" in reason
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_words_are_the_same_in_both_forms_whatever_their_letters(tmp_path: Path) -> None:
+    columns = ColumnRoles(target="y", time="t", text=("note",))
+    words = [
+        "Ärger mit dem Fahrer",
+        "ärger keiner",
+        "Ça va à Paris",
+        "2nd-hand car, it's BAD",
+        "ДОБРЫЙ день",
+        "x y z",
+    ]
+    frame = rows().with_columns(
+        note=pl.Series([words[i % 6] for i in range(600)]), y=pl.Series([float(i % 6) for i in range(600)])
+    )
+    model, served = packaged(Candidate(estimator="sklearn.linear_model.Ridge"), columns, frame, tmp_path)
+    assert served.manifest.serving_form == "onnx", served.manifest.serving_reason
+    answers = served.predict_columns({"note": [word.upper() for word in words]})
+    assert answers == pytest.approx([float(i) for i in range(6)], abs=0.2)
+    signature = ModelSignature(inputs=(FieldSpec(name="note", type="string"),), output="y")
+    hard, real = onnx.hard_rows(model.pipeline, model.features, signature)
+    made = hard["note"].to_numpy()[real:]
+    assert "ÄRGER KEINERÉ" in made
 
 
 def test_limits_are_limits() -> None:
@@ -840,6 +926,51 @@ def test_true_and_false_are_one_text_everywhere(tmp_path: Path) -> None:
     accuracy = resolve_metric("accuracy")
     score = evaluate_metric(accuracy, target=frame["flag"].tail(200).to_numpy(), prediction=answers)
     assert score.value > 0.9
+
+
+@pytest.mark.parametrize(("labels", "form"), [((0.0, 1.0), "onnx"), ((2.0, 10.0), "sklearn")])
+def test_labels_that_are_fractions_are_answered_as_they_are(
+    labels: tuple[float, float], form: str, tmp_path: Path
+) -> None:
+    columns = ColumnRoles(target="flag", time="t", numeric=("a", "b"))
+    frame = rows().with_columns(flag=pl.when(pl.col("a") > 0.5).then(labels[1]).otherwise(labels[0]))
+    candidate = Candidate(estimator="sklearn.linear_model.LogisticRegression")
+    model, served = packaged(candidate, columns, frame, tmp_path)
+    assert served.manifest.serving_form == form, served.manifest.serving_reason
+    assert served.manifest.classes == tuple(map(str, labels))
+    answers = served.answer({name: model.features[name].to_numpy() for name in columns.inputs})
+    score = evaluate_metric(
+        resolve_metric("accuracy"), target=frame["flag"].tail(200).to_numpy(), prediction=answers
+    )
+    assert score.value > 0.9
+
+
+def test_numbers_are_served_as_they_were_learned(tmp_path: Path) -> None:
+    """Boosting splits at values that occur; 0.7 and the float32 next to it are not on two sides of one."""
+    columns = ColumnRoles(target="y", time="t", numeric=("a",), categorical=("kind",))
+    tenths = np.tile(np.arange(1000) / 10.0, 20)
+    frame = pl.DataFrame(
+        {
+            "a": tenths,
+            "kind": np.tile(["red", "green"], 10_000),
+            "y": np.floor(tenths * 10.0) % 7,
+            "t": pl.datetime_range(
+                datetime(2024, 1, 1), datetime(2026, 12, 31), "1h", time_zone="UTC", eager=True
+            )[:20_000],
+        }
+    )
+    candidate = Candidate(
+        estimator="sklearn.ensemble.HistGradientBoostingRegressor",
+        params={"max_iter": 20, "categorical_features": [1]},
+    )
+    _, served = packaged(candidate, columns, frame, tmp_path)
+    assert served.manifest.serving_form == "sklearn", served.manifest.serving_reason
+    asked = np.arange(1000) / 10.0
+    learned = asked.astype(np.float32).astype(np.float64)
+    answers, expected = (
+        served.predict_columns({"a": values, "kind": ["red"] * 1000}) for values in (asked, learned)
+    )
+    assert answers == expected
 
 
 def test_predictions_that_were_learned_by_heart_are_no_reference(tmp_path: Path) -> None:
