@@ -460,7 +460,7 @@ def test_an_input_of_the_champion_that_is_gone_is_named(
     challenger = train(services, narrower, name, numeric=["nswdemand"], **plain)
     with pytest.raises(
         SchemaMismatchError,
-        match="the champion of electricity_lost reads transfer, which .* bring the column back",
+        match=r"the champion of electricity_lost reads transfer, which .* bring the column back",
     ):
         evaluate(services, challenger)
 
