@@ -161,21 +161,59 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
     """Fit, handing row weights to the estimator.
 
     :raises ValueError: weights are wanted and the estimator takes none, or it refuses the rows: naming columns with infinite
-        values or with none at all, or how many features there are to select from.
+        values or with none at all, how many features there are to select from, or labels that it
+        does not answer with.
     """
     arguments = {} if weights is None else {_weight_argument(pipeline): weights}
     _fill_empty(pipeline, features)
     try:
-        return pipeline.fit(features, target, **arguments)
+        pipeline.fit(features, target, **arguments)
     except TypeError as err:
         if "sample_weight" not in str(err):
             raise
         raise ValueError(_no_weights(final_estimator(pipeline)[1])) from err
     except ValueError as err:
-        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline)]
+        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline), *_unnumbered(pipeline, target)]
         if not hints:
             raise
         raise ValueError(f"{'; '.join(hints)} ({str(err)[:300]})") from err
+    _require_own_labels(pipeline, target)
+    return pipeline
+
+
+def _unnumbered(pipeline: Any, target: Any) -> Iterator[str]:
+    """Say what XGBoost takes as labels, where these are others."""
+    last = final_estimator(pipeline)[1]
+    labels = {str(label) for label in np.asarray(target).tolist()}
+    if (
+        is_classification(pipeline)
+        and type(last).__module__.startswith("xgboost")
+        and labels != {str(number) for number in range(len(labels))}
+    ):
+        yield (
+            f"{type(last).__name__} takes labels that are numbered 0, 1, 2 and so on, and these are {_some(labels)}: number them "
+            "when the data is ingested, or choose another estimator"
+        )
+
+
+def _require_own_labels(pipeline: Any, target: Any) -> None:
+    """See that a classifier answers with the labels it was given: XGBoost numbers true and false, and 1.0, and answers the numbers.
+
+    :raises ValueError: it answers others, which would all be wrong.
+    """
+    if not is_classification(pipeline) or not hasattr(pipeline, "classes_"):
+        return
+    given = {str(label) for label in set(np.asarray(target).tolist())}
+    answered = {str(label) for label in pipeline.classes_}
+    if not given <= answered:
+        raise ValueError(
+            f"{type(final_estimator(pipeline)[1]).__name__} answers {_some(answered)} where the labels are {_some(given)}: number "
+            "them 0, 1, 2 and so on when the data is ingested, or choose another estimator"
+        )
+
+
+def _some(labels: set[str]) -> str:
+    return ", ".join(sorted(labels)[:5])
 
 
 def _fill_empty(pipeline: Any, features: pd.DataFrame) -> None:
@@ -273,7 +311,7 @@ def to_target(values: pl.Series, pipeline: Any) -> NDArray[Any]:
     """Give what the pipeline learns to answer: true and false of a classifier as the text they are everywhere else.
 
     So are labels that are fractions, such as whole numbers that were missing somewhere: ONNX answers whole numbers or text.
-    XGBoost takes no text, and its boolean labels become that text with the answer.
+    XGBoost takes no text, and :func:`fit` refuses what it would number otherwise.
     """
     import polars as pl
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 EVALUATION_FOLDER = "evaluation"
 
+_KEEP = ", or train with keep_twin=True where it is fitted again on all rows"
+
 Measured = Literal["model", "twin", "predecessors"]
 
 
@@ -311,7 +313,7 @@ def _unseen(spec: EvaluateSpec, challenger: ServedModel, champion: ServedModel |
         if trained.end >= spec.window.end:
             raise InsufficientDataError(
                 f"the {who} was trained on rows until {trained.end:%Y-%m-%d %H:%M}, so it has seen all of window "
-                f"{spec.window}: judge on later rows"
+                f"{spec.window}: judge on later rows{_KEEP if who == 'challenger' else ''}"
             )
         start = trained.end
     return Window(start=start, end=spec.window.end)
@@ -328,6 +330,13 @@ def _rows(
     inputs = [name for model in models for name in model.manifest.signature.names]
     if target in inputs:
         raise SchemaMismatchError(f"target {target!r} is also an input of the model of run {spec.run_id}")
+    for model in models[1:]:
+        gone = [name for name in model.manifest.signature.names if name not in dataset.columns]
+        if gone:
+            raise SchemaMismatchError(
+                f"the champion of {spec.model_name} reads {', '.join(gone)}, which {dataset.uri} does not have, so it can't be "
+                "compared on the same rows: bring the column back, or promote the challenger by hand, without an evaluation"
+            )
     columns = [*dict.fromkeys([*inputs, target, spec.time_column, *(spec.slices or ()), *spec.groups])]
     rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=window)
     return with_target(rows, target, where=f"{dataset.uri} in {window}").sort(spec.time_column)

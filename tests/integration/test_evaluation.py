@@ -448,6 +448,23 @@ def test_a_champion_of_another_kind_is_named(
         evaluate(services, number)
 
 
+def test_an_input_of_the_champion_that_is_gone_is_named(
+    electricity: tuple[str, pl.DataFrame], services: Services, tmp_path: Path
+) -> None:
+    name = "electricity_lost"
+    plain = {"estimator": "sklearn.linear_model.LogisticRegression", "estimator_params": {}}
+    crown(services, train(services, electricity[0], name, numeric=["nswdemand", "transfer"], **plain))
+    narrower = str(tmp_path / "narrower")
+    rows = electricity[1].drop("transfer")
+    delta.replace_window(narrower, rows, time_column="timestamp", window=None)
+    challenger = train(services, narrower, name, numeric=["nswdemand"], **plain)
+    with pytest.raises(
+        SchemaMismatchError,
+        match=r"the champion of electricity_lost reads transfer, which .* bring the column back",
+    ):
+        evaluate(services, challenger)
+
+
 def test_a_model_of_all_rows_is_held_against_the_champion_by_its_twin(
     electricity: tuple[str, pl.DataFrame], services: Services
 ) -> None:

@@ -945,6 +945,36 @@ def test_labels_that_are_fractions_are_answered_as_they_are(
     assert score.value > 0.9
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ((False, True), "answers 0, 1 where the labels are False, True: number them"),
+        ((0.0, 1.0), "answers 0, 1 where the labels are 0.0, 1.0: number them"),
+        (("n", "y"), "takes labels that are numbered 0, 1, 2 and so on, and these are n, y: number them"),
+        ((0, 1), None),
+    ],
+)
+def test_a_classifier_answers_with_the_labels_it_was_given(
+    labels: tuple[Any, Any], words: str | None
+) -> None:
+    """XGBoost numbers some labels itself, and would be wrong about every row; scikit-learn's answer with what they got."""
+    pytest.importorskip("xgboost")
+    columns = ColumnRoles(target="y", time="t", numeric=("a",))
+    frame = rows(100).with_columns(y=pl.Series([labels[i % 2] for i in range(100)]))
+    features = sklearn.to_features(frame, columns)
+
+    def fit(estimator: str) -> Any:
+        pipeline = sklearn.build_pipeline(Candidate(estimator=estimator), columns, seed=0)
+        return sklearn.fit(pipeline, features, sklearn.to_target(frame["y"], pipeline), None)
+
+    assert {str(one) for one in fit("sklearn.tree.DecisionTreeClassifier").classes_} == {*map(str, labels)}
+    if words is None:
+        assert fit("xgboost.XGBClassifier").classes_.tolist() == [0, 1]
+    else:
+        with pytest.raises(ValueError, match=words):
+            fit("xgboost.XGBClassifier")
+
+
 def test_numbers_are_served_as_they_were_learned(tmp_path: Path) -> None:
     """Boosting splits at values that occur; 0.7 and the float32 next to it are not on two sides of one."""
     columns = ColumnRoles(target="y", time="t", numeric=("a",), categorical=("kind",))
