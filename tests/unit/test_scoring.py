@@ -14,6 +14,7 @@ import pytest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.delta import commits
 from airflow_mlops.steps.common import work_key
 from airflow_mlops.steps.score import between, divide
 
@@ -85,7 +86,7 @@ def test_whoever_changes_the_window_undoes_what_was_found(uri: str) -> None:
 
 
 def test_what_is_done_is_found_however_long_ago(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delta, "_HISTORY", 2)
+    monkeypatch.setattr(commits, "_HISTORY", 2)
     for number in range(9):
         write(uri, number)
     write(uri, 3, work="b")
