@@ -36,6 +36,8 @@ class ScreenDatasetOperator(StepOperator):
     :param quarantine_table: URI of the Delta table held partitions are moved to; default the dataset's with ``_held`` behind. (templated)
     :param released_by: name of a person who has looked and lets the partition in, whatever the screen says; empty: nobody. It
         is written to the ledger. (templated)
+    :param private_columns: columns whose values neither log, ledger, XCom nor error show: no slice is named by one, and as ``id_column`` it
+        names no row. A list, or names separated by commas. (templated)
     """
 
     step = "screen"
@@ -51,6 +53,7 @@ class ScreenDatasetOperator(StepOperator):
         "policy",
         "quarantine_table",
         "released_by",
+        "private_columns",
     )
 
     def __init__(
@@ -68,6 +71,7 @@ class ScreenDatasetOperator(StepOperator):
         allow_undecided: bool = False,
         quarantine_table: str | None = None,
         released_by: str | None = None,
+        private_columns: str | Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -83,6 +87,7 @@ class ScreenDatasetOperator(StepOperator):
         self.allow_undecided = allow_undecided
         self.quarantine_table = quarantine_table
         self.released_by = released_by
+        self.private_columns = private_columns
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.screen.ScreenSpec`.
@@ -106,6 +111,7 @@ class ScreenDatasetOperator(StepOperator):
             "policy": dict(self.policy or {}),
             "quarantine": place if self.action == "quarantine" else None,
             "released_by": self.released_by if self.released_by not in (None, "", "None") else None,
+            "private_columns": names(self.private_columns),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:
