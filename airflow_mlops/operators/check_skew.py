@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import DataQualityError
 from airflow_mlops.operators.base import StepOperator, actor, names, part_of
-from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
+from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ from airflow_mlops.hooks.databases import database_of
 from airflow_mlops.hooks.hashing import HashingHook
 from airflow_mlops.hooks.web import web_of
 from airflow_mlops.operators.base import StepOperator, names, optional_number
-from airflow_mlops.operators.windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
+from airflow_mlops.run_windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
