@@ -1,10 +1,13 @@
 """### Ingest by partition
 
-Each month's trips into their own part of the table, rows that break the contract set aside: ingest → validate.
-Runs monthly on the month that ended. The partition key, such as `2018-07`, says which month a run is about; what it does to
-that month it may do again, and no other month is touched:
+Each month's trips into their own part of the table, rows that break the contract set aside, and the whole month where its
+labels look wrong, before anybody learns from it: ingest → validate → screen. Runs monthly on the month that ended. The partition
+key, such as `2018-07`, says which month a run is about; what it does to that month it may do again, and no other month is touched:
 
     airflow backfill create --dag-id ingest_partitions --from-date 2018-07-01 --to-date 2018-09-01 --max-active-runs 1
+
+The screen compares with the months before. Until there are 19 of them it can't say no, and lets months in as undecided.
+A month that it held is in `monthly_trips_held`; who has looked at it and lets it in runs it again with their name as `released_by`.
 
 * **Variable**: `mlops_data_root`, the folder with `landing/*.parquet` and the tables.
 * **Connection**: `ledger_default`; without it the ledger is a SQLite file.
@@ -22,6 +25,7 @@ from airflow.sdk import DAG, CronPartitionTimetable, Param
 
 from airflow_mlops.assets import dataset_asset
 from airflow_mlops.operators.ingest import IngestDatasetOperator
+from airflow_mlops.operators.screen_dataset import ScreenDatasetOperator
 from airflow_mlops.operators.validate import ValidateDatasetOperator
 from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
@@ -37,7 +41,10 @@ with DAG(
     max_active_runs=1,
     default_args={"retries": 2, "retry_policy": MLOPS_RETRY_POLICY},
     params={
-        "files": Param("landing/*.parquet", type="string", description="Which files below the data folder")
+        "files": Param("landing/*.parquet", type="string", description="Which files below the data folder"),
+        "released_by": Param(
+            "", type="string", description="Who looked at a month that was held, and lets it in"
+        ),
     },
     tags=["mlops", "reference"],
 ):
@@ -55,8 +62,18 @@ with DAG(
         action="quarantine",  # up to 1 % of the month's rows, by default
         time_column="pickup_datetime",
         id_column="trip_id",
+    )
+    screen = ScreenDatasetOperator(
+        task_id="screen",
+        dataset=validate.output,
+        target="total_ex_tip",
+        time_column="pickup_datetime",
+        id_column="trip_id",
+        action="quarantine",  # later trainings read the whole table, so a month that is held leaves it
+        allow_undecided=True,
+        released_by="{{ params.released_by }}",
         outlets=[dataset_asset("monthly trips")],
     )
 
-    ingest >> validate
+    ingest >> validate >> screen
 # [END ingest_partitions]

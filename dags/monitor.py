@@ -2,8 +2,9 @@
 
 What did the model promise, what did it keep, and would a fresh one do better? For every month: the labels that arrived
 are ingested and validated, the predictions of that month are graded against them, its requests are compared with the
-training data, and the challengers that `retrain_on_drift` trains in the shadow are held against the champion.
-The findings go into the ledger; the asset event wakes `retrain_on_drift`.
+training data (drift) and held against its contract (skew), and the challengers that `retrain_on_drift` trains in the
+shadow are held against the champion. Skew is a warning: it stops nothing. The findings go into the ledger; the asset
+event wakes `retrain_on_drift`.
 
 Labels may be late. Drift is checked without them, and every run goes back to the oldest month whose labels are not all
 here: it is graded, or graded again. (Where another Dag fills the table of labels, put a `LabelsArrivedSensor` before `check_performance`.)
@@ -23,6 +24,7 @@ from dateutil.relativedelta import relativedelta
 from airflow_mlops.assets import dataset_asset, monitoring_asset
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.operators.challengers import CompareChallengersOperator
+from airflow_mlops.operators.check_skew import CheckSkewOperator
 from airflow_mlops.operators.drift import CheckDriftOperator
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.operators.performance import CheckPerformanceOperator
@@ -31,6 +33,7 @@ from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
 MODEL = "trip_fare"
 DATA = "{{ var.value.mlops_data_root }}"
+SUITE = str(Path(__file__).parent / "suites" / "trips.json")
 
 # [START monitor]
 with DAG(
@@ -70,7 +73,7 @@ with DAG(
     validate = ValidateDatasetOperator(
         task_id="validate_labels",
         dataset=ingest.output,
-        suite=str(Path(__file__).parent / "suites" / "trips.json"),
+        suite=SUITE,
         time_column="pickup_datetime",
         window_start=since,
     )
@@ -88,6 +91,7 @@ with DAG(
         dataset=validate.output,
         time_column="pickup_datetime",
     )
+    CheckSkewOperator(task_id="check_skew", model_name=MODEL, suite=SUITE, action="warn")
     check_drift = CheckDriftOperator(task_id="check_drift", model_name=MODEL, report="never")
     draw_report = CheckDriftOperator(
         task_id="draw_report",

@@ -65,6 +65,21 @@ def hide_values(results: Iterable[Result], private: Collection[str]) -> list[dic
     ]
 
 
+def hide_arguments(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """Leave out what expectations with hidden values ask for, where that was taken from data: limits and categories of a training.
+
+    >>> config = {"type": "expect_column_values_to_be_in_set", "kwargs": {"column": "name", "value_set": ["Ann"], "mostly": 0.9}}
+    >>> hide_arguments([{"expectation_config": config, "result": {"values_hidden": True}}])[0]["expectation_config"]["kwargs"]
+    {'column': 'name', 'mostly': 0.9}
+    """
+    return [
+        {**result, "expectation_config": _without_arguments(result["expectation_config"])}
+        if result["result"].get("values_hidden")
+        else dict(result)
+        for result in results
+    ]
+
+
 def tell_failures(results: Iterable[Result], ids: Mapping[int, Any] | None = None) -> list[dict[str, Any]]:
     """Give the failed expectations briefly, those that gate first.
 
@@ -179,6 +194,11 @@ def sum_up_quality(
 
 def _without_values(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name in _COUNTS} | {"values_hidden": True}
+
+
+def _without_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in config["kwargs"].items() if name in (*SUBJECTS, "mostly")}
+    return {**config, "kwargs": kept}
 
 
 def may_show(kwargs: Mapping[str, Any], private: Collection[str], engine: str) -> bool:

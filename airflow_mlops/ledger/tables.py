@@ -47,6 +47,7 @@ entries = Table(
     Column("recorded_at", UtcDateTime, nullable=False),
     UniqueConstraint("kind", "key", name="mlops_ledger_entries_kind_key"),
     Index("mlops_ledger_entries_window", "model_name", "kind", "window_start", "window_end"),
+    Index("mlops_ledger_entries_subject", "subject", "kind", "entry_id"),
 )
 
 aliases = Table(

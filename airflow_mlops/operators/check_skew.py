@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import DataQualityError
-from airflow_mlops.operators.base import StepOperator, actor, part_of
-from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
+from airflow_mlops.operators.base import StepOperator, actor, names, part_of
+from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +37,8 @@ class CheckSkewOperator(StepOperator):
     :param tolerance: difference of two numbers that is none, in proportion to the larger one. (templated)
     :param different_share: share of the compared rows in which an input may differ from the table, in ``[0, 1)``; a rule of
         thumb, for rows that were corrected afterwards. (templated)
+    :param private_columns: inputs whose values neither log, ledger, XCom nor error show; with ``id_column`` or ``prediction_id`` among them
+        no row is named. A list, or names separated by commas. (templated)
     """
 
     step = "skew"
@@ -52,6 +54,7 @@ class CheckSkewOperator(StepOperator):
         "share",
         "tolerance",
         "different_share",
+        "private_columns",
     )
 
     def __init__(
@@ -68,6 +71,7 @@ class CheckSkewOperator(StepOperator):
         share: float = 0.01,
         tolerance: float = 1e-6,
         different_share: float = 0.001,
+        private_columns: str | Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -82,6 +86,7 @@ class CheckSkewOperator(StepOperator):
         self.share = share
         self.tolerance = tolerance
         self.different_share = different_share
+        self.private_columns = private_columns
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.skew.SkewSpec`.
@@ -100,6 +105,7 @@ class CheckSkewOperator(StepOperator):
             "id_column": self.id_column or None,
             "tolerance": float(self.tolerance),
             "different_share": float(self.different_share),
+            "private_columns": names(self.private_columns),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_mlops.exceptions import DriftDetectedError
 from airflow_mlops.links import ReportLink
 from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
-from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
+from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

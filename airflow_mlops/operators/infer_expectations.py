@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.operators.base import StepOperator, dataset_ref, names
-from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
+from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
-from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
+from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import InsufficientDataError, PartitionHeldError
+<<<<<<< HEAD
 from airflow_mlops.operators.base import StepOperator, names, part_of
 from airflow_mlops.operators.dataset import RecordingDatasets
 from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
+=======
+from airflow_mlops.operators.base import StepOperator, actor, names, part_of
+from airflow_mlops.run_windows import RUN_WINDOW, window_spec
+>>>>>>> h2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +42,8 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
     :param quarantine_table: URI of the Delta table held partitions are moved to; default the dataset's with ``_held`` behind. (templated)
     :param released_by: name of a person who has looked and lets the partition in, whatever the screen says; empty: nobody. It
         is written to the ledger. (templated)
+    :param private_columns: columns whose values neither log, ledger, XCom nor error show: no slice is named by one, and as ``id_column`` it
+        names no row. A list, or names separated by commas. (templated)
     """
 
     step = "screen"
@@ -52,6 +59,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
         "policy",
         "quarantine_table",
         "released_by",
+        "private_columns",
     )
 
     def __init__(
@@ -69,6 +77,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
         allow_undecided: bool = False,
         quarantine_table: str | None = None,
         released_by: str | None = None,
+        private_columns: str | Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -84,6 +93,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
         self.allow_undecided = allow_undecided
         self.quarantine_table = quarantine_table
         self.released_by = released_by
+        self.private_columns = private_columns
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.screen.ScreenSpec`.
@@ -107,6 +117,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
             "policy": dict(self.policy or {}),
             "quarantine": place if self.action == "quarantine" else None,
             "released_by": self.released_by if self.released_by not in (None, "", "None") else None,
+            "private_columns": names(self.private_columns),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

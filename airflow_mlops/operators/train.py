@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import MLflowRunLink
 from airflow_mlops.operators.base import StepOperator, dataset_ref, names, optional_number, part_of
-from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
+from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,6 +9,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
 from airflow_mlops.core.errors import rebuild_error
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.exceptions import TransientError
+from airflow_mlops.run_windows import window_spec
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -68,3 +69,21 @@ class PollSensor(BaseSensorOperator):
         found: dict[str, Any] = event["found"]
         self.log.info("found %s", found)
         return found
+
+
+class WindowSensor(PollSensor):
+    """Wait for something about a window; a subclass has ``window_start`` and ``window_end``, by default the run's."""
+
+    window_start: Any
+    window_end: Any
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Find the window, which in a partitioned run its key names, then wait.
+
+        :raises ValueError: there is no window, or the arguments are no times in order.
+        """
+        window = window_spec(self.window_start, self.window_end, context)
+        if window is None:
+            raise ValueError(f"{type(self).__name__} needs a window: give window_start and window_end")
+        self.window_start, self.window_end = window["start"], window["end"]
+        return super().execute(context)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.sensors.base import PollSensor
+from airflow_mlops.run_windows import RUN_WINDOW
+from airflow_mlops.sensors.base import WindowSensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class DriftSensor(PollSensor):
+class DriftSensor(WindowSensor):
     """Wait until a window was checked, or until the check found something.
 
     :param model_name: the model. (templated)
-    :param window_start: first instant of the window; default the run's data interval. (templated)
+    :param window_start: first instant of the window; default the run's data interval, or what its partition key names. (templated)
     :param window_end: first instant after it. (templated)
     :param check: ``drift_check`` or ``performance_check``.
     :param only_if_found: go on waiting when the check found nothing.
@@ -29,8 +30,8 @@ class DriftSensor(PollSensor):
         self,
         *,
         model_name: str,
-        window_start: str = "{{ data_interval_start }}",
-        window_end: str = "{{ data_interval_end }}",
+        window_start: str = RUN_WINDOW[0],
+        window_end: str = RUN_WINDOW[1],
         check: Literal["drift_check", "performance_check"] = "drift_check",
         only_if_found: bool = False,
         ledger_conn_id: str = LedgerHook.default_conn_name,

@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.hooks.bentoml import BentoMLHook
-from airflow_mlops.sensors.base import PollSensor
+from airflow_mlops.run_windows import RUN_WINDOW
+from airflow_mlops.sensors.base import WindowSensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class LabelsArrivedSensor(PollSensor):
+class LabelsArrivedSensor(WindowSensor):
     """Wait until enough of a window's predictions have a label.
 
     :param model_name: model whose inference log is read. (templated)
     :param labels: URI of the table that holds the labels. (templated)
     :param id_column: column of the labels that equals the prediction id. (templated)
     :param target: label column. (templated)
-    :param window_start: first instant of the window; default the run's data interval. (templated)
+    :param window_start: first instant of the window; default the run's data interval, or what its partition key names. (templated)
     :param window_end: first instant after it. (templated)
     :param minimum_labelled_share: how many have to have one, in ``[0, 1]``. (templated)
     :param bentoml_conn_id: connection of the model service, whose folder holds the log.
@@ -42,8 +43,8 @@ class LabelsArrivedSensor(PollSensor):
         labels: str,
         id_column: str,
         target: str,
-        window_start: str = "{{ data_interval_start }}",
-        window_end: str = "{{ data_interval_end }}",
+        window_start: str = RUN_WINDOW[0],
+        window_end: str = RUN_WINDOW[1],
         minimum_labelled_share: float | str = 0.8,
         bentoml_conn_id: str = BentoMLHook.default_conn_name,
         **kwargs: Any,

@@ -56,6 +56,7 @@ class ScreenSpec:
     :param policy: when the partition is held.
     :param quarantine: URI of the table a held partition is moved to; ``None`` leaves it.
     :param released_by: who lets the partition in whatever the screen says.
+    :param private_columns: columns whose values no evidence shows.
     """
 
     dataset: DatasetRef
@@ -67,6 +68,7 @@ class ScreenSpec:
     policy: PoisoningPolicy = field(default_factory=PoisoningPolicy)
     quarantine: str | None = None
     released_by: str | None = None
+    private_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +136,7 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
         time_column=spec.time_column,
         policy=spec.policy,
         held=[held[window] for window in between],
+        private=spec.private_columns,
     )
     headline = f"{spec.window} of {dataset.uri}: {screened.reason}"
     aside = None
@@ -160,7 +163,7 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
 def _features(spec: ScreenSpec, dataset: DatasetVersion) -> list[str]:
     known = list(dataset.columns)
     named = [spec.target, spec.time_column, *([spec.id_column] if spec.id_column else [])]
-    delta.require_columns([*named, *spec.features], known, dataset.uri)
+    delta.require_columns([*named, *spec.features, *spec.private_columns], known, dataset.uri)
     chosen = list(spec.features) or [name for name in known if name not in named]
     used = [name for name in chosen if name in (spec.target, spec.time_column)]
     if used or not chosen:
@@ -206,8 +209,9 @@ def _overlap(one: Window, other: Window) -> bool:
 
 
 def _named(spec: ScreenSpec, new: pl.DataFrame, screened: Screened) -> Iterator[str]:
+    shown = spec.id_column if spec.id_column not in spec.private_columns else None
     for position in screened.rows:
-        yield str(new[spec.id_column][position] if spec.id_column else position)[:_SHOWN_WIDTH]
+        yield str(new[shown][position] if shown else position)[:_SHOWN_WIDTH]
 
 
 # -- a partition that is set aside ----------------------------------------------------------------------

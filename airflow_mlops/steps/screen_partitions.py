@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -73,6 +73,7 @@ def screen_partitions(
     policy: PoisoningPolicy,
     held: Sequence[HeldBefore] = (),
     answers_of: AnswersOf = own_answers,
+    private: Collection[str] = (),
 ) -> Screened:
     """Compare a partition's labels with those of trusted partitions.
 
@@ -81,6 +82,7 @@ def screen_partitions(
     :param held: what partitions between the trusted ones were held for.
     :param answers_of: what answers for a partition's rows by models of its others; who screens the same partitions often can
         give one that remembers.
+    :param private: features that no slice is named by, as its name shows values.
     """
     import polars as pl
 
@@ -127,6 +129,7 @@ def screen_partitions(
     if noise.p_value > policy.level and not relation.changed:
         return Screened(verdict, reason, noise, relation, trusted=len(trusted))
     doubt = suspicion(own[-1], truths[-1], classes=classes)
+    shown = [name for name in features if name not in private]
     return Screened(
         verdict,
         reason,
@@ -134,9 +137,7 @@ def screen_partitions(
         relation,
         suspicious_slices(
             _columns(
-                pl.concat(
-                    [*(frame.select(features) for frame in frames[:-1]), new[at.tolist()].select(features)]
-                )
+                pl.concat([*(frame.select(shown) for frame in frames[:-1]), new[at.tolist()].select(shown)])
             ),
             np.concatenate(apart) > limit,
             np.repeat([False, True], [sum(map(len, right[:-1])), len(at)]),

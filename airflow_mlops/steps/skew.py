@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,14 @@ from airflow_mlops.core.served_values import (
 )
 from airflow_mlops.core.skew import SKEW_SHARE
 from airflow_mlops.core.validation import shape_result
-from airflow_mlops.core.verdict import gates, shown_positions, tell_failures, tell_verdict
+from airflow_mlops.core.verdict import (
+    gates,
+    hide_arguments,
+    hide_values,
+    shown_positions,
+    tell_failures,
+    tell_verdict,
+)
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, MLOpsError, SchemaMismatchError
 from airflow_mlops.integrations import delta, great_expectations
@@ -57,6 +64,7 @@ class SkewSpec:
     :param id_column: its column that equals the prediction id.
     :param tolerance: difference of two numbers that is none, in proportion.
     :param different_share: share of the rows in which an input may differ from the table.
+    :param private_columns: inputs whose values no evidence shows; with ``id_column`` or ``prediction_id`` among them no row is named.
     """
 
     model_name: str
@@ -68,6 +76,7 @@ class SkewSpec:
     id_column: str | None = None
     tolerance: float = 1e-6
     different_share: float = 0.001
+    private_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("share", "tolerance", "different_share"):
@@ -77,6 +86,11 @@ class SkewSpec:
             raise ValueError(
                 "comparing with a table needs both: table, and id_column that equals the prediction id"
             )
+
+    @property
+    def names_rows(self) -> bool:
+        """Whether evidence may show prediction ids."""
+        return not {_ID, self.id_column} & set(self.private_columns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +131,7 @@ def run(spec: SkewSpec, services: Services) -> SkewResult:
     :raises ExpectationError: an expectation could not be evaluated.
     """
     manifest, trained = champion_profile(Registry.connect(services), spec.model_name, spec.champion_alias)
+    _require_known(spec, manifest)
     root = Path(services.require("serving_dir")) / "inference_log"
     asked = newest_answers(read_inference_log(root, spec.model_name, spec.window))
     settings = LogSettings.load(root)
@@ -128,12 +143,15 @@ def run(spec: SkewSpec, services: Services) -> SkewResult:
         if FEATURE_PREFIX + item.name in asked.columns
     }
     inputs, problems = as_contract(asked.select(_ID, **logged), fields)
-    results = [_type_result(problem, inputs.height) for problem in problems]
+    types = [_type_result(problem, inputs.height) for problem in problems]
+    results = hide_values(types, spec.private_columns)
     results += _others_logged(asked, list(manifest.signature.names))
     there = {name: inputs.height - inputs[name].null_count() for name in logged}
     contract = contract_of(fields, trained, share=spec.share, rows=inputs.height, there=there)
     ids = inputs[_ID]
-    failures = _judge(inputs, [item for item in contract if _is_there(item, logged)], None, results, ids)
+    failures = _judge(
+        spec, inputs, [item for item in contract if _is_there(item, logged)], None, results, ids
+    )
     results += [_missing(item) for item in contract if _is_gone(item, logged)]
     not_judged = [
         f"{name}: the log drops or hides it" for name in sorted(hidden & set(manifest.signature.names))
@@ -144,7 +162,7 @@ def run(spec: SkewSpec, services: Services) -> SkewResult:
         kept, left = about_inputs(suite["expectations"], list(logged))
         not_judged += [f"{item['type']}: about no input that is logged" for item in left]
         if kept:
-            failures += _judge(_as_in_table(inputs, manifest, logged), kept, suite, results, ids)
+            failures += _judge(spec, _as_in_table(inputs, manifest, logged), kept, suite, results, ids)
     differences: list[ServedDifference] = []
     compared = None
     if spec.table is not None and spec.id_column is not None:
@@ -155,7 +173,7 @@ def run(spec: SkewSpec, services: Services) -> SkewResult:
             f"{name}: the table has no such column" for name in logged if name + TABLE not in pairs.columns
         ]
         differences = _differences(spec, pairs, manifest, compared)
-        failures += _judge(_equalized(spec, pairs, manifest), expected, None, results, pairs[_ID])
+        failures += _judge(spec, _equalized(spec, pairs, manifest), expected, None, results, pairs[_ID])
     failed = [result for result in results if not result["success"]]
     shown = {id(result) for result, _ in failures}
     told = [*failures, *((result, {}) for result in failed if id(result) not in shown)]
@@ -176,7 +194,23 @@ def run(spec: SkewSpec, services: Services) -> SkewResult:
     )
 
 
+def _require_known(spec: SkewSpec, manifest: PackageManifest) -> None:
+    """Refuse a private column that is none: its values would be shown under the name it really has."""
+    known = {*manifest.signature.names, _ID, spec.id_column}
+    unknown = [name for name in spec.private_columns if name not in known]
+    if unknown:
+        raise SchemaMismatchError(
+            f"private_columns: {', '.join(unknown)} is no input of {spec.model_name}, id_column or {_ID}; "
+            f"the inputs are {', '.join(manifest.signature.names)}"
+        )
+
+
+def _hide(spec: SkewSpec, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return hide_arguments(hide_values(results, spec.private_columns))
+
+
 def _judge(
+    spec: SkewSpec,
     frame: pl.DataFrame,
     expectations: Sequence[dict[str, Any]],
     suite: dict[str, Any] | None,
@@ -187,9 +221,12 @@ def _judge(
     if not expectations:
         return []
     given = {"name": (suite or {}).get("name", "package"), "expectations": list(expectations)}
-    judged = great_expectations.validate_frame(frame.lazy(), given)["results"]
-    results += judged
-    failed = [result for result in judged if not result["success"]]
+    judged = great_expectations.validate_frame(frame.lazy(), given, private=spec.private_columns)["results"]
+    told = _hide(spec, judged)
+    results += told
+    failed = [result for result in told if not result["success"]]
+    if not spec.names_rows:
+        return [(result, {}) for result in failed]
     return [(result, {place: ids[place] for place in shown_positions([result])}) for result in failed]
 
 
@@ -300,12 +337,20 @@ def _beside_table(
             for name in there
         ),
     )
-    found = rows.join(served.lazy().select(_ID), on=_ID, how="semi").unique().collect()
+    try:
+        found = rows.join(served.lazy().select(_ID), on=_ID, how="semi").unique().collect()
+    except pl.exceptions.InvalidOperationError:  # it quotes values, which may be private
+        numbers = ", ".join(name for name in there if kinds[name] == "number")
+        raise SchemaMismatchError(
+            f"{dataset.uri} has values that are no numbers in one of {numbers}, which are numbers to the model: "
+            "give a table with the inputs as the training table has them"
+        ) from None
     again = found.filter(found[_ID].is_duplicated())
     if again.height:
+        such = f", such as {id_column} {again[_ID].sort()[0]!r}" if spec.names_rows else ""
         raise SchemaMismatchError(
-            f"{dataset.uri} has several rows with other inputs for {again[_ID].n_unique()} predictions, such as {id_column} "
-            f"{again[_ID].sort()[0]!r}: give a table with one row per prediction"
+            f"{dataset.uri} has several rows with other inputs for {again[_ID].n_unique()} predictions{such}: "
+            "give a table with one row per prediction"
         )
     joined = served.join(found, on=_ID, how="inner", maintain_order="left")
     if joined.height == 0:
@@ -353,8 +398,21 @@ def _differences(
             _ID, pl.col(name).alias("served"), pl.col(name + TABLE).alias("table")
         )
         if other.height:
-            found.append(describe_difference(name, other, rows=rows, number=number, tolerance=spec.tolerance))
+            told = describe_difference(name, other, rows=rows, number=number, tolerance=spec.tolerance)
+            found.append(_without_values(told) if name in spec.private_columns else _named(spec, told))
     return sorted(found, key=lambda item: -item.different)
+
+
+def _without_values(told: ServedDifference) -> ServedDifference:
+    return replace(told, value="", examples=())
+
+
+def _named(spec: SkewSpec, told: ServedDifference) -> ServedDifference:
+    """Leave out the prediction ids where they are private."""
+    if spec.names_rows:
+        return told
+    unnamed = tuple({name: one for name, one in row.items() if name != _ID} for row in told.examples)
+    return replace(told, examples=unnamed)
 
 
 def _headline(results: list[dict[str, Any]], differences: list[ServedDifference], rows: int) -> str:

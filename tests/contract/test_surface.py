@@ -27,7 +27,7 @@ import airflow_mlops.triggers
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.windows import Window
 from airflow_mlops.operators.base import StepOperator
-from airflow_mlops.sensors.base import PollSensor
+from airflow_mlops.sensors.base import PollSensor, WindowSensor
 from airflow_mlops.steps.base import STEP_MODULES, load_step
 from airflow_mlops.triggers.poll import PollTrigger
 
@@ -57,7 +57,7 @@ def discover(package: typing.Any, base: type) -> Iterator[type]:
                 yield cls
 
 
-BASES = (StepOperator, PollSensor)  # to derive from, not to use
+BASES = (StepOperator, PollSensor, WindowSensor)  # to derive from, not to use
 TASKS = [
     cls
     for package in (airflow_mlops.operators, airflow_mlops.sensors)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
+from airflow_mlops.demo import stream
 from airflow_mlops.integrations import delta
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.integration
 
@@ -86,3 +91,48 @@ def test_two_processes_write_partitions_at_a_time(
 def line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline()
+
+
+@pytest.mark.parametrize(("wrong", "released_by"), [(0.0, ""), (0.1, ""), (0.1, "ada")])
+def test_the_reference_dag_lets_no_month_in_whose_labels_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float, released_by: str
+) -> None:
+    connection = {"conn_type": "mlops_ledger", "extra": {"url": f"sqlite:///{tmp_path / 'ledger.db'}"}}
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps(connection))
+    trips = pl.concat(
+        [
+            # Two simulations, a year apart, are as many months as the screen needs to say no.
+            stream.simulate(1, trips_per_month=600).with_columns(pl.col(stream.TIME).dt.offset_by("-1y")),
+            stream.simulate(0, trips_per_month=600),
+        ]
+    ).with_columns(pl.format("trip-{}", pl.int_range(pl.len())).alias(stream.ID))
+    may = pl.col(stream.TIME) >= datetime(2019, 5, 1, tzinfo=UTC)
+    month, table = trips.filter(may), str(tmp_path / "monthly_trips")
+    delta.replace_window(table, trips.filter(~may), time_column=stream.TIME, window=None)
+    random = np.random.default_rng(0)
+    labels = month[stream.TARGET].to_numpy().copy()
+    chosen = random.random(month.height) < wrong
+    labels[chosen] = random.permutation(labels)[chosen]
+    (tmp_path / "landing").mkdir()
+    month.with_columns(pl.Series(stream.TARGET, labels)).write_parquet(tmp_path / "landing" / "may.parquet")
+
+    tasks = runpy.run_path(str(REPOSITORY / "dags" / "ingest_partitions.py"))
+    result: dict[str, Any] = {}
+    for name, former in (("ingest", None), ("validate", "ingest"), ("screen", "validate")):
+        task, extra = tasks[name], {}
+        assert task.upstream_task_ids == ({former} if former else set())
+        if former:
+            task.dataset = result  # what Airflow would take from XCom
+        context = {
+            "ti": SimpleNamespace(dag_id="d", run_id="r", task_id=name, try_number=1), "dag": task.dag, "partition_key": "2019-05",
+            "outlet_events": {asset: SimpleNamespace(extra=extra) for asset in task.outlets},
+            "params": {"files": "landing/*.parquet", "released_by": released_by},
+            "var": {"value": SimpleNamespace(mlops_data_root=str(tmp_path))},
+        }  # fmt: skip
+        task.render_template_fields(context)
+        result = task.execute(context)
+    held = wrong > 0 and not released_by
+    assert result["verdict"] == ("held" if wrong else "enters"), result["headline"]
+    rows = delta.read_table(table, version=extra["airflow_mlops"]["dataset"]["version"]).filter(may).collect()
+    assert rows.height == (0 if held else 600)
+    assert Path(f"{table}_held").exists() == held

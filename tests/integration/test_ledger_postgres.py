@@ -9,8 +9,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,19 +21,23 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_mlops.exceptions import LedgerUnavailableError, PromotionConflictError
-from airflow_mlops.ledger import EntryKind, Ledger
+from airflow_mlops.ledger import EntryKind, Ledger, store
 from airflow_mlops.ledger.timeline import read_overview, read_timeline
 from airflow_mlops.services import Services
 from tests.unit.test_incidents import drift, look, read_events, require_sound, write
 from tests.unit.test_ledger import (
     OPEN,
     START,
+    about,
     check,
     decision,
     entry,
+    fill,
     move,
+    plan,
     promotion_race,
     race,
+    upgrade_to,
     window,
 )
 from tests.unit.test_timeline import lived
@@ -223,6 +229,99 @@ def test_the_ledger_shares_a_database_with_airflow(url: str) -> None:
     with engine.connect() as connection:
         assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() == "theirs"
     engine.dispose()
+
+
+class TestMigration:
+    """A ledger of an older release, in use while the newer one brings it up to date."""
+
+    @pytest.fixture
+    def old(self, url: str) -> Iterator[Ledger]:
+        engine = store._engine(url)
+        with engine.connect() as connection:
+            upgrade_to(connection, "0001")
+        with Ledger(engine) as ledger:
+            fill(ledger)
+            yield ledger
+
+    @staticmethod
+    def building(ledger: Ledger) -> int | None:
+        """The process of the server that builds an index and waits for others."""
+        told = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONC%' AND wait_event_type = 'Lock'"
+        with ledger._engine.connect() as connection:
+            return connection.execute(sa.text(told)).scalar()
+
+    @contextmanager
+    def held_up(self, old: Ledger) -> Iterator[None]:
+        """Hold an entry back that is not committed, as a slow writer does: the index waits for it."""
+        with old._engine.connect() as writer:
+            writer.execute(
+                sa.text("UPDATE mlops_ledger_entries SET summary = summary WHERE key = 'dataset|t0|0'")
+            )
+            yield
+            writer.rollback()
+
+    def test_others_write_while_the_index_is_built(self, url: str, old: Ledger) -> None:
+        before = old.entries(limit=1000)
+        with ThreadPoolExecutor() as pool:
+            with self.held_up(old):
+                opening = [pool.submit(Ledger.open, url) for _ in range(3)]
+                wait_for(lambda: self.building(old))
+                with old._engine.connect() as connection:  # a lock on the table would end this
+                    connection.execute(sa.text("SET lock_timeout = '5s'"))
+                    assert store._append(connection, about("t7", 1000)).created
+                    connection.commit()
+                assert not any(item.done() for item in opening)
+            for item in opening:
+                item.result(timeout=60).close()
+        with Ledger.open(url) as ledger:
+            assert ledger.entries(limit=1000)[1:] == before
+            assert valid_indexes(ledger) == ["mlops_ledger_entries_subject"]
+
+    def test_one_that_was_killed_is_built_again(self, url: str, old: Ledger) -> None:
+        with ThreadPoolExecutor() as pool, self.held_up(old):
+            opening = pool.submit(Ledger.open, url)
+            wait_for(lambda: self.building(old))
+            with old._engine.connect() as connection:
+                connection.execute(sa.select(sa.func.pg_terminate_backend(self.building(old))))
+            with pytest.raises(LedgerUnavailableError, match="ended the connection"):
+                opening.result(timeout=60)
+            assert valid_indexes(old) == []
+        with Ledger.open(url) as ledger:
+            assert valid_indexes(ledger) == ["mlops_ledger_entries_subject"]
+
+    def test_the_index_is_used(self, url: str, old: Ledger) -> None:
+        with Ledger.open(url) as ledger:
+            fill_more(ledger)
+            told = plan(ledger, "EXPLAIN")
+        assert "Index Scan Backward using mlops_ledger_entries_subject" in told
+        assert "Sort" not in told
+
+
+def valid_indexes(ledger: Ledger) -> list[str]:
+    told = "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE c.relname LIKE '%subject' AND i.indisvalid"
+    with ledger._engine.connect() as connection:
+        return list(connection.execute(sa.text(told)).scalars())
+
+
+def fill_more(ledger: Ledger) -> None:
+    """So many entries that reading them all is no shorter way, and the server knows it."""
+    with ledger._engine.connect() as connection:
+        names = "kind, key, subject, summary, payload, actor, recorded_at"
+        connection.execute(
+            sa.text(
+                f"INSERT INTO mlops_ledger_entries ({names}) SELECT kind, 'more' || n, 'u' || (n % 500), summary, payload, actor, "  # noqa: S608
+                "recorded_at FROM mlops_ledger_entries e, generate_series(1, 20000) n WHERE e.key = 'validation|t0|0'"
+            )
+        )
+        connection.execute(sa.text("ANALYZE mlops_ledger_entries"))
+        connection.commit()
+
+
+def wait_for(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
 
 
 def test_a_server_that_does_not_answer_is_said_without_the_password(server: sa.URL) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import pytest
+from airflow.sdk import Asset
 
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import DataQualityError, InsufficientDataError, SchemaMismatchError
@@ -275,35 +276,98 @@ class TestSameRows:
             service.check(Window.parse("2024-01-02", "2024-01-03"), **wrong)
 
 
-def test_operator(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    window = service.ask(trips(200, 20).with_columns(distance=pl.lit(99.0)))
-    ledger = service.services.require("ledger_url")
+@pytest.fixture
+def run(service: Service, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the operator, with connections; what it put into an event is the second thing given."""
     for name, connection in {
         "MLFLOW": {"conn_type": "mlflow", "extra": {"tracking_uri": service.services.tracking_uri}},
         "BENTOML": {"conn_type": "bentoml", "host": "127.0.0.1", "port": 1, "extra": {"serving_dir": str(service.folder / "serving")}},
-        "LEDGER": {"conn_type": "mlops_ledger", "extra": {"url": ledger}},
+        "LEDGER": {"conn_type": "mlops_ledger", "extra": {"url": service.services.require("ledger_url")}},
     }.items():  # fmt: skip
         monkeypatch.setenv(f"AIRFLOW_CONN_{name}_DEFAULT", json.dumps(connection))
 
-    def run(action: Any) -> dict[str, Any]:
+    def run(window: Window, action: Any, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        asset, extra = Asset("checked"), {}
         task = CheckSkewOperator(
-            task_id="skew", model_name=MODEL, suite=SUITE, action=action,
-            window_start=window.start.isoformat(), window_end=window.end.isoformat(),
+            task_id="skew", model_name=MODEL, suite=SUITE, action=action, outlets=[asset],
+            window_start=window.start.isoformat(), window_end=window.end.isoformat(), **more,
         )  # fmt: skip
         context = {
             "ti": SimpleNamespace(dag_id="d", run_id=action, task_id="skew", try_number=1),
-            "outlet_events": {},
+            "outlet_events": {asset: SimpleNamespace(extra=extra)},
         }
-        return task.execute(context)  # type: ignore[arg-type]
+        return task.execute(context), extra  # type: ignore[arg-type]
 
+    return run
+
+
+def test_operator(service: Service, run: Any) -> None:
+    window = service.ask(trips(200, 20).with_columns(distance=pl.lit(99.0)))
     with pytest.raises(DataQualityError, match="Correct what the service is sent") as raised:
-        run("gate")
+        run(window, "gate")
     assert raised.value.evidence["failures"]
-    assert not run("warn")["success"]
-    with Ledger.open(ledger) as opened:
+    assert not run(window, "warn")[0]["success"]
+    with Ledger.open(service.services.require("ledger_url")) as opened:
         entries = opened.entries(kind=EntryKind.SKEW_CHECK, model_name=MODEL)
     assert len(entries) == 2
     assert entries[0].payload["failed"] > 0
+
+
+class TestPrivateColumns:
+    """A category, a number and an id that nobody else has, looked for in all that is written."""
+
+    SECRETS = ("Canary", "98765.4", "secret-id")
+
+    @pytest.fixture
+    def window(self, service: Service) -> Window:
+        rows = trips(300, 30).with_columns(id=pl.format("secret-id-{}", pl.int_range(pl.len())))
+        uri = str(service.folder / "private")
+        delta.replace_window(uri, rows, time_column=None, window=None)
+        delta.replace_window(
+            f"{uri}-text", rows.with_columns(distance=pl.lit("Canary")), time_column=None, window=None
+        )
+        delta.replace_window(
+            f"{uri}-twice", pl.concat([rows, rows.with_columns(people=9.0)]), time_column=None, window=None
+        )
+        return service.ask(rows.with_columns(rate=pl.lit("Canary"), distance=pl.lit(98765.4321)))  # fmt: skip
+
+    def test_their_values_are_nowhere(
+        self, service: Service, run: Any, window: Window, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("DEBUG")
+        more = {"table": str(service.folder / "private"), "id_column": "id"}
+        private = {"private_columns": "rate, distance, id"}
+        result, extra = run(window, "warn", **more, **private)
+        with pytest.raises(DataQualityError) as raised:
+            run(window, "gate", **more, **private)
+        error = f"{raised.value}{json.dumps(raised.value.evidence)}"
+        told = [json.dumps(result), json.dumps(extra), error, caplog.text]
+        told += [path.read_bytes().decode("latin-1") for path in service.folder.glob("ledger.db*")]
+        assert [secret for secret in self.SECRETS for one in told if secret in one] == []
+        # Nor do the training's own values, which the package asks for.
+        assert {name for item in result["failures"] for name in item["kwargs"]} <= {
+            "column", "column_A", "column_B", "mostly",
+        }  # fmt: skip
+        assert [(item["feature"], item["different"]) for item in result["differences"]] == [
+            ("distance", 300),
+            ("rate", 300),
+        ]
+        assert {item["unexpected_count"] for item in result["failures"]} == {300}
+        shown = json.dumps(run(window, "warn", **more)[0])
+        assert all(secret in shown for secret in self.SECRETS)  # else nothing above was proven
+
+    @pytest.mark.parametrize("table", ["private-text", "private-twice"])
+    def test_errors_show_none(self, service: Service, run: Any, window: Window, table: str) -> None:
+        with pytest.raises(
+            SchemaMismatchError, match=r"no numbers in one of distance|several rows"
+        ) as raised:
+            run(window, "warn", table=str(service.folder / table), id_column="id", private_columns="id")
+        assert not any(secret in str(raised.value) for secret in self.SECRETS)
+        assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+    def test_a_column_that_is_none_is_refused(self, run: Any, window: Window) -> None:
+        with pytest.raises(SchemaMismatchError, match="private_columns: distanse is no input of fares"):
+            run(window, "warn", private_columns="distanse")
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -186,6 +186,13 @@ def test_an_earlier_champion_comes_back_without_a_training(outcome: dict) -> Non
     assert closed == f"the retraining of trip_fare ended: version {outcome['back']} serves"
 
 
+def test_each_month_is_checked_for_skew_without_labels_and_nothing_waits_for_it(outcome: dict) -> None:
+    checked = [(summary, window[:7]) for kind, summary, window in outcome["entries"] if kind == "skew_check"]
+    assert [window for _, window in checked] == ["2018-08", "2018-09"]
+    assert all(summary.startswith("skew of trip_fare: ") for summary, _ in checked)
+    assert outcome["states"]["monitor, early"]["check_skew"] == "success"  # most labels are late
+
+
 def test_the_buttons_lead_somewhere(outcome: dict, own_mlflow_server: str) -> None:
     links = outcome["links"]
     assert links["train_and_deploy.train._link_MLflowRunLink"].startswith(

@@ -241,6 +241,10 @@ def test_a_backfill_writes_each_of_three_partitions(airflow: Airflow) -> None:
     assert months(table) == {key: landed[key] for key in MONTHS}
     with Ledger.open(airflow.stack.ledger_url) as ledger:
         windows = [entry.window for entry in ledger.entries(kind=EntryKind.VALIDATION)]
+        screened = {
+            entry.window: entry.payload["verdict"] for entry in ledger.entries(kind=EntryKind.SCREENING)
+        }
+    assert screened == dict.fromkeys(windows, "undecided")  # two months before the last can't say no
     assert sorted(str(window) for window in windows) == [
         "[2018-07-01, 2018-08-01)",
         "[2018-08-01, 2018-09-01)",

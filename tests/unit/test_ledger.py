@@ -11,9 +11,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import alembic.command
 import psutil
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import given, settings, strategies as st
 
@@ -24,7 +28,12 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     StorageError,
 )
+<<<<<<< HEAD
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, database
+=======
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, store
+from airflow_mlops.ledger.tables import metadata
+>>>>>>> h2
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -409,6 +418,59 @@ def test_the_schema_the_code_knows_is_the_newest_one_shipped() -> None:
     config = Config()
     config.set_main_option("script_location", str(database.MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_heads() == [database.HEAD]
+
+
+def upgrade_to(connection: sa.Connection, revision: str) -> None:
+    """Bring a database to an older schema, as an older release did."""
+    config = Config()
+    config.set_main_option("script_location", str(store._MIGRATIONS))
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, revision)
+
+
+def about(subject: str, number: int, kind: EntryKind = EntryKind.VALIDATION) -> LedgerEntry:
+    return replace(entry(kind, f"{kind}|{subject}|{number}"), model_name=None, subject=subject)
+
+
+def fill(ledger: Ledger) -> None:
+    """Entries about twenty tables, as many of another kind."""
+    kinds = (EntryKind.VALIDATION, EntryKind.DATASET)
+    ledger.record_all([about(f"t{one % 20}", one, kind) for one in range(400) for kind in kinds])
+
+
+def plan(ledger: Ledger, explain: str) -> str:
+    """How the database finds a table's newest verdicts, by the very query the ledger asks."""
+    asked: list[tuple[str, Any]] = []
+
+    @sa.event.listens_for(ledger._engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    found = ledger.entries(kind=EntryKind.VALIDATION, subject="t7", limit=10)
+    assert [item.key for item in found] == [f"validation|t7|{one}" for one in range(387, 187, -20)]
+    statement, parameters = next(item for item in asked if "subject" in item[0])
+    with ledger._engine.connect() as connection:
+        rows = connection.exec_driver_sql(f"{explain} {statement}", parameters)
+        return "\n".join(str(row[-1]) for row in rows)
+
+
+def test_an_older_ledger_is_brought_up_to_date(url: str) -> None:
+    engine = store._engine(url)
+    with engine.begin() as connection:
+        upgrade_to(connection, "0001")
+    with Ledger(engine) as old:
+        fill(old)
+        before, told = old.entries(limit=1000), plan(old, "EXPLAIN QUERY PLAN")
+        assert "mlops_ledger_entries_subject" not in told
+    with Ledger.open(url) as ledger:
+        assert ledger.entries(limit=1000) == before
+        told = plan(ledger, "EXPLAIN QUERY PLAN")
+        assert "USING INDEX mlops_ledger_entries_subject (subject=? AND kind=?)" in told
+        assert "TEMP B-TREE" not in told  # nothing is sorted
+        assert ledger.record(about("t7", 1000)).created
+        with ledger._engine.connect() as connection:
+            known = MigrationContext.configure(connection, opts={"version_table": "mlops_alembic_version"})
+            assert compare_metadata(known, metadata) == []
 
 
 def test_a_schema_of_a_newer_release_is_said(url: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.operators.validate import ValidateDatasetOperator
-from airflow_mlops.operators.windows import NO_INTERVAL, run_partition_window
+from airflow_mlops.run_windows import NO_INTERVAL, run_partition_window
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 

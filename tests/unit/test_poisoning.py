@@ -356,6 +356,36 @@ class TestOperator:
         run(released_by="ada")
         assert run(window=later, action="warn").result["trusted_windows"] == DAYS_KEPT
 
+    def test_values_of_private_columns_are_nowhere(
+        self, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("DEBUG")
+        rows = pl.concat([day(number) for number in range(DAYS_KEPT)])
+        secret = pl.format("Canary-{}", "group").alias("group")
+        last = pl.col("t") >= WINDOW.start
+        turned = pl.when(last & (pl.col("group") == "2")).then(1 - pl.col("y")).otherwise(pl.col("y"))
+        half = pl.when(pl.int_range(pl.len()) % 2 == 0).then(turned).otherwise(pl.col("y")).alias("y")
+        uri = str(tmp_path / "private")
+        delta.replace_window(uri, rows.with_columns(half).with_columns(secret), time_column="t", window=None)
+        where = {"dataset": uri, "time_column": "t"}
+        held = run(**where, private_columns="group, id")
+        done = run(**where, private_columns=["group", "id"], action="quarantine")
+        ids = held.error.evidence["suspicious_rows"]
+        assert len(ids) == 20
+        assert all(0 <= int(place) < ROWS for place in ids)  # places, not ids
+        told = [
+            str(held.error),
+            json.dumps(held.error.evidence),
+            json.dumps(done.result),
+            json.dumps(done.extra),
+        ]
+        told += [caplog.text, *(path.read_bytes().decode("latin-1") for path in tmp_path.glob("ledger.db*"))]
+        assert not [one for one in told if "Canary" in one or f"{DAYS_KEPT - 1}-{ids[0]}" in one]
+        delta.replace_window(uri, rows.with_columns(half).with_columns(secret), time_column="t", window=None)
+        shown = run(**where, action="warn")
+        assert "group Canary-2" in [item["where"] for item in shown.result["slices"]]
+        assert shown.result["suspicious_rows"][0] == f"{DAYS_KEPT - 1}-{ids[0]}"
+
     def test_a_young_table(self, run: Any) -> None:
         second = Window(start=START + timedelta(days=1), end=START + timedelta(days=2))
         done = run(window=second)
@@ -369,6 +399,7 @@ class TestOperator:
             ({"action": "delete"}, ValueError, "unknown action 'delete'"),
             ({"target": "label"}, SchemaMismatchError, "has no column label"),
             ({"features": "x,y"}, ValueError, "columns beside target and time"),
+            ({"private_columns": "grupp"}, SchemaMismatchError, "has no column grupp"),
             ({"window_start": "2030-01-01", "window_end": "2030-01-02"}, InsufficientDataError, "nothing to screen"),
         ],
     )  # fmt: skip

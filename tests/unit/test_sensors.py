@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG, CronPartitionTimetable
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_mlops.core.windows import Window
@@ -24,6 +26,7 @@ from airflow_mlops.exceptions import (
     StorageError,
 )
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.operators.drift import CheckDriftOperator
 from airflow_mlops.sensors import polls
 from airflow_mlops.sensors.drift import DriftSensor
 from airflow_mlops.sensors.endpoint import EndpointReadySensor
@@ -302,6 +305,60 @@ def test_labels_nobody_has_yet(
     for wrong in ({"target": "yy"}, {"id_column": "idd"}):
         with pytest.raises(SchemaMismatchError, match="has no column"):
             polls.labels_arrived(**sensor.poll_arguments() | wrong)
+
+
+class TestWindowOfTheRun:
+    """Rendered by Airflow's own templates, in a run of a partition, in one with a data interval, and in one with neither."""
+
+    SENSORS = (
+        DriftSensor(task_id="drift", model_name="m"),
+        LabelsArrivedSensor(task_id="labels", model_name="m", labels="t", id_column="id", target="y"),
+    )
+
+    @staticmethod
+    def window(sensor: Any, **context: Any) -> str:
+        """What the triggerer would ask about."""
+        task = copy.copy(sensor)
+        task.deferrable = True
+        task.render_template_fields(context)
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context)
+        arguments = deferred.value.trigger.arguments
+        return Window.parse(arguments["window_start"], arguments["window_end"]).key
+
+    @pytest.mark.parametrize("sensor", SENSORS, ids=lambda sensor: sensor.task_id)
+    def test_it_is_what_a_check_of_the_same_run_has(self, sensor: Any) -> None:
+        may = "2018-05-01T00:00:00Z/2018-06-01T00:00:00Z"
+        dag = DAG("monthly", schedule=CronPartitionTimetable("0 0 1 * *", timezone="UTC", key_format="%Y-%m"))
+        assert self.window(sensor, partition_key="2018-05", dag=dag) == may
+        assert self.window(sensor, partition_key="2018-05") == may
+        interval = {"data_interval_start": WINDOW.start, "data_interval_end": WINDOW.end}
+        assert self.window(sensor, **interval) == WINDOW.key
+        check = CheckDriftOperator(task_id="check", model_name="m")
+        run = {"partition_key": "2018-05", "dag": dag}
+        check.render_template_fields(run)
+        spec = check.build_spec(run)["window"]
+        assert Window.parse(spec["start"], spec["end"]).key == may
+
+    @pytest.mark.parametrize("sensor", SENSORS, ids=lambda sensor: sensor.task_id)
+    def test_a_run_with_neither_is_told_what_to_give(self, sensor: Any) -> None:
+        with pytest.raises(
+            ValueError, match="neither a data interval nor a partition key: give window_start"
+        ):
+            self.window(sensor)
+        with pytest.raises(ValueError, match="is no time such as"):
+            self.window(sensor, partition_key="eu")
+
+    def test_a_worker_asks_about_the_partition_too(self, ledger: Ledger) -> None:
+        ledger.record(
+            LedgerEntry(
+                kind=EntryKind.DRIFT_CHECK, key=f"m|{WINDOW.key}", model_name="m", window=WINDOW, subject=None,
+                summary="checked", payload={}, actor="a", recorded_at=datetime(2019, 2, 1, tzinfo=UTC),
+            )
+        )  # fmt: skip
+        sensor, context = copy.copy(self.SENSORS[0]), {"partition_key": "2019-01"}
+        sensor.render_template_fields(context)
+        assert sensor.execute(context)["window"] == WINDOW.key
 
 
 class TestConnections:

@@ -10,5 +10,7 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
     version_table="mlops_alembic_version",
+    transaction_per_migration=True,  # one may have to leave its own, to build an index while others write
 )
-context.run_migrations()
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,4 +1,4 @@
-"""The window arguments of operators: the run's data interval, or in a partitioned run what its partition key names."""
+"""The window arguments of operators and sensors: the run's data interval, or in a partitioned run what its partition key names."""
 
 from __future__ import annotations
 
