@@ -46,6 +46,28 @@ class PastDataset:
     as_of: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionInUse:
+    """A version of a table that a model learned from which is in use.
+
+    :param alias: what the model version is: ``champion``, ``previous``, ``challenger``.
+    :param dataset_uri: table URI.
+    :param dataset_version: Delta version number.
+    """
+
+    model_name: str
+    model_version: str
+    alias: str
+    dataset_uri: str
+    dataset_version: int
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.dataset_version}, from which version {self.model_version} of {self.model_name} "
+            f"({self.alias}) learned"
+        )
+
+
 def row_count() -> pl.Expr:
     """Count rows, by their first column.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.core.store_uris import parse_store_uri
@@ -52,6 +53,23 @@ def locate(uri: str) -> Location:
         raise ConnectionConfigError(f"{uri}: connection {address.conn_id!r} is no connection of such a store")
     options, file_options = _OPTIONS[address.kind](facts)
     return Location(address.uri, _given(options), _given(file_options))
+
+
+def same_place(one: str, other: str) -> bool:
+    """Tell whether two addresses are of the same table or file, by whatever connection, spelling or link.
+
+    >>> same_place("s3://aws@lake/trips", "s3a://lake/trips/"), same_place("/lake/trips", "file:///lake/x/../trips")
+    (True, True)
+    """
+    return _place(one) == _place(other)
+
+
+def _place(uri: str) -> str:
+    address = parse_store_uri(uri)
+    scheme, separator, path = address.uri.partition("://")
+    if not separator or scheme == "file":
+        return os.path.realpath(path or uri)
+    return f"{address.kind or scheme}://{path.rstrip('/')}"
 
 
 def _s3(facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

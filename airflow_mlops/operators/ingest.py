@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.hooks.databases import database_of
 from airflow_mlops.hooks.hashing import HashingHook
+from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.web import web_of
 from airflow_mlops.operators.base import StepOperator, names, optional_number
 from airflow_mlops.operators.dataset import RecordingDatasets
@@ -77,6 +78,8 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
         ``{{ data_interval_end.subtract(days=365) }}``; default none. (templated)
     :param vacuum_days: files that have been in no version for so many days are deleted, after which older versions can't be
         read; at least 7, default never. (templated)
+    :param keep_trained_versions: leave the files of the table's versions that models learned from which are in use, as the ledger
+        knows them: champion, previous, and those registered since. ``False`` deletes them too, and warns by name.
     """
 
     step = "ingest"
@@ -140,6 +143,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
         partition_key: str | None = None,
         drop_before: str | None = None,
         vacuum_days: float | str | None = None,
+        keep_trained_versions: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -172,6 +176,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
         self.partition_key = partition_key
         self.drop_before = drop_before
         self.vacuum_days = vacuum_days
+        self.keep_trained_versions = keep_trained_versions
         self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -202,11 +207,31 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
                 "drop_columns": names(self.drop_columns),
                 "hash_columns": names(self.hash_columns),
             },
-            "retention": {
-                "drop_before": None if self.drop_before in _NOTHING else self.drop_before,
-                "vacuum_days": optional_number(self.vacuum_days),
-            },
+            "retention": self._retention(),
         }
+
+    def _retention(self) -> dict[str, Any]:
+        days = optional_number(self.vacuum_days)
+        return {
+            "drop_before": None if self.drop_before in _NOTHING else self.drop_before,
+            "vacuum_days": days,
+            "in_use": self._versions_in_use() if days is not None else [],
+            "keep_in_use": self.keep_trained_versions,
+        }
+
+    def _versions_in_use(self) -> list[dict[str, Any]]:
+        """Find the versions of this table, whatever address they were trained by."""
+        from airflow_mlops.core.codec import to_dict
+        from airflow_mlops.integrations.storage import same_place
+        from airflow_mlops.ledger.lineage import versions_in_use
+
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            found = versions_in_use(ledger)
+        return [
+            to_dict(replace(item, dataset_uri=self.table))
+            for item in found
+            if same_place(item.dataset_uri, self.table)
+        ]
 
     def services(self) -> Services:
         """Resolve the connection of the source as well, and that of the key where values are hashed."""
@@ -265,6 +290,8 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
         )
         cleaned = {"cleaning": result["cleaning"]} if result["cleaning"] else {}
         self.fill_outlets(context, {"dataset": dataset, **cleaned})
+        for told in _versions(result["retention"], "lost"):
+            self.log.warning("the vacuum took files of %s: it can't be read any more", told)
         self._name_partition(context)
         if result["watermark"] is not None:
             self._show_watermark(result["watermark"], context)
@@ -299,4 +326,14 @@ def _tell(cleaning: Mapping[str, Any] | None, retention: Mapping[str, Any] | Non
         "old rows dropped": gone.get("dropped_rows"),
         "files of old versions deleted": gone.get("vacuumed_files"),
     }
-    return "".join(f"; {count} {what}" for what, count in counts.items() if count)
+    told = [f"{count} {what}" for what, count in counts.items() if count]
+    for what in ("kept", "lost"):
+        told += [f"{what} {version}" for version in _versions(gone, what)]
+    return "".join(f"; {item}" for item in told)
+
+
+def _versions(retention: Mapping[str, Any] | None, what: str) -> list[str]:
+    from airflow_mlops.core.codec import from_dict
+    from airflow_mlops.core.dataset import VersionInUse
+
+    return [str(from_dict(VersionInUse, item)) for item in (retention or {}).get(what, [])]

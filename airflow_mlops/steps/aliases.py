@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 
 from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger.lineage import CHAMPION, PREVIOUS, aliases_to_show
 
 if TYPE_CHECKING:
     from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
     from airflow_mlops.services import Services
 
 log = logging.getLogger(__name__)
-
-CHAMPION = "champion"
-#: Points at the version that was champion before; it follows from the ledger and is never moved by itself.
-PREVIOUS = "previous"
 
 
 def require_movable(alias: str, *, registering: bool = False) -> None:
@@ -76,7 +73,7 @@ def show_aliases(registry: Registry, ledger: Ledger, model_name: str) -> None:
     MLflow has no compare-and-set, so a process that was slow could write what is no longer true: after writing, the ledger
     is read again, and whoever writes last has read last. A process that is killed leaves the rest to the next one.
     """
-    wanted = _wanted(ledger, model_name)
+    wanted = aliases_to_show(ledger, model_name)
     while True:
         shown = registry.aliases(model_name) if wanted else {}
         for alias, version in wanted.items():
@@ -86,7 +83,7 @@ def show_aliases(registry: Registry, ledger: Ledger, model_name: str) -> None:
                 registry.set_alias(model_name, alias, version)
             except ModelVersionNotFoundError:
                 log.warning("%s of %s is version %s, which MLflow no longer has", alias, model_name, version)
-        newest = _wanted(ledger, model_name)
+        newest = aliases_to_show(ledger, model_name)
         if newest == wanted:
             return
         wanted = newest
@@ -111,12 +108,3 @@ def find_rival(
             f'promote one by hand: evaluation={{"champion_version": "{version}", "reason": "<why>"}}'
         )
     return found
-
-
-def _wanted(ledger: Ledger, model_name: str) -> dict[str, str]:
-    """Give the aliases, the last one to be written first: who sees the new champion finds the previous one."""
-    wanted: dict[str, str] = {}
-    move = ledger.last_move(model_name, CHAMPION)
-    if move is not None and move.payload.get("previous_version"):
-        wanted[PREVIOUS] = str(move.payload["previous_version"])
-    return wanted | ledger.aliases(model_name)

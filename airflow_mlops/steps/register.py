@@ -24,8 +24,9 @@ from airflow_mlops.integrations.mlflow import (
     TrainingRun,
 )
 from airflow_mlops.ledger import Ledger
+from airflow_mlops.ledger.lineage import CHAMPION
 from airflow_mlops.serving.package import read_package
-from airflow_mlops.steps.aliases import CHAMPION, point_to_newest, require_movable
+from airflow_mlops.steps.aliases import point_to_newest, require_movable
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.provenance import is_package_of, require_noted
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from airflow_mlops.core.dataset import VersionInUse
 from airflow_mlops.integrations import delta
 
 if TYPE_CHECKING:
@@ -21,10 +22,14 @@ class Retention:
 
     :param drop_before: rows with an earlier time are dropped; naive times are UTC. Default none.
     :param vacuum_days: files that have been in no version for so many days are deleted; default never.
+    :param in_use: versions of the table that models learned from which are in use.
+    :param keep_in_use: leave the files of these.
     """
 
     drop_before: datetime | None = None
     vacuum_days: float | None = None
+    in_use: tuple[VersionInUse, ...] = ()
+    keep_in_use: bool = True
 
     @property
     def first(self) -> datetime | None:
@@ -59,10 +64,14 @@ class RetentionReport:
 
     :param dropped_rows: rows that were too old.
     :param vacuumed_files: files of old versions that were deleted.
+    :param kept: versions in use whose files were old enough, and left.
+    :param lost: versions in use that can't be read any more, as such files were deleted.
     """
 
     dropped_rows: int = 0
     vacuumed_files: int = 0
+    kept: tuple[VersionInUse, ...] = ()
+    lost: tuple[VersionInUse, ...] = ()
 
 
 def retain(table: str, retention: Retention, *, time_column: str | None) -> RetentionReport:
@@ -74,7 +83,14 @@ def retain(table: str, retention: Retention, *, time_column: str | None) -> Rete
     dropped = 0
     if retention.first is not None and time_column is not None:
         dropped = delta.drop_before(table, retention.first, time_column=time_column)
-    vacuumed = 0
-    if retention.vacuum_days is not None:
-        vacuumed = delta.vacuum(table, days=retention.vacuum_days)
-    return RetentionReport(dropped_rows=dropped, vacuumed_files=vacuumed)
+    if retention.vacuum_days is None:
+        return RetentionReport(dropped_rows=dropped)
+    used = [item.dataset_version for item in retention.in_use]
+    vacuumed, due = delta.vacuum(table, days=retention.vacuum_days, used=used, keep=retention.keep_in_use)
+    needed = tuple(item for item in retention.in_use if item.dataset_version in due)
+    return RetentionReport(
+        dropped_rows=dropped,
+        vacuumed_files=vacuumed,
+        kept=needed if retention.keep_in_use else (),
+        lost=() if retention.keep_in_use else needed,
+    )

@@ -22,7 +22,7 @@ from airflow_mlops.core.retraining_policy import RetrainingPolicy
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.steps.aliases import CHAMPION
+from airflow_mlops.ledger.lineage import CHAMPION
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:

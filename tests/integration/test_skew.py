@@ -332,7 +332,12 @@ class TestPrivateColumns:
         return service.ask(rows.with_columns(rate=pl.lit("Canary"), distance=pl.lit(98765.4321)))  # fmt: skip
 
     def test_their_values_are_nowhere(
-        self, service: Service, run: Any, window: Window, caplog: pytest.LogCaptureFixture
+        self,
+        service: Service,
+        run: Any,
+        window: Window,
+        caplog: pytest.LogCaptureFixture,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
         caplog.set_level("DEBUG")
         more = {"table": str(service.folder / "private"), "id_column": "id"}
@@ -341,7 +346,9 @@ class TestPrivateColumns:
         with pytest.raises(DataQualityError) as raised:
             run(window, "gate", **more, **private)
         error = f"{raised.value}{json.dumps(raised.value.evidence)}"
-        told = [json.dumps(result), json.dumps(extra), error, caplog.text]
+        log = "".join(capfd.readouterr())  # a task's own lines go there
+        assert "expectations that failed:" in log
+        told = [json.dumps(result), json.dumps(extra), error, caplog.text, log]
         told += [path.read_bytes().decode("latin-1") for path in service.folder.glob("ledger.db*")]
         assert [secret for secret in self.SECRETS for one in told if secret in one] == []
         # Nor do the training's own values, which the package asks for.

@@ -357,7 +357,7 @@ class TestOperator:
         assert run(window=later, action="warn").result["trusted_windows"] == DAYS_KEPT
 
     def test_values_of_private_columns_are_nowhere(
-        self, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
     ) -> None:
         caplog.set_level("DEBUG")
         rows = pl.concat([day(number) for number in range(DAYS_KEPT)])
@@ -379,7 +379,13 @@ class TestOperator:
             json.dumps(done.result),
             json.dumps(done.extra),
         ]
-        told += [caplog.text, *(path.read_bytes().decode("latin-1") for path in tmp_path.glob("ledger.db*"))]
+        log = "".join(capfd.readouterr())  # a task's own lines go there
+        assert "of the labels contradict the rows around them" in log
+        told += [
+            caplog.text,
+            log,
+            *(path.read_bytes().decode("latin-1") for path in tmp_path.glob("ledger.db*")),
+        ]
         assert not [one for one in told if "Canary" in one or f"{DAYS_KEPT - 1}-{ids[0]}" in one]
         delta.replace_window(uri, rows.with_columns(half).with_columns(secret), time_column="t", window=None)
         shown = run(**where, action="warn")

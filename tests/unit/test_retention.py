@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -37,6 +38,12 @@ def ingest(folder: Path, days: range, **arguments: Any) -> dict[str, Any]:
         **arguments,
     )
     return run_step("ingest", task.build_spec({}), Services())
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = {"conn_type": "mlops_ledger", "extra": {"url": f"sqlite:///{tmp_path / 'ledger.db'}"}}
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps(connection))
 
 
 def content(folder: Path) -> list[int]:
@@ -93,15 +100,9 @@ class TestOldVersions:
         ingest(tmp_path, range(5, 10), drop_before="2024-01-03")
         before = delta.describe(str(tmp_path / "table"), version=1)
         assert ingest(tmp_path, range(5, 10), vacuum_days=7)["retention"]["vacuumed_files"] == 0
-        long_ago = time.time() - 8 * 24 * 3600
-        entries = sorted((tmp_path / "table/_delta_log").glob("*.json"))
-        for entry in entries:  # the files were removed eight days ago
-            entry.write_text(_older(entry.read_text()))
-            os.utime(entry, (long_ago, long_ago))
-        for file in (tmp_path / "table").glob("*.parquet"):
-            os.utime(file, (long_ago, long_ago))
+        make_older(tmp_path / "table")
         done = ingest(tmp_path, range(10, 12), vacuum_days="7")
-        assert done["retention"] == {"dropped_rows": 0, "vacuumed_files": 1}
+        assert done["retention"] == {"dropped_rows": 0, "vacuumed_files": 1, "kept": [], "lost": []}
         assert content(tmp_path) == list(range(2, 12))
         with pytest.raises((OSError, DatasetNotFoundError)):
             delta.read_table(str(tmp_path / "table"), version=before.version).collect()
@@ -111,6 +112,16 @@ class TestOldVersions:
             ingest(tmp_path, range(5), vacuum_days=1)
         assert not (tmp_path / "table").exists()
         assert not DeltaTable.is_deltatable(str(tmp_path / "table"))
+
+
+def make_older(table: Path) -> None:
+    """Let it be eight days later, as far as the table knows."""
+    long_ago = time.time() - 8 * 24 * 3600
+    for entry in (table / "_delta_log").glob("*.json"):
+        entry.write_text(_older(entry.read_text()))
+        os.utime(entry, (long_ago, long_ago))
+    for file in table.glob("*.parquet"):
+        os.utime(file, (long_ago, long_ago))
 
 
 def _older(entry: str) -> str:

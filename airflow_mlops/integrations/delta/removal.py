@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError
 from airflow_mlops.integrations.delta.conditions import quoted
+from airflow_mlops.integrations.delta.history import require_readable
 from airflow_mlops.integrations.delta.reading import read_table
-from airflow_mlops.integrations.delta.tables import open_table, scan, write_errors
+from airflow_mlops.integrations.delta.tables import data_files, open_table, scan, write_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
 
@@ -55,10 +57,32 @@ def drop_before(uri: str, first: datetime, *, time_column: str) -> int:
     return int(dropped)
 
 
-def vacuum(uri: str, *, days: float) -> int:
+def vacuum(uri: str, *, days: float, used: Collection[int] = (), keep: bool = True) -> tuple[int, list[int]]:
     """Delete files that have been in no version for so many days; versions that need them can't be read any more.
 
-    :returns: number of files.
+    :param used: versions that somebody needs; those that can't be read any more are left out.
+    :param keep: leave their files.
+    :returns: number of files that were deleted, and which of the versions in use need files that were due.
     """
+    hours = math.ceil(24 * days)
+    files = {version: names for version in sorted(set(used)) if (names := _file_names(uri, version))}
     with write_errors(uri):
-        return len(open_table(uri, None).vacuum(math.ceil(24 * days), dry_run=False))
+        table = open_table(uri, None)
+        due = {_name(path) for path in table.vacuum(hours)} if files else set()
+        kept = list(files) if keep and files else None
+        deleted = table.vacuum(hours, dry_run=False, keep_versions=kept)
+    return len(deleted), [version for version, names in files.items() if names & due]
+
+
+def _file_names(uri: str, version: int) -> set[str]:
+    """Give the names of a version's files; none where it can't be read any more."""
+    try:
+        require_readable(uri, version)
+        return {_name(path) for path in data_files(open_table(uri, version))}
+    except DatasetNotFoundError:
+        return set()
+
+
+def _name(path: str) -> str:
+    """Give a file's name, which no other has; delta-rs gives paths in several forms."""
+    return unquote(path).rpartition("/")[2]

@@ -1,0 +1,74 @@
+"""Which table versions the models learned from that are in use: their rows are needed to train them again, or to compare with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from airflow_mlops.core.dataset import VersionInUse
+from airflow_mlops.ledger.entries import EntryKind
+from airflow_mlops.ledger.tables import aliases, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_mlops.ledger.store import Ledger
+
+CHAMPION = "champion"
+#: Points at the version that was champion before; it follows from the ledger and is never moved by itself.
+PREVIOUS = "previous"
+#: Of a model, so many of the versions registered last may become champion.
+_CANDIDATES = 20
+
+
+def versions_in_use(ledger: Ledger) -> list[VersionInUse]:
+    """List what the models under an alias learned from, and those registered since the champion was, which may follow it.
+
+    :returns: of the models whose training and registration are in the ledger; MLflow alone knows of others.
+    """
+    with ledger._reading() as connection:
+        models = connection.execute(sa.union(sa.select(aliases.c.model_name), _registered())).scalars().all()
+    return [
+        VersionInUse(
+            model_name=model,
+            model_version=version,
+            alias=alias,
+            dataset_uri=str(dataset["uri"]),
+            dataset_version=int(dataset["version"]),
+        )
+        for model in sorted(models)
+        for alias, version in _versions(ledger, model)
+        if (dataset := _learned_from(ledger, model, version)) is not None
+    ]
+
+
+def aliases_to_show(ledger: Ledger, model_name: str) -> dict[str, str]:
+    """Give a model's aliases and their versions, the last one to be written first: who sees the new champion finds the previous one."""
+    wanted: dict[str, str] = {}
+    move = ledger.last_move(model_name, CHAMPION)
+    if move is not None and move.payload.get("previous_version"):
+        wanted[PREVIOUS] = str(move.payload["previous_version"])
+    return wanted | ledger.aliases(model_name)
+
+
+def _registered() -> sa.Select[tuple[str]]:
+    return sa.select(entries.c.model_name).where(entries.c.kind == str(EntryKind.REGISTRATION))
+
+
+def _versions(ledger: Ledger, model_name: str) -> Iterator[tuple[str, str]]:
+    """Give versions with the alias each is kept for."""
+    pointers = aliases_to_show(ledger, model_name)
+    yield from sorted(pointers.items())
+    found = ledger.entries(kind=EntryKind.REGISTRATION, model_name=model_name, limit=_CANDIDATES)
+    for version in dict.fromkeys(str(entry.subject) for entry in found):
+        if version == pointers.get(CHAMPION):
+            return
+        if version not in pointers.values():
+            yield "challenger", version
+
+
+def _learned_from(ledger: Ledger, model_name: str, version: str) -> dict[str, Any] | None:
+    found = ledger.entries(kind=EntryKind.REGISTRATION, model_name=model_name, subject=version, limit=1)
+    training = ledger.find(EntryKind.TRAINING, str(found[0].payload["run_id"])) if found else None
+    return training.payload.get("dataset") if training else None
