@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError, StatementError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    NoSuchModuleError,
+    PendingRollbackError,
+    StatementError,
+)
 
 from airflow_mlops.exceptions import ConnectionConfigError, LedgerUnavailableError, StorageError
 
@@ -17,13 +24,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0001"
+HEAD = "0002"
 
 #: How long a writer waits for another one, in seconds.
 _BUSY_SECONDS = 30
 
 #: Name of the lock under which the schema is brought up to date.
 _MIGRATION = "airflow_mlops ledger schema"
+
+#: How often it is asked for on Postgres, in seconds.
+_LOCK_SECONDS = 0.05
 
 #: Execution option of a connection that only reads, so that it does not queue for SQLite's write lock.
 _READS_ONLY = "airflow_mlops_reads_only"
@@ -139,9 +149,8 @@ def migrate(engine: sa.Engine) -> None:
     with reading(engine) as connection:
         if _schema(connection) == HEAD:
             return
-    with engine.begin() as connection:
-        lock(connection, _MIGRATION)
-        standing = _schema(connection)
+    with _alone(engine) as (looking, writing):
+        standing = _schema(looking)
         if standing == HEAD:  # another process was faster
             return
         from alembic import command
@@ -150,7 +159,7 @@ def migrate(engine: sa.Engine) -> None:
 
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        config.attributes["connection"] = connection
+        config.attributes["connection"] = writing
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         if standing is not None and standing not in known:
             raise ConnectionConfigError(
@@ -158,6 +167,23 @@ def migrate(engine: sa.Engine) -> None:
                 "a newer release has written it; upgrade airflow-mlops here as well"
             )
         command.upgrade(config, "head")
+
+
+@contextmanager
+def _alone(engine: sa.Engine) -> Iterator[tuple[sa.Connection, sa.Connection]]:
+    """Let one process at a time change the schema: by a connection to read with, and one to write with."""
+    if engine.dialect.name != "postgresql":
+        with engine.begin() as connection:  # takes SQLite's write lock
+            yield connection, connection
+        return
+    # An index is built concurrently: outside of a transaction, and not before statements end that were there first. So the lock
+    # is another connection's, and is asked for again and again: a statement that waits for it would be waited for.
+    with engine.connect() as lock, engine.connect() as connection:
+        asked = sa.select(sa.func.pg_try_advisory_xact_lock(sa.func.hashtextextended(_MIGRATION, 0)))
+        while not lock.execute(asked).scalar():
+            lock.rollback()
+            time.sleep(_LOCK_SECONDS)
+        yield lock, connection
 
 
 def _schema(connection: sa.Connection) -> str | None:
@@ -189,5 +215,7 @@ def translated(engine: sa.Engine) -> Iterator[None]:
                 f"the ledger at {engine.url!r} can't be used: {text}; check the file, its permissions and the disk"
             ) from err
         raise LedgerUnavailableError(f"the ledger at {engine.url!r} does not answer: {text}") from err
+    except PendingRollbackError as err:  # what is said of a block that a lost connection ended
+        raise LedgerUnavailableError(f"the ledger at {engine.url!r} ended the connection") from err
     except StatementError as err:  # before the database saw it: a value that has no JSON form
         raise ValueError(f"the ledger can't store this entry: {err.orig}") from err

@@ -9,12 +9,8 @@ from airflow_mlops.hooks.databases import database_of
 from airflow_mlops.hooks.hashing import HashingHook
 from airflow_mlops.hooks.web import web_of
 from airflow_mlops.operators.base import StepOperator, names, optional_number
-<<<<<<< HEAD
 from airflow_mlops.operators.dataset import RecordingDatasets
-from airflow_mlops.operators.windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
-=======
 from airflow_mlops.run_windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
->>>>>>> h2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

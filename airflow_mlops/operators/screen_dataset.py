@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import InsufficientDataError, PartitionHeldError
-<<<<<<< HEAD
 from airflow_mlops.operators.base import StepOperator, names, part_of
 from airflow_mlops.operators.dataset import RecordingDatasets
-from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
-=======
-from airflow_mlops.operators.base import StepOperator, actor, names, part_of
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
->>>>>>> h2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

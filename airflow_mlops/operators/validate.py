@@ -10,14 +10,9 @@ from airflow_mlops.exceptions import ConnectionConfigError, DataQualityError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.services import with_mlflow
 from airflow_mlops.links import DataDocsLink
-<<<<<<< HEAD
 from airflow_mlops.operators.base import StepOperator, dataset_ref, names, part_of
 from airflow_mlops.operators.dataset import RecordingDatasets
-from airflow_mlops.operators.windows import RUN_WINDOW, window_spec
-=======
-from airflow_mlops.operators.base import StepOperator, actor, dataset_ref, names, part_of
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
->>>>>>> h2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -21,7 +21,8 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_mlops.exceptions import LedgerUnavailableError, PromotionConflictError
-from airflow_mlops.ledger import EntryKind, Ledger, store
+from airflow_mlops.ledger import EntryKind, Ledger, database
+from airflow_mlops.ledger.appending import append
 from airflow_mlops.ledger.timeline import read_overview, read_timeline
 from airflow_mlops.services import Services
 from tests.unit.test_incidents import drift, look, read_events, require_sound, write
@@ -236,7 +237,7 @@ class TestMigration:
 
     @pytest.fixture
     def old(self, url: str) -> Iterator[Ledger]:
-        engine = store._engine(url)
+        engine = database.make_engine(url)
         with engine.connect() as connection:
             upgrade_to(connection, "0001")
         with Ledger(engine) as ledger:
@@ -268,7 +269,7 @@ class TestMigration:
                 wait_for(lambda: self.building(old))
                 with old._engine.connect() as connection:  # a lock on the table would end this
                     connection.execute(sa.text("SET lock_timeout = '5s'"))
-                    assert store._append(connection, about("t7", 1000)).created
+                    assert append(connection, about("t7", 1000)).created
                     connection.commit()
                 assert not any(item.done() for item in opening)
             for item in opening:

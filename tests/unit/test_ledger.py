@@ -28,12 +28,8 @@ from airflow_mlops.exceptions import (
     PromotionConflictError,
     StorageError,
 )
-<<<<<<< HEAD
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, database
-=======
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, store
 from airflow_mlops.ledger.tables import metadata
->>>>>>> h2
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -423,7 +419,7 @@ def test_the_schema_the_code_knows_is_the_newest_one_shipped() -> None:
 def upgrade_to(connection: sa.Connection, revision: str) -> None:
     """Bring a database to an older schema, as an older release did."""
     config = Config()
-    config.set_main_option("script_location", str(store._MIGRATIONS))
+    config.set_main_option("script_location", str(database.MIGRATIONS))
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, revision)
 
@@ -455,7 +451,7 @@ def plan(ledger: Ledger, explain: str) -> str:
 
 
 def test_an_older_ledger_is_brought_up_to_date(url: str) -> None:
-    engine = store._engine(url)
+    engine = database.make_engine(url)
     with engine.begin() as connection:
         upgrade_to(connection, "0001")
     with Ledger(engine) as old:
