@@ -149,8 +149,8 @@ def migrate(engine: sa.Engine) -> None:
     with reading(engine) as connection:
         if _schema(connection) == HEAD:
             return
-    with _alone(engine) as (looking, writing):
-        standing = _schema(looking)
+    with _alone(engine) as (asking, writing):
+        standing = _schema(asking)
         if standing == HEAD:  # another process was faster
             return
         from alembic import command
@@ -171,19 +171,19 @@ def migrate(engine: sa.Engine) -> None:
 
 @contextmanager
 def _alone(engine: sa.Engine) -> Iterator[tuple[sa.Connection, sa.Connection]]:
-    """Let one process at a time change the schema: by a connection to read with, and one to write with."""
+    """Let one process at a time change the schema: by a connection to ask with, and one to write with."""
     if engine.dialect.name != "postgresql":
         with engine.begin() as connection:  # takes SQLite's write lock
             yield connection, connection
         return
     # An index is built concurrently: outside of a transaction, and not before statements end that were there first. So the lock
     # is another connection's, and is asked for again and again: a statement that waits for it would be waited for.
-    with engine.connect() as lock, engine.connect() as connection:
-        asked = sa.select(sa.func.pg_try_advisory_xact_lock(sa.func.hashtextextended(_MIGRATION, 0)))
-        while not lock.execute(asked).scalar():
-            lock.rollback()
+    with engine.connect() as asking, engine.connect() as writing:
+        free = sa.select(sa.func.pg_try_advisory_xact_lock(sa.func.hashtextextended(_MIGRATION, 0)))
+        while not asking.execute(free).scalar():
+            asking.rollback()
             time.sleep(_LOCK_SECONDS)
-        yield lock, connection
+        yield asking, writing
 
 
 def _schema(connection: sa.Connection) -> str | None:
