@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.arrow import decode_arrow
+from airflow_mlops.serving.cache import AnswerCache
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.serving.observer import Observer
@@ -133,6 +135,9 @@ class TestSettings:
         server = LocalServer(tmp_path, port=3000)
         before = server.settings
         monkeypatch.setenv("AIRFLOW_MLOPS_SERVICE_WORKERS", "2")
+        assert server.settings != before
+        before = server.settings
+        monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "my_models.Clip")
         assert server.settings != before
 
 
@@ -392,6 +397,17 @@ class TestApp:
         assert len(caller.app._cache._answers) == 2
         again = [caller.ask("/predict", {"row": row})[1]["predictions"] for row in rows]
         assert again == first
+
+
+def test_what_another_thread_just_forgot_is_answered_all_the_same() -> None:
+    class Forgetful(OrderedDict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            return self.pop(key, default)
+
+    cache = AnswerCache(2)
+    cache._answers = Forgetful()
+    cache.put("a", [1.0])
+    assert (cache.get("a"), cache.get("a")) == ([1.0], None)
 
 
 class TestTwoVersions:
