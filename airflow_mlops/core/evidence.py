@@ -91,11 +91,11 @@ class WindowEvidence:
 
     @property
     def lost(self) -> float | None:
-        """What the window lost against what was promised, summed over its rows; ``None`` where the metric is no mean loss."""
+        """Loss of the window beyond what was promised, summed over its rows; ``None`` where the metric is no mean loss."""
         found = self.performance or {}
-        if not self.measured or found.get("loss_mean") is None or found.get("reference_value") is None:
+        if not self.measured or found.get("loss_mean") is None or found.get("reference_loss_mean") is None:
             return None
-        return float((found["value"] - found["reference_value"]) * found["row_count"])
+        return float((found["loss_mean"] - found["reference_loss_mean"]) * found["row_count"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -141,7 +141,8 @@ class _Evaluation:
         self.not_measured = _mapping(report.get("not_measured"))
         self.checks = _mappings(self.result.get("checks"))
         slices = self.result.get("slices")
-        self.slices_looked_at = "slices" in self.result and slices is not None
+        # An older release wrote no number.
+        self.slices_looked_at = slices is not None and bool(_mapping(slices).get("looked_at", True))
         self.slices = _mappings(_mapping(slices).get("worst"))
         self.slice_loss = str(_mapping(slices).get("loss") or "loss")
         groups = self.result.get("groups")

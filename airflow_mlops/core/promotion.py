@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from airflow_mlops.core.slices import SliceReport
 
 
+#: Columns that a reason names.
+_SHOWN_COLUMNS = 5
+
+
 class Verdict(StrEnum):
     """What an evaluation concluded."""
 
@@ -85,6 +89,7 @@ def decide_promotion(
     policy: PromotionPolicy,
     *,
     slices: SliceReport | None = None,
+    named_slices: bool = False,
     groups: Sequence[FairnessReport] = (),
     further: Sequence[Check] = (),
 ) -> PromotionDecision:
@@ -96,6 +101,7 @@ def decide_promotion(
     :param report: the numbers.
     :param policy: what has to be shown.
     :param slices: of challenger against champion; ``None`` when there is no champion, or none were asked for.
+    :param named_slices: whether somebody named the columns of the slices: one that can't be measured is no pass then.
     :param groups: per column that was asked for.
     :param further: checks made elsewhere, such as of the artifact.
     """
@@ -104,7 +110,7 @@ def decide_promotion(
         checks.append(_against_champion(report, report.deciding.champion, policy))
     checks.append(_against_baselines(report.deciding, policy))
     if slices is not None:
-        checks.append(_slices(slices))
+        checks.append(_slices(slices, named=named_slices))
     checks += [_groups(group, policy.maximum_group_difference) for group in groups]
     checks += further
     failed = [check for check in checks if check.outcome is Outcome.FAIL]
@@ -191,14 +197,16 @@ def _judge(
 
 
 def _uplift(rival: Rival) -> str:
-    return f"{rival.uplift:+.1%} better, " if rival.uplift is not None else ""
+    if rival.uplift is None:
+        return ""
+    return f"{abs(rival.uplift):.1%} {'worse' if rival.uplift < 0.0 else 'better'}, "
 
 
 def _chance(p_value: float | None) -> str:
     return describe_p(p_value) if p_value is not None else "p not measured"
 
 
-def _slices(slices: SliceReport) -> Check:
+def _slices(slices: SliceReport, *, named: bool) -> Check:
     if not slices.broken and slices.doubtful:
         worst = slices.doubtful[0]
         return Check(
@@ -209,11 +217,7 @@ def _slices(slices: SliceReport) -> Check:
             "chance: judge on a longer window",
         )
     if not slices.broken:
-        return Check(
-            name="slices",
-            outcome=Outcome.PASS,
-            reason=f"none of {slices.looked_at} slices got worse beyond tolerance and chance",
-        )
+        return _no_worse(slices, named=named)
     worst = slices.broken[0]
     more = f" and {len(slices.broken) - 1} more" if len(slices.broken) > 1 else ""
     by = f"{worst.regression:+.0%}, " if worst.regression is not None else ""
@@ -223,6 +227,26 @@ def _slices(slices: SliceReport) -> Check:
         reason=f"worse than the champion where {worst}: {slices.loss} {worst.challenger:.4g} against "
         f"{worst.champion:.4g} on {worst.row_count} rows ({by}adjusted {describe_p(worst.p_value)}){more}",
     )
+
+
+def _no_worse(slices: SliceReport, *, named: bool) -> Check:
+    told = []
+    if slices.looked_at:
+        told.append(f"none of {slices.looked_at} slices got worse beyond tolerance and chance")
+    if slices.unmeasured and (named or not told):
+        shown = ", ".join(slices.unmeasured[:_SHOWN_COLUMNS])
+        more = (
+            f" and {len(slices.unmeasured) - _SHOWN_COLUMNS} more columns"
+            if slices.unmeasured[_SHOWN_COLUMNS:]
+            else ""
+        )
+        told.append(
+            f"not measured by {shown}{more}: no part of the rows has {slices.minimum_rows}, the minimum_rows of slice_policy. "
+            "Judge on a longer window, lower it, or name the columns in slices"
+        )
+    outcome = Outcome.NOT_MEASURED if named and slices.unmeasured else Outcome.PASS
+    reason = "; ".join(told) or "there are no slices: all rows have the same values in the columns"
+    return Check(name="slices", outcome=outcome, reason=reason)
 
 
 def _groups(report: FairnessReport, limit: float | None) -> Check:

@@ -118,6 +118,8 @@ def _to_string(value: Any) -> str | None:
     if isinstance(value, str):
         value.encode()  # half a character (a lone surrogate) can be sent, and stored nowhere
         return value
+    if isinstance(value, bool):  # as the text of a table's true and false, which training learned
+        return str(value).lower()
     if isinstance(value, int):  # categories such as rate codes often travel as integers
         return str(value)
     raise TypeError(type(value).__name__)

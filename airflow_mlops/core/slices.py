@@ -88,6 +88,8 @@ class SliceReport:
     :param broken: those of them that got worse beyond tolerance and beyond chance.
     :param doubtful: those that got worse beyond tolerance, and beyond chance if all their rows were independent; but they lie in
         fewer than three blocks of neighbors, so that nobody can tell.
+    :param unmeasured: columns without a single part that has enough rows.
+    :param minimum_rows: how many are enough.
     """
 
     loss: str
@@ -95,6 +97,8 @@ class SliceReport:
     worst: tuple[Slice, ...]
     broken: tuple[Slice, ...]
     doubtful: tuple[Slice, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+    minimum_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,10 @@ def find_worse_slices(
         worst=tuple(worst[:SHOWN_SLICES]),
         broken=tuple(broken[:SHOWN_SLICES]),
         doubtful=tuple(doubtful[:SHOWN_SLICES]),
+        unmeasured=tuple(
+            name for name, part in parts.items() if np.bincount(part.numbers).max() < policy.minimum_rows
+        ),
+        minimum_rows=policy.minimum_rows,
     )
 
 

@@ -94,10 +94,13 @@ class LocalServer:
 
     @property
     def settings(self) -> str:
-        """Digest of address, tokens, keys, accepted pickles and settings; a service that runs with others has to be started again."""
-        pickled = os.environ.get("AIRFLOW_MLOPS_PICKLED_MODELS", "")
+        """Digest of address, tokens, keys, trusted types, accepted pickles and settings; a service that runs with others has to be started again."""
+        vouched = [
+            os.environ.get(name, "")
+            for name in ("AIRFLOW_MLOPS_PICKLED_MODELS", "AIRFLOW_MLOPS_TRUSTED_TYPES")
+        ]
         tokens = [self.token, self.current_steering_token()]
-        known = [self.url, *tokens, self.public_keys, pickled, str(self.serving_dir), _handed_on()]
+        known = [self.url, *tokens, self.public_keys, *vouched, str(self.serving_dir), _handed_on()]
         text = canonical_json(known)
         # Slow on purpose: a token that people chose could be guessed from a plain digest.
         return hashlib.scrypt(

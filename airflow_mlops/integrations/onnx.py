@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +35,7 @@ _LOCALE, _WORD = "C.UTF-8", r"[\p{L}\p{N}_][\p{L}\p{N}_]+"
 
 
 def convert(pipeline: Any, signature: ModelSignature) -> bytes:
-    """Convert to ONNX with one named input per field.
+    """Convert to ONNX with one input per field, of its very name.
 
     :raises Exception: whatever the converter raises; the caller serves the scikit-learn form and says why.
     """
@@ -65,8 +66,42 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
             custom_shape_calculators=shapes,
             options=options or None,
         )
+    _name_inputs(model.graph, signature.names)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def _name_inputs(graph: Any, names: Sequence[str]) -> None:
+    """Give the inputs their fields' names: skl2onnx changes what is no identifier, and what it calls a value of its own."""
+    wanted = {value.name: name for value, name in zip(graph.input, names, strict=True)}
+    used = set(_value_names(graph))
+    for taken in sorted((used & {*names}) - {*wanted}):
+        wanted[taken] = next(
+            free for i in itertools.count() if (free := f"{taken}_{i}") not in used | {*names}
+        )
+    _rename(graph, wanted)
+
+
+def _value_names(graph: Any) -> Iterator[str]:
+    """Give the name of every value, also in graphs within."""
+    yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info))
+    for node in graph.node:
+        yield from (*node.input, *node.output)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _value_names(inner)
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
+    """Rename values, also in graphs within, which see those of the graph around them."""
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename(inner, names)
 
 
 def _text_options(pipeline: Any) -> dict[int, dict[str, Any]]:

@@ -286,7 +286,7 @@ class EndpointApp:
 
     async def _predict(self, headers: Headers, body: bytes) -> Response:
         routes = self._live_routes()
-        is_arrow = headers.get(b"content-type") == arrow.CONTENT_TYPE
+        is_arrow = arrow.is_arrow(headers.get(b"content-type"))
         began = time.perf_counter()
         version, asked, predictions = await self._answer_by_some(
             routes, body, is_arrow, caller=headers.get(b"x-sticky-key")
@@ -302,7 +302,7 @@ class EndpointApp:
                 predictions=predictions,
                 seconds=seconds,
             )
-        if is_arrow or headers.get(b"accept") == arrow.CONTENT_TYPE:
+        if is_arrow or arrow.wants_arrow(headers.get(b"accept")):
             return _table_response(arrow.encode_arrow(ids, predictions), routes, version)
         return json_response(
             200,
@@ -354,7 +354,9 @@ class EndpointApp:
         """Read a body and predict its rows; gives the seconds that the prediction took as well."""
         model = version.model
         if is_arrow:
-            asked = arrow.decode_arrow(body, model.manifest.signature, self.settings.maximum_rows)
+            asked = arrow.decode_arrow(
+                body, model.manifest.signature, self.settings.maximum_rows, self.settings.maximum_bytes
+            )
         else:
             asked = model.decoder.decode(body, self.settings.maximum_rows)
         started = time.perf_counter()
@@ -434,7 +436,7 @@ class EndpointApp:
         """Say where answers come from; nobody acts on them, so they are neither logged, mirrored nor observed."""
         body = await self._bodies.read(headers, receive)
         routes = self._live_routes()
-        is_arrow = headers.get(b"content-type") == arrow.CONTENT_TYPE
+        is_arrow = arrow.is_arrow(headers.get(b"content-type"))
         explained = await self._explanations.explain(
             routes, body, is_arrow=is_arrow, label=_asked_label(scope), caller=headers.get(b"x-sticky-key")
         )
@@ -442,7 +444,7 @@ class EndpointApp:
         if self.metrics is not None:
             rows = len(explained.rows)
             self.metrics.count_explanation(version.model_version, 200, rows=rows, seconds=explained.seconds)
-        if is_arrow or headers.get(b"accept") == arrow.CONTENT_TYPE:
+        if is_arrow or arrow.wants_arrow(headers.get(b"accept")):
             return _table_response(encode_explanations(explained), routes, version)
         return json_response(
             200,

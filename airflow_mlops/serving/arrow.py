@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.serving.arrow_stream import unpacked_size
 from airflow_mlops.serving.requests import MAXIMUM_ID, PredictionRequest, RequestError
 
 if TYPE_CHECKING:
@@ -21,22 +23,53 @@ ID_COLUMN = "prediction_id"
 TIME_COLUMN = "time"
 
 
-def decode_arrow(data: bytes, signature: ModelSignature, maximum_rows: int) -> PredictionRequest:
+def is_arrow(content_type: bytes | None) -> bool:
+    """Tell whether a body is a table, by its ``Content-Type``."""
+    return content_type == CONTENT_TYPE or (content_type is not None and _name(content_type) == CONTENT_TYPE)
+
+
+def wants_arrow(accept: bytes | None) -> bool:
+    """Tell whether a caller wants a table, by his ``Accept``: he names it, and does not like JSON better.
+
+    >>> wants_arrow(b"application/vnd.apache.arrow.stream, application/json;q=0.5"), wants_arrow(b"*/*")
+    (True, False)
+    """
+    if accept is None or b"arrow" not in accept.lower():
+        return False
+    liked = {_name(one): _quality(one) for one in accept.split(b",")}
+    return liked.get(CONTENT_TYPE, 0.0) > 0.0 and liked[CONTENT_TYPE] >= liked.get(b"application/json", 0.0)
+
+
+def _name(media_type: bytes) -> bytes:
+    return media_type.partition(b";")[0].strip().lower()
+
+
+def _quality(media_type: bytes) -> float:
+    found = re.search(rb";\s*q\s*=\s*([01](?:\.\d*)?)", media_type, re.IGNORECASE)
+    return float(found[1]) if found else 1.0
+
+
+def decode_arrow(
+    data: bytes, signature: ModelSignature, maximum_rows: int, maximum_bytes: int
+) -> PredictionRequest:
     """Read a table.
 
-    :raises RequestError: it is none, does not fit the signature, or has too many rows.
+    :param maximum_bytes: of the table once it is unpacked, and of its texts: a small body can hold a large table.
+    :raises RequestError: it is none, does not fit the signature, has too many rows, or is too large.
     """
     import polars as pl
 
+    _require_size(data, maximum_rows, maximum_bytes)
     try:
         table = pl.read_ipc_stream(io.BytesIO(data), use_pyarrow=False)
     except Exception as err:  # what is no Arrow fails anywhere inside
         raise RequestError(422, f"the body is not an Arrow stream: {err!s:.200}") from err
-    if not 0 < table.height <= maximum_rows:
-        status, what = (
-            (413, f"at most {maximum_rows}") if table.height else (422, "at least one row is needed")
-        )
-        raise RequestError(status, f"{table.height} rows; {what} in one request")
+    _require_rows(table.height, maximum_rows)
+    left = maximum_bytes
+    for field in signature.inputs:
+        left -= _text_bytes(table, field)
+        if left < 0:
+            raise RequestError(413, f"more than {maximum_bytes} bytes of text in one request")
     columns = {field.name: _column(table, field) for field in signature.inputs}
     extra = set(table.columns) - set(signature.names)
     return PredictionRequest(
@@ -45,6 +78,35 @@ def decode_arrow(data: bytes, signature: ModelSignature, maximum_rows: int) -> P
         _ids(table[ID_COLUMN]) if ID_COLUMN in extra else None,
         _times(table[TIME_COLUMN]) if TIME_COLUMN in extra else None,
     )
+
+
+def _require_size(data: bytes, maximum_rows: int, maximum_bytes: int) -> None:
+    """Refuse what would be too large, before any of it is unpacked."""
+    try:
+        rows, size = unpacked_size(data)
+    except ValueError as err:
+        raise RequestError(422, f"the body is not an Arrow stream: {err}") from err
+    _require_rows(rows, maximum_rows)
+    if size > maximum_bytes:
+        raise RequestError(413, f"{size} bytes when unpacked; at most {maximum_bytes} in one request")
+
+
+def _require_rows(count: int, maximum_rows: int) -> None:
+    if not 0 < count <= maximum_rows:
+        status, what = (413, f"at most {maximum_rows}") if count else (422, "at least one row is needed")
+        raise RequestError(status, f"{count} rows; {what} in one request")
+
+
+def _text_bytes(table: pl.DataFrame, field: FieldSpec) -> int:
+    """Measure a text input before it is written out: rows may share one text."""
+    import polars as pl
+
+    given = table[field.name] if field.type == "string" and field.name in table.columns else None
+    if given is None:
+        return 0
+    if given.dtype in (pl.Categorical, pl.Enum):
+        return int(given.cat.len_bytes().sum())
+    return int(given.str.len_bytes().sum()) if given.dtype == pl.String else 0
 
 
 def encode_arrow(
@@ -73,7 +135,8 @@ def _column(table: pl.DataFrame, field: FieldSpec) -> list[Any]:
     given = table[field.name]
     fits = given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.Null)
     if field.type == "string":
-        fits = given.dtype.is_integer() or given.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)
+        texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null)
+        fits = given.dtype.is_integer() or given.dtype in texts
     if not fits:
         raise RequestError(422, f"{field.name}: expected {field.type}, got {given.dtype}")
     if given.null_count() and not field.nullable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from typing import Any
 
 
@@ -25,7 +26,10 @@ class AnswerCache:
         """Give an answer, if it is remembered."""
         answer = self._answers.get(key)
         if answer is not None:
-            self._answers.move_to_end(key)
+            with suppress(
+                KeyError
+            ):  # large requests are answered on other threads, which may just have forgotten it
+                self._answers.move_to_end(key)
         return answer
 
     def put(self, key: Hashable, answer: Sequence[Any]) -> None:

@@ -126,7 +126,9 @@ class Explanations:
     def _decode(self, version: LiveVersion, body: bytes, is_arrow: bool) -> PredictionRequest:
         model, maximum_rows = version.model, self._settings.explain_rows
         if is_arrow:
-            return arrow.decode_arrow(body, model.manifest.signature, maximum_rows)
+            return arrow.decode_arrow(
+                body, model.manifest.signature, maximum_rows, self._settings.maximum_bytes
+            )
         return model.decoder.decode(body, maximum_rows)
 
     def _rows(

@@ -190,7 +190,7 @@ def _restart(server: LocalServer, running: RunningServer) -> RunningServer:
     if running.url != server.url:
         server.require_free_port()
     log.info(
-        "starting the service of %s again: its address, token, keys or accepted pickles have changed",
+        "starting the service of %s again: its address, token, keys, trusted types, accepted pickles or settings have changed",
         server.serving_dir,
     )
     server.stop()

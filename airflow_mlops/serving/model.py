@@ -305,6 +305,8 @@ def _load_skops(data: bytes, path: Path) -> Any:
             f"{path} holds types that are not allowed: {err}; export the model as ONNX, or use an estimator "
             "of scikit-learn"
         ) from err
+    except ImportError as err:
+        raise _not_importable(path, err) from err
     except Exception as err:  # a crafted or foreign file fails anywhere inside skops
         raise ArtifactIntegrityError(f"{path} cannot be loaded by skops: {err!r:.300}") from err
 
@@ -332,10 +334,21 @@ def _load_pickle(data: bytes, path: Path) -> Any:
     """Unpickle; only after :func:`_require_pickle_accepted`."""
     try:
         return pickle.loads(data)  # noqa: S301 - signed by a trusted key, and this process was told to
+    except ImportError as err:
+        raise _not_importable(path, err) from err
     except Exception as err:  # a pickle can raise anything
         raise ArtifactIntegrityError(
             f"{path} cannot be unpickled: {err!r:.300}. The modules and versions it was trained with must be installed here"
         ) from err
+
+
+def _not_importable(path: Path, err: ImportError) -> ArtifactIntegrityError:
+    return ArtifactIntegrityError(
+        f"{path} holds objects of a module that this process can't import: {err}. Install it, with the versions the model was trained "
+        "with, wherever models are loaded: tasks, services and images. For a service that tasks start, the module's folder in the "
+        "PYTHONPATH of these tasks does as well (the Dag folder is on the path of tasks alone); a service that runs already has to be "
+        "stopped first"
+    )
 
 
 def _predictors(estimator: Any, manifest: PackageManifest) -> tuple[_Predictor, _Predictor | None]:

@@ -221,5 +221,5 @@ def _columns_schema(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _types(field: FieldSpec) -> list[str]:
-    types = ["number"] if field.type == "number" else ["string", "integer"]
+    types = ["number"] if field.type == "number" else ["string", "integer", "boolean"]
     return [*types, "null"] if field.nullable else types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: What MLflow takes for an alias, and what of it names versions already.
+_SPELLING, _TAKEN = re.compile(r"[\w-]{1,255}"), re.compile(r"latest|[vV]\d+")
+
 
 def require_movable(alias: str, *, registering: bool = False) -> None:
-    """Refuse an alias that follows from others or, when a version is registered, the one that must be earned.
+    """Refuse an alias that follows from others, one that MLflow takes for none or, when a version is registered, the one that must be earned.
 
-    :raises ValueError: saying who moves it.
+    :raises ValueError: saying who moves it, or how an alias is spelled.
     """
+    if _TAKEN.fullmatch(alias) or not _SPELLING.fullmatch(alias):
+        raise ValueError(
+            f"alias {alias!r} is refused by MLflow: give letters, digits, - and _, 255 at most, and neither 'latest' nor the "
+            "number of a version such as 'v7'"
+        )
     if alias == PREVIOUS:
         raise ValueError(
             f"alias {PREVIOUS!r} follows {CHAMPION!r} by itself and is not moved; promote, or roll back"

@@ -70,6 +70,7 @@ class DriftSides:
     :param trained: its reference profile.
     :param pairs: numeric inputs to look at together.
     :param columns: inputs to compare; none: all of them.
+    :raises ValueError: a pair is not of two different numeric inputs, or is given twice.
     """
 
     def __init__(
@@ -86,7 +87,8 @@ class DriftSides:
         self.model_name = model_name
         self.manifest = manifest
         self.pairs = pairs
-        self.compared = list(columns) or self.inputs
+        self.compared = list(dict.fromkeys(columns)) or self.inputs
+        _require_pairs(pairs, manifest)
         self.trained = join_profiles([trained, self._profile_pairs()]) if pairs else trained
         self._profiles: dict[Window, Profile] = {}
 
@@ -222,6 +224,23 @@ class DriftSides:
         if layout.is_histogram:
             return sort_finite(as_numbers(column, layout.kind))[0]
         return np.array(column.drop_nulls().cast(pl.String).to_list(), dtype=str)
+
+
+def _require_pairs(pairs: Sequence[tuple[str, str]], manifest: PackageManifest) -> None:
+    """Refuse what has no common distribution: no number, nothing that is asked for, one input twice."""
+    numbers = [item.name for item in manifest.signature.inputs if item.type == "number"]
+    for place, pair in enumerate(pairs):
+        strange = next((name for name in pair if name not in numbers), None)
+        if strange is not None:
+            raise ValueError(
+                f"pair {' and '.join(pair)}: {strange!r} is no numeric input; there are {', '.join(numbers) or 'none'}"
+            )
+        if pair[0] == pair[1] or {*pair} in [{*other} for other in pairs[:place]]:
+            raise ValueError(f"pair {' and '.join(pair)}: give two different inputs, and each pair once")
+        if "*".join(pair) in manifest.signature.names:
+            raise ValueError(
+                f"pair {' and '.join(pair)} has the name of an input, {'*'.join(pair)!r}: leave it out"
+            )
 
 
 def _listed(windows: Sequence[Window]) -> str:

@@ -165,7 +165,12 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
         rows = _rows(spec, window, dataset, [model for model in (tested, champion) if model is not None])
         judged, report = _judge(spec, rows, tested, champion)
         decision = decide_promotion(
-            report, spec.policy, slices=judged.slices, groups=judged.groups, further=[artifact]
+            report,
+            spec.policy,
+            slices=judged.slices,
+            named_slices=spec.slices is not None,
+            groups=judged.groups,
+            further=[artifact],
         )
     experiment_id = registry.client.get_run(spec.run_id).info.experiment_id
     result = EvaluateResult(

@@ -37,7 +37,8 @@ def labelled_predictions(
         order of their times; a prediction that was logged twice (a client that retried) counts once, with its latest answer.
         A label that is no number (NaN) is none.
     :raises InsufficientDataError: nothing was predicted in the window.
-    :raises SchemaMismatchError: predictions of the window have labels that contradict each other.
+    :raises SchemaMismatchError: predictions of the window have labels that contradict each other, or the label column has the name
+        of one of the log.
     """
     import polars as pl
 
@@ -47,6 +48,7 @@ def labelled_predictions(
     features = [name for name in predictions.columns if inputs and name.startswith(FEATURE_PREFIX)]
     predictions = predictions.select("prediction_id", "model_version", "prediction", *features)
     if labels is None:
+        _require_own_name(target, predictions)
         return predictions.with_columns(pl.lit(None, dtype=pl.Float64).alias(target))
     return join_labels(predictions, labels=labels, id_column=id_column, target=target)
 
@@ -61,10 +63,11 @@ def join_labels(
 ) -> pl.DataFrame:
     """Join predictions with their labels by ``prediction_id``; one without a label keeps a null there.
 
-    :raises SchemaMismatchError: labels contradict each other.
+    :raises SchemaMismatchError: labels contradict each other, or their column has the name of one of the log.
     """
     import polars as pl
 
+    _require_own_name(target, predictions)
     dataset = pin_dataset(labels)
     truth = delta.read_table(dataset.uri, version=dataset.version, columns=[id_column, target])
     asked = predictions.lazy().select(pl.col("prediction_id").alias(id_column))
@@ -78,6 +81,15 @@ def join_labels(
     return predictions.join(
         known, left_on="prediction_id", right_on=id_column, how="left", maintain_order="left"
     )
+
+
+def _require_own_name(target: str, predictions: pl.DataFrame) -> None:
+    """Refuse a name the log has for something else: answers would be held against themselves."""
+    if target in predictions.columns:
+        raise SchemaMismatchError(
+            f"the label column {target!r} has the name of a column of the inference log: give the labels another name, such as "
+            f"'actual_{target}', and that as the target"
+        )
 
 
 def _require_one_each(known: pl.DataFrame, id_column: str, target: str, uri: str) -> None:
@@ -97,13 +109,15 @@ def as_trained(labels: pl.Series, classes: Sequence[str] | None) -> pl.Series:
     """Give labels of a classifier the type they had at training: a table that once held a missing one has 1.0 for 1.
 
     :param labels: without missing ones.
-    :param classes: what the model answers; ``None`` for numbers, which stay as they are.
-    :raises SchemaMismatchError: not one of them is a label the model knows.
+    :param classes: what the model answers; ``None`` for numbers.
+    :raises SchemaMismatchError: not one of them is a label the model knows, or they are no numbers where it answers numbers.
     """
     import polars as pl
 
-    if not classes or labels.len() == 0:
+    if labels.len() == 0:
         return labels
+    if not classes:
+        return _as_numbers(labels)
     for kind in (labels.dtype, pl.Int64, pl.Float64):
         if kind != labels.dtype and not labels.dtype.is_numeric():
             continue
@@ -115,6 +129,22 @@ def as_trained(labels: pl.Series, classes: Sequence[str] | None) -> pl.Series:
         f"labels in {labels.name!r} are {shown}, and the model answers {', '.join(classes[:5])}: give the column it was trained on, "
         "with the same values"
     )
+
+
+def _as_numbers(labels: pl.Series) -> pl.Series:
+    """Give labels of a regression as numbers; text may hold them, times are none."""
+    import polars as pl
+
+    if labels.dtype.is_numeric() or labels.dtype == pl.Boolean:
+        return labels
+    numbers = labels.cast(pl.Float64, strict=False) if labels.dtype == pl.String else None
+    if numbers is None or numbers.null_count():
+        strange = labels[0] if numbers is None else labels.filter(numbers.is_null())[0]
+        raise SchemaMismatchError(
+            f"labels in {labels.name!r} are of type {labels.dtype}, such as {str(strange)[:40]!r}, and the model answers numbers: "
+            "give the column it was trained on"
+        )
+    return numbers
 
 
 def _texts(labels: pl.Series) -> list[str]:

@@ -88,7 +88,8 @@ class PerformanceResult:
     :param final: no label is awaited any more: all are here, or the time for them is over.
     :param other_metrics: the metrics that were asked for beside.
     :param early_labels: whether the labels that came first are one-sided; ``None`` when all are here, or none.
-    :param loss_mean: mean loss per row; ``None`` for a metric that has none, as the two that follow.
+    :param loss_mean: mean loss per row; ``None`` for a metric that has none, as the three that follow.
+    :param reference_loss_mean: the same of the rows held out at training.
     :param loss_deviation: standard deviation of the losses.
     :param effective_rows: independent losses among them.
     :param change: what this window and earlier ones say together; ``None`` when not measured.
@@ -121,6 +122,7 @@ class PerformanceResult:
     other_metrics: dict[str, float | None] = field(default_factory=dict)
     early_labels: dict[str, Any] | None = None
     loss_mean: float | None = None
+    reference_loss_mean: float | None = None
     loss_deviation: float | None = None
     effective_rows: float | None = None
     change: dict[str, Any] | None = None
@@ -322,6 +324,7 @@ def _result(
         other_metrics=grade.others,
         early_labels=to_dict(grade.early) if grade.early else None,
         loss_mean=grade.losses.mean if grade.losses else None,
+        reference_loss_mean=_mean_loss(reference) if grade.losses else None,
         loss_deviation=grade.losses.standard_deviation if grade.losses else None,
         effective_rows=grade.losses.effective_count if grade.losses else None,
         change=to_dict(change) if change else None,
@@ -343,6 +346,11 @@ def _as_given(losses: WindowLoss, early: EarlyLabels | None, metric: str) -> Win
     if early is None or not early.one_sided or early.adjusted_value is None or mean_loss is None:
         return losses
     return replace(losses, mean=mean_loss(early.adjusted_value))
+
+
+def _mean_loss(value: MetricValue) -> float | None:
+    mean_loss = resolve_metric(value.metric).mean_loss
+    return None if mean_loss is None else mean_loss(value.value)
 
 
 def _reference(holdout: Holdout, metric: str) -> MetricValue:

@@ -14,6 +14,8 @@ from airflow_mlops.steps.model_package import FittedModel, require_safe_form
 from airflow_mlops.steps.training_rows import Split, row_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     import polars as pl
     from numpy.typing import NDArray
@@ -157,6 +159,8 @@ def _search(
             remedy="use fewer folds, or a longer window",
         )
 
+    _require_weights(work, [learn for learn, _ in folds])
+
     def score(candidate: Candidate, learn: NDArray[Any], check: NDArray[Any]) -> float:
         weights = row_weights(work.split.training[learn], work.columns, spec.half_life_days)
         pipeline = _pipeline(work, candidate)
@@ -187,6 +191,18 @@ def _search(
         seed=spec.seed,
         on_trial=tell,
     )
+
+
+def _require_weights(work: Work, folds: Sequence[NDArray[Any]]) -> None:
+    """See that each fold has a row that counts; the weights of all rows together are sound."""
+    training, columns = work.split.training, work.columns
+    for number, learn in enumerate(folds, start=1):
+        if columns.weight is not None and not training[columns.weight][learn].sum() > 0:
+            until: Any = training[columns.time][learn].max()
+            raise ValueError(
+                f"weight column {columns.weight!r} is zero in all {len(learn)} rows that fold {number} of {len(folds)} learns from, "
+                f"until {until:%Y-%m-%d %H:%M}: use fewer folds, or begin the window later"
+            )
 
 
 def _fit(

@@ -99,6 +99,25 @@ class TestKinds:
         assert pair["feature"] == "pickup_location_id*dropoff_location_id"
         assert pair["drifted"]
 
+    @pytest.mark.parametrize(
+        ("pairs", "why"),
+        [
+            ([["trip_distance", stream.TARGET]], f"'{stream.TARGET}' is no numeric input"),
+            ([["trip_distance", "vendor"]], "'vendor' is no numeric input; there are "),
+            ([["trip_distance", "hour"], ["hour", "trip_distance"]], "each pair once"),
+            ([["hour", "hour"]], "give two different inputs"),
+        ],
+    )
+    def test_pairs_that_are_none(self, world: World, pairs: list[list[str]], why: str) -> None:
+        world.answer(AUGUST)
+        with pytest.raises(ValueError, match=why):
+            check(world, AUGUST, pairs=pairs)
+
+    def test_a_column_that_is_named_twice_is_compared_once(self, world: World) -> None:
+        world.answer(AUGUST)
+        found = check(world, AUGUST, columns=["hour", "hour"])["features"]
+        assert [item["feature"] for item in found] == ["hour"]
+
 
 class TestRows:
     def test_a_second_check_reads_no_rows(self, world: World) -> None:

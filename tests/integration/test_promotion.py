@@ -465,6 +465,13 @@ def test_aliases_that_are_moved_by_others_are_refused(
     for alias in ("champion", "previous"):
         with pytest.raises(ValueError, match=f"alias '{alias}'.*promote"):
             run_step("register", {"model_name": model, **trainings[1], "alias": alias}, services)
+    for alias in ("v7", "latest", "a b"):  # before there is a version, or an entry in the ledger
+        other = {"model_name": f"{model} {alias}", **trainings[1], "alias": alias}
+        with pytest.raises(ValueError, match=f"alias '{alias}' is refused by MLflow"):
+            run_step("register", other, services)
+        assert Registry.connect(services).client.search_model_versions(f"name = '{model} {alias}'") == []
+        with pytest.raises(ValueError, match=f"alias '{alias}' is refused by MLflow"):
+            run_step("promote", promotion(model, "2", None, alias=alias), services)
     with pytest.raises(ValueError, match="alias 'previous' follows 'champion'"):
         run_step("promote", promotion(model, "2", None, alias="previous"), services)
     back = {"model_name": model, "actor": "anna", "now": NOW, "alias": "previous"}

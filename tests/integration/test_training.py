@@ -531,6 +531,19 @@ def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, t
     delta.replace_window(alike, late, time_column="t", window=Window(start=START, end=END))
     with pytest.raises(InsufficientDataError, match="'label' is 'no' in all 40 rows of the first fold"):
         train(dataset=alike, **logistic, search={"trials": 1, "folds": 3})
+    weightless = frame.with_columns(w=pl.when(pl.int_range(pl.len()) < 70).then(0.0).otherwise(1.0))
+    light = str(tmp_path / "light")
+    delta.replace_window(light, weightless, time_column="t", window=Window(start=START, end=END))
+    for method in ("optuna", "halving"):
+        with pytest.raises(
+            ValueError, match="'w' is zero in all 40 rows that fold 1 of 3 learns from, until"
+        ):
+            train(
+                dataset=light,
+                **logistic,
+                weight_column="w",
+                search={"trials": 1, "folds": 3, "method": method},
+            )
     with pytest.raises(
         InsufficientDataError, match="'label' is 'no' in all 60 training rows, and a classifier needs"
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -356,6 +357,7 @@ class TestPromotion:
         worse = verdict(FAR, NEAR)
         assert worse.verdict is Verdict.REJECT
         assert worse.reason.startswith("no better: MAE 1.")
+        assert re.search(r"rows \(\d+\.\d% worse, p", worse.reason), worse.reason
 
     def test_an_uplift_that_is_too_small_is_said(self) -> None:
         decision = verdict(NEAR, FAR, minimum_uplift=0.99)
@@ -609,6 +611,29 @@ class TestSlices:
         report = slices_of({"number": number, "text": text}, np.ones(4_000), np.ones(4_000), pairs=False)
         assert report.looked_at == 5 + 1 + 1  # fifths, missing, and the rare together
         assert not report.broken
+
+    def test_what_is_too_small_to_judge_is_said_and_no_pass_where_it_was_asked_for(self) -> None:
+        same = np.ones(400)
+        few = np.array([f"c{place % 10}" for place in range(400)])
+        halves = np.array([f"h{place % 2}" for place in range(400)])
+        report = slices_of({"few": few, "halves": halves, "one": np.full(400, "x")}, same, same, pairs=False)
+        assert (report.looked_at, report.unmeasured) == (2, ("few",))
+        for slices, named, outcome, words in (
+            (report, True, Outcome.NOT_MEASURED, r"none of 2 slices .*; not measured by few: no part .* 200"),
+            (report, False, Outcome.PASS, "none of 2 slices got worse beyond tolerance and chance$"),
+            (
+                slices_of({"few": few}, same, same),
+                False,
+                Outcome.PASS,
+                "^not measured by few: .*longer window",
+            ),
+            (slices_of({"one": np.full(400, "x")}, same, same), True, Outcome.PASS, "there are no slices"),
+        ):
+            policy = PromotionPolicy()
+            decision = decide_promotion(compare(NEAR, FAR), policy, slices=slices, named_slices=named)
+            check = next(one for one in decision.checks if one.name == "slices")
+            assert check.outcome is outcome
+            assert re.search(words, check.reason), check.reason
 
     def test_small_worsenings_are_tolerated(self) -> None:
         random = np.random.default_rng(2)

@@ -98,3 +98,23 @@ def test_labels_in_other_words_are_refused() -> None:
         SchemaMismatchError, match="labels in 'y' are no, yes, and the model answers False, True: give"
     ):
         as_trained(pl.Series("y", ["yes", "no"]), ("False", "True"))
+
+
+@pytest.mark.parametrize("name", ["prediction", "model_version"])
+def test_labels_with_the_name_of_a_column_of_the_log_are_no_answers(log: Path, name: str) -> None:
+    """Joined, the answers would be held against themselves: no error at all."""
+    uri = str(log.parent / "labels")
+    labels = pl.DataFrame({"id": ["a", "b"], name: [99.0, 99.0]})
+    delta.replace_window(uri, labels, time_column=None, window=None)
+    with pytest.raises(
+        SchemaMismatchError, match=f"label column '{name}' has the name of a column of the inf"
+    ):
+        labelled_predictions(log, "fare", DAY, labels=uri, id_column="id", target=name)
+
+
+def test_labels_of_a_regression_are_numbers() -> None:
+    assert as_trained(pl.Series("y", ["1.5", "2"]), None).to_list() == [1.5, 2.0]
+    with pytest.raises(SchemaMismatchError, match="labels in 'y' are of type Datetime"):
+        as_trained(pl.Series("y", [START]), None)
+    with pytest.raises(SchemaMismatchError, match="such as 'n/a', and the model answers numbers"):
+        as_trained(pl.Series("y", ["1.5", "n/a"]), None)

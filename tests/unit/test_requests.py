@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.serving.app import EndpointApp
+from airflow_mlops.serving.arrow import decode_arrow
+from airflow_mlops.serving.cache import AnswerCache
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.serving.observer import Observer
@@ -133,6 +136,9 @@ class TestSettings:
         before = server.settings
         monkeypatch.setenv("AIRFLOW_MLOPS_SERVICE_WORKERS", "2")
         assert server.settings != before
+        before = server.settings
+        monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "my_models.Clip")
+        assert server.settings != before
 
 
 class Caller:
@@ -170,6 +176,13 @@ class Caller:
         about = dict(sent[0]["headers"])
         content = sent[1]["body"]
         return sent[0]["status"], json.loads(content) if about[b"content-type"] != ARROW else content, about
+
+
+def packed(columns: dict[str, list[Any]], compression: Any) -> bytes:
+    """Give a table as an Arrow stream."""
+    stream = io.BytesIO()
+    pl.DataFrame(columns).write_ipc_stream(stream, compression=compression)
+    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +239,57 @@ class TestApp:
         caller = Caller(tmp_path, package, maximum_rows=4)
         answered, answer, _ = caller.ask("/predict", table, content_type=ARROW.decode())
         assert (answered, words in answer["error"]) == (status, True), answer
+
+    @pytest.mark.parametrize("compression", ["lz4", "zstd"])
+    def test_a_small_table_that_would_unpack_to_a_large_one_is_not_unpacked(
+        self, package: Path, tmp_path: Path, compression: Any
+    ) -> None:
+        caller = Caller(tmp_path, package, maximum_bytes=100_000)
+        long = packed({"x": [1.0] * 300_000, "kind": ["a"] * 300_000}, compression)
+        status, answer, _ = caller.ask("/predict", long, content_type=ARROW.decode())
+        assert (len(long) < 100_000, status) == (True, 413)
+        assert "300000 rows; at most 10000" in answer["error"]
+        wide = packed({"x": [1.0] * 9, "kind": ["a"] * 9, "more": ["b" * 50_000] * 9}, compression)
+        status, answer, _ = caller.ask("/predict", wide, content_type=ARROW.decode())
+        assert (len(wide) < 100_000, status) == (True, 413)
+        assert "bytes when unpacked; at most 100000" in answer["error"]
+        status, answer, _ = caller.ask(
+            "/predict", packed({"x": [1.0] * 9, "kind": ["a"] * 9}, compression), content_type=ARROW.decode()
+        )
+        assert status == 200
+
+    def test_rows_that_share_a_long_text_count_it_each(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, maximum_bytes=100_000)
+        shared = pl.DataFrame({"x": [1.0] * 9, "kind": ["a" * 20_000] * 9}).with_columns(
+            pl.col("kind").cast(pl.Categorical)
+        )
+        stream = io.BytesIO()
+        shared.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
+        status, answer, _ = caller.ask("/predict", stream.getvalue(), content_type=ARROW.decode())
+        assert (status, "100000 bytes of text" in answer["error"]) == (413, True), answer
+
+    def test_true_and_false_are_the_categories_they_were_in_training(
+        self, package: Path, tmp_path: Path
+    ) -> None:
+        """A table's column of true and false becomes text as polars writes it, in training and in batch scoring."""
+        trained = pl.Series([True, False]).cast(pl.String).to_list()
+        read = RequestDecoder(SIGNATURE).decode(
+            b'{"rows": [{"x": 1, "kind": true}, {"x": 1, "kind": false}]}', 10
+        )
+        assert read.columns["kind"] == trained
+        table = packed({"x": [1.0, 1.0], "kind": [True, False]}, "uncompressed")
+        assert decode_arrow(table, SIGNATURE, 10, 10_000).columns["kind"] == trained
+
+    @pytest.mark.parametrize("name", ["Application/Vnd.Apache.Arrow.Stream", f"{ARROW.decode()}; q=1"])
+    def test_arrow_is_asked_for_in_any_way_http_allows(
+        self, package: Path, tmp_path: Path, name: str
+    ) -> None:
+        caller = Caller(tmp_path, package)
+        table = packed({"x": [1.0], "kind": ["a"]}, "uncompressed")
+        _, _, about = caller.ask("/predict", table, content_type=name)
+        assert about[b"content-type"] == ARROW
+        _, _, about = caller.ask("/predict", {"rows": ROWS}, accept=f"{name}, application/json;q=0.5")
+        assert about[b"content-type"] == ARROW
 
     def test_an_unseen_category_and_a_missing_value_are_answered_as_the_estimator_does(
         self, package: Path, tmp_path: Path
@@ -318,7 +382,7 @@ class TestApp:
         content = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
         assert content["schema"]["oneOf"][0]["properties"]["rows"]["items"]["properties"] == {
             "x": {"type": ["number", "null"]},
-            "kind": {"type": ["string", "integer", "null"]},
+            "kind": {"type": ["string", "integer", "boolean", "null"]},
         }
         assert caller.ask("/predict", content["example"])[0] == 200
         assert caller.ask("/predict")[0] == 405
@@ -333,6 +397,17 @@ class TestApp:
         assert len(caller.app._cache._answers) == 2
         again = [caller.ask("/predict", {"row": row})[1]["predictions"] for row in rows]
         assert again == first
+
+
+def test_what_another_thread_just_forgot_is_answered_all_the_same() -> None:
+    class Forgetful(OrderedDict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            return self.pop(key, default)
+
+    cache = AnswerCache(2)
+    cache._answers = Forgetful()
+    cache.put("a", [1.0])
+    assert (cache.get("a"), cache.get("a")) == ([1.0], None)
 
 
 class TestTwoVersions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -28,6 +29,7 @@ def degraded(index: int, **more: Any) -> WindowEvidence:
         "value": 3.0,
         "reference_value": 2.0,
         "loss_mean": 3.0,
+        "reference_loss_mean": 2.0,
         "row_count": 1000,
     }
     return WindowEvidence(
@@ -184,6 +186,15 @@ class TestCost:
         told = decide(1, cost=1100.0)
         assert told.outcome is Outcome.ALERT
         assert "the window lost 1000, less than the 1100 a retraining costs" in told.reason
+
+    def test_it_is_counted_in_losses_whichever_way_the_metric_points(self) -> None:
+        """Accuracy fell from .8 to .6: of 1,000 rows 200 more were wrong."""
+        window = degraded(1)
+        figures = {"value": 0.6, "reference_value": 0.8, "loss_mean": 0.4, "reference_loss_mean": 0.2}
+        accuracy = replace(window, performance={**(window.performance or {}), **figures})
+        assert accuracy.lost == pytest.approx(200.0)
+        (told,) = decide_retraining([accuracy], RetrainingHistory(), RetrainingPolicy(cost=100.0))
+        assert told.outcome is Outcome.RETRAIN
 
 
 class TestRows:

@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import pickle
+import sys
 import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import skops.io
 
 from airflow_mlops.core.desired_state import serve_alone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, RolloutError
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log
-from airflow_mlops.serving.model import load_model
+from airflow_mlops.serving.model import _load_pickle, _load_skops, load_model
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.serving.reconciler import LiveVersion, Routes
 from airflow_mlops.serving.settings import ServiceSettings
@@ -93,6 +96,23 @@ class TestIntegrity:
         self._replace_model(folder, crafted.read_bytes())
         with pytest.raises(ArtifactIntegrityError):
             load_model(folder)
+
+    @pytest.mark.parametrize("form", ["skops", "pickle"])
+    def test_a_module_that_is_not_there_is_named_with_what_to_do(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    ) -> None:
+        (tmp_path / "own_clip.py").write_text(
+            "from sklearn.base import BaseEstimator\nclass Clip(BaseEstimator):\n    def fit(self, X, y=None):\n        return self\n"
+        )
+        monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "own_clip.Clip")
+        with monkeypatch.context() as there:
+            there.syspath_prepend(str(tmp_path))
+            model = importlib.import_module("own_clip").Clip()
+            data = skops.io.dumps(model) if form == "skops" else pickle.dumps(model)
+        monkeypatch.delitem(sys.modules, "own_clip")
+        load = _load_skops if form == "skops" else _load_pickle
+        with pytest.raises(ArtifactIntegrityError, match=r"No module named 'own_clip'.*PYTHONPATH"):
+            load(data, tmp_path / "model")
 
     @staticmethod
     def _replace_model(folder: Path, data: bytes) -> None:
