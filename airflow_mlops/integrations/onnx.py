@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -65,8 +66,28 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
             custom_shape_calculators=shapes,
             options=options or None,
         )
+    _restore_names(model.graph, signature.names)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def _restore_names(graph: Any, names: Sequence[str]) -> None:
+    """Call the inputs what the columns are called: skl2onnx writes ``a_b`` for ``a b``, and ``variable2`` for ``variable``.
+
+    Whatever else has the name of a column gets another one.
+    """
+    given = {item.name: name for item, name in zip(graph.input, names, strict=True)}
+    made = [name for node in graph.node for name in node.output]
+    taken = {*names, *made, *(item.name for item in graph.initializer)}
+    for name in [*made, *(item.name for item in graph.initializer)]:
+        if name in names:
+            given[name] = next(free for n in itertools.count() if (free := f"{name}_{n}") not in taken)
+            taken.add(given[name])
+    for item in (*graph.input, *graph.output, *graph.initializer):
+        item.name = given.get(item.name, item.name)
+    for node in graph.node:
+        node.input[:] = [given.get(name, name) for name in node.input]
+        node.output[:] = [given.get(name, name) for name in node.output]
 
 
 def _text_options(pipeline: Any) -> dict[int, dict[str, Any]]:
