@@ -221,6 +221,9 @@ def test_an_endpoint_with_the_right_version(server: Server) -> None:
         task_id="wait", model_name="m", model_version="2", deferrable=True, poke_interval=0.1
     )
     assert polls.endpoint_ready(**sensor.poll_arguments()) is None
+    registered = {"model_name": "m", "model_version": "2"}  # what a register task returns
+    whole = EndpointReadySensor(task_id="whole", model_name="m", model_version=registered)
+    assert whole.poll_arguments() == sensor.poll_arguments()
     threading.Timer(
         0.3, server.answers.__setitem__, ["/status", (200, status | {"model_version": "2"})]
     ).start()

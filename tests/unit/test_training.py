@@ -586,6 +586,37 @@ def test_feature_selection_keeps_what_matters(method: Any) -> None:
     assert parity.passed, parity.reason
 
 
+@pytest.mark.parametrize(
+    ("numeric", "categorical"),
+    [
+        (["fare amount", "fare_amount"], ["größe m²"]),
+        (["variable", "1/x"], ["label"]),
+        (["probabilities"], ["é.%"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "estimator", ["ensemble.HistGradientBoostingRegressor", "linear_model.LogisticRegression"]
+)
+def test_columns_of_any_name_have_an_onnx_form(
+    numeric: list[str], categorical: list[str], estimator: str
+) -> None:
+    frame = rows().rename({"a": numeric[0], "kind": categorical[0]}).with_columns(pl.col("y").alias("target"))
+    frame = frame.with_columns(pl.col(numeric[0]).alias(name) for name in numeric[1:])
+    columns = ColumnRoles(target="target", time="t", numeric=(*numeric,), categorical=(*categorical,))
+    pipeline = sklearn.build_pipeline(Candidate(estimator=f"sklearn.{estimator}"), columns, seed=0)
+    features, target = sklearn.to_features(frame, columns), frame["target"].to_numpy()
+    learned = np.where(target > np.median(target), "high", "low") if "Logistic" in estimator else target
+    sklearn.fit(pipeline, features, learned, None)
+    signature = ModelSignature(
+        inputs=tuple(
+            FieldSpec(name=name, type="number" if name in numeric else "string") for name in columns.inputs
+        ),
+        output="y",
+    )
+    parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, features, signature, LIMITS)
+    assert parity.passed, parity.reason
+
+
 def my_factory(alpha: float = 1.0) -> Pipeline:
     from sklearn.linear_model import Ridge
 
