@@ -586,6 +586,25 @@ def test_feature_selection_keeps_what_matters(method: Any) -> None:
     assert parity.passed, parity.reason
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_selection_by_l1_does_not_depend_on_the_unit_of_the_target(unit: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = rows().with_columns(
+        pl.Series("c", rng.normal(size=600)), y=unit * (pl.col("a") + 2 * pl.Series(rng.normal(size=600)))
+    )
+    frame = frame.with_columns(d=pl.col("y") / unit - pl.col("a"))
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "c", "d"))
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator="sklearn.linear_model.LinearRegression"),
+        columns,
+        selection=sklearn.FeatureSelection(method="l1", keep=2),
+        seed=0,
+    )
+    sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
+    assert pipeline["selection"].get_support().tolist() == [True, False, True]
+    assert model_package.refused_types(sklearn.save_skops(pipeline, tmp_path / "model.skops")) == []
+
+
 def my_factory(alpha: float = 1.0) -> Pipeline:
     from sklearn.linear_model import Ridge
 
