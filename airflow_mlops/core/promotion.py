@@ -199,6 +199,8 @@ def _judge(
 def _uplift(rival: Rival) -> str:
     if rival.uplift is None:
         return ""
+    if rival.uplift == 0.0:
+        return "just as good, "
     return f"{abs(rival.uplift):.1%} {'worse' if rival.uplift < 0.0 else 'better'}, "
 
 

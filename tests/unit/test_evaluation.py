@@ -375,6 +375,7 @@ class TestPromotion:
         assert worse.verdict is Verdict.REJECT
         assert worse.reason.startswith("no better: MAE 1.")
         assert re.search(r"rows \(\d+\.\d% worse, p", worse.reason), worse.reason
+        assert "rows (just as good, p" in verdict(NEAR, NEAR).reason
 
     def test_an_uplift_that_is_too_small_is_said(self) -> None:
         decision = verdict(NEAR, FAR, minimum_uplift=0.99)
