@@ -33,16 +33,26 @@ def write_drift_report(
 ) -> Path:
     """Write Evidently's drift preset over both windows.
 
+    Of a column that has no value on one of the sides, such as an input that is no longer sent, Evidently draws nothing, nor of any
+    other beside it: it is left out, and the verdict names it.
+
     :param reference: rows of the training, the given columns.
     :param current: rows of the window, the same columns.
     :param numeric: numeric columns.
     :param categorical: columns of categories.
     :param share_threshold: share of drifted columns from which the page says that the dataset drifted.
     :param path: where to write.
-    :raises InsufficientDataError: one of the windows has no rows.
+    :raises InsufficientDataError: one of the windows has no rows, or no column has values in both.
     """
     if len(reference) == 0 or len(current) == 0:
         raise InsufficientDataError("a drift report needs rows in both windows")
+    numeric, categorical = (
+        [name for name in names if reference[name].notna().any() and current[name].notna().any()]
+        for names in (numeric, categorical)
+    )
+    if not numeric and not categorical:
+        raise InsufficientDataError("a drift report needs a column that has values in both windows")
+    reference, current = (side[[*numeric, *categorical]] for side in (reference, current))
     with warnings.catch_warnings():
         # Evidently and the libraries under it warn about their own internals; nobody here can act on it.
         warnings.simplefilter("ignore")

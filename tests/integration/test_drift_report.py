@@ -61,3 +61,17 @@ def test_a_report_needs_rows_on_both_sides(tmp_path: Path) -> None:
         write_drift_report(
             reference=rows(0.0), current=rows(0.0).head(0), **SETTINGS, path=tmp_path / REPORT_FILE
         )
+
+
+def test_an_input_that_is_no_longer_sent_does_not_cost_the_page(tmp_path: Path) -> None:
+    """That is when it is wanted; Evidently refuses the whole report for one empty column."""
+    current = rows(3.0).assign(fare=np.nan)
+    page = write_drift_report(
+        reference=rows(0.0), current=current, **SETTINGS, path=tmp_path / REPORT_FILE
+    ).read_text()
+    assert "distance" in page
+    empty = {"reference": rows(0.0).assign(fare=np.nan), "current": current}
+    with pytest.raises(InsufficientDataError, match="needs a column that has values in both windows"):
+        write_drift_report(
+            **empty, numeric=["fare"], categorical=[], share_threshold=0.5, path=tmp_path / "none.html"
+        )
