@@ -457,6 +457,30 @@ class TestTwoVersions:
         assert (status, "x: field is missing" in answer["error"]) == (422, True)
         assert caller.app.observer.read().of("2").requests == 0
 
+    @pytest.mark.parametrize(
+        ("x", "kind"), [("string", "string"), ("number", "number"), ("string", "number")]
+    )
+    def test_a_mirror_whose_inputs_are_of_other_types_is_no_callers_concern(
+        self, caller: Caller, package: Path, x: Any, kind: Any
+    ) -> None:
+        routes = caller.app.reconciler.routes
+        assert routes is not None
+        model = routes.versions["2"].model
+        fields = (FieldSpec(name="x", type=x), FieldSpec(name="kind", type=kind))
+        other = replace(model.manifest, signature=ModelSignature(inputs=fields, output="y"))
+        mirror = replace(routes.versions["2"], model=ServedModel(manifest=other, predictor=model.predictor))
+        state = replace(
+            routes.state, versions=(replace(routes.state.stable, share=1.0), replace(routes.state.versions[1], share=0.0)),
+            mirror="2", revision=3,
+        )  # fmt: skip
+        caller.app.reconciler.routes = Routes(state, {"1": routes.versions["1"], "2": mirror})
+        caller.app.observer.begin(caller.app.reconciler.routes)
+        caller.app.mirror.start()
+        status, answer, _ = caller.ask("/predict", {"rows": ROWS})
+        caller.app.mirror.stop()
+        assert (status, answer.get("model_version")) == (200, "1"), answer
+        assert caller.app.observer.read().of("2").failed == 1
+
     def test_a_mirror_refuses_what_it_would_have_refused(self, caller: Caller) -> None:
         routes = caller.app.reconciler.routes
         assert routes is not None
@@ -464,10 +488,12 @@ class TestTwoVersions:
         mirror.start()
         for x in (1.0, math.nan):
             mirror.offer(routes.versions["2"], Answered(2, {"x": [x], "kind": ["a"]}, [2.0], lambda *_: True))
+        for other in ({"x": ["1"], "kind": ["a"]}, {"x": [1.0], "kind": [1.0]}):  # of other types
+            mirror.offer(routes.versions["2"], Answered(2, other, [2.0], lambda *_: True))
         mirror.stop()
         assert (caller.app.observer.read().of("2").requests, caller.app.observer.read().of("2").failed) == (
-            2,
-            1,
+            4,
+            3,
         )
 
 
