@@ -79,6 +79,13 @@ def test_the_fast_way_answers_as_the_slow_one(asked: dict) -> None:
     assert comparable(decoder.decode, data) == comparable(decoder._decode_slowly, data)
 
 
+@pytest.mark.parametrize("text", ['{"row": {"x": 1, "kind": "é"}}', '{"row": {"x": 1, "kind": "a", "é": 1}}'])
+def test_a_body_that_is_not_in_utf_8_is_the_callers_mistake(text: str) -> None:
+    with pytest.raises(RequestError, match="not JSON: 'utf-8' codec") as refused:
+        RequestDecoder(SIGNATURE).decode(text.encode("latin-1"), 10)
+    assert refused.value.status == 422
+
+
 def test_good_requests_go_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = RequestDecoder(NAMED)
     monkeypatch.setattr(decoder, "_decode_slowly", None)
