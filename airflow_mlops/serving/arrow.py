@@ -57,9 +57,20 @@ def decode_arrow(
     :param maximum_bytes: of the table once it is unpacked, and of its texts: a small body can hold a large table.
     :raises RequestError: it is none, does not fit the signature, has too many rows, or is too large.
     """
-    import polars as pl
+    from polars.exceptions import PanicException
 
     _require_size(data, maximum_rows, maximum_bytes)
+    try:
+        return _decode(data, signature, maximum_rows, maximum_bytes)
+    except PanicException as err:  # of damaged streams; no Exception, so nobody else would catch it
+        raise RequestError(422, f"the body is not an Arrow stream: {err!s:.200}") from err
+
+
+def _decode(
+    data: bytes, signature: ModelSignature, maximum_rows: int, maximum_bytes: int
+) -> PredictionRequest:
+    import polars as pl
+
     try:
         table = pl.read_ipc_stream(io.BytesIO(data), use_pyarrow=False)
     except Exception as err:  # what is no Arrow fails anywhere inside

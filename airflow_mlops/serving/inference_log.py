@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: Prefix of the input fields' columns, so that a field named "prediction" is no clash.
 FEATURE_PREFIX = "feature_"
+#: Prefix of those that stand for an input: whoever computes with inputs must not take them for it.
+PSEUDONYM_PREFIX = "pseudonym_"
 
 #: Rows that are turned into columns before the requests get their turn: Python runs one thread at a time, and a request that arrives
 #: meanwhile waits as long as this takes (about a third of a millisecond).
@@ -380,7 +382,8 @@ def _frame(requests: list[_Request], columns: _Columns) -> pl.DataFrame:
         if columns.kept(name, field.type):
             values = columns.values(name, rows_of(request.columns[name] for request in requests))
             kind = pl.Float64 if field.type == "number" else pl.String
-            columns_of_requests[FEATURE_PREFIX + name] = pl.Series(values, dtype=kind, strict=False)
+            prefix = PSEUDONYM_PREFIX if name in columns.pseudonymize else FEATURE_PREFIX
+            columns_of_requests[prefix + name] = pl.Series(values, dtype=kind, strict=False)
     frame = pl.DataFrame(columns_of_requests)
     if columns.share < 1.0:
         frame = frame.filter(pl.Series([is_sampled(item, columns.share) for item in ids], dtype=pl.Boolean))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.serving.model import all_finite
-from airflow_mlops.serving.sizes import estimated_bytes, text_inputs
+from airflow_mlops.serving.sizes import estimated_bytes
 
 if TYPE_CHECKING:
     from airflow_mlops.serving.observer import Observer
@@ -66,7 +66,9 @@ class Mirror:
     def offer(self, version: LiveVersion, answered: Answered) -> None:
         """Let a version answer a request again; leave it out when too much waits. Only for one thread."""
         rows = len(answered.answers)
-        size = estimated_bytes(answered.columns, rows, text_inputs(version.model.manifest.signature))
+        # As they were read: by the signature of whoever answered, which may have other types.
+        texts = [name for name, values in answered.columns.items() if not isinstance(values[0], float)]
+        size = estimated_bytes(answered.columns, rows, texts)
         if (
             self._taken_rows - self._done_rows + rows > MAXIMUM_ROWS
             or self._taken_bytes - self._done_bytes + size > MAXIMUM_BYTES
@@ -113,5 +115,10 @@ def _require_inputs(version: LiveVersion, columns: Mapping[str, Sequence[Any]]) 
         values = columns.get(field.name)
         if values is None:
             raise ValueError(f"input {field.name!r} is missing")
+        first = next((value for value in values if value is not None), None)
+        if first is not None and isinstance(first, str) is not (field.type == "string"):
+            raise ValueError(
+                f"input {field.name!r} is to be a {field.type}, and was read as {type(first).__name__}"
+            )
         if not field.nullable and any(value is None or value != value for value in values):
             raise ValueError(f"input {field.name!r} must not be null")

@@ -125,7 +125,7 @@ class RequestDecoder:
         """
         try:
             body = self._decode(data)
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return self._decode_slowly(data, maximum_rows)
         rows = body.rows if body.row is None else [body.row]
         if (rows is None) is (body.columns is None) or (body.row is not None and body.rows is not None):

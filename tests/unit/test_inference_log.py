@@ -188,7 +188,7 @@ class TestRedaction:
         assert "Mustermann" not in caplog.text
         assert "feature_kind" not in read_inference_log(tmp_path / "drop", "m", DAY).columns
         token = pseudonym(self.PERSON, b"a key of sixteen characters")
-        assert set(read_inference_log(tmp_path / "pseudonym", "m", DAY)["feature_kind"]) == {token}
+        assert set(read_inference_log(tmp_path / "pseudonym", "m", DAY)["pseudonym_kind"]) == {token}
         assert pseudonym(self.PERSON, b"another key of that length") != token
 
     def test_a_number_has_no_pseudonym_and_is_dropped(

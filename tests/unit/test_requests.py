@@ -79,6 +79,12 @@ def test_the_fast_way_answers_as_the_slow_one(asked: dict) -> None:
     assert comparable(decoder.decode, data) == comparable(decoder._decode_slowly, data)
 
 
+def test_a_body_that_is_not_in_utf_8_is_the_callers_mistake() -> None:
+    with pytest.raises(RequestError, match="not JSON: 'utf-8' codec") as refused:
+        RequestDecoder(SIGNATURE).decode('{"row": {"x": 1, "kind": "é"}}'.encode("latin-1"), 10)
+    assert refused.value.status == 422
+
+
 def test_good_requests_go_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = RequestDecoder(NAMED)
     monkeypatch.setattr(decoder, "_decode_slowly", None)
@@ -257,6 +263,17 @@ class TestApp:
             "/predict", packed({"x": [1.0] * 9, "kind": ["a"] * 9}, compression), content_type=ARROW.decode()
         )
         assert status == 200
+
+    def test_a_table_that_polars_panics_on_is_the_callers_mistake(
+        self, package: Path, tmp_path: Path
+    ) -> None:
+        stream = io.BytesIO()
+        table = pl.DataFrame({"x": [1.0], "kind": pl.Series(["a"], dtype=pl.Enum(["a", "b"]))})
+        table.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
+        damaged = stream.getvalue().replace(b"1;a1;b", b"?;a1;b")
+        assert damaged != stream.getvalue()
+        status, answer, _ = Caller(tmp_path, package).ask("/predict", damaged, content_type=ARROW.decode())
+        assert (status, "not an Arrow stream" in answer["error"]) == (422, True)
 
     def test_rows_that_share_a_long_text_count_it_each(self, package: Path, tmp_path: Path) -> None:
         caller = Caller(tmp_path, package, maximum_bytes=100_000)
@@ -457,6 +474,30 @@ class TestTwoVersions:
         assert (status, "x: field is missing" in answer["error"]) == (422, True)
         assert caller.app.observer.read().of("2").requests == 0
 
+    @pytest.mark.parametrize(
+        ("x", "kind"), [("string", "string"), ("number", "number"), ("string", "number")]
+    )
+    def test_a_mirror_whose_inputs_are_of_other_types_is_no_callers_concern(
+        self, caller: Caller, package: Path, x: Any, kind: Any
+    ) -> None:
+        routes = caller.app.reconciler.routes
+        assert routes is not None
+        model = routes.versions["2"].model
+        fields = (FieldSpec(name="x", type=x), FieldSpec(name="kind", type=kind))
+        other = replace(model.manifest, signature=ModelSignature(inputs=fields, output="y"))
+        mirror = replace(routes.versions["2"], model=ServedModel(manifest=other, predictor=model.predictor))
+        state = replace(
+            routes.state, versions=(replace(routes.state.stable, share=1.0), replace(routes.state.versions[1], share=0.0)),
+            mirror="2", revision=3,
+        )  # fmt: skip
+        caller.app.reconciler.routes = Routes(state, {"1": routes.versions["1"], "2": mirror})
+        caller.app.observer.begin(caller.app.reconciler.routes)
+        caller.app.mirror.start()
+        status, answer, _ = caller.ask("/predict", {"rows": ROWS})
+        caller.app.mirror.stop()
+        assert (status, answer.get("model_version")) == (200, "1"), answer
+        assert caller.app.observer.read().of("2").failed == 1
+
     def test_a_mirror_refuses_what_it_would_have_refused(self, caller: Caller) -> None:
         routes = caller.app.reconciler.routes
         assert routes is not None
@@ -464,10 +505,12 @@ class TestTwoVersions:
         mirror.start()
         for x in (1.0, math.nan):
             mirror.offer(routes.versions["2"], Answered(2, {"x": [x], "kind": ["a"]}, [2.0], lambda *_: True))
+        for other in ({"x": ["1"], "kind": ["a"]}, {"x": [1.0], "kind": [1.0]}):  # of other types
+            mirror.offer(routes.versions["2"], Answered(2, other, [2.0], lambda *_: True))
         mirror.stop()
         assert (caller.app.observer.read().of("2").requests, caller.app.observer.read().of("2").failed) == (
-            2,
-            1,
+            4,
+            3,
         )
 
 
