@@ -27,6 +27,9 @@ REQUESTS, WARM_UP = FULL_ANSWERS + 50, 50
 #: Seconds spent on them at most; a tenth of that on warming up. A slow model is measured on fewer.
 BUDGET_SECONDS = 20.0
 
+#: What Python says where a class is only on the path of the process that trained.
+_UNFOUND = "No module named"
+
 _STARTED = "AIRFLOW_MLOPS_PROBE_STARTED"
 _PUBLIC_KEYS = "AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS"
 
@@ -66,7 +69,12 @@ def check_artifact(
         return _failed(f"the packaged model did not answer within {timeout_seconds:g} s in a new process")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-        return _failed(f"the packaged model could not be used in a new process: {last[:500]}")
+        hint = (
+            ". Install it where models are served, or name its folder in PYTHONPATH"
+            if _UNFOUND in last
+            else ""
+        )
+        return _failed(f"the packaged model could not be used in a new process: {last[:500]}{hint}")
     facts = from_dict(ArtifactFacts, json.loads(done.stdout.splitlines()[-1]))
     return judge_artifact(facts, limits), facts
 

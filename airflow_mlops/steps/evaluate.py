@@ -273,7 +273,7 @@ def _judge(
     groups = tuple(
         fairlearn.compare_groups(
             name,
-            rows[name].cast(str).fill_null("").to_numpy(),
+            _group_column(rows[name]),
             target=target,
             predicted=answers.values,
             losses=losses.values,
@@ -303,6 +303,12 @@ def _slice_column(column: pl.Series) -> NDArray[Any]:
     if column.dtype.is_numeric():
         return column.cast(float).to_numpy()
     return column.cast(str).fill_null("").to_numpy()
+
+
+def _group_column(column: pl.Series) -> NDArray[Any]:
+    """Give the groups as text; all that are missing are one group, be they null or no number."""
+    known = column.fill_nan(None) if column.dtype.is_float() else column
+    return known.cast(str).fill_null("").to_numpy()
 
 
 def _unseen(spec: EvaluateSpec, challenger: ServedModel, champion: ServedModel | None) -> Window:

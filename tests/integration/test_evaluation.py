@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,7 @@ def test_labels_that_stay_are_a_guess_to_beat_by_any_metric(services: Services, 
             "timestamp": times,
             "x": label + random.normal(0, 1.2, count),
             "y": np.where(label, "yes", "no"),
+            "code": [1.0, float("nan"), None, 1.0] * (count // 4),
         }
     )
     table = str(tmp_path / "sticky")
@@ -283,6 +286,9 @@ def test_labels_that_stay_are_a_guess_to_beat_by_any_metric(services: Services, 
         assert set(result["report"]["deciding"]["baselines"]) == {"a simple guess", "the value before"}
         assert result["verdict"] == "reject", metric
         assert "for the value before" in result["reason"]
+    grouped = evaluate(services, training, metric="accuracy", groups=["code"])["groups"][0]["groups"]
+    # Null and not a number are both missing.
+    assert {(group["group"], group["row_count"]) for group in grouped} == {("(empty)", 200), ("1.0", 200)}
 
 
 def test_an_explanation_leaves_rows_without_a_label_out(services: Services, tmp_path: Path) -> None:
@@ -315,6 +321,10 @@ def test_an_explanation_leaves_rows_without_a_label_out(services: Services, tmp_
         "explained_rows": 5,
     }
     assert run_step("explain", spec, services)["row_count"] == 100
+    with pytest.raises(ValueError, match="explained_label is 'yes', and the model answers numbers"):
+        run_step("explain", spec | {"explained_label": "yes"}, services)
+    with pytest.raises(ValueError, match="explained_rows is 0: give at least 1"):
+        run_step("explain", spec | {"explained_rows": 0}, services)
     delta.replace_window(
         table,
         frame.with_columns(y=pl.lit(None, dtype=pl.Float64)),
@@ -398,8 +408,6 @@ def test_labels_that_are_not_there_yet(services: Services, tmp_path: Path) -> No
 def test_a_model_that_costs_too_much(
     electricity: tuple[str, pl.DataFrame], services: Services, limits: dict[str, float], reason: str
 ) -> None:
-    import re
-
     training = train(services, electricity[0], "electricity_costs")
     result = evaluate(services, training, artifact_limits=limits)
     assert result["verdict"] == "reject"
@@ -425,7 +433,11 @@ def test_a_model_that_only_loads_where_it_was_made(
     result = evaluate(services, training)
     assert result["verdict"] == "reject"
     assert "could not be used in a new process" in result["reason"]
-    assert "homemade" in result["reason"]
+    assert re.search("homemade.*name its folder in PYTHONPATH", result["reason"]), result["reason"]
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
+    assert outcomes(evaluate(services, training))["artifact"] == "pass"
 
 
 def test_a_champion_of_another_kind_is_named(
