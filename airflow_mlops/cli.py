@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         "score": _score,
         "what-if": _what_if,
         "signing-key": _signing_key,
+        "stop-service": _stop_service,
     }
     return commands[args.command](args)
 
@@ -88,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     who.add_argument("--alias", default="champion", help="another alias (default: champion)")
     who.add_argument("--ledger", metavar="URL", help="SQLAlchemy URL (default: $AIRFLOW_MLOPS_LEDGER_URL)")
     commands.add_parser("signing-key", help="make a key that model packages are signed with")
+    stop = commands.add_parser("stop-service", help="end the model service that a task has started")
+    stop.add_argument("folder", type=Path, metavar="DIR", help="serving folder")
     return parser
 
 
@@ -250,6 +253,22 @@ def _ledger(args: argparse.Namespace) -> int:
     except MLOpsError as err:
         sys.stderr.write(f"{err}\n")
         return 1
+    return 0
+
+
+def _stop_service(args: argparse.Namespace) -> int:
+    from airflow_mlops.integrations.bentoml import LocalServer
+    from airflow_mlops.serving.local import LocalEndpoint
+
+    server = LocalServer(args.folder, port=0)
+    if server.running() is None:
+        sys.stderr.write(f"No service of {args.folder} runs on this machine.\n")
+        return 1
+    with LocalEndpoint(server).exclusive():  # not in the middle of a deployment
+        running = server.running()
+        server.stop()
+    if running is not None:
+        sys.stdout.write(f"The service at {running.url} has ended; the next deployment starts it again.\n")
     return 0
 
 

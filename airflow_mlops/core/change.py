@@ -196,8 +196,8 @@ def effective_count(losses: Array) -> float:
 
 
 def _surprise(excess: float, error: float) -> float:
-    if error == 0.0:
-        return math.copysign(_LARGEST_SURPRISE, excess)
+    if error == 0.0:  # of a model that is never wrong: as good as promised is no surprise
+        return math.copysign(_LARGEST_SURPRISE, excess) if excess else 0.0
     return min(excess / error, _LARGEST_SURPRISE)
 
 
@@ -243,7 +243,7 @@ def _baseline(
         means = np.array([window.mean for window in stretch])
         errors = np.array([math.hypot(window.standard_error, scatter) for window in stretch])
         level, error = float(means.mean()), float(np.sqrt(np.sum(errors**2))) / len(stretch)
-        if error > 0.0 and not _stable(means, errors):
+        if np.all(errors > 0.0) and not _stable(means, errors):
             continue
         if level + reach * error < best[2]:
             best = ("earlier", level, level + reach * error)

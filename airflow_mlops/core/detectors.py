@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from airflow_mlops.core import statistics
+from airflow_mlops.core.counting import stable_hash
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.p_values import kolmogorov_p_value
 from airflow_mlops.core.profile_columns import CategoricalProfile, ColumnProfile, NumericProfile, PairProfile
@@ -132,7 +133,42 @@ def significance(reference: ColumnProfile, current: ColumnProfile) -> float:
     if isinstance(reference, NumericProfile) and isinstance(current, NumericProfile):
         distance = statistics.kolmogorov_smirnov_distance(reference, current)
         return kolmogorov_p_value(distance.low, reference.count, current.count)
+    if isinstance(reference, CategoricalProfile) and isinstance(current, CategoricalProfile):
+        return statistics.chi_square_homogeneity(*_unselected_counts(reference, current))
     return statistics.chi_square_homogeneity(*_cell_counts(reference, current))
+
+
+def _unselected_counts(reference: CategoricalProfile, current: CategoricalProfile) -> tuple[Array, Array]:
+    """Give both sides' counts in cells that were not chosen by what chance gave the reference.
+
+    A category has a name because it is frequent in the reference. The rarest of the named ones are so by chance as well, and
+    are rarer in any other rows; those without a name are more frequent there. Of many categories that alone is a difference no
+    chance explains. So a category counts by itself where both sides together have so many rows of it that it would be named
+    with these or any other reference rows, and the rest by the hash of their names.
+    """
+    if not reference.other_count and not current.other_count:
+        return _cell_counts(reference, current)
+    names = reference.layout.categories
+    sides = [side.counts.astype(float) for side in (reference, current)]
+    together = sides[0][: len(names)] + sides[1][: len(names)]
+    # What is rarest among the named is as rare as a category without a name can be; where all have names that is zero.
+    rarest = float(np.min(sides[0][: len(names)], initial=np.inf)) if reference.other_count and names else 0.0
+    share = reference.count / max(reference.count + current.count, 1)
+    spread = _SURELY_NAMED * np.sqrt(share * (1.0 - share))
+    # The least x of share * x**2 - spread * x = rarest: of x**2 rows, the reference has more than the rarest.
+    least = ((spread + np.sqrt(spread**2 + 4.0 * share * rarest)) / (2.0 * max(share, 1e-12))) ** 2
+    alone = together >= least
+    hashed = [
+        len(names) + stable_hash(names[cell]) % reference.layout.buckets for cell in np.flatnonzero(~alone)
+    ]
+    for counts in sides:
+        np.add.at(counts, hashed, counts[: len(names)][~alone])
+    cells = np.concatenate((alone, np.ones(reference.layout.buckets, dtype=bool)))
+    return sides[0][cells], sides[1][cells]
+
+
+#: Standard errors by which a category is above the rarest named one, to count by itself.
+_SURELY_NAMED = 4.0
 
 
 def _wasserstein(reference: ColumnProfile, current: ColumnProfile) -> Measured:

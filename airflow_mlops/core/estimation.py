@@ -365,7 +365,9 @@ def estimate_errors(metric: Metric, said: Array, estimation: Estimation) -> Esti
     reach = t_quantile(0.5 + COVERAGE / 2.0, max(estimation.folds - 1, 1)) * math.hypot(
         chance, estimation.excess
     )
-    floor = 0.0 if np.all(said >= 0.0) or not metric.greater_is_better else -math.inf
+    # Errors are never negative, as those of all built-in metrics of numbers; what a user counts may be, such as a cost or a gain.
+    built_in = metric.name.partition("@")[0].isidentifier()
+    floor = 0.0 if built_in or np.all(said >= 0.0) else -math.inf
     ends = [max(end, floor) for end in (mean - reach, mean, mean + reach)]
     low, value, high = (float(metric.of_sums(np.array([end, 1.0]))) for end in ends)
     return Estimate(

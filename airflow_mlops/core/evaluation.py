@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.metrics import Metric, measure, resolve_metric
+from airflow_mlops.core.metrics import Metric, measure, resolve_metric, value_range
 from airflow_mlops.core.predictions import Graded, Predictions, text_codes
 from airflow_mlops.core.resampling import (
     Blocks,
@@ -34,7 +34,7 @@ class MetricInterval:
     """A metric with a bootstrap percentile interval.
 
     :param value: the metric on all rows.
-    :param low: lower end; ``None`` with too few rows to say.
+    :param low: lower end, within what the metric can be; ``None`` with too few rows to say.
     :param high: upper end; ``None`` with too few rows to say.
     """
 
@@ -236,7 +236,7 @@ class _Field:
         return MetricComparison(
             metric=metric.name,
             greater_is_better=metric.greater_is_better,
-            challenger=self._interval(value, drawn),
+            challenger=self._interval(value, drawn, value_range(metric.name)),
             champion=self._against(metric, value, drawn, self.champion)
             if self.champion is not None
             else None,
@@ -252,10 +252,14 @@ class _Field:
         value = measure(metric, graded)
         return value, self.blocks.resample(metric, graded, value)
 
-    def _interval(self, value: float, drawn: Resampled) -> MetricInterval:
+    def _interval(
+        self, value: float, drawn: Resampled, possible: tuple[float, float] = (-math.inf, math.inf)
+    ) -> MetricInterval:
         ends = percentile_interval(value, drawn, self.blocks.freedom, self.tail)
-        low, high = ends or (None, None)
-        return MetricInterval(value=value, low=low, high=high)
+        if ends is None:
+            return MetricInterval(value=value, low=None, high=None)
+        # Stretched, it may reach beyond what the metric can be.
+        return MetricInterval(value=value, low=max(ends[0], possible[0]), high=min(ends[1], possible[1]))
 
     def _against(self, metric: Metric, value: float, drawn: Resampled, graded: Graded) -> Rival:
         rival, rival_drawn = self._measure(metric, graded)
@@ -263,7 +267,7 @@ class _Field:
         gain, gains = sign * (value - rival), (drawn - rival_drawn).times(sign)
         error, freedom = gains.standard_error, self.blocks.freedom
         return Rival(
-            value=self._interval(rival, rival_drawn),
+            value=self._interval(rival, rival_drawn, value_range(metric.name)),
             uplift=gain / abs(rival) if rival else None,
             difference=self._interval(gain, gains),
             p_value=_p_value(gain, error, freedom),

@@ -129,6 +129,22 @@ DEFAULT_METRICS = {
 }
 
 
+def value_range(name: str) -> tuple[float, float]:
+    """Give the smallest and largest value a metric can have.
+
+    >>> value_range("accuracy"), value_range("r2"), value_range("my_metrics:profit")
+    ((0.0, 1.0), (-inf, 1.0), (-inf, inf))
+    """
+    kind, _, _ = name.partition("@")
+    if kind == "r2":
+        return -math.inf, 1.0
+    if kind == "brier":
+        return 0.0, 2.0  # summed over the labels
+    if kind in {*DEFAULT_METRICS["classification"]} - {"log_loss"}:
+        return 0.0, 1.0
+    return (0.0 if kind in {*_BUILT_IN, "quantile_loss"} else -math.inf), math.inf
+
+
 def resolve_metric(name: str) -> Metric:
     """Find a built-in metric by name, or a user's by import path.
 

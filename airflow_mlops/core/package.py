@@ -54,8 +54,8 @@ class TrainedOn:
     :param recipe: name of the way it was made, under which models of different age are compared.
     :param method_digest: of all that was asked for besides the rows, and of the code: of one recipe are only models that have the
         same; ``None``: an older release made it.
-    :param simple_prediction: what a model that knows nothing would always answer: the median or the most frequent
-        label of the training rows. Every challenger has to beat it.
+    :param simple_prediction: what a model that knows nothing would always answer: of the training rows the median, the mean or
+        a quantile, as the training's metric wants it, or the most frequent label. Every challenger has to beat it.
     :param class_shares: share of each label among the training rows; empty for a regression.
     """
 

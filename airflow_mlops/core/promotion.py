@@ -185,7 +185,7 @@ def _judge(
         return Check(
             name=name,
             outcome=Outcome.NOT_MEASURED,
-            reason=f"too few rows to tell it from chance ({FEWEST_ROWS} at least), judge on a longer window: {numbers}",
+            reason=f"too few rows to tell it from chance ({FEWEST_ROWS} at least, and several of a rare label), judge on a longer window: {numbers}",
         )
     if significance is not None and rival.p_value is not None and rival.p_value > significance:
         return Check(name=name, outcome=Outcome.FAIL, reason=f"not beyond chance: {numbers}")
@@ -199,6 +199,8 @@ def _judge(
 def _uplift(rival: Rival) -> str:
     if rival.uplift is None:
         return ""
+    if rival.uplift == 0.0:
+        return "just as good, "
     return f"{abs(rival.uplift):.1%} {'worse' if rival.uplift < 0.0 else 'better'}, "
 
 
@@ -240,9 +242,10 @@ def _no_worse(slices: SliceReport, *, named: bool) -> Check:
             if slices.unmeasured[_SHOWN_COLUMNS:]
             else ""
         )
+        remedy = "lower it, or leave them out of slices" if named else "or lower it"
         told.append(
             f"not measured by {shown}{more}: no part of the rows has {slices.minimum_rows}, the minimum_rows of slice_policy. "
-            "Judge on a longer window, lower it, or name the columns in slices"
+            f"Judge on a longer window, {remedy}"
         )
     outcome = Outcome.NOT_MEASURED if named and slices.unmeasured else Outcome.PASS
     reason = "; ".join(told) or "there are no slices: all rows have the same values in the columns"

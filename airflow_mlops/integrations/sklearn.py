@@ -450,6 +450,7 @@ def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator:
 
 
 def _selector(selection: FeatureSelection, classification: bool, seed: int) -> Any:
+    from sklearn.compose import TransformedTargetRegressor
     from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
     from sklearn.feature_selection import RFE, SelectFromModel
     from sklearn.impute import SimpleImputer
@@ -459,14 +460,21 @@ def _selector(selection: FeatureSelection, classification: bool, seed: int) -> A
 
     if selection.method == "l1":
         # The linear model ranks only; what it needs (no gaps, one scale) stays inside it.
-        linear = (
-            LogisticRegression(l1_ratio=1.0, solver="saga", C=0.1, max_iter=500, random_state=seed)
+        # So does the unit of the target: rates of a thousandth would leave no weight.
+        linear, weights = (
+            (LogisticRegression(l1_ratio=1.0, solver="saga", C=0.1, max_iter=500, random_state=seed), "coef_")
             if classification
-            else Lasso(alpha=0.01)
+            else (
+                TransformedTargetRegressor(Lasso(alpha=0.01), transformer=StandardScaler()),
+                "regressor_.coef_",
+            )
         )
         ranker = Pipeline([("fill", SimpleImputer()), ("scale", StandardScaler()), ("linear", linear)])
         return SelectFromModel(
-            ranker, max_features=selection.keep, threshold=1e-10, importance_getter="named_steps.linear.coef_"
+            ranker,
+            max_features=selection.keep,
+            threshold=1e-10,
+            importance_getter=f"named_steps.linear.{weights}",
         )
     trees = (ExtraTreesClassifier if classification else ExtraTreesRegressor)(
         n_estimators=100, random_state=seed

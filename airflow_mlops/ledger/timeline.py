@@ -594,7 +594,9 @@ def _drift(payload: Mapping[str, Any]) -> WindowDrift:
             )
             for item in features[:TOP_COLUMNS]
         ),
-        prediction_drifted=bool(prediction["drifted"]) if "drifted" in prediction else None,
+        prediction_drifted=bool(prediction["drifted"])
+        if prediction.get("measured", bool(prediction))
+        else None,
         report_url=payload.get("report_url"),
     )
 

@@ -131,6 +131,38 @@ class Windows(Entries):
             for checked, found in checks.items()
         ]
 
+    def matured_windows(
+        self,
+        model_name: str,
+        *,
+        before: datetime,
+        checked_after: datetime,
+        checked_before: datetime,
+        limit: int = 60,
+    ) -> list[Window]:
+        """List the windows whose time for late labels is over and that have no last grade yet, oldest first.
+
+        :param before: only those that ended by then.
+        :param checked_after: only those whose first grade is younger.
+        :param checked_before: only those whose first grade is as old as this.
+        :param limit: at most so many.
+        """
+        first = sa.func.min(entries.c.recorded_at)
+        last = sa.func.max(sa.case((entries.c.payload["final"].as_boolean(), 1), else_=0))
+        query = (
+            sa.select(entries.c.window_start, entries.c.window_end)
+            .where(
+                entries.c.kind == str(EntryKind.PERFORMANCE_CHECK),
+                entries.c.model_name == model_name,
+                entries.c.window_end <= before,
+            )
+            .group_by(entries.c.window_start, entries.c.window_end)
+            .having(sa.and_(first > checked_after, first <= checked_before, last == 0))
+            .order_by(entries.c.window_start, entries.c.window_end)
+            .limit(limit)
+        )
+        return self._windows(query)
+
     def unfinished_windows(self, model_name: str, *, before: datetime) -> list[Window]:
         """List the windows whose labels are still awaited, oldest first: not graded yet, or graded on a part of them.
 

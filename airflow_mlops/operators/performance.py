@@ -200,13 +200,22 @@ class CheckPerformanceOperator(StepOperator):
 
         if current is None:
             return []
-        start = Window.parse(**current).start
-        oldest = timezone.utcnow() - 2 * timedelta(days=float(self.maturity_days))
+        start, now = Window.parse(**current).start, timezone.utcnow()
+        maturity = timedelta(days=float(self.maturity_days))
+        oldest = now - 2 * maturity
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
             ungraded = ledger.ungraded_windows(self.model_name, before=start)
+            # Of short windows more are maturing than the newest; the last grade is due to the others all the same.
+            matured = ledger.matured_windows(
+                self.model_name, before=start, checked_after=oldest, checked_before=now - maturity
+            )
+            grades = {grade.window: grade for grade in ledger.grades(self.model_name, before=start)}
+            for window in matured:
+                if window not in grades:
+                    (grades[window],) = ledger.grades(self.model_name, window=window)
             maturing = [
                 grade
-                for grade in ledger.grades(self.model_name, before=start)
+                for grade in grades.values()
                 if not grade.final and grade.window not in ungraded and grade.first_checked_at > oldest
             ]
         # Nobody was graded in an undecided window yet: the champion of today is asked for. Later on, it is who was.

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class DriftSensor(WindowSensor):
     """Wait until a window was checked, or until the check found something.
 
+    Of performance the grade that stands counts: one on a part of the labels is followed by others. Where there are no labels to
+    wait for it is the estimate, if it is trusted.
+
     :param model_name: the model. (templated)
     :param window_start: first instant of the window; default the run's data interval, or what its partition key names. (templated)
     :param window_end: first instant after it. (templated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.hooks.bentoml import BentoMLHook
@@ -15,7 +16,7 @@ class EndpointReadySensor(PollSensor):
     """Wait until the model service answers, with a certain model and version if they are given.
 
     :param model_name: model it has to serve; default any. (templated)
-    :param model_version: version it has to serve; default any. (templated)
+    :param model_version: version it has to serve, or the whole output of a register or deploy task; default any. (templated)
     :param bentoml_conn_id: connection of the model service.
     """
 
@@ -26,7 +27,7 @@ class EndpointReadySensor(PollSensor):
         self,
         *,
         model_name: str | None = None,
-        model_version: str | None = None,
+        model_version: str | Mapping[str, Any] | None = None,
         bentoml_conn_id: str = BentoMLHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -37,8 +38,11 @@ class EndpointReadySensor(PollSensor):
 
     def poll_arguments(self) -> dict[str, Any]:
         """Give the arguments of :func:`~airflow_mlops.sensors.polls.endpoint_ready`."""
+        version = self.model_version
+        if isinstance(version, Mapping):
+            version = version["model_version"]
         return {
             "model_name": self.model_name or None,
-            "model_version": str(self.model_version) if self.model_version else None,
+            "model_version": str(version) if version else None,
             "bentoml_conn_id": self.bentoml_conn_id,
         }

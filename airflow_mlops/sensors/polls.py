@@ -122,15 +122,20 @@ def check_recorded(
     only_if_found: bool,
     ledger_conn_id: str,
 ) -> dict[str, Any] | None:
-    """Look for a window's check in the ledger."""
+    """Look for a window's check in the ledger; a grade that labels may still give is awaited, and the one that stands counts."""
     from airflow_mlops.ledger import EntryKind
 
     window = Window.parse(window_start, window_end)
     with LedgerHook(ledger_conn_id=ledger_conn_id).get_conn() as ledger:
-        entry = ledger.find(EntryKind(check), f"{model_name}|{window.key}")
+        if EntryKind(check) is EntryKind.PERFORMANCE_CHECK:
+            grade = next(iter(ledger.grades(model_name, window=window)), None)
+            entry = grade.entry if grade is not None and (grade.measured or grade.final) else None
+        else:
+            entry = ledger.find(EntryKind(check), f"{model_name}|{window.key}")
     if entry is None:
         return None
-    found = bool(entry.payload.get("drifted") or entry.payload.get("degraded"))
+    verdicts = ("drifted", "degraded", "estimate_degraded")
+    found = any(entry.payload.get(name) for name in verdicts)
     if only_if_found and not found:
         return None
     return {

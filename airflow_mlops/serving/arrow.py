@@ -135,7 +135,7 @@ def _column(table: pl.DataFrame, field: FieldSpec) -> list[Any]:
     given = table[field.name]
     fits = given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.Null)
     if field.type == "string":
-        texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null)
+        texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null)
         fits = given.dtype.is_integer() or given.dtype in texts
     if not fits:
         raise RequestError(422, f"{field.name}: expected {field.type}, got {given.dtype}")

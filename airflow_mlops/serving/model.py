@@ -347,7 +347,7 @@ def _not_importable(path: Path, err: ImportError) -> ArtifactIntegrityError:
         f"{path} holds objects of a module that this process can't import: {err}. Install it, with the versions the model was trained "
         "with, wherever models are loaded: tasks, services and images. For a service that tasks start, the module's folder in the "
         "PYTHONPATH of these tasks does as well (the Dag folder is on the path of tasks alone); a service that runs already has to be "
-        "stopped first"
+        "stopped first (airflow-mlops stop-service)"
     )
 
 

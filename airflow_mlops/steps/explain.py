@@ -79,6 +79,11 @@ class ExplainSpec:
     counterfactual_shift: float | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("maximum_rows", "explained_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExplainResult:
@@ -175,6 +180,8 @@ def _score(model: ServedModel, label: str | None) -> tuple[Score, str]:
     """Give the number that is explained, and its name."""
     classes = model.manifest.classes
     if classes is None:
+        if label is not None:
+            raise ValueError(f"explained_label is {label!r}, and the model answers numbers: leave it out")
         return model.score(), model.manifest.target
     chosen = label or classes[-1]
     what = "probability" if model.probabilities is not None else "share"

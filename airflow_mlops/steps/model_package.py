@@ -147,7 +147,7 @@ def write_package(
             recipe=recipe,
             method_digest=method_digest,
             simple_prediction=simple_prediction(
-                split.training[columns.target], classification=fitted.classification
+                split.training[columns.target], resolve_metric(fitted.score.metric), classes=classes or ()
             ),
             class_shares=class_shares(split.training[columns.target]) if fitted.classification else {},
         ),

@@ -15,6 +15,7 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.packages import require_signed
 
 if TYPE_CHECKING:
+    from airflow_mlops.integrations.mlflow import RegisteredVersion
     from airflow_mlops.services import Services
 
 
@@ -78,7 +79,7 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
                     f"{spec.alias} of {spec.model_name} is version {current} by now, not {spec.expected_version}: it stays"
                 )
             target = spec.model_version or _before(ledger, spec, current)
-        version = registry.version(spec.model_name, target)
+        version = _there(registry, spec, target)
         require_signed(version, services)
         ledger.move_alias(
             model_name=spec.model_name,
@@ -113,6 +114,18 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
         alias=spec.alias,
         version_url=registry.version_url(version),
     )
+
+
+def _there(registry: Registry, spec: RollBackSpec, target: str) -> RegisteredVersion:
+    try:
+        return registry.version(spec.model_name, target)
+    except ModelVersionNotFoundError as err:
+        if spec.model_version is not None:
+            raise
+        raise ModelVersionNotFoundError(
+            f"{spec.alias} of {spec.model_name!r} was version {target} before, and MLflow no longer has it: name model_version, one "
+            "that is there"
+        ) from err
 
 
 def _current(ledger: Ledger, spec: RollBackSpec) -> str:

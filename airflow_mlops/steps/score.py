@@ -85,7 +85,8 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
     """Predict in a stream and write each partition in one commit; what an earlier attempt has committed is not done again.
 
     :raises InsufficientDataError: the window has no rows.
-    :raises SchemaMismatchError: an input column is missing.
+    :raises SchemaMismatchError: an input column is missing, the time column holds no times, or a column that is copied has the name
+        of one that is made.
     :raises SignatureMismatchError: the model gives no finite number for some rows; nothing of their partition is written.
     """
     registry = Registry.connect(services)
@@ -95,6 +96,7 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
         else registry.version_by_alias(spec.model_name, spec.alias)
     )
     dataset = pin_dataset(spec.dataset, time_column=spec.time_column)
+    _require_columns(spec, dataset)
     model = load_version(registry, version, services)
     count, windows = _partitions(spec, dataset)
     work = work_key("score", dataset.uri, dataset.version, version.model_name, version.model_version)
@@ -135,6 +137,28 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
         partitions=len(windows),
         reused=len(written),
     )
+
+
+def _require_columns(spec: ScoreSpec, dataset: DatasetVersion) -> None:
+    """See that the copied columns can stand beside the predictions, and that rows can be placed in windows."""
+    names = [spec.id_column, spec.time_column]
+    made = [name for name in names if name in ("prediction", "model_version")]
+    if made or len(set(names)) < len(names):
+        raise SchemaMismatchError(
+            f"the predictions can't hold {' and '.join(map(repr, names))} beside 'prediction' and 'model_version': two columns would "
+            "have one name; give another id_column or time_column, or rename it when the data is ingested"
+        )
+    held = dataset.columns.get(spec.time_column)
+    windowed = spec.window is not None or spec.partition is not None
+    if held is not None and windowed and held != "Date" and not _is_instant(held):
+        raise SchemaMismatchError(
+            f"time column {spec.time_column!r} of {dataset.uri} holds {held}, and has to hold instants in UTC to be scored by window "
+            "or partition: name it as time_column when the table is ingested, which makes them of texts and naive times"
+        )
+
+
+def _is_instant(held: str) -> bool:
+    return held.startswith("Datetime") and "time_zone=None" not in held
 
 
 def _partitions(spec: ScoreSpec, dataset: DatasetVersion) -> tuple[int, list[Window | None]]:

@@ -358,6 +358,26 @@ class TestGradedAgain:
         assert (last["final"], last["labelled_share"]) == (True, pytest.approx(0.9, abs=0.01))
         assert self.unfinished(world) == []
 
+    def test_the_last_grade_comes_however_many_windows_are_maturing(self, world: World) -> None:
+        """Of 70 days that were graded 91 days ago on a part of their labels all are due, not the newest 60 alone."""
+        days = [
+            Window(start=AUGUST.start + timedelta(days=day), end=AUGUST.start + timedelta(days=day + 1))
+            for day in range(70)
+        ]
+        with world.ledger() as ledger:
+            ledger.record_all(
+                LedgerEntry(
+                    kind=EntryKind.PERFORMANCE_CHECK, key=f"{MODEL}|{day.key}", model_name=MODEL, window=day, subject="2",
+                    summary="graded", payload={"measured": True, "final": False}, actor="test",
+                    recorded_at=datetime.now(UTC) - timedelta(days=91),
+                )
+                for day in days
+            )  # fmt: skip
+        operator = CheckPerformanceOperator(task_id="check", model_name=MODEL)
+        late = operator._unfinished({"start": days[-1].end.isoformat(), "end": "2019-01-01"})
+        assert [item["window"]["start"] for item in late] == [to_dict(day)["start"] for day in days]
+        assert {item["model_version"] for item in late} == {"2"}
+
     def unfinished(self, world: World) -> list[Window]:
         with world.ledger() as ledger:
             return ledger.unfinished_windows(MODEL, before=SEPTEMBER.end)

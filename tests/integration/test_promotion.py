@@ -435,6 +435,11 @@ def test_a_version_deleted_from_mlflow_is_said_and_stops_nobody(
         assert run_step("promote", promotion(model, "3", "2"), services)["moved"]
     assert f"previous of {model} is version 1, which MLflow no longer has" in caplog.text
     assert aliases(services, model) == {"champion": "3", "previous": "2"}
+    Registry.connect(services).client.delete_model_version(model, "2")
+    back = {"model_name": model, "actor": "anna", "now": NOW}
+    with pytest.raises(ModelVersionNotFoundError, match=r"was version 2 before, .*: name model_version"):
+        run_step("roll-back", back, services)
+    assert aliases(services, model) == {"champion": "3"}
 
 
 def test_another_alias_leaves_champion_and_previous_alone(services: Services, model: str) -> None:

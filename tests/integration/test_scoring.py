@@ -99,6 +99,30 @@ def world(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> World
     return World(tmp_path_factory.mktemp("scoring"), mlflow_server)
 
 
+@pytest.mark.parametrize(
+    ("renamed", "more", "words"),
+    [
+        ({stream.ID: "prediction"}, {"id_column": "prediction"}, "two columns would have one name"),
+        ({stream.TIME: "model_version"}, {"time_column": "model_version"}, "two columns would have one name"),
+        ({}, {"id_column": stream.TIME}, "two columns would have one name"),
+        ({}, {"time_column": "naive"}, "'naive' of .* holds Datetime.*time_zone=None.*instants in UTC"),
+        ({}, {"time_column": "text"}, "'text' of .* holds String, .*instants in UTC"),
+        ({}, {"time_column": "text", "window": None, "partition": "day"}, "holds String, .*instants in UTC"),
+    ],
+)
+def test_columns_that_can_not_be_copied_or_windowed_are_named(
+    world: World, tmp_path: Path, renamed: dict[str, str], more: dict[str, Any], words: str
+) -> None:
+    odd = world.trips.head(50).with_columns(
+        naive=pl.col(stream.TIME).dt.replace_time_zone(None), text=pl.col(stream.TIME).dt.to_string()
+    )
+    uri = str(tmp_path / "odd")
+    columns = odd.rename(renamed)
+    delta.replace_window(uri, columns, time_column=renamed.get(stream.TIME, stream.TIME), window=None)
+    with pytest.raises(SchemaMismatchError, match=words):
+        world.score(str(tmp_path / "scored"), dataset=uri, **more)
+
+
 def test_rows_keep_their_answers(world: World) -> None:
     result = world.score("whole")
     assert (result["row_count"], result["partitions"], result["reused"]) == (world.trips.height, 1, 0)

@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from airflow_mlops import cli
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, wait_until
 from airflow_mlops.serving.local import Deployment
 from tests import endpoints
@@ -92,6 +93,20 @@ def test_its_end_loses_nothing(server: LocalServer, deploy: Deploy) -> None:
         callers.wait()  # refused, they have gone home
     assert callers.lost == []
     assert set(callers.answers) == {(200, "1")}
+
+
+def test_the_command_ends_it_and_the_next_deployment_starts_it(
+    server: LocalServer, deploy: Deploy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["stop-service", str(server.serving_dir)]
+    assert cli.main(command) == 1
+    assert "runs on this machine" in capsys.readouterr().err
+    deploy("1")
+    assert cli.main(command) == 0
+    assert server.url in capsys.readouterr().out
+    assert server.running() is None
+    server.require_free_port()
+    assert deploy("1").started
 
 
 def test_one_worker_that_is_asked_to_end_loses_nothing_while_the_other_goes_on(

@@ -69,6 +69,21 @@ class TestDetection:
         with pytest.raises(ValueError, match="no graded window"):
             detect_change([], promised=PROMISED)
 
+    def test_a_model_that_is_never_wrong_has_not_changed(self) -> None:
+        """A mistake in 500 rows may happen to it; one in twenty, window after window, is a change."""
+        promised = window(-1, 0.0, spread=0.0)
+
+        def found(*shares: float) -> bool:
+            seen = [
+                window(number, share, spread=math.sqrt(share * (1 - share)), rows=500)
+                for number, share in enumerate(shares)
+            ]
+            return detect_change(seen, promised=promised).changed
+
+        assert not found(*[0.0] * 20)
+        assert not found(0.0, 0.0, 0.002, 0.0, 0.0, 0.002, 0.0)
+        assert found(0.0, 0.0, 0.05, 0.05, 0.05)
+
     def test_losses_below_zero(self) -> None:
         promised = window(-1, -10.0)
         assert detect_change(windows(*[-7.0] * 3), promised=promised).changed

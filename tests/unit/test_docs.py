@@ -105,7 +105,7 @@ def test_every_option_of_the_commands_is_in_the_reference():
     }
     commands = [
         ["airflow_mlops.cli", name]
-        for name in ("demo", "ledger", "timeline", "score", "who-was-champion", "signing-key")
+        for name in ("demo", "ledger", "timeline", "score", "who-was-champion", "signing-key", "stop-service")
     ]
     for command in [*commands, ["airflow_mlops.steps"]]:
         shown = subprocess.run(

@@ -205,7 +205,26 @@ def cost_per_row(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 cost_per_row.per_row = True  # type: ignore[attr-defined]
 
 
+def margin(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """What a row costs, less the five it earns: below zero where it pays."""
+    return np.abs(target - prediction) - 5.0
+
+
+margin.per_row = True  # type: ignore[attr-defined]
+
+
 class TestNumbers:
+    def test_costs_below_zero(self) -> None:
+        """Cut off at zero they would be worse by all that was earned, and trusted."""
+        random = np.random.default_rng(0)
+        metric = resolve_metric("tests.unit.test_estimation:margin")
+        costs = np.abs(random.standard_normal(1000)) - 5.0
+        parts = [(check, np.full(len(check), costs.mean())) for _, check in stretches(1000)]
+        estimation = learn_error_estimation(metric, costs, parts)
+        estimate = estimate_errors(metric, np.full(500, costs.mean()), estimation)
+        assert estimate.value == pytest.approx(costs.mean())
+        assert estimate.low < costs.mean() < estimate.high
+
     @pytest.mark.parametrize("name", ["mae", "rmse"])
     def test_intervals_hold_what_turns_out(self, name: str) -> None:
         """Errors of known size, said exactly: 200 windows, of which 95 % or nearly (binomial, two deviations: 184)."""

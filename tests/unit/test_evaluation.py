@@ -332,6 +332,23 @@ class TestComparison:
         with pytest.raises(ValueError, match=r"labels have no distance to measure .*: choose accuracy"):
             measure(resolve_metric("mae"), words)
 
+    def test_no_interval_reaches_beyond_what_the_metric_can_be(self) -> None:
+        """Errors that come in a row stretch the interval of an accuracy of 95 % beyond one."""
+        truth = np.array(["a", "b"] * 300)
+        values = truth.copy()
+        values[-30:] = "a"
+        sure = np.where(values[:, None] == np.array(["a", "b"]), 0.99, 0.01)
+        report = compare_models(
+            target=truth,
+            challenger=Predictions(values=values, probabilities=sure, classes=("a", "b")),
+            champion=None,
+            baselines={},
+            metrics=["accuracy", "log_loss", "brier", "f1"],
+        )
+        ends = {item.metric: (item.challenger.low, item.challenger.high) for item in report.metrics}
+        assert ends["accuracy"][1] == 1.0
+        assert ends["log_loss"][0] == ends["brier"][0] == 0.0
+
     def test_the_same_rows_give_the_same_numbers(self) -> None:
         first, again = (compare(TARGET + 0.1, GUESS, metrics=["mae", "r2"]) for _ in range(2))
         assert first == again
@@ -358,6 +375,7 @@ class TestPromotion:
         assert worse.verdict is Verdict.REJECT
         assert worse.reason.startswith("no better: MAE 1.")
         assert re.search(r"rows \(\d+\.\d% worse, p", worse.reason), worse.reason
+        assert "rows (just as good, p" in verdict(NEAR, NEAR).reason
 
     def test_an_uplift_that_is_too_small_is_said(self) -> None:
         decision = verdict(NEAR, FAR, minimum_uplift=0.99)
@@ -415,7 +433,8 @@ class TestPromotion:
         decision = decide_promotion(report, PromotionPolicy())
         assert decision.verdict is Verdict.NO_VERDICT
         assert (
-            "too few rows to tell it from chance (20 at least), judge on a longer window" in decision.reason
+            "too few rows to tell it from chance (20 at least, and several of a rare label), judge on a longer window"
+            in decision.reason
         )
         worse = decide_promotion(
             compare(TARGET[:count] + 90.0, TARGET[:count], TARGET[:count]), PromotionPolicy()

@@ -171,6 +171,32 @@ def test_the_grade_that_stands_is_the_newest_that_measured(url: str) -> None:
         assert [found.window for found in ledger.grades("m", before=window(1).start)] == [window(0)]
 
 
+def test_windows_whose_time_for_labels_is_over(url: str) -> None:
+    """Window 0 has its last grade, window 1 is due, window 2 is young, window 3 was given up."""
+    grades = []
+    for index, days in enumerate((10, 10, 1, 40)):
+        first = replace(check(index), payload={"measured": True, "final": False})
+        grades.append(replace(first, recorded_at=START + timedelta(days=50 - days)))
+    last = replace(grades[0], key="m|last", payload={"measured": True, "final": True})
+    now = START + timedelta(days=50)
+
+    def matured(ledger: Ledger, **more: int) -> list[Window]:
+        return ledger.matured_windows(
+            "m",
+            before=window(9).start,
+            checked_after=now - timedelta(days=20),
+            checked_before=now - timedelta(days=10),
+            **more,
+        )
+
+    with Ledger.open(url) as ledger:
+        ledger.record_all(grades)
+        assert matured(ledger) == [window(0), window(1)]
+        assert matured(ledger, limit=1) == [window(0)]
+        ledger.record(replace(last, recorded_at=now))
+        assert matured(ledger) == [window(1)]
+
+
 def test_a_window_is_ungraded_until_it_is_measured_or_decided(url: str) -> None:
     short = check(0)
     short = replace(short, key=f"{short.key}|12", payload={"measured": False, "awaits_labels": True})

@@ -221,6 +221,9 @@ def test_an_endpoint_with_the_right_version(server: Server) -> None:
         task_id="wait", model_name="m", model_version="2", deferrable=True, poke_interval=0.1
     )
     assert polls.endpoint_ready(**sensor.poll_arguments()) is None
+    registered = {"model_name": "m", "model_version": "2"}  # what a register task returns
+    whole = EndpointReadySensor(task_id="whole", model_name="m", model_version=registered)
+    assert whole.poll_arguments() == sensor.poll_arguments()
     threading.Timer(
         0.3, server.answers.__setitem__, ["/status", (200, status | {"model_version": "2"})]
     ).start()
@@ -255,16 +258,42 @@ def test_a_check_that_found_something(ledger: Ledger) -> None:
         only_if_found=True, deferrable=True, poke_interval=0.1,
     )  # fmt: skip
 
-    def record(degraded: bool) -> None:
+    def record(suffix: str = "", **payload: bool) -> None:
         ledger.record(
             LedgerEntry(
-                kind=EntryKind.PERFORMANCE_CHECK, key=f"m|{WINDOW.key}", model_name="m", window=WINDOW, subject=None,
-                summary="graded", payload={"degraded": degraded}, actor="a", recorded_at=datetime(2019, 2, 1, tzinfo=UTC),
+                kind=EntryKind.PERFORMANCE_CHECK, key=f"m|{WINDOW.key}{suffix}", model_name="m", window=WINDOW, subject=None,
+                summary="graded", payload=payload, actor="a", recorded_at=datetime(2019, 2, 1, tzinfo=UTC),
             )
         )  # fmt: skip
 
-    assert polls.check_recorded(**sensor.poll_arguments()) is None
-    record(degraded=True)
+    def looked() -> dict[str, Any] | None:
+        return polls.check_recorded(**sensor.poll_arguments())
+
+    assert looked() is None
+    record("|version 1|0 labelled", measured=False, degraded=False, awaits_labels=True, final=False)
+    assert looked() is None
+    record(measured=True, degraded=False, final=False)
+    assert looked() is None
+    record("|800 labelled", measured=True, degraded=True, final=False)  # more labels, another verdict
+    assert waited(sensor)["found"] is True
+    record("|1000 labelled", measured=True, degraded=False, final=True)
+    assert looked() is None
+
+
+def test_without_labels_the_estimate_is_what_was_found(ledger: Ledger) -> None:
+    estimate = {
+        "measured": False, "degraded": False, "awaits_labels": False, "final": True, "estimate_degraded": True,
+    }  # fmt: skip
+    ledger.record(
+        LedgerEntry(
+            kind=EntryKind.PERFORMANCE_CHECK, key=f"m|{WINDOW.key}|version 1|0 labelled|final", model_name="m", window=WINDOW,
+            subject=None, summary="estimated", payload=estimate, actor="a", recorded_at=datetime(2019, 2, 1, tzinfo=UTC),
+        )
+    )  # fmt: skip
+    sensor = DriftSensor(
+        task_id="wait", model_name="m", window_start="2019-01-01", window_end="2019-02-01", check="performance_check",
+        only_if_found=True, deferrable=True, poke_interval=0.1,
+    )  # fmt: skip
     assert waited(sensor)["found"] is True
 
 

@@ -152,6 +152,16 @@ def lived(ledger: Ledger) -> None:
     ledger.record(drift(2, drifted=False))
 
 
+def test_answers_that_could_not_be_compared_are_not_called_steady(url: str) -> None:
+    compared, unmeasured, nothing = drift(0), drift(1), drift(2)
+    unmeasured.payload["prediction"] = {"measured": False, "drifted": False, "sentence": "too few rows"}
+    nothing.payload["prediction"] = None
+    with Ledger.open(url) as ledger:
+        ledger.record_all([compared, unmeasured, nothing])
+        windows = read_timeline(ledger, "m").windows
+    assert [item.drift.prediction_drifted for item in windows if item.drift] == [False, None, None]
+
+
 def test_a_window_tells_all_that_is_known(url: str) -> None:
     with Ledger.open(url) as ledger:
         lived(ledger)

@@ -41,7 +41,7 @@ from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, loa
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import model_package, select, training_spec
 from airflow_mlops.steps.code_version import code_version
-from airflow_mlops.steps.training_rows import Split, row_weights
+from airflow_mlops.steps.training_rows import Split, row_weights, simple_prediction
 from airflow_mlops.steps.training_spec import TrainResult, TrainSpec
 
 COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
@@ -586,6 +586,56 @@ def test_feature_selection_keeps_what_matters(method: Any) -> None:
     assert parity.passed, parity.reason
 
 
+@pytest.mark.parametrize(
+    ("numeric", "categorical"),
+    [
+        (["fare amount", "fare_amount"], ["größe m²"]),
+        (["variable", "1/x"], ["label"]),
+        (["probabilities"], ["é.%"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "estimator", ["ensemble.HistGradientBoostingRegressor", "linear_model.LogisticRegression"]
+)
+def test_columns_of_any_name_have_an_onnx_form(
+    numeric: list[str], categorical: list[str], estimator: str
+) -> None:
+    frame = rows().rename({"a": numeric[0], "kind": categorical[0]}).with_columns(pl.col("y").alias("target"))
+    frame = frame.with_columns(pl.col(numeric[0]).alias(name) for name in numeric[1:])
+    columns = ColumnRoles(target="target", time="t", numeric=(*numeric,), categorical=(*categorical,))
+    pipeline = sklearn.build_pipeline(Candidate(estimator=f"sklearn.{estimator}"), columns, seed=0)
+    features, target = sklearn.to_features(frame, columns), frame["target"].to_numpy()
+    learned = np.where(target > np.median(target), "high", "low") if "Logistic" in estimator else target
+    sklearn.fit(pipeline, features, learned, None)
+    signature = ModelSignature(
+        inputs=tuple(
+            FieldSpec(name=name, type="number" if name in numeric else "string") for name in columns.inputs
+        ),
+        output="y",
+    )
+    parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, features, signature, LIMITS)
+    assert parity.passed, parity.reason
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_selection_by_l1_does_not_depend_on_the_unit_of_the_target(unit: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = rows().with_columns(
+        pl.Series("c", rng.normal(size=600)), y=unit * (pl.col("a") + 2 * pl.Series(rng.normal(size=600)))
+    )
+    frame = frame.with_columns(d=pl.col("y") / unit - pl.col("a"))
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "c", "d"))
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator="sklearn.linear_model.LinearRegression"),
+        columns,
+        selection=sklearn.FeatureSelection(method="l1", keep=2),
+        seed=0,
+    )
+    sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
+    assert pipeline["selection"].get_support().tolist() == [True, False, True]
+    assert model_package.refused_types(sklearn.save_skops(pipeline, tmp_path / "model.skops")) == []
+
+
 def my_factory(alpha: float = 1.0) -> Pipeline:
     from sklearn.linear_model import Ridge
 
@@ -709,6 +759,45 @@ def test_age_shifts_weight_between_rows_and_takes_none_away() -> None:
     weights = row_weights(lone, replace(columns, weight="w"), 1.0)
     assert weights is not None
     assert weights.sum() == pytest.approx(3.0)
+
+
+def last_is_best(target: Any, prediction: Any) -> Any:
+    """A site's metric: too low costs nine times what too high does."""
+    return np.where(prediction < target, 9.0, 1.0) * np.abs(target - prediction)
+
+
+last_is_best.per_row = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("mae", 1.0),
+        ("rmse", float(np.exp(0.5))),
+        ("r2", float(np.exp(0.5))),
+        ("quantile_loss@0.9", float(np.exp(1.2816))),
+        ("tests.unit.test_training:last_is_best", float(np.exp(1.2816))),
+    ],
+)
+def test_a_simple_guess_is_the_best_constant(metric: str, expected: float) -> None:
+    """A model that knows nothing must not beat it: of skewed numbers the mean beats the median by RMSE."""
+    target = pl.Series(np.exp(np.random.default_rng(0).normal(size=40_000)))
+    assert simple_prediction(target, resolve_metric(metric)) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_simple_guess_is_the_best_label() -> None:
+    target = pl.Series(["no"] * 70 + ["yes"] * 30)
+    guesses = {
+        metric: simple_prediction(target, resolve_metric(metric), classes=("no", "yes"))
+        for metric in ("accuracy", "log_loss", "recall", "f1", "precision")
+    }
+    assert guesses == {
+        "accuracy": "no",
+        "log_loss": "no",
+        "recall": "no",
+        "f1": "yes",
+        "precision": "yes",
+    }
 
 
 def test_the_estimators_package_is_pinned() -> None:
@@ -908,6 +997,21 @@ def test_margins_are_no_probabilities(estimator: str, form: str | None, tmp_path
     else:
         assert answers.probabilities is None
         assert "gives no probabilities to compare" in served.manifest.serving_reason
+
+
+@pytest.mark.parametrize(
+    "names", [("label", "probabilities"), ("petal length (cm)", "1.Größe"), ("a b", "a_b")]
+)
+def test_columns_may_have_any_name(names: tuple[str, str], tmp_path: Path) -> None:
+    """skl2onnx changes what is no identifier, and what it calls a value of its own."""
+    frame = rows().rename(dict(zip(("a", "kind"), names, strict=True)))
+    frame = frame.with_columns(flag=pl.when(pl.col("y") > 1).then(pl.lit("yes")).otherwise(pl.lit("no")))
+    columns = ColumnRoles(target="flag", time="t", numeric=(names[0], "b"), categorical=names[1:])
+    candidate = Candidate(estimator="sklearn.linear_model.LogisticRegression")
+    model, served = packaged(candidate, columns, frame, tmp_path)
+    assert served.manifest.serving_form == "onnx", served.manifest.serving_reason
+    answers = served.answer({name: model.features[name].to_numpy() for name in columns.inputs})
+    assert answers.probabilities == pytest.approx(model.pipeline.predict_proba(model.features), abs=1e-5)
 
 
 def test_true_and_false_are_one_text_everywhere(tmp_path: Path) -> None:
