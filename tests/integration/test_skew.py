@@ -373,8 +373,8 @@ class TestPrivateColumns:
         assert raised.value.__suppress_context__ or raised.value.__context__ is None
 
     def test_a_column_that_is_none_is_refused(self, run: Any, window: Window) -> None:
-        with pytest.raises(SchemaMismatchError, match="private_columns: distanse is no input of fares"):
-            run(window, "warn", private_columns="distanse")
+        with pytest.raises(SchemaMismatchError, match="private_columns: length is no input of fares"):
+            run(window, "warn", private_columns="length")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
