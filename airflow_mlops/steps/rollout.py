@@ -447,9 +447,8 @@ class Rollout:
             model_name=self.model_name,
             subject=self.new.model_version,
             limit=1_000,
-            newest_first=False,
         )
-        mine = [entry.payload for entry in entries if entry.payload["rollout"] == self.spec.name]
+        mine = [entry.payload for entry in reversed(entries) if entry.payload["rollout"] == self.spec.name]
         attempt = max((int(payload["attempt"]) for payload in mine), default=1)
         events = [
             from_dict(RolloutEvent, payload["event"]) for payload in mine if payload["attempt"] == attempt
