@@ -48,10 +48,12 @@ FEATURE_PREFIX = "feature_"
 #: Prefix of those that stand for an input: whoever computes with inputs must not take them for it.
 PSEUDONYM_PREFIX = "pseudonym_"
 
-#: Rows that are turned into columns before the requests get their turn: Python runs one thread at a time, and a request that arrives
-#: meanwhile waits as long as this takes (about a third of a millisecond).
+#: Rows that are turned into columns before the requests get their turn: Python runs one thread at a time, and a request waits as
+#: long as this takes (about a third of a millisecond) whenever it comes back from the model or the network.
 _SLICE_ROWS = 128
-_PAUSE_SECONDS = 0.0003
+#: How many times as long the requests have their turn then; once, where so many rows wait that the log would fall behind.
+_TURNS, _HURRY_ROWS = 4.0, 50_000
+_LONGEST_TURN = 0.005
 #: One complaint a minute: a disk that is full is not helped by a log that fills it.
 _COMPLAINT_SECONDS = 60.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -193,7 +195,8 @@ class InferenceLog:
             if not waiting:
                 return
             frames: dict[str, list[pl.DataFrame]] = {}
-            slices = _Slices(self._columns, frames)
+            hurry = self._rows > _HURRY_ROWS or self._stopped.is_set()
+            slices = _Slices(self._columns, frames, 1.0 if hurry else _TURNS)
             taken = taken_bytes = 0
             try:
                 # One by one: what was written leaves the memory as it goes, not in one long go at the end.
@@ -283,9 +286,10 @@ class _Columns:
 class _Slices:
     """Turns requests into frames, a slice of rows at a time, and lets requests in between."""
 
-    def __init__(self, columns: _Columns, frames: dict[str, list[pl.DataFrame]]) -> None:
+    def __init__(self, columns: _Columns, frames: dict[str, list[pl.DataFrame]], turns: float) -> None:
         self.columns = columns
         self.frames = frames
+        self.turns = turns
         self.lost_rows = 0
         self._open: dict[int, list[_Request]] = {}
         self._rows = 0
@@ -305,9 +309,10 @@ class _Slices:
     def finish(self) -> None:
         for requests in self._open.values():
             for model_name in dict.fromkeys(request.model_name for request in requests):
+                started = time.perf_counter()
                 of_model = [request for request in requests if request.model_name == model_name]
                 self.frames.setdefault(model_name, []).extend(self._build(of_model))
-                time.sleep(_PAUSE_SECONDS)
+                time.sleep(min(self.turns * (time.perf_counter() - started), _LONGEST_TURN))
         self._open.clear()
         self._rows = 0
 
