@@ -230,7 +230,7 @@ def test_which_rows_are_used(table: str, services: Services) -> None:
             kind=EntryKind.PROMOTION,
             key=f"promotion|{seen.key}",
             window=None,
-            payload={"decision_key": decided.key},
+            payload={"alias": "champion", "model_version": seen.key, "decision_key": decided.key},
             **common,
         )
         with Ledger.open(str(services.ledger_url)) as ledger:
