@@ -185,7 +185,7 @@ def test_a_canary_that_answers_nonsense_is_rolled_back(stage: Stage) -> None:
 
 
 def test_a_shadow_answers_unseen_and_is_compared(stage: Stage) -> None:
-    plan = plan_rollout("shadow", seconds=3.0, looks=2, patience=10.0)
+    plan = plan_rollout("shadow", seconds=3.0, looks=2)
     with Traffic(stage.server.url) as traffic:
         progress = stage.roll_out("2", plan)
         assert traffic.answered.keys() == {"1"}
@@ -197,7 +197,7 @@ def test_a_shadow_answers_unseen_and_is_compared(stage: Stage) -> None:
 
 
 def test_blue_green_serves_the_new_one_and_keeps_the_old_one_warm(stage: Stage) -> None:
-    plan = plan_rollout("blue_green", seconds=3.0, looks=2, patience=10.0)
+    plan = plan_rollout("blue_green", seconds=3.0, looks=2)
     with Traffic(stage.server.url) as traffic:
         assert stage.advance("2", plan).wait_seconds
         assert stage.serving() == {"2"}

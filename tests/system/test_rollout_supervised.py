@@ -110,10 +110,10 @@ class Supervised:
         assert self.serving() == [("1", 0.5), ("2", 0.5)]
         return run
 
-    def ended(self, run: DagRun) -> list[tuple[str, str]]:
-        """Wait, a fraction of a phase, until the champion serves alone again and the ledger says so; gives what it says since the beginning."""
-        self.until(lambda: self.serving() == [("1", 1.0)])
-        self.until(lambda: self.rollout(run.dag_run_id)[-1][0] == "rolled_back")
+    def ended(self, run: DagRun, within_seconds: float) -> list[tuple[str, str]]:
+        """Wait until the champion serves alone again and the ledger says so; gives what it says since the beginning."""
+        self.until(lambda: self.serving() == [("1", 1.0)], within_seconds)
+        self.until(lambda: self.rollout(run.dag_run_id)[-1][0] == "rolled_back", within_seconds)
         self.until(lambda: self.task(run)["state"] == "failed")
         return self.rollout(run.dag_run_id)[1:]
 
@@ -178,7 +178,7 @@ def test_sigterm_to_the_task_takes_its_rollout_back(airflow: Supervised) -> None
     time.sleep(0.1)
     with contextlib.suppress(ProcessLookupError):  # once more: it must not keep the way back from its end
         os.killpg(task.pid, signal.SIGTERM)
-    told = airflow.ended(run)
+    told = airflow.ended(run, within_seconds=10.0)
     assert [what for what, _ in told] == ["stopping", "rolled_back"]
     assert all("RolloutError: the task was killed" in reason for _, reason in told)
 
@@ -186,7 +186,7 @@ def test_sigterm_to_the_task_takes_its_rollout_back(airflow: Supervised) -> None
 def test_a_task_that_is_marked_as_failed_takes_its_rollout_back(airflow: Supervised) -> None:
     run = airflow.begin("working", "running")
     mark_failed(airflow, run)
-    told = airflow.ended(run)
+    told = airflow.ended(run, within_seconds=10.0)
     assert [what for what, _ in told] == ["stopping", "rolled_back"]
     assert all("RolloutError: the task was killed" in reason for _, reason in told)
 
@@ -197,7 +197,7 @@ def test_a_task_that_waits_and_is_marked_as_failed_takes_its_rollout_back(airflo
     assert begun is not None
     airflow.until(lambda: read_lease(airflow.world.serving) > begun)  # by now the triggerer steers
     mark_failed(airflow, run)
-    told = airflow.ended(run)
+    told = airflow.ended(run, within_seconds=20.0)
     assert [what for what, _ in told] == ["stopping", "rolled_back"]
     assert all(reason == "the task was killed while it waited" for _, reason in told)
 
