@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
-from airflow_mlops.core.predictions import Predictions
 from airflow_mlops.core.signature import ModelSignature
 from airflow_mlops.core.signing import SIGNATURE_FILE
 from airflow_mlops.core.windows import Window
@@ -56,6 +53,7 @@ class TrainedOn:
         same; ``None``: an older release made it.
     :param simple_prediction: what a model that knows nothing would always answer: of the training rows the median, the mean or
         a quantile, as the training's metric wants it, or the most frequent label. Every challenger has to beat it.
+    :param constants: what it would answer by other metrics: median, mean and quantiles of the training rows' target; empty for labels.
     :param class_shares: share of each label among the training rows; empty for a regression.
     """
 
@@ -67,6 +65,7 @@ class TrainedOn:
     window_end: datetime | None = None
     rows: int
     simple_prediction: float | str
+    constants: tuple[float, ...] = ()
     class_shares: dict[str, float] = field(default_factory=dict)
     recipe: str | None = None
     method_digest: str | None = None
@@ -170,18 +169,6 @@ class PackageManifest:
         :raises ValueError: when it is no JSON, or naming each field that does not fit.
         """
         return from_dict(cls, json.loads(data))
-
-    def simple_answers(self, count: int) -> Predictions:
-        """Give what somebody would answer who knows only the target of the training rows.
-
-        :param count: number of answers.
-        """
-        shares = [self.trained_on.class_shares.get(label, 0.0) for label in self.classes or ()]
-        return Predictions(
-            values=np.full(count, self.trained_on.simple_prediction),
-            probabilities=np.tile(shares, (count, 1)) if sum(shares) > 0 else None,
-            classes=self.classes or (),
-        )
 
     def known_mismatch(self, predictions: Sequence[float | str]) -> str | None:
         """Compare the predictions for the known rows with the known ones.

@@ -11,6 +11,7 @@ import numpy as np
 from airflow_mlops.core.challengers import ChallengerCheck, Contender, measure_gap
 from airflow_mlops.core.metrics import resolve_metric, row_losses
 from airflow_mlops.core.predictions import Graded
+from airflow_mlops.core.simple_guess import simple_guess
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError, SchemaMismatchError
 from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
@@ -240,10 +241,9 @@ def _check(
         for newer in entrants
         if newer.version.model_version in newest and older is not newer
     )
-    manifest = entrants[0].model.manifest
-    simple = row_losses(
-        resolve_metric(spec.metric), Graded(target, manifest.simple_answers(len(target)))
-    ).values
+    metric = resolve_metric(spec.metric)
+    guess = simple_guess(entrants[0].model.manifest, target, metric)
+    simple = row_losses(metric, Graded(target, guess)).values
     return ChallengerCheck(
         window=spec.window,
         row_count=len(target),

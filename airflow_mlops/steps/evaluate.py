@@ -17,6 +17,7 @@ from airflow_mlops.core.model_card import describe_evaluation
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
 from airflow_mlops.core.resampling import cut_clusters
+from airflow_mlops.core.simple_guess import simple_guess
 from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, SchemaMismatchError
@@ -288,7 +289,7 @@ def _judge(
 
 def _guesses(spec: EvaluateSpec, challenger: ServedModel, target: NDArray[Any]) -> dict[str, Predictions]:
     """Give what somebody would answer who knows only the training rows' target, or the row before."""
-    simple = challenger.manifest.simple_answers(len(target))
+    simple = simple_guess(challenger.manifest, target, resolve_metric(spec.metric))
     guesses = {"a simple guess": simple}
     if spec.last_value:
         classes = challenger.manifest.classes or ()

@@ -34,7 +34,7 @@ from airflow_mlops.steps.estimation import (
     with_effective_count,
 )
 from airflow_mlops.steps.reference_profile import reference_profile
-from airflow_mlops.steps.training_rows import class_shares, simple_prediction
+from airflow_mlops.steps.training_rows import class_shares, constant_answers, simple_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -149,6 +149,7 @@ def write_package(
             simple_prediction=simple_prediction(
                 split.training[columns.target], resolve_metric(fitted.score.metric), classes=classes or ()
             ),
+            constants=() if fitted.classification else constant_answers(split.training[columns.target]),
             class_shares=class_shares(split.training[columns.target]) if fitted.classification else {},
         ),
         holdout=Holdout(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 
-from airflow_mlops.core.metrics import measure
-from airflow_mlops.core.predictions import Graded, Predictions
+from airflow_mlops.core.simple_guess import best_constant
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.steps.common import read_rows
@@ -30,11 +29,8 @@ if TYPE_CHECKING:
 RowRule = Literal["window", "all", "trailing", "since_change"]
 
 
-#: Metrics of labels by which the most frequent label for every row is as good as any; but for recall, by which the positive one
-#: is perfect, and nothing would ever be better.
-_OF_MOST = frozenset({"accuracy", "balanced_accuracy", "recall"})
-#: Rows on which constant answers are measured, about.
-_MEASURED_ROWS = 10_000
+#: Metrics of labels by which the most frequent label for every row is as good as any.
+_OF_MOST = frozenset({"accuracy", "balanced_accuracy"})
 
 
 class Split(NamedTuple):
@@ -196,8 +192,8 @@ def simple_prediction(target: pl.Series, metric: Metric, *, classes: Sequence[st
     """Give the answer that is best by the metric among those that are the same for every row.
 
     That is the mean, the median or a quantile where theory knows which, else the best of the mean and quantiles in steps of 5 %;
-    of labels the most frequent one, or the best by F1, precision and metrics of a user's own. Any other would be beaten by a model that knows
-    nothing either.
+    of labels the most frequent one, or the best by F1, precision, recall and metrics of a user's own. Any other would be beaten by a model
+    that knows nothing either.
 
     Source: Gneiting, "Making and evaluating point forecasts", Journal of the American Statistical Association 106, 2011.
 
@@ -209,35 +205,22 @@ def simple_prediction(target: pl.Series, metric: Metric, *, classes: Sequence[st
         usual = str(target.mode().sort()[0])
         if metric.needs_probabilities or metric.name in _OF_MOST:
             return usual
-        return _best_answer([usual, *classes], target, metric, classes)
+        return best_constant([usual, *classes], target.to_numpy(), metric, classes)
     numbers = target.cast(float)
     kind, _, level = metric.name.partition("@")
-    median: Any = numbers.quantile(float(level) if kind == "quantile_loss" else 0.5, "linear")
-    mean: Any = numbers.mean()
-    if kind in {"mae", "quantile_loss"}:
-        return float(median)
-    if kind in {"rmse", "r2"}:
-        return float(mean)
-    steps = np.quantile(numbers.to_numpy(), np.linspace(0.05, 0.95, 19))
-    return float(_best_answer([median, mean, *steps], numbers, metric, ()))
+    median, mean, *_ = constants = constant_answers(numbers)
+    if kind == "quantile_loss":
+        return float(np.quantile(numbers.to_numpy(), float(level)))
+    if kind in {"mae", "rmse", "r2"}:
+        return median if kind == "mae" else mean
+    return best_constant(constants, numbers.to_numpy(), metric, ())
 
 
-def _best_answer(
-    answers: Sequence[Any], target: pl.Series, metric: Metric, classes: Sequence[str]
-) -> float | str:
-    """Measure each as the answer to every row, on a part of very many; the first one where none can be measured."""
-    some = target.gather_every(max(1, len(target) // _MEASURED_ROWS)).to_numpy()
-    sign = 1.0 if metric.greater_is_better else -1.0
-
-    def gain(answer: Any) -> float:
-        given = Predictions(values=np.full(len(some), answer), classes=tuple(classes))
-        try:
-            return sign * measure(metric, Graded(some, given))
-        except Exception:  # noqa: BLE001 - a metric of the user's raises anything where all answers are the same
-            return -np.inf
-
-    best: float | str = max(answers, key=gain)
-    return best
+def constant_answers(target: pl.Series) -> tuple[float, ...]:
+    """Give median, mean and every twentieth quantile of numbers."""
+    numbers = target.cast(float).to_numpy()
+    quantiles = np.quantile(numbers, [0.5, *np.linspace(0.05, 0.95, 19)]).tolist()
+    return (quantiles[0], float(np.mean(numbers)), *quantiles[1:])
 
 
 def class_shares(target: pl.Series) -> dict[str, float]:

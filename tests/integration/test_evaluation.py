@@ -291,6 +291,41 @@ def test_labels_that_stay_are_a_guess_to_beat_by_any_metric(services: Services, 
     assert {(group["group"], group["row_count"]) for group in grouped} == {("(empty)", 200), ("1.0", 200)}
 
 
+@pytest.mark.parametrize("decides", ["rmse", "quantile_loss@0.9", "f1", "recall"])
+def test_a_model_that_knows_nothing_is_no_first_model_by_any_metric(
+    services: Services, tmp_path: Path, decides: str
+) -> None:
+    """The training's own constant is not the best one by another metric, so a model could beat it without knowing a thing."""
+    random, count = np.random.default_rng(0), 3_000
+    labels = decides in {"f1", "recall"}
+    numbers = np.exp(random.normal(size=count))
+    frame = pl.DataFrame(
+        {
+            "t": [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=place) for place in range(count)],
+            "x": random.normal(size=count),
+            "y": (numbers > 2.0).astype(int) if labels else numbers,
+        }
+    )
+    table = str(tmp_path / "noise")
+    delta.replace_window(table, frame, time_column="t", window=window_of(frame, "t"))
+    training = train(
+        services,
+        table,
+        f"noise_{decides.partition('@')[0]}",
+        estimator=f"sklearn.dummy.{'DummyClassifier' if labels else 'DummyRegressor'}",
+        estimator_params={
+            "rmse": {"strategy": "mean"},
+            "quantile_loss@0.9": {"strategy": "quantile", "quantile": 0.9},
+        }.get(decides, {"strategy": "constant", "constant": 1}),
+        metric="accuracy" if labels else "mae",
+        target="y",
+        numeric=["x"],
+        time_column="t",
+    )
+    result = evaluate(services, training, metric=decides)
+    assert outcomes(result)["baseline"] == "fail", result["reason"]
+
+
 def test_an_explanation_leaves_rows_without_a_label_out(services: Services, tmp_path: Path) -> None:
     random, count = np.random.default_rng(0), 1_000
     times = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=place) for place in range(count)]

@@ -794,7 +794,7 @@ def test_a_simple_guess_is_the_best_label() -> None:
     assert guesses == {
         "accuracy": "no",
         "log_loss": "no",
-        "recall": "no",
+        "recall": "yes",
         "f1": "yes",
         "precision": "yes",
     }
