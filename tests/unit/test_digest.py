@@ -17,7 +17,7 @@ from deltalake.schema import Field, PrimitiveType, Schema
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.digest import RowDigest
+from airflow_mlops.core.digest import FORMAT, RowDigest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta
 from airflow_mlops.services import Services
@@ -201,12 +201,14 @@ class TestWhatIsRead:
         table = str(tmp_path / "table")
         self.append(tmp_path, table, 0)
         path = tmp_path / "table/_airflow_mlops/digest.json"
-        ((files, columns, total),) = json.loads(path.read_text())
+        ((files, columns, total),) = json.loads(path.read_text())[FORMAT]
         told = {"columns": columns, "total": total} | change
-        path.write_text(json.dumps([[files, told["columns"], told["total"]]]))
+        path.write_text(json.dumps({FORMAT: [[files, told["columns"], told["total"]]]}))
         assert delta.describe(table).dataset_digest == from_scratch(table)
 
-    @pytest.mark.parametrize("text", ["", "[1]", "[[1, 2, 3]]", json.dumps({"a": 1}), "\x00"])
+    @pytest.mark.parametrize(
+        "text", ["", "[1]", "[[1, 2, 3]]", json.dumps({"a": 1}), json.dumps({FORMAT: [[1, 2, 3]]}), "\x00"]
+    )
     def test_what_is_remembered_may_be_torn(self, tmp_path: Path, text: str) -> None:
         table = str(tmp_path / "table")
         self.append(tmp_path, table, 0)

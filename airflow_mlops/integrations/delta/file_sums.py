@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 from airflow_mlops.core.batches import BATCH_ROWS
-from airflow_mlops.core.digest import RowDigest, RowSum
+from airflow_mlops.core.digest import FORMAT, RowDigest, RowSum
 from airflow_mlops.integrations.delta.tables import data_files
 from airflow_mlops.integrations.object_store import ObjectStore
 
@@ -71,7 +71,8 @@ def _whole(part: FileSum, rows: Mapping[str, int]) -> bool:
 
 def remember_sums(uri: str, parts: list[FileSum]) -> None:
     """Keep what a version's sum consists of; where that fails, the files are read again next time."""
-    text = json.dumps([[sorted(part.files), part.columns, _numbers(part.total)] for part in parts])
+    kept = [[sorted(part.files), part.columns, _numbers(part.total)] for part in parts]
+    text = json.dumps({FORMAT: kept})
     try:
         ObjectStore(uri).write(_FILE, text.encode())
     except OSError as err:
@@ -80,12 +81,12 @@ def remember_sums(uri: str, parts: list[FileSum]) -> None:
 
 def _recall(uri: str) -> list[FileSum]:
     try:
-        listed = json.loads(ObjectStore(uri).read(_FILE))
+        listed = json.loads(ObjectStore(uri).read(_FILE))[FORMAT]
         return [
             FileSum(frozenset(files), dict(columns), RowSum(_number(count), _number(first), _number(second)))
             for files, columns, (count, first, second) in listed
         ]
-    except (OSError, ValueError, TypeError) as err:
+    except (OSError, LookupError, ValueError, TypeError) as err:
         logger.debug("no digest is remembered for %s: %s", uri, err)
         return []
 
