@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from airflow_mlops.replay.loop import ReplayResult
+    from airflow_mlops.replay.result import ReplayResult
 
 _CHAMPION, _FIRST, _PROMOTED = "#1f77b4", "#b0b0b0", "#d62728"
 

@@ -19,15 +19,18 @@ from airflow_mlops.demo.processes import Children
 from airflow_mlops.demo.stack import Stack, start_mlflow
 from airflow_mlops.demo.workspace import NOTE, claimed
 from airflow_mlops.exceptions import MLOpsError
-from airflow_mlops.replay.loop import Replay, ReplayResult
+from airflow_mlops.replay.loop import Replay
 from airflow_mlops.replay.policies import NAMED
 from airflow_mlops.replay.report import table, write_report
+from airflow_mlops.replay.steps import LoopSteps
 from airflow_mlops.replay.stream import Stream, StreamConfig
 from airflow_mlops.services import Services
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from airflow_mlops.replay.result import ReplayResult
 
 #: Policies that look at no challengers; those that look at the inputs. One of the user's may look at both.
 _ALONE = tuple(name for name in NAMED if name != "challengers")
@@ -135,9 +138,7 @@ def replay_one(
         stream.windows,
     )
     result = Replay(
-        stream=own,
-        services=services,
-        folder=folder,
+        steps=LoopSteps(stream=own, services=services, folder=folder),
         policy=NAMED.get(policy, policy),
         parameters={"trailing_days": stream.reference.days},
         check_drift=policy in _DRIFT or policy not in NAMED,
