@@ -123,7 +123,7 @@ def _looks_around(part: Any) -> bool:
         )
     if isinstance(part, list):
         return any(map(_looks_around, part))
-    return part == "Len"
+    return isinstance(part, str) and part == "Len"
 
 
 class ValueHasher:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
@@ -178,6 +179,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     if work.frame is None:
         return _result(spec, None, 0)
     cast, schema = _fit(spec, writer, cleaner.shape(work.frame).collect_schema())
+    _require_order(spec, schema)
     _require_distance(spec, schema)
     writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
     passing = _watched(spec, writer, source)
@@ -278,12 +280,26 @@ def _require_arguments(spec: IngestSpec) -> None:
         )
     if spec.work_key is not None and spec.mode != "append":
         raise ValueError(f"work_key belongs to mode 'append'; mode {spec.mode!r} needs none")
+    _require_values(spec)
     parted = () if spec.partition is None else (spec.partition.column,)
     spec.retention.require_arguments(time_column=spec.time_column, window=spec.window)
     spec.cleaning.require_kept(
         [*_filled(spec), *spec.new_categories, *parted],
         as_they_are=(spec.time_column, spec.watermark_column, *parted),
     )
+
+
+def _require_values(spec: IngestSpec) -> None:
+    if not 0 <= spec.overlap < math.inf:
+        raise ValueError(
+            f"overlap {spec.overlap:g} is no distance below the watermark: give 0 or a positive number"
+        )
+    if spec.work_key in ("", "None"):
+        raise ValueError(
+            f"work_key {spec.work_key!r} names nothing, so only the first run would append: was it rendered from nothing?"
+        )
+    if len(set(spec.keys)) < len(spec.keys):
+        raise ValueError(f"keys {', '.join(spec.keys)} name a column twice")
 
 
 def _choose(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
@@ -382,10 +398,13 @@ def _filled(spec: IngestSpec) -> dict[str, str]:
 def _above(spec: IngestSpec, writer: delta.TableWriter, frame: pl.LazyFrame) -> pl.LazyFrame:
     import polars as pl
 
-    floor = _floor(spec, writer)
-    if floor is None or spec.watermark_column is None:
+    floor, name = _floor(spec, writer), spec.watermark_column
+    if floor is None or name is None:
         return frame
-    column = pl.col(spec.watermark_column)
+    given, table = delta.stored_schema(frame.collect_schema())[name], (writer.schema or {})[name]
+    if given != table and not (given.is_numeric() and table.is_numeric()):
+        return frame  # it has no order with the table's, and will be refused
+    column = pl.col(name).cast(given)
     return frame.filter((column >= floor if spec.overlap else column > floor) | column.is_null())
 
 
@@ -400,6 +419,14 @@ def _floor(spec: IngestSpec, writer: delta.TableWriter) -> Any:
     if isinstance(highest, date):
         return highest - timedelta(days=spec.overlap)
     return highest - (Decimal(str(spec.overlap)) if isinstance(highest, Decimal) else spec.overlap)
+
+
+def _require_order(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
+    dtype = schema.get(str(spec.watermark_column))
+    if dtype is not None and dtype.is_nested():
+        raise SchemaMismatchError(
+            f"watermark_column {spec.watermark_column!r} is {dtype}, of which none is the highest: take another column"
+        )
 
 
 def _require_distance(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
@@ -465,6 +492,12 @@ def _unique(spec: IngestSpec) -> list[str]:
     return list(spec.keys) or ([spec.id_column] if spec.id_column is not None else [])
 
 
+def _unique_beside_keys(spec: IngestSpec) -> list[str]:
+    if not spec.keys or spec.id_column is None or spec.keys == (spec.id_column,):
+        return []
+    return [spec.id_column]
+
+
 def _checked(
     spec: IngestSpec,
     work: _Work,
@@ -473,14 +506,11 @@ def _checked(
     source: Source,
 ) -> Iterator[pl.DataFrame]:
     """Hand the rows on; what is found wrong at the end is raised before anything is committed."""
-    yield from passing.watch(read())
-    require_unique(
-        read(),
-        _unique(spec),
-        passing.suspects(),
-        source=source.name,
-        what="key" if spec.keys else "id column",
-    )
+    ids = PassingRows(source.name, filled={}, unique=_unique_beside_keys(spec), categories={})
+    yield from ids.watch(passing.watch(read()))
+    what = "key" if spec.keys else "id column"
+    require_unique(read(), _unique(spec), passing.suspects(), source=source.name, what=what)
+    require_unique(read(), _unique_beside_keys(spec), ids.suspects(), source=source.name, what="id column")
     if work.source_marks:
         now = source.marks() or {}
         changed = [file for file, mark in work.source_marks.items() if now.get(file) != mark]

@@ -175,6 +175,10 @@ def find_source(
     :raises ValueError: it is none.
     :raises ConnectionConfigError: its connection was not handed over.
     """
+    if version is not None and (sql is not None or str(source).endswith(ENDINGS)):
+        raise ValueError(
+            f"source_version {version} belongs to a Delta table as source: a query or a file has no versions"
+        )
     if sql is not None:
         facts = _facts(services, str(conn_id), "sql")
         return QuerySource(sql, str(conn_id), facts["url"], spool)

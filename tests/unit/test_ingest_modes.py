@@ -93,6 +93,12 @@ class TestAppend:
             ingest(source, table, mode="append")  # the retry of whoever lost
             assert content(table)["x"] == list(range(5_000))
 
+    @pytest.mark.parametrize("work_key", ["", "None"])
+    def test_a_name_that_was_rendered_from_nothing(self, tmp_path: Path, table: str, work_key: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1])
+        with pytest.raises(ValueError, match="names nothing"):
+            ingest(source, table, mode="append", work_key=work_key)
+
     def test_a_file_that_changed(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=[1, 2])
         ingest(source, table, mode="append")
@@ -176,6 +182,12 @@ class TestUpsert:
             assert all(isinstance(error, CommitConflictError) for error in lost)
             assert content(table)["x"] == list(range(-1, 2_000))
 
+    def test_an_id_that_repeats_beside_the_keys(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1, 2], id=[7, 7])
+        with pytest.raises(SchemaMismatchError, match="id column 'id' has 1 repeated values, such as 7"):
+            ingest(source, table, mode="upsert", keys="x", id_column="id")
+        assert not delta.table_exists(table)
+
     def test_keys_that_name_no_row(self, tmp_path: Path, table: str) -> None:
         twice = land(tmp_path, "a.parquet", x=[1, 1, 2], y=["a", "a", "b"])
         with pytest.raises(
@@ -245,6 +257,37 @@ class TestIncremental:
         ingest(land(tmp_path, "a.parquet", x=[0, 4], w=[values[0], values[2]]), table, **how)
         ingest(land(tmp_path, "b.parquet", x=[1, 2, 4], w=[values[0], values[1], values[2]]), table, **how)
         assert content(table)["x"] == [0, 2, 4]
+
+    def test_a_time_of_another_zone(self, tmp_path: Path, table: str) -> None:
+        how = {"mode": "incremental", "watermark_column": "t"}
+        for name, hours in {"a": [1, 2], "b": [2, 3]}.items():
+            times = pl.Series([START + timedelta(hours=hour) for hour in hours])
+            source = land(tmp_path, f"{name}.parquet", t=times.dt.convert_time_zone("America/New_York"))
+            last = ingest(source, table, **how)
+        assert (last["row_count"], last["watermark"]) == (1, "2024-01-01T03:00:00+00:00")
+        assert last["dataset"]["row_count"] == 3
+
+    @pytest.mark.parametrize(
+        ("values", "arguments", "said"),
+        [
+            (["a"], {}, "x is String, the table has Int64"),
+            ([3], {"overlap": -5}, "overlap -5 is no distance"),
+            ([3], {"overlap": "nan"}, "overlap nan is no distance"),
+        ],
+    )
+    def test_what_is_not_above_or_below_anything(
+        self, tmp_path: Path, table: str, values: list[Any], arguments: dict[str, Any], said: str
+    ) -> None:
+        how: dict[str, Any] = {"mode": "incremental", "watermark_column": "x", "keys": "x"}
+        ingest(land(tmp_path, "a.parquet", x=[1, 2]), table, **how)
+        with pytest.raises(ValueError, match=said):
+            ingest(land(tmp_path, "b.parquet", x=values), table, **how, **arguments)
+
+    def test_of_lists_none_is_the_highest(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[[1], [2]])
+        with pytest.raises(SchemaMismatchError, match="of which none is the highest"):
+            ingest(source, table, mode="incremental", watermark_column="x")
+        assert not delta.table_exists(table)
 
     def test_below_a_text_there_is_no_overlap(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=[1], w=["2024-01-01"])

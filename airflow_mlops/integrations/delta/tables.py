@@ -29,6 +29,8 @@ def open_table(uri: str, version: int | None) -> DeltaTable:
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
     place = locate(uri)
+    if version is not None and not 0 <= version < 2**63:
+        raise DatasetNotFoundError(f"table {uri} has no version {version}: versions are counted from 0")
     try:
         with read_errors(uri):
             return DeltaTable(place.uri, version=version, storage_options=place.options)
