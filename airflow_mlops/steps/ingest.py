@@ -178,7 +178,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     work = _choose(spec, writer, source)
     if work.frame is None:
         return _result(spec, None, 0)
-    cast, schema = _fit(spec, writer, cleaner.shape(work.frame).collect_schema())
+    cast, schema = _fit(spec, writer, source.name, cleaner.shape(work.frame).collect_schema())
     _require_order(spec, schema)
     _require_distance(spec, schema)
     writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
@@ -456,7 +456,7 @@ def _highest(writer: delta.TableWriter, spec: IngestSpec) -> Any:
 
 
 def _fit(
-    spec: IngestSpec, writer: delta.TableWriter, given: Mapping[str, pl.DataType]
+    spec: IngestSpec, writer: delta.TableWriter, source: str, given: Mapping[str, pl.DataType]
 ) -> tuple[Callable[[pl.LazyFrame], pl.LazyFrame], dict[str, pl.DataType]]:
     """Give the rows the table's types, or the table theirs, as the policy says."""
     import polars as pl
@@ -464,12 +464,23 @@ def _fit(
     types = delta.stored_schema(given)
     table = writer.schema
     if table is not None:
+        types = {name: _of_table(dtype, table.get(name, dtype)) for name, dtype in types.items()}
+    delta.require_storable(types, source)
+    if table is not None:
         fit = fit_schema(table, types, policy=spec.schema_policy, where=spec.table)
         types = fit.rows
         if fit.widened and not _whole(spec):
             writer.widen(fit.widened)
     changed = [pl.col(name).cast(dtype) for name, dtype in types.items() if dtype != given[name]]
     return (lambda frame: frame.with_columns(changed) if changed else frame), types
+
+
+def _of_table(given: pl.DataType, table: pl.DataType) -> pl.DataType:
+    """Give a column without any value the table's type."""
+    import polars as pl
+
+    empty = given == pl.Null or (given == pl.List(pl.Null) and isinstance(table, pl.List))
+    return table if empty else given
 
 
 def _watched(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> PassingRows:

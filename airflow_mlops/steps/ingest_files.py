@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.batches import stream_batches
-from airflow_mlops.exceptions import DatasetNotFoundError, SchemaMismatchError, StorageError
+from airflow_mlops.exceptions import DatasetNotFoundError, MLOpsError, SchemaMismatchError, StorageError
+from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
@@ -123,15 +125,59 @@ def read_batches(frame: pl.LazyFrame, source: str) -> Iterator[pl.DataFrame]:
     """Read the rows a batch at a time.
 
     :raises SchemaMismatchError: the files differ, or one is broken.
+    :raises DatasetNotFoundError: one is not there any more.
+    :raises StorageError: the store does not answer any more.
     """
+    with reading(source):
+        yield from stream_batches(frame)
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Say what could not be read, and why; see :func:`read_batches`."""
     import polars as pl
 
     try:
-        yield from stream_batches(frame)
+        yield
     except pl.exceptions.PolarsError as err:
+        _require_same_types(source)
         raise SchemaMismatchError(
             f"{source} can't be read as one table: {_unreadable(source)}{str(err).splitlines()[0]}. Fix what it names at the source"
         ) from err
+    except FileNotFoundError as err:
+        raise DatasetNotFoundError(f"a file of {source} is not there any more: {err}") from err
+    except OSError as err:
+        raise StorageError(
+            f"could not read {source}: {str(err).splitlines()[0]}. Check that the store answers and its address"
+        ) from err
+
+
+def _require_same_types(source: str) -> None:
+    """Name the first of several Parquet files that has other columns or types than the first one.
+
+    :raises SchemaMismatchError: there is one.
+    """
+    import polars as pl
+
+    if not source.endswith(".parquet"):
+        return
+    first: tuple[str, dict[str, pl.DataType]] | None = None
+    for file in file_marks(source):
+        try:
+            types = dict(scan_files([file], name=source).collect_schema())
+        except (MLOpsError, OSError, pl.exceptions.PolarsError):
+            return  # what is wrong is not the columns
+        first = first or (file, types)
+        problems = [
+            f"{name} is {first[1].get(name, 'missing')} in {first[0]} and {types.get(name, 'missing')} in {file}"
+            for name in {**first[1], **types}
+            if first[1].get(name) != types.get(name)
+        ]
+        if problems:
+            raise SchemaMismatchError(
+                f"{source} can't be read as one table: column {'; '.join(problems[:5])}. Make them the same at the source, or "
+                "ingest the files one at a time, in mode 'append', with schema_policy='widen' for wider types and 'add_columns' for new columns"
+            )
 
 
 def _unreadable(source: str) -> str:

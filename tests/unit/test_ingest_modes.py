@@ -389,6 +389,75 @@ class TestSchemaPolicy:
             ingest(source, table)
         assert content(table) == {"x": [2**32 - 1], "kind": ["a"], "t": [START]}
 
+    def test_types_inside_others(self, tmp_path: Path, table: str) -> None:
+        days = pl.Series([[START], None], dtype=pl.List(pl.Datetime("ns", "Europe/Berlin")))
+        source = land(
+            tmp_path,
+            "a.parquet",
+            x=[1, 2],
+            few=pl.Series([[1], [2]], dtype=pl.List(pl.UInt16)),
+            pair=pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2)),
+            days=days,
+            deep=pl.Series([{"c": "a"}, None], dtype=pl.Struct({"c": pl.Categorical})),
+        )
+        for _ in range(2):
+            result = ingest(source, table, mode="append", work_key=str(_))
+        assert result["dataset"]["dataset_digest"] == delta.digest_window(
+            table, version=None, window=None, time_column=None
+        )
+        rows = content(table)
+        assert rows["pair"][0] == [1, 2]
+        assert rows["days"][0] == [START]
+        assert rows["deep"][0] == {"c": "a"}
+
+    @pytest.mark.parametrize(
+        ("columns", "said"),
+        [
+            ({"x": [timedelta(1)]}, "column 'x' is Duration"),
+            ({"x": [None]}, "column 'x' is Null, .* a column without any value"),
+            ({"x": [[None]]}, r"column 'x' is List\(Null\)"),
+            ({"x": [1], "X": [2]}, "columns 'x' and 'X' are one name to Delta"),
+        ],
+    )
+    def test_what_delta_does_not_have(
+        self, tmp_path: Path, table: str, columns: dict[str, Any], said: str
+    ) -> None:
+        source = land(tmp_path, "a.parquet", **columns)
+        with pytest.raises(SchemaMismatchError, match=said):
+            ingest(source, table)
+        assert not Path(table).exists()
+
+    def test_a_column_without_values_has_the_tables_type(self, tmp_path: Path, table: str) -> None:
+        for name, values in {"a": [1.5], "b": [None]}.items():
+            ingest(land(tmp_path, f"{name}.parquet", x=[name], fee=values), table, mode="append")
+        assert content(table) == {"x": ["a", "b"], "fee": [1.5, None]}
+
+    def test_a_number_too_large_for_the_table(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=pl.Series([1, 2**63], dtype=pl.UInt64))
+        for how in ({}, {"deduplicate_by": "x"}):
+            with pytest.raises(SchemaMismatchError, match="'x' for 1 out of .* values"):
+                ingest(source, table, **how)
+
+    def test_files_of_other_types(self, tmp_path: Path, table: str) -> None:
+        land(tmp_path, "a.parquet", x=[1])
+        land(tmp_path, "b.parquet", x=[1.5])
+        with pytest.raises(
+            SchemaMismatchError,
+            match=r"column x is Int64 in .*a.parquet and Float64 in .*b.parquet.*schema_policy",
+        ):
+            ingest(str(tmp_path / "*.parquet"), table)
+
+    def test_a_table_with_rules_of_its_own(self, tmp_path: Path, table: str) -> None:
+        write_deltalake(
+            table, pl.DataFrame({"x": [1]}).to_arrow(), configuration={"delta.appendOnly": "true"}
+        )
+        DeltaTable(table).alter.add_constraint({"small": "x < 5"})
+        with pytest.raises(SchemaMismatchError, match="append-only"):
+            ingest(land(tmp_path, "a.parquet", x=[2]), table)
+        with pytest.raises(SchemaMismatchError, match="failed validation check"):
+            ingest(land(tmp_path, "b.parquet", x=[7]), table, mode="append")
+        assert content(table) == {"x": [1]}
+
     def test_new_categories(self, tmp_path: Path, table: str) -> None:
         how: dict[str, Any] = {"mode": "append", "new_categories": {"city": 1}}
         ingest(land(tmp_path, "a.parquet", city=["Rome", "Oslo", None]), table, **how)

@@ -6,7 +6,12 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from airflow_mlops.exceptions import CommitConflictError, DatasetNotFoundError, StorageError
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    DatasetNotFoundError,
+    SchemaMismatchError,
+    StorageError,
+)
 from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
@@ -108,6 +113,11 @@ def write_errors(uri: str) -> Iterator[None]:
         yield
     except (OSError, DeltaError) as err:
         text = _one_line(err)
+        if "append-only" in text or "failed validation check" in text:
+            raise SchemaMismatchError(
+                f"{uri} does not take these rows: {text}. The previous version is untouched; fix the rows, "
+                "or change the table's own rules (append-only, NOT NULL, constraints)"
+            ) from err
         if isinstance(err, CommitFailedError) and "os error" not in text:
             raise CommitConflictError(
                 f"another write to {uri} came first: {text}. Nothing was written; run the task again"
