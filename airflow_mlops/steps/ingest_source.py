@@ -82,7 +82,7 @@ class FileSource:
         # The files are always those of marks(): polars' own pattern takes hidden ones, too.
         files = list(self.marks() if wanted.parts is None else wanted.parts)
         if not self.name.endswith(CONVERTED):
-            return scan_files(files, name=self.name, texts=wanted.texts)
+            return scan_files(files, name=self.name, texts=wanted.texts, table=wanted.table)
         local = (copy_to_disk(file, self.name, self._spool.folder) for file in files)
         return spool_files(local, self._spool.folder, self.name)
 
@@ -141,7 +141,7 @@ class WebSource:
         self._fetched()
         if self._file.suffix in CONVERTED:
             return spool_files([self._file], self._spool.folder, self.name)
-        return scan_files([str(self._file)], name=self.name, texts=wanted.texts)
+        return scan_files([str(self._file)], name=self.name, texts=wanted.texts, table=wanted.table)
 
     @property
     def _file(self) -> Path:

@@ -204,6 +204,57 @@ class TestSources:
         assert "time column 't' has 2 nulls" in str(self.refuse(tmp_path, source, window=window))
 
 
+class TestTextOfFiles:
+    """What stands in a file as text is read as the table has it, and as all rows have it where there is no table."""
+
+    def ingest(self, folder: Path, name: str, text: str) -> dict[Any, Any]:
+        """Append a file; give column ``x`` of the table by its ``y``."""
+        (folder / name).write_text(text)
+        table = str(folder / "table")
+        run_step("ingest", {"source": str(folder / name), "table": table, "mode": "append"}, Services())
+        return dict(delta.read_table(table).select("y", "x").collect().rows())
+
+    @pytest.mark.parametrize(
+        ("texts", "column"),
+        [
+            (["1"] * 200 + ["2.5"], [1.0] * 200 + [2.5]),
+            (["1"] * 200 + ["A7"], ["1"] * 200 + ["A7"]),
+            (["true"] * 200 + ["maybe"], ["true"] * 200 + ["maybe"]),
+            (["0.5"] * 200 + [""], [0.5] * 200 + [None]),
+        ],
+    )
+    def test_a_new_table_has_the_type_of_all_rows(
+        self, tmp_path: Path, texts: list[str], column: list[Any]
+    ) -> None:
+        lines = [f"{number},{text}" for number, text in enumerate(texts)]
+        found = self.ingest(tmp_path, "a.csv", "\n".join(["y,x", *lines]))
+        assert found == dict(enumerate(column))
+
+    def test_a_file_without_rows_says_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("y,x\n")
+        (tmp_path / "b.csv").write_text("y,x\nb,5\n")
+        spec = {"source": str(tmp_path / "*.csv"), "table": str(tmp_path / "table")}
+        assert run_step("ingest", spec, Services())["dataset"]["columns"] == {"y": "String", "x": "Int64"}
+
+    @pytest.mark.parametrize(
+        ("first", "then", "read"),
+        [("1.5", "2", 2.0), ("5", "", None), ("A7", "007", "007"), ("true", "", None)],
+    )
+    def test_a_table_keeps_its_types(self, tmp_path: Path, first: str, then: str, read: Any) -> None:
+        self.ingest(tmp_path, "a.csv", f"y,x\na,{first}\n")
+        assert self.ingest(tmp_path, "b.csv", f"y,x\nb,{then}\n")["b"] == read
+
+    @pytest.mark.parametrize("then", ["2.5", "A7"])
+    def test_what_is_none_of_its_type_is_refused(self, tmp_path: Path, then: str) -> None:
+        self.ingest(tmp_path, "a.csv", "y,x\na,5\n")
+        with pytest.raises(SchemaMismatchError, match=r"x is (Float64|String), the table has Int64"):
+            self.ingest(tmp_path, "b.csv", f"y,x\nb,{then}\n")
+
+    def test_a_whole_number_of_json_in_a_column_of_floats(self, tmp_path: Path) -> None:
+        self.ingest(tmp_path, "a.jsonl", '{"y": "a", "x": 1.5}\n')
+        assert self.ingest(tmp_path, "b.jsonl", '{"y": "b", "x": 2}\n') == {"a": 1.5, "b": 2.0}
+
+
 def test_every_key_of_json_lines_is_seen(tmp_path: Path) -> None:
     """Wherever it comes first: in a late line, or in another file than the first."""
     table = str(tmp_path / "table")

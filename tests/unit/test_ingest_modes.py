@@ -435,7 +435,7 @@ class TestSchemaPolicy:
     def test_a_number_too_large_for_the_table(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=pl.Series([1, 2**63], dtype=pl.UInt64))
         for how in ({}, {"deduplicate_by": "x"}):
-            with pytest.raises(SchemaMismatchError, match="'x' for 1 out of .* values"):
+            with pytest.raises(SchemaMismatchError, match=r"'x' for 1 out of .* values"):
                 ingest(source, table, **how)
 
     def test_files_of_other_types(self, tmp_path: Path, table: str) -> None:

@@ -188,7 +188,8 @@ def _inner(dtype: pl.List | pl.Array) -> pl.DataType:
 
 def _known(dtype: Any) -> pl.DataType:
     """Polars may name a type by its class."""
-    return dtype() if isinstance(dtype, type) else dtype
+    known: pl.DataType = dtype() if isinstance(dtype, type) else dtype
+    return known
 
 
 def require_storable(schema: Mapping[str, pl.DataType], source: str) -> None:
