@@ -33,7 +33,7 @@ from airflow_mlops.steps.ingest_spool import Spool
 from airflow_mlops.steps.retention import Retention, RetentionReport, retain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import polars as pl
 
@@ -178,23 +178,23 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     work = _choose(spec, writer, source)
     if work.frame is None:
         return _result(spec, None, 0)
-    cast, schema = _fit(spec, writer, source.name, cleaner.shape(work.frame).collect_schema())
+    given = cleaner.shape(work.frame).collect_schema()
+    cast, schema = _fit(spec, writer, source.name, given)
     _require_order(spec, schema)
     _require_distance(spec, schema)
     writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
     passing = _watched(spec, writer, source)
     rows = work.frame
 
-    def read() -> Iterator[pl.DataFrame]:
-        return cleaner.read(rows, lambda frame: cast(cleaner.shape(frame)))
+    def read(only: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+        return cleaner.read(rows, lambda frame: cast(cleaner.shape(frame)).select(only or list(schema)))
 
     passing_digest = PassingDigest(schema, spec.time_column)
     # Rows are looked at while those before them are written.
     frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, read, source)))
-    if writer.version is None:
-        first = list(itertools.islice(frames, _BEFORE_A_TABLE))
-    else:
-        first = list(itertools.islice(frames, 1))
+    first = list(itertools.islice(frames, _BEFORE_A_TABLE if writer.version is None else 1))
+    if len(first) == _BEFORE_A_TABLE:
+        _look_through(spec, source, _told(spec, given, schema), read)
     if not sum(batch.height for batch in first):
         if spec.mode == "replace" or writer.version is None:
             raise InsufficientDataError(f"{source.name} has no rows{_place(spec)}: has its data arrived?")
@@ -517,11 +517,7 @@ def _checked(
     source: Source,
 ) -> Iterator[pl.DataFrame]:
     """Hand the rows on; what is found wrong at the end is raised before anything is committed."""
-    ids = PassingRows(source.name, filled={}, unique=_unique_beside_keys(spec), categories={})
-    yield from ids.watch(passing.watch(read()))
-    what = "key" if spec.keys else "id column"
-    require_unique(read(), _unique(spec), passing.suspects(), source=source.name, what=what)
-    require_unique(read(), _unique_beside_keys(spec), ids.suspects(), source=source.name, what="id column")
+    yield from _looked_at(spec, passing, read, source)
     if work.source_marks:
         now = source.marks() or {}
         changed = [file for file, mark in work.source_marks.items() if now.get(file) != mark]
@@ -529,6 +525,34 @@ def _checked(
             raise CommitConflictError(
                 f"{changed[0]} changed while it was read. Nothing was written; run the task again when it is whole"
             )
+
+
+def _looked_at(
+    spec: IngestSpec, passing: PassingRows, read: Callable[[], Iterator[pl.DataFrame]], source: Source
+) -> Iterator[pl.DataFrame]:
+    ids = PassingRows(source.name, filled={}, unique=_unique_beside_keys(spec), categories={})
+    yield from ids.watch(passing.watch(read()))
+    what = "key" if spec.keys else "id column"
+    require_unique(read(), _unique(spec), passing.suspects(), source=source.name, what=what)
+    require_unique(read(), _unique_beside_keys(spec), ids.suspects(), source=source.name, what="id column")
+
+
+def _told(spec: IngestSpec, given: Mapping[str, pl.DataType], schema: Mapping[str, pl.DataType]) -> list[str]:
+    """Give the columns by which rows may be refused."""
+    return [name for name in schema if name in _filled(spec) or given[name] != schema[name]]
+
+
+def _look_through(
+    spec: IngestSpec,
+    source: Source,
+    columns: list[str],
+    read: Callable[[Sequence[str]], Iterator[pl.DataFrame]],
+) -> None:
+    """Look at the rows before a table is made for them: those that are refused would leave it there, empty."""
+    if columns:
+        passing = PassingRows(source.name, filled=_filled(spec), unique=_unique(spec), categories={})
+        for _ in _looked_at(spec, passing, lambda: read(columns), source):
+            pass
 
 
 def _write(

@@ -496,6 +496,32 @@ def test_an_id_that_repeats_far_apart(tmp_path: Path, table: str) -> None:
     assert not delta.table_exists(table)
 
 
+@pytest.mark.parametrize(
+    ("last", "arguments", "said"),
+    [
+        (0, {"id_column": "x"}, "id column 'x' has 1 repeated values"),
+        (None, {"keys": "x", "mode": "upsert"}, "key column 'x' has 1 nulls"),
+        (None, {"id_column": "x", "deduplicate_by": "y"}, "id column 'x' has 1 nulls"),
+        (2**63, {}, "'x' for 1 out of"),
+    ],
+)
+def test_rows_that_are_refused_late_are_no_table(
+    tmp_path: Path, table: str, last: Any, arguments: dict[str, Any], said: str
+) -> None:
+    count = 2_000_000
+    numbers = pl.int_range(count, eager=True, dtype=pl.UInt64)
+    dtype = pl.UInt64 if last == 2**63 else pl.Int64
+    source = land(
+        tmp_path,
+        "a.parquet",
+        x=pl.concat([numbers.cast(dtype), pl.Series([last], dtype=dtype)]),
+        y=range(count + 1),
+    )
+    with pytest.raises(SchemaMismatchError, match=said):
+        ingest(source, table, **arguments)
+    assert not Path(table).exists()
+
+
 def test_no_rows_are_no_table(tmp_path: Path, table: str) -> None:
     source = land(tmp_path, "a.parquet", x=pl.Series([], dtype=pl.Int64))
     for mode in ("replace", "append"):
