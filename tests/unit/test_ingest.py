@@ -170,6 +170,12 @@ class TestSources:
         assert "column 't'" in str(error)
         assert "yesterday" in str(error)
 
+    @pytest.mark.parametrize("text", ["01/02/2024", "2024-01-02T25:00", "2024", ""])
+    def test_a_time_of_which_the_month_would_be_a_guess(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "rows.jsonl").write_text(f'{{"t": "2024-01-02"}}\n{{"t": "{text}"}}\n')
+        error = self.refuse(tmp_path, str(tmp_path / "rows.jsonl"))
+        assert f"time column 't' holds {text!r}, which is no ISO 8601 time" in str(error)
+
     def test_files_that_differ(self, tmp_path: Path) -> None:
         land(tmp_path, "a.parquet", t=[datetime(2024, 1, 2)], x=[1.0])
         land(tmp_path, "b.parquet", t=[datetime(2024, 1, 2)], y=[1.0])
@@ -202,6 +208,20 @@ class TestSources:
     def test_a_row_without_a_time_is_counted_not_dropped(self, tmp_path: Path, window: object) -> None:
         source = land(tmp_path, t=[None, datetime(2024, 1, 2), None], x=[1.0, 2.0, 3.0])
         assert "time column 't' has 2 nulls" in str(self.refuse(tmp_path, source, window=window))
+
+
+def test_times_are_read_however_iso_writes_them(tmp_path: Path) -> None:
+    texts = ["2024-01-02", "2024-01-02T03:00", "2024-01-02 04:00:00.5Z", "2024-01-02T06:00:00+01:00"]
+    (tmp_path / "rows.csv").write_text("t\n" + "\n".join(texts))
+    spec = {"source": str(tmp_path / "rows.csv"), "table": str(tmp_path / "table"), "time_column": "t"}
+    run_step("ingest", spec, Services())
+    times = sorted(delta.read_table(str(tmp_path / "table")).collect()["t"])
+    assert [time.isoformat(timespec="milliseconds")[11:23] for time in times] == [
+        "00:00:00.000",
+        "03:00:00.000",
+        "04:00:00.500",
+        "05:00:00.000",
+    ]
 
 
 class TestTextOfFiles:

@@ -424,6 +424,9 @@ class TestTable:
     def test_a_folder_that_is_none(self, tmp_path: Path, table: str) -> None:
         with pytest.raises(ValueError, match=r"must end in one of .*\.avro, or be a Delta table"):
             ingest(table, source=str(tmp_path))
+        (tmp_path / "rows.csv.gz").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"must end in one of .*\.avro, or be a Delta table"):
+            ingest(table, source=str(tmp_path / "rows.csv.gz"))
 
 
 def write_orc(frame: pl.DataFrame, path: Path) -> None:
