@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from airflow_mlops.exceptions import SchemaMismatchError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import polars as pl
 
@@ -17,6 +20,7 @@ def csv_types(
     files: Sequence[str],
     scan: Callable[..., pl.LazyFrame],
     *,
+    name: str,
     table: Mapping[str, pl.DataType],
     texts: Sequence[str],
 ) -> dict[str, pl.DataType]:
@@ -25,22 +29,34 @@ def csv_types(
     Rows are looked at where the guess is not the table's type, so of a table with the same types no more than the first ones are.
 
     :param scan: of files, with options of ``polars.scan_csv``.
+    :param name: what the files were found by, for messages.
     :param table: types of the table that the rows are for, by column.
     :param texts: columns that are taken as they stand.
+    :raises SchemaMismatchError: two columns have the same name.
     """
     import polars as pl
 
     guessed = _guess(files, scan)
+    _require_names(guessed, name)
     types: dict[str, pl.DataType] = {}
     wanted: dict[str, list[pl.DataType]] = {}
-    for name, dtype in guessed.items():
-        types[name] = table.get(name, pl.String()) if name not in texts else pl.String()
-        known = types[name]
-        if name in texts or known == dtype or (name in table and known == pl.String):
+    for column, dtype in guessed.items():
+        types[column] = known = pl.String() if column in texts else table.get(column, pl.String())
+        if column in texts or known == dtype or (column in table and known == pl.String):
             continue
-        wanted[name] = [known, *_wider(dtype)] if name in table and _readable(known) else _wider(dtype)
-        types[name] = pl.String()
+        wanted[column] = [known, *_wider(dtype)] if column in table and _readable(known) else _wider(dtype)
+        types[column] = pl.String()
     return types | _first_that_reads(files, scan, wanted)
+
+
+def _require_names(columns: Iterable[str], name: str) -> None:
+    """Find what polars makes of a name that comes twice."""
+    renamed = [re.fullmatch(r"(.*)_duplicated_\d+", column, re.DOTALL) for column in columns]
+    twice = sorted({found[1] for found in renamed if found} & {*columns})
+    if twice:
+        raise SchemaMismatchError(
+            f"{name} has two columns named {', '.join(twice)}: rename one at the source"
+        )
 
 
 def _guess(files: Sequence[str], scan: Callable[..., pl.LazyFrame]) -> dict[str, pl.DataType]:

@@ -61,7 +61,9 @@ def scan_files(
         frame = scan(files)
         frame.collect_schema()
         if suffix == ".csv":
-            frame = scan(files, schema_overrides=csv_types(files, scan, table=table or {}, texts=texts))
+            frame = scan(
+                files, schema_overrides=csv_types(files, scan, name=name, table=table or {}, texts=texts)
+            )
             frame.collect_schema()
     except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
         _require_same_columns(files, scan, name)

@@ -250,6 +250,10 @@ class TestTextOfFiles:
         found = self.ingest(tmp_path, "a.csv", "\n".join(["y,x", *lines]))
         assert found == dict(enumerate(column))
 
+    def test_a_name_that_comes_twice(self, tmp_path: Path) -> None:
+        with pytest.raises(SchemaMismatchError, match="two columns named x: rename one"):
+            self.ingest(tmp_path, "a.csv", "y,x,x\n1,2,3\n")
+
     def test_a_file_without_rows_says_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text("y,x\n")
         (tmp_path / "b.csv").write_text("y,x\nb,5\n")
