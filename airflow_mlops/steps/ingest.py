@@ -467,12 +467,26 @@ def _fit(
         types = {name: _of_table(dtype, table.get(name, dtype)) for name, dtype in types.items()}
     delta.require_storable(types, source)
     if table is not None:
-        fit = fit_schema(table, types, policy=spec.schema_policy, where=spec.table)
+        fit = fit_schema(_left_of(table, spec, types), types, policy=spec.schema_policy, where=spec.table)
         types = fit.rows
         if fit.widened and not _whole(spec):
             writer.widen(fit.widened)
     changed = [pl.col(name).cast(dtype) for name, dtype in types.items() if dtype != given[name]]
     return (lambda frame: frame.with_columns(changed) if changed else frame), types
+
+
+def _left_of(
+    table: Mapping[str, pl.DataType], spec: IngestSpec, types: Mapping[str, pl.DataType]
+) -> dict[str, pl.DataType]:
+    """Give the table's columns without what a cleaning takes from it where all of its rows are replaced."""
+    if not _whole(spec):
+        return dict(table)
+    dropped, hashed = spec.cleaning.drop_columns, spec.cleaning.hash_columns
+    return {
+        name: types.get(name, dtype) if name in hashed else dtype
+        for name, dtype in table.items()
+        if name not in dropped
+    }
 
 
 def _of_table(given: pl.DataType, table: pl.DataType) -> pl.DataType:

@@ -197,7 +197,7 @@ def _require_same_types(source: str) -> None:
             raise SchemaMismatchError(
                 f"{source} can't be read as one table: column {'; '.join(problems[:5])}. Make them the same at the source, or "
                 "ingest the files one at a time, in mode 'append', with schema_policy='widen' for wider types and 'add_columns' for new columns"
-            )
+            ) from None  # polars may show values
 
 
 def _unreadable(source: str) -> str:

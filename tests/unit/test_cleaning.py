@@ -332,6 +332,16 @@ class TestKeys:
             ingest(second, table, **mode, hash_columns="who", key=OTHER_KEY)
         assert content(table) == {"x": [1], "who": [hashed("a")]}
 
+    def test_a_table_that_has_the_values_is_replaced_without(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1], phone=[49], name=["Ann"])
+        ingest(source, table)
+        how = {"hash_columns": "phone", "drop_columns": "name"}
+        with pytest.raises(SchemaMismatchError, match="name is missing"):
+            ingest(source, table, mode="append", work_key="again", **how)
+        result = ingest(source, table, **how)
+        assert content(table) == {"x": [1], "phone": [hashed("49")]}
+        assert result["dataset"]["dataset_digest"] == delta.describe(table).dataset_digest
+
     def test_are_replaced_with_the_whole_table(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=[1], who=["a"])
         reports = [ingest(source, table, hash_columns="who", key=key)["cleaning"] for key in (KEY, OTHER_KEY)]
