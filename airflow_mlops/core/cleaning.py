@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 #: Characters of a key at least: a short one is found by trying.
 MIN_HASH_KEY = 32
+#: Parts of polars' expressions of which a value depends on other rows, and those that hold a name or text.
+_OF_SEVERAL_ROWS = frozenset(
+    {"Agg", "Over", "Rank", "Shift", "Quantile", "Correlation", "SubPlan", "Explode"}
+)
+_NAMES = frozenset({"Column", "String"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +98,7 @@ class CleaningReport:
 def keep_condition(condition: str) -> pl.Expr:
     """Read ``keep_where``.
 
-    :raises ValueError: it is no condition.
+    :raises ValueError: it is no condition, or one that looks at other rows as well.
     """
     import polars as pl
 
@@ -100,7 +106,24 @@ def keep_condition(condition: str) -> pl.Expr:
         expression = pl.sql_expr(condition)
     except pl.exceptions.PolarsError as err:
         raise ValueError(f"keep_where {condition!r} is no condition in polars' SQL: {err}") from err
+    if _looks_around(json.loads(expression.meta.serialize(format="json"))):
+        raise ValueError(
+            f"keep_where {condition!r} looks at more than the row it is about, and rows come a batch at a time: "
+            "leave out aggregates such as avg() and count(), OVER and subqueries"
+        )
     return expression.fill_null(value=False)
+
+
+def _looks_around(part: Any) -> bool:
+    """Tell whether a part of an expression, as polars writes it down, takes its value from several rows."""
+    if isinstance(part, dict):
+        return any(
+            name in _OF_SEVERAL_ROWS or (name not in _NAMES and _looks_around(value))
+            for name, value in part.items()
+        )
+    if isinstance(part, list):
+        return any(map(_looks_around, part))
+    return isinstance(part, str) and part == "Len"
 
 
 class ValueHasher:

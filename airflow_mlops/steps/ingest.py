@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
@@ -32,7 +33,7 @@ from airflow_mlops.steps.ingest_spool import Spool
 from airflow_mlops.steps.retention import Retention, RetentionReport, retain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import polars as pl
 
@@ -177,22 +178,23 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     work = _choose(spec, writer, source)
     if work.frame is None:
         return _result(spec, None, 0)
-    cast, schema = _fit(spec, writer, cleaner.shape(work.frame).collect_schema())
+    given = cleaner.shape(work.frame).collect_schema()
+    cast, schema = _fit(spec, writer, source.name, given)
+    _require_order(spec, schema)
     _require_distance(spec, schema)
     writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
     passing = _watched(spec, writer, source)
     rows = work.frame
 
-    def read() -> Iterator[pl.DataFrame]:
-        return cleaner.read(rows, lambda frame: cast(cleaner.shape(frame)))
+    def read(only: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+        return cleaner.read(rows, lambda frame: cast(cleaner.shape(frame)).select(only or list(schema)))
 
     passing_digest = PassingDigest(schema, spec.time_column)
     # Rows are looked at while those before them are written.
     frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, read, source)))
-    if writer.version is None:
-        first = list(itertools.islice(frames, _BEFORE_A_TABLE))
-    else:
-        first = list(itertools.islice(frames, 1))
+    first = list(itertools.islice(frames, _BEFORE_A_TABLE if writer.version is None else 1))
+    if len(first) == _BEFORE_A_TABLE:
+        _look_through(spec, source, _told(spec, given, schema), read)
     if not sum(batch.height for batch in first):
         if spec.mode == "replace" or writer.version is None:
             raise InsufficientDataError(f"{source.name} has no rows{_place(spec)}: has its data arrived?")
@@ -278,12 +280,26 @@ def _require_arguments(spec: IngestSpec) -> None:
         )
     if spec.work_key is not None and spec.mode != "append":
         raise ValueError(f"work_key belongs to mode 'append'; mode {spec.mode!r} needs none")
+    _require_values(spec)
     parted = () if spec.partition is None else (spec.partition.column,)
     spec.retention.require_arguments(time_column=spec.time_column, window=spec.window)
     spec.cleaning.require_kept(
         [*_filled(spec), *spec.new_categories, *parted],
         as_they_are=(spec.time_column, spec.watermark_column, *parted),
     )
+
+
+def _require_values(spec: IngestSpec) -> None:
+    if not 0 <= spec.overlap < math.inf:
+        raise ValueError(
+            f"overlap {spec.overlap:g} is no distance below the watermark: give 0 or a positive number"
+        )
+    if spec.work_key in ("", "None"):
+        raise ValueError(
+            f"work_key {spec.work_key!r} names nothing, so only the first run would append: was it rendered from nothing?"
+        )
+    if len(set(spec.keys)) < len(spec.keys):
+        raise ValueError(f"keys {', '.join(spec.keys)} name a column twice")
 
 
 def _choose(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> _Work:
@@ -382,10 +398,13 @@ def _filled(spec: IngestSpec) -> dict[str, str]:
 def _above(spec: IngestSpec, writer: delta.TableWriter, frame: pl.LazyFrame) -> pl.LazyFrame:
     import polars as pl
 
-    floor = _floor(spec, writer)
-    if floor is None or spec.watermark_column is None:
+    floor, name = _floor(spec, writer), spec.watermark_column
+    if floor is None or name is None:
         return frame
-    column = pl.col(spec.watermark_column)
+    given, table = delta.stored_schema(frame.collect_schema())[name], (writer.schema or {})[name]
+    if given != table and not (given.is_numeric() and table.is_numeric()):
+        return frame  # it has no order with the table's, and will be refused
+    column = pl.col(name).cast(given)
     return frame.filter((column >= floor if spec.overlap else column > floor) | column.is_null())
 
 
@@ -400,6 +419,14 @@ def _floor(spec: IngestSpec, writer: delta.TableWriter) -> Any:
     if isinstance(highest, date):
         return highest - timedelta(days=spec.overlap)
     return highest - (Decimal(str(spec.overlap)) if isinstance(highest, Decimal) else spec.overlap)
+
+
+def _require_order(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
+    dtype = schema.get(str(spec.watermark_column))
+    if dtype is not None and dtype.is_nested():
+        raise SchemaMismatchError(
+            f"watermark_column {spec.watermark_column!r} is {dtype}, of which none is the highest: take another column"
+        )
 
 
 def _require_distance(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
@@ -429,7 +456,7 @@ def _highest(writer: delta.TableWriter, spec: IngestSpec) -> Any:
 
 
 def _fit(
-    spec: IngestSpec, writer: delta.TableWriter, given: Mapping[str, pl.DataType]
+    spec: IngestSpec, writer: delta.TableWriter, source: str, given: Mapping[str, pl.DataType]
 ) -> tuple[Callable[[pl.LazyFrame], pl.LazyFrame], dict[str, pl.DataType]]:
     """Give the rows the table's types, or the table theirs, as the policy says."""
     import polars as pl
@@ -437,12 +464,37 @@ def _fit(
     types = delta.stored_schema(given)
     table = writer.schema
     if table is not None:
-        fit = fit_schema(table, types, policy=spec.schema_policy, where=spec.table)
+        types = {name: _of_table(dtype, table.get(name, dtype)) for name, dtype in types.items()}
+    delta.require_storable(types, source)
+    if table is not None:
+        fit = fit_schema(_left_of(table, spec, types), types, policy=spec.schema_policy, where=spec.table)
         types = fit.rows
         if fit.widened and not _whole(spec):
             writer.widen(fit.widened)
     changed = [pl.col(name).cast(dtype) for name, dtype in types.items() if dtype != given[name]]
     return (lambda frame: frame.with_columns(changed) if changed else frame), types
+
+
+def _left_of(
+    table: Mapping[str, pl.DataType], spec: IngestSpec, types: Mapping[str, pl.DataType]
+) -> dict[str, pl.DataType]:
+    """Give the table's columns without what a cleaning takes from it where all of its rows are replaced."""
+    if not _whole(spec):
+        return dict(table)
+    dropped, hashed = spec.cleaning.drop_columns, spec.cleaning.hash_columns
+    return {
+        name: types.get(name, dtype) if name in hashed else dtype
+        for name, dtype in table.items()
+        if name not in dropped
+    }
+
+
+def _of_table(given: pl.DataType, table: pl.DataType) -> pl.DataType:
+    """Give a column without any value the table's type."""
+    import polars as pl
+
+    empty = given == pl.Null or (given == pl.List(pl.Null) and isinstance(table, pl.List))
+    return table if empty else given
 
 
 def _watched(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> PassingRows:
@@ -465,6 +517,12 @@ def _unique(spec: IngestSpec) -> list[str]:
     return list(spec.keys) or ([spec.id_column] if spec.id_column is not None else [])
 
 
+def _unique_beside_keys(spec: IngestSpec) -> list[str]:
+    if not spec.keys or spec.id_column is None or spec.keys == (spec.id_column,):
+        return []
+    return [spec.id_column]
+
+
 def _checked(
     spec: IngestSpec,
     work: _Work,
@@ -473,14 +531,7 @@ def _checked(
     source: Source,
 ) -> Iterator[pl.DataFrame]:
     """Hand the rows on; what is found wrong at the end is raised before anything is committed."""
-    yield from passing.watch(read())
-    require_unique(
-        read(),
-        _unique(spec),
-        passing.suspects(),
-        source=source.name,
-        what="key" if spec.keys else "id column",
-    )
+    yield from _looked_at(spec, passing, read, source)
     if work.source_marks:
         now = source.marks() or {}
         changed = [file for file, mark in work.source_marks.items() if now.get(file) != mark]
@@ -488,6 +539,34 @@ def _checked(
             raise CommitConflictError(
                 f"{changed[0]} changed while it was read. Nothing was written; run the task again when it is whole"
             )
+
+
+def _looked_at(
+    spec: IngestSpec, passing: PassingRows, read: Callable[[], Iterator[pl.DataFrame]], source: Source
+) -> Iterator[pl.DataFrame]:
+    ids = PassingRows(source.name, filled={}, unique=_unique_beside_keys(spec), categories={})
+    yield from ids.watch(passing.watch(read()))
+    what = "key" if spec.keys else "id column"
+    require_unique(read(), _unique(spec), passing.suspects(), source=source.name, what=what)
+    require_unique(read(), _unique_beside_keys(spec), ids.suspects(), source=source.name, what="id column")
+
+
+def _told(spec: IngestSpec, given: Mapping[str, pl.DataType], schema: Mapping[str, pl.DataType]) -> list[str]:
+    """Give the columns by which rows may be refused."""
+    return [name for name in schema if name in _filled(spec) or given[name] != schema[name]]
+
+
+def _look_through(
+    spec: IngestSpec,
+    source: Source,
+    columns: list[str],
+    read: Callable[[Sequence[str]], Iterator[pl.DataFrame]],
+) -> None:
+    """Look at the rows before a table is made for them: those that are refused would leave it there, empty."""
+    if columns:
+        passing = PassingRows(source.name, filled=_filled(spec), unique=_unique(spec), categories={})
+        for _ in _looked_at(spec, passing, lambda: read(columns), source):
+            pass
 
 
 def _write(

@@ -16,7 +16,7 @@ from airflow_mlops.exceptions import (
     SchemaMismatchError,
 )
 from airflow_mlops.integrations import delta
-from airflow_mlops.steps.ingest_files import read_batches
+from airflow_mlops.steps.ingest_files import read_batches, reading
 from airflow_mlops.steps.ingest_rows import PassingRows, key_hashes
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ class Cleaner:
             return
         for batch in self._kept(frame):
             if batch.height:
-                yield shape(batch.lazy()).collect()
+                with reading(self.source):
+                    shaped = shape(batch.lazy()).collect()
+                yield shaped
 
     def report(self) -> CleaningReport | None:
         """Tell what the last reading did; ``None`` where nothing was to be done."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import glob
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.batches import stream_batches
-from airflow_mlops.exceptions import DatasetNotFoundError, SchemaMismatchError, StorageError
+from airflow_mlops.exceptions import DatasetNotFoundError, MLOpsError, SchemaMismatchError, StorageError
+from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.integrations.storage import locate
+from airflow_mlops.steps.ingest_csv import csv_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import polars as pl
 
@@ -19,12 +22,19 @@ if TYPE_CHECKING:
 SCANNED = (".parquet", ".csv", ".jsonl")
 
 
-def scan_files(files: Sequence[str], *, name: str, texts: Sequence[str] = ()) -> pl.LazyFrame:
+def scan_files(
+    files: Sequence[str],
+    *,
+    name: str,
+    texts: Sequence[str] = (),
+    table: Mapping[str, pl.DataType] | None = None,
+) -> pl.LazyFrame:
     """Scan files where they are.
 
     :param files: taken literally; a name with ``*`` or ``[`` is no pattern here.
     :param name: what they were found by, for messages and with the connection.
     :param texts: columns that a CSV file's text is taken of as it is: ``007`` is not 7.
+    :param table: types of the table that the rows are for: of what stands there as text, those are tried first.
     :raises DatasetNotFoundError: one can't be read.
     :raises SchemaMismatchError: they have other columns than the first one, or values of types that don't go together.
     :raises StorageError: the store does not answer.
@@ -37,7 +47,7 @@ def scan_files(files: Sequence[str], *, name: str, texts: Sequence[str] = ()) ->
         given = {"storage_options": place.options, "credential_provider": None}
     scanners: dict[str, Callable[..., pl.LazyFrame]] = {
         ".parquet": pl.scan_parquet,
-        ".csv": partial(pl.scan_csv, schema_overrides=dict.fromkeys(texts, pl.String)),
+        ".csv": pl.scan_csv,
         ".jsonl": partial(pl.scan_ndjson, infer_schema_length=None),
     }
     suffix = next(suffix for suffix in scanners if name.endswith(suffix))
@@ -47,9 +57,14 @@ def scan_files(files: Sequence[str], *, name: str, texts: Sequence[str] = ()) ->
 
     try:
         if suffix == ".jsonl":
-            return scan(files, schema=_json_types(files, scan, name))
+            return scan(files, schema=_json_types(files, scan, name, table or {}))
         frame = scan(files)
         frame.collect_schema()
+        if suffix == ".csv":
+            frame = scan(
+                files, schema_overrides=csv_types(files, scan, name=name, table=table or {}, texts=texts)
+            )
+            frame.collect_schema()
     except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
         _require_same_columns(files, scan, name)
         raise DatasetNotFoundError(f"no readable file matches {name}: {err}") from err
@@ -61,7 +76,10 @@ def scan_files(files: Sequence[str], *, name: str, texts: Sequence[str] = ()) ->
 
 
 def _json_types(
-    files: Sequence[str], scan: Callable[[Sequence[str]], pl.LazyFrame], name: str
+    files: Sequence[str],
+    scan: Callable[[Sequence[str]], pl.LazyFrame],
+    name: str,
+    table: Mapping[str, pl.DataType],
 ) -> dict[str, pl.DataType]:
     """Look at every line: polars would take the keys of the first ones of the first file, and leave out all others.
 
@@ -93,7 +111,11 @@ def _json_types(
                 )
     if problem is not None and not types:
         raise problem
-    return types
+    # 2 is how JSON writes 2.0, too.
+    floats = {
+        column for column, dtype in types.items() if dtype == pl.Int64 and table.get(column) == pl.Float64
+    }
+    return types | dict.fromkeys(floats, pl.Float64())
 
 
 def _require_same_columns(
@@ -123,15 +145,59 @@ def read_batches(frame: pl.LazyFrame, source: str) -> Iterator[pl.DataFrame]:
     """Read the rows a batch at a time.
 
     :raises SchemaMismatchError: the files differ, or one is broken.
+    :raises DatasetNotFoundError: one is not there any more.
+    :raises StorageError: the store does not answer any more.
     """
+    with reading(source):
+        yield from stream_batches(frame)
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Say what could not be read, and why; see :func:`read_batches`."""
     import polars as pl
 
     try:
-        yield from stream_batches(frame)
+        yield
     except pl.exceptions.PolarsError as err:
+        _require_same_types(source)
         raise SchemaMismatchError(
             f"{source} can't be read as one table: {_unreadable(source)}{str(err).splitlines()[0]}. Fix what it names at the source"
         ) from err
+    except FileNotFoundError as err:
+        raise DatasetNotFoundError(f"a file of {source} is not there any more: {err}") from err
+    except OSError as err:
+        raise StorageError(
+            f"could not read {source}: {str(err).splitlines()[0]}. Check that the store answers and its address"
+        ) from err
+
+
+def _require_same_types(source: str) -> None:
+    """Name the first of several Parquet files that has other columns or types than the first one.
+
+    :raises SchemaMismatchError: there is one.
+    """
+    import polars as pl
+
+    if not source.endswith(".parquet"):
+        return
+    first: tuple[str, dict[str, pl.DataType]] | None = None
+    for file in file_marks(source):
+        try:
+            types = dict(scan_files([file], name=source).collect_schema())
+        except (MLOpsError, OSError, pl.exceptions.PolarsError):
+            return  # what is wrong is not the columns
+        first = first or (file, types)
+        problems = [
+            f"{name} is {first[1].get(name, 'missing')} in {first[0]} and {types.get(name, 'missing')} in {file}"
+            for name in {**first[1], **types}
+            if first[1].get(name) != types.get(name)
+        ]
+        if problems:
+            raise SchemaMismatchError(
+                f"{source} can't be read as one table: column {'; '.join(problems[:5])}. Make them the same at the source, or "
+                "ingest the files one at a time, in mode 'append', with schema_policy='widen' for wider types and 'add_columns' for new columns"
+            ) from None  # polars may show values
 
 
 def _unreadable(source: str) -> str:

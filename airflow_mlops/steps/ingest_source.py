@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -82,7 +84,7 @@ class FileSource:
         # The files are always those of marks(): polars' own pattern takes hidden ones, too.
         files = list(self.marks() if wanted.parts is None else wanted.parts)
         if not self.name.endswith(CONVERTED):
-            return scan_files(files, name=self.name, texts=wanted.texts)
+            return scan_files(files, name=self.name, texts=wanted.texts, table=wanted.table)
         local = (copy_to_disk(file, self.name, self._spool.folder) for file in files)
         return spool_files(local, self._spool.folder, self.name)
 
@@ -141,7 +143,7 @@ class WebSource:
         self._fetched()
         if self._file.suffix in CONVERTED:
             return spool_files([self._file], self._spool.folder, self.name)
-        return scan_files([str(self._file)], name=self.name, texts=wanted.texts)
+        return scan_files([str(self._file)], name=self.name, texts=wanted.texts, table=wanted.table)
 
     @property
     def _file(self) -> Path:
@@ -175,6 +177,10 @@ def find_source(
     :raises ValueError: it is none.
     :raises ConnectionConfigError: its connection was not handed over.
     """
+    if version is not None and (sql is not None or str(source).endswith(ENDINGS)):
+        raise ValueError(
+            f"source_version {version} belongs to a Delta table as source: a query or a file has no versions"
+        )
     if sql is not None:
         facts = _facts(services, str(conn_id), "sql")
         return QuerySource(sql, str(conn_id), facts["url"], spool)
@@ -185,7 +191,7 @@ def find_source(
         return WebSource(name, _facts(services, conn_id, "http") if conn_id else {}, spool)
     if name.endswith(ENDINGS):
         return FileSource(name, spool)
-    if not glob.has_magic(name) and delta.table_exists(name):
+    if not glob.has_magic(name) and not Path(name).is_file() and delta.table_exists(name):
         return TableSource(name, version)
     raise ValueError(f"source {name!r} must end in one of {', '.join(ENDINGS)}, or be a Delta table")
 
@@ -219,7 +225,7 @@ def cut_rows(
     delta.require_columns(needed, schema.names(), source)
     if time_column is None:
         return frame
-    frame = frame.with_columns(_utc(time_column, schema))
+    frame = frame.with_columns(_utc(time_column, schema, source))
     if window is None:
         return frame
     time = pl.col(time_column)
@@ -227,16 +233,51 @@ def cut_rows(
     return frame.filter(time.is_between(window.start, window.end, closed="left") | time.is_null())
 
 
-def _utc(column: str, schema: pl.Schema) -> pl.Expr:
+def _utc(column: str, schema: pl.Schema, source: str) -> pl.Expr:
     """Delta stores instants in microseconds and UTC; a naive time is taken as UTC."""
     import polars as pl
 
     dtype = schema[column]
     value = pl.col(column)
     if dtype == pl.String:
-        return value.str.to_datetime(time_zone="UTC", time_unit="us")
+        read = partial(_read_times, source=source)
+        return value.map_batches(read, return_dtype=pl.Datetime("us", "UTC"), is_elementwise=True)
     if not isinstance(dtype, pl.Datetime):
-        raise SchemaMismatchError(f"time column {column!r} is {dtype}; a timestamp is needed")
+        raise SchemaMismatchError(
+            f"{source}: time column {column!r} is {dtype}; a timestamp is needed, or a text of one such as 2024-01-31T12:00:00Z"
+        )
     if dtype.time_zone is None:
         return value.dt.cast_time_unit("us").dt.replace_time_zone("UTC")
     return value.dt.cast_time_unit("us").dt.convert_time_zone("UTC")
+
+
+def _read_times(values: pl.Series, *, source: str) -> pl.Series:
+    """Read texts that begin with the year; of others it is a guess which number is the month.
+
+    :raises SchemaMismatchError: one is no such time.
+    """
+    import polars as pl
+
+    texts = pl.select(pl.when(values.str.contains(r"^\d{4}[-/]")).then(values)).to_series()
+    try:
+        times = texts.str.to_datetime(time_zone="UTC", time_unit="us", strict=False)
+    except pl.exceptions.PolarsError:  # the first one tells no format
+        times = pl.Series(values.name, [None] * len(values), dtype=pl.Datetime("us", "UTC"))
+    unread = values.filter(times.is_null() & values.is_not_null()).unique()
+    if not len(unread):
+        return times.alias(values.name)
+    # Written in another form than the first one.
+    known = {text: _read_time(text, values.name, source) for text in unread.to_list()}
+    others = pl.Series([known.get(text) for text in values.to_list()], dtype=pl.Datetime("us", "UTC"))
+    return pl.select(pl.coalesce(times, others)).to_series().alias(values.name)
+
+
+def _read_time(text: str, column: str, source: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError as err:
+        raise SchemaMismatchError(
+            f"{source}: time column {column!r} holds {text!r}, which is no ISO 8601 time such as 2024-01-31T12:00:00Z. "
+            "Fix it at the source"
+        ) from err
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

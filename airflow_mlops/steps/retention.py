@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ class Retention:
 
         :raises ValueError: saying why it can't.
         """
-        if self.vacuum_days is not None and self.vacuum_days < MIN_VACUUM_DAYS:
+        if self.vacuum_days is not None and not MIN_VACUUM_DAYS <= self.vacuum_days < math.inf:
             raise ValueError(
                 f"vacuum_days is {self.vacuum_days:g}, at least {MIN_VACUUM_DAYS} are needed: "
                 "less could delete files that somebody is reading or about to commit"

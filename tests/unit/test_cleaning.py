@@ -70,6 +70,11 @@ class TestRowsLeftOut:
         assert content(table) == {"x": [1, 4], "fare": [5.0, 2.0]}
         assert (result["row_count"], result["cleaning"]["left_out"]) == (2, 2)
 
+    def test_a_column_may_be_called_as_an_aggregate(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=["Len", "Agg", None], Agg=[1, 2, 3])
+        ingest(source, table, keep_where="\"Agg\" BETWEEN 1 AND 2 AND x IN ('Len', 'Agg')")
+        assert content(table)["x"] == ["Agg", "Len"]
+
     def test_all_of_the_first_batch(self, tmp_path: Path, table: str) -> None:
         count = 3 * batches.BATCH_ROWS
         source = land(tmp_path, "a.parquet", x=list(range(count)))
@@ -83,6 +88,10 @@ class TestRowsLeftOut:
             ("fare >", "keep_where 'fare >' is no condition"),
             ("price > 0", "has no column price"),
             ("x + 1", "keep_where can't be applied"),
+            ("x > avg(x)", "looks at more than the row it is about"),
+            ("count(*) > 1", "looks at more than the row it is about"),
+            ("row_number() OVER () = 1", "looks at more than the row it is about"),
+            ("rank() OVER (ORDER BY x) = 1", "looks at more than the row it is about"),
         ],
     )
     def test_no_condition(self, tmp_path: Path, table: str, condition: str, said: str) -> None:
@@ -322,6 +331,16 @@ class TestKeys:
         with pytest.raises(SchemaMismatchError, match="hashes of another key in column 'who'"):
             ingest(second, table, **mode, hash_columns="who", key=OTHER_KEY)
         assert content(table) == {"x": [1], "who": [hashed("a")]}
+
+    def test_a_table_that_has_the_values_is_replaced_without(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1], phone=[49], name=["Ann"])
+        ingest(source, table)
+        how = {"hash_columns": "phone", "drop_columns": "name"}
+        with pytest.raises(SchemaMismatchError, match="name is missing"):
+            ingest(source, table, mode="append", work_key="again", **how)
+        result = ingest(source, table, **how)
+        assert content(table) == {"x": [1], "phone": [hashed("49")]}
+        assert result["dataset"]["dataset_digest"] == delta.describe(table).dataset_digest
 
     def test_are_replaced_with_the_whole_table(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=[1], who=["a"])

@@ -170,6 +170,12 @@ class TestSources:
         assert "column 't'" in str(error)
         assert "yesterday" in str(error)
 
+    @pytest.mark.parametrize("text", ["01/02/2024", "2024-01-02T25:00", "2024", ""])
+    def test_a_time_of_which_the_month_would_be_a_guess(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "rows.jsonl").write_text(f'{{"t": "2024-01-02"}}\n{{"t": "{text}"}}\n')
+        error = self.refuse(tmp_path, str(tmp_path / "rows.jsonl"))
+        assert f"time column 't' holds {text!r}, which is no ISO 8601 time" in str(error)
+
     def test_files_that_differ(self, tmp_path: Path) -> None:
         land(tmp_path, "a.parquet", t=[datetime(2024, 1, 2)], x=[1.0])
         land(tmp_path, "b.parquet", t=[datetime(2024, 1, 2)], y=[1.0])
@@ -202,6 +208,75 @@ class TestSources:
     def test_a_row_without_a_time_is_counted_not_dropped(self, tmp_path: Path, window: object) -> None:
         source = land(tmp_path, t=[None, datetime(2024, 1, 2), None], x=[1.0, 2.0, 3.0])
         assert "time column 't' has 2 nulls" in str(self.refuse(tmp_path, source, window=window))
+
+
+def test_times_are_read_however_iso_writes_them(tmp_path: Path) -> None:
+    texts = ["2024-01-02", "2024-01-02T03:00", "2024-01-02 04:00:00.5Z", "2024-01-02T06:00:00+01:00"]
+    (tmp_path / "rows.csv").write_text("t\n" + "\n".join(texts))
+    spec = {"source": str(tmp_path / "rows.csv"), "table": str(tmp_path / "table"), "time_column": "t"}
+    run_step("ingest", spec, Services())
+    times = sorted(delta.read_table(str(tmp_path / "table")).collect()["t"])
+    assert [time.isoformat(timespec="milliseconds")[11:23] for time in times] == [
+        "00:00:00.000",
+        "03:00:00.000",
+        "04:00:00.500",
+        "05:00:00.000",
+    ]
+
+
+class TestTextOfFiles:
+    """What stands in a file as text is read as the table has it, and as all rows have it where there is no table."""
+
+    def ingest(self, folder: Path, name: str, text: str) -> dict[Any, Any]:
+        """Append a file; give column ``x`` of the table by its ``y``."""
+        (folder / name).write_text(text)
+        table = str(folder / "table")
+        run_step("ingest", {"source": str(folder / name), "table": table, "mode": "append"}, Services())
+        return dict(delta.read_table(table).select("y", "x").collect().rows())
+
+    @pytest.mark.parametrize(
+        ("texts", "column"),
+        [
+            (["1"] * 200 + ["2.5"], [1.0] * 200 + [2.5]),
+            (["1"] * 200 + ["A7"], ["1"] * 200 + ["A7"]),
+            (["true"] * 200 + ["maybe"], ["true"] * 200 + ["maybe"]),
+            (["0.5"] * 200 + [""], [0.5] * 200 + [None]),
+        ],
+    )
+    def test_a_new_table_has_the_type_of_all_rows(
+        self, tmp_path: Path, texts: list[str], column: list[Any]
+    ) -> None:
+        lines = [f"{number},{text}" for number, text in enumerate(texts)]
+        found = self.ingest(tmp_path, "a.csv", "\n".join(["y,x", *lines]))
+        assert found == dict(enumerate(column))
+
+    def test_a_name_that_comes_twice(self, tmp_path: Path) -> None:
+        with pytest.raises(SchemaMismatchError, match="two columns named x: rename one"):
+            self.ingest(tmp_path, "a.csv", "y,x,x\n1,2,3\n")
+
+    def test_a_file_without_rows_says_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("y,x\n")
+        (tmp_path / "b.csv").write_text("y,x\nb,5\n")
+        spec = {"source": str(tmp_path / "*.csv"), "table": str(tmp_path / "table")}
+        assert run_step("ingest", spec, Services())["dataset"]["columns"] == {"y": "String", "x": "Int64"}
+
+    @pytest.mark.parametrize(
+        ("first", "then", "read"),
+        [("1.5", "2", 2.0), ("5", "", None), ("A7", "007", "007"), ("true", "", None)],
+    )
+    def test_a_table_keeps_its_types(self, tmp_path: Path, first: str, then: str, read: Any) -> None:
+        self.ingest(tmp_path, "a.csv", f"y,x\na,{first}\n")
+        assert self.ingest(tmp_path, "b.csv", f"y,x\nb,{then}\n")["b"] == read
+
+    @pytest.mark.parametrize("then", ["2.5", "A7"])
+    def test_what_is_none_of_its_type_is_refused(self, tmp_path: Path, then: str) -> None:
+        self.ingest(tmp_path, "a.csv", "y,x\na,5\n")
+        with pytest.raises(SchemaMismatchError, match=r"x is (Float64|String), the table has Int64"):
+            self.ingest(tmp_path, "b.csv", f"y,x\nb,{then}\n")
+
+    def test_a_whole_number_of_json_in_a_column_of_floats(self, tmp_path: Path) -> None:
+        self.ingest(tmp_path, "a.jsonl", '{"y": "a", "x": 1.5}\n')
+        assert self.ingest(tmp_path, "b.jsonl", '{"y": "b", "x": 2}\n') == {"a": 1.5, "b": 2.0}
 
 
 def test_every_key_of_json_lines_is_seen(tmp_path: Path) -> None:

@@ -93,6 +93,12 @@ class TestAppend:
             ingest(source, table, mode="append")  # the retry of whoever lost
             assert content(table)["x"] == list(range(5_000))
 
+    @pytest.mark.parametrize("work_key", ["", "None"])
+    def test_a_name_that_was_rendered_from_nothing(self, tmp_path: Path, table: str, work_key: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1])
+        with pytest.raises(ValueError, match="names nothing"):
+            ingest(source, table, mode="append", work_key=work_key)
+
     def test_a_file_that_changed(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=[1, 2])
         ingest(source, table, mode="append")
@@ -176,6 +182,12 @@ class TestUpsert:
             assert all(isinstance(error, CommitConflictError) for error in lost)
             assert content(table)["x"] == list(range(-1, 2_000))
 
+    def test_an_id_that_repeats_beside_the_keys(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[1, 2], id=[7, 7])
+        with pytest.raises(SchemaMismatchError, match="id column 'id' has 1 repeated values, such as 7"):
+            ingest(source, table, mode="upsert", keys="x", id_column="id")
+        assert not delta.table_exists(table)
+
     def test_keys_that_name_no_row(self, tmp_path: Path, table: str) -> None:
         twice = land(tmp_path, "a.parquet", x=[1, 1, 2], y=["a", "a", "b"])
         with pytest.raises(
@@ -245,6 +257,37 @@ class TestIncremental:
         ingest(land(tmp_path, "a.parquet", x=[0, 4], w=[values[0], values[2]]), table, **how)
         ingest(land(tmp_path, "b.parquet", x=[1, 2, 4], w=[values[0], values[1], values[2]]), table, **how)
         assert content(table)["x"] == [0, 2, 4]
+
+    def test_a_time_of_another_zone(self, tmp_path: Path, table: str) -> None:
+        how = {"mode": "incremental", "watermark_column": "t"}
+        for name, hours in {"a": [1, 2], "b": [2, 3]}.items():
+            times = pl.Series([START + timedelta(hours=hour) for hour in hours])
+            source = land(tmp_path, f"{name}.parquet", t=times.dt.convert_time_zone("America/New_York"))
+            last = ingest(source, table, **how)
+        assert (last["row_count"], last["watermark"]) == (1, "2024-01-01T03:00:00+00:00")
+        assert last["dataset"]["row_count"] == 3
+
+    @pytest.mark.parametrize(
+        ("values", "arguments", "said"),
+        [
+            (["a"], {}, "x is String, the table has Int64"),
+            ([3], {"overlap": -5}, "overlap -5 is no distance"),
+            ([3], {"overlap": "nan"}, "overlap nan is no distance"),
+        ],
+    )
+    def test_what_is_not_above_or_below_anything(
+        self, tmp_path: Path, table: str, values: list[Any], arguments: dict[str, Any], said: str
+    ) -> None:
+        how: dict[str, Any] = {"mode": "incremental", "watermark_column": "x", "keys": "x"}
+        ingest(land(tmp_path, "a.parquet", x=[1, 2]), table, **how)
+        with pytest.raises(ValueError, match=said):
+            ingest(land(tmp_path, "b.parquet", x=values), table, **how, **arguments)
+
+    def test_of_lists_none_is_the_highest(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[[1], [2]])
+        with pytest.raises(SchemaMismatchError, match="of which none is the highest"):
+            ingest(source, table, mode="incremental", watermark_column="x")
+        assert not delta.table_exists(table)
 
     def test_below_a_text_there_is_no_overlap(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=[1], w=["2024-01-01"])
@@ -346,6 +389,75 @@ class TestSchemaPolicy:
             ingest(source, table)
         assert content(table) == {"x": [2**32 - 1], "kind": ["a"], "t": [START]}
 
+    def test_types_inside_others(self, tmp_path: Path, table: str) -> None:
+        days = pl.Series([[START], None], dtype=pl.List(pl.Datetime("ns", "Europe/Berlin")))
+        source = land(
+            tmp_path,
+            "a.parquet",
+            x=[1, 2],
+            few=pl.Series([[1], [2]], dtype=pl.List(pl.UInt16)),
+            pair=pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2)),
+            days=days,
+            deep=pl.Series([{"c": "a"}, None], dtype=pl.Struct({"c": pl.Categorical})),
+        )
+        for _ in range(2):
+            result = ingest(source, table, mode="append", work_key=str(_))
+        assert result["dataset"]["dataset_digest"] == delta.digest_window(
+            table, version=None, window=None, time_column=None
+        )
+        rows = content(table)
+        assert rows["pair"][0] == [1, 2]
+        assert rows["days"][0] == [START]
+        assert rows["deep"][0] == {"c": "a"}
+
+    @pytest.mark.parametrize(
+        ("columns", "said"),
+        [
+            ({"x": [timedelta(1)]}, "column 'x' is Duration"),
+            ({"x": [None]}, "column 'x' is Null, .* a column without any value"),
+            ({"x": [[None]]}, r"column 'x' is List\(Null\)"),
+            ({"x": [1], "X": [2]}, "columns 'x' and 'X' are one name to Delta"),
+        ],
+    )
+    def test_what_delta_does_not_have(
+        self, tmp_path: Path, table: str, columns: dict[str, Any], said: str
+    ) -> None:
+        source = land(tmp_path, "a.parquet", **columns)
+        with pytest.raises(SchemaMismatchError, match=said):
+            ingest(source, table)
+        assert not Path(table).exists()
+
+    def test_a_column_without_values_has_the_tables_type(self, tmp_path: Path, table: str) -> None:
+        for name, values in {"a": [1.5], "b": [None]}.items():
+            ingest(land(tmp_path, f"{name}.parquet", x=[name], fee=values), table, mode="append")
+        assert content(table) == {"x": ["a", "b"], "fee": [1.5, None]}
+
+    def test_a_number_too_large_for_the_table(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=pl.Series([1, 2**63], dtype=pl.UInt64))
+        for how in ({}, {"deduplicate_by": "x"}):
+            with pytest.raises(SchemaMismatchError, match=r"'x' for 1 out of .* values"):
+                ingest(source, table, **how)
+
+    def test_files_of_other_types(self, tmp_path: Path, table: str) -> None:
+        land(tmp_path, "a.parquet", x=[1])
+        land(tmp_path, "b.parquet", x=[1.5])
+        with pytest.raises(
+            SchemaMismatchError,
+            match=r"column x is Int64 in .*a.parquet and Float64 in .*b.parquet.*schema_policy",
+        ):
+            ingest(str(tmp_path / "*.parquet"), table)
+
+    def test_a_table_with_rules_of_its_own(self, tmp_path: Path, table: str) -> None:
+        write_deltalake(
+            table, pl.DataFrame({"x": [1]}).to_arrow(), configuration={"delta.appendOnly": "true"}
+        )
+        DeltaTable(table).alter.add_constraint({"small": "x < 5"})
+        with pytest.raises(SchemaMismatchError, match="append-only"):
+            ingest(land(tmp_path, "a.parquet", x=[2]), table)
+        with pytest.raises(SchemaMismatchError, match="failed validation check"):
+            ingest(land(tmp_path, "b.parquet", x=[7]), table, mode="append")
+        assert content(table) == {"x": [1]}
+
     def test_new_categories(self, tmp_path: Path, table: str) -> None:
         how: dict[str, Any] = {"mode": "append", "new_categories": {"city": 1}}
         ingest(land(tmp_path, "a.parquet", city=["Rome", "Oslo", None]), table, **how)
@@ -382,6 +494,32 @@ def test_an_id_that_repeats_far_apart(tmp_path: Path, table: str) -> None:
     with pytest.raises(SchemaMismatchError, match=r"id column 'x' has 1 repeated values, such as 7"):
         ingest(source, table, id_column="x")
     assert not delta.table_exists(table)
+
+
+@pytest.mark.parametrize(
+    ("last", "arguments", "said"),
+    [
+        (0, {"id_column": "x"}, "id column 'x' has 1 repeated values"),
+        (None, {"keys": "x", "mode": "upsert"}, "key column 'x' has 1 nulls"),
+        (None, {"id_column": "x", "deduplicate_by": "y"}, "id column 'x' has 1 nulls"),
+        (2**63, {}, "'x' for 1 out of"),
+    ],
+)
+def test_rows_that_are_refused_late_are_no_table(
+    tmp_path: Path, table: str, last: Any, arguments: dict[str, Any], said: str
+) -> None:
+    count = 2_000_000
+    numbers = pl.int_range(count, eager=True, dtype=pl.UInt64)
+    dtype = pl.UInt64 if last == 2**63 else pl.Int64
+    source = land(
+        tmp_path,
+        "a.parquet",
+        x=pl.concat([numbers.cast(dtype), pl.Series([last], dtype=dtype)]),
+        y=range(count + 1),
+    )
+    with pytest.raises(SchemaMismatchError, match=said):
+        ingest(source, table, **arguments)
+    assert not Path(table).exists()
 
 
 def test_no_rows_are_no_table(tmp_path: Path, table: str) -> None:

@@ -418,10 +418,15 @@ class TestTable:
             ingest(table, source=other, mode="append")
         with pytest.raises(DatasetNotFoundError, match=r"has no version 9"):
             ingest(table, source=other, source_version=9)
+        with pytest.raises(DatasetNotFoundError, match=r"has no version -1"):
+            ingest(table, source=other, source_version=-1)
 
     def test_a_folder_that_is_none(self, tmp_path: Path, table: str) -> None:
         with pytest.raises(ValueError, match=r"must end in one of .*\.avro, or be a Delta table"):
             ingest(table, source=str(tmp_path))
+        (tmp_path / "rows.csv.gz").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"must end in one of .*\.avro, or be a Delta table"):
+            ingest(table, source=str(tmp_path / "rows.csv.gz"))
 
 
 def write_orc(frame: pl.DataFrame, path: Path) -> None:
@@ -452,6 +457,7 @@ def test_files_that_are_written_anew(
         ({"source": "a.csv", "sql": "SELECT 1"}, "needs either source or sql"),
         ({"sql": "SELECT 1"}, "needs source_conn_id"),
         ({"source": "a.csv", "source_conn_id": "lake"}, r"s3://lake@bucket/key"),
+        ({"source": "a.csv", "source_version": 3}, "belongs to a Delta table as source"),
         (
             {"sql": "SELECT :watermark", "source_conn_id": "shop"},
             "in mode 'incremental' only, not in 'replace'",

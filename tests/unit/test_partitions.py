@@ -150,6 +150,14 @@ class TestByColumn:
         assert ingest(source, table, key, partition_column="part")["dataset"]["row_count"] == 2
         assert content(table) == sorted(zip(values, [1, 3], strict=True))
 
+    @pytest.mark.parametrize("column", ["eu/us", "a\tb"])
+    def test_a_column_that_names_no_folder(self, tmp_path: Path, column: str) -> None:
+        table = str(tmp_path / "table")
+        source = land(tmp_path / "a.parquet", **{column: ["a", "b"], "x": [1, 2]})
+        for key in ("a", "b", "a"):
+            ingest(source, table, key, partition_column=column)
+        assert content(table) == [("a", 1), ("b", 2)]
+
     def test_a_table_that_has_no_folders_keeps_the_other_rows(self, tmp_path: Path) -> None:
         source, table = land(tmp_path / "a.parquet", region=["eu", "us"], x=[1, 2]), str(tmp_path / "table")
         ingest(source, table, None)

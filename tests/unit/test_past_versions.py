@@ -68,6 +68,8 @@ def test_an_instant_stands_for_the_newest_version_not_after_it(table: str) -> No
 def test_what_names_no_version_is_refused(table: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match="has no version 9"):
         delta.version_as_of(table, "9")
+    with pytest.raises(DatasetNotFoundError, match="has no version 1180591620717411303424"):
+        delta.version_as_of(table, str(2**70))
     with pytest.raises(DatasetNotFoundError, match="no Delta table at"):
         delta.version_as_of(str(tmp_path / "other"), "2024-01-01")
     with pytest.raises(

@@ -107,9 +107,10 @@ class TestOldVersions:
         with pytest.raises((OSError, DatasetNotFoundError)):
             delta.read_table(str(tmp_path / "table"), version=before.version).collect()
 
-    def test_less_than_a_reader_needs_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="vacuum_days is 1, at least 7 are needed"):
-            ingest(tmp_path, range(5), vacuum_days=1)
+    @pytest.mark.parametrize("days", [1, float("nan"), float("inf")])
+    def test_less_than_a_reader_needs_is_refused(self, tmp_path: Path, days: float) -> None:
+        with pytest.raises(ValueError, match=f"vacuum_days is {days:g}, at least 7 are needed"):
+            ingest(tmp_path, range(5), vacuum_days=days)
         assert not (tmp_path / "table").exists()
         assert not DeltaTable.is_deltatable(str(tmp_path / "table"))
 

@@ -9,7 +9,12 @@ from airflow_mlops.integrations.delta.reading import has_rows, read_table, requi
 from airflow_mlops.integrations.delta.removal import delete_rows, drop_before, vacuum
 from airflow_mlops.integrations.delta.tables import newest_version, table_exists
 from airflow_mlops.integrations.delta.writer import TableWriter
-from airflow_mlops.integrations.delta.writing import replace_window, replace_window_streamed, stored_schema
+from airflow_mlops.integrations.delta.writing import (
+    replace_window,
+    replace_window_streamed,
+    require_storable,
+    stored_schema,
+)
 
 __all__ = [
     "TableWriter",
@@ -28,6 +33,7 @@ __all__ = [
     "replace_window_streamed",
     "require_columns",
     "require_readable",
+    "require_storable",
     "stored_schema",
     "stream_table",
     "table_exists",

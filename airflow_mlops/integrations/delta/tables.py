@@ -6,7 +6,12 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from airflow_mlops.exceptions import CommitConflictError, DatasetNotFoundError, StorageError
+from airflow_mlops.exceptions import (
+    CommitConflictError,
+    DatasetNotFoundError,
+    SchemaMismatchError,
+    StorageError,
+)
 from airflow_mlops.integrations.storage import locate
 
 if TYPE_CHECKING:
@@ -29,6 +34,8 @@ def open_table(uri: str, version: int | None) -> DeltaTable:
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
     place = locate(uri)
+    if version is not None and not 0 <= version < 2**63:
+        raise DatasetNotFoundError(f"table {uri} has no version {version}: versions are counted from 0")
     try:
         with read_errors(uri):
             return DeltaTable(place.uri, version=version, storage_options=place.options)
@@ -106,6 +113,11 @@ def write_errors(uri: str) -> Iterator[None]:
         yield
     except (OSError, DeltaError) as err:
         text = _one_line(err)
+        if "append-only" in text or "failed validation check" in text:
+            raise SchemaMismatchError(
+                f"{uri} does not take these rows: {text}. The previous version is untouched; fix the rows, "
+                "or change the table's own rules (append-only, NOT NULL, constraints)"
+            ) from err
         if isinstance(err, CommitFailedError) and "os error" not in text:
             raise CommitConflictError(
                 f"another write to {uri} came first: {text}. Nothing was written; run the task again"

@@ -77,7 +77,9 @@ class TableWriter:
         """
         from deltalake import write_deltalake
 
-        table = self._opened(schema, partition_by=partition[0] if partition else None)
+        # Of a folder with such a name the readers of Delta tables make other columns.
+        named = partition is not None and "/" not in partition[0] and partition[0].isprintable()
+        table = self._opened(schema, partition_by=partition[0] if partition and named else None)
         # A commit that names the same schema again is in conflict with whoever reads or writes meanwhile.
         same = dict(scan(table).collect_schema()) == dict(schema)
         part = window is not None or partition is not None

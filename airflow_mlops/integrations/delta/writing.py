@@ -151,19 +151,78 @@ def _require_same_schema(table: Any, rows: Any, uri: str) -> None:
 
 def stored_schema(schema: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
     """Give the types of a table that takes such columns: Delta knows microseconds in UTC or without a zone, and no unsigned numbers."""
+    return {name: _stored(dtype) for name, dtype in schema.items()}
+
+
+def _stored(dtype: pl.DataType) -> pl.DataType:
     import polars as pl
 
+    if isinstance(dtype, pl.Datetime):
+        return pl.Datetime("us", dtype.time_zone and "UTC")
+    if isinstance(dtype, (pl.List, pl.Array)):
+        return pl.List(_stored(_inner(dtype)))
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct({part.name: _stored(_known(part.dtype)) for part in dtype.fields})
     others: dict[type[pl.DataType], pl.DataType] = {
         pl.UInt8: pl.Int16(),
         pl.UInt16: pl.Int32(),
         pl.UInt32: pl.Int64(),
         pl.UInt64: pl.Int64(),
+        pl.Int128: pl.Int64(),
+        pl.UInt128: pl.Int64(),
+        pl.Float16: pl.Float32(),
         pl.Categorical: pl.String(),
         pl.Enum: pl.String(),
     }
-    return {
-        name: pl.Datetime("us", dtype.time_zone and "UTC")
-        if isinstance(dtype, pl.Datetime)
-        else others.get(type(dtype), dtype)
+    return others.get(type(dtype), dtype)
+
+
+def _inner(dtype: pl.List | pl.Array) -> pl.DataType:
+    import polars as pl
+
+    # An array of several dimensions names that of its numbers; one dimension less is a list of the others.
+    if isinstance(dtype, pl.Array) and len(dtype.shape) > 1:
+        return pl.Array(dtype.inner, dtype.shape[1:])
+    return _known(dtype.inner)
+
+
+def _known(dtype: Any) -> pl.DataType:
+    """Polars may name a type by its class."""
+    known: pl.DataType = dtype() if isinstance(dtype, type) else dtype
+    return known
+
+
+def require_storable(schema: Mapping[str, pl.DataType], source: str) -> None:
+    """Check that Delta has such columns.
+
+    :param schema: what :func:`stored_schema` gave.
+    :param source: for messages.
+    :raises SchemaMismatchError: naming those it does not have, and what to do.
+    """
+    problems = [
+        f"column {name!r} is {dtype}, which Delta does not have"
         for name, dtype in schema.items()
-    }
+        if _foreign(dtype)
+    ]
+    first: dict[str, str] = {}
+    for name in schema:
+        other = first.setdefault(name.lower(), name)
+        if other != name:
+            problems.append(f"columns {other!r} and {name!r} are one name to Delta")
+    if not schema:
+        problems = ["there is no column left"]
+    if problems:
+        raise SchemaMismatchError(
+            f"{source} can't be stored in a Delta table: {'; '.join(problems)}. Leave it out (drop_columns), or convert it at the source"
+            + ("; a column without any value has the type Null" if "is Null" in str(problems) else "")
+        )
+
+
+def _foreign(dtype: pl.DataType) -> bool:
+    import polars as pl
+
+    if isinstance(dtype, pl.List):
+        return _foreign(_known(dtype.inner))
+    if isinstance(dtype, pl.Struct):
+        return not dtype.fields or any(_foreign(_known(part.dtype)) for part in dtype.fields)
+    return isinstance(dtype, (pl.Null, pl.Time, pl.Duration, pl.Object))
