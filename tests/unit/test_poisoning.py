@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.poisoning import (
@@ -330,6 +331,20 @@ class TestOperator:
         again = run(action="quarantine", dataset=to_dict(before))  # a retry is given the same version
         assert again.result["dataset"] == done.result["dataset"]
         assert delta.read_table(f"{table}_held").collect().height == ROWS
+
+    def test_held_rows_wake_nobody(self, run: Any, table: str) -> None:
+        with pytest.raises(AirflowSkipException, match=r"rows are in .*nothing new goes on"):
+            run(action="quarantine", skip_held=True)
+        assert delta.describe(table, time_column="t").time_max < WINDOW.start  # type: ignore[operator]
+        clean = Window(start=WINDOW.start - timedelta(days=1), end=WINDOW.start)
+        assert run(clean, action="quarantine", skip_held=True, allow_undecided=True).result
+
+    def test_the_event_tells_verdict_and_validation(self, run: Any, table: str) -> None:
+        validated = {"dataset": to_dict(delta.describe(table)), "quality": {"score": 0.9}}
+        extra = run(dataset=validated, released_by="ada").extra
+        assert extra["airflow.dataquality.result"] == {"score": 0.9}
+        assert (extra["airflow_mlops"]["verdict"], extra["airflow_mlops"]["released_by"]) == ("held", "ada")
+        assert "airflow.dataquality.result" not in run(action="warn").extra
 
     def test_newer_rows_stay(self, table: str, tmp_path: Path) -> None:
         spec = {
