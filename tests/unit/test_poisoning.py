@@ -108,6 +108,40 @@ def screen(
     )
 
 
+def screen_few(*extra: pl.Series | pl.Expr, features: tuple[str, ...] = ("x", "group")) -> Screened:
+    """Screen a clean day beside four, the last of which may have other columns."""
+    days = [day(number).with_columns(extra[0] if extra else []) for number in range(DAYS_KEPT)]
+    days[-1] = days[-1].with_columns(extra[-1:])
+    return screen_partitions(
+        days[-1],
+        days[:-1],
+        features=list(features),
+        target="y",
+        time_column="t",
+        policy=PoisoningPolicy(false_alarm_rate=0.2, minimum_rows=100),
+    )
+
+
+@pytest.mark.parametrize("before", [None, 1.0])
+def test_a_feature_that_no_row_of_a_partition_has(before: float | None) -> None:
+    gone = pl.lit(None, dtype=pl.Float64).alias("gone")
+    found = screen_few(pl.lit(before, dtype=pl.Float64).alias("gone"), gone, features=("x", "group", "gone"))
+    assert found == screen_few()
+
+
+def test_labels_that_are_all_the_same_tell_nothing() -> None:
+    found = screen_few(pl.lit(1).alias("y"))
+    assert (found.verdict, found.reason) == (
+        "undecided",
+        "all labels are the same, so wrong ones could not be seen",
+    )
+
+
+def test_features_of_lists_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"tags is List.*name those it is to look at as features"):
+        screen_few(pl.concat_list("x").alias("tags"), features=("x", "tags"))
+
+
 ANSWERS: dict[bytes, Any] = {}
 
 
