@@ -30,9 +30,12 @@ def compile_expectation(kind: str, kwargs: Kwargs, schema: pl.Schema) -> Rule | 
     if kind not in _COMPILERS:
         return None
     compiler, known = _COMPILERS[kind]
-    given = {name: value for name, value in kwargs.items() if value is not None and name not in _SAID}
-    if not set(given) <= known:
+    asked = {name: value for name, value in kwargs.items() if name not in _SAID}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if not set(given) <= known or not set(asked) - set(given) <= _MAY_BE_NONE:
         return None
+    if not all(isinstance(given.get(name, False), bool) for name in _FLAGS):
+        return None  # Great Expectations reads "false" as false
     mostly = given.get("mostly", 1.0)
     if isinstance(mostly, bool) or not isinstance(mostly, int | float) or not 0.0 <= mostly <= 1.0:
         return None  # Great Expectations words what is wrong with it
@@ -43,6 +46,11 @@ def compile_expectation(kind: str, kwargs: Kwargs, schema: pl.Schema) -> Rule | 
 _SAID = frozenset(
     {"severity", "meta", "notes", "description", "batch_id", "result_format", "catch_exceptions"}
 )
+
+#: Arguments for which nothing may be given in so many words.
+_MAY_BE_NONE = frozenset({"min_value", "max_value", "row_condition", "condition_parser"})
+
+_FLAGS = ("strict_min", "strict_max", "or_equal")
 
 _COMPILERS = ROW_EXPECTATIONS | TABLE_EXPECTATIONS
 

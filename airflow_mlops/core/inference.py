@@ -25,6 +25,8 @@ _RARE = 0.01
 _LARGEST = 2**43
 #: Medians and means are told of columns with more different values; the median of few jumps from one to the next.
 _CONTINUOUS = 50
+#: Longest value that a note quotes.
+_SHOWN_WIDTH = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +92,8 @@ def infer_expectations(frame: pl.LazyFrame, policy: InferencePolicy) -> list[Exp
     }
     found = [_row_count(rows, policy)]
     for name, dtype in schema.items():
-        told = {key.partition(":")[0]: value for key, value in seen.items() if key.endswith(f":{name}")}
+        of_name = ((key.partition(":"), value) for key, value in seen.items())
+        told = {kind: value for (kind, _, column), value in of_name if column == name}
         found += _of_column(name, dtype, told | {"rows": rows}, values.get(name), policy)
     return found
 
@@ -147,7 +150,10 @@ def _of_column(
         yield _expect(
             "column_values_to_be_in_set",
             name,
-            f"the {len(values)} values seen; {slack:.2%} of others may come, as rare ones are missing from a sample",
+            f"REVIEW: {_brief(values[0])} is the only value of all rows: may others come, as in a column that names the month? "
+            f"As it stands {slack:.2%} may"
+            if len(values) == 1
+            else f"the {len(values)} values seen; {slack:.2%} of others may come, as rare ones are missing from a sample",
             value_set=values,
             mostly=_mostly(slack),
         )
@@ -266,6 +272,10 @@ def _expect(kind: str, column: str, notes: str, *, severity: str = "critical", *
         "severity": severity,
         "notes": notes,
     }
+
+
+def _brief(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= _SHOWN_WIDTH else f"{repr(value)[:_SHOWN_WIDTH]}…"
 
 
 def _mostly(broken: float) -> float:

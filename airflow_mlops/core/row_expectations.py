@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.expectation_rules import (
@@ -104,7 +104,12 @@ def _bound(bound: Any, kind: str) -> Any:
             bound = datetime.fromisoformat(bound)
         except ValueError:
             return None
-    return bound if isinstance(bound, datetime) and bound.tzinfo is not None else None
+    if not isinstance(bound, datetime) or bound.tzinfo is None:
+        return None
+    try:
+        return bound.astimezone(UTC)
+    except OverflowError:  # before the year 1, or after 9999
+        return None
 
 
 def _in_set(*, wanted: bool) -> Callable[[pl.Expr, str, Kwargs], pl.Expr | None]:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-#: The largest number whose square, many times, is still one.
-_LARGEST = 1e150
+#: The largest numbers of which many, or many squares, can be added up.
+_LARGEST = {"stdev": 1e150, "mean": 1e290, "sum": 1e290}
 
 
 def _within(observed: Any, kwargs: Kwargs) -> bool:
@@ -82,10 +82,11 @@ def _aggregate(name: str, aggregated: Callable[[pl.Expr], pl.Expr]) -> Compiler:
 
 
 def _too_large(name: str, column: str, value: pl.Expr) -> dict[str, pl.Expr]:
-    """Find finite values whose squares are not: pandas then says infinite, polars nothing."""
-    if name != "stdev":
+    """Find finite values whose squares, or sums, are not: pandas then says infinite where polars says nothing, or the other way round."""
+    largest = _LARGEST.get(name)
+    if largest is None:
         return {}
-    return {f"large:{column}": (value.is_finite() & (value.abs() > _LARGEST)).any()}
+    return {f"large:{name}:{column}": (value.is_finite() & (value.abs() > largest)).any()}
 
 
 def _median(kwargs: Kwargs, schema: pl.Schema) -> Rule | None:

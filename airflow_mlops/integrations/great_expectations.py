@@ -37,17 +37,29 @@ def load_suite(suite: str | Suite) -> dict[str, Any]:
             raise ValueError(f"expectation suite {path} is not JSON: {err}") from err
     if not isinstance(suite, Mapping) or not suite.get("expectations"):
         raise ValueError("an expectation suite needs a name and a non-empty list under 'expectations'")
-    for item in suite["expectations"]:
-        if "type" not in item:
-            old = "; expectation_type is of Great Expectations 0.x, the page on how to migrate converts it"
-            raise ValueError(
-                f"an expectation of the suite has no 'type': {str(dict(item))[:200]}{old if 'expectation_type' in item else ''}"
-            )
-        if item.get("severity", SEVERITIES[0]) not in SEVERITIES:
-            raise ValueError(
-                f"{name_expectation(item)} of the suite has severity {item['severity']!r}; known: {', '.join(SEVERITIES)}"
-            )
-    return dict(suite)
+    return {**suite, "expectations": [_read_expectation(item) for item in suite["expectations"]]}
+
+
+def _read_expectation(item: Any) -> dict[str, Any]:
+    """Take one expectation of a suite, its severity where Great Expectations writes it."""
+    if not isinstance(item, Mapping) or not isinstance(item.get("kwargs", {}), Mapping | None):
+        raise ValueError(
+            f"an expectation of the suite is no object with 'type' and 'kwargs': {str(item)[:200]}"
+        )
+    if "type" not in item:
+        old = "; expectation_type is of Great Expectations 0.x, the page on how to migrate converts it"
+        raise ValueError(
+            f"an expectation of the suite has no 'type': {str(dict(item))[:200]}{old if 'expectation_type' in item else ''}"
+        )
+    kwargs = dict(item.get("kwargs") or {})
+    # It takes one among the arguments as well.
+    known = {"severity": kwargs.pop("severity")} if "severity" in kwargs else {}
+    read = {**known, **item, "kwargs": kwargs}
+    if read.get("severity", SEVERITIES[0]) not in SEVERITIES:
+        raise ValueError(
+            f"{name_expectation(read)} of the suite has severity {read['severity']!r}; known: {', '.join(SEVERITIES)}"
+        )
+    return read
 
 
 def validate_frame(
@@ -154,16 +166,15 @@ def _ask(
         )
     )
     answers = []
+    schema = frame.collect_schema()
     for source, expectation in zip(expectations, built, strict=True):
-        raw: dict[str, Any] = batch.validate(expectation, result_format=result_format).to_json_dict()
+        try:
+            raw: dict[str, Any] = batch.validate(expectation, result_format=result_format).to_json_dict()
+        except Exception as err:  # a parameter without a value, or a value that it can't write as JSON
+            raise _not_evaluated(source, str(err), schema, private) from err
         cause = _raised(raw.get("exception_info", {}))
         if cause is not None:
-            if may_show(source.get("kwargs", {}), private, "great_expectations"):
-                cause = "it may show values of a private column, so the cause is told only without private_columns"
-            asked = json.dumps(source.get("kwargs", {}), default=str)
-            raise ExpectationError(
-                f"{source['type']}({asked[:_CAUSE]}) could not be evaluated: {cause[:_CAUSE]}"
-            )
+            raise _not_evaluated(source, cause, schema, private)
         answers.append(raw)
     return answers
 
@@ -182,14 +193,23 @@ def _register(modules: Sequence[str]) -> None:
 def _build(suite: Suite, item: Suite) -> Any:
     """Make an expectation; one by one, as ``validate()`` reorders a suite's results and a result must stay with its expectation."""
     import great_expectations as gx
+    from great_expectations.exceptions.exceptions import ExpectationNotFoundError
+    from great_expectations.expectations.registry import get_expectation_impl
 
+    try:
+        get_expectation_impl(item["type"])
+    except ExpectationNotFoundError as err:
+        raise ExpectationError(
+            f"the suite holds {str(item['type'])[:_CAUSE]!r}, which Great Expectations does not accept: it knows no such type. Types are written "
+            "in small letters, such as expect_column_values_to_not_be_null; those of your own are in expectation_modules"
+        ) from err
     try:
         return gx.ExpectationSuite(
             name=str(suite.get("name", "suite")), expectations=[dict(item)]
         ).expectations[0]
     except Exception as err:
         raise ExpectationError(
-            f"the suite holds an expectation Great Expectations does not accept: {err}"
+            f"the suite holds an expectation Great Expectations does not accept: {name_expectation(item)}: {str(err)[:_CAUSE]}"
         ) from err
 
 
@@ -205,6 +225,34 @@ def _columns_of(frame: pl.LazyFrame, expectations: list[Suite], also: str | None
             return frame.collect()
         named |= found
     return frame.select([name for name in known if name in named]).collect()
+
+
+def _not_evaluated(
+    item: Suite, cause: str, schema: Mapping[str, pl.DataType], private: Collection[str]
+) -> ExpectationError:
+    """Word the error of an expectation, bounded, and without a cause that may show private values."""
+    kwargs = item.get("kwargs", {})
+    asked = json.dumps(kwargs, default=str)
+    told = cause[:_CAUSE]
+    if may_show(kwargs, private, "great_expectations"):
+        told = "it may show values of a private column, so the cause is told only without private_columns"
+    return ExpectationError(
+        f"{item['type']}({asked[:_CAUSE]}) could not be evaluated: {told}{_remedy(kwargs, cause, schema)}"
+    )
+
+
+def _remedy(kwargs: Mapping[str, Any], cause: str, schema: Mapping[str, pl.DataType]) -> str:
+    """Tell what to write instead, where that is known."""
+    import polars as pl
+
+    if "$PARAMETER" in cause:
+        return "; a suite is judged without parameters here: write the value itself"
+    dtype = schema.get(str(kwargs.get("column")))
+    if not isinstance(dtype, pl.Date | pl.Datetime) or not {"min_value", "max_value"} & set(kwargs):
+        return ""
+    zone = isinstance(dtype, pl.Datetime) and dtype.time_zone is not None
+    written = "2024-01-31T00:00:00Z" if zone else "2024-01-31T00:00:00"
+    return f"; bounds of a column of {dtype} are written like {written}"
 
 
 def _raised(info: Mapping[str, Any]) -> str | None:

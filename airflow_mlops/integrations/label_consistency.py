@@ -63,12 +63,19 @@ def others_answers(
 
 
 def as_numbers(rows: pl.DataFrame) -> Array:
-    """Give features as numbers: times as seconds, text as its frequency's rank, missing as NaN."""
+    """Give features as numbers: times as seconds, text as its frequency's rank, missing as NaN.
+
+    :raises ValueError: a column of lists or structures.
+    """
     import polars as pl
 
     columns = []
     for name in rows.columns:
         column = rows[name]
+        if column.dtype.is_nested():
+            raise ValueError(
+                f"{name} is {column.dtype}, and features of a screen are numbers, text, truth values or times: name those it is to look at as features"
+            )
         if column.dtype.is_temporal():
             column = column.cast(pl.Datetime("us")).to_physical() / 1e6
         elif not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
@@ -93,6 +100,10 @@ def _answers(features: Array, labels: Array, asked: Array, classes: int | None, 
         "early_stopping": False,
         "random_state": seed,
     }
+    there = ~np.isnan(features).all(axis=0)  # of a feature that no row has they can't learn
+    features, asked = (
+        side[:, there] if there.any() else np.zeros((len(side), 1)) for side in (features, asked)
+    )
     if classes is None:
         return np.asarray(HistGradientBoostingRegressor(**settings).fit(features, labels).predict(asked))
     known = np.unique(labels)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import Asset
+
 from airflow_mlops.operators.base import Recording, actor
 
 if TYPE_CHECKING:
@@ -38,6 +40,14 @@ class RecordingDatasets(Recording):
         """
         by = f"|{actor(context)}|{context['ti'].try_number}"
         return self._write(result, context, kind=kind, by=by, summary=summary, payload=result)
+
+    def tell_quality(self, context: Context, quality: Mapping[str, Any]) -> None:
+        """Put a validation's summary into the event of every outlet, where Airflow's data quality provider looks for it."""
+        from airflow_mlops.core.verdict import QUALITY_KEY
+
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra[QUALITY_KEY] = dict(quality)
 
     def _write(
         self,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import InsufficientDataError, PartitionHeldError
 from airflow_mlops.operators.base import StepOperator, names, part_of
@@ -10,7 +13,7 @@ from airflow_mlops.operators.dataset import RecordingDatasets
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from airflow.sdk import Context
 
@@ -22,7 +25,8 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
 
     The windows before the new one, as long as it is, are trusted, but for those that were held. See :doc:`/how-to/screen-for-poisoning`.
 
-    :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest. (templated)
+    :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest; the outlets' events tell
+        a validation's ``airflow.dataquality.result`` on. (templated)
     :param target: column of the label: classes (text, truth values, at most 20 whole numbers) or numbers. (templated)
     :param time_column: column that places a row in a window. (templated)
     :param features: columns the label is to be explained by, as a list or comma-separated; default all but target, time and id. (templated)
@@ -31,6 +35,8 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
     :param id_column: names rows in the evidence. (templated)
     :param action: what a held partition means: ``gate`` fails the task; ``warn`` only records the verdict; ``quarantine`` moves the
         partition to another table, and what follows goes on with the version without it.
+    :param skip_held: skip this task, and what follows, where ``quarantine`` has moved the partition: its outlets send no event, as there
+        is no new data. By default both go on with the version without it.
     :param policy: fields of :class:`~airflow_mlops.core.poisoning.PoisoningPolicy`, such as ``{"false_alarm_rate": 0.1}``. (templated)
     :param allow_undecided: let a partition in of which nothing can be told, such as one of the first of a table; by default the
         task fails, as not measured is not fine. ``warn`` never fails.
@@ -68,6 +74,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
         window_end: str | None = RUN_WINDOW[1],
         id_column: str | None = None,
         action: Literal["gate", "warn", "quarantine"] = "gate",
+        skip_held: bool = False,
         policy: Mapping[str, Any] | None = None,
         allow_undecided: bool = False,
         quarantine_table: str | None = None,
@@ -84,6 +91,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
         self.window_end = window_end
         self.id_column = id_column
         self.action = action
+        self.skip_held = skip_held
         self.policy = policy
         self.allow_undecided = allow_undecided
         self.quarantine_table = quarantine_table
@@ -139,11 +147,15 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
                 "in %(where)s: a share of %(share).3f of the labels of %(row_count)d rows is contradicted, %(trusted_share).3f in trusted ones",
                 item,
             )
-        self.fill_outlets(context, {"dataset": dataset})
+        facts = {name: result[name] for name in ("dataset", "verdict", "released_by")}
+        self.fill_outlets(context, facts)
+        if isinstance(self.dataset, Mapping) and "quality" in self.dataset:
+            self.tell_quality(context, self.dataset["quality"])
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Let the partition in, or stop.
 
+        :raises AirflowSkipException: it was moved to the quarantine, and ``skip_held``.
         :raises PartitionHeldError: it is held, nobody released it, and ``action`` is ``gate``.
         :raises InsufficientDataError: nothing can be told of it, and neither ``warn`` nor ``allow_undecided`` nor a person lets it in.
         """
@@ -156,6 +168,8 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
                 f"{result['headline']}. Set allow_undecided for a table that is too young, or released_by after somebody has looked"
             )
         if result["quarantine"] is not None:
+            if self.skip_held:
+                raise AirflowSkipException(f"{result['headline']}; nothing new goes on")
             return result
         raise PartitionHeldError(
             f"{result['headline']}. Look at the rows, correct and ingest them again, or name who lets them in as released_by",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.sdk import Asset
-
 from airflow_mlops.exceptions import ConnectionConfigError, DataQualityError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.services import with_mlflow
@@ -162,9 +160,12 @@ class ValidateDatasetOperator(RecordingDatasets, StepOperator):
             self.log.info("no page of this validation, as there is no MLflow to keep it: %s", err)
             return services
 
-    def record(self, result: dict[str, Any], context: Context) -> None:
-        """Write the verdict to the ledger, the log and the outlets' events, and the new version where rows were set aside."""
-        from airflow_mlops.core.verdict import QUALITY_KEY, draw_failures, sum_up_quality
+    def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Write the verdict to the ledger, the log and the outlets' events, and the new version where rows were set aside.
+
+        :returns: the result with ``quality``, which an operator behind this one tells its outlets.
+        """
+        from airflow_mlops.core.verdict import draw_failures, sum_up_quality
         from airflow_mlops.ledger import EntryKind
 
         dataset = result["dataset"]
@@ -195,9 +196,8 @@ class ValidateDatasetOperator(RecordingDatasets, StepOperator):
         self.fill_outlets(context, {"dataset": dataset})
         counted = {name: result[name] for name in ("suite_name", "evaluated", "failed", "failed_critical")}
         quality = sum_up_quality(key=key, table=dataset["uri"], failures=result["failures"], **counted)
-        for outlet in self.outlets:
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra[QUALITY_KEY] = quality
+        self.tell_quality(context, quality)
+        return {**result, "quality": quality}
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Let the dataset through, or stop.

@@ -99,6 +99,8 @@ def screen_partitions(
     frames = [evenly(frame, size) for frame in trusted] + [new]
     rows = pl.concat([frame.select(*features, time_column, target) for frame in frames])
     classes = _class_count(rows[target])
+    if classes == 1:
+        return _undecided("all labels are the same, so wrong ones could not be seen", len(trusted))
     ends = np.cumsum([frame.height for frame in frames])[:-1]
     tables = np.split(as_numbers(rows.select(*features, time_column)), ends)
     pooled = np.split(_labels(rows[target], classes), ends)

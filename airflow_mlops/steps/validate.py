@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from airflow_mlops.services import Services
 
 
+ENGINES = ("auto", "great_expectations")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quarantine:
     """Where rows go that break critical expectations, and how many may.
@@ -83,6 +86,8 @@ class ValidateSpec:
     history: tuple[PastVerdict, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f"unknown engine {self.engine!r}; known: {', '.join(ENGINES)}")
         if self.report not in REPORTS:
             raise ValueError(f"unknown report {self.report!r}; known: {', '.join(REPORTS)}")
 

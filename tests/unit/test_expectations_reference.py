@@ -184,6 +184,15 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "any other argument that polars does not know": [
         ({"n": [1, 2]}, _on("column_values_to_be_between", column="n", min_value=0, parse_strings_as_datetimes=True))
     ],
+    "an argument that is `null`, but for bounds and conditions": [
+        ({"n": [1, 2]}, _on("column_values_to_not_be_null", column="n", nonsense=None)),
+        ({"n": [1, 2]}, _on("column_values_to_be_between", column="n", min_value=0, strict_min=None)),
+    ],
+    "`strict_min`, `strict_max` or `or_equal` that is neither `true` nor `false`": [
+        ({"n": [1, 2]}, _on("column_values_to_be_between", column="n", min_value=1, strict_min="false")),
+        ({"n": [1, 2]}, _on("column_max_to_be_between", column="n", max_value=2, strict_max={"$PARAMETER": "strict"})),
+        ({"n": [1], "m": [1]}, _on("column_pair_values_a_to_be_greater_than_b", column_A="n", column_B="m", or_equal="no")),
+    ],
     "a column that is not there": [({"n": [1]}, _on("column_values_to_be_unique", column="gone"))],
     "`mostly` that is no share": [
         ({"n": [1]}, _on("column_values_to_be_unique", column="n", mostly=2)),
@@ -216,7 +225,8 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"n": [1]}, _on("column_values_to_be_between", column="n")),
         ({"n": [1]}, _on("table_row_count_to_be_between", min_value=2, max_value=1)),
     ],
-    "times as bounds that are not `YYYY-MM-DD[T ]hh:mm[:ss[.fff]]` with `Z` or an offset": [
+    "times as bounds that are not `YYYY-MM-DD[T ]hh:mm[:ss[.fff]]` with `Z` or an offset, in UTC within the years 1 to 9999": [
+        ({"t": [AT]}, _on("column_values_to_be_between", column="t", min_value="0001-01-01T00:00:00+05:00")),
         ({"t": [AT]}, _on("column_values_to_be_between", column="t", min_value="2024-01-01")),
         ({"t": [AT]}, _on("column_values_to_be_between", column="t", min_value="2024-01-01T00:00:00")),
         ({"t": [AT]}, _on("column_values_to_be_between", column="t", min_value="Jan 1 2024 UTC")),
@@ -244,7 +254,9 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"x": NARROW}, _on(f"column_{kind}_to_be_between", column="x", min_value=0.1))
         for kind in ("min", "max", "mean", "median", "sum", "stdev")
     ],
-    "a deviation of values beyond 1e150": [
+    "a deviation of values beyond 1e150, a mean or sum beyond 1e290": [
+        ({"x": [1e308, 1e308, -1e308]}, _on("column_mean_to_be_between", column="x", min_value=0)),
+        ({"x": [1e308, 1e308, -1e308]}, _on("column_sum_to_be_between", column="x", min_value=0)),
         ({"x": [1e200, 1.0]}, _on("column_stdev_to_be_between", column="x", min_value=0)),
     ],
     "a median of a column with infinities": [

@@ -190,3 +190,21 @@ def test_the_table_of_the_page_is_what_the_script_counts(shared_data: Path) -> N
     shown = re.findall(r"^\| (event|no event) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
     assert shown == counts
     assert [name for name, _, _ in shown] == ["event", "no event"]
+
+
+def test_a_column_that_ends_like_another_has_its_own_expectations() -> None:
+    rows = pl.LazyFrame(
+        {"fee": [1.0 + one for one in range(500)], "extra:fee": [-5.0 * one for one in range(500)]}
+    )
+    mine = [
+        item for item in infer_expectations(rows, InferencePolicy()) if item["kwargs"].get("column") == "fee"
+    ]
+    alone = infer_expectations(rows.select("fee"), InferencePolicy())[1:]
+    assert mine == alone
+
+
+def test_a_value_that_never_changes_is_asked_about() -> None:
+    rows = pl.LazyFrame({"month": ["2024-01"] * 500, "kind": ["a", "b"] * 250})
+    notes = {item["kwargs"]["column"]: item["notes"] for item in infer_expectations(rows, InferencePolicy()) if "value_set" in item["kwargs"]}  # fmt: skip
+    assert notes["month"].startswith("REVIEW: '2024-01' is the only value")
+    assert "REVIEW" not in notes["kind"]

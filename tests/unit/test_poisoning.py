@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.poisoning import (
@@ -105,6 +106,40 @@ def screen(
         held=held,
         answers_of=remembered,
     )
+
+
+def screen_few(*extra: pl.Series | pl.Expr, features: tuple[str, ...] = ("x", "group")) -> Screened:
+    """Screen a clean day beside four, the last of which may have other columns."""
+    days = [day(number).with_columns(extra[0] if extra else []) for number in range(DAYS_KEPT)]
+    days[-1] = days[-1].with_columns(extra[-1:])
+    return screen_partitions(
+        days[-1],
+        days[:-1],
+        features=list(features),
+        target="y",
+        time_column="t",
+        policy=PoisoningPolicy(false_alarm_rate=0.2, minimum_rows=100),
+    )
+
+
+@pytest.mark.parametrize("before", [None, 1.0])
+def test_a_feature_that_no_row_of_a_partition_has(before: float | None) -> None:
+    gone = pl.lit(None, dtype=pl.Float64).alias("gone")
+    found = screen_few(pl.lit(before, dtype=pl.Float64).alias("gone"), gone, features=("x", "group", "gone"))
+    assert found == screen_few()
+
+
+def test_labels_that_are_all_the_same_tell_nothing() -> None:
+    found = screen_few(pl.lit(1).alias("y"))
+    assert (found.verdict, found.reason) == (
+        "undecided",
+        "all labels are the same, so wrong ones could not be seen",
+    )
+
+
+def test_features_of_lists_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"tags is List.*name those it is to look at as features"):
+        screen_few(pl.concat_list("x").alias("tags"), features=("x", "tags"))
 
 
 ANSWERS: dict[bytes, Any] = {}
@@ -330,6 +365,20 @@ class TestOperator:
         again = run(action="quarantine", dataset=to_dict(before))  # a retry is given the same version
         assert again.result["dataset"] == done.result["dataset"]
         assert delta.read_table(f"{table}_held").collect().height == ROWS
+
+    def test_held_rows_wake_nobody(self, run: Any, table: str) -> None:
+        with pytest.raises(AirflowSkipException, match=r"rows are in .*nothing new goes on"):
+            run(action="quarantine", skip_held=True)
+        assert delta.describe(table, time_column="t").time_max < WINDOW.start  # type: ignore[operator]
+        clean = Window(start=WINDOW.start - timedelta(days=1), end=WINDOW.start)
+        assert run(clean, action="quarantine", skip_held=True, allow_undecided=True).result
+
+    def test_the_event_tells_verdict_and_validation(self, run: Any, table: str) -> None:
+        validated = {"dataset": to_dict(delta.describe(table)), "quality": {"score": 0.9}}
+        extra = run(dataset=validated, released_by="ada").extra
+        assert extra["airflow.dataquality.result"] == {"score": 0.9}
+        assert (extra["airflow_mlops"]["verdict"], extra["airflow_mlops"]["released_by"]) == ("held", "ada")
+        assert "airflow.dataquality.result" not in run(action="warn").extra
 
     def test_newer_rows_stay(self, table: str, tmp_path: Path) -> None:
         spec = {

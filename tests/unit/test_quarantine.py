@@ -341,5 +341,7 @@ class TestOperator:
     def test_an_action_nobody_knows(self, run: Any) -> None:
         with pytest.raises(ValueError, match="unknown action 'fail'; known: gate, warn, quarantine"):
             run(FARE, action="fail")
+        with pytest.raises(ValueError, match="unknown engine 'polars'; known: auto, great_expectations"):
+            run(FARE, engine="polars")
         with pytest.raises(ValueError, match=r"quarantine_budget is a share of rows in \[0, 1\), got 5"):
             run(FARE, action="quarantine", quarantine_budget=5)

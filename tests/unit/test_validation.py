@@ -17,7 +17,7 @@ from airflow_mlops.core.expectations import COVERED, compile_expectation
 from airflow_mlops.core.patterns import for_ascii
 from airflow_mlops.core.validation import judge_compiled
 from airflow_mlops.exceptions import ExpectationError
-from airflow_mlops.integrations.great_expectations import validate_frame
+from airflow_mlops.integrations.great_expectations import load_suite, validate_frame
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 TEXTS = ["", "a", "ab", "b\n", "ünï", "A1", "x y", "١٢", "a.b"]
@@ -375,3 +375,43 @@ def test_an_error_shows_no_private_value_and_no_whole_column() -> None:
     with pytest.raises(ExpectationError, match=r"expect_column_mean_to_be_between.*private column") as hidden:
         validate_frame(rows, suite, private=["email"])
     assert "@example.org" not in str(hidden.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "bound", "written"),
+    [("day", "2024-01-01", "like 2024-01-31T00:00:00"), ("at", "2024-01-01T00:00:00", "like 2024-01-31T00:00:00Z")],
+)  # fmt: skip
+def test_an_error_of_a_time_says_how_to_write_it(column: str, bound: str, written: str) -> None:
+    rows = pl.LazyFrame({"day": [date(2024, 1, 1)], "at": [START]})
+    with pytest.raises(ExpectationError, match=f"{written}$"):
+        validate_frame(rows, suite_of("expect_column_max_to_be_between", column=column, min_value=bound))
+    right = written.removeprefix("like ")
+    (result,) = validate_frame(rows, suite_of("expect_column_max_to_be_between", column=column, max_value=right))["results"]  # fmt: skip
+    assert result["success"]
+
+
+def test_a_parameter_of_a_suite_is_an_error_with_the_remedy() -> None:
+    suite = suite_of("expect_column_values_to_be_between", column="n", min_value={"$PARAMETER": "lowest"})
+    with pytest.raises(ExpectationError, match=r"\$PARAMETER lowest; .*write the value itself"):
+        validate_frame(CLEAN, suite)
+
+
+def test_a_suite_names_types_as_great_expectations_writes_them() -> None:
+    with pytest.raises(ExpectationError, match=r"'ExpectColumnValuesToNotBeNull'.*small letters"):
+        validate_frame(CLEAN, suite_of("ExpectColumnValuesToNotBeNull", column="n"))
+
+
+def test_severity_among_the_arguments_counts_as_it_does_there() -> None:
+    suite = load_suite(suite_of("expect_column_values_to_be_null", column="n", severity="warning"))
+    (result,) = validate_frame(CLEAN, suite)["results"]
+    assert not result["success"]
+    assert result["expectation_config"]["severity"] == "warning"
+    assert result["expectation_config"]["kwargs"] == {"column": "n"}
+
+
+@pytest.mark.parametrize(
+    "item", ["expect_column_to_exist", {"type": "expect_column_to_exist", "kwargs": "n"}]
+)
+def test_what_is_no_expectation_is_refused(item: Any) -> None:
+    with pytest.raises(ValueError, match=r"no object with 'type' and 'kwargs': .*expect_column_to_exist"):
+        load_suite({"expectations": [item]})
