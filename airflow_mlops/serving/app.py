@@ -31,6 +31,7 @@ from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes
 from airflow_mlops.serving.requests import (
     BodyReader,
     IdMaker,
+    NotJsonError,
     PredictionRequest,
     Receive,
     RequestError,
@@ -192,7 +193,7 @@ class EndpointApp:
             response = await self._route(scope["method"], scope["path"], headers)(scope, headers, receive)
         except RequestError as err:
             version = err.model_version or version
-            response = _error_response(err)
+            response = _error_response(err, headers)
         except Exception:
             logger.exception("request %s failed", request_id.decode("latin-1"))
             message = f"the service failed on request {request_id.decode('latin-1')}; its log says why"
@@ -256,6 +257,8 @@ class EndpointApp:
         )
         if (
             not isinstance(revision, int)
+            or isinstance(revision, bool)
+            or isinstance(seconds, bool)
             or not isinstance(seconds, int | float)
             or not 0 <= seconds <= MAXIMUM_LEASE
         ):
@@ -502,7 +505,13 @@ def _caller(headers: Headers) -> str | None:
     return hashlib.blake2b(key, digest_size=8).hexdigest() if key else None
 
 
-def _error_response(err: RequestError) -> Response:
+def _error_response(err: RequestError, headers: Headers) -> Response:
+    message = str(err)
+    if isinstance(err, NotJsonError) and b"json" not in headers.get(b"content-type", b"json").lower():
+        kind = headers[b"content-type"].decode("latin-1")
+        message += (
+            f". Its Content-Type is {kind!r:.60}: send JSON, or a table as {arrow.CONTENT_TYPE.decode()}"
+        )
     more = {
         401: ((b"www-authenticate", b"Bearer"),),
         408: ((b"connection", b"close"),),  # the rest of the body is not waited for
@@ -510,4 +519,4 @@ def _error_response(err: RequestError) -> Response:
         429: ((b"retry-after", b"1"),),
         503: ((b"retry-after", b"1"),),
     }
-    return json_response(err.status, {"error": str(err)}, *more.get(err.status, ()))
+    return json_response(err.status, {"error": message}, *more.get(err.status, ()))

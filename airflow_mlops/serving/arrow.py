@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.categories import category_texts
 from airflow_mlops.serving.arrow_stream import unpacked_size
-from airflow_mlops.serving.requests import MAXIMUM_ID, PredictionRequest, RequestError
+from airflow_mlops.serving.requests import MAXIMUM_ID, PredictionRequest, RequestError, require_unique
 
 if TYPE_CHECKING:
     import polars as pl
@@ -164,13 +164,17 @@ def _column(table: pl.DataFrame, field: FieldSpec) -> list[Any]:
 def _ids(given: pl.Series) -> list[str]:
     import polars as pl
 
+    if given.dtype.is_integer() or given.dtype in (pl.Categorical, pl.Enum):  # as JSON's may be numbers
+        given = given.cast(pl.String)
     if (
         given.dtype != pl.String
         or given.null_count()
         or not given.str.len_chars().is_between(1, MAXIMUM_ID).all()
     ):
         raise RequestError(422, f"{ID_COLUMN}: texts of 1 to {MAXIMUM_ID} characters are needed")
-    return given.to_list()
+    ids: list[str] = given.to_list()
+    require_unique(ids, ID_COLUMN)
+    return ids
 
 
 def _times(given: pl.Series) -> list[datetime]:

@@ -154,6 +154,7 @@ def _rows_body(manifest: PackageManifest | None, maximum_rows: int) -> dict[str,
         "prediction_ids": {
             "type": ["array", "null"],
             "items": {"type": ["string", "integer"], "minLength": 1, "maxLength": 256},
+            "uniqueItems": True,
             "description": "One per row, to join labels by; predictions get some where they are missing.",
         },
         "times": {

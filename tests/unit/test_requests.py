@@ -278,6 +278,50 @@ class TestApp:
         status, answer, _ = Caller(tmp_path, package).ask("/predict", damaged, content_type=ARROW.decode())
         assert (status, "not an Arrow stream" in answer["error"]) == (422, True)
 
+    @pytest.mark.parametrize(
+        ("ids", "words"),
+        [
+            (["a", "b", "a"], "[2]: 'a' is the id of another row"),
+            ([1, "1", "b"], "[1]: '1' is the id of another row"),
+            ([True, "b", "c"], "[0]: a text of 1 to 256 characters is needed, got True"),
+        ],
+    )
+    def test_rows_with_no_id_of_their_own_are_refused(
+        self, package: Path, tmp_path: Path, ids: list[Any], words: str
+    ) -> None:
+        status, answer, _ = Caller(tmp_path, package).ask("/predict", {"rows": ROWS, "prediction_ids": ids})
+        assert (status, f"prediction_ids{words}" in answer["error"]) == (422, True), answer
+
+    def test_ids_of_a_table_may_be_numbers_or_categories_and_are_unique(
+        self, package: Path, tmp_path: Path
+    ) -> None:
+        caller = Caller(tmp_path, package)
+
+        def ask(ids: pl.Series) -> tuple[int, Any]:
+            stream = io.BytesIO()
+            pl.DataFrame({"x": [1.0, 2.0], "kind": ["a", "b"], "prediction_id": ids}).write_ipc_stream(stream)
+            return caller.ask("/predict", stream.getvalue(), content_type=ARROW.decode())[:2]
+
+        for ids in (pl.Series([7, 8]), pl.Series(["7", "8"], dtype=pl.Categorical)):
+            status, table = ask(ids)
+            assert (status, pl.read_ipc_stream(table)["prediction_id"].to_list()) == (200, ["7", "8"])
+        status, answer = ask(pl.Series(["a", "a"]))
+        assert (status, "prediction_id[1]: 'a' is the id of another row" in answer["error"]) == (422, True)
+
+    def test_what_is_neither_json_nor_a_stream_is_named(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package)
+        _, answer, _ = caller.ask("/predict", b"x,kind", content_type="text/csv")
+        assert "Its Content-Type is 'text/csv': send JSON, or a table as" in answer["error"]
+        for kind in ("application/json; charset=utf-8", "text/plain"):  # what is JSON is taken as such
+            assert caller.ask("/predict", {"rows": ROWS}, content_type=kind)[0] == 200
+        _, answer, _ = caller.ask("/predict", b"x,kind", content_type="application/json")
+        assert "Content-Type" not in answer["error"]
+
+    def test_true_is_no_number_of_a_revision(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, steering_tokens=("steers",))
+        for body in ({"revision": True, "seconds": 5}, {"revision": 1, "seconds": True}):
+            assert caller.ask("/rollout/lease", body, authorization="Bearer steers")[0] == 422
+
     @pytest.mark.parametrize("path", ["/predict", "/predict/explain"])
     def test_a_packed_body_is_answered_as_the_plain_one(self, tmp_path: Path, path: str) -> None:
         package = tmp_path / "package"
