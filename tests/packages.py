@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from airflow_mlops.integrations.mlflow import PACKAGE_FOLDER, Registry
 from airflow_mlops.serving.package import hash_files, write_manifest
 from airflow_mlops.steps.estimation import error_model_signature, fit_error_model
 
+if TYPE_CHECKING:
+    import pytest
+
 SIGNATURE = ModelSignature(
     inputs=(FieldSpec(name="x", type="number"), FieldSpec(name="kind", type="string")), output="y"
 )
@@ -45,6 +48,7 @@ def build_package(
     idle: int = 0,
     background_rows: int = 0,
     held_out_error: float | None = None,
+    estimator: str | None = None,
 ) -> str:
     """Train a small model of ``y = slope * x`` and package it; gives the digest.
 
@@ -52,6 +56,7 @@ def build_package(
     :param idle: further inputs, numbers from 0 to 1 on which nothing depends.
     :param background_rows: training rows to store for explanations.
     :param held_out_error: mean absolute error on made held-out rows, from which an error model is learned; ``None``: without one.
+    :param estimator: import path of another one, which takes no parameters.
     """
     folder.mkdir(parents=True)
     features = pd.DataFrame({"x": np.linspace(0.0, 10.0, 400), "kind": ["a", "b"] * 200})
@@ -62,8 +67,9 @@ def build_package(
     rows = [row | dict.fromkeys(others, 0.5) for row in ROWS]
     target = slope * features["x"]
     kind = "Classifier" if labels else "Regressor"
+    usual = Candidate(estimator=f"sklearn.ensemble.HistGradientBoosting{kind}", params={"max_iter": 30})
     pipeline = sklearn.build_pipeline(
-        Candidate(estimator=f"sklearn.ensemble.HistGradientBoosting{kind}", params={"max_iter": 30}),
+        Candidate(estimator=estimator, params={}) if estimator else usual,
         replace(COLUMNS, numeric=("x", *others)),
         seed=0,
     ).fit(features, np.where(target > 10.0, "high", "low") if labels else target)
@@ -108,6 +114,30 @@ def build_package(
         holdout=Holdout(metric="mae", value=0.1, standard_deviation=0.1, row_count=10),
     )
     return write_manifest(folder, manifest)
+
+
+_ONLY_HERE = """
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+
+class Middle(RegressorMixin, BaseEstimator):
+    def fit(self, X, y):
+        self.middle_ = float(np.median(y))
+        return self
+
+    def predict(self, X):
+        return np.full(len(X), self.middle_)
+"""
+
+
+def build_unimportable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Package a model whose class this process can import, as a task can from the Dag folder, and no service it starts; gives the digest."""
+    path = folder.with_name(f"path_of_{folder.name}")
+    path.mkdir()
+    (path / "only_here.py").write_text(_ONLY_HERE)
+    monkeypatch.syspath_prepend(str(path))
+    monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "only_here.Middle")
+    return build_package(folder, form="sklearn", estimator="only_here.Middle")
 
 
 def add_error_model(folder: Path, pipeline: Any, features: pd.DataFrame, error: float) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from airflow_mlops.core.categories import category_texts
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -111,12 +113,9 @@ def count_categories(column: pl.Series, layout: ColumnLayout) -> CountedCategori
 
 def category_counts(column: pl.Series) -> dict[str, int]:
     """Count a column's values as text, long ones by a name; nulls and NaN are left out."""
-    import polars as pl
-
     known = column.fill_nan(None) if column.dtype.is_float() else column
     counted = known.drop_nulls().value_counts(name="rows")
-    values = counted.to_series(0)
-    texts = values if values.dtype == pl.String else values.cast(pl.String)
+    texts = category_texts(counted.to_series(0))
     names = texts.to_list()
     if (texts.str.len_chars() > LONGEST_NAME).any():
         names = [_name(text) for text in names]

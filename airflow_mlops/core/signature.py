@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_mlops.core.categories import number_text
 from airflow_mlops.exceptions import SignatureMismatchError
 
 if TYPE_CHECKING:
@@ -122,4 +123,6 @@ def _to_string(value: Any) -> str | None:
         return str(value).lower()
     if isinstance(value, int):  # categories such as rate codes often travel as integers
         return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return number_text(value)
     raise TypeError(type(value).__name__)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from airflow_mlops.core.categories import category_texts
 from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.installed import packages_of
@@ -303,7 +304,7 @@ def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
                 "ingested, or declare it categorical"
             )
     numbers = [pl.col(name).cast(pl.Float32).cast(pl.Float64) for name in columns.numeric]
-    texts = [pl.col(name).cast(pl.String).fill_null("") for name in (*columns.categorical, *columns.text)]
+    texts = [category_texts(rows[name]).fill_null("") for name in (*columns.categorical, *columns.text)]
     return rows.select(*numbers, *texts).to_pandas()
 
 

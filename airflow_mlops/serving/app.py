@@ -20,6 +20,7 @@ from airflow_mlops.serving.authorization import Authorization
 from airflow_mlops.serving.cache import AnswerCache
 from airflow_mlops.serving.explanations import Explanations, encode_explanations, explained_kind
 from airflow_mlops.serving.inference_log import InferenceLog
+from airflow_mlops.serving.inflate import Inflater
 from airflow_mlops.serving.lease import end_lease, renew_lease
 from airflow_mlops.serving.metrics import EndpointMetrics
 from airflow_mlops.serving.mirror import Answered, Mirror
@@ -30,6 +31,7 @@ from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes
 from airflow_mlops.serving.requests import (
     BodyReader,
     IdMaker,
+    NotJsonError,
     PredictionRequest,
     Receive,
     RequestError,
@@ -86,6 +88,7 @@ class EndpointApp:
         self._cache = AnswerCache(settings.cache_rows)
         self._ids = IdMaker()
         self._bodies = BodyReader(settings.maximum_bytes, settings.body_seconds)
+        self._inflater = Inflater(settings.maximum_bytes)
         self._explanations = Explanations(settings)
         self._at_hand = 0
         self._stopped = threading.Event()
@@ -190,7 +193,7 @@ class EndpointApp:
             response = await self._route(scope["method"], scope["path"], headers)(scope, headers, receive)
         except RequestError as err:
             version = err.model_version or version
-            response = _error_response(err)
+            response = _error_response(err, headers)
         except Exception:
             logger.exception("request %s failed", request_id.decode("latin-1"))
             message = f"the service failed on request {request_id.decode('latin-1')}; its log says why"
@@ -254,6 +257,8 @@ class EndpointApp:
         )
         if (
             not isinstance(revision, int)
+            or isinstance(revision, bool)
+            or isinstance(seconds, bool)
             or not isinstance(seconds, int | float)
             or not 0 <= seconds <= MAXIMUM_LEASE
         ):
@@ -280,7 +285,11 @@ class EndpointApp:
             )
         self._at_hand += 1
         try:
-            return await self._predict(headers, body)
+            encoding = headers.get(b"content-encoding")
+            if encoding is None:
+                return await self._predict(headers, body)
+            async with self._inflater.unpacked(encoding, body) as plain:
+                return await self._predict(headers, plain)
         finally:
             self._at_hand -= 1
 
@@ -435,6 +444,11 @@ class EndpointApp:
     async def _answer_explain(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         """Say where answers come from; nobody acts on them, so they are neither logged, mirrored nor observed."""
         body = await self._bodies.read(headers, receive)
+        encoding = headers.get(b"content-encoding", b"")
+        async with self._inflater.unpacked(encoding, body) as plain:
+            return await self._explain(scope, headers, plain)
+
+    async def _explain(self, scope: Scope, headers: Headers, body: bytes) -> Response:
         routes = self._live_routes()
         is_arrow = arrow.is_arrow(headers.get(b"content-type"))
         explained = await self._explanations.explain(
@@ -491,11 +505,18 @@ def _caller(headers: Headers) -> str | None:
     return hashlib.blake2b(key, digest_size=8).hexdigest() if key else None
 
 
-def _error_response(err: RequestError) -> Response:
+def _error_response(err: RequestError, headers: Headers) -> Response:
+    message = str(err)
+    if isinstance(err, NotJsonError) and b"json" not in headers.get(b"content-type", b"json").lower():
+        kind = headers[b"content-type"].decode("latin-1")
+        message += (
+            f". Its Content-Type is {kind!r:.60}: send JSON, or a table as {arrow.CONTENT_TYPE.decode()}"
+        )
     more = {
         401: ((b"www-authenticate", b"Bearer"),),
         408: ((b"connection", b"close"),),  # the rest of the body is not waited for
+        415: ((b"accept-encoding", b"gzip"),),
         429: ((b"retry-after", b"1"),),
         503: ((b"retry-after", b"1"),),
     }
-    return json_response(err.status, {"error": str(err)}, *more.get(err.status, ()))
+    return json_response(err.status, {"error": message}, *more.get(err.status, ()))

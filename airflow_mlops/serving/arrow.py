@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.categories import category_texts
 from airflow_mlops.serving.arrow_stream import unpacked_size
-from airflow_mlops.serving.requests import MAXIMUM_ID, PredictionRequest, RequestError
+from airflow_mlops.serving.requests import MAXIMUM_ID, PredictionRequest, RequestError, require_unique
 
 if TYPE_CHECKING:
     import polars as pl
@@ -147,13 +148,13 @@ def _column(table: pl.DataFrame, field: FieldSpec) -> list[Any]:
     fits = given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.Null)
     if field.type == "string":
         texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Null)
-        fits = given.dtype.is_integer() or given.dtype in texts
+        fits = given.dtype.is_numeric() or given.dtype in texts
     if not fits:
         raise RequestError(422, f"{field.name}: expected {field.type}, got {given.dtype}")
     if given.null_count() and not field.nullable:
         raise RequestError(422, f"{field.name}: null is not allowed")
     if field.type == "string":
-        return given.cast(pl.String).to_list()
+        return category_texts(given).to_list()
     numbers = given.cast(pl.Float64)
     if numbers.is_infinite().any():
         raise RequestError(422, f"{field.name}: expected number, got an infinite one")
@@ -163,13 +164,17 @@ def _column(table: pl.DataFrame, field: FieldSpec) -> list[Any]:
 def _ids(given: pl.Series) -> list[str]:
     import polars as pl
 
+    if given.dtype.is_integer() or given.dtype in (pl.Categorical, pl.Enum):  # as JSON's may be numbers
+        given = given.cast(pl.String)
     if (
         given.dtype != pl.String
         or given.null_count()
         or not given.str.len_chars().is_between(1, MAXIMUM_ID).all()
     ):
         raise RequestError(422, f"{ID_COLUMN}: texts of 1 to {MAXIMUM_ID} characters are needed")
-    return given.to_list()
+    ids: list[str] = given.to_list()
+    require_unique(ids, ID_COLUMN)
+    return ids
 
 
 def _times(given: pl.Series) -> list[datetime]:

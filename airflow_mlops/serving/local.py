@@ -19,7 +19,7 @@ from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_signature, read_verified, write_signature
-from airflow_mlops.serving.reconciler import DESIRED_FILE, workers_behind
+from airflow_mlops.serving.reconciler import DESIRED_FILE, why_refused, workers_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,7 @@ class LocalEndpoint:
 
         :param lease_seconds: for how long, where the state is leased; it begins when the state is served.
         :returns: the process, and whether it had to be started.
-        :raises RolloutError: it was not served in time, or the port is taken; says what serves now.
+        :raises RolloutError: it was not served in time, no worker can load it, or the port is taken; says what serves now.
         """
         current, server = self.desired(), self.server
         running = server.running()
@@ -118,7 +118,9 @@ class LocalEndpoint:
                 grant_lease(self.serving_dir, desired.revision, lease_seconds)
             write_whole(self.serving_dir / DESIRED_FILE, desired.to_bytes())
             process = running or server.start()
-            _wait_until_live(server, desired, self.timeout_seconds, lease_seconds=lease_seconds)
+            _wait_until_live(
+                server, desired, self.timeout_seconds, lease_seconds=lease_seconds, started=running is None
+            )
         except BaseException:
             _restore(self.serving_dir, current, desired.revision)
             if running is None:
@@ -159,7 +161,8 @@ def deploy_package(
 ) -> Deployment:
     """Make the folder's service answer with a version; the old version answers until the new one does.
 
-    :raises RolloutError: the new version did not answer in time, the port is taken, or a rollout is under way; says what serves now.
+    :raises RolloutError: the new version did not answer in time, the service can't load it, the port is taken, or a rollout is
+        under way; says what serves now.
     :raises ArtifactIntegrityError: the package is not the registered one, or can't be loaded.
     :raises StorageError: the folder can't be written.
     """
@@ -228,8 +231,18 @@ def _copy_signature(source: Path, destination: Path) -> None:
 
 
 def _wait_until_live(
-    server: LocalServer, desired: DesiredState, timeout_seconds: float, *, lease_seconds: float = 0.0
+    server: LocalServer,
+    desired: DesiredState,
+    timeout_seconds: float,
+    *,
+    lease_seconds: float = 0.0,
+    started: bool = False,
 ) -> None:
+    """Wait until every worker serves what is desired.
+
+    :param started: whether the service was started for it, and is stopped again where it can't serve it.
+    :raises RolloutError: they do not in time, or have said that they can't; says what serves.
+    """
     problem: str | None = "it did not answer"
 
     def live(client: EndpointClient) -> bool:
@@ -238,6 +251,11 @@ def _wait_until_live(
             grant_lease(server.serving_dir, desired.revision, lease_seconds)
         if server.running() is None:
             raise RolloutError(f"the service ended while it started; its log ends with\n{server.log_tail()}")
+        refusal = why_refused(server.serving_dir, desired.revision)
+        if refusal is not None:
+            raise RolloutError(
+                f"the service at {server.url} can't serve {_asked(desired)}: {refusal}. {_goes_on(desired, started)}"
+            )
         try:
             status = client.ready()
         except EndpointUnavailableError as err:
@@ -252,14 +270,20 @@ def _wait_until_live(
     with EndpointClient(server.url, server.token, timeout_seconds=5) as client:
         if not wait_until(lambda: live(client), timeout_seconds=timeout_seconds):
             raise RolloutError(
-                f"version {desired.stable.model_version} of {desired.model_name} did not answer at {server.url} within "
-                f"{timeout_seconds:g} s: {problem}. "
-                + (
-                    f"Version {desired.previous_version} serves on"
-                    if desired.previous_version
-                    else "Nothing serves"
-                )
+                f"{_asked(desired)} did not answer at {server.url} within {timeout_seconds:g} s: {problem}. "
+                f"{_goes_on(desired, started)}"
             )
+
+
+def _asked(desired: DesiredState) -> str:
+    """Name the version that was to come."""
+    return f"version {desired.versions[-1].model_version} of {desired.model_name}"
+
+
+def _goes_on(desired: DesiredState, started: bool) -> str:
+    """Say what serves where what is desired can't be."""
+    before = desired.stable.model_version if len(desired.versions) > 1 else desired.previous_version
+    return "Nothing serves" if started or before is None else f"Version {before} serves on"
 
 
 def _restore(serving_dir: Path, current: DesiredState | None, revision: int) -> None:

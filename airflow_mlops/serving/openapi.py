@@ -13,6 +13,7 @@ _ERRORS = {
     401: "the bearer token is missing or wrong",
     408: "the body took too long",
     413: "too many rows or bytes",
+    415: "the body is packed in another way than gzip",
     422: "the body does not fit: names row, field and type",
     429: "too many requests at once; come again",
     500: "the model failed",
@@ -153,6 +154,7 @@ def _rows_body(manifest: PackageManifest | None, maximum_rows: int) -> dict[str,
         "prediction_ids": {
             "type": ["array", "null"],
             "items": {"type": ["string", "integer"], "minLength": 1, "maxLength": 256},
+            "uniqueItems": True,
             "description": "One per row, to join labels by; predictions get some where they are missing.",
         },
         "times": {
@@ -221,5 +223,5 @@ def _columns_schema(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _types(field: FieldSpec) -> list[str]:
-    types = ["number"] if field.type == "number" else ["string", "integer", "boolean"]
+    types = ["number"] if field.type == "number" else ["string", "number", "boolean"]
     return [*types, "null"] if field.nullable else types

@@ -10,21 +10,25 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from airflow_mlops.core.desired_state import DesiredState, ServedVersion, share_point
 from airflow_mlops.core.signing import Trust
+from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.serving.files import write_whole
 from airflow_mlops.serving.lease import read_lease
 from airflow_mlops.serving.model import ServedModel, load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+#: When a file was written, and which one it is.
+_FileState = tuple[int, int]
 
 DESIRED_FILE = "desired.json"
 
@@ -33,6 +37,9 @@ WORKERS_FOLDER = "workers"
 
 #: Seconds until what could not be loaded is tried again, at most.
 LONGEST_PAUSE = 30.0
+
+#: What trying again does not help against, as long as nobody changes the process or the package.
+_LASTING = (ArtifactIntegrityError, ImportError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +118,8 @@ class Reconciler:
         self.public_keys = public_keys
         self.routes: Routes | None = None
         self._on_change = on_change
-        self._seen: tuple[int, int] | None = None
+        self._seen: _FileState | None = None
+        self._failed: _FileState | None = None
         self._problem: str | None = None
         self._tries = 0
         self._try_again_at = 0.0
@@ -145,15 +153,17 @@ class Reconciler:
             self._try_again_at = time.monotonic() + min(LONGEST_PAUSE, 2.0 ** min(self._tries, 10) / 4.0)
             self._problem = f"{type(err).__name__}: {err}"
             logger.exception("what is desired can't be served")
+            self._tell(self._problem if isinstance(err, _LASTING) else None)
 
     def _desired(self) -> Routes | None:
         """Load the desired versions beside the live ones, if they have changed; one that fails leaves all as it was."""
         path = self.serving_dir / DESIRED_FILE
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
+        there = _file_state(path)
+        if there is None or there == self._seen:
             return None
-        if (stat.st_mtime_ns, stat.st_ino) == self._seen or time.monotonic() < self._try_again_at:
+        if there != self._failed:  # something new is tried at once
+            self._failed, self._tries = there, 0
+        elif time.monotonic() < self._try_again_at:
             return None
         desired = DesiredState.from_bytes(path.read_bytes())
         try:
@@ -165,12 +175,7 @@ class Reconciler:
                 stable = self._load(desired, desired.stable)
                 self._swap(Routes(desired.fallback, {stable.model_version: stable}, fell_back=why))
             raise
-        self._seen, self._tries, self._try_again_at, self._problem = (
-            (stat.st_mtime_ns, stat.st_ino),
-            0,
-            0.0,
-            None,
-        )
+        self._seen, self._failed, self._problem = there, None, None
         return Routes(desired, loaded)
 
     def _steered(self, routes: Routes) -> Routes:
@@ -200,12 +205,12 @@ class Reconciler:
         if routes is self.routes:
             return
         self.routes = routes
+        self._tell()
         try:
-            self._tell(routes)
             if self._on_change is not None:
                 self._on_change(routes)
-        except Exception:  # what is served is served; who counts or looks on must not end it
-            logger.exception("what is served since now can't be told")
+        except Exception:  # what is served is served; who counts must not end it
+            logger.exception("what is served since now can't be counted")
         shares = ", ".join(
             f"version {one.model_version} ({one.share:.0%})"
             if one.share < 1.0
@@ -214,14 +219,25 @@ class Reconciler:
         )
         logger.info("serving %s: %s", routes.state.model_name, routes.fell_back or shares)
 
-    def _tell(self, routes: Routes) -> None:
-        """Write what this worker serves, for whoever waits until all do."""
-        folder = self.serving_dir / WORKERS_FOLDER
-        folder.mkdir(exist_ok=True)
-        revision = None if routes.fell_back else routes.state.revision
-        process = psutil.Process()
-        known = {"started": process.create_time(), "revision": revision, "workers": self.workers}
-        write_whole(folder / f"{process.pid}.json", json.dumps(known).encode())
+    def _tell(self, refusal: str | None = None) -> None:
+        """Write what this worker serves, for whoever waits until all do.
+
+        :param refusal: why it will never serve what is desired now.
+        """
+        routes, process = self.routes, psutil.Process()
+        known = {
+            "started": process.create_time(),
+            "revision": None if routes is None or routes.fell_back else routes.state.revision,
+            "workers": self.workers,
+            "refused": self._failed if refusal else None,
+            "refusal": refusal,
+        }
+        try:
+            folder = self.serving_dir / WORKERS_FOLDER
+            folder.mkdir(exist_ok=True)
+            write_whole(folder / f"{process.pid}.json", json.dumps(known).encode())
+        except Exception:  # what is served is served; whoever waits for it waits until he has no more time
+            logger.exception("what is served since now can't be told")
 
     def _reconcile_regularly(self) -> None:
         while not self._stopped.wait(self.poll_seconds):
@@ -233,18 +249,54 @@ class Reconciler:
 
 def workers_behind(serving_dir: Path, revision: int) -> str | None:
     """Say which workers do not serve a revision yet; ``None`` when all do that the service has."""
-    lagging, there, wanted = [], 0, 1
-    for path in sorted((serving_dir / WORKERS_FOLDER).glob("*.json")):
-        known = json.loads(path.read_text())
-        if not _lives(int(path.stem), known["started"]):
-            path.unlink(missing_ok=True)
-            continue
-        there, wanted = there + 1, max(wanted, int(known["workers"]))
-        if known["revision"] != revision:
-            lagging.append(path.stem)
+    workers = dict(_living_workers(serving_dir))
+    lagging = [pid for pid, known in workers.items() if known["revision"] != revision]
     if lagging:
         return f"workers {', '.join(lagging)} do not serve it yet"
-    return f"{there} of {wanted} workers have started" if there < wanted else None
+    wanted = _wanted(workers)
+    return f"{len(workers)} of {wanted} workers have started" if len(workers) < wanted else None
+
+
+def why_refused(serving_dir: Path, revision: int) -> str | None:
+    """Say why what is desired will not be served, once each worker either serves it or has said that it can't.
+
+    :returns: what the first of them said that can't; ``None`` while there is hope.
+    """
+    workers = dict(_living_workers(serving_dir))
+    desired = _file_state(serving_dir / DESIRED_FILE)
+    # By the file, not by its revision: one that was put right may come back under the same number.
+    refusals = {
+        pid: known["refusal"]
+        for pid, known in workers.items()
+        if known.get("refused") is not None and tuple(known["refused"]) == desired
+    }
+    decided = all(pid in refusals or known["revision"] == revision for pid, known in workers.items())
+    if not refusals or not decided or len(workers) < _wanted(workers):
+        return None
+    return str(next(iter(refusals.values())))
+
+
+def _living_workers(serving_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give what the workers that run told, by process id."""
+    for path in sorted((serving_dir / WORKERS_FOLDER).glob("*.json")):
+        known = json.loads(path.read_text())
+        if _lives(int(path.stem), known["started"]):
+            yield path.stem, known
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _wanted(workers: Mapping[str, Mapping[str, Any]]) -> int:
+    return max([1, *(int(known["workers"]) for known in workers.values())])
+
+
+def _file_state(path: Path) -> _FileState | None:
+    """Give what changes whenever a file is written; ``None`` where there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino
 
 
 def _lives(pid: int, started: float) -> bool:

@@ -42,6 +42,10 @@ class RequestError(Exception):
         self.model_version = model_version
 
 
+class NotJsonError(RequestError):
+    """A body that is no JSON."""
+
+
 class PredictionRequest(NamedTuple):
     """A request that fits the model.
 
@@ -197,7 +201,27 @@ def _parse_ids(ids: Sequence[Any] | None, count: int) -> list[str] | None:
         return None
     if not isinstance(ids, list) or len(ids) != count:
         raise RequestError(422, f"prediction_ids: a list of {count} ids is needed, one per row")
-    return [_parse_id(index, item) for index, item in enumerate(ids)]
+    parsed = [_parse_id(index, item) for index, item in enumerate(ids)]
+    require_unique(parsed, "prediction_ids")
+    return parsed
+
+
+def require_unique(ids: Sequence[str], where: str) -> None:
+    """See that each row has an id of its own: rows that share one are one prediction to whoever reads the log.
+
+    :param where: what the caller calls them.
+    :raises RequestError: names the second of two.
+    """
+    if len(set(ids)) == len(ids):
+        return
+    seen: set[str] = set()
+    for index, item in enumerate(ids):
+        if item in seen:
+            raise RequestError(
+                422,
+                f"{where}[{index}]: {item!r:.60} is the id of another row; labels are joined by it, so each row needs its own",
+            )
+        seen.add(item)
 
 
 def _parse_id(index: int, item: Any) -> str:
@@ -206,7 +230,7 @@ def _parse_id(index: int, item: Any) -> str:
         text.encode()
     except UnicodeEncodeError:
         text = ""
-    if not isinstance(item, str | int) or not 0 < len(text) <= MAXIMUM_ID:
+    if isinstance(item, bool) or not isinstance(item, str | int) or not 0 < len(text) <= MAXIMUM_ID:
         raise RequestError(
             422,
             f"prediction_ids[{index}]: a text of 1 to {MAXIMUM_ID} characters is needed, got {item!r:.60}",
@@ -332,7 +356,7 @@ def parse_json(data: bytes) -> Any:
     try:
         return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as err:
-        raise RequestError(422, f"the body is not JSON: {err}") from err
+        raise NotJsonError(422, f"the body is not JSON: {err}") from err
 
 
 def _refuse_constant(name: str) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.categories import category_texts
 from airflow_mlops.core.dataset import DatasetVersion, PastDataset
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
@@ -83,7 +84,7 @@ def model_columns(rows: pl.DataFrame, signature: ModelSignature) -> dict[str, An
     for field in signature.inputs:
         column = rows[field.name]
         if field.type == "string":
-            columns[field.name] = column.cast(str).to_list()
+            columns[field.name] = category_texts(column).to_list()
         elif column.dtype.is_numeric() or column.dtype == bool or column.null_count() == len(column):
             columns[field.name] = column.cast(float).to_numpy()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from airflow_mlops.core.canary import CanaryPolicy
 from airflow_mlops.core.desired_state import ServedVersion
 from airflow_mlops.core.rollout import Strategy, plan_rollout
-from airflow_mlops.exceptions import ConnectionConfigError
+from airflow_mlops.exceptions import ConnectionConfigError, LedgerUnavailableError, RolloutError
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import Ledger
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_mlops.services import Services
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +119,11 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
         new = _version(spec, services)
         if spec.strategy != "recreate":
             return _roll_out(spec, services, endpoint, new, fetch)
-        deployment = deploy_package(endpoint, fetch(), spec.model_name, new)
+        try:
+            deployment = deploy_package(endpoint, fetch(), spec.model_name, new)
+        except RolloutError as err:
+            _note_failure(spec, services, endpoint, new, reason=f"{type(err).__name__}: {err}")
+            raise
     return DeployResult(
         model_name=spec.model_name,
         model_version=new.model_version,
@@ -169,25 +176,8 @@ def _roll_out(
     started = time.monotonic()
     if spec.strategy == "ab" and spec.quality is None:
         raise ValueError("an A/B test is decided by labels: give quality, or choose strategy='canary'")
-    plan = plan_rollout(
-        spec.strategy,
-        shares=spec.shares,
-        seconds=spec.phase_seconds,
-        looks=spec.looks,
-        patience=spec.patience,
-    )
-    how = RolloutSpec(
-        name=spec.rollout or f"{spec.model_name}/{new.model_version}",
-        plan=plan,
-        policy=spec.policy,
-        quality=spec.quality,
-        lease_seconds=spec.lease_seconds,
-        actor=spec.actor or "deploy",
-        abort=spec.abort,
-    )
     with Ledger.open(services.require("ledger_url")) as ledger:
-        rollout = Rollout(how, endpoint, ledger, model_name=spec.model_name, new=new, fetch=fetch)
-        progress = rollout.advance()
+        progress = _rollout(spec, endpoint, ledger, new, fetch).advance()
     desired, status = progress.desired, progress.state.status
     return DeployResult(
         model_name=spec.model_name,
@@ -206,6 +196,45 @@ def _roll_out(
         worse=progress.worse,
         reason=progress.state.reason,
     )
+
+
+def _note_failure(
+    spec: DeploySpec, services: Services, endpoint: LocalEndpoint, new: ServedVersion, *, reason: str
+) -> None:
+    """Write down why a version does not serve; whoever asked for it sees that first, with or without a ledger."""
+    if services.ledger_url is None:
+        return
+    try:
+        with Ledger.open(services.ledger_url) as ledger:
+            _rollout(spec, endpoint, ledger, new, Path).note_failure(reason)
+    except LedgerUnavailableError:
+        log.exception("that version %s could not be deployed can't be written down", new.model_version)
+
+
+def _rollout(
+    spec: DeploySpec,
+    endpoint: LocalEndpoint,
+    ledger: Ledger,
+    new: ServedVersion,
+    fetch: Callable[[], Path],
+) -> Rollout:
+    plan = plan_rollout(
+        spec.strategy,
+        shares=spec.shares,
+        seconds=spec.phase_seconds,
+        looks=spec.looks,
+        patience=spec.patience,
+    )
+    how = RolloutSpec(
+        name=spec.rollout or f"{spec.model_name}/{new.model_version}",
+        plan=plan,
+        policy=spec.policy,
+        quality=spec.quality,
+        lease_seconds=spec.lease_seconds,
+        actor=spec.actor or "deploy",
+        abort=spec.abort,
+    )
+    return Rollout(how, endpoint, ledger, model_name=spec.model_name, new=new, fetch=fetch)
 
 
 STEP = Step(name="deploy", spec=DeploySpec, result=DeployResult, run=run)

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.categories import category_texts
 from airflow_mlops.integrations import evidently
 from airflow_mlops.steps.common import work_key
 from airflow_mlops.steps.drift_sides import DriftSides, Reference, sample_rows
@@ -95,5 +96,5 @@ def _labelled_sample(
 def _frame(rows: pl.DataFrame, numeric: list[str], categorical: list[str]) -> pd.DataFrame:
     import polars as pl
 
-    kinds = dict.fromkeys(numeric, pl.Float64) | dict.fromkeys(categorical, pl.String)
-    return rows.select(pl.col(name).cast(kind) for name, kind in kinds.items()).to_pandas()
+    numbers = [pl.col(name).cast(pl.Float64) for name in numeric]
+    return rows.select(*numbers, *(category_texts(rows[name]) for name in categorical)).to_pandas()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from airflow_mlops.core.categories import category_texts
 from airflow_mlops.core.counting import as_numbers, sort_finite
 from airflow_mlops.core.dataset import count_rows
 from airflow_mlops.core.detectors import ColumnRows
@@ -210,20 +211,18 @@ class DriftSides:
         """Give the inputs as the model takes them: the log holds text where a table has numbers."""
         import polars as pl
 
-        kinds = {
-            item.name: pl.Float64 if item.type == "number" else pl.String
-            for item in self.manifest.signature.inputs
-        }
-        return rows.with_columns(pl.col(name).cast(kinds[name]) for name in rows.columns)
+        kinds = {item.name: item.type for item in self.manifest.signature.inputs}
+        return rows.select(
+            column.cast(pl.Float64) if kinds[column.name] == "number" else category_texts(column)
+            for column in rows
+        )
 
     def _values(self, column: pl.Series) -> Any:
         """Give values as the profiles count them: text by its length."""
-        import polars as pl
-
         layout = self.trained.layout.by_name[column.name]
         if layout.is_histogram:
             return sort_finite(as_numbers(column, layout.kind))[0]
-        return np.array(column.drop_nulls().cast(pl.String).to_list(), dtype=str)
+        return np.array(category_texts(column).drop_nulls().to_list(), dtype=str)
 
 
 def _require_pairs(pairs: Sequence[tuple[str, str]], manifest: PackageManifest) -> None:

@@ -157,9 +157,23 @@ class Rollout:
                 return self._advance()
             except BaseException as err:
                 # SIGTERM included: whatever was served before serves again.
+                reason = f"{type(err).__name__}: {err}"
                 if self._is_under_way(self._desired()):
-                    self._roll_back(f"the rollout ended early: {type(err).__name__}: {err}")
+                    self._roll_back(f"the rollout ended early: {reason}")
+                elif self.state.status == "new":
+                    self._write_refused(reason)
                 raise
+
+    def note_failure(self, reason: str) -> None:
+        """Write down that the new version never served, where it was to serve at once.
+
+        :param reason: why.
+        """
+        self.attempt, self.events = self._so_far()
+        if self.state.status == "finished":
+            self.attempt, self.events = self.attempt + 1, []
+        if self.state.status == "new":
+            self._write_refused(reason)
 
     def _is_under_way(self, current: DesiredState) -> bool:
         """Tell whether there is anything to take back, or to write down as taken back: the ledger may lag behind what is served."""
@@ -336,6 +350,18 @@ class Rollout:
             log.exception(
                 "that the rollout is to be rolled back can't be written down; it is rolled back all the same"
             )
+
+    def _write_refused(self, reason: str) -> None:
+        """Write down that the service never served the new version; there is nothing to take back."""
+        try:
+            self._write(
+                "rolled_back",
+                phase=self.state.phase,
+                reason=reason,
+                summary=f"{self.model_name} version {self.new.model_version} could not be rolled out: {reason}",
+            )
+        except Exception:  # whoever asked for it shall see what went wrong first
+            log.exception("that the version could not be rolled out can't be written down")
 
     def _abort(self, current: DesiredState | None, reason: str) -> Progress:
         if current is not None and self._is_under_way(current):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.categories import category_texts
 from airflow_mlops.core.served_values import (
     TABLE,
     TYPES,
@@ -333,7 +334,7 @@ def _beside_table(
         *(
             pl.col(name).cast(pl.Float64).fill_nan(None).alias(name + TABLE)
             if kinds[name] == "number"
-            else pl.col(name).cast(pl.String).alias(name + TABLE)
+            else pl.col(name).alias(name + TABLE)
             for name in there
         ),
     )
@@ -345,6 +346,8 @@ def _beside_table(
             f"{dataset.uri} has values that are no numbers in one of {numbers}, which are numbers to the model: "
             "give a table with the inputs as the training table has them"
         ) from None
+    texts = [name + TABLE for name in there if kinds[name] != "number"]
+    found = found.with_columns(category_texts(found[name]) for name in texts).unique()
     again = found.filter(found[_ID].is_duplicated())
     if again.height:
         such = f", such as {id_column} {again[_ID].sort()[0]!r}" if spec.names_rows else ""

@@ -27,11 +27,14 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ConnectionConfigError, LedgerUnavailableError, RolloutError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.bentoml import STEERING_FILE, EndpointClient, LocalServer
+from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.services import Services
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
+from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.rollout import Progress, Rollout, RolloutSpec
 from airflow_mlops.steps.rollout_quality import QualitySpec
-from tests.packages import build_package
+from tests.packages import build_package, build_unimportable, register
 from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
@@ -384,6 +387,7 @@ ENDED = """
 import json, os, signal, sys
 from pathlib import Path
 from airflow_mlops.serving import local
+from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.rollout import Rollout
 from tests.integration.test_rollout import Stage, canary
 
@@ -490,6 +494,36 @@ def test_what_passed_and_was_undone_can_be_done_again(stage: Stage) -> None:
         assert stage.roll_out("2", canary(1.0, 0.5)).state.status == "finished"
     assert stage.serving() == {"2"}
     assert stage.told().count("finished") == 2
+
+
+def test_what_no_worker_can_load_ends_at_once_and_the_ledger_says_why(
+    tmp_path: Path,
+    packages: dict[str, tuple[Path, str]],
+    mlflow_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    digest = build_unimportable(tmp_path / "own", monkeypatch)
+    stage = Stage(tmp_path, {"0": packages["1"]}, free_port())
+    services = Services(
+        tracking_uri=mlflow_server,
+        ledger_url=stage.ledger_url,
+        serving_dir=str(stage.server.serving_dir),
+        endpoint_url=stage.server.url,
+        endpoint_token="token",
+    )
+    version = register(Registry.connect(services), tmp_path / "own", "m", digest)
+    spec = {"model_name": "m", "model_version": version, "package_digest": digest, "timeout_seconds": 3_600}
+    try:
+        stage.deploy("0")
+        # The second one of a kind is a retry, which begins anew.
+        for attempt, strategy in enumerate(["recreate", "recreate", "canary", "canary"], 1):
+            with pytest.raises(RolloutError, match=r"(?s)No module named 'only_here'.*Version 0 serves on"):
+                run_step("deploy", spec | {"strategy": strategy, "rollout": strategy}, services)
+            assert stage.told() == ["rolled_back"] * attempt
+            assert "No module named 'only_here'" in stage.last()["reason"]
+        assert stage.serving() == {"0"}
+    finally:
+        stage.server.stop()
 
 
 def test_nothing_to_compare_with_is_no_shadow(tmp_path: Path, packages: dict[str, tuple[Path, str]]) -> None:

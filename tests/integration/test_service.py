@@ -26,7 +26,7 @@ from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
 from airflow_mlops.serving.inference_log import read_inference_log
 from airflow_mlops.serving.local import Deployment, LocalEndpoint, deploy_package
 from tests.disks import immutable, small_disk
-from tests.packages import ROWS, build_package
+from tests.packages import ROWS, build_package, build_unimportable
 
 pytestmark = pytest.mark.integration
 
@@ -43,9 +43,11 @@ class Endpoint:
         self.server = LocalServer(folder, port=self.port, token="token")
         self.client = EndpointClient(self.server.url, "token")
 
-    def deploy(self, package: Path, digest: str, version: str) -> Deployment:
+    def deploy(self, package: Path, digest: str, version: str, timeout_seconds: float = 60) -> Deployment:
         served = ServedVersion(model_version=version, package_digest=digest)
-        return deploy_package(LocalEndpoint(self.server, timeout_seconds=60), package, "m", served)
+        return deploy_package(
+            LocalEndpoint(self.server, timeout_seconds=timeout_seconds), package, "m", served
+        )
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,31 @@ def test_a_broken_version_leaves_the_old_one_serving(
         endpoint.deploy(broken, digest, "2")
     assert endpoint.client.ready()["model_version"] == "1"
     assert first(endpoint) == pytest.approx(2.0, abs=0.6)
+
+
+def test_a_version_that_only_the_task_can_load_is_not_waited_for(
+    endpoint: Endpoint,
+    packages: dict[str, tuple[Path, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both workers say that they can't import its class; the deployment ends with that, long before its time is over."""
+    monkeypatch.setenv("AIRFLOW_MLOPS_SERVICE_WORKERS", "2")
+    own = tmp_path / "own"
+    digest = build_unimportable(own, monkeypatch)
+    began = time.monotonic()
+    with pytest.raises(
+        RolloutError, match=r"(?s)version 1 of m: .*No module named 'only_here'.*Nothing serves"
+    ):
+        endpoint.deploy(own, digest, "1", timeout_seconds=3_600)
+    assert endpoint.server.running() is None
+    endpoint.deploy(*packages["1"], "1")
+    with pytest.raises(RolloutError, match=r"(?s)version 2 of m: .*No module named.*Version 1 serves on"):
+        endpoint.deploy(own, digest, "2", timeout_seconds=3_600)
+    assert time.monotonic() - began < 600
+    assert endpoint.client.predict(ROWS[:1])["model_version"] == "1"
+    endpoint.deploy(*packages["2"], "2")  # what was refused before does not stand in its way
+    assert endpoint.client.predict(ROWS[:1])["model_version"] == "2"
 
 
 def test_a_killed_service_is_started_again(endpoint: Endpoint, packages: dict[str, tuple[Path, str]]) -> None:

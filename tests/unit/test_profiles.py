@@ -175,7 +175,7 @@ class TestProfile:
             "v"
         )
         assert isinstance(column, CategoricalProfile)
-        assert (column.null_count, column.named_counts) == (2, {"1.0": 1, "2.0": 1})
+        assert (column.null_count, column.named_counts) == (2, {"1": 1, "2": 1})
 
     def test_cells_end_at_the_reference(self) -> None:
         reference = profile_frame(frame(4_000), numeric=["x"])

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import math
 import threading
 import time
-from collections import OrderedDict
+import tracemalloc
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.arrow import decode_arrow
 from airflow_mlops.serving.cache import AnswerCache
+from airflow_mlops.serving.inflate import inflate
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.serving.observer import Observer
@@ -275,6 +278,109 @@ class TestApp:
         status, answer, _ = Caller(tmp_path, package).ask("/predict", damaged, content_type=ARROW.decode())
         assert (status, "not an Arrow stream" in answer["error"]) == (422, True)
 
+    @pytest.mark.parametrize(
+        ("ids", "words"),
+        [
+            (["a", "b", "a"], "[2]: 'a' is the id of another row"),
+            ([1, "1", "b"], "[1]: '1' is the id of another row"),
+            ([True, "b", "c"], "[0]: a text of 1 to 256 characters is needed, got True"),
+        ],
+    )
+    def test_rows_with_no_id_of_their_own_are_refused(
+        self, package: Path, tmp_path: Path, ids: list[Any], words: str
+    ) -> None:
+        status, answer, _ = Caller(tmp_path, package).ask("/predict", {"rows": ROWS, "prediction_ids": ids})
+        assert (status, f"prediction_ids{words}" in answer["error"]) == (422, True), answer
+
+    def test_ids_of_a_table_may_be_numbers_or_categories_and_are_unique(
+        self, package: Path, tmp_path: Path
+    ) -> None:
+        caller = Caller(tmp_path, package)
+
+        def ask(ids: pl.Series) -> tuple[int, Any]:
+            stream = io.BytesIO()
+            pl.DataFrame({"x": [1.0, 2.0], "kind": ["a", "b"], "prediction_id": ids}).write_ipc_stream(stream)
+            return caller.ask("/predict", stream.getvalue(), content_type=ARROW.decode())[:2]
+
+        for ids in (pl.Series([7, 8]), pl.Series(["7", "8"], dtype=pl.Categorical)):
+            status, table = ask(ids)
+            assert (status, pl.read_ipc_stream(table)["prediction_id"].to_list()) == (200, ["7", "8"])
+        status, answer = ask(pl.Series(["a", "a"]))
+        assert (status, "prediction_id[1]: 'a' is the id of another row" in answer["error"]) == (422, True)
+
+    def test_what_is_neither_json_nor_a_stream_is_named(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package)
+        _, answer, _ = caller.ask("/predict", b"x,kind", content_type="text/csv")
+        assert "Its Content-Type is 'text/csv': send JSON, or a table as" in answer["error"]
+        for kind in ("application/json; charset=utf-8", "text/plain"):  # what is JSON is taken as such
+            assert caller.ask("/predict", {"rows": ROWS}, content_type=kind)[0] == 200
+        _, answer, _ = caller.ask("/predict", b"x,kind", content_type="application/json")
+        assert "Content-Type" not in answer["error"]
+
+    def test_true_is_no_number_of_a_revision(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, steering_tokens=("steers",))
+        for body in ({"revision": True, "seconds": 5}, {"revision": 1, "seconds": True}):
+            assert caller.ask("/rollout/lease", body, authorization="Bearer steers")[0] == 422
+
+    @pytest.mark.parametrize("path", ["/predict", "/predict/explain"])
+    def test_a_packed_body_is_answered_as_the_plain_one(self, tmp_path: Path, path: str) -> None:
+        package = tmp_path / "package"
+        build_package(package, background_rows=5)
+        caller = Caller(tmp_path, package)
+        about = {"prediction_ids": ["a", "b", "c"]}
+        _, plain, _ = caller.ask(path, {"rows": ROWS, **about})
+        data = gzip.compress(json.dumps({"rows": ROWS, **about}).encode())
+        for name in ("gzip", "X-GZIP"):
+            assert caller.ask(path, data, content_encoding=name)[:2] == (200, plain)
+        assert caller.ask(path, {"rows": ROWS, **about}, content_encoding="identity")[:2] == (200, plain)
+        table = packed({"x": [1.0], "kind": ["a"]}, "uncompressed")
+        status, _, _ = caller.ask(
+            path, gzip.compress(table), content_encoding="gzip", content_type=ARROW.decode()
+        )
+        assert status == 200
+        assert caller.app._inflater._held == 0
+
+    @pytest.mark.parametrize(
+        ("data", "encoding", "status", "words"),
+        [
+            (b"{}", "br", 415, "Content-Encoding 'br' is not understood: send the body packed with gzip"),
+            (b"{}", "gzip", 422, "not packed with gzip, as its Content-Encoding says"),
+            (gzip.compress(b"{}" * 99)[:-9], "gzip", 422, "not one whole gzip stream"),
+            (gzip.compress(b"{}") + b"more", "gzip", 422, "not one whole gzip stream"),
+            (gzip.compress(b" " * 100_001), "gzip", 413, "more than 100000 bytes when unpacked"),
+            (gzip.compress(b"[]"), "gzip", 422, "the body must be"),
+        ],
+    )
+    def test_a_packed_body_that_does_not_fit(
+        self, package: Path, tmp_path: Path, data: bytes, encoding: str, status: int, words: str
+    ) -> None:
+        caller = Caller(tmp_path, package, maximum_bytes=100_000)
+        answered, answer, about = caller.ask("/predict", data, content_encoding=encoding)
+        assert (answered, words in answer["error"]) == (status, True), answer
+        assert (about.get(b"accept-encoding") == b"gzip") is (status == 415)
+
+    def test_a_bomb_is_never_unpacked_as_a_whole(self) -> None:
+        bomb = gzip.compress(b" " * 50_000_000)
+        tracemalloc.start()
+        try:
+            with pytest.raises(RequestError, match="more than 100000 bytes when unpacked"):
+                inflate(bomb, 100_000)
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+
+    def test_many_packed_bodies_at_once_are_bounded(self, package: Path, tmp_path: Path) -> None:
+        """Each of them may become as large as a body can be; only so many as there is room for are unpacked at once."""
+        caller = Caller(tmp_path, package, maximum_bytes=100_000)
+        data = gzip.compress(b" " * 99_000)
+
+        async def ask_all() -> list[int]:
+            asked = [caller.asked("/predict", data, content_encoding="gzip") for _ in range(20)]
+            return [status for status, *_ in await asyncio.gather(*asked)]
+
+        assert Counter(asyncio.run(ask_all())) == {422: 16, 429: 4}
+        assert caller.app._inflater._held == 0
+
     def test_rows_that_share_a_long_text_count_it_each(self, package: Path, tmp_path: Path) -> None:
         caller = Caller(tmp_path, package, maximum_bytes=100_000)
         shared = pl.DataFrame({"x": [1.0] * 9, "kind": ["a" * 20_000] * 9}).with_columns(
@@ -399,7 +505,7 @@ class TestApp:
         content = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
         assert content["schema"]["oneOf"][0]["properties"]["rows"]["items"]["properties"] == {
             "x": {"type": ["number", "null"]},
-            "kind": {"type": ["string", "integer", "boolean", "null"]},
+            "kind": {"type": ["string", "number", "boolean", "null"]},
         }
         assert caller.ask("/predict", content["example"])[0] == 200
         assert caller.ask("/predict")[0] == 405
