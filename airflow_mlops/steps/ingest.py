@@ -181,6 +181,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     given = cleaner.shape(work.frame).collect_schema()
     cast, schema = _fit(spec, writer, source.name, given)
     _require_order(spec, schema)
+    _require_names(spec, schema)
     _require_distance(spec, schema)
     writer.marked |= cleaner.marks(writer, list(schema), whole=_whole(spec))
     passing = _watched(spec, writer, source)
@@ -414,10 +415,15 @@ def _floor(spec: IngestSpec, writer: delta.TableWriter) -> Any:
     if highest is None or not spec.overlap:
         return highest
     _require_distance(spec, writer.schema or {})
-    if isinstance(highest, datetime):
-        return highest - timedelta(seconds=spec.overlap)
-    if isinstance(highest, date):
-        return highest - timedelta(days=spec.overlap)
+    try:
+        if isinstance(highest, datetime):
+            return highest - timedelta(seconds=spec.overlap)
+        if isinstance(highest, date):
+            return highest - timedelta(days=spec.overlap)
+    except OverflowError as err:
+        raise ValueError(
+            f"overlap {spec.overlap:g} reaches below the first year: give fewer seconds, or days for dates"
+        ) from err
     return highest - (Decimal(str(spec.overlap)) if isinstance(highest, Decimal) else spec.overlap)
 
 
@@ -426,6 +432,14 @@ def _require_order(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
     if dtype is not None and dtype.is_nested():
         raise SchemaMismatchError(
             f"watermark_column {spec.watermark_column!r} is {dtype}, of which none is the highest: take another column"
+        )
+
+
+def _require_names(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
+    odd = [name for name in schema if "`" in name]
+    if odd and (spec.mode == "upsert" or spec.overlap):
+        raise SchemaMismatchError(
+            f"column {odd[0]!r} has a backtick in its name, which an upsert can't write: rename it at the source"
         )
 
 

@@ -61,9 +61,10 @@ def scan_files(
         frame = scan(files)
         frame.collect_schema()
         if suffix == ".csv":
-            frame = scan(
-                files, schema_overrides=csv_types(files, scan, name=name, table=table or {}, texts=texts)
-            )
+            types = csv_types(files, scan, name=name, table=table or {}, texts=texts)
+            frame = scan(files, schema_overrides=types)
+            if len(types) > 1:  # a blank line is a row of nulls to polars
+                frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
             frame.collect_schema()
     except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
         _require_same_columns(files, scan, name)

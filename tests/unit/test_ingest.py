@@ -250,6 +250,9 @@ class TestTextOfFiles:
         found = self.ingest(tmp_path, "a.csv", "\n".join(["y,x", *lines]))
         assert found == dict(enumerate(column))
 
+    def test_blank_lines_are_no_rows(self, tmp_path: Path) -> None:
+        assert self.ingest(tmp_path, "a.csv", "y,x\n1,2\n\n3,\n\n\n") == {1: 2, 3: None}
+
     def test_a_name_that_comes_twice(self, tmp_path: Path) -> None:
         with pytest.raises(SchemaMismatchError, match="two columns named x: rename one"):
             self.ingest(tmp_path, "a.csv", "y,x,x\n1,2,3\n")

@@ -182,6 +182,13 @@ class TestUpsert:
             assert all(isinstance(error, CommitConflictError) for error in lost)
             assert content(table)["x"] == list(range(-1, 2_000))
 
+    def test_a_name_that_an_upsert_cannot_write(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", **{"x": [1], "a`b": [2]})
+        with pytest.raises(SchemaMismatchError, match="has a backtick in its name"):
+            ingest(source, table, mode="upsert", keys="x")
+        assert not Path(table).exists()
+        assert ingest(source, table)["row_count"] == 1
+
     def test_an_id_that_repeats_beside_the_keys(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=[1, 2], id=[7, 7])
         with pytest.raises(SchemaMismatchError, match="id column 'id' has 1 repeated values, such as 7"):
@@ -282,6 +289,13 @@ class TestIncremental:
         ingest(land(tmp_path, "a.parquet", x=[1, 2]), table, **how)
         with pytest.raises(ValueError, match=said):
             ingest(land(tmp_path, "b.parquet", x=values), table, **how, **arguments)
+
+    def test_an_overlap_longer_than_time(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=[START])
+        how: dict[str, Any] = {"mode": "incremental", "watermark_column": "x", "keys": "x"}
+        ingest(source, table, **how)
+        with pytest.raises(ValueError, match="reaches below the first year"):
+            ingest(source, table, overlap=1e13, **how)
 
     def test_of_lists_none_is_the_highest(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=[[1], [2]])
