@@ -36,10 +36,26 @@ def compile_expectation(kind: str, kwargs: Kwargs, schema: pl.Schema) -> Rule | 
         return None
     if not all(isinstance(given.get(name, False), bool) for name in _FLAGS):
         return None  # Great Expectations reads "false" as false
+    if any(_is_pattern(name) for name in _columns_named(given)):
+        return None  # polars would take other columns
     mostly = given.get("mostly", 1.0)
     if isinstance(mostly, bool) or not isinstance(mostly, int | float) or not 0.0 <= mostly <= 1.0:
         return None  # Great Expectations words what is wrong with it
     return compiler(given, schema)
+
+
+def _columns_named(kwargs: Kwargs) -> list[str]:
+    named = [kwargs.get(name) for name in ("column", "column_A", "column_B")]
+    listed = kwargs.get("column_list")
+    return [
+        name
+        for name in [*named, *(listed if isinstance(listed, list | tuple) else ())]
+        if isinstance(name, str)
+    ]
+
+
+def _is_pattern(name: str) -> bool:
+    return name == "*" or (name.startswith("^") and name.endswith("$"))
 
 
 #: Arguments that say nothing about the rows.

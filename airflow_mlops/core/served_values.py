@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,6 +103,34 @@ def _of_values(profile: ColumnProfile, share: float, rows: int) -> list[dict[str
     return []
 
 
+def _conditional_on(condition: Any) -> set[str]:
+    """Find the columns that a row condition names, in each of the forms Great Expectations takes.
+
+    >>> sorted(_conditional_on('`odd name` > 1 and kind == "a" and fare.notnull()')), _conditional_on('col("fare") > 1')
+    (['fare', 'kind', 'odd name'], {'fare'})
+    >>> _conditional_on({"type": "comparison", "column": {"name": "fare"}, "operator": ">", "parameter": 1})
+    {'fare'}
+    """
+    if isinstance(condition, Mapping):
+        column = condition.get("column")
+        own = {str(column["name"])} if isinstance(column, Mapping) and "name" in column else set()
+        inner = [one for one in condition.values() if isinstance(one, Mapping | list)]
+        return own.union(*map(_conditional_on, inner))
+    if isinstance(condition, list):
+        return set().union(*(_conditional_on(one) for one in condition if isinstance(one, Mapping)))
+    if not isinstance(condition, str):
+        return set()
+    called = set(re.findall(r"""col\(["']([^"']+)["']\)""", condition))
+    if called:
+        return called
+    quoted = set(re.findall("`([^`]+)`", condition))
+    try:
+        tree = ast.parse(re.sub("`[^`]+`", "None", condition.strip()), mode="eval")
+    except SyntaxError:  # Great Expectations says what is wrong with it
+        return quoted
+    return quoted | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
 def about_inputs(
     expectations: Iterable[Expectation], inputs: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -116,6 +146,7 @@ def about_inputs(
     for item in expectations:
         named = [item.get("kwargs", {}).get(name) for name in _COLUMNS]
         columns = {one for value in named if value for one in ([value] if isinstance(value, str) else value)}
+        columns |= _conditional_on(item.get("kwargs", {}).get("row_condition"))
         about = bool(columns) and columns <= set(inputs) and not item["type"].startswith("expect_table")
         (kept if about else left).append(dict(item))
     return kept, left

@@ -215,6 +215,8 @@ def _build(suite: Suite, item: Suite) -> Any:
 
 def _columns_of(frame: pl.LazyFrame, expectations: list[Suite], also: str | None) -> pl.DataFrame:
     """Load the columns that some expectations name; all of them if one is about something else than columns."""
+    from polars.selectors import by_name  # of names as they are: select() takes ^a$ for a pattern
+
     known = frame.collect_schema().names()
     named = {also}
     for item in expectations:
@@ -224,7 +226,7 @@ def _columns_of(frame: pl.LazyFrame, expectations: list[Suite], also: str | None
         if not found or "row_condition" in kwargs or "expect_table" in item["type"]:
             return frame.collect()
         named |= found
-    return frame.select([name for name in known if name in named]).collect()
+    return frame.select(by_name([name for name in known if name in named])).collect()
 
 
 def _not_evaluated(

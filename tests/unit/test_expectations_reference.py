@@ -193,6 +193,11 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"n": [1, 2]}, _on("column_max_to_be_between", column="n", max_value=2, strict_max={"$PARAMETER": "strict"})),
         ({"n": [1], "m": [1]}, _on("column_pair_values_a_to_be_greater_than_b", column_A="n", column_B="m", or_equal="no")),
     ],
+    "a column called `*`, or with a name from `^` to `$`": [
+        ({"*": [1], "b": [2]}, _on("column_values_to_be_between", column="*", min_value=2)),
+        ({"^b$": [1], "b": [2]}, _on("column_max_to_be_between", column="^b$", max_value=1)),
+        ({"^b$": [1], "b": [2]}, _on("compound_columns_to_be_unique", column_list=["^b$", "b"])),
+    ],
     "a column that is not there": [({"n": [1]}, _on("column_values_to_be_unique", column="gone"))],
     "`mostly` that is no share": [
         ({"n": [1]}, _on("column_values_to_be_unique", column="n", mostly=2)),

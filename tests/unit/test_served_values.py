@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from airflow_mlops.core.profile import profile_frame
-from airflow_mlops.core.served_values import contract_of
+from airflow_mlops.core.served_values import about_inputs, contract_of
 from airflow_mlops.core.signature import FieldSpec
 from airflow_mlops.core.validation import judge_compiled
 
@@ -59,3 +59,19 @@ def test_five_of_fifty_requests_unlike_the_training_are(broken: pl.Expr, found: 
     asked = rows(50, 100)
     assert failed(asked) == []
     assert failed(pl.concat([asked.head(45), asked.tail(5).with_columns(broken)])) == [found]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        'paid == "card" and x1 > 0',
+        "`paid`.notnull()",
+        'col("paid") == "card"',
+        {"type": "comparison", "column": {"name": "paid"}, "operator": "==", "parameter": "card"},
+    ],
+)
+def test_what_depends_on_a_column_that_is_no_input_is_left_out(condition: Any) -> None:
+    kwargs = {"column": "x1", "min_value": 0, "row_condition": condition}
+    item = {"type": "expect_column_values_to_be_between", "kwargs": kwargs}
+    assert about_inputs([item], ["x1", "x2"]) == ([], [item])
+    assert about_inputs([item], ["x1", "paid"]) == ([item], [])

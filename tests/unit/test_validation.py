@@ -415,3 +415,9 @@ def test_severity_among_the_arguments_counts_as_it_does_there() -> None:
 def test_what_is_no_expectation_is_refused(item: Any) -> None:
     with pytest.raises(ValueError, match=r"no object with 'type' and 'kwargs': .*expect_column_to_exist"):
         load_suite({"expectations": [item]})
+
+
+def test_a_column_whose_name_is_a_pattern_is_itself() -> None:
+    rows = pl.LazyFrame({"^n$": [1.0, 2.0], "n": [7.0, 8.0]})
+    (result,) = validate_frame(rows, suite_of("expect_column_max_to_be_between", column="^n$", max_value=2))["results"]  # fmt: skip
+    assert (result["success"], result["result"]["observed_value"]) == (True, 2.0)
