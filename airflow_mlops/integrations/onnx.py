@@ -23,7 +23,7 @@ from airflow_mlops.integrations.sklearn import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from airflow_mlops.core.signature import ModelSignature
+    from airflow_mlops.core.signature import FieldSpec, ModelSignature
 
 Quantization = Literal["float16", "int8"]
 
@@ -32,6 +32,9 @@ TARGET_OPSET = {"": 18, "ai.onnx.ml": 3}
 
 #: Locale in which a served model makes letters small, and words of two letters or more as scikit-learn has them.
 _LOCALE, _WORD = "C.UTF-8", r"[\p{L}\p{N}_][\p{L}\p{N}_]+"
+
+#: Kinds of odd values that are made of every input.
+_ODD_VALUES = 3
 
 
 def convert(pipeline: Any, signature: ModelSignature) -> bytes:
@@ -196,24 +199,40 @@ def hard_rows(
     :param rows: real rows to take at most, drawn without replacement.
     :returns: the real rows first; then, per input, up to 20 of them with that input missing, and up to 20 with it unseen
         (text; also in large letters with one that ASCII does not have) or far outside (numbers: ten times their range
-        below the smallest and above the largest); and how many are real.
+        below the smallest and above the largest), fewer where there are so many inputs that these would be more than ``rows``;
+        and how many are real.
     """
     import pandas as pd
 
     real = features if len(features) <= rows else features.sample(rows, random_state=seed)
-    some = real.head(20)
-    made = []
-    for field in signature.inputs:
-        values = real[field.name]
-        if field.type == "number":
-            far = 10.0 * ((values.max() - values.min()) or 1.0)
-            odd: list[Any] = [np.nan, values.min() - far, values.max() + far]
-        else:
-            odd = ["", "never seen before", values.head(20).str.upper() + "É"]
-        made += [some.assign(**{field.name: value}) for value in odd]
-    if not _takes(pipeline, pd.concat(made)):
-        made = [one for one in made if _takes(pipeline, one)]
-    return pd.concat([real, *made], ignore_index=True), len(real)
+    inputs = len(signature.inputs)
+    some = real.head(max(1, min(20, rows // (_ODD_VALUES * max(1, inputs)))))
+    # Column by column: tables with one odd column each take time and memory that grow with the square of the columns, or worse.
+    columns = {name: _repeat(some[name], _ODD_VALUES * inputs) for name in real.columns}
+    for place, field in enumerate(signature.inputs):
+        odd = [pd.Series(value, index=some.index) for value in _odd_values(real[field.name], some, field)]
+        before, after = _ODD_VALUES * place, _ODD_VALUES * (inputs - place - 1)
+        columns[field.name] = pd.concat(
+            [_repeat(some[field.name], before), *odd, _repeat(some[field.name], after)], ignore_index=True
+        )
+    made = pd.DataFrame(columns)
+    if not _takes(pipeline, made):
+        alike = [made.iloc[start : start + len(some)] for start in range(0, len(made), len(some))]
+        kept = [one for one in alike if _takes(pipeline, one)]
+        made = pd.concat(kept) if kept else made.head(0)
+    return pd.concat([real, made], ignore_index=True), len(real)
+
+
+def _repeat(column: pd.Series[Any], times: int) -> pd.Series[Any]:
+    return column.iloc[np.tile(np.arange(len(column)), times)].reset_index(drop=True)
+
+
+def _odd_values(values: pd.Series[Any], some: pd.DataFrame, field: FieldSpec) -> list[Any]:
+    """Give what converters get wrong: as many values, or columns of them, as ``_ODD_VALUES``."""
+    if field.type == "number":
+        far = 10.0 * ((values.max() - values.min()) or 1.0)
+        return [np.nan, values.min() - far, values.max() + far]
+    return ["", "never seen before", some[field.name].str.upper() + "É"]
 
 
 def _takes(pipeline: Any, rows: pd.DataFrame) -> bool:

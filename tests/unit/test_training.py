@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
+from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
@@ -840,6 +842,24 @@ def test_forms_agree_on_missing_unseen_and_extreme_values(estimator: str) -> Non
     assert (len(hard), real) == (600 + 20 * (3 + 3 + 3), 600)
     parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, hard, signature, LIMITS)
     assert parity.passed, parity.reason
+
+
+def test_rows_to_compare_the_forms_on_stay_few_where_inputs_are_many() -> None:
+    names = [f"x{number}" for number in range(400)]
+    rng = np.random.default_rng(0)
+    features = pd.DataFrame({name: rng.normal(size=200) for name in names})
+    signature = ModelSignature(
+        inputs=tuple(FieldSpec(name=name, type="number") for name in names), output="y"
+    )
+    hard, real = onnx.hard_rows(DummyRegressor().fit(features, range(200)), features, signature)
+    assert (len(hard), real) == (200 + 6 * 3 * 400, 200)
+    made = hard.to_numpy()[real:].reshape(400, 3, 6, 400)
+    for place in (0, 200, 399):
+        assert np.isnan(made[place, 0, :, place]).all()
+        assert (made[place, 1, :, place] < -10).all()
+        assert (made[place, 2, :, place] > 10).all()
+        others = np.delete(made[place], place, axis=2)
+        assert (others == np.delete(features.to_numpy()[:6], place, axis=1)).all()
 
 
 def test_the_gate_catches_the_converter_that_is_silently_wrong(tmp_path: Path) -> None:
