@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -245,6 +245,25 @@ def _squared_errors(graded: Graded) -> Array:
 def _relative_errors(graded: Graded) -> Array:
     """Absolute errors as a share of the target; where that is zero, of the smallest number, as scikit-learn has it."""
     return np.abs(graded.errors) / np.maximum(np.abs(graded.target.astype(np.float64)), _SMALLEST)
+
+
+def require_nonzero(name: str, target: Array) -> None:
+    """See that errors can be told as shares of the target.
+
+    :param name: what the target is called.
+    :raises InsufficientDataError: some are zero; with how many and what to do.
+    """
+    zeros = int(np.count_nonzero(target == 0))
+    if zeros:
+        raise InsufficientDataError(
+            f"mape divides by the target, and {name} is zero in {zeros} of {len(target)} rows: choose mae, rmse or r2, or a metric "
+            "of your own by import path, such as the sum of the errors over the sum of the targets"
+        )
+
+
+def _mean_relative_error(graded: Graded) -> float:
+    require_nonzero("it", graded.target.astype(np.float64))
+    return float(np.mean(_relative_errors(graded)))
 
 
 def _r2_terms(graded: Graded) -> Array:
@@ -536,7 +555,7 @@ _BUILT_IN = {
     metric.name: metric
     for metric in (
         _mean_metric("mae", _absolute_errors),
-        _mean_metric("mape", _relative_errors),
+        replace(_mean_metric("mape", _relative_errors), score=_mean_relative_error),
         Metric(
             name="rmse",
             greater_is_better=False,

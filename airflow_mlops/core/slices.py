@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,7 +128,7 @@ def find_worse_slices(
     Liang and Zeger, "Longitudinal data analysis using generalized linear models", Biometrika 73, 1986 (errors by
     cluster).
 
-    :param columns: what to cut by: numbers or text, each of shape ``(n,)``.
+    :param columns: what to cut by: numbers, dates and times or text, each of shape ``(n,)``.
     :param challenger: its loss per row, smaller is better, shape ``(n,)``.
     :param champion: its loss per row.
     :param starts: first row of each block of neighbors.
@@ -187,11 +187,32 @@ def _short(text: str) -> str:
 
 
 def cut_column(column: Array) -> Parts:
-    """Cut a column into parts: numbers at their quantiles, text by its most frequent values."""
-    return _cut_numbers(column) if column.dtype.kind in "fiu" else _cut_text(column)
+    """Cut a column into parts: numbers, dates and times at their quantiles, text by its most frequent values."""
+    if column.dtype.kind == "M":
+        return _cut_numbers(_microseconds(column), _times)
+    return _cut_numbers(column, _numbers) if column.dtype.kind in "fiu" else _cut_text(column)
 
 
-def _cut_numbers(column: Array) -> Parts:
+def _microseconds(column: Array) -> Array:
+    return np.where(np.isnat(column), np.nan, column.astype("datetime64[us]").astype(np.float64))
+
+
+def _numbers(values: Array) -> list[str]:
+    return [f"{value:.6g}" for value in values]
+
+
+def _times(microseconds: Array) -> list[str]:
+    """Spell instants, days where all of them are days, else as briefly as they differ."""
+    times = microseconds.astype(np.int64).astype("datetime64[us]")
+    days = (times == times.astype("datetime64[D]")).all()
+    units: tuple[Literal["D", "m", "s", "us"], ...] = ("D",) if days else ("m", "s", "us")
+    spellings = [
+        [text.replace("T", " ") for text in np.datetime_as_string(times, unit=unit)] for unit in units
+    ]
+    return next((spelled for spelled in spellings if len({*spelled}) == len(times)), spellings[-1])
+
+
+def _cut_numbers(column: Array, spell: Callable[[Array], list[str]]) -> Parts:
     values = column.astype(np.float64)
     known = values[np.isfinite(values)]
     distinct = np.unique(known)
@@ -199,10 +220,10 @@ def _cut_numbers(column: Array) -> Parts:
         numbers = np.where(
             np.isfinite(values), np.searchsorted(distinct, np.nan_to_num(values)), len(distinct)
         )
-        return Parts(np.minimum(numbers, len(distinct)), (*(f"{value:.6g}" for value in distinct), "missing"))
+        return Parts(np.minimum(numbers, len(distinct)), (*spell(distinct), "missing"))
     cuts = np.unique(np.quantile(known, np.linspace(0.0, 1.0, NUMBER_PARTS + 1)))
     numbers = np.clip(np.searchsorted(cuts, values, side="right") - 1, 0, len(cuts) - 2)
-    names = [f"{low:.6g} to {high:.6g}" for low, high in itertools.pairwise(cuts)]
+    names = [f"{low} to {high}" for low, high in itertools.pairwise(spell(cuts))]
     return Parts(np.where(np.isfinite(values), numbers, len(names)), (*names, "missing"))
 
 

@@ -300,9 +300,13 @@ def _guesses(spec: EvaluateSpec, challenger: ServedModel, target: NDArray[Any]) 
 
 
 def _slice_column(column: pl.Series) -> NDArray[Any]:
-    """Give numbers as floats, missing ones as NaN, and all else as text."""
+    """Give numbers as floats, missing ones as NaN, dates and times as such (in UTC), and all else as text."""
+    import polars as pl
+
     if column.dtype.is_numeric():
         return column.cast(float).to_numpy()
+    if isinstance(column.dtype, pl.Datetime | pl.Date):
+        return column.cast(pl.Datetime("us")).to_numpy()
     return column.cast(str).fill_null("").to_numpy()
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_mlops.core.metrics import DEFAULT_METRICS, Metric, evaluate_metric, resolve_metric
+from airflow_mlops.core.metrics import (
+    DEFAULT_METRICS,
+    Metric,
+    evaluate_metric,
+    require_nonzero,
+    resolve_metric,
+)
 from airflow_mlops.core.tuning import Candidate, SearchResult, Trial, time_ordered_folds
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import halving, optuna, sklearn
@@ -64,7 +70,7 @@ class Made(NamedTuple):
 def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
     """Find the metric, and see before anything is fitted that it, the target and the estimators fit together.
 
-    :raises InsufficientDataError: a classification where all rows have the same label.
+    :raises InsufficientDataError: a classification where all rows have the same label, or targets of zero to divide by.
     :raises SchemaMismatchError: a regression of what is no number.
     :raises UnsafeModelError: an estimator that could be stored in no form that is safe to load, where pickles are not allowed.
     :raises ValueError: classifiers beside regressors, or a metric that can't measure their answers.
@@ -94,6 +100,8 @@ def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> M
         raise ValueError(
             f"{metric.name} measures numbers, and {spec.target!r} holds {target.dtype}: choose {default}, or leave metric out"
         )
+    if metric.name == "mape":
+        require_nonzero(repr(spec.target), target.to_numpy())
     if metric.needs_probabilities and not probabilities:
         raise ValueError(
             f"{metric.name} needs probabilities, and not every estimator here gives them: choose accuracy, f1 or another "

@@ -227,6 +227,9 @@ def test_better_on_the_whole_and_worse_somewhere(services: Services, tmp_path: P
     assert evaluate(services, new, slices=[])["verdict"] == "promote"
     tolerant = evaluate(services, new, slices=["shop"], slice_policy={"maximum_regression": 50.0})
     assert tolerant["verdict"] == "promote"
+    by_time = evaluate(services, new, slices=["t"])["slices"]
+    assert by_time["looked_at"] == 5
+    assert re.fullmatch(r"2024-01-0\d \d\d:\d\d to 2024-01-0\d \d\d:\d\d", by_time["worst"][0]["where"]["t"])
 
 
 def test_a_time_series_has_to_beat_the_value_before(

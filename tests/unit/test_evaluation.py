@@ -33,7 +33,7 @@ from airflow_mlops.core.promotion import (
     decide_promotion,
 )
 from airflow_mlops.core.resampling import common_factor, cut_clusters
-from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
+from airflow_mlops.core.slices import SlicePolicy, SliceReport, cut_column, find_worse_slices
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.fairlearn import compare_groups
@@ -321,6 +321,20 @@ class TestComparison:
         report = compare(TARGET + 0.5, TARGET + 1.0, metrics=["mae", "log_loss", "r2"])
         assert [item.metric for item in report.metrics] == ["mae", "r2"]
         assert "measures labels" in report.not_measured["log_loss"]
+
+    def test_no_error_is_told_as_a_share_of_a_target_of_zero(self) -> None:
+        target = np.where(np.arange(500) < 3, 0.0, TARGET)
+        guesses = {"median": Predictions(values=np.full(500, 9.0))}
+        report = compare_models(
+            target=target,
+            challenger=Predictions(values=TARGET + 0.5),
+            champion=None,
+            baselines=guesses,
+            metrics=["mae", "mape"],
+        )
+        assert "it is zero in 3 of 500 rows: choose mae" in report.not_measured["mape"]
+        with pytest.raises(InsufficientDataError, match="zero in 3 of 500 rows"):
+            evaluate_metric(resolve_metric("mape"), target=target, prediction=TARGET)
 
     def test_what_decides_has_to_be_measured(self) -> None:
         for metric in ("log_loss", "accuracy"):
@@ -630,6 +644,19 @@ class TestSlices:
         report = slices_of({"number": number, "text": text}, np.ones(4_000), np.ones(4_000), pairs=False)
         assert report.looked_at == 5 + 1 + 1  # fifths, missing, and the rare together
         assert not report.broken
+
+    def test_dates_and_times_are_cut_in_fifths_with_bounds_to_read(self) -> None:
+        hours = np.datetime64("2024-03-01T06:30") + np.arange(3_000).astype("timedelta64[h]")
+        cut = cut_column(hours.astype("datetime64[us]"))
+        assert cut.names[0] == "2024-03-01 06:30 to 2024-03-26 06:18"
+        assert np.bincount(cut.numbers).tolist() == [600] * 5
+        hours[0] = np.datetime64("NaT")
+        days = cut_column(hours.astype("datetime64[D]"))
+        assert days.names[-2:] == ("2024-06-09 to 2024-07-04", "missing")
+        assert np.bincount(days.numbers)[-1] == 1
+        seconds = np.datetime64("2024-03-01T06:30:00") + (np.arange(6) // 2).astype("timedelta64[s]")
+        assert cut_column(seconds).names[:2] == ("2024-03-01 06:30:00", "2024-03-01 06:30:01")
+        assert cut_column(np.full(3, np.datetime64("NaT", "us"))).numbers.tolist() == [0, 0, 0]
 
     def test_what_is_too_small_to_judge_is_said_and_no_pass_where_it_was_asked_for(self) -> None:
         same = np.ones(400)
