@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Discriminator, Tag
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: A choice of values as ``Choices`` can hold them: what JSON has for a parameter.
-Value = str | int | float | bool | None
+_Plain = str | int | float | bool | None
+#: One of the choices for a parameter: what JSON has, or several of them, as the sizes of layers.
+Value = _Plain | tuple[_Plain, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,11 +24,14 @@ class Range:
     """Numbers a parameter may take.
 
     :param low: smallest.
-    :param high: largest, included.
+    :param high: largest, included; the same as ``low`` for one value only.
     :param log: draw evenly in the logarithm: for learning rates and penalties.
     :param integer: whole numbers only.
-    :raises ValueError: an empty range, or a logarithm of what is not positive.
+    :raises ValueError: an empty or endless range, a logarithm of what is not positive, or fractions as ends of whole numbers.
     """
+
+    #: A misspelled ``log`` would be a range of another kind without a word.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     low: float
     high: float
@@ -33,13 +39,36 @@ class Range:
     integer: bool = False
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
+        if not self.low <= self.high:
             raise ValueError(f"range from {self.low} to {self.high} is empty")
+        if math.isinf(self.high - self.low):
+            raise ValueError(
+                f"range from {self.low} to {self.high} has no end to draw up to; give finite numbers"
+            )
+        if self.integer and (self.low % 1 or self.high % 1):
+            raise ValueError(
+                f"range of whole numbers from {self.low} to {self.high} has a fraction at its end; give whole numbers"
+            )
         if self.log and self.low <= 0:
             raise ValueError(f"a logarithmic range can't begin at {self.low}; it must be positive")
 
 
-Space = dict[str, Range | tuple[Value, ...]]
+def _kind(part: Any) -> str | None:
+    """Say which of the two a part of a space is meant to be, so that what is wrong is told of that one only."""
+    if isinstance(part, Range | Mapping):
+        return "range"
+    return "choices" if isinstance(part, list | tuple) else None
+
+
+_Part = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[tuple[Value, ...], Tag("choices")],
+    Discriminator(
+        _kind,
+        custom_error_type="space",
+        custom_error_message='give a list of choices, or a range {"low": .., "high": ..}',
+    ),
+]
+Space = dict[str, _Part]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.tuning import Candidate, Range, Search, SearchResult, Trial
+from airflow_mlops.core.tuning import Candidate, Range, Search, SearchResult, Trial, Value
 from airflow_mlops.exceptions import TransientError
 
 if TYPE_CHECKING:
@@ -208,12 +208,29 @@ def _suggest(asked: optuna.Trial, index: int, candidate: Candidate) -> dict[str,
     for name, space in candidate.space.items():
         label = f"{index}.{name}"
         if not isinstance(space, Range):
-            drawn[name] = asked.suggest_categorical(label, list(space))
+            choices: list[Any] = list(range(len(space)) if _is_numbered(space) else space)
+            drawn[name] = _chosen(space, asked.suggest_categorical(label, choices))
         elif space.integer:
             drawn[name] = asked.suggest_int(label, int(space.low), int(space.high), log=space.log)
         else:
             drawn[name] = asked.suggest_float(label, space.low, space.high, log=space.log)
     return drawn
+
+
+def _is_numbered(choices: Sequence[Value]) -> bool:
+    """Say whether choices are known to the study by their numbers: it holds no tuples."""
+    return any(isinstance(choice, tuple) for choice in choices)
+
+
+def _chosen(choices: Sequence[Value], drawn: Any) -> Any:
+    return choices[drawn] if _is_numbered(choices) else drawn
+
+
+def _drawn(trial: optuna.trial.FrozenTrial, candidate: Candidate) -> dict[str, Any]:
+    """Give what was drawn in a trial as it was: read from storage, a tuple is a list."""
+    drawn = {name: trial.params[f"{trial.user_attrs['candidate']}.{name}"] for name in candidate.space}
+    choices = {name: space for name, space in candidate.space.items() if not isinstance(space, Range)}
+    return drawn | {name: _chosen(space, drawn[name]) for name, space in choices.items()}
 
 
 def _progress(study: optuna.Study, trial: Trial, done: int, wanted: int, here: int, seconds: float) -> str:
@@ -240,7 +257,7 @@ def _result(study: optuna.Study, candidates: Sequence[Candidate], storage_url: s
     best = study.best_trial
     candidate = candidates[best.user_attrs["candidate"]]
     return SearchResult(
-        best=replace(candidate, params=best.user_attrs["params"], space={}),
+        best=replace(candidate, params=candidate.params | _drawn(best, candidate), space={}),
         value=float(best.value or 0.0),
         trials=tuple(
             Trial(

@@ -525,6 +525,8 @@ def _distribution(space: Range | Sequence[Any] | Mapping[str, Any]) -> Any:
 
     if not isinstance(space, Range):
         return list(space)
+    if space.low == space.high:
+        return [int(space.low) if space.integer else space.low]
     if space.integer and space.log:
         return _LogIntegers(int(space.low), int(space.high))
     if space.integer:

@@ -22,6 +22,9 @@ from airflow_mlops.steps.training_rows import RowRule
 #: What MLflow takes in no name of a logged or registered model.
 _NOT_IN_NAMES = "/:.%\"'"
 
+#: Characters of a name that the ledger takes; MLflow takes six more.
+_LONGEST_NAME = 250
+
 #: What a training is asked for besides its method: all that a decision's plan says, which rows, and how the model is stored.
 _NO_METHOD = {
     *(part.name for part in fields(TrainingPlan)),
@@ -201,6 +204,12 @@ class TrainResult:
 
 def require_model_name(name: str) -> None:
     """See that MLflow takes the name, for the model and for its copy."""
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f"model_name {name[:40]!r}… has {len(name)} characters: give {_LONGEST_NAME} at most"
+        )
+    if not name.isprintable():
+        raise ValueError(f"model_name {name!r} holds characters that can't be printed: leave them out")
     wrong = sorted({*name} & {*_NOT_IN_NAMES})
     if wrong or not name.strip():
         raise ValueError(

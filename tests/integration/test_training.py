@@ -511,6 +511,10 @@ def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, t
         train(**logistic, metric="mae")
     with pytest.raises(ValueError, match="accuracy measures labels, and LinearRegression predicts numbers"):
         train(metric="accuracy")
+    with pytest.raises(
+        InsufficientDataError, match="divides by the target, and 'y' is zero in 1 of 159 rows"
+    ):
+        train(metric="mape")
     infinite = frame.with_columns(y=pl.when(pl.col("x") == 1.0).then(float("inf")).otherwise(pl.col("y")))
     elsewhere = str(tmp_path / "infinite")
     delta.replace_window(elsewhere, infinite, time_column="t", window=Window(start=START, end=END))
@@ -574,6 +578,8 @@ def test_mistakes_are_named_before_anything_runs(table: str, services: Services)
         ({"search": {"method": "grid"}}, "search.method"),
         ({"feature_selection": {"method": "magic", "keep": 3}}, "feature_selection.method"),
         ({"metric": "speed"}, "no metric named 'speed'"),
+        ({"model_name": "m" * 251}, "has 251 characters: give 250 at most"),
+        ({"model_name": "fare\n"}, "holds characters that can't be printed"),
         ({"model_name": "team/fare"}, "model_name 'team/fare' holds /: MLflow takes names without"),
         ({"model_name": "o'brien"}, "holds '"),
         ({"model_name": "fare.v2"}, r"holds \."),
