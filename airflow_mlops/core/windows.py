@@ -67,9 +67,12 @@ class Window:
 
 
 def find_time_zone(name: str) -> tzinfo:
-    """Find a time zone by its name.
+    """Find a time zone by its name, or its distance from UTC.
 
     :raises ValueError: there is none of that name.
+
+    >>> find_time_zone("+02:00").utcoffset(None)
+    datetime.timedelta(seconds=7200)
 
     >>> find_time_zone("Europe/Berlin")
     zoneinfo.ZoneInfo(key='Europe/Berlin')
@@ -77,9 +80,13 @@ def find_time_zone(name: str) -> tzinfo:
     if name == "UTC":
         return UTC
     try:
-        return ZoneInfo(name)
+        return ZoneInfo(name) if name[:1] not in ("+", "-") else _offset(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as err:
         raise ValueError(f"there is no time zone {name!r}: write it as Europe/Berlin") from err
+
+
+def _offset(text: str) -> tzinfo:
+    return datetime.fromisoformat(f"2000-01-01T00:00:00{text}").tzinfo or UTC
 
 
 def _utc(instant: datetime) -> datetime:
