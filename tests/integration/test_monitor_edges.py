@@ -289,6 +289,20 @@ class TestPerformance:
         assert again["other_metrics"] == as_trained["other_metrics"]
         assert again["other_metrics"]["accuracy"] > 0.5
 
+    def test_an_infinite_label_is_no_class_and_costs_its_row(self, claims: Claims) -> None:
+        asked = rows(300, 12)
+        labels = asked.select("id", pl.col("accepted").cast(pl.Float64))
+        spoiled = labels.with_columns(
+            pl.when(pl.int_range(pl.len()) == 0)
+            .then(float("inf"))
+            .otherwise(pl.col("accepted"))
+            .alias("accepted")
+        )
+        result = claims.grade(claims.ask(asked), spoiled, metrics=["accuracy"])
+        assert (result["measured"], result["row_count"], result["invalid_count"]) == (True, 299, 1)
+        assert result["reason"].endswith("; 1 row has an infinite label and is not graded")
+        assert result["other_metrics"]["accuracy"] > 0.5
+
     def test_labels_the_model_never_heard_of_are_no_grade(self, claims: Claims) -> None:
         asked = rows(300, 10)
         words = asked.select(
