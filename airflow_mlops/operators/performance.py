@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import timezone
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import MLOpsError, TransientError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
@@ -128,13 +128,23 @@ class CheckPerformanceOperator(StepOperator):
         }
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Grade the earlier windows whose labels were late, then this one; the result is about this one."""
+        """Grade the earlier windows whose labels were late, then this one; the result is about this one.
+
+        An earlier window that can't be graded is logged, and costs the others nothing.
+        """
         spec = self.build_spec(context)
         for late in self._unfinished(spec["window"]):
             try:
                 result = self._grade(spec | late)
-            except InsufficientDataError as err:
-                self.log.warning("an earlier window can't be graded: %s", err)
+            except TransientError:
+                raise
+            except (
+                MLOpsError,
+                ValueError,
+            ) as err:  # a deleted version, labels that contradict: no reason not to grade this one
+                self.log.error(
+                    "%s, an earlier window, can't be graded: %s", Window.parse(**late["window"]), err
+                )
             else:
                 self._write(result, context)
         return self.decide(self.record(self._grade(spec), context), context)
