@@ -138,13 +138,9 @@ class CheckPerformanceOperator(StepOperator):
                 result = self._grade(spec | late)
             except TransientError:
                 raise
-            except (
-                MLOpsError,
-                ValueError,
-            ) as err:  # a deleted version, labels that contradict: no reason not to grade this one
-                self.log.error(
-                    "%s, an earlier window, can't be graded: %s", Window.parse(**late["window"]), err
-                )
+            except (MLOpsError, ValueError) as err:
+                # Its version was deleted, its labels contradict each other: no reason not to grade this one.
+                self.log.warning("an earlier window, %s, can't be graded: %s", late["window"]["start"], err)
             else:
                 self._write(result, context)
         return self.decide(self.record(self._grade(spec), context), context)

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from airflow_mlops.demo import stream
+from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.inference_log import FEATURE_PREFIX
 from airflow_mlops.steps.base import run_step
@@ -86,6 +87,21 @@ class TestGrades:
             f"performance not measured: {spoiled} rows have an infinite label, more than 5% of {rows} labelled rows; estimated"
         )
         assert not result["awaits_labels"]
+
+
+class TestEarlierWindows:
+    def test_one_that_can_not_be_graded_any_more_costs_this_one_nothing(self, world: World) -> None:
+        world.answer(AUGUST)
+        world.land(AUGUST, share=0.5)
+        assert world.check_performance(AUGUST)["awaits_labels"]
+        rows = trips_of(AUGUST)
+        contradicting = pl.concat([rows, rows.head(1).with_columns(pl.col(stream.TARGET) + 1.0)])
+        delta.replace_window(world.labels, contradicting, time_column=stream.TIME, window=AUGUST)
+        with pytest.raises(SchemaMismatchError, match="contradict each other"):
+            world.check_performance(AUGUST)
+        world.answer(SEPTEMBER)
+        world.land(SEPTEMBER)
+        assert world.check_performance(SEPTEMBER)["measured"]
 
 
 class TestEstimates:
