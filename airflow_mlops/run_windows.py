@@ -42,6 +42,13 @@ def window_spec(start: Any, end: Any, context: Context) -> dict[str, str] | None
     return as_spec(window)
 
 
+def run_time_zone(context: Context) -> str:
+    """Give the name of the time zone of the Dag's schedule, by which the run's window begins and ends."""
+    dag = context.get("dag")
+    zone = getattr(getattr(dag, "timetable", None), "timezone", None) or getattr(dag, "timezone", None)
+    return str(getattr(zone, "name", None) or zone or "UTC")
+
+
 def as_spec(window: Window) -> dict[str, str]:
     """Give a window as a step's spec has it."""
     return {"start": window.start.isoformat(), "end": window.end.isoformat()}

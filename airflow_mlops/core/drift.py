@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -90,7 +90,8 @@ class FeatureDrift:
     :param p_value: chance of such a difference where nothing changed, corrected for the number of columns; ``None`` under
         Evidently's rule.
     :param share_of_shift: the column's part in the whole shift, in ``[0, 1]``.
-    :param measured: ``False``: there are too few values to judge, or the detector gave no number.
+    :param measured: ``False``: one of the sides does not have the column, has too few values to judge, or the detector gave no
+        number.
     """
 
     feature: str
@@ -135,6 +136,7 @@ class _Compared(NamedTuple):
     threshold: float
     effect: float
     p_value: float
+    absent: str | None = None
 
 
 def compare_profiles(
@@ -145,6 +147,7 @@ def compare_profiles(
     thresholds: Mapping[str, float] | None = None,
     policy: DriftPolicy | None = None,
     read_rows: ReadRows | None = None,
+    absent: Mapping[str, str] | None = None,
     what: str = "inputs",
 ) -> DriftReport:
     """Compare every column of ``current`` with the reference.
@@ -156,6 +159,8 @@ def compare_profiles(
     :param thresholds: by column, instead of the detector's.
     :param policy: when a column, and when the window has drifted.
     :param read_rows: reads a column's values where only they can tell on which side of its threshold a statistic is.
+    :param absent: by column that one of the sides does not have (see :func:`absent_columns`), why, and from when on it will.
+        That is no drift; a column that has nothing but nulls on one side is.
     :param what: what the columns are, for the headline.
     :raises InsufficientDataError: one of the sides has no rows, or fewer than the policy needs, or no column can be judged; that is
         not "no drift".
@@ -171,6 +176,7 @@ def compare_profiles(
             detector=_chosen(detector, reference.column(column.name), column, policy),
             threshold=(thresholds or {}).get(column.name),
             read_rows=read_rows,
+            absent=(absent or {}).get(column.name),
         )
         for column in current.columns
     ]
@@ -179,9 +185,10 @@ def compare_profiles(
     features.sort(key=lambda item: (item.drifted, item.share_of_shift), reverse=True)
     columns = [item for item in features if item.feature not in pairs]
     judged = [item for item in columns if item.measured]
+    not_there = {part.current.name for part in compared if part.absent}
     if not judged:
         raise InsufficientDataError(
-            f"none of {len(columns)} {what} can be judged: {_unmeasured(columns, policy)}"
+            f"none of {len(columns)} {what} can be judged: {_unmeasured(columns, not_there, policy)}"
         )
     drifted = [item for item in judged if item.drifted]
     share = len(drifted) / len(judged)
@@ -192,8 +199,17 @@ def compare_profiles(
         measured_count=len(judged),
         drifted_share=share,
         drifted=bool(drifted) and share >= policy.share_threshold,
-        headline=_headline(columns, [item for item in features if item.feature in pairs], what),
+        headline=_headline(columns, [item for item in features if item.feature in pairs], not_there, what),
     )
+
+
+def absent_columns(reference: Profile, current: Profile) -> list[str]:
+    """Name the columns that no row of one of the sides has: the model took them only later, or no more."""
+    return [
+        column.name
+        for column in current.columns
+        if not (column.row_count and reference.column(column.name).row_count)
+    ]
 
 
 def adjusted_p_values(p_values: Sequence[float], correction: Correction) -> list[float]:
@@ -265,12 +281,17 @@ def _compare(
     detector: Detector,
     threshold: float | None,
     read_rows: ReadRows | None,
+    absent: str | None,
 ) -> _Compared:
     if type(reference) is not type(current):
         raise ValueError(
             f"column {reference.name!r} is a {reference.layout.kind} in the reference, a {current.layout.kind} here"
         )
     limit = detector.threshold if threshold is None else threshold
+    if not reference.row_count or not current.row_count:
+        side = "window" if reference.row_count else "reference"
+        why = absent or f"not in the rows of the {side}"
+        return _Compared(reference, current, detector, known(math.nan), limit, 0.0, 1.0, why)
     if not reference.count or not current.count:
         return _gone(reference, current, detector, limit)
     measured = _measure(reference, current, detector, limit, read_rows)
@@ -348,7 +369,9 @@ def _judge(compared: Sequence[_Compared], policy: DriftPolicy) -> list[FeatureDr
         if tested:
             large = item.effect >= 1.0 if item.detector.is_p_value else fires
             fires = use and large and p_value <= policy.significance
-        sentence = describe(item.reference, item.current)
+        sentence = (
+            f"{item.current.name}: {item.absent}" if item.absent else describe(item.reference, item.current)
+        )
         judged.append(
             FeatureDrift(
                 feature=item.current.name,
@@ -376,21 +399,34 @@ def _can_be_judged(item: _Compared, policy: DriftPolicy) -> bool:
     return policy.rule != "tested" or min(values) == 0 or min(values) >= policy.minimum_rows
 
 
-def _headline(columns: Sequence[FeatureDrift], pairs: Sequence[FeatureDrift], what: str) -> str:
+def _headline(
+    columns: Sequence[FeatureDrift], pairs: Sequence[FeatureDrift], absent: Collection[str], what: str
+) -> str:
     drifted = [item for item in columns if item.drifted]
-    unmeasured = [item.feature for item in columns if not item.measured]
-    parts = [f"{len(drifted) or 'none'} of {len(columns) - len(unmeasured)} {what} moved"]
+    judged = [item for item in columns if item.measured]
+    unmeasured = [item.feature for item in columns if not item.measured and item.feature not in absent]
+    parts = [f"{len(drifted) or 'none'} of {len(judged)} {what} moved"]
     if drifted:
         parts[0] += f" ({', '.join(item.sentence for item in drifted[:3])})"
     if apart := [item.feature for item in pairs if item.drifted]:
         parts.append(f"columns that go together differently: {_named(apart)}")
     if unmeasured:
         parts.append(f"{len(unmeasured)} could not be judged ({_named(unmeasured)})")
+    if there := [item for item in columns if item.feature in absent]:
+        parts.append(_not_measured(there))
     return "; ".join(parts)
 
 
-def _unmeasured(columns: Sequence[FeatureDrift], policy: DriftPolicy) -> str:
+def _not_measured(absent: Sequence[FeatureDrift]) -> str:
+    """Say which columns one side does not have, and why: usually they have come together."""
+    why = absent[0].sentence.removeprefix(f"{absent[0].feature}: ")
+    return f"not measured: {_named(item.feature for item in absent)} ({why})"
+
+
+def _unmeasured(columns: Sequence[FeatureDrift], absent: Collection[str], policy: DriftPolicy) -> str:
     """Say why columns could not be judged, and what to do."""
+    if there := [item for item in columns if item.feature in absent]:
+        return _not_measured(there)
     without = [f"{item.feature} (by {item.detector})" for item in columns if math.isnan(item.statistic)]
     if without:
         return f"the detector gave no number for {_named(without)}; choose another one"

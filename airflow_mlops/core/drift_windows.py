@@ -1,62 +1,107 @@
-"""Windows of comparison: those right before one, and the same season a year earlier."""
+"""Windows of comparison: those right before one, and the same season a year earlier, by the calendar of a time zone."""
 
 from __future__ import annotations
 
 import calendar
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 from airflow_mlops.core.windows import Window
 
 _MONTHS = 12
+_DAY = timedelta(days=1)
+_YEAR_OF_WEEKS = timedelta(weeks=52)  # weekdays stay weekdays
 
 
-def windows_before(window: Window, count: int) -> list[Window]:
+def windows_before(window: Window, count: int, zone: tzinfo = UTC) -> list[Window]:
     """Give the windows before one, newest first: as many calendar months where it is whole months, else as long.
+
+    Months and days are those of the zone: a day in which summer time begins has 23 hours, and the one before it 24.
+
+    :param zone: whose calendar counts.
 
     >>> march = Window(start=datetime(2024, 3, 1), end=datetime(2024, 4, 1))
     >>> [str(item) for item in windows_before(march, 2)]
     ['[2024-02-01, 2024-03-01)', '[2024-01-01, 2024-02-01)']
+    >>> from zoneinfo import ZoneInfo
+    >>> berlin = Window.parse("2024-03-01T00:00:00+01:00", "2024-04-01T00:00:00+02:00")
+    >>> str(*windows_before(berlin, 1, ZoneInfo("Europe/Berlin")))
+    '[2024-01-31T23:00:00Z, 2024-02-29T23:00:00Z)'
     """
-    months = _whole_months(window)
-    earlier = []
-    for number in range(1, count + 1):
-        if months:
-            start, end = (_shift(edge, -months * number) for edge in (window.start, window.end))
-        else:
-            length = (window.end - window.start) * number
-            start, end = window.start - length, window.end - length
-        earlier.append(Window(start=start, end=end))
-    return earlier
+    return [_moved(window, -number, zone) for number in range(1, count + 1)]
 
 
-def last_year(window: Window) -> Window:
+def window_after(window: Window, zone: tzinfo = UTC) -> Window:
+    """Give the window after one, as :func:`windows_before` gives those before it."""
+    return _moved(window, 1, zone)
+
+
+def last_year(window: Window, zone: tzinfo = UTC) -> Window:
     """Give the same season a year earlier: the same dates, of other lengths the same weekdays 52 weeks before.
+
+    :param zone: whose calendar and clock count.
 
     >>> str(last_year(Window(start=datetime(2024, 3, 1), end=datetime(2024, 4, 1))))
     '[2023-03-01, 2023-04-01)'
     >>> str(last_year(Window(start=datetime(2024, 3, 4), end=datetime(2024, 3, 11))))
     '[2023-03-06, 2023-03-13)'
     """
-    if _whole_months(window):
-        return Window(start=_shift(window.start, -_MONTHS), end=_shift(window.end, -_MONTHS))
-    return Window(start=window.start - _YEAR_OF_WEEKS, end=window.end - _YEAR_OF_WEEKS)
+    return _years_later(window, -1, zone)
 
 
-_YEAR_OF_WEEKS = timedelta(weeks=52)  # weekdays stay weekdays
+def next_year(window: Window, zone: tzinfo = UTC) -> Window:
+    """Give the same season a year later, of which this one is :func:`last_year`.
+
+    >>> str(next_year(Window(start=datetime(2023, 3, 6), end=datetime(2023, 3, 13))))
+    '[2024-03-04, 2024-03-11)'
+    """
+    return _years_later(window, 1, zone)
 
 
-def _whole_months(window: Window) -> int:
+def _moved(window: Window, number: int, zone: tzinfo) -> Window:
+    """Move a window by so many times what it is long."""
+    start, end = _clocks(window, zone)
+    if months := _whole_months(start, end):
+        return _window(_shift(start, months * number), _shift(end, months * number), zone)
+    if (end - start) % _DAY == timedelta(0) and end > start:
+        length = (end - start) * number
+        return _window(start + length, end + length, zone)
+    length = (window.end - window.start) * number
+    return Window(start=window.start + length, end=window.end + length)
+
+
+def _years_later(window: Window, number: int, zone: tzinfo) -> Window:
+    start, end = _clocks(window, zone)
+    if _whole_months(start, end):
+        return _window(_shift(start, _MONTHS * number), _shift(end, _MONTHS * number), zone)
+    moved = start + _YEAR_OF_WEEKS * number
+    if (end - start) % _DAY == timedelta(0) and end > start:
+        return _window(moved, end + _YEAR_OF_WEEKS * number, zone)
+    begin = moved.replace(tzinfo=zone).astimezone(UTC)
+    return Window(start=begin, end=begin + (window.end - window.start))
+
+
+def _clocks(window: Window, zone: tzinfo) -> tuple[datetime, datetime]:
+    """Give both edges as the clocks on the wall show them."""
+    start, end = (edge.astimezone(zone).replace(tzinfo=None) for edge in (window.start, window.end))
+    return start, end
+
+
+def _window(start: datetime, end: datetime, zone: tzinfo) -> Window:
+    return Window(start=start.replace(tzinfo=zone), end=end.replace(tzinfo=zone))
+
+
+def _whole_months(start: datetime, end: datetime) -> int:
     """Count the months of a window that begins and ends with one; 0 for others."""
-    edges = (window.start, window.end)
     if any(
-        (edge.day, edge.hour, edge.minute, edge.second, edge.microsecond) != (1, 0, 0, 0, 0) for edge in edges
+        (edge.day, edge.hour, edge.minute, edge.second, edge.microsecond) != (1, 0, 0, 0, 0)
+        for edge in (start, end)
     ):
         return 0
-    return (window.end.year - window.start.year) * _MONTHS + window.end.month - window.start.month
+    return (end.year - start.year) * _MONTHS + end.month - start.month
 
 
-def _shift(instant: datetime, months: int) -> datetime:
-    total = instant.year * _MONTHS + instant.month - 1 + months
+def _shift(clock: datetime, months: int) -> datetime:
+    total = clock.year * _MONTHS + clock.month - 1 + months
     year, month = divmod(total, _MONTHS)
-    day = min(instant.day, calendar.monthrange(year, month + 1)[1])
-    return instant.replace(year=year, month=month + 1, day=day)
+    day = min(clock.day, calendar.monthrange(year, month + 1)[1])
+    return clock.replace(year=year, month=month + 1, day=day)

@@ -41,6 +41,8 @@ class PerformancePolicy:
     :param significance: largest p-value; both conditions must hold, so neither noise nor sheer row count triggers.
     :param minimum_rows: fewer labelled rows are not judged.
     :param minimum_labelled_share: a smaller share of labelled predictions is not judged, in ``[0, 1]``.
+    :param maximum_invalid_share: share of labelled rows that may be left out because the label or the answer is infinite or no
+        number; with more, the rest tells too little of the window (rule of thumb).
     :param maturity_days: how long, from a window's first check on, labels that are late still change its grade.
     :param change: when window after window together are a change.
     """
@@ -49,15 +51,18 @@ class PerformancePolicy:
     significance: float = 0.001
     minimum_rows: int = 100
     minimum_labelled_share: float = 0.8
+    maximum_invalid_share: float = 0.05
     maturity_days: float = 90.0
     change: ChangePolicy = field(default_factory=ChangePolicy)
 
     def __post_init__(self) -> None:
         require_level("significance", self.significance)
-        if not 0.0 <= self.minimum_labelled_share <= 1.0:
-            raise ValueError(
-                f"minimum_labelled_share is {self.minimum_labelled_share}: give a share, such as 0.8 for eighty percent"
-            )
+        for name, such in (
+            ("minimum_labelled_share", "0.8 for eighty"),
+            ("maximum_invalid_share", "0.05 for five"),
+        ):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a share, such as {such} percent")
         for name in ("maximum_relative_change", "minimum_rows", "maturity_days"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 on")

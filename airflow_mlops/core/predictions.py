@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airflow_mlops.core.counting import LARGEST
+
 Array = NDArray[Any]
 
 
@@ -28,6 +30,12 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def valid(self) -> Array:
+        """Which answers are labels or finite numbers, with probabilities that are, shape ``(n,)``."""
+        valid = valid_values(self.values)
+        return valid if self.probabilities is None else valid & np.isfinite(self.probabilities).all(axis=1)
 
     def take(self, rows: Array) -> Predictions:
         """Give some rows, by number or mask."""
@@ -90,6 +98,11 @@ class Graded:
                 f"labels have no distance to measure ({err}): choose accuracy, log_loss or another metric of labels"
             ) from err
 
+    @property
+    def valid(self) -> Array:
+        """Which rows can be graded: neither what turned out nor what was predicted is infinite or no number, shape ``(n,)``."""
+        return valid_values(self.target) & self.answers.valid
+
     @cached_property
     def native_answers(self) -> Array:
         """Answers of the target's own kind, for a function of the user: models answer labels as text."""
@@ -138,6 +151,17 @@ class Graded:
         labels = {label: number for number, label in enumerate(self.answers.classes)}
         truth, answered = _codes(self.target, labels), _codes(self.answers.values, labels)
         return truth, answered, len(labels)
+
+
+def valid_values(values: Array) -> Array:
+    """Tell which values are no numbers at all, or finite ones whose squares are, shape ``(n,)``.
+
+    >>> valid_values(np.array([1.0, np.inf, np.nan, 1e200])).tolist()
+    [True, False, False, False]
+    """
+    if values.dtype.kind != "f":
+        return np.ones(len(values), dtype=bool)
+    return np.abs(values) <= LARGEST
 
 
 def text_codes(values: Array) -> tuple[list[str], Array]:

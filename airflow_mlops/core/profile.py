@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,7 +91,7 @@ class Profile:
     """Profiles of a table's columns, in a few arrays: adding arrays is all that merging takes.
 
     :param layout: the cells of all columns.
-    :param row_count: rows profiled.
+    :param row_count: rows profiled; of a column that some of them do not have, its own count is smaller.
     :param counts: per column rows without a value, rows with an infinite one, and rows per cell.
     :param offsets: per column of numbers and cell the sum of distances to the cell's left edge.
     :param moments: count, mean, sum of squared deviations, minimum and maximum, shape ``(5, columns of numbers)``.
@@ -293,6 +293,21 @@ def join_profiles(profiles: Sequence[Profile]) -> Profile:
         moments=np.concatenate([profile.moments for profile in profiles], axis=1),
         unseen={name: values for profile in profiles for name, values in profile.unseen.items()},
     )
+
+
+def widen_profile(profile: Profile, layout: Layout, *, row_count: int) -> Profile:
+    """Give a profile more columns, of which its rows have no values.
+
+    :param layout: all columns, those of the profile with the same cells.
+    :param row_count: rows that were profiled.
+    """
+    wide = empty_profile(layout)
+    for name in profile.names:
+        wide.counts[layout.places[name]] = profile.counts[profile.layout.places[name]]
+        if name in layout.rows:
+            wide.offsets[layout.offset_places[name]] = profile.offsets[profile.layout.offset_places[name]]
+            wide.moments[:, layout.rows[name]] = profile.moments[:, profile.layout.rows[name]]
+    return replace(wide, row_count=row_count, unseen=profile.unseen)
 
 
 def join_layouts(layouts: Iterable[Layout]) -> Layout:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from airflow_mlops.core.blackouts import blacked_out
+from airflow_mlops.core.windows import find_time_zone
 
 if TYPE_CHECKING:
     from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
@@ -66,9 +67,16 @@ def _covered(case: Case) -> Restraint | None:
 
 def _cooling_down(case: Case) -> Restraint | None:
     since, days = case.history.last_retraining_window_end, case.policy.cool_down_days
-    if since is None or case.evidence.window.end >= since + timedelta(days=days):
+    if since is None or case.evidence.window.end >= _days_later(since, days, case.policy.time_zone):
         return None
     return Restraint("alert", f"it is cooling down for {days:g} days after the last retraining")
+
+
+def _days_later(instant: datetime, days: float, time_zone: str) -> datetime:
+    """Add days by the clock on the wall: windows of whole days end on it."""
+    zone = find_time_zone(time_zone)
+    clock = instant.astimezone(zone).replace(tzinfo=None) + timedelta(days=days)
+    return clock.replace(tzinfo=zone).astimezone(UTC)
 
 
 def _few_new_rows(case: Case) -> Restraint | None:

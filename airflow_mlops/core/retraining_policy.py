@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from airflow_mlops.core.blackouts import Blackout
 from airflow_mlops.core.challengers import ChallengerPolicy
+from airflow_mlops.core.windows import find_time_zone
 
 #: More days than anybody means; times further back have no date.
 _MOST_DAYS = 36_525
@@ -30,6 +31,8 @@ class RetrainingPolicy:
         in a fare costs 10 cents and a rollout 50 dollars: 500); no retraining that has to win back more. ``None``: the shares
         in ``challengers`` stand for it.
     :param cool_down_days: time after a retraining in which only alerts are given.
+    :param time_zone: whose days the cool-down counts, such as ``Europe/Berlin``: seven of them are a week also where summer time
+        begins. All other days are of 24 hours.
     :param minimum_new_rows: labelled rows since the last retraining that the next one needs.
     :param budget: retrainings in any ``budget_days``; ``None``: no limit.
     :param budget_days: 30: a month.
@@ -55,6 +58,7 @@ class RetrainingPolicy:
     blackouts: tuple[Blackout, ...] = ()
     bring_back: bool = True
     rejections_before_pause: int = 2
+    time_zone: str = "UTC"
 
     def __post_init__(self) -> None:
         for name in ("minimum_training_rows", "minimum_new_rows", "patience_days", "cool_down_days"):
@@ -73,6 +77,7 @@ class RetrainingPolicy:
             raise ValueError(
                 f"budget is {self.budget}: no retraining would ever start; give 1 or more, or None"
             )
+        find_time_zone(self.time_zone)
         if self.rejections_before_pause < 1:
             raise ValueError(
                 f"rejections_before_pause is {self.rejections_before_pause}; it must be 1 or more"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: An effect counts for no more than so many thresholds: one column that went infinitely far leaves others visible.
 LARGEST_EFFECT = 100.0
-#: Change of the share of nulls that is worth a word.
+#: Change of the share of nulls or infinite values that is worth a word.
 NULLS_WORTH_A_WORD = 0.02
 
 
@@ -37,11 +37,18 @@ def shares_of_shift(effects: Sequence[float]) -> list[float]:
 
 
 def describe(reference: ColumnProfile, current: ColumnProfile) -> str:
-    """Say what moved: the mean or the spread of numbers, the widest category, the pair, and nulls."""
+    """Say what moved: the mean or the spread of numbers, the widest category, the pair, nulls and infinite values."""
     parts = [_moved(reference, current)] if current.count else []
-    nulls = [side.null_count / max(side.row_count, 1) for side in (reference, current)]
-    if abs(nulls[1] - nulls[0]) >= NULLS_WORTH_A_WORD:
-        parts.append(f"nulls {nulls[0]:.1%} → {nulls[1]:.1%}")
+    sides = (reference, current)
+    missing = {
+        "nulls": [side.null_count / max(side.row_count, 1) for side in sides],
+        "infinite": [getattr(side, "infinite_count", 0) / max(side.row_count, 1) for side in sides],
+    }
+    parts += [
+        f"{what} {before:.1%} → {now:.1%}"
+        for what, (before, now) in missing.items()
+        if abs(now - before) >= NULLS_WORTH_A_WORD
+    ]
     return f"{current.name}: {', '.join(parts) or 'no values'}"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -63,6 +64,29 @@ class Window:
         """Inverse of :attr:`key`."""
         start, _, end = key.partition("/")
         return cls.parse(start, end)
+
+
+def find_time_zone(name: str) -> tzinfo:
+    """Find a time zone by its name, or its distance from UTC.
+
+    :raises ValueError: there is none of that name.
+
+    >>> find_time_zone("+02:00").utcoffset(None)
+    datetime.timedelta(seconds=7200)
+
+    >>> find_time_zone("Europe/Berlin")
+    zoneinfo.ZoneInfo(key='Europe/Berlin')
+    """
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name) if name[:1] not in ("+", "-") else _offset(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as err:
+        raise ValueError(f"there is no time zone {name!r}: write it as Europe/Berlin") from err
+
+
+def _offset(text: str) -> tzinfo:
+    return datetime.fromisoformat(f"2000-01-01T00:00:00{text}").tzinfo or UTC
 
 
 def _utc(instant: datetime) -> datetime:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_mlops.exceptions import DriftDetectedError
 from airflow_mlops.links import ReportLink
 from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
-from airflow_mlops.run_windows import RUN_WINDOW, window_spec
+from airflow_mlops.run_windows import RUN_WINDOW, run_time_zone, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,7 @@ class CheckDriftOperator(StepOperator):
     :param reference_windows: how many windows ``trailing`` takes together. (templated)
     :param at_least: the window counts as drifted when it and so many of the last ``of_windows`` together did. (templated)
     :param of_windows: how many windows, this one included, ``at_least`` looks at. (templated)
+    :param time_zone: whose months and days the windows are, such as ``Europe/Berlin``; default that of the Dag's schedule. (templated)
     :param columns: inputs to compare; default all of them. (templated)
     :param pairs: numeric inputs to look at together, such as ``[["distance", "duration"]]``. (templated)
     :param domain_classifier: also train a classifier to tell the window from the training rows.
@@ -56,6 +57,7 @@ class CheckDriftOperator(StepOperator):
         "reference_windows",
         "at_least",
         "of_windows",
+        "time_zone",
         "columns",
         "pairs",
         "report",
@@ -78,6 +80,7 @@ class CheckDriftOperator(StepOperator):
         reference_windows: int | str = 3,
         at_least: int | str = 1,
         of_windows: int | str = 1,
+        time_zone: str | None = None,
         columns: str | Sequence[str] = (),
         pairs: Sequence[Sequence[str]] | None = None,
         domain_classifier: bool = False,
@@ -101,6 +104,7 @@ class CheckDriftOperator(StepOperator):
         self.reference_windows = reference_windows
         self.at_least = at_least
         self.of_windows = of_windows
+        self.time_zone = time_zone
         self.columns = columns
         self.pairs = pairs
         self.domain_classifier = domain_classifier
@@ -123,6 +127,7 @@ class CheckDriftOperator(StepOperator):
             "reference_windows": int(self.reference_windows),
             "at_least": int(self.at_least),
             "of_windows": int(self.of_windows),
+            "time_zone": self.time_zone or run_time_zone(context),
             "columns": names(self.columns),
             "pairs": [list(pair) for pair in self.pairs or ()],
             "domain_classifier": bool(self.domain_classifier),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import timezone
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import MLOpsError, TransientError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
@@ -41,6 +41,8 @@ class CheckPerformanceOperator(StepOperator):
     :param window_end: first instant after it. (templated)
     :param maximum_relative_change: worsening that is tolerated, 0.2 is twenty percent. (templated)
     :param minimum_labelled_share: below it nothing is judged, in ``[0, 1]``. (templated)
+    :param maximum_invalid_share: share of labelled rows whose label or answer may be infinite or no number: they are left out and
+        named, with more of them the window is not measured. (templated)
     :param maturity_days: how long, from a window's first check on, labels that are late still change its grade. (templated)
     :param tolerated_level_change: worsening of the level over several windows that is tolerated. (templated)
     :param false_alarm_rate: of the search for a lasting change, per window. (templated)
@@ -59,6 +61,7 @@ class CheckPerformanceOperator(StepOperator):
         "window_end",
         "maximum_relative_change",
         "minimum_labelled_share",
+        "maximum_invalid_share",
         "maturity_days",
         "tolerated_level_change",
         "false_alarm_rate",
@@ -78,6 +81,7 @@ class CheckPerformanceOperator(StepOperator):
         window_end: str = RUN_WINDOW[1],
         maximum_relative_change: float | str = 0.2,
         minimum_labelled_share: float | str = 0.8,
+        maximum_invalid_share: float | str = 0.05,
         maturity_days: float | str = 90.0,
         tolerated_level_change: float | str = 0.05,
         false_alarm_rate: float | str = 0.002,
@@ -96,6 +100,7 @@ class CheckPerformanceOperator(StepOperator):
         self.window_end = window_end
         self.maximum_relative_change = maximum_relative_change
         self.minimum_labelled_share = minimum_labelled_share
+        self.maximum_invalid_share = maximum_invalid_share
         self.maturity_days = maturity_days
         self.tolerated_level_change = tolerated_level_change
         self.false_alarm_rate = false_alarm_rate
@@ -113,6 +118,7 @@ class CheckPerformanceOperator(StepOperator):
             "policy": {
                 "maximum_relative_change": float(self.maximum_relative_change),
                 "minimum_labelled_share": float(self.minimum_labelled_share),
+                "maximum_invalid_share": float(self.maximum_invalid_share),
                 "maturity_days": float(self.maturity_days),
                 "change": {
                     "tolerated_share": float(self.tolerated_level_change),
@@ -122,13 +128,19 @@ class CheckPerformanceOperator(StepOperator):
         }
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Grade the earlier windows whose labels were late, then this one; the result is about this one."""
+        """Grade the earlier windows whose labels were late, then this one; the result is about this one.
+
+        An earlier window that can't be graded is logged, and costs the others nothing.
+        """
         spec = self.build_spec(context)
         for late in self._unfinished(spec["window"]):
             try:
                 result = self._grade(spec | late)
-            except InsufficientDataError as err:
-                self.log.warning("an earlier window can't be graded: %s", err)
+            except TransientError:
+                raise
+            except (MLOpsError, ValueError) as err:
+                # Its version was deleted, its labels contradict each other: no reason not to grade this one.
+                self.log.warning("an earlier window, %s, can't be graded: %s", late["window"]["start"], err)
             else:
                 self._write(result, context)
         return self.decide(self.record(self._grade(spec), context), context)

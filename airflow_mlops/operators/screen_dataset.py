@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_mlops.exceptions import InsufficientDataError, PartitionHeldError
 from airflow_mlops.operators.base import StepOperator, names, part_of
 from airflow_mlops.operators.dataset import RecordingDatasets
-from airflow_mlops.run_windows import RUN_WINDOW, window_spec
+from airflow_mlops.run_windows import RUN_WINDOW, run_time_zone, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ ACTIONS = ("gate", "warn", "quarantine")
 class ScreenDatasetOperator(RecordingDatasets, StepOperator):
     """Hold a partition whose labels contradict its features more often than those of trusted partitions do.
 
-    The windows before the new one, as long as it is, are trusted, but for those that were held. See :doc:`/how-to/screen-for-poisoning`.
+    The windows before the new one, as long as it is by the calendar of the Dag's time zone, are trusted, but for those that were held. See :doc:`/how-to/screen-for-poisoning`.
 
     :param dataset: what an ingest or validation task returned, a dataset version, or a table URI for its newest; the outlets' events tell
         a validation's ``airflow.dataquality.result`` on. (templated)
@@ -113,6 +113,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
         return {
             "dataset": dataset,
             "window": window,
+            "time_zone": run_time_zone(context),
             "time_column": self.time_column,
             "target": self.target,
             "features": names(self.features),

@@ -207,7 +207,8 @@ class InferenceLog:
                     slices.add(request)
                 slices.finish()
                 for model_name, model_frames in frames.items():
-                    self._write(model_name, model_frames)
+                    for alike in _of_same_inputs(model_frames):
+                        self._write(model_name, alike)
             finally:
                 with self._lock:
                     self._rows -= taken
@@ -220,8 +221,8 @@ class InferenceLog:
         try:
             try:
                 rows = pl.concat(frames, how="vertical", rechunk=True)
-            except pl.exceptions.PolarsError:  # versions with other inputs
-                rows = pl.concat(frames, how="diagonal_relaxed")
+            except pl.exceptions.PolarsError:  # answers of other types
+                rows = pl.concat(frames, how="vertical_relaxed")
             if rows.height == 0:
                 return
             self._upkeep.require_room()
@@ -408,6 +409,15 @@ def _times(requests: list[_Request], received: pl.Series) -> pl.Series:
         else:
             times.extend((instant - _EPOCH) // _MICROSECOND for instant in request.times)
     return pl.Series(times, dtype=pl.Int64)
+
+
+def _of_same_inputs(frames: list[pl.DataFrame]) -> list[list[pl.DataFrame]]:
+    """Group frames by their inputs: an input that a version did not take, or took as another kind, is no null in its rows."""
+    groups: dict[Any, list[pl.DataFrame]] = {}
+    for frame in frames:
+        inputs = tuple((name, kind) for name, kind in frame.schema.items() if name != "prediction")
+        groups.setdefault(inputs, []).append(frame)
+    return list(groups.values())
 
 
 def _write_parquet(rows: pl.DataFrame, path: Path) -> None:

@@ -7,7 +7,8 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
-from airflow_mlops.core.profile import Profile, merge_profiles, profile_scan_like
+from airflow_mlops.core.dataset import count_rows
+from airflow_mlops.core.profile import Profile, merge_profiles, profile_scan_like, widen_profile
 from airflow_mlops.core.profile_format import profile_from_bytes, profile_to_bytes
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.serving.inference_log import FEATURE_PREFIX
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from airflow_mlops.core.profile_layout import Layout
+    from airflow_mlops.core.profile_layout import ColumnLayout, Kind, Layout
     from airflow_mlops.core.windows import Window
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ def profile_window(
 
     A partition that lies in the window as a whole is profiled once: the profile is kept beside it, under the name of its
     cells, and is used as long as the partition has the same files. Of one that the window cuts through the rows are read.
+
+    A row of a version that did not take an input, or took it as another kind, has no value of it and no null either: it
+    counts in the profile's rows and not in the column's.
 
     :param root: the log's folder, or the URI its files are uploaded to.
     :param layout: cells, of the reference.
@@ -71,10 +75,17 @@ def profile_window(
 
 
 def scan_window(
-    root: Path | str, model_name: str, window: Window, names: Sequence[str], *, sources: Mapping[str, str]
+    root: Path | str,
+    model_name: str,
+    window: Window,
+    names: Sequence[str],
+    *,
+    sources: Mapping[str, str],
+    layout: Layout | None = None,
 ) -> pl.LazyFrame:
     """Open columns of the predictions whose event time is inside a window; nothing is read yet.
 
+    :param layout: cells of columns; one that is logged as another kind is null there.
     :raises InsufficientDataError: no file can hold any.
     """
     files = LogFiles(root)
@@ -88,7 +99,22 @@ def scan_window(
         raise InsufficientDataError(
             f"nothing was predicted by {model_name} in {window}: none of the {count} files in {root}/{model_name} is of that time"
         )
-    return _scan(groups, names, sources, window)
+    return _scan(groups, names, sources, window, _kinds(layout))
+
+
+def is_logged(
+    root: Path | str, model_name: str, window: Window, names: Sequence[str], *, sources: Mapping[str, str]
+) -> bool:
+    """Tell whether the log of a window has columns, as whatever kind."""
+    files = LogFiles(root)
+    wanted = [sources.get(name, FEATURE_PREFIX + name) for name in names]
+
+    def found() -> bool:
+        partitions, _ = _partitions(files, model_name, window)
+        groups = by_schema(files.source(name) for item in partitions for name in item.names)
+        return any(all(name in scan(group).collect_schema() for name in wanted) for group in groups)
+
+    return reading_again(found)
 
 
 def _partitions(files: LogFiles, model_name: str, window: Window) -> tuple[list[_Partition], int]:
@@ -113,11 +139,14 @@ def _partition_profile(
 ) -> Profile:
     def read(limit: Window | None) -> Profile:
         groups = by_schema(files.source(name) for name in partition.names)
-        return profile_scan_like(lambda names: _scan(groups, names, sources, limit), layout)
+        return merge_profiles(
+            (_group_profile(group, limit, layout, sources) for group in groups), layout=layout
+        )
 
     if not partition.whole:
         return read(window)
-    key = hashlib.sha256("\n".join(name.rpartition("/")[2] for name in partition.names).encode()).hexdigest()
+    names = [_COUNTING, *(name.rpartition("/")[2] for name in partition.names)]
+    key = hashlib.sha256("\n".join(names).encode()).hexdigest()
     # Beside the partition, but not as one of its files; other cells have another profile.
     path = f"{partition.folder}/.profile-{layout.digest[:16]}"
     with contextlib.suppress(OSError):
@@ -132,13 +161,55 @@ def _partition_profile(
     return made
 
 
+#: What a kept profile counts: rows of a version that lacks a column are no nulls of it. Others are made again.
+_COUNTING = "2"
+
+
+def _group_profile(
+    group: Sequence[Path | bytes], limit: Window | None, layout: Layout, sources: Mapping[str, str]
+) -> Profile:
+    """Profile files of the same columns: those they have, as what the layout counts them."""
+    logged = scan(group).collect_schema()
+    here = [
+        item.name
+        for item in layout.columns
+        if all(
+            _holds(logged, sources.get(name, FEATURE_PREFIX + name), item.kind) for name in _read_for(item)
+        )
+    ]
+    profile = profile_scan_like(lambda names: _scan([group], names, sources, limit), layout.select(here))
+    rows = profile.row_count if here else count_rows(_scan([group], ["time"], {"time": "time"}, limit))
+    return widen_profile(profile, layout, row_count=rows)
+
+
+def _read_for(column: ColumnLayout) -> Sequence[str]:
+    return column.parts or (column.name,)
+
+
+def _kinds(layout: Layout | None) -> dict[str, Kind]:
+    return {item.name: item.kind for item in layout.columns} if layout else {}
+
+
+def _holds(logged: pl.Schema, source: str, kind: Kind | None) -> bool:
+    """Tell whether a log has a column, and as that kind: inputs are logged as numbers or as text."""
+    import polars as pl
+
+    dtype = logged.get(source)
+    if dtype is None or kind is None:
+        return dtype is not None
+    if kind in ("number", "pair"):
+        return dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
+    return not (dtype.is_numeric() and source.startswith(FEATURE_PREFIX))
+
+
 def _scan(
     groups: Sequence[Sequence[Path | bytes]],
     names: Iterable[str],
     sources: Mapping[str, str],
     window: Window | None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> pl.LazyFrame:
-    """Open columns under their own names; one that a group of files lacks is null there."""
+    """Open columns under their own names; one that a group of files lacks, or has as another kind, is null there."""
     import polars as pl
 
     frames = []
@@ -148,7 +219,11 @@ def _scan(
         if window is not None:
             frame = frame.filter(pl.col("time").is_between(window.start, window.end, closed="left"))
         there = frame.collect_schema()
-        missing = [pl.lit(None).alias(source) for source in wanted.values() if source not in there]
+        missing = [
+            pl.lit(None).alias(source)
+            for name, source in wanted.items()
+            if not _holds(there, source, (kinds or {}).get(name))
+        ]
         frame = frame.with_columns(missing)
         frames.append(frame.select(pl.col(source).alias(name) for name, source in wanted.items()))
     return frames[0] if len(frames) == 1 else pl.concat(frames, how="vertical_relaxed")

@@ -10,10 +10,15 @@ import numpy as np
 
 from airflow_mlops.core.challengers import ChallengerCheck, Contender, measure_gap
 from airflow_mlops.core.metrics import resolve_metric, row_losses
-from airflow_mlops.core.predictions import Graded
+from airflow_mlops.core.predictions import Graded, valid_values
 from airflow_mlops.core.simple_guess import simple_guess
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError, SchemaMismatchError
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    InsufficientDataError,
+    ModelVersionNotFoundError,
+    SchemaMismatchError,
+)
 from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
@@ -103,7 +108,7 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     known = {version.model_version: (version, models[version.model_version]) for version in versions}
     former, left_out = _former(registry, spec, known, champion.model_version, dataset, services)
-    rows = _rows(spec, dataset, [*models.values(), *(model for _, model in former)])
+    rows, infinite = _rows(spec, dataset, [*models.values(), *(model for _, model in former)])
     target = rows[spec.target or first.manifest.target].to_numpy()
     entrants = [
         _Entrant(version, model, _losses(spec.metric, target, model, rows))
@@ -126,7 +131,7 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
         window=spec.window,
         metric=spec.metric,
         check=check,
-        reason=_reason(check, left_out),
+        reason=_reason(check, left_out) + infinite,
     )
 
 
@@ -214,12 +219,24 @@ def _age(version: RegisteredVersion) -> Any:
     return version.trained_until
 
 
-def _rows(spec: ChallengersSpec, dataset: DatasetVersion, models: list[ServedModel]) -> pl.DataFrame:
+def _rows(
+    spec: ChallengersSpec, dataset: DatasetVersion, models: list[ServedModel]
+) -> tuple[pl.DataFrame, str]:
+    """Give the rows to compare on, and what to say of those whose target is infinite: every loss on them would be."""
     target = spec.target or models[0].manifest.target
     names = [name for model in models for name in model.manifest.signature.names]
     columns = [*dict.fromkeys([*names, target, spec.time_column])]
     rows = read_rows(dataset, columns=columns, time_column=spec.time_column, window=spec.window)
-    return with_target(rows, target, where=f"{dataset.uri} in {spec.window}").sort(spec.time_column)
+    where = f"{dataset.uri} in {spec.window}"
+    labelled = with_target(rows, target, where=where)
+    known = labelled.filter(valid_values(labelled[target].to_numpy()))
+    infinite = labelled.height - known.height
+    if known.height == 0:
+        raise InsufficientDataError(
+            f"the {target!r} of all {infinite} rows of {where} is infinite: correct them"
+        )
+    told = f"; {infinite} rows have an infinite label and are left out" if infinite else ""
+    return known.sort(spec.time_column), told
 
 
 def _losses(metric: str, target: NDArray[Any], model: ServedModel, rows: pl.DataFrame) -> NDArray[Any]:

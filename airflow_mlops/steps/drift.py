@@ -12,7 +12,7 @@ from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.drift import DriftPolicy, DriftReport, compare_profiles
 from airflow_mlops.core.profile_format import PREDICTION
 from airflow_mlops.core.skew import find_skew
-from airflow_mlops.core.windows import Window
+from airflow_mlops.core.windows import Window, find_time_zone
 from airflow_mlops.exceptions import InsufficientDataError, MLOpsError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
@@ -45,6 +45,8 @@ class DriftSpec:
     :param reference_windows: how many windows ``trailing`` takes together.
     :param at_least: the window counts as drifted when it and so many of the last windows together did.
     :param of_windows: how many windows, this one included, ``at_least`` looks at.
+    :param time_zone: whose months and days the windows are, such as ``Europe/Berlin``: by them the windows before and the season
+        a year earlier are found.
     :param columns: inputs to compare; none: all of them. Leave out what counts the season, or the rows.
     :param pairs: numeric inputs to look at together, for correlations.
     :param domain_classifier: also train a classifier to tell the windows apart.
@@ -63,6 +65,7 @@ class DriftSpec:
     reference_windows: int = 3
     at_least: int = 1
     of_windows: int = 1
+    time_zone: str = "UTC"
     columns: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     domain_classifier: bool = False
@@ -131,6 +134,7 @@ def run(spec: DriftSpec, services: Services) -> DriftResult:
         trained=trained,
         pairs=spec.pairs,
         columns=spec.columns,
+        zone=find_time_zone(spec.time_zone),
     )
     reference = _reference(spec, sides, spec.window)
     report = _compare(spec, sides, spec.window, reference)
@@ -179,6 +183,7 @@ def _compare(spec: DriftSpec, sides: DriftSides, window: Window, reference: Refe
         thresholds=spec.thresholds,
         policy=spec.policy,
         read_rows=sides.reader(window, reference.open_rows),
+        absent=sides.absent(window, reference, spec.reference),
     )
 
 

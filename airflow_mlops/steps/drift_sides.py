@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, tzinfo
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,7 +13,8 @@ from airflow_mlops.core.categories import category_texts
 from airflow_mlops.core.counting import as_numbers, sort_finite
 from airflow_mlops.core.dataset import count_rows
 from airflow_mlops.core.detectors import ColumnRows
-from airflow_mlops.core.drift_windows import last_year, windows_before
+from airflow_mlops.core.drift import absent_columns
+from airflow_mlops.core.drift_windows import last_year, next_year, window_after, windows_before
 from airflow_mlops.core.profile import (
     ColumnKinds,
     Profile,
@@ -25,7 +27,7 @@ from airflow_mlops.core.profile_format import PREDICTION
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.domain_classifier import CLASSIFIER_ROWS, DomainVerdict, tell_apart
-from airflow_mlops.serving.partition_profiles import profile_window, scan_window
+from airflow_mlops.serving.partition_profiles import is_logged, profile_window, scan_window
 from airflow_mlops.steps.labels import as_trained, labelled_predictions
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class DriftSides:
     :param trained: its reference profile.
     :param pairs: numeric inputs to look at together.
     :param columns: inputs to compare; none: all of them.
+    :param zone: whose calendar the windows follow.
     :raises ValueError: a pair is not of two different numeric inputs, or is given twice.
     """
 
@@ -83,8 +86,10 @@ class DriftSides:
         trained: Profile,
         pairs: Sequence[tuple[str, str]] = (),
         columns: Sequence[str] = (),
+        zone: tzinfo = UTC,
     ) -> None:
         self.log = log
+        self.zone = zone
         self.model_name = model_name
         self.manifest = manifest
         self.pairs = pairs
@@ -122,7 +127,7 @@ class DriftSides:
 
     def windows_before(self, window: Window, count: int) -> list[Window]:
         """Give the windows before one, newest first."""
-        return windows_before(window, count)
+        return windows_before(window, count, self.zone)
 
     def reference(
         self, window: Window, kind: ReferenceKind, count: int, *, minimum_rows: int = 1
@@ -133,7 +138,9 @@ class DriftSides:
         """
         if kind == "fixed":
             return Reference(self.trained, (), "training rows", self.open_training)
-        windows = windows_before(window, count) if kind == "trailing" else [last_year(window)]
+        windows = (
+            windows_before(window, count, self.zone) if kind == "trailing" else [last_year(window, self.zone)]
+        )
         found = []
         for item in windows:
             try:
@@ -151,6 +158,36 @@ class DriftSides:
             f"predictions in {_listed(chosen)}",
             lambda names: self._open_windows(chosen, names),
         )
+
+    def absent(self, window: Window, reference: Reference, kind: ReferenceKind) -> dict[str, str]:
+        """Say of the columns that one side does not have why, and from when on they will be measured."""
+        current = self.profile(window)
+        names = [*self.compared, *self.pair_names]
+        reasons = {}
+        for name in absent_columns(reference.profile.select(names), current.select(names)):
+            if not current.column(name).row_count:
+                reasons[name] = (
+                    f"{self._not_logged(name, [window])}; measured from the first window on in which it is logged as the champion takes it"
+                )
+                continue
+            first = next_year(window, self.zone) if kind == "last_year" else window_after(window, self.zone)
+            reasons[name] = (
+                f"{self._not_logged(name, reference.windows)}; measured from the window {first} on, for which this one is a "
+                "reference"
+            )
+        return reasons
+
+    def _not_logged(self, name: str, windows: Sequence[Window]) -> str:
+        """Say that the versions that answered did not take an input, or took it as another kind."""
+        where = f"in the log of {_listed(windows)}"
+        layout = self.trained.layout.by_name[name]
+        parts = layout.parts or (name,)
+        if not any(is_logged(self.log, self.model_name, item, parts, sources=_SOURCES) for item in windows):
+            return (
+                f"not {where}: the versions that answered there did not take it, or it is kept out of the log"
+            )
+        kinds = ("a number", "text") if layout.kind in ("number", "pair") else ("text", "a number")
+        return f"{kinds[1]} {where}, where the champion takes {kinds[0]}"
 
     def reader(self, window: Window, open_reference: Callable[[Sequence[str]], pl.LazyFrame]) -> ReadRows:
         """Give what reads one column's values on both sides."""
@@ -175,7 +212,9 @@ class DriftSides:
 
     def open_window(self, window: Window, names: Sequence[str]) -> pl.LazyFrame:
         """Open columns of the predictions of a window."""
-        return scan_window(self.log, self.model_name, window, names, sources=_SOURCES)
+        return scan_window(
+            self.log, self.model_name, window, names, sources=_SOURCES, layout=self.trained.layout
+        )
 
     def target_profile(self, window: Window, *, labels: DatasetRef, id_column: str) -> Profile:
         """Profile the labels of a window's predictions that have arrived.
@@ -194,7 +233,12 @@ class DriftSides:
 
     def tell_apart(self, window: Window, policy: DriftPolicy) -> DomainVerdict:
         """Train a classifier to tell requests from training rows by the compared inputs."""
-        sides = (self.open_training(self.compared), self.open_window(window, self.compared))
+        profile = self.profile(window)
+        # Rows of a version that did not take an input are told apart by that alone.
+        names = [name for name in self.compared if profile.column(name).row_count == profile.row_count]
+        if not names:
+            raise InsufficientDataError(f"no input is in all rows of the log of {window}")
+        sides = (self.open_training(names), self.open_window(window, names))
         reference, current = (self._typed(sample_rows(rows, CLASSIFIER_ROWS)) for rows in sides)
         return tell_apart(reference, current, significance=policy.significance)
 

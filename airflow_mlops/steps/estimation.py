@@ -208,11 +208,14 @@ def _open_error_model(
     return open_model(part, contents, folder, signed_as=None)
 
 
-def estimate(package: GradingPackage, metric: Metric, rows: pl.DataFrame) -> tuple[Estimate | None, str]:
+def estimate(
+    package: GradingPackage, metric: Metric, rows: pl.DataFrame, *, maximum_invalid_share: float = 0.05
+) -> tuple[Estimate | None, str]:
     """Estimate a metric for answers whose labels nobody knows.
 
     :param rows: ``prediction`` and the inputs, as the inference log holds them.
-    :returns: the estimate, and why there is none.
+    :param maximum_invalid_share: share of answers that may be left out because they, or their probabilities, are no finite numbers.
+    :returns: the estimate, and why there is none, or which answers it leaves out.
     """
     estimation, signature = package.estimation, package.manifest.signature
     if estimation is None:
@@ -226,17 +229,35 @@ def estimate(package: GradingPackage, metric: Metric, rows: pl.DataFrame) -> tup
         return None, f"the inference log does not hold the input {missing[0]!r}"
     if rows.height == 0:
         return None, "this version gave no answer in the window"
-    columns = logged_inputs(signature, rows)
+    if package.error_model is None and package.model is None:
+        return None, "the model gives no probabilities"
+    rows, answers, invalid = _valid_answers(package, rows)
+    if invalid > maximum_invalid_share * (len(answers) + invalid):
+        return None, f"{invalid} of {len(answers) + invalid} answers are no finite numbers"
+    left_out = f"the estimate leaves out {invalid} answers that are no finite numbers" if invalid else ""
     try:
-        if package.error_model is not None and estimation.answer_field is not None:
-            answers = rows["prediction"].to_numpy().astype(np.float64)
-            said = package.error_model.predict_columns({**columns, estimation.answer_field: answers})
-            return estimate_errors(metric, np.asarray(said, dtype=np.float64), estimation), ""
-        if package.model is None:
-            return None, "the model gives no probabilities"
-        return estimate_labels(metric, answers_of(package, rows), estimation), ""
+        if package.error_model is None or estimation.answer_field is None:
+            return estimate_labels(metric, answers, estimation), left_out
+        asked = {**logged_inputs(signature, rows), estimation.answer_field: answers.values.astype(np.float64)}
+        said = package.error_model.predict_columns(asked)
+        return estimate_errors(metric, np.asarray(said, dtype=np.float64), estimation), left_out
     except InsufficientDataError as err:
         return None, str(err)
+
+
+def _valid_answers(package: GradingPackage, rows: pl.DataFrame) -> tuple[pl.DataFrame, Predictions, int]:
+    """Give the rows whose inputs and answers can be computed with, and how many others there are."""
+    rows_here = rows.filter(_finite_inputs(package.manifest.signature, rows))
+    answers = answers_of(package, rows_here)
+    valid = answers.valid
+    return rows_here.filter(valid), answers.take(valid), rows.height - int(valid.sum())
+
+
+def _finite_inputs(signature: ModelSignature, rows: pl.DataFrame) -> Any:
+    """Tell in which rows no input is infinite: the service refuses such a request, a model would fail on it."""
+    inputs = logged_inputs(signature, rows)
+    numbers = [inputs[item.name] for item in signature.inputs if item.type == "number"]
+    return ~np.isinf(np.column_stack(numbers)).any(axis=1) if numbers else np.ones(rows.height, dtype=bool)
 
 
 def answers_of(package: GradingPackage, rows: pl.DataFrame) -> Predictions:
@@ -247,8 +268,11 @@ def answers_of(package: GradingPackage, rows: pl.DataFrame) -> Predictions:
     logged = all(FEATURE_PREFIX + name in rows.columns for name in signature.names)
     if package.model is None or package.model.probabilities is None or not logged or rows.height == 0:
         return Predictions(values=values, classes=classes)
-    given = package.model.probabilities(logged_inputs(signature, rows))
-    return Predictions(values=values, probabilities=np.asarray(given, dtype=np.float64), classes=classes)
+    finite = _finite_inputs(signature, rows)
+    given = np.full((rows.height, len(classes)), np.nan)
+    if finite.any():
+        given[finite] = package.model.probabilities(logged_inputs(signature, rows.filter(finite)))
+    return Predictions(values=values, probabilities=given, classes=classes)
 
 
 def logged_inputs(signature: ModelSignature, rows: pl.DataFrame) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from airflow_mlops.core.change import WindowLoss, effective_count
 from airflow_mlops.core.codec import to_dict
@@ -25,7 +26,7 @@ from airflow_mlops.core.performance import (
     relative_worsening,
     uncertainty_of,
 )
-from airflow_mlops.core.predictions import Graded
+from airflow_mlops.core.predictions import Graded, valid_values
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.mlflow import Registry
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from airflow_mlops.core.estimation import Estimate
     from airflow_mlops.core.package import Holdout
     from airflow_mlops.services import Services
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +86,8 @@ class PerformanceResult:
     :param model_version: the champion, whose answers alone are graded: others promised something else.
     :param model_versions: all versions that answered in the window.
     :param labelled_share: share of the champion's answers that have a label; 1 when it gave none.
-    :param row_count: labelled answers of the champion.
+    :param row_count: labelled answers of the champion that were graded.
+    :param invalid_count: labelled answers that were not: the label or the answer is infinite or no number.
     :param awaits_labels: it was not measured, and labels that have yet to come may change that.
     :param final: no label is awaited any more: all are here, or the time for them is over.
     :param other_metrics: the metrics that were asked for beside.
@@ -119,6 +123,7 @@ class PerformanceResult:
     degraded: bool
     reason: str
     report: dict[str, Any]
+    invalid_count: int = 0
     other_metrics: dict[str, float | None] = field(default_factory=dict)
     early_labels: dict[str, Any] | None = None
     loss_mean: float | None = None
@@ -171,7 +176,7 @@ def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
         concept_drift=bool(spec.past) and spec.past[-1].degraded,
     )
     grade = _grade(spec, package, metric, answered, version.model_version, reference)
-    guess = estimate(package, metric, answered)
+    guess = estimate(package, metric, answered, maximum_invalid_share=spec.policy.maximum_invalid_share)
     reference_count = package.estimation.effective_count if package.estimation else None
     result = _result(
         spec, version.model_version, joined, answered, grade, guess, record, reference, reference_count
@@ -185,6 +190,7 @@ class _Grade:
 
     :param uncertainty: of a metric that is worse than tolerated, and no mean of losses.
     :param problem: why there is no metric where there are labels.
+    :param invalid: rows that are not graded, with why.
     :param failed: metrics beside it that could not be measured, with why.
     """
 
@@ -195,6 +201,7 @@ class _Grade:
     early: EarlyLabels | None = None
     uncertainty: Uncertainty | None = None
     problem: str | None = None
+    invalid: tuple[int, str] = (0, "")
     others: dict[str, float | None] = field(default_factory=dict)
     failed: tuple[str, ...] = ()
 
@@ -213,13 +220,22 @@ def _grade(
     share = labelled.height / answered.height if answered.height else 1.0
     if labelled.height == 0:
         return _Grade(share=share, row_count=0)
-    target = as_trained(labelled[spec.target], package.manifest.classes)
-    graded = Graded(target.to_numpy(), answers_of(package, labelled))
+    graded, valid, invalid = _valid(spec, package, labelled)
+    if invalid[0] > spec.policy.maximum_invalid_share * labelled.height:
+        problem = f"{invalid[1]}, more than {spec.policy.maximum_invalid_share:.0%} of {labelled.height} labelled rows"
+        return _Grade(share=share, row_count=len(graded), problem=problem, invalid=(invalid[0], ""))
     others, failed = _beside(spec.metrics, graded)
     try:
         current = evaluate_metric(metric, target=graded.target, prediction=graded.answers)
     except InsufficientDataError as err:  # such as the first labels, all of one class
-        return _Grade(share=share, row_count=labelled.height, problem=str(err), others=others, failed=failed)
+        return _Grade(
+            share=share,
+            row_count=len(graded),
+            problem=str(err),
+            invalid=invalid,
+            others=others,
+            failed=failed,
+        )
     losses = uncertainty = None
     if relative_worsening(current.value, reference) > spec.policy.maximum_relative_change:
         uncertainty = uncertainty_of(metric, graded, current.value)
@@ -234,17 +250,45 @@ def _grade(
         )
     early = None
     if labelled.height < answered.height:
-        early = compare_early_labels(metric, graded, answered["prediction"].to_numpy(), here.to_numpy())
+        usable = valid_values(answered["prediction"].to_numpy())
+        usable[here.to_numpy()] = valid
+        early = compare_early_labels(
+            metric, graded, answered["prediction"].to_numpy()[usable], here.to_numpy()[usable]
+        )
     return _Grade(
         share=share,
-        row_count=labelled.height,
+        row_count=len(graded),
         current=current,
         losses=losses,
         early=early,
         uncertainty=uncertainty,
+        invalid=invalid,
         others=others,
         failed=failed,
     )
+
+
+def _valid(
+    spec: PerformanceSpec, package: GradingPackage, labelled: pl.DataFrame
+) -> tuple[Graded, Array, tuple[int, str]]:
+    """Give the rows that can be graded, which they are, and how many others there are and why."""
+    known = valid_values(
+        labelled[spec.target].to_numpy()
+    )  # of numbers as they came: an infinite one is no class
+    rows = labelled.filter(known)
+    target = as_trained(rows[spec.target], package.manifest.classes).to_numpy()
+    graded = Graded(target, answers_of(package, rows))
+    valid_labels, valid = valid_values(target), graded.valid
+    infinite = int(np.sum(~known) + np.sum(~valid_labels))
+    strange = int(np.sum(valid_labels & ~valid))
+    told = [
+        f"{count} {'rows have' if count > 1 else 'row has'} {what}"
+        for count, what in ((infinite, "an infinite label"), (strange, "an answer that is no finite number"))
+        if count
+    ]
+    here = known.copy()
+    here[known] = valid
+    return graded.take(valid), here, (infinite + strange, " and ".join(told))
 
 
 def _beside(names: Sequence[str], graded: Graded) -> tuple[dict[str, float | None], tuple[str, ...]]:
@@ -296,12 +340,14 @@ def _result(
         problem=grade.problem,
     )
     reason = "; ".join((report.reason + _left_out(joined.height - answered.height, version), *grade.failed))
+    if grade.invalid[1]:
+        reason += f"; {grade.invalid[1]} and {'are' if grade.invalid[0] > 1 else 'is'} not graded"
     final = grade.share >= 1.0 or spec.labels is None or spec.waited_days >= spec.policy.maturity_days
     estimate_degraded = False
     if not report.measured:
         if guess is not None:
             estimate_degraded, sentence = judge_estimate(guess, reference, record, spec.policy)
-            reason += f"; {sentence}"
+            reason += "; ".join(("", sentence, why_none)) if why_none else f"; {sentence}"
         elif spec.labels is None:
             reason = f"performance not measured: there are no labels; not estimated: {why_none}"
     return PerformanceResult(
@@ -315,6 +361,7 @@ def _result(
         relative_change=report.relative_change,
         labelled_share=grade.share,
         row_count=grade.row_count,
+        invalid_count=grade.invalid[0],
         measured=report.measured,
         awaits_labels=not report.measured and grade.share < 1.0 and spec.labels is not None,
         final=final,

@@ -12,7 +12,7 @@ from airflow_mlops.core.estimation import COVERAGE
 from airflow_mlops.core.estimator_record import GradedEstimate, judge_estimator
 from airflow_mlops.core.mean_losses import EstimatedLoss, Losses, PairedLosses, losses_of, paired_losses_of
 from airflow_mlops.core.metrics import resolve_metric
-from airflow_mlops.core.predictions import Graded, Predictions
+from airflow_mlops.core.predictions import Graded, Predictions, valid_values
 from airflow_mlops.core.resampling import t_quantile
 from airflow_mlops.steps.common import DatasetRef
 from airflow_mlops.steps.estimation import estimate, open_for_grading
@@ -94,7 +94,10 @@ def losses_with_labels(
     def labelled(version: str) -> pl.DataFrame:
         rows = newest_answers(answered.filter(answered["model_version"] == version))
         joined = join_labels(rows, labels=quality.labels, id_column=quality.id_column, target=quality.target)
-        return joined.drop_nulls(quality.target)
+        known = joined.drop_nulls(quality.target)
+        return known.filter(
+            valid_values(known[quality.target].to_numpy())
+        )  # one infinite loss would hide all others
 
     def losses(rows: pl.DataFrame, answers: str = "prediction") -> NDArray[np.float64]:
         truth = as_trained(rows[quality.target], classes).to_numpy()

@@ -18,7 +18,7 @@ from airflow_mlops.core.poisoning import (
     SuspiciousSlice,
     Verdict,
 )
-from airflow_mlops.core.windows import Window
+from airflow_mlops.core.windows import Window, find_time_zone
 from airflow_mlops.exceptions import CommitConflictError, DatasetNotFoundError, InsufficientDataError
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.base import Step
@@ -50,6 +50,7 @@ class ScreenSpec:
     :param dataset: dataset version, or table URI for its newest.
     :param window: the new partition; those before it, as long as it is, are the trusted ones.
     :param time_column: places a row in a window.
+    :param time_zone: whose months and days the windows are.
     :param target: column of the label; rows without one are left out.
     :param features: columns the label is to be explained by; none: all but target, time and id.
     :param id_column: names the rows in the evidence.
@@ -69,6 +70,7 @@ class ScreenSpec:
     quarantine: str | None = None
     released_by: str | None = None
     private_columns: tuple[str, ...] = ()
+    time_zone: str = "UTC"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +120,8 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
     held = _held_windows(dataset.uri, services)
     partitions: list[pl.DataFrame] = []
     passed: list[Window] = []
-    for window in windows_before(spec.window, spec.policy.trusted_partitions + len(held)):
+    count = spec.policy.trusted_partitions + len(held)
+    for window in windows_before(spec.window, count, find_time_zone(spec.time_zone)):
         if len(partitions) == spec.policy.trusted_partitions:
             break
         over = [one for one in held if _overlap(window, one)]

@@ -159,6 +159,25 @@ class TestFormerChampions:
         assert world.compare(earlier=("1",))["check"]["earlier"] == []
 
 
+class TestInfiniteLabels:
+    def test_they_are_named_and_left_out(self, world: World) -> None:
+        plain = world.compare()
+        frame = delta.read_table(world.table).collect()
+        inside = pl.col("at").is_between(
+            datetime.fromisoformat(THIRD["start"]), datetime.fromisoformat(THIRD["end"]), closed="left"
+        )
+        first = inside & (inside.cast(pl.Int64).cum_sum() <= 2)
+        spoiled = frame.with_columns(y=pl.when(first).then(float("inf")).otherwise(pl.col("y")))
+        window = Window(start=START, end=START + timedelta(days=60))
+        delta.replace_window(world.table, spoiled, time_column="at", window=window)
+        told = world.compare()
+        assert told["check"]["row_count"] == plain["check"]["row_count"] - 2
+        assert told["check"]["contenders"][0]["loss"] == pytest.approx(
+            plain["check"]["contenders"][0]["loss"], rel=0.05
+        )
+        assert told["reason"].endswith("; 2 rows have an infinite label and are left out")
+
+
 class TestPredecessors:
     def test_a_model_made_as_they_were(self, world: World) -> None:
         version = world.register(world.train(window=SECOND, **RECIPE))

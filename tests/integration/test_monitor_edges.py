@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from airflow_mlops.core.signature import FieldSpec, FieldType, ModelSignature
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
@@ -50,16 +51,28 @@ class Claims(NamedTuple):
     folder: Path
     services: Services
 
-    def ask(self, asked: pl.DataFrame, *, version: str = "1") -> Window:
-        """Let the champion answer; the log says that ``version`` did."""
+    def ask(
+        self, asked: pl.DataFrame, *, version: str = "1", took: dict[str, FieldType] | None = None
+    ) -> Window:
+        """Let the champion answer; the log says that ``version`` did, which took other inputs where ``took`` says so."""
         registry = Registry.connect(self.services)
         served = load_version(registry, registry.version_by_alias(MODEL, "champion"), self.services)
         columns = {name: asked[name].to_list() for name in ("amount", "note")}
+        signature = served.manifest.signature
+        predictions = served.predict_columns(columns)
+        if took is not None:
+            fields = tuple(FieldSpec(name=name, type=kind) for name, kind in took.items())
+            signature = ModelSignature(inputs=fields, output="accepted")
+            known = {item.name: item.type for item in served.manifest.signature.inputs}
+            other = {"number": [1.0] * asked.height, "string": ["1"] * asked.height}
+            columns = {
+                name: columns[name] if known.get(name) == kind else other[kind] for name, kind in took.items()
+            }
         log = InferenceLog(Path(self.services.require("serving_dir")) / "inference_log")
         log.append(
-            model_name=MODEL, model_version=version, signature=served.manifest.signature,
+            model_name=MODEL, model_version=version, signature=signature,
             prediction_ids=asked["id"].to_list(), times=asked["t"].to_list(), columns=columns,
-            predictions=served.predict_columns(columns), latency_ms=1.0,
+            predictions=predictions, latency_ms=1.0,
         )  # fmt: skip
         log.flush()
         return Window(start=asked["t"].min(), end=asked["t"].max() + timedelta(seconds=1))  # type: ignore[operator,arg-type]
@@ -156,6 +169,92 @@ class TestDrift:
         assert result["report_url"]  # of these rows: of the training ones there is no text column in the page
 
 
+def month(number: int) -> Window:
+    return Window(start=START + timedelta(days=30 * number), end=START + timedelta(days=30 * (number + 1)))
+
+
+class TestInputsThatCameOrChanged:
+    """Versions before the champion took other inputs; what they logged is no reference for what they did not know."""
+
+    @pytest.mark.parametrize(
+        ("place", "took", "why"),
+        [
+            (20, {"amount": "number"}, "not in the log of {}"),
+            (
+                23,
+                {"amount": "number", "note": "number"},
+                "a number in the log of {}, where the champion takes text",
+            ),
+        ],
+    )
+    def test_an_input_the_windows_before_do_not_have_is_not_measured(
+        self, claims: Claims, place: int, took: dict[str, FieldType], why: str
+    ) -> None:
+        claims.ask(rows(400, place), version="0", took=took)
+        claims.ask(rows(400, place + 1))
+        claims.ask(rows(400, place + 2, words=40))
+        result = claims.drift(month(place + 1), reference="trailing", reference_windows=1)
+        (note,) = (item for item in result["features"] if item["feature"] == "note")
+        assert (note["measured"], note["drifted"]) == (False, False)
+        assert note["sentence"].startswith(f"note: {why.format(month(place))}")
+        assert note["sentence"].endswith(
+            f"measured from the window {month(place + 2)} on, for which this one is a reference"
+        )
+        assert not result["drifted"]
+        assert result["headline"].startswith("none of 1 inputs moved; not measured: note (")
+        later = claims.drift(month(place + 2), reference="trailing", reference_windows=1)
+        (note,) = (item for item in later["features"] if item["feature"] == "note")
+        assert note["drifted"]
+
+    def test_other_inputs_are_judged_as_ever(self, claims: Claims) -> None:
+        claims.ask(rows(400, 26), version="0", took={"amount": "number"})
+        claims.ask(rows(400, 27).with_columns(pl.col("amount") + 5.0))
+        result = claims.drift(month(27), reference="trailing", reference_windows=1)
+        assert result["drifted"]
+        assert result["headline"].startswith("1 of 1 inputs moved (amount: mean ")
+
+    @pytest.mark.parametrize("reference", ["fixed", "trailing", "last_year"])
+    def test_a_window_before_the_input_is_no_drift_either(self, claims: Claims, reference: str) -> None:
+        place = {"fixed": 30, "trailing": 33, "last_year": 36}[reference]
+        claims.ask(rows(400, place - 1))
+        claims.ask(rows(400, place), version="0", took={"amount": "number"})
+        result = claims.drift(month(place), reference=reference, reference_windows=1, domain_classifier=True)
+        (note,) = (item for item in result["features"] if item["feature"] == "note")
+        assert (note["measured"], note["drifted"]) == (False, False)
+        assert note["sentence"].endswith(
+            "measured from the first window on in which it is logged as the champion takes it"
+        )
+        assert not result["drifted"]
+        assert not result["skew"]
+        assert not result["classifier"]["drifted"]  # by what is in all rows
+
+    def test_an_input_that_went_is_not_looked_for(self, claims: Claims) -> None:
+        claims.ask(rows(400, 40), version="0", took={"amount": "number", "note": "string", "gone": "string"})
+        claims.ask(rows(400, 41))
+        result = claims.drift(month(41), reference="trailing", reference_windows=1)
+        assert {item["feature"]: item["measured"] for item in result["features"]} == {
+            "amount": True,
+            "note": True,
+        }
+        assert not result["drifted"]
+
+    def test_versions_side_by_side_have_files_of_their_own_inputs(
+        self, claims: Claims, tmp_path: Path
+    ) -> None:
+        log = InferenceLog(tmp_path)
+        for version, fields in (("1", {"x": "number"}), ("2", {"x": "string", "y": "number"})):
+            inputs = tuple(FieldSpec(name=name, type=kind) for name, kind in fields.items())  # type: ignore[arg-type]
+            log.append(
+                model_name=MODEL, model_version=version, signature=ModelSignature(inputs=inputs, output="z"),
+                prediction_ids=[version], times=[START], latency_ms=1.0, predictions=[1.0],
+                columns={name: [1.0 if kind == "number" else "1"] for name, kind in fields.items()},
+            )  # fmt: skip
+        log.flush()
+        schemas = [pl.read_parquet_schema(file) for file in tmp_path.rglob("*.parquet")]
+        assert sorted(str(schema["feature_x"]) for schema in schemas) == ["Float64", "String"]
+        assert sum("feature_y" in schema for schema in schemas) == 1
+
+
 class TestPerformance:
     def test_one_class_so_far_is_not_measured_yet(self, claims: Claims) -> None:
         asked = rows(400, 7)
@@ -189,6 +288,20 @@ class TestPerformance:
         assert again["value"] == as_trained["value"]
         assert again["other_metrics"] == as_trained["other_metrics"]
         assert again["other_metrics"]["accuracy"] > 0.5
+
+    def test_an_infinite_label_is_no_class_and_costs_its_row(self, claims: Claims) -> None:
+        asked = rows(300, 12)
+        labels = asked.select("id", pl.col("accepted").cast(pl.Float64))
+        spoiled = labels.with_columns(
+            pl.when(pl.int_range(pl.len()) == 0)
+            .then(float("inf"))
+            .otherwise(pl.col("accepted"))
+            .alias("accepted")
+        )
+        result = claims.grade(claims.ask(asked), spoiled, metrics=["accuracy"])
+        assert (result["measured"], result["row_count"], result["invalid_count"]) == (True, 299, 1)
+        assert result["reason"].endswith("; 1 row has an infinite label and is not graded")
+        assert result["other_metrics"]["accuracy"] > 0.5
 
     def test_labels_the_model_never_heard_of_are_no_grade(self, claims: Claims) -> None:
         asked = rows(300, 10)

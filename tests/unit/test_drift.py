@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from airflow_mlops.core.drift import (
     adjusted_p_values,
     compare_profiles,
 )
-from airflow_mlops.core.drift_windows import last_year, windows_before
+from airflow_mlops.core.drift_windows import last_year, next_year, window_after, windows_before
 from airflow_mlops.core.p_values import chi_square_p_value, kolmogorov_p_value, normal_p_value
 from airflow_mlops.core.profile import Profile, merge_profiles, profile_frame
 from airflow_mlops.core.profile_columns import NumericProfile
@@ -600,6 +601,29 @@ class TestWindows:
         day = Window(start=datetime(2024, 2, 29), end=datetime(2024, 3, 1))
         assert str(windows_before(day, 1)[0]) == "[2024-02-28, 2024-02-29)"
         assert last_year(day).start.weekday() == day.start.weekday()
+
+    @pytest.mark.parametrize(
+        ("window", "before", "year_before"),
+        [
+            (("2024-03-01T00+01", "2024-04-01T00+02"), ("2024-02-01T00+01", "2024-03-01T00+01"), ("2023-03-01T00+01", "2023-04-01T00+02")),
+            (("2024-10-01T00+02", "2024-11-01T00+01"), ("2024-09-01T00+02", "2024-10-01T00+02"), ("2023-10-01T00+02", "2023-11-01T00+01")),
+            # a week with the begin of summer time, one after it, and the day of 23 hours
+            (("2024-03-25T00+01", "2024-04-01T00+02"), ("2024-03-18T00+01", "2024-03-25T00+01"), ("2023-03-27T00+02", "2023-04-03T00+02")),
+            (("2024-04-01T00+02", "2024-04-08T00+02"), ("2024-03-25T00+01", "2024-04-01T00+02"), ("2023-04-03T00+02", "2023-04-10T00+02")),
+            (("2024-03-31T00+01", "2024-04-01T00+02"), ("2024-03-30T00+01", "2024-03-31T00+01"), ("2023-04-02T00+02", "2023-04-03T00+02")),
+            # the hour that comes twice when summer time ends
+            (("2024-10-27T00Z", "2024-10-27T01Z"), ("2024-10-26T23Z", "2024-10-27T00Z"), ("2023-10-29T00Z", "2023-10-29T01Z")),
+        ],
+    )  # fmt: skip
+    def test_windows_follow_the_calendar_of_a_zone(
+        self, window: tuple[str, str], before: tuple[str, str], year_before: tuple[str, str]
+    ) -> None:
+        berlin = ZoneInfo("Europe/Berlin")
+        given = Window.parse(*window)
+        assert windows_before(given, 1, berlin) == [Window.parse(*before)]
+        assert window_after(Window.parse(*before), berlin) == given
+        assert last_year(given, berlin) == Window.parse(*year_before)
+        assert next_year(Window.parse(*year_before), berlin) == given
 
     def test_a_season_is_no_drift_from_the_season_before(self) -> None:
         random = np.random.default_rng(0)

@@ -153,16 +153,27 @@ def test_a_profile_that_cannot_be_kept_is_no_error(log: Path, reference: Profile
     assert not list(log.rglob("*.tmp"))
 
 
-def test_a_field_one_version_did_not_have_is_null_there(log: Path, reference: Profile) -> None:
+def test_a_field_one_version_did_not_have_has_no_rows_there(log: Path, reference: Profile) -> None:
     answer(log, 3, first=START + timedelta(hours=3, minutes=5), count=20, numbers=("x",))
     profile = made(log, reference)
     assert profile.row_count == 260
-    assert profile.column("y").null_count == 20
-    assert profile.column("x").null_count == 0
+    assert (profile.column("y").null_count, profile.column("y").row_count) == (0, 240)
+    assert (profile.column("x").null_count, profile.column("x").row_count) == (0, 260)
+    assert made(log, reference).counts.tolist() == profile.counts.tolist()  # also of the kept one
     only = Window(start=START + timedelta(days=2), end=START + timedelta(days=3))
     answer(log, 9, first=only.start, count=5, numbers=("x",))
     missing = made(log, reference, only)
-    assert (missing.column("y").null_count, missing.column("y").row_count) == (5, 5)
+    assert (missing.row_count, missing.column("y").null_count, missing.column("y").row_count) == (5, 0, 0)
+
+
+def test_a_field_one_version_took_as_another_kind_has_no_rows_there(log: Path, reference: Profile) -> None:
+    numbers = profile_frame(pl.DataFrame({"zone": [1.0, 2.0]}), numeric=["zone"])
+    profile = profile_window(log, MODEL, DAY, numbers.layout, sources={})
+    assert (profile.row_count, profile.column("zone").row_count) == (240, 0)
+    rows = scan_window(log, MODEL, DAY, ["zone"], sources={}, layout=numbers.layout).collect()
+    assert rows["zone"].null_count() == 240
+    texts = profile_frame(pl.DataFrame({"x": ["a", "b"]}), categorical=["x"])
+    assert profile_window(log, MODEL, DAY, texts.layout, sources={}).column("x").row_count == 0
 
 
 def test_nothing_predicted_says_where_it_looked(log: Path, reference: Profile) -> None:

@@ -7,14 +7,17 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pendulum
 import polars as pl
 import pytest
 from airflow.sdk import DAG, CronPartitionTimetable
 from deltalake import DeltaTable
 
 from airflow_mlops.core.partitions import PartitionUnit, partition_window
+from airflow_mlops.core.windows import find_time_zone
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
+from airflow_mlops.operators.drift import CheckDriftOperator
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.operators.validate import ValidateDatasetOperator
 from airflow_mlops.run_windows import NO_INTERVAL, run_partition_window
@@ -281,3 +284,29 @@ class TestTimetable:
             "start": "2024-03-01T00:00:00+00:00",
             "end": "2024-04-01T00:00:00+00:00",
         }
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start", "zone"),
+    [
+        ("@monthly", pendulum.datetime(2024, 1, 1, tz="Europe/Berlin"), "Europe/Berlin"),
+        (None, pendulum.datetime(2024, 1, 1, tz="Europe/Berlin"), "Europe/Berlin"),
+        ("@monthly", pendulum.datetime(2024, 1, 1), "UTC"),
+        ("@monthly", datetime.fromisoformat("2024-01-01T00:00:00+02:00"), "+02:00"),
+    ],
+)
+def test_windows_follow_the_calendar_of_the_dag(schedule: str | None, start: datetime, zone: str) -> None:
+    with DAG("local_time", schedule=schedule, start_date=start) as dag:
+        check = CheckDriftOperator(
+            task_id="check", model_name="m", window_start="2024-03-01", window_end="2024-04-01"
+        )
+        named = CheckDriftOperator(
+            task_id="named",
+            model_name="m",
+            time_zone="Asia/Tokyo",
+            window_start="2024-03-01",
+            window_end="2024-04-01",
+        )
+    assert check.build_spec({"dag": dag})["time_zone"] == zone  # type: ignore[typeddict-item]
+    assert named.build_spec({"dag": dag})["time_zone"] == "Asia/Tokyo"  # type: ignore[typeddict-item]
+    assert find_time_zone(zone).utcoffset(datetime(2024, 1, 1)) == start.utcoffset()

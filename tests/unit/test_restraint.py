@@ -269,3 +269,21 @@ class TestEstimate:
 def test_a_policy_that_makes_no_sense_names_the_field(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RetrainingPolicy(**wrong)
+
+
+def test_a_cool_down_of_seven_days_is_a_week_of_the_zone_where_summer_time_begins() -> None:
+    week = Window.parse(
+        "2024-03-25T00:00:00+01:00", "2024-04-01T00:00:00+02:00"
+    )  # an hour short of 7 days of 24
+    evidence = replace(degraded(0), window=week)
+    history = RetrainingHistory(last_retraining_window_end=week.start)
+
+    def outcome(zone: str) -> str:
+        policy = RetrainingPolicy(cool_down_days=7, time_zone=zone)
+        (decision,) = decide_retraining([evidence], history, policy)
+        return decision.outcome.value
+
+    assert outcome("Europe/Berlin") == Outcome.RETRAIN.value
+    assert outcome("UTC") == Outcome.ALERT.value
+    with pytest.raises(ValueError, match="no time zone 'Berlin/Europe'"):
+        RetrainingPolicy(time_zone="Berlin/Europe")
