@@ -426,6 +426,13 @@ def test_an_alias_moved_by_hand_is_put_back(services: Services, model: str) -> N
     assert aliases(services, model) == {"champion": "1"}
 
 
+def test_a_champion_that_was_deleted_is_nothing_to_go_back_to(services: Services, model: str) -> None:
+    run_step("promote", promotion(model, "2", "1"), services)
+    Registry.connect(services).client.delete_model_version(model, "2")
+    run_step("roll-back", {"model_name": model, "actor": "anna", "now": NOW}, services)
+    assert aliases(services, model) == {"champion": "1"}
+
+
 def test_a_version_deleted_from_mlflow_is_said_and_stops_nobody(
     services: Services, model: str, caplog: pytest.LogCaptureFixture
 ) -> None:

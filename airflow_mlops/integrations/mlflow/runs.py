@@ -21,6 +21,8 @@ STEP_KEY_TAG = "airflow_mlops.step_key"
 #: Tag of a run, and of a model version: digest of the package it holds.
 PACKAGE_DIGEST_TAG = "airflow_mlops.package_digest"
 
+#: What MLflow stores of a parameter at most.
+PARAMETER_CHARACTERS = 6000
 #: What MLflow stores of a dataset's schema at most.
 _SCHEMA_CHARACTERS = 1_048_575
 
@@ -125,7 +127,7 @@ class Runs(Connected):
         with translated(f"log to run {run_id}"):
             self.client.log_batch(
                 run_id,
-                params=[Param(key, str(value)[:500]) for key, value in params.items()],
+                params=[Param(key, str(value)[:PARAMETER_CHARACTERS]) for key, value in params.items()],
                 metrics=[
                     Metric(metric_name(name), value, now, 0)
                     for name, value in metrics.items()

@@ -190,6 +190,11 @@ class Versions(Artifacts):
         with translated(f"model {model_name!r} alias {alias!r}"):
             _written(self.client.set_registered_model_alias, model_name, alias, model_version)
 
+    def remove_alias(self, model_name: str, alias: str) -> None:
+        """Let an alias point at nothing."""
+        with translated(f"model {model_name!r} alias {alias!r}"):
+            _written(self.client.delete_registered_model_alias, model_name, alias)
+
     def set_version_tag(self, model_name: str, model_version: str, name: str, value: str) -> None:
         """Write a tag of a version."""
         with translated(f"model {model_name!r} version {model_version!r}"):
