@@ -69,7 +69,8 @@ def bare(source: str, table: str) -> None:
 def ingest(source: str, table: str, id_column: str | None) -> None:
     """Run the step: times, schema and digest; with an id, that it does not repeat."""
     from airflow_mlops.services import Services
-    from airflow_mlops.steps.ingest import IngestSpec, run
+    from airflow_mlops.steps.ingest import run
+    from airflow_mlops.steps.ingest_spec import IngestSpec
 
     run(IngestSpec(source=source, table=table, time_column="t", id_column=id_column), Services())
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_mlops.core.partitions import PartitionUnit
     from airflow_mlops.core.schema_policy import SchemaPolicy
     from airflow_mlops.services import Services
-    from airflow_mlops.steps.ingest import IngestMode
+    from airflow_mlops.steps.ingest_spec import IngestMode
 
 
 #: What an optional argument is rendered to where it was not given.
@@ -180,7 +180,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
         self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give an :class:`~airflow_mlops.steps.ingest.IngestSpec`."""
+        """Give an :class:`~airflow_mlops.steps.ingest_spec.IngestSpec`."""
         return {
             "source": self.source,
             "table": self.table,

@@ -92,7 +92,8 @@ def show_aliases(registry: Registry, ledger: Ledger, model_name: str) -> None:
                 registry.set_alias(model_name, alias, version)
             except ModelVersionNotFoundError:
                 log.warning("%s of %s is version %s, which MLflow no longer has", alias, model_name, version)
-                if alias == PREVIOUS and alias in shown:  # it would name a version that is not the one to go back to
+                # It would name a version that is not the one to go back to.
+                if alias == PREVIOUS and alias in shown:
                     registry.remove_alias(model_name, alias)
         newest = aliases_to_show(ledger, model_name)
         if newest == wanted:

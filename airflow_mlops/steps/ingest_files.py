@@ -153,6 +153,10 @@ def read_batches(frame: pl.LazyFrame, source: str) -> Iterator[pl.DataFrame]:
         yield from stream_batches(frame)
 
 
+class UnreadableValueError(ValueError):
+    """Raised while polars reads, with the whole message: what cannot be taken for what a column holds."""
+
+
 @contextmanager
 def reading(source: str) -> Iterator[None]:
     """Say what could not be read, and why; see :func:`read_batches`."""
@@ -160,6 +164,8 @@ def reading(source: str) -> Iterator[None]:
 
     try:
         yield
+    except UnreadableValueError as err:
+        raise SchemaMismatchError(str(err).partition("\n")[0]) from err  # polars adds where it came from
     except pl.exceptions.PolarsError as err:
         _require_same_types(source)
         raise SchemaMismatchError(

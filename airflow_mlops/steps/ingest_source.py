@@ -14,7 +14,7 @@ from airflow_mlops.exceptions import ConnectionConfigError, DatasetNotFoundError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.download import download, plain_url
 from airflow_mlops.integrations.object_store import copy_to_disk, file_marks
-from airflow_mlops.steps.ingest_files import SCANNED, scan_files
+from airflow_mlops.steps.ingest_files import SCANNED, UnreadableValueError, scan_files
 from airflow_mlops.steps.ingest_spool import CONVERTED, Spool, spool_files, spool_query
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def _utc(column: str, schema: pl.Schema, source: str) -> pl.Expr:
 def _read_times(values: pl.Series, *, source: str) -> pl.Series:
     """Read texts that begin with the year; of others it is a guess which number is the month.
 
-    :raises SchemaMismatchError: one is no such time.
+    :raises UnreadableValueError: one is no such time.
     """
     import polars as pl
 
@@ -276,7 +276,7 @@ def _read_time(text: str, column: str, source: str) -> datetime:
     try:
         time = datetime.fromisoformat(text.strip())
     except ValueError as err:
-        raise SchemaMismatchError(
+        raise UnreadableValueError(
             f"{source}: time column {column!r} holds {text!r}, which is no ISO 8601 time such as 2024-01-31T12:00:00Z. "
             "Fix it at the source"
         ) from err
