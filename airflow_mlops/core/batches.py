@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     import polars as pl
 
@@ -41,7 +41,7 @@ def stream_batches(frame: pl.LazyFrame, *, batch_rows: int = BATCH_ROWS) -> Iter
     return _from_thread(read)
 
 
-def read_ahead(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+def read_ahead(frames: Iterator[pl.DataFrame]) -> Generator[pl.DataFrame]:
     """Have the next frames made in another thread while the last one is at work."""
 
     def read(give: Callable[[pl.DataFrame], bool]) -> None:
@@ -52,7 +52,7 @@ def read_ahead(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     return _from_thread(read)
 
 
-def _from_thread(read: Callable[[Callable[[pl.DataFrame], bool]], None]) -> Iterator[pl.DataFrame]:
+def _from_thread(read: Callable[[Callable[[pl.DataFrame], bool]], None]) -> Generator[pl.DataFrame]:
     """Give what ``read`` hands over in a thread of its own; it is told with ``True`` that nobody takes any more."""
     batches: queue.Queue[pl.DataFrame | BaseException | None] = queue.Queue(_WAITING)
     abandoned = threading.Event()

@@ -90,11 +90,13 @@ def infer_expectations(frame: pl.LazyFrame, policy: InferencePolicy) -> list[Exp
         .to_list()
         for name in few
     }
+    told: dict[str, dict[str, Any]] = {name: {"rows": rows} for name in schema}
+    for key, value in seen.items():
+        kind, _, name = key.partition(":")
+        told.get(name, {})[kind] = value
     found = [_row_count(rows, policy)]
     for name, dtype in schema.items():
-        of_name = ((key.partition(":"), value) for key, value in seen.items())
-        told = {kind: value for (kind, _, column), value in of_name if column == name}
-        found += _of_column(name, dtype, told | {"rows": rows}, values.get(name), policy)
+        found += _of_column(name, dtype, told[name], values.get(name), policy)
     return found
 
 

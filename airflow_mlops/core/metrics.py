@@ -261,6 +261,19 @@ def require_nonzero(name: str, target: Array) -> None:
         )
 
 
+def require_decisive(metric: Metric, label_count: int) -> None:
+    """See that a metric can tell a good model from one that knows nothing.
+
+    :param label_count: labels there are; 0 for numbers.
+    :raises ValueError: it is the recall of two labels, by which saying yes to everything is perfect.
+    """
+    if metric.name == "recall" and label_count == 2:
+        raise ValueError(
+            "recall can't decide between two labels: whoever always says yes is perfect by it. Choose f1 or pr_auc, or a metric of "
+            "your own by import path that says what a false alarm costs"
+        )
+
+
 def _mean_relative_error(graded: Graded) -> float:
     require_nonzero("it", graded.target.astype(np.float64))
     return float(np.mean(_relative_errors(graded)))

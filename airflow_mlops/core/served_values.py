@@ -128,7 +128,10 @@ def _conditional_on(condition: Any) -> set[str]:
         tree = ast.parse(re.sub("`[^`]+`", "None", condition.strip()), mode="eval")
     except SyntaxError:  # Great Expectations says what is wrong with it
         return quoted
-    return quoted | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    called_by = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return quoted | {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called_by
+    }
 
 
 def about_inputs(

@@ -168,11 +168,12 @@ def _ask(
     answers = []
     schema = frame.collect_schema()
     for source, expectation in zip(expectations, built, strict=True):
+        raw: dict[str, Any] = {}
         try:
-            raw: dict[str, Any] = batch.validate(expectation, result_format=result_format).to_json_dict()
-        except Exception as err:  # a parameter without a value, or a value that it can't write as JSON
-            raise _not_evaluated(source, str(err), schema, private) from err
-        cause = _raised(raw.get("exception_info", {}))
+            raw = batch.validate(expectation, result_format=result_format).to_json_dict()
+            cause = _raised(raw.get("exception_info", {}))
+        except Exception as err:  # noqa: BLE001 - a parameter without a value, or a value that it can't write as JSON
+            cause = str(err)  # raised below: an exception's cause shows values, also of private columns
         if cause is not None:
             raise _not_evaluated(source, cause, schema, private)
         answers.append(raw)

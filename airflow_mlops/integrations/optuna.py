@@ -218,8 +218,11 @@ def _suggest(asked: optuna.Trial, index: int, candidate: Candidate) -> dict[str,
 
 
 def _is_numbered(choices: Sequence[Value]) -> bool:
-    """Say whether choices are known to the study by their numbers: it holds no tuples."""
-    return any(isinstance(choice, tuple) for choice in choices)
+    """Say whether choices are known to the study by their numbers: it holds no tuples, and takes 1, 1.0 and true for one."""
+    known = list(choices)
+    return any(
+        isinstance(choice, tuple) or known.index(choice) != place for place, choice in enumerate(known)
+    )
 
 
 def _chosen(choices: Sequence[Value], drawn: Any) -> Any:

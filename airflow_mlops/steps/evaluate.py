@@ -12,7 +12,7 @@ from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.dataset import DatasetVersion
 from airflow_mlops.core.evaluation import EvaluationReport, compare_models, repeat_last
 from airflow_mlops.core.fairness import FairnessReport
-from airflow_mlops.core.metrics import DEFAULT_METRICS, resolve_metric, row_losses
+from airflow_mlops.core.metrics import DEFAULT_METRICS, require_decisive, resolve_metric, row_losses
 from airflow_mlops.core.model_card import describe_evaluation
 from airflow_mlops.core.predictions import Graded, Predictions
 from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
@@ -242,6 +242,7 @@ def _judge(
     manifest = challenger.manifest
     target = rows[spec.target or manifest.target].to_numpy()
     metric = resolve_metric(spec.metric)
+    require_decisive(metric, len(manifest.classes or ()))
     answers = challenger.answer(model_columns(rows, manifest.signature))
     rival = champion.answer(model_columns(rows, champion.manifest.signature)) if champion else None
     graded = Graded(target, answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -109,6 +110,8 @@ def _retained(spec: IngestSpec, result: IngestResult) -> IngestResult:
 
 
 def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
+    from polars.selectors import by_name
+
     writer = delta.TableWriter(spec.table, notes=cleaner.notes())
     work = choose_work(spec, writer, source)
     if work.frame is None:
@@ -122,25 +125,28 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     rows = work.frame
 
     def read(only: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-        return cleaner.read(rows, lambda frame: cast(cleaner.shape(frame)).select(only or list(schema)))
+        kept = by_name(only or list(schema))  # of names as they are: select() takes ^a$ for a pattern
+        return cleaner.read(rows, lambda frame: cast(cleaner.shape(frame)).select(kept))
 
     passing_digest = PassingDigest(schema, spec.time_column)
     # Rows are looked at while those before them are written.
-    frames = read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, read, source)))
-    first = list(itertools.islice(frames, _BEFORE_A_TABLE if writer.version is None else 1))
-    if len(first) == _BEFORE_A_TABLE:
-        _look_through(spec, source, _told(spec, given, schema), read)
-    if not sum(batch.height for batch in first):
-        if spec.mode == "replace" or writer.version is None:
-            raise InsufficientDataError(f"{source.name} has no rows{_place(spec)}: has its data arrived?")
-        return _result(spec, None, 0)
-    try:
-        version = _write(spec, writer, _handed_on(first, frames), schema, work.marks)
-    except CommitConflictError:
-        done = delta.TableWriter(spec.table).marks(list(work.marks))
-        if spec.mode != "append" or done != work.marks:
-            raise
-        return _result(spec, None, 0)  # the other one was another attempt at the same work
+    with closing(
+        read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, read, source)))
+    ) as frames:
+        first = list(itertools.islice(frames, _BEFORE_A_TABLE if writer.version is None else 1))
+        if len(first) == _BEFORE_A_TABLE:
+            _look_through(spec, source, _told(spec, given, schema), read)
+        if not sum(batch.height for batch in first):
+            if spec.mode == "replace" or writer.version is None:
+                raise InsufficientDataError(f"{source.name} has no rows{_place(spec)}: has its data arrived?")
+            return _result(spec, None, 0)
+        try:
+            version = _write(spec, writer, _handed_on(first, frames), schema, work.marks)
+        except CommitConflictError:
+            done = delta.TableWriter(spec.table).marks(list(work.marks))
+            if spec.mode != "append" or done != work.marks:
+                raise
+            return _result(spec, None, 0)  # the other one was another attempt at the same work
     result = _result(spec, version, passing.row_count, passing_digest if _alone(spec) else None)
     return replace(result, cleaning=cleaner.report())
 
@@ -182,7 +188,7 @@ def _fit(
     spec: IngestSpec, writer: delta.TableWriter, source: str, given: Mapping[str, pl.DataType]
 ) -> tuple[Callable[[pl.LazyFrame], pl.LazyFrame], dict[str, pl.DataType]]:
     """Give the rows the table's types, or the table theirs, as the policy says."""
-    import polars as pl
+    from polars.selectors import by_name
 
     types = delta.stored_schema(given)
     table = writer.schema
@@ -194,7 +200,7 @@ def _fit(
         types = fit.rows
         if fit.widened and not replaces_all(spec):
             writer.widen(fit.widened)
-    changed = [pl.col(name).cast(dtype) for name, dtype in types.items() if dtype != given[name]]
+    changed = [by_name(name).cast(dtype) for name, dtype in types.items() if dtype != given[name]]
     return (lambda frame: frame.with_columns(changed) if changed else frame), types
 
 

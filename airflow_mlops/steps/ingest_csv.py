@@ -46,7 +46,7 @@ def csv_types(
             continue
         wanted[column] = [known, *_wider(dtype)] if column in table and _readable(known) else _wider(dtype)
         types[column] = pl.String()
-    return types | _first_that_reads(files, scan, wanted)
+    return types | _first_that_reads(files, scan, wanted, table)
 
 
 def _require_names(columns: Iterable[str], name: str) -> None:
@@ -65,9 +65,10 @@ def _guess(files: Sequence[str], scan: Callable[..., pl.LazyFrame]) -> dict[str,
 
     guessed: dict[str, pl.DataType] = {}
     for file in files:
-        rows = scan([file])
-        schema = rows.collect_schema()
-        counts = rows.head(_GUESSED_ROWS).select(pl.all().count()).collect().row(0, named=True)
+        schema = scan([file]).collect_schema()
+        # As texts: polars reads on beyond the first rows, and those after them may not be what it guessed.
+        first = scan([file], infer_schema=False).head(_GUESSED_ROWS)
+        counts = first.select(pl.all().count()).collect().row(0, named=True)
         for name, dtype in schema.items():
             found, known = dtype if counts[name] else pl.Null(), guessed.get(name, pl.Null())
             if known in (found, pl.Null()):
@@ -81,6 +82,8 @@ def _wider(dtype: pl.DataType) -> list[pl.DataType]:
     """Give what a column may turn out to be that was guessed to be this; a text in the end."""
     import polars as pl
 
+    if dtype == pl.Null:
+        return [pl.Int64(), pl.Float64(), pl.Boolean()]
     if dtype == pl.Int64:
         return [pl.Int64(), pl.Float64()]
     return [dtype] if _readable(dtype) else []
@@ -93,29 +96,42 @@ def _readable(dtype: pl.DataType) -> bool:
 
 
 def _first_that_reads(
-    files: Sequence[str], scan: Callable[..., pl.LazyFrame], wanted: Mapping[str, Sequence[pl.DataType]]
+    files: Sequence[str],
+    scan: Callable[..., pl.LazyFrame],
+    wanted: Mapping[str, Sequence[pl.DataType]],
+    table: Mapping[str, pl.DataType],
 ) -> dict[str, pl.DataType]:
-    """Give for each column the first of the types that all texts read as; those without one are left out."""
+    """Give for each column the first of the types that all texts read as.
+
+    Those without one are left out; a column without any text has the table's.
+    """
+    from polars.selectors import by_name
+
     tries = [(name, dtype) for name, dtypes in wanted.items() for dtype in dtypes]
     if not tries:
         return {}
     rows = scan(files, infer_schema=False)
     failed = rows.select(
-        _unread(name, dtype).alias(str(number)) for number, (name, dtype) in enumerate(tries)
+        _unread(by_name(name), dtype).alias(str(number)) for number, (name, dtype) in enumerate(tries)
     )
     counts = failed.collect(engine="streaming").row(0)
     found: dict[str, pl.DataType] = {}
     for (name, dtype), count in zip(tries, counts, strict=True):
-        if not count:
+        if count == 0 or (count is None and dtype == table.get(name)):
             found.setdefault(name, dtype)
     return found
 
 
-def _unread(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Count the texts that are no value of a type."""
+def _unread(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Count the texts that are no value of a type; null where there is no text at all."""
     import polars as pl
 
-    text = pl.col(name)
     if dtype == pl.Boolean:
-        return (~text.is_in(["", "true", "false"])).sum()
-    return (text.cast(dtype, strict=False).is_null() & (text != "")).sum()
+        unread = ~text.str.to_lowercase().is_in(["", "true", "false"])
+    else:
+        unread = text.cast(dtype, strict=False).is_null() & (text != "")
+    if (
+        dtype == pl.Float64
+    ):  # which would take the last digits of a whole number that is too large for 64 bits
+        unread |= text.str.contains(r"^[+-]?\d+$") & text.cast(pl.Int64, strict=False).is_null()
+    return pl.when((text != "").sum() > 0).then(unread.sum())

@@ -44,7 +44,9 @@ class Retention:
 
         :raises ValueError: saying why it can't.
         """
-        if self.vacuum_days is not None and not MIN_VACUUM_DAYS <= self.vacuum_days < math.inf:
+        if self.vacuum_days is not None and not math.isfinite(self.vacuum_days):
+            raise ValueError(f"vacuum_days is {self.vacuum_days:g}: give a number of days, or leave it out")
+        if self.vacuum_days is not None and self.vacuum_days < MIN_VACUUM_DAYS:
             raise ValueError(
                 f"vacuum_days is {self.vacuum_days:g}, at least {MIN_VACUUM_DAYS} are needed: "
                 "less could delete files that somebody is reading or about to commit"

@@ -444,7 +444,7 @@ class TestNoTrace:
     @pytest.mark.parametrize(
         ("name", "text"),
         [
-            ("a.csv", "x,email,name\n" + "1,5,b\n" * 200 + "x{0},{0},{0}\n"),
+            ("a.csv", "x,email,name\n" + "1,5,b\n" * 200 + "x{0},{0},{0},{0}\n"),
             ("a.jsonl", '{{"x": 1, "email": "{0}", "name": "{0}"}}\n{{"x": "{0}", "email": {0}\n'),
             ("b.csv", "t,email,name\n{0},{0},{0}\n"),
         ],

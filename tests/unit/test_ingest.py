@@ -224,6 +224,16 @@ def test_times_are_read_however_iso_writes_them(tmp_path: Path) -> None:
     ]
 
 
+def test_a_large_first_ingest_that_is_refused_leaves_no_thread_behind(tmp_path: Path) -> None:
+    pl.select(pl.zeros(20 * BATCH_ROWS, pl.Int64).alias("id")).write_parquet(tmp_path / "a.parquet")
+    spec = {"source": str(tmp_path / "a.parquet"), "table": str(tmp_path / "table"), "id_column": "id"}
+    before = threading.active_count()
+    with pytest.raises(SchemaMismatchError, match="id column") as caught:
+        run_step("ingest", spec, Services())
+    assert threading.active_count() == before, caught
+    assert not (tmp_path / "table").exists()
+
+
 class TestTextOfFiles:
     """What stands in a file as text is read as the table has it, and as all rows have it where there is no table."""
 
@@ -241,13 +251,21 @@ class TestTextOfFiles:
             (["1"] * 200 + ["A7"], ["1"] * 200 + ["A7"]),
             (["true"] * 200 + ["maybe"], ["true"] * 200 + ["maybe"]),
             (["0.5"] * 200 + [""], [0.5] * 200 + [None]),
+            ([""] * 150 + ["2.5", "1"], [None] * 150 + [2.5, 1.0]),
+            ([""] * 150, [None] * 150),
+            (["True"] * 150 + ["FALSE", "false"], [True] * 150 + [False, False]),
+            (["1"] * 150 + ["18446744073709551615"], ["1"] * 150 + ["18446744073709551615"]),
+            *[
+                (["1"] * place + ["5.5"] + ["1"] * 6_000, [1.0] * place + [5.5] + [1.0] * 6_000)
+                for place in (110, 1_000)
+            ],
         ],
     )
     def test_a_new_table_has_the_type_of_all_rows(
         self, tmp_path: Path, texts: list[str], column: list[Any]
     ) -> None:
         lines = [f"{number},{text}" for number, text in enumerate(texts)]
-        found = self.ingest(tmp_path, "a.csv", "\n".join(["y,x", *lines]))
+        found = self.ingest(tmp_path, "a.csv", "\n".join(["y,x", *lines, ""]))
         assert found == dict(enumerate(column))
 
     def test_blank_lines_are_no_rows(self, tmp_path: Path) -> None:

@@ -26,11 +26,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.columns import ColumnRoles
 from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
+from airflow_mlops.core.metrics import MetricValue, evaluate_metric, require_decisive, resolve_metric
 from airflow_mlops.core.parity import ParityLimits, compare_forms
 from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
 from airflow_mlops.core.retraining import TrainingPlan
 from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.simple_guess import best_constant
 from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError, UnsafeModelError
@@ -206,13 +207,14 @@ def test_an_interrupted_search_goes_on_and_ends_as_one_that_ran_through(tmp_path
 
 
 def test_choices_of_several_values_are_tuples_in_every_trial_and_in_the_winner(tmp_path: Path) -> None:
-    one = from_dict(Candidate, {"estimator": "e.E", "space": {"sizes": [[5], [5, 5]], "same": [0.5, 1]}})
+    space = {"sizes": [[5], [5, 5]], "share": [1, 1.0], "same": [0.5, 1]}
+    one = from_dict(Candidate, {"estimator": "e.E", "space": space})
     storage = f"sqlite:///{tmp_path}/sizes.db"
     seen: list[Any] = []
 
     def score(candidate: Candidate, fold: int) -> float:
         seen.append(candidate.params["sizes"])
-        return float(len(candidate.params["sizes"]))
+        return len(candidate.params["sizes"]) + 2.0 * isinstance(candidate.params["share"], float)
 
     for trials in (3, 6):  # the second goes on with what the first one stored
         found = optuna.search(
@@ -227,6 +229,7 @@ def test_choices_of_several_values_are_tuples_in_every_trial_and_in_the_winner(t
         )
     assert {*seen} == {(5,), (5, 5)}
     assert found.best.params["sizes"] == (5, 5)
+    assert isinstance(found.best.params["share"], float)  # 1.0 of the features are all of them, 1 is one
     assert {drawn.params["sizes"] for drawn in sklearn.draw(one, 4, 0)} == {(5,), (5, 5)}
 
 
@@ -843,6 +846,20 @@ def test_a_simple_guess_is_the_best_constant(metric: str, expected: float) -> No
     """A model that knows nothing must not beat it: of skewed numbers the mean beats the median by RMSE."""
     target = pl.Series(np.exp(np.random.default_rng(0).normal(size=40_000)))
     assert simple_prediction(target, resolve_metric(metric)) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_simple_guess_is_measured_on_rows_of_every_hour() -> None:
+    """Every so manieth row would be the same hour of every day."""
+    hours = np.arange(240_000) % 24
+    target = np.where(hours == 0, 500.0, 100.0)
+    assert best_constant([500.0, 100.0], target, resolve_metric("mape"), ()) == 100.0
+
+
+def test_recall_of_two_labels_decides_nothing() -> None:
+    with pytest.raises(ValueError, match=r"whoever always says yes is perfect by it\. Choose f1 or pr_auc"):
+        require_decisive(resolve_metric("recall"), 2)
+    require_decisive(resolve_metric("recall"), 3)
+    require_decisive(resolve_metric("f1"), 2)
 
 
 def test_a_simple_guess_is_the_best_label() -> None:

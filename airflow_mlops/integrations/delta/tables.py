@@ -113,7 +113,8 @@ def write_errors(uri: str) -> Iterator[None]:
         yield
     except (OSError, DeltaError) as err:
         text = _one_line(err)
-        if "append-only" in text or "failed validation check" in text:
+        said = text.replace(uri, "") if isinstance(err, DeltaError) else ""
+        if "append-only" in said or "failed validation check" in said:
             raise SchemaMismatchError(
                 f"{uri} does not take these rows: {text}. The previous version is untouched; fix the rows, "
                 "or change the table's own rules (append-only, NOT NULL, constraints)"

@@ -210,7 +210,7 @@ def require_storable(schema: Mapping[str, pl.DataType], source: str) -> None:
         if other != name:
             problems.append(f"columns {other!r} and {name!r} are one name to Delta")
     if not schema:
-        problems = ["there is no column left"]
+        raise SchemaMismatchError(f"no column of {source} is left to store: drop fewer (drop_columns)")
     if problems:
         raise SchemaMismatchError(
             f"{source} can't be stored in a Delta table: {'; '.join(problems)}. Leave it out (drop_columns), or convert it at the source"
