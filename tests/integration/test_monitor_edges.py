@@ -300,7 +300,9 @@ class TestPerformance:
         )
         result = claims.grade(claims.ask(asked), spoiled, metrics=["accuracy"])
         assert (result["measured"], result["row_count"], result["invalid_count"]) == (True, 299, 1)
-        assert result["reason"].endswith("; 1 row has an infinite label and is not graded")
+        assert result["reason"].endswith(
+            "; 1 row has a label that is infinite or too large and is not graded"
+        )
         assert result["other_metrics"]["accuracy"] > 0.5
 
     def test_labels_the_model_never_heard_of_are_no_grade(self, claims: Claims) -> None:
