@@ -28,7 +28,7 @@ from airflow_mlops.core.drift import (
 )
 from airflow_mlops.core.drift_windows import last_year, next_year, window_after, windows_before
 from airflow_mlops.core.p_values import chi_square_p_value, kolmogorov_p_value, normal_p_value
-from airflow_mlops.core.profile import Profile, merge_profiles, profile_frame
+from airflow_mlops.core.profile import Profile, merge_profiles, profile_frame, widen_profile
 from airflow_mlops.core.profile_columns import NumericProfile
 from airflow_mlops.core.skew import find_skew
 from airflow_mlops.core.statistics import Measured, kolmogorov_smirnov_distance, wasserstein
@@ -700,6 +700,14 @@ def test_every_detector_is_compared_with_evidently() -> None:
         "z",
         "total_variation",
     }  # z: by default; Evidently permutes the other
+
+
+def test_columns_that_are_absent_for_different_reasons_are_told_apart() -> None:
+    one = profile_frame(pl.DataFrame(dict.fromkeys("abcd", [1.0] * 50)), numeric=list("abcd"))
+    absent = {"a": "not in the log", "b": "text in the log", "c": "not in the log"}
+    window = widen_profile(one.select(["d"]), one.layout, row_count=50)
+    report = compare_profiles(one, window, absent=absent)
+    assert "not measured: a, c (not in the log), b (text in the log)" in report.headline
 
 
 def test_a_report_of_nothing_moved() -> None:
