@@ -332,14 +332,18 @@ def compare_losses(
     paired = isinstance(losses, PairedLosses)
     before, after = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
     larger = larger_of_pairs(losses) if isinstance(losses, PairedLosses) else larger_of_two(before, after)
+    left_out = _told_left_out(before, after)
     if min(before.count, after.count) < policy.minimum_requests:
         return Finding(
             metric="quality",
             judgement="no data",
-            sentence=f"{after.count} requests that both versions answered have labels, {policy.minimum_requests} are needed"
-            if paired
-            else f"{after.count} requests or callers of the new version have labels and {before.count} of the stable one, "
-            f"{policy.minimum_requests} each are needed",
+            sentence=(
+                f"{after.count} requests that both versions answered have labels, {policy.minimum_requests} are needed"
+                if paired
+                else f"{after.count} requests or callers of the new version have labels and {before.count} of the stable one, "
+                f"{policy.minimum_requests} each are needed"
+            )
+            + left_out,
         )
     worse = larger("new", 1.0 + policy.quality_tolerance)
     return Finding(
@@ -350,7 +354,18 @@ def compare_losses(
         p_value=worse,
         better_p_value=larger("stable", 1.0),
         sentence=f"the new version's mean loss is {after.mean:.4g}, the stable one's {before.mean:.4g}"
-        + (f", on the same {after.count} requests" if paired else ""),
+        + (f", on the same {after.count} requests" if paired else "")
+        + left_out,
+    )
+
+
+def _told_left_out(stable: Losses, new: Losses) -> str:
+    """Say how many labelled answers count for nothing: a version that often answers so is not as good as the others say."""
+    if not stable.left_out + new.left_out:
+        return ""
+    return (
+        f"; {new.left_out} answers of the new version and {stable.left_out} of the stable one are left out: the label or the answer "
+        "is no finite number, or too large"
     )
 
 

@@ -52,7 +52,7 @@ def as_numbers(column: pl.Series, kind: str) -> Array:
     if kind == "datetime":
         column = column.cast(pl.Datetime("us")).to_physical()
     elif kind == "text":
-        column = column.cast(pl.String).str.len_chars()
+        column = category_texts(column).str.len_chars()
     return column.cast(pl.Float64).to_numpy()
 
 

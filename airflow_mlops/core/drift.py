@@ -418,9 +418,11 @@ def _headline(
 
 
 def _not_measured(absent: Sequence[FeatureDrift]) -> str:
-    """Say which columns one side does not have, and why: usually they have come together."""
-    why = absent[0].sentence.removeprefix(f"{absent[0].feature}: ")
-    return f"not measured: {_named(item.feature for item in absent)} ({why})"
+    """Say which columns one side does not have, and why: those that have come together share a reason."""
+    together: dict[str, list[str]] = {}
+    for item in absent:
+        together.setdefault(item.sentence.removeprefix(f"{item.feature}: "), []).append(item.feature)
+    return "not measured: " + ", ".join(f"{_named(names)} ({why})" for why, names in together.items())
 
 
 def _unmeasured(columns: Sequence[FeatureDrift], absent: Collection[str], policy: DriftPolicy) -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import calendar
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, time, timedelta, tzinfo
 
 from airflow_mlops.core.windows import Window
 
 _MONTHS = 12
-_DAY = timedelta(days=1)
 _YEAR_OF_WEEKS = timedelta(weeks=52)  # weekdays stay weekdays
 
 
 def windows_before(window: Window, count: int, zone: tzinfo = UTC) -> list[Window]:
     """Give the windows before one, newest first: as many calendar months where it is whole months, else as long.
 
-    Months and days are those of the zone: a day in which summer time begins has 23 hours, and the one before it 24.
+    Months and days are those of the zone: a day in which summer time begins has 23 hours, and the one before it 24. A window
+    of whole months or days in UTC, as partition keys name them, stays one. Months and days may begin at any hour.
 
     :param zone: whose calendar counts.
 
@@ -59,30 +59,44 @@ def next_year(window: Window, zone: tzinfo = UTC) -> Window:
 
 def _moved(window: Window, number: int, zone: tzinfo) -> Window:
     """Move a window by so many times what it is long."""
-    start, end = _clocks(window, zone)
+    calendar_zone = _calendar_zone(window, zone) or UTC
+    start, end = _clocks(window, calendar_zone)
     if months := _whole_months(start, end):
-        return _window(_shift(start, months * number), _shift(end, months * number), zone)
-    if (end - start) % _DAY == timedelta(0) and end > start:
-        length = (end - start) * number
-        return _window(start + length, end + length, zone)
-    length = (window.end - window.start) * number
-    return Window(start=window.start + length, end=window.end + length)
+        return _window(_shift(start, months * number), _shift(end, months * number), calendar_zone)
+    length = (end - start) * number
+    return _window(start + length, end + length, calendar_zone)
 
 
 def _years_later(window: Window, number: int, zone: tzinfo) -> Window:
-    start, end = _clocks(window, zone)
+    calendar_zone = _calendar_zone(window, zone)
+    start, end = _clocks(window, calendar_zone or UTC)
+    if calendar_zone is None:  # such as an hour: that of the same clock
+        first, _ = _clocks(window, zone)
+        begin = (first + _YEAR_OF_WEEKS * number).replace(tzinfo=zone).astimezone(UTC)
+        return Window(start=begin, end=begin + (end - start))
     if _whole_months(start, end):
-        return _window(_shift(start, _MONTHS * number), _shift(end, _MONTHS * number), zone)
-    moved = start + _YEAR_OF_WEEKS * number
-    if (end - start) % _DAY == timedelta(0) and end > start:
-        return _window(moved, end + _YEAR_OF_WEEKS * number, zone)
-    begin = moved.replace(tzinfo=zone).astimezone(UTC)
-    return Window(start=begin, end=begin + (window.end - window.start))
+        return _window(_shift(start, _MONTHS * number), _shift(end, _MONTHS * number), calendar_zone)
+    length = _YEAR_OF_WEEKS * number
+    return _window(start + length, end + length, calendar_zone)
+
+
+def _calendar_zone(window: Window, zone: tzinfo) -> tzinfo | None:
+    """Tell whose months or days a window is made of, the zone's or those of UTC; ``None``: of neither.
+
+    A partition key names a time in UTC whatever the Dag's zone is. Where months or days begin at another hour, which zone
+    that is by is seen only where summer time begins or ends.
+    """
+    for fits in (_between_midnights, _whole_months, _whole_days):
+        for candidate in (zone, UTC):
+            if fits(*_clocks(window, candidate)):
+                return candidate
+    return None
 
 
 def _clocks(window: Window, zone: tzinfo) -> tuple[datetime, datetime]:
-    """Give both edges as the clocks on the wall show them."""
-    start, end = (edge.astimezone(zone).replace(tzinfo=None) for edge in (window.start, window.end))
+    """Give both edges as the clocks on the wall show them; as plain times: those of Airflow compute in other ways."""
+    local = [edge.astimezone(zone) for edge in (window.start, window.end)]
+    start, end = (datetime.combine(edge.date(), edge.time()) for edge in local)
     return start, end
 
 
@@ -90,12 +104,17 @@ def _window(start: datetime, end: datetime, zone: tzinfo) -> Window:
     return Window(start=start.replace(tzinfo=zone), end=end.replace(tzinfo=zone))
 
 
+def _between_midnights(start: datetime, end: datetime) -> bool:
+    return start.time() == time() and _whole_days(start, end)
+
+
+def _whole_days(start: datetime, end: datetime) -> bool:
+    return start.time() == end.time() and end > start
+
+
 def _whole_months(start: datetime, end: datetime) -> int:
-    """Count the months of a window that begins and ends with one; 0 for others."""
-    if any(
-        (edge.day, edge.hour, edge.minute, edge.second, edge.microsecond) != (1, 0, 0, 0, 0)
-        for edge in (start, end)
-    ):
+    """Count the months of a window from the first of one to the first of another, at the same clock; 0 for others."""
+    if (start.day, end.day) != (1, 1) or start.time() != end.time():
         return 0
     return (end.year - start.year) * _MONTHS + end.month - start.month
 

@@ -24,11 +24,13 @@ class Losses:
     :param count: how many were drawn by lot: requests, or callers who stay with their version.
     :param mean: mean loss of a row.
     :param variance: ``count`` times the variance of that mean; of rows that were drawn one by one that of their losses.
+    :param left_out: rows that count for nothing: the label is infinite or too large, or the answer no finite number.
     """
 
     count: int = 0
     mean: float = 0.0
     variance: float = 0.0
+    left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

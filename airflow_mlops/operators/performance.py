@@ -191,9 +191,9 @@ class CheckPerformanceOperator(StepOperator):
             return graded.payload
         if graded is not None:
             result = graded_again(graded, result, decided.payload.get("outcome") if decided else None)
-            key += f"|{result['row_count']} labelled{late}"
+            key += f"|{labelled_count(result)} labelled{late}"
         elif not result["measured"]:
-            key += f"|version {result['model_version']}|{result['row_count']} labelled{late}"
+            key += f"|version {result['model_version']}|{labelled_count(result)} labelled{late}"
         entry = self.write_entry(
             context,
             kind=EntryKind.PERFORMANCE_CHECK,
@@ -255,7 +255,12 @@ def is_news(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
         return True
     grown = after["labelled_share"] - before["labelled_share"]
     turned = before["degraded"] != after["degraded"]
-    return bool(after["row_count"] > before["row_count"] and (turned or grown >= _NEWS))
+    return labelled_count(after) > labelled_count(before) and (turned or grown >= _NEWS)
+
+
+def labelled_count(grade: Mapping[str, Any]) -> int:
+    """Count the rows whose labels had come, also those that can't be graded; earlier releases left none out."""
+    return int(grade["row_count"]) + int(grade.get("invalid_count", 0))
 
 
 def graded_again(before: LedgerEntry, result: dict[str, Any], decision: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from airflow_mlops.core.dataset import count_rows
 from airflow_mlops.core.profile import Profile, merge_profiles, profile_scan_like, widen_profile
@@ -102,19 +102,31 @@ def scan_window(
     return _scan(groups, names, sources, window, _kinds(layout))
 
 
-def is_logged(
-    root: Path | str, model_name: str, window: Window, names: Sequence[str], *, sources: Mapping[str, str]
-) -> bool:
-    """Tell whether the log of a window has columns, as whatever kind."""
+def logged_schemas(root: Path | str, model_name: str, window: Window) -> list[pl.Schema]:
+    """Give the different columns and types of the files that can hold rows of a window, also of rows answered in the shadow."""
     files = LogFiles(root)
-    wanted = [sources.get(name, FEATURE_PREFIX + name) for name in names]
 
-    def found() -> bool:
+    def found() -> list[pl.Schema]:
         partitions, _ = _partitions(files, model_name, window)
         groups = by_schema(files.source(name) for item in partitions for name in item.names)
-        return any(all(name in scan(group).collect_schema() for name in wanted) for group in groups)
+        return [scan(group).collect_schema() for group in groups]
 
     return reading_again(found)
+
+
+def logged_as(
+    schemas: Iterable[pl.Schema], column: ColumnLayout, *, sources: Mapping[str, str]
+) -> Literal["same", "other"] | None:
+    """Tell whether files have a column, and as the kind it is counted as; ``None``: no file has it.
+
+    :param sources: as :func:`profile_window` takes them.
+    """
+    names = [sources.get(name, FEATURE_PREFIX + name) for name in _read_for(column)]
+    found = [schema for schema in schemas if all(name in schema for name in names)]
+    if not found:
+        return None
+    others = (not _holds(schema, name, column.kind) for schema in found for name in names)
+    return "other" if any(others) else "same"
 
 
 def _partitions(files: LogFiles, model_name: str, window: Window) -> tuple[list[_Partition], int]:

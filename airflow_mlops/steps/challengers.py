@@ -10,7 +10,7 @@ import numpy as np
 
 from airflow_mlops.core.challengers import ChallengerCheck, Contender, measure_gap
 from airflow_mlops.core.metrics import resolve_metric, row_losses
-from airflow_mlops.core.predictions import Graded, valid_values
+from airflow_mlops.core.predictions import Graded, Predictions, valid_values
 from airflow_mlops.core.simple_guess import simple_guess
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
@@ -108,20 +108,32 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     known = {version.model_version: (version, models[version.model_version]) for version in versions}
     former, left_out = _former(registry, spec, known, champion.model_version, dataset, services)
+    target_name = spec.target or first.manifest.target
     rows, infinite = _rows(spec, dataset, [*models.values(), *(model for _, model in former)])
-    target = rows[spec.target or first.manifest.target].to_numpy()
+    answers = {number: _answers(model, rows) for number, model in models.items()}
+    invalid = {number: ~given.valid for number, given in answers.items() if not given.valid.all()}
+    valid = ~np.any([np.zeros(rows.height, dtype=bool), *invalid.values()], axis=0)
+    told = _told_invalid(infinite, int(np.sum(~valid)), list(invalid))
+    if not valid.any():
+        raise InsufficientDataError(f"nothing to compare on in {dataset.uri} in {spec.window}{told}")
+    rows = rows.filter(valid)
+    target = rows[target_name].to_numpy()
     entrants = [
-        _Entrant(version, model, _losses(spec.metric, target, model, rows))
-        for version, model in known.values()
+        _Entrant(version, model, _losses(spec.metric, Graded(target, answers[number].take(valid))))
+        for number, (version, model) in known.items()
     ]
     check = _check(spec, champion, entrants, target)
     earlier = []
     for version, model in former:
         try:
-            losses = _losses(spec.metric, target, model, rows)
+            graded = Graded(target, _answers(model, rows))
+            losses = _losses(spec.metric, graded)
         except ValueError as err:  # also a column that holds something else by now
             left_out[version.model_version] = str(err)
         else:
+            if not graded.valid.all():  # it costs the others no row
+                left_out[version.model_version] = "some of its answers are no finite numbers"
+                continue
             earlier.append(_Entrant(version, model, losses))
     check = _with_earlier(check, entrants, earlier, spec.window)
     for number, why in left_out.items():
@@ -131,7 +143,7 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
         window=spec.window,
         metric=spec.metric,
         check=check,
-        reason=_reason(check, left_out) + infinite,
+        reason=_reason(check, left_out) + told,
     )
 
 
@@ -221,8 +233,8 @@ def _age(version: RegisteredVersion) -> Any:
 
 def _rows(
     spec: ChallengersSpec, dataset: DatasetVersion, models: list[ServedModel]
-) -> tuple[pl.DataFrame, str]:
-    """Give the rows to compare on, and what to say of those whose target is infinite: every loss on them would be."""
+) -> tuple[pl.DataFrame, int]:
+    """Give the rows to compare on, and how many have an infinite target: every loss on them would be infinite."""
     target = spec.target or models[0].manifest.target
     names = [name for model in models for name in model.manifest.signature.names]
     columns = [*dict.fromkeys([*names, target, spec.time_column])]
@@ -233,15 +245,31 @@ def _rows(
     infinite = labelled.height - known.height
     if known.height == 0:
         raise InsufficientDataError(
-            f"the {target!r} of all {infinite} rows of {where} is infinite: correct them"
+            f"the {target!r} of all {infinite} rows of {where} is infinite or too large: correct them"
         )
-    told = f"; {infinite} rows have an infinite label and are left out" if infinite else ""
-    return known.sort(spec.time_column), told
+    return known.sort(spec.time_column), infinite
 
 
-def _losses(metric: str, target: NDArray[Any], model: ServedModel, rows: pl.DataFrame) -> NDArray[Any]:
-    answers = model.answer(model_columns(rows, model.manifest.signature))
-    return row_losses(resolve_metric(metric), Graded(target, answers)).values
+def _told_invalid(infinite: int, strange: int, versions: list[str]) -> str:
+    """Say how many rows are left out, and why."""
+    told = [
+        f"{count} {'rows have' if count > 1 else 'row has'} {what}"
+        for count, what in (
+            (infinite, "a label that is infinite or too large"),
+            (strange, f"an answer of version {', '.join(versions)} that is no finite number"),
+        )
+        if count
+    ]
+    left_out = "are left out" if infinite + strange > 1 else "is left out"
+    return f"; {' and '.join(told)} and {left_out}" if told else ""
+
+
+def _answers(model: ServedModel, rows: pl.DataFrame) -> Predictions:
+    return model.answer(model_columns(rows, model.manifest.signature))
+
+
+def _losses(metric: str, graded: Graded) -> NDArray[Any]:
+    return row_losses(resolve_metric(metric), graded).values
 
 
 def _check(

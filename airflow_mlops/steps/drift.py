@@ -95,6 +95,7 @@ class DriftResult:
     :param prediction: the answers' comparison; ``None`` where the model package has no reference for them.
     :param target: the labels' comparison; ``None`` where none are given, ``measured`` false where it can't be judged yet.
     :param skew: requests unlike anything in training.
+    :param not_judged: inputs that no row of the window's log has, with why: neither drift nor skew of them is known.
     :param classifier: whether a classifier tells the windows apart; ``None`` where it was not asked for, ``measured`` false where
         there are too few rows.
     :param labels: version of the labels' table that was read.
@@ -114,6 +115,7 @@ class DriftResult:
     prediction: dict[str, Any] | None = None
     target: dict[str, Any] | None = None
     skew: tuple[dict[str, Any], ...] = ()
+    not_judged: tuple[str, ...] = ()
     classifier: dict[str, Any] | None = None
     labels: DatasetVersion | None = None
 
@@ -161,6 +163,7 @@ def run(spec: DriftSpec, services: Services) -> DriftResult:
         skew=tuple(
             to_dict(item) for item in find_skew(sides.trained, current.select(sides.inputs))[:FEATURES_SHOWN]
         ),
+        not_judged=sides.not_logged(spec.window)[:FEATURES_SHOWN],
         classifier=_told_apart(spec, sides) if spec.domain_classifier else None,
         labels=labels if isinstance(labels, DatasetVersion) else None,
     )

@@ -27,7 +27,7 @@ from airflow_mlops.core.profile_format import PREDICTION
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.domain_classifier import CLASSIFIER_ROWS, DomainVerdict, tell_apart
-from airflow_mlops.serving.partition_profiles import is_logged, profile_window, scan_window
+from airflow_mlops.serving.partition_profiles import logged_as, logged_schemas, profile_window, scan_window
 from airflow_mlops.steps.labels import as_trained, labelled_predictions
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class DriftSides:
         _require_pairs(pairs, manifest)
         self.trained = join_profiles([trained, self._profile_pairs()]) if pairs else trained
         self._profiles: dict[Window, Profile] = {}
+        self._schemas: dict[Window, list[pl.Schema]] = {}
 
     @property
     def inputs(self) -> list[str]:
@@ -177,17 +178,32 @@ class DriftSides:
             )
         return reasons
 
+    def not_logged(self, window: Window) -> tuple[str, ...]:
+        """Name the inputs that no row of a window's log has, with why."""
+        profile = self.profile(window)
+        return tuple(
+            f"{name}: {self._not_logged(name, [window])}"
+            for name in self.inputs
+            if not profile.column(name).row_count
+        )
+
     def _not_logged(self, name: str, windows: Sequence[Window]) -> str:
         """Say that the versions that answered did not take an input, or took it as another kind."""
         where = f"in the log of {_listed(windows)}"
         layout = self.trained.layout.by_name[name]
-        parts = layout.parts or (name,)
-        if not any(is_logged(self.log, self.model_name, item, parts, sources=_SOURCES) for item in windows):
-            return (
-                f"not {where}: the versions that answered there did not take it, or it is kept out of the log"
-            )
-        kinds = ("a number", "text") if layout.kind in ("number", "pair") else ("text", "a number")
-        return f"{kinds[1]} {where}, where the champion takes {kinds[0]}"
+        kinds = {logged_as(self._logged(item), layout, sources=_SOURCES) for item in windows}
+        if "other" in kinds:
+            theirs, ours = ("text", "a number") if layout.kind in ("number", "pair") else ("a number", "text")
+            return f"{theirs} {where}, where the champion takes {ours}"
+        if "same" in kinds:
+            return f"no answer that callers saw has it {where}"
+        return f"not {where}: the versions that answered there did not take it, or it is kept out of the log"
+
+    def _logged(self, window: Window) -> list[pl.Schema]:
+        """Give what a window's files have; asked once for all columns, as the files may be far away."""
+        if window not in self._schemas:
+            self._schemas[window] = logged_schemas(self.log, self.model_name, window)
+        return self._schemas[window]
 
     def reader(self, window: Window, open_reference: Callable[[Sequence[str]], pl.LazyFrame]) -> ReadRows:
         """Give what reads one column's values on both sides."""

@@ -247,17 +247,22 @@ def estimate(
 
 def _valid_answers(package: GradingPackage, rows: pl.DataFrame) -> tuple[pl.DataFrame, Predictions, int]:
     """Give the rows whose inputs and answers can be computed with, and how many others there are."""
-    rows_here = rows.filter(_finite_inputs(package.manifest.signature, rows))
-    answers = answers_of(package, rows_here)
+    answers = answers_of(package, rows)
     valid = answers.valid
-    return rows_here.filter(valid), answers.take(valid), rows.height - int(valid.sum())
+    if answers.probabilities is None:  # they are none where an input is infinite
+        valid &= _finite_inputs(package.manifest.signature, rows)
+    return rows.filter(valid), answers.take(valid), rows.height - int(valid.sum())
 
 
 def _finite_inputs(signature: ModelSignature, rows: pl.DataFrame) -> Any:
     """Tell in which rows no input is infinite: the service refuses such a request, a model would fail on it."""
-    inputs = logged_inputs(signature, rows)
-    numbers = [inputs[item.name] for item in signature.inputs if item.type == "number"]
-    return ~np.isinf(np.column_stack(numbers)).any(axis=1) if numbers else np.ones(rows.height, dtype=bool)
+    import polars as pl
+
+    numbers = [FEATURE_PREFIX + item.name for item in signature.inputs if item.type == "number"]
+    if not numbers:
+        return np.ones(rows.height, dtype=bool)
+    finite = pl.all_horizontal(~pl.col(numbers).cast(pl.Float64).is_infinite().fill_null(value=False))
+    return rows.select(finite).to_series().to_numpy()
 
 
 def answers_of(package: GradingPackage, rows: pl.DataFrame) -> Predictions:

@@ -222,7 +222,10 @@ def _grade(
         return _Grade(share=share, row_count=0)
     graded, valid, invalid = _valid(spec, package, labelled)
     if invalid[0] > spec.policy.maximum_invalid_share * labelled.height:
-        problem = f"{invalid[1]}, more than {spec.policy.maximum_invalid_share:.0%} of {labelled.height} labelled rows"
+        problem = (
+            f"{invalid[1]}, more than {spec.policy.maximum_invalid_share:.0%} of {labelled.height} labelled rows: "
+            "correct them, or raise maximum_invalid_share"
+        )
         return _Grade(share=share, row_count=len(graded), problem=problem, invalid=(invalid[0], ""))
     others, failed = _beside(spec.metrics, graded)
     try:
@@ -283,7 +286,10 @@ def _valid(
     strange = int(np.sum(valid_labels & ~valid))
     told = [
         f"{count} {'rows have' if count > 1 else 'row has'} {what}"
-        for count, what in ((infinite, "an infinite label"), (strange, "an answer that is no finite number"))
+        for count, what in (
+            (infinite, "a label that is infinite or too large"),
+            (strange, "an answer that is no finite number"),
+        )
         if count
     ]
     here = known.copy()

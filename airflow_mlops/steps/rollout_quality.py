@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -91,34 +91,41 @@ def losses_with_labels(
     if answered is None or answered.height == 0:
         return PairedLosses() if mirrored else (Losses(), Losses())
 
-    def labelled(version: str) -> pl.DataFrame:
+    def labelled(version: str) -> tuple[pl.DataFrame, int]:
+        """Give the rows that can be graded, and how many others have a label: one infinite loss would hide all others."""
         rows = newest_answers(answered.filter(answered["model_version"] == version))
         joined = join_labels(rows, labels=quality.labels, id_column=quality.id_column, target=quality.target)
         known = joined.drop_nulls(quality.target)
-        return known.filter(
-            valid_values(known[quality.target].to_numpy())
-        )  # one infinite loss would hide all others
+        valid = valid_values(known[quality.target].to_numpy()) & valid_values(known["prediction"].to_numpy())
+        return known.filter(valid), int(np.sum(~valid))
 
     def losses(rows: pl.DataFrame, answers: str = "prediction") -> NDArray[np.float64]:
         truth = as_trained(rows[quality.target], classes).to_numpy()
         graded = Graded(truth, Predictions(values=rows[answers].to_numpy()))
         return np.asarray(losses_by_row(graded), dtype=np.float64)
 
-    before, after = labelled(stable), labelled(new)
+    (before, stable_left_out), (after, new_left_out) = labelled(stable), labelled(new)
     if not mirrored:
         one, other = (
             losses_of(losses(rows), rows[drawn_with].to_list()) if rows.height else Losses()
             for rows in (before, after)
         )
-        return one, other
+        return replace(one, left_out=stable_left_out), replace(other, left_out=new_left_out)
     both = before.join(
         after.select("prediction_id", "request_id", new_prediction="prediction"),
         on=["prediction_id", "request_id"],
         maintain_order="left",
     )
-    if both.height == 0:
-        return PairedLosses()
-    return paired_losses_of(losses(both), losses(both, "new_prediction"), both["request_id"].to_list())
+    pairs = (
+        paired_losses_of(losses(both), losses(both, "new_prediction"), both["request_id"].to_list())
+        if both.height
+        else PairedLosses()
+    )
+    return replace(
+        pairs,
+        stable=replace(pairs.stable, left_out=stable_left_out),
+        new=replace(pairs.new, left_out=new_left_out),
+    )
 
 
 def estimated_losses(

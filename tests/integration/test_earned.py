@@ -175,7 +175,24 @@ class TestInfiniteLabels:
         assert told["check"]["contenders"][0]["loss"] == pytest.approx(
             plain["check"]["contenders"][0]["loss"], rel=0.05
         )
-        assert told["reason"].endswith("; 2 rows have an infinite label and are left out")
+        assert told["reason"].endswith("; 2 rows have a label that is infinite or too large and are left out")
+
+    def test_so_are_answers_that_are_no_finite_numbers(self, world: World) -> None:
+        version = world.register(world.train(window=SECOND, **RECIPE))
+        plain = world.compare()
+        frame = delta.read_table(world.table).collect()
+        here = pl.col("at") == datetime.fromisoformat(THIRD["start"])
+        spoiled = frame.with_columns(x=pl.when(here).then(1e200).otherwise(pl.col("x")))
+        window = Window(start=START, end=START + timedelta(days=60))
+        delta.replace_window(world.table, spoiled, time_column="at", window=window)
+        told = world.compare()
+        assert told["check"]["row_count"] == plain["check"]["row_count"] - 1
+        assert [one["loss"] for one in told["check"]["contenders"]] == pytest.approx(
+            [one["loss"] for one in plain["check"]["contenders"]], rel=0.05
+        )
+        assert told["reason"].endswith(
+            f"; 1 row has an answer of version {world.champion}, {version} that is no finite number and is left out"
+        )
 
 
 class TestPredecessors:

@@ -56,7 +56,9 @@ class TestGrades:
         assert result["degraded"]
         assert (result["invalid_count"], result["row_count"]) == (3, plain["row_count"] - 3)
         assert result["value"] == pytest.approx(plain["value"], rel=1e-6)
-        assert result["reason"].endswith("; 3 rows have an infinite label and are not graded")
+        assert result["reason"].endswith(
+            "; 3 rows have a label that is infinite or too large and are not graded"
+        )
         assert result["labelled_share"] == 1.0  # they have one, and another will not come
         assert result["final"]
         assert result["change"]  # the search for a lasting change reads what is left
@@ -71,7 +73,7 @@ class TestGrades:
         assert result["measured"]
         assert result["invalid_count"] == 2
         assert (
-            "; 1 row has an infinite label and 1 row has an answer that is no finite number and are not graded"
+            "; 1 row has a label that is infinite or too large and 1 row has an answer that is no finite number and are not graded"
             in result["reason"]
         )
         assert math.isfinite(result["early_labels"]["difference"])
@@ -84,9 +86,23 @@ class TestGrades:
         result = grade(world)
         assert not result["measured"]
         assert result["reason"].startswith(
-            f"performance not measured: {spoiled} rows have an infinite label, more than 5% of {rows} labelled rows; estimated"
+            f"performance not measured: {spoiled} rows have a label that is infinite or too large, more than 5% of {rows} "
+            "labelled rows: correct them, or raise maximum_invalid_share; estimated"
         )
         assert not result["awaits_labels"]
+
+    def test_a_check_on_more_labels_is_another_one_also_when_no_more_can_be_graded(
+        self, world: World
+    ) -> None:
+        world.answer(AUGUST)
+        rows = trips_of(AUGUST).height
+        half, most = rows // 2, int(rows * 0.9)
+        world.land(AUGUST, share=(half + 0.5) / rows)
+        first = world.check_performance(AUGUST)
+        land(world, dict.fromkeys(range(most - half), math.inf), share=(most + 0.5) / rows)
+        second = world.check_performance(AUGUST)
+        assert first["row_count"] == second["row_count"] == half
+        assert f"more than 5% of {most} labelled rows" in second["reason"]
 
 
 class TestEarlierWindows:

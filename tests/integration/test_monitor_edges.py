@@ -52,7 +52,12 @@ class Claims(NamedTuple):
     services: Services
 
     def ask(
-        self, asked: pl.DataFrame, *, version: str = "1", took: dict[str, FieldType] | None = None
+        self,
+        asked: pl.DataFrame,
+        *,
+        version: str = "1",
+        took: dict[str, FieldType] | None = None,
+        shadow: bool = False,
     ) -> Window:
         """Let the champion answer; the log says that ``version`` did, which took other inputs where ``took`` says so."""
         registry = Registry.connect(self.services)
@@ -72,7 +77,7 @@ class Claims(NamedTuple):
         log.append(
             model_name=MODEL, model_version=version, signature=signature,
             prediction_ids=asked["id"].to_list(), times=asked["t"].to_list(), columns=columns,
-            predictions=predictions, latency_ms=1.0,
+            predictions=predictions, latency_ms=1.0, shadow=shadow,
         )  # fmt: skip
         log.flush()
         return Window(start=asked["t"].min(), end=asked["t"].max() + timedelta(seconds=1))  # type: ignore[operator,arg-type]
@@ -226,7 +231,20 @@ class TestInputsThatCameOrChanged:
         )
         assert not result["drifted"]
         assert not result["skew"]
+        assert result["not_judged"] == [
+            f"note: not in the log of {month(place)}: the versions that answered there did not take it, or it is kept out "
+            "of the log"
+        ]
         assert not result["classifier"]["drifted"]  # by what is in all rows
+
+    def test_an_input_that_only_shadow_answers_have_is_not_of_another_kind(self, claims: Claims) -> None:
+        claims.ask(rows(400, 45), version="0", took={"amount": "number"})
+        claims.ask(rows(400, 45), version="1", shadow=True)
+        result = claims.drift(month(45), columns=["note", "amount"])
+        (note,) = (item for item in result["features"] if item["feature"] == "note")
+        assert note["sentence"].startswith(
+            f"note: no answer that callers saw has it in the log of {month(45)}; measured from"
+        )
 
     def test_an_input_that_went_is_not_looked_for(self, claims: Claims) -> None:
         claims.ask(rows(400, 40), version="0", took={"amount": "number", "note": "string", "gone": "string"})
@@ -300,7 +318,9 @@ class TestPerformance:
         )
         result = claims.grade(claims.ask(asked), spoiled, metrics=["accuracy"])
         assert (result["measured"], result["row_count"], result["invalid_count"]) == (True, 299, 1)
-        assert result["reason"].endswith("; 1 row has an infinite label and is not graded")
+        assert result["reason"].endswith(
+            "; 1 row has a label that is infinite or too large and is not graded"
+        )
         assert result["other_metrics"]["accuracy"] > 0.5
 
     def test_labels_the_model_never_heard_of_are_no_grade(self, claims: Claims) -> None:

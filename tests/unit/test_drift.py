@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
+import pendulum
 import polars as pl
 import pytest
 from hypothesis import example, given, settings, strategies as st
@@ -27,7 +28,7 @@ from airflow_mlops.core.drift import (
 )
 from airflow_mlops.core.drift_windows import last_year, next_year, window_after, windows_before
 from airflow_mlops.core.p_values import chi_square_p_value, kolmogorov_p_value, normal_p_value
-from airflow_mlops.core.profile import Profile, merge_profiles, profile_frame
+from airflow_mlops.core.profile import Profile, merge_profiles, profile_frame, widen_profile
 from airflow_mlops.core.profile_columns import NumericProfile
 from airflow_mlops.core.skew import find_skew
 from airflow_mlops.core.statistics import Measured, kolmogorov_smirnov_distance, wasserstein
@@ -611,6 +612,13 @@ class TestWindows:
             (("2024-03-25T00+01", "2024-04-01T00+02"), ("2024-03-18T00+01", "2024-03-25T00+01"), ("2023-03-27T00+02", "2023-04-03T00+02")),
             (("2024-04-01T00+02", "2024-04-08T00+02"), ("2024-03-25T00+01", "2024-04-01T00+02"), ("2023-04-03T00+02", "2023-04-10T00+02")),
             (("2024-03-31T00+01", "2024-04-01T00+02"), ("2024-03-30T00+01", "2024-03-31T00+01"), ("2023-04-02T00+02", "2023-04-03T00+02")),
+            # in UTC, as partition keys are: a month, and the day after summer time begins
+            (("2024-03-01T00Z", "2024-04-01T00Z"), ("2024-02-01T00Z", "2024-03-01T00Z"), ("2023-03-01T00Z", "2023-04-01T00Z")),
+            (("2024-02-01T00Z", "2024-03-01T00Z"), ("2024-01-01T00Z", "2024-02-01T00Z"), ("2023-02-01T00Z", "2023-03-01T00Z")),
+            (("2024-04-01T00Z", "2024-04-02T00Z"), ("2024-03-31T00Z", "2024-04-01T00Z"), ("2023-04-03T00Z", "2023-04-04T00Z")),
+            # a month and a day from four o'clock on
+            (("2024-03-01T04+01", "2024-04-01T04+02"), ("2024-02-01T04+01", "2024-03-01T04+01"), ("2023-03-01T04+01", "2023-04-01T04+02")),
+            (("2024-04-01T04+02", "2024-04-02T04+02"), ("2024-03-31T04+02", "2024-04-01T04+02"), ("2023-04-03T04+02", "2023-04-04T04+02")),
             # the hour that comes twice when summer time ends
             (("2024-10-27T00Z", "2024-10-27T01Z"), ("2024-10-26T23Z", "2024-10-27T00Z"), ("2023-10-29T00Z", "2023-10-29T01Z")),
         ],
@@ -624,6 +632,23 @@ class TestWindows:
         assert window_after(Window.parse(*before), berlin) == given
         assert last_year(given, berlin) == Window.parse(*year_before)
         assert next_year(Window.parse(*year_before), berlin) == given
+
+    def test_months_of_utc_from_four_o_clock_on_are_months(self) -> None:
+        given = Window.parse("2024-03-01T04Z", "2024-04-01T04Z")
+        for zone in (UTC, ZoneInfo("Europe/Berlin")):
+            assert windows_before(given, 1, zone) == [Window.parse("2024-02-01T04Z", "2024-03-01T04Z")]
+            assert last_year(given, zone) == Window.parse("2023-03-01T04Z", "2023-04-01T04Z")
+        new_york = ZoneInfo("America/New_York")
+        given = Window.parse("2024-02-01T04Z", "2024-03-01T04Z")  # 29 days from 23:00 on there
+        assert windows_before(given, 1, new_york) == [Window.parse("2024-01-01T04Z", "2024-02-01T04Z")]
+
+    @pytest.mark.parametrize("hours", [24, 5])
+    def test_the_times_airflow_gives_are_times(self, hours: int) -> None:
+        start = pendulum.datetime(2024, 3, 2)
+        given = Window(start=start, end=start.add(hours=hours))
+        before = Window(start=datetime(2024, 3, 2) - timedelta(hours=hours), end=datetime(2024, 3, 2))
+        assert windows_before(given, 1) == [before]
+        assert str(last_year(given)).startswith("[2023-03-04")
 
     def test_a_season_is_no_drift_from_the_season_before(self) -> None:
         random = np.random.default_rng(0)
@@ -675,6 +700,14 @@ def test_every_detector_is_compared_with_evidently() -> None:
         "z",
         "total_variation",
     }  # z: by default; Evidently permutes the other
+
+
+def test_columns_that_are_absent_for_different_reasons_are_told_apart() -> None:
+    one = profile_frame(pl.DataFrame(dict.fromkeys("abcd", [1.0] * 50)), numeric=list("abcd"))
+    absent = {"a": "not in the log", "b": "text in the log", "c": "not in the log"}
+    window = widen_profile(one.select(["d"]), one.layout, row_count=50)
+    report = compare_profiles(one, window, absent=absent)
+    assert "not measured: a, c (not in the log), b (text in the log)" in report.headline
 
 
 def test_a_report_of_nothing_moved() -> None:

@@ -212,6 +212,11 @@ class TestProfile:
         with pytest.raises(ValueError, match="no profile of column 'gone'; there are x, flag"):
             reference.column("gone")
 
+    def test_numbers_declared_as_text_are_as_long_as_they_are_served(self) -> None:
+        trained = profile_frame(pl.DataFrame({"note": [12.0, 0.5]}), text=["note"])
+        served = profile_frame(pl.DataFrame({"note": ["12", "0.5"]}), text=["note"], like=trained)
+        assert trained.counts.tolist() == served.counts.tolist()
+
 
 class TestFormat:
     def test_a_round_trip_through_json(self) -> None:

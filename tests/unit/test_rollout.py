@@ -16,7 +16,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from airflow_mlops.core.canary import Analysis, CanaryPolicy, Finding, analyze, clearly_better, per_caller
+from airflow_mlops.core.canary import (
+    Analysis,
+    CanaryPolicy,
+    Finding,
+    analyze,
+    clearly_better,
+    compare_losses,
+    per_caller,
+)
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone
 from airflow_mlops.core.mean_losses import EstimatedLoss, Losses, PairedLosses, losses_of, paired_losses_of
@@ -498,6 +506,36 @@ def test_labels_of_another_type_are_not_all_wrong(tmp_path: Path, mirrored: bool
     assert (other.count, other.mean) == (3, pytest.approx(2 / 3))
     with pytest.raises(SchemaMismatchError, match="the model answers yes, no"):
         losses_with_labels(quality, answered, **{**how, "classes": ("yes", "no")})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_labels_and_answers_that_are_no_finite_numbers_are_left_out_and_said(
+    tmp_path: Path, mirrored: bool
+) -> None:
+    ids = [str(number) for number in range(4)]
+    truth = pl.DataFrame({"id": ids, "y": [float("inf"), 1.0, 2.0, 3.0], "t": [START] * 4})
+    delta.replace_window(str(tmp_path / "labels"), truth, time_column="t", window=None)
+    answered = pl.concat(
+        pl.DataFrame(
+            {
+                "prediction_id": ids,
+                "request_id": ids,
+                "model_version": version,
+                "prediction": answers,
+                "received_at": START,
+            }
+        )
+        for version, answers in (("1", [0.0, 1.0, 2.0, 4.0]), ("2", [0.0, float("nan"), 3.0, 4.0]))
+    )
+    quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="mae")
+    losses = losses_with_labels(
+        quality, answered, stable="1", new="2", mirrored=mirrored, drawn_with="request_id"
+    )
+    one, other = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
+    assert (one.count, one.left_out) == (2 if mirrored else 3, 1)
+    assert (other.count, other.mean, other.left_out) == (2, 1.0, 2)
+    said = compare_losses(losses, CanaryPolicy(minimum_requests=2), 0.01).sentence
+    assert "; 2 answers of the new version and 1 of the stable one are left out" in said
 
 
 class TestEstimates:
