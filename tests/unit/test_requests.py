@@ -347,6 +347,8 @@ class TestApp:
             (b"{}", "gzip", 422, "not packed with gzip, as its Content-Encoding says"),
             (gzip.compress(b"{}" * 99)[:-9], "gzip", 422, "not one whole gzip stream"),
             (gzip.compress(b"{}") + b"more", "gzip", 422, "not one whole gzip stream"),
+            (gzip.compress(b"{}") + gzip.compress(b"{}"), "gzip", 422, "send one member"),
+            (gzip.compress(b" " * 99)[:-4] + b"\x02\0\0\0", "gzip", 422, "larger than it says at its end"),
             (gzip.compress(b" " * 100_001), "gzip", 413, "more than 100000 bytes when unpacked"),
             (gzip.compress(b"[]"), "gzip", 422, "the body must be"),
         ],
@@ -379,6 +381,17 @@ class TestApp:
             return [status for status, *_ in await asyncio.gather(*asked)]
 
         assert Counter(asyncio.run(ask_all())) == {422: 16, 429: 4}
+        assert caller.app._inflater._held == 0
+
+    def test_packed_bodies_have_room_by_what_is_in_them(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, maximum_bytes=100_000)
+        data = gzip.compress(json.dumps({"rows": ROWS * 100}).encode())
+
+        async def ask_all() -> set[int]:
+            asked = [caller.asked("/predict", data, content_encoding="gzip") for _ in range(60)]
+            return {status for status, *_ in await asyncio.gather(*asked)}
+
+        assert asyncio.run(ask_all()) == {200}
         assert caller.app._inflater._held == 0
 
     def test_rows_that_share_a_long_text_count_it_each(self, package: Path, tmp_path: Path) -> None:
