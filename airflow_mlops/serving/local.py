@@ -22,10 +22,13 @@ from airflow_mlops.serving.package import read_signature, read_verified, write_s
 from airflow_mlops.serving.reconciler import DESIRED_FILE, why_refused, workers_behind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+#: What bringing a version to the service, or asking for it, ends in where the version does not come up.
+REFUSALS = (RolloutError, ArtifactIntegrityError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,10 +160,16 @@ class LocalEndpoint:
 
 
 def deploy_package(
-    endpoint: LocalEndpoint, package_folder: Path, model_name: str, version: ServedVersion
+    endpoint: LocalEndpoint,
+    package_folder: Path,
+    model_name: str,
+    version: ServedVersion,
+    *,
+    on_refusal: Callable[[Exception], None] = lambda _: None,
 ) -> Deployment:
     """Make the folder's service answer with a version; the old version answers until the new one does.
 
+    :param on_refusal: is told why, where the version was brought here and did not come up.
     :raises RolloutError: the new version did not answer in time, the service can't load it, the port is taken, or a rollout is
         under way; says what serves now.
     :raises ArtifactIntegrityError: the package is not the registered one, or can't be loaded.
@@ -176,8 +185,12 @@ def deploy_package(
             package_digest=version.package_digest,
         )
         endpoint.require_no_rollout(current)
-        endpoint.bring(package_folder, model_name, version)
-        process, started = endpoint.serve(desired)
+        try:
+            endpoint.bring(package_folder, model_name, version)
+            process, started = endpoint.serve(desired)
+        except REFUSALS as err:
+            on_refusal(err)
+            raise
         endpoint.remove_others(desired)
     return Deployment(
         previous_version=desired.previous_version,
