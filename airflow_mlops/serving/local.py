@@ -122,7 +122,11 @@ class LocalEndpoint:
             write_whole(self.serving_dir / DESIRED_FILE, desired.to_bytes())
             process = running or server.start()
             _wait_until_live(
-                server, desired, self.timeout_seconds, lease_seconds=lease_seconds, started=running is None
+                server,
+                desired,
+                self.timeout_seconds,
+                lease_seconds=lease_seconds,
+                otherwise=_goes_on(desired, started=running is None),
             )
         except BaseException:
             _restore(self.serving_dir, current, desired.revision)
@@ -249,11 +253,11 @@ def _wait_until_live(
     timeout_seconds: float,
     *,
     lease_seconds: float = 0.0,
-    started: bool = False,
+    otherwise: str = "",
 ) -> None:
     """Wait until every worker serves what is desired.
 
-    :param started: whether the service was started for it, and is stopped again where it can't serve it.
+    :param otherwise: what serves where that can't be, a sentence to go on with.
     :raises RolloutError: they do not in time, or have said that they can't; says what serves.
     """
     problem: str | None = "it did not answer"
@@ -267,7 +271,7 @@ def _wait_until_live(
         refusal = why_refused(server.serving_dir, desired.revision)
         if refusal is not None:
             raise RolloutError(
-                f"the service at {server.url} can't serve {_asked(desired)}: {refusal}. {_goes_on(desired, started)}"
+                f"the service at {server.url} can't serve {_asked(desired)}: {refusal}{otherwise}"
             )
         try:
             status = client.ready()
@@ -283,8 +287,7 @@ def _wait_until_live(
     with EndpointClient(server.url, server.token, timeout_seconds=5) as client:
         if not wait_until(lambda: live(client), timeout_seconds=timeout_seconds):
             raise RolloutError(
-                f"{_asked(desired)} did not answer at {server.url} within {timeout_seconds:g} s: {problem}. "
-                f"{_goes_on(desired, started)}"
+                f"{_asked(desired)} did not answer at {server.url} within {timeout_seconds:g} s: {problem}{otherwise}"
             )
 
 
@@ -293,10 +296,13 @@ def _asked(desired: DesiredState) -> str:
     return f"version {desired.versions[-1].model_version} of {desired.model_name}"
 
 
-def _goes_on(desired: DesiredState, started: bool) -> str:
-    """Say what serves where what is desired can't be."""
+def _goes_on(desired: DesiredState, *, started: bool) -> str:
+    """Say what serves where what is desired can't be, and all is put back.
+
+    :param started: whether the service was started for it, and is stopped again.
+    """
     before = desired.stable.model_version if len(desired.versions) > 1 else desired.previous_version
-    return "Nothing serves" if started or before is None else f"Version {before} serves on"
+    return ". Nothing serves" if started or before is None else f". Version {before} serves on"
 
 
 def _restore(serving_dir: Path, current: DesiredState | None, revision: int) -> None:

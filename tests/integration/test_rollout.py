@@ -139,6 +139,10 @@ class Stage:
         with Ledger.open(self.ledger_url) as ledger:
             return ledger.entries(kind=EntryKind.ROLLOUT, limit=1)[0].payload["event"]
 
+    def summary(self) -> str:
+        with Ledger.open(self.ledger_url) as ledger:
+            return ledger.entries(kind=EntryKind.ROLLOUT, limit=1)[0].summary
+
     def findings(self, rollout: str = "") -> dict[str, dict[str, Any]]:
         """What the last look at a rollout found."""
         with Ledger.open(self.ledger_url) as ledger:
@@ -478,6 +482,8 @@ def test_a_ledger_that_is_down_keeps_no_version_in_service(
 
 
 def test_a_rollback_that_is_not_confirmed_stands(stage: Stage) -> None:
+    stage.deploy("4")  # now the one before, which is not loaded
+    stage.deploy("1")
     stage.advance("2", canary(60.0, 0.5))
     running = stage.server.running()
     assert running is not None
@@ -492,6 +498,7 @@ def test_a_rollback_that_is_not_confirmed_stands(stage: Stage) -> None:
             process.resume()
     assert progress.state.status == "rolled_back"
     assert progress.restore_seconds is None
+    assert "serves on" not in stage.summary()
     desired = stage.endpoint.desired()
     assert desired is not None
     assert [(one.model_version, one.share) for one in desired.versions] == [("1", 1.0)]
