@@ -5,6 +5,7 @@ import errno
 import importlib
 import json
 import pickle
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -310,6 +311,13 @@ def test_an_answer_near_zero_may_be_off_by_what_its_terms_are(
         known_predictions=(largest, 1.0, -0.16319),
     )
     assert (manifest.known_mismatch([largest, 1.0, near_zero]) is None) is same
+
+
+def test_polars_is_whole_before_scikit_learn_is_asked(tmp_path: Path) -> None:
+    """It looks into the module as soon as another thread has begun to import it, and would fail."""
+    build_package(tmp_path / "package", form="sklearn")
+    code = "import sys; from airflow_mlops.serving.model import load_model; load_model(sys.argv[1]); assert 'polars' in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "package")], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(
