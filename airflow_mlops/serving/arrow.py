@@ -151,14 +151,13 @@ def _column(table: pl.DataFrame, field: FieldSpec) -> list[Any]:
         fits = given.dtype.is_numeric() or given.dtype in texts
     if not fits:
         raise RequestError(422, f"{field.name}: expected {field.type}, got {given.dtype}")
-    if given.null_count() and not field.nullable:
+    if given.dtype.is_float() and given.is_infinite().any():
+        raise RequestError(422, f"{field.name}: expected {field.type}, got an infinite number")
+    # NaN is a missing value, of either type.
+    values = category_texts(given) if field.type == "string" else given.cast(pl.Float64).fill_nan(None)
+    if values.null_count() and not field.nullable:
         raise RequestError(422, f"{field.name}: null is not allowed")
-    if field.type == "string":
-        return category_texts(given).to_list()
-    numbers = given.cast(pl.Float64)
-    if numbers.is_infinite().any():
-        raise RequestError(422, f"{field.name}: expected number, got an infinite one")
-    return numbers.fill_null(float("nan")).to_list()
+    return (values if field.type == "string" else values.fill_null(float("nan"))).to_list()
 
 
 def _ids(given: pl.Series) -> list[str]:

@@ -46,7 +46,7 @@ class Inflater:
                 f"Content-Encoding {encoding.decode('latin-1')!r:.60} is not understood: send the body packed with gzip, or as it is",
             )
         # What it may take is put aside beforehand: a hundred bodies of a few kilobytes must not become gigabytes at once.
-        held = min(self._maximum_bytes, _LARGEST_RATIO * len(body))
+        held = _claimed(body, self._maximum_bytes)
         if self._held + held > BODIES_AT_ONCE * self._maximum_bytes:
             raise RequestError(429, f"packed bodies of up to {self._held} bytes are at hand; come again")
         self._held += held
@@ -60,13 +60,14 @@ class Inflater:
 
 
 def inflate(body: bytes, maximum_bytes: int) -> bytes:
-    """Unpack one gzip stream; no more than a byte beyond the limit is ever made of it.
+    """Unpack one gzip stream; no more than a byte beyond what it says of itself, and beyond the limit, is ever made of it.
 
-    :raises RequestError: it is none, is not whole, or is too large.
+    :raises RequestError: it is none, is not whole, is not what it says, or is too large.
     """
+    limit = _claimed(body, maximum_bytes)
     unpacker = zlib.decompressobj(_GZIP_WINDOW)
     try:
-        plain = unpacker.decompress(body, maximum_bytes + 1)
+        plain = unpacker.decompress(body, limit + 1)
     except zlib.error as err:
         raise RequestError(
             422, f"the body is not packed with gzip, as its Content-Encoding says: {err}"
@@ -75,9 +76,15 @@ def inflate(body: bytes, maximum_bytes: int) -> bytes:
         raise RequestError(
             413, f"more than {maximum_bytes} bytes when unpacked; send fewer rows in one request"
         )
-    if not unpacker.eof or unpacker.unused_data:
+    if len(plain) > limit or not unpacker.eof or unpacker.unused_data:
         raise RequestError(
             422,
-            "the body is not one whole gzip stream, as its Content-Encoding says: it is cut off, or something follows it",
+            "the body is not one whole gzip stream, as its Content-Encoding says: it is cut off, is larger than it says at its end, "
+            "or something follows it; send one member",
         )
     return plain
+
+
+def _claimed(body: bytes, maximum_bytes: int) -> int:
+    """Give how large a body says that it is: gzip ends with it. Whoever lies gets no more than he said."""
+    return min(maximum_bytes, int.from_bytes(body[-4:], "little"), _LARGEST_RATIO * len(body))

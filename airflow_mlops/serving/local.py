@@ -22,10 +22,13 @@ from airflow_mlops.serving.package import read_signature, read_verified, write_s
 from airflow_mlops.serving.reconciler import DESIRED_FILE, why_refused, workers_behind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+#: What bringing a version to the service, or asking for it, ends in where the version does not come up.
+REFUSALS = (RolloutError, ArtifactIntegrityError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +122,11 @@ class LocalEndpoint:
             write_whole(self.serving_dir / DESIRED_FILE, desired.to_bytes())
             process = running or server.start()
             _wait_until_live(
-                server, desired, self.timeout_seconds, lease_seconds=lease_seconds, started=running is None
+                server,
+                desired,
+                self.timeout_seconds,
+                lease_seconds=lease_seconds,
+                otherwise=_goes_on(desired, started=running is None),
             )
         except BaseException:
             _restore(self.serving_dir, current, desired.revision)
@@ -157,10 +164,16 @@ class LocalEndpoint:
 
 
 def deploy_package(
-    endpoint: LocalEndpoint, package_folder: Path, model_name: str, version: ServedVersion
+    endpoint: LocalEndpoint,
+    package_folder: Path,
+    model_name: str,
+    version: ServedVersion,
+    *,
+    on_refusal: Callable[[Exception], None] = lambda _: None,
 ) -> Deployment:
     """Make the folder's service answer with a version; the old version answers until the new one does.
 
+    :param on_refusal: is told why, where the version was brought here and did not come up.
     :raises RolloutError: the new version did not answer in time, the service can't load it, the port is taken, or a rollout is
         under way; says what serves now.
     :raises ArtifactIntegrityError: the package is not the registered one, or can't be loaded.
@@ -176,8 +189,12 @@ def deploy_package(
             package_digest=version.package_digest,
         )
         endpoint.require_no_rollout(current)
-        endpoint.bring(package_folder, model_name, version)
-        process, started = endpoint.serve(desired)
+        try:
+            endpoint.bring(package_folder, model_name, version)
+            process, started = endpoint.serve(desired)
+        except REFUSALS as err:
+            on_refusal(err)
+            raise
         endpoint.remove_others(desired)
     return Deployment(
         previous_version=desired.previous_version,
@@ -236,11 +253,11 @@ def _wait_until_live(
     timeout_seconds: float,
     *,
     lease_seconds: float = 0.0,
-    started: bool = False,
+    otherwise: str = "",
 ) -> None:
     """Wait until every worker serves what is desired.
 
-    :param started: whether the service was started for it, and is stopped again where it can't serve it.
+    :param otherwise: what serves where that can't be, a sentence to go on with.
     :raises RolloutError: they do not in time, or have said that they can't; says what serves.
     """
     problem: str | None = "it did not answer"
@@ -254,7 +271,7 @@ def _wait_until_live(
         refusal = why_refused(server.serving_dir, desired.revision)
         if refusal is not None:
             raise RolloutError(
-                f"the service at {server.url} can't serve {_asked(desired)}: {refusal}. {_goes_on(desired, started)}"
+                f"the service at {server.url} can't serve {_asked(desired)}: {refusal}{otherwise}"
             )
         try:
             status = client.ready()
@@ -270,8 +287,7 @@ def _wait_until_live(
     with EndpointClient(server.url, server.token, timeout_seconds=5) as client:
         if not wait_until(lambda: live(client), timeout_seconds=timeout_seconds):
             raise RolloutError(
-                f"{_asked(desired)} did not answer at {server.url} within {timeout_seconds:g} s: {problem}. "
-                f"{_goes_on(desired, started)}"
+                f"{_asked(desired)} did not answer at {server.url} within {timeout_seconds:g} s: {problem}{otherwise}"
             )
 
 
@@ -280,10 +296,13 @@ def _asked(desired: DesiredState) -> str:
     return f"version {desired.versions[-1].model_version} of {desired.model_name}"
 
 
-def _goes_on(desired: DesiredState, started: bool) -> str:
-    """Say what serves where what is desired can't be."""
+def _goes_on(desired: DesiredState, *, started: bool) -> str:
+    """Say what serves where what is desired can't be, and all is put back.
+
+    :param started: whether the service was started for it, and is stopped again.
+    """
     before = desired.stable.model_version if len(desired.versions) > 1 else desired.previous_version
-    return "Nothing serves" if started or before is None else f"Version {before} serves on"
+    return ". Nothing serves" if started or before is None else f". Version {before} serves on"
 
 
 def _restore(serving_dir: Path, current: DesiredState | None, revision: int) -> None:

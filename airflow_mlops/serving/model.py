@@ -354,6 +354,9 @@ def _not_importable(path: Path, err: ImportError) -> ArtifactIntegrityError:
 def _predictors(estimator: Any, manifest: PackageManifest) -> tuple[_Predictor, _Predictor | None]:
     import pandas
 
+    # scikit-learn looks into polars once anybody has begun to import it: whoever logs must not begin while somebody is answered.
+    import polars  # noqa: F401
+
     inputs = manifest.signature.inputs
 
     def number(values: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:

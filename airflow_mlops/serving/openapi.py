@@ -155,7 +155,7 @@ def _rows_body(manifest: PackageManifest | None, maximum_rows: int) -> dict[str,
             "type": ["array", "null"],
             "items": {"type": ["string", "integer"], "minLength": 1, "maxLength": 256},
             "uniqueItems": True,
-            "description": "One per row, to join labels by; predictions get some where they are missing.",
+            "description": 'One per row, each one once (1 and "1" are the same), to join labels by; predictions get some where they are missing.',
         },
         "times": {
             "type": ["array", "null"],

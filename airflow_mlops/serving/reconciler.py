@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import random
@@ -38,8 +39,8 @@ WORKERS_FOLDER = "workers"
 #: Seconds until what could not be loaded is tried again, at most.
 LONGEST_PAUSE = 30.0
 
-#: What trying again does not help against, as long as nobody changes the process or the package.
-_LASTING = (ArtifactIntegrityError, ImportError)
+#: What the system says of a package that is not as it was.
+_NO_PLAIN_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +120,7 @@ class Reconciler:
         self.routes: Routes | None = None
         self._on_change = on_change
         self._seen: _FileState | None = None
-        self._failed: _FileState | None = None
+        self._tried: _FileState | None = None
         self._problem: str | None = None
         self._tries = 0
         self._try_again_at = 0.0
@@ -153,7 +154,7 @@ class Reconciler:
             self._try_again_at = time.monotonic() + min(LONGEST_PAUSE, 2.0 ** min(self._tries, 10) / 4.0)
             self._problem = f"{type(err).__name__}: {err}"
             logger.exception("what is desired can't be served")
-            self._tell(self._problem if isinstance(err, _LASTING) else None)
+            self._tell(self._problem if _lasts(err) else None)
 
     def _desired(self) -> Routes | None:
         """Load the desired versions beside the live ones, if they have changed; one that fails leaves all as it was."""
@@ -161,8 +162,8 @@ class Reconciler:
         there = _file_state(path)
         if there is None or there == self._seen:
             return None
-        if there != self._failed:  # something new is tried at once
-            self._failed, self._tries = there, 0
+        if there != self._tried:  # something new is tried at once
+            self._tried, self._tries = there, 0
         elif time.monotonic() < self._try_again_at:
             return None
         desired = DesiredState.from_bytes(path.read_bytes())
@@ -175,7 +176,7 @@ class Reconciler:
                 stable = self._load(desired, desired.stable)
                 self._swap(Routes(desired.fallback, {stable.model_version: stable}, fell_back=why))
             raise
-        self._seen, self._failed, self._problem = there, None, None
+        self._seen, self._tried, self._problem = there, None, None
         return Routes(desired, loaded)
 
     def _steered(self, routes: Routes) -> Routes:
@@ -229,7 +230,7 @@ class Reconciler:
             "started": process.create_time(),
             "revision": None if routes is None or routes.fell_back else routes.state.revision,
             "workers": self.workers,
-            "refused": self._failed if refusal else None,
+            "refused": self._tried if refusal else None,
             "refusal": refusal,
         }
         try:
@@ -245,6 +246,16 @@ class Reconciler:
                 self.reconcile()
             except Exception:  # this thread takes versions back: it must not end
                 logger.exception("looking at what is desired failed")
+
+
+def _lasts(err: Exception) -> bool:
+    """Tell whether trying again does not help, as long as nobody changes the process or the package."""
+    cause = err.__cause__
+    # Memory, file handles and disks come back.
+    passes = isinstance(cause, MemoryError) or (
+        isinstance(cause, OSError) and cause.errno not in _NO_PLAIN_FILE
+    )
+    return isinstance(err, ArtifactIntegrityError | ImportError) and not passes
 
 
 def workers_behind(serving_dir: Path, revision: int) -> str | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
+from airflow_mlops.core.categories import number_text
 from airflow_mlops.exceptions import SignatureMismatchError
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class RequestDecoder:
         names = {f"field_{i}": name for i, name in enumerate(self._names)}
         kinds: list[Any] = []
         for field in signature.inputs:
-            kind: Any = float if field.type == "number" else str | int  # categories often travel as integers
+            # Categories often travel as numbers, whole ones also as fractions.
+            kind: Any = float if field.type == "number" else str | int | float
             kinds.append(kind | None if field.nullable else kind)
         row = msgspec.defstruct("Row", list(zip(names, kinds, strict=True)), rename=names, gc=False)
         lists: list[Any] = [(name, list[kind]) for name, kind in zip(names, kinds, strict=True)]  # type: ignore[valid-type]
@@ -148,7 +150,10 @@ class RequestDecoder:
             if None in values[i]:
                 values[i] = [math.nan if value is None else value for value in values[i]]
         for i in self._texts:
-            values[i] = [str(value) if type(value) is int else value for value in values[i]]
+            values[i] = [
+                str(value) if type(value) is int else number_text(value) if type(value) is float else value
+                for value in values[i]
+            ]
         return PredictionRequest(
             dict(zip(self._names, values, strict=True)),
             count,

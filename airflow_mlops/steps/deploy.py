@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from airflow_mlops.core.canary import CanaryPolicy
 from airflow_mlops.core.desired_state import ServedVersion
 from airflow_mlops.core.rollout import Strategy, plan_rollout
-from airflow_mlops.exceptions import ConnectionConfigError, LedgerUnavailableError, RolloutError
+from airflow_mlops.exceptions import ConnectionConfigError
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import Ledger
@@ -119,11 +119,11 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
         new = _version(spec, services)
         if spec.strategy != "recreate":
             return _roll_out(spec, services, endpoint, new, fetch)
-        try:
-            deployment = deploy_package(endpoint, fetch(), spec.model_name, new)
-        except RolloutError as err:
-            _note_failure(spec, services, endpoint, new, reason=f"{type(err).__name__}: {err}")
-            raise
+
+        def note(err: Exception) -> None:
+            _note_refusal(spec, services, endpoint, new, err)
+
+        deployment = deploy_package(endpoint, fetch(), spec.model_name, new, on_refusal=note)
     return DeployResult(
         model_name=spec.model_name,
         model_version=new.model_version,
@@ -198,16 +198,16 @@ def _roll_out(
     )
 
 
-def _note_failure(
-    spec: DeploySpec, services: Services, endpoint: LocalEndpoint, new: ServedVersion, *, reason: str
+def _note_refusal(
+    spec: DeploySpec, services: Services, endpoint: LocalEndpoint, new: ServedVersion, err: Exception
 ) -> None:
     """Write down why a version does not serve; whoever asked for it sees that first, with or without a ledger."""
     if services.ledger_url is None:
         return
     try:
         with Ledger.open(services.ledger_url) as ledger:
-            _rollout(spec, endpoint, ledger, new, Path).note_failure(reason)
-    except LedgerUnavailableError:
+            _rollout(spec, endpoint, ledger, new, Path).note_refusal(err)
+    except Exception:  # a plan that makes no sense, or no ledger, must not hide it
         log.exception("that version %s could not be deployed can't be written down", new.model_version)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from airflow_mlops.core.signing import Trust
 from airflow_mlops.exceptions import ConnectionConfigError, EndpointUnavailableError, RolloutError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.serving.inference_log import read_received_since
+from airflow_mlops.serving.local import REFUSALS
 from airflow_mlops.serving.package import read_verified
 from airflow_mlops.steps.rollout_quality import (
     MOST_ESTIMATED,
@@ -157,23 +159,20 @@ class Rollout:
                 return self._advance()
             except BaseException as err:
                 # SIGTERM included: whatever was served before serves again.
-                reason = f"{type(err).__name__}: {err}"
                 if self._is_under_way(self._desired()):
-                    self._roll_back(f"the rollout ended early: {reason}")
-                elif self.state.status == "new":
-                    self._write_refused(reason)
+                    self._roll_back(f"the rollout ended early: {type(err).__name__}: {err}")
                 raise
 
-    def note_failure(self, reason: str) -> None:
-        """Write down that the new version never served, where it was to serve at once.
+    def note_refusal(self, err: Exception) -> None:
+        """Write down that the new version never came up, where it was to serve at once.
 
-        :param reason: why.
+        :param err: why.
         """
         self.attempt, self.events = self._so_far()
         if self.state.status == "finished":
             self.attempt, self.events = self.attempt + 1, []
         if self.state.status == "new":
-            self._write_refused(reason)
+            self._write_refused(err)
 
     def _is_under_way(self, current: DesiredState) -> bool:
         """Tell whether there is anything to take back, or to write down as taken back: the ledger may lag behind what is served."""
@@ -212,10 +211,12 @@ class Rollout:
         current = self._desired()
         if self.state.status == "new":
             package = self.fetch()
-            self.endpoint.bring(package, self.model_name, self.new)
-            self._require_alike(package, current)
+            with self._refusal_noted():
+                self.endpoint.bring(package, self.model_name, self.new)
+                self._require_alike(package, current)
         desired = phase_state(current, self.spec.plan, phase, self.new, rollout=self.spec.name)
-        _, started = self.endpoint.serve(desired, lease_seconds=self.spec.lease_seconds)
+        with self._refusal_noted():
+            _, started = self.endpoint.serve(desired, lease_seconds=self.spec.lease_seconds)
         self.started = self.started or started
         self._write(
             "entered",
@@ -281,14 +282,17 @@ class Rollout:
         keeps_old = self.spec.plan.ends_with == "old" and current is not None
         end = current.stable if keeps_old and current is not None else self.new
         if current is None or current.find(self.new.model_version) is None:
-            self.endpoint.bring(self.fetch(), self.model_name, self.new)
+            package = self.fetch()
+            with self._refusal_noted():
+                self.endpoint.bring(package, self.model_name, self.new)
         desired = serve_alone(
             current,
             model_name=self.model_name,
             model_version=end.model_version,
             package_digest=end.package_digest,
         )
-        _, started = self.endpoint.serve(desired)
+        with self._refusal_noted():
+            _, started = self.endpoint.serve(desired)
         self.endpoint.remove_others(desired)
         self.started = self.started or started
         if self.state.status != "finished":
@@ -351,8 +355,19 @@ class Rollout:
                 "that the rollout is to be rolled back can't be written down; it is rolled back all the same"
             )
 
-    def _write_refused(self, reason: str) -> None:
+    @contextmanager
+    def _refusal_noted(self) -> Iterator[None]:
+        """Write down why the new version never came up, if it does not."""
+        try:
+            yield
+        except REFUSALS as err:
+            if self.state.status == "new":
+                self._write_refused(err)
+            raise
+
+    def _write_refused(self, err: Exception) -> None:
         """Write down that the service never served the new version; there is nothing to take back."""
+        reason = f"{type(err).__name__}: {err}"
         try:
             self._write(
                 "rolled_back",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,13 @@ from airflow_mlops.core.canary import CanaryPolicy
 from airflow_mlops.core.desired_state import ServedVersion
 from airflow_mlops.core.rollout import RolloutPlan, plan_rollout
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ConnectionConfigError, LedgerUnavailableError, RolloutError
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    ConnectionConfigError,
+    LedgerUnavailableError,
+    RegistryUnavailableError,
+    RolloutError,
+)
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.bentoml import STEERING_FILE, EndpointClient, LocalServer
 from airflow_mlops.integrations.mlflow import Registry
@@ -95,7 +103,14 @@ class Stage:
     def deploy(self, name: str) -> None:
         deploy_package(self.endpoint, self.packages[name][0], "m", self.version(name))
 
-    def advance(self, name: str, plan: RolloutPlan, rollout: str = "dag/run/deploy", **spec: Any) -> Progress:
+    def advance(
+        self,
+        name: str,
+        plan: RolloutPlan,
+        rollout: str = "dag/run/deploy",
+        fetch: Callable[[], Path] | None = None,
+        **spec: Any,
+    ) -> Progress:
         how = RolloutSpec(**{"name": rollout, "plan": plan, "policy": POLICY, "actor": "test", **spec})
         with Ledger.open(self.ledger_url) as ledger:
             carried_out = Rollout(
@@ -104,7 +119,7 @@ class Stage:
                 ledger,
                 model_name="m",
                 new=self.version(name),
-                fetch=lambda: self.packages[name][0],
+                fetch=fetch or (lambda: self.packages[name][0]),
             )
             return carried_out.advance()
 
@@ -123,6 +138,10 @@ class Stage:
     def last(self) -> dict[str, Any]:
         with Ledger.open(self.ledger_url) as ledger:
             return ledger.entries(kind=EntryKind.ROLLOUT, limit=1)[0].payload["event"]
+
+    def summary(self) -> str:
+        with Ledger.open(self.ledger_url) as ledger:
+            return ledger.entries(kind=EntryKind.ROLLOUT, limit=1)[0].summary
 
     def findings(self, rollout: str = "") -> dict[str, dict[str, Any]]:
         """What the last look at a rollout found."""
@@ -463,6 +482,8 @@ def test_a_ledger_that_is_down_keeps_no_version_in_service(
 
 
 def test_a_rollback_that_is_not_confirmed_stands(stage: Stage) -> None:
+    stage.deploy("4")  # now the one before, which is not loaded
+    stage.deploy("1")
     stage.advance("2", canary(60.0, 0.5))
     running = stage.server.running()
     assert running is not None
@@ -477,6 +498,7 @@ def test_a_rollback_that_is_not_confirmed_stands(stage: Stage) -> None:
             process.resume()
     assert progress.state.status == "rolled_back"
     assert progress.restore_seconds is None
+    assert "serves on" not in stage.summary()
     desired = stage.endpoint.desired()
     assert desired is not None
     assert [(one.model_version, one.share) for one in desired.versions] == [("1", 1.0)]
@@ -503,7 +525,7 @@ def test_what_no_worker_can_load_ends_at_once_and_the_ledger_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     digest = build_unimportable(tmp_path / "own", monkeypatch)
-    stage = Stage(tmp_path, {"0": packages["1"]}, free_port())
+    stage = Stage(tmp_path, {"0": packages["1"], "2": packages["2"]}, free_port())
     services = Services(
         tracking_uri=mlflow_server,
         ledger_url=stage.ledger_url,
@@ -514,16 +536,48 @@ def test_what_no_worker_can_load_ends_at_once_and_the_ledger_says_why(
     version = register(Registry.connect(services), tmp_path / "own", "m", digest)
     spec = {"model_name": "m", "model_version": version, "package_digest": digest, "timeout_seconds": 3_600}
     try:
+        with pytest.raises(RolloutError, match=r"(?s)No module named 'only_here'.*Nothing serves"):
+            run_step("deploy", spec | {"strategy": "canary", "rollout": "first"}, services)
+        assert stage.told() == ["rolled_back"]
         stage.deploy("0")
         # The second one of a kind is a retry, which begins anew.
-        for attempt, strategy in enumerate(["recreate", "recreate", "canary", "canary"], 1):
+        for attempt, strategy in enumerate(["recreate", "recreate", "canary", "canary"], 2):
             with pytest.raises(RolloutError, match=r"(?s)No module named 'only_here'.*Version 0 serves on"):
                 run_step("deploy", spec | {"strategy": strategy, "rollout": strategy}, services)
             assert stage.told() == ["rolled_back"] * attempt
             assert "No module named 'only_here'" in stage.last()["reason"]
+        # What keeps it from being written down does not hide it.
+        with pytest.raises(RolloutError, match="No module named 'only_here'"):
+            run_step("deploy", spec, replace(services, ledger_url="nosuch://x"))
+        with pytest.raises(RolloutError, match="No module named 'only_here'"):
+            run_step("deploy", spec | {"phase_seconds": -1}, services)
         assert stage.serving() == {"0"}
+        stage.advance("2", canary(60.0), rollout="another")
+        told = stage.told()
+        with pytest.raises(RolloutError, match="a rollout of version 2 is under way"):
+            run_step("deploy", spec, services)
+        assert stage.told() == told
     finally:
         stage.server.stop()
+
+
+def test_only_what_was_brought_to_the_service_and_did_not_come_up_is_written_down(
+    stage: Stage, tmp_path: Path
+) -> None:
+    for err in (RegistryUnavailableError("it is down"), KeyboardInterrupt(), SystemExit()):
+
+        def fetch(err: BaseException = err) -> Path:
+            raise err
+
+        with pytest.raises(type(err)):
+            stage.advance("2", canary(), fetch=fetch)
+    assert stage.told() == []
+    broken = shutil.copytree(stage.packages["2"][0], tmp_path / "broken")
+    (broken / "model.onnx").write_bytes(b"garbage")
+    with pytest.raises(ArtifactIntegrityError, match=r"model\.onnx"):
+        stage.advance("2", canary(), fetch=lambda: broken)
+    assert stage.told() == ["rolled_back"]
+    assert stage.serving() == {"1"}
 
 
 def test_nothing_to_compare_with_is_no_shadow(tmp_path: Path, packages: dict[str, tuple[Path, str]]) -> None:

@@ -44,7 +44,7 @@ NAMED = ModelSignature(
 ARROW = b"application/vnd.apache.arrow.stream"
 
 numbers = st.sampled_from([0, 1, -2.5, 1e300, 2**70, None])
-texts = st.sampled_from(["", "a", "é", 3, None])
+texts = st.sampled_from(["", "a", "é", 3, 12.0, -0.0, 0.1, 1e20, 2**70, None])
 values = st.sampled_from([None, True, 0, 1.5, 10**400, "", "a", "2024-01-01", "9999", [], {}])
 row = st.one_of(
     st.fixed_dictionaries({"a b": numbers, "class": texts, "é": numbers}, optional={"more": values}),
@@ -93,6 +93,7 @@ def test_good_requests_go_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "_decode_slowly", None)
     good = {"a b": None, "class": 3, "é": 1, "more": [1, {}]}
     for asked in (
+        {"rows": [{**good, "class": 3.0}]},
         {"rows": [good]},
         {"row": good},
         {
@@ -104,6 +105,11 @@ def test_good_requests_go_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
         request = decoder.decode(json.dumps(asked).encode(), 10)
         assert math.isnan(request.columns["a b"][0])
         assert (request.columns["class"], request.columns["é"]) == (["3"], [1.0])
+
+
+def test_a_category_is_no_infinite_number() -> None:
+    with pytest.raises(RequestError, match="kind: expected string, got inf"):
+        RequestDecoder(SIGNATURE).decode(b'{"row": {"x": 1, "kind": 1e400}}', 10)
 
 
 def test_ids_are_unique_and_all_alike() -> None:
@@ -226,7 +232,8 @@ class TestApp:
         [
             ({"x": ["far"], "kind": ["a"]}, 422, "x: expected number, got String"),
             ({"x": [1.0]}, 422, "kind: column is missing (string)"),
-            ({"x": [math.inf], "kind": ["a"]}, 422, "x: expected number, got an infinite one"),
+            ({"x": [math.inf], "kind": ["a"]}, 422, "x: expected number, got an infinite number"),
+            ({"x": [1.0], "kind": [-math.inf]}, 422, "kind: expected string, got an infinite number"),
             ({"x": [], "kind": []}, 422, "at least one row"),
             ({"x": [1.0] * 5, "kind": ["a"] * 5}, 413, "5 rows; at most 4"),
             ({"x": [1.0], "kind": ["a"], "prediction_id": [""]}, 422, "prediction_id: texts of 1 to 256"),
@@ -248,6 +255,14 @@ class TestApp:
         caller = Caller(tmp_path, package, maximum_rows=4)
         answered, answer, _ = caller.ask("/predict", table, content_type=ARROW.decode())
         assert (answered, words in answer["error"]) == (status, True), answer
+
+    def test_nan_is_null_in_a_table(self) -> None:
+        good = {"a b": [math.nan], "class": [1.0], "é": [1.0]}
+        read = decode_arrow(packed(good, "uncompressed"), NAMED, 10, 10_000)
+        assert (repr(read.columns["a b"]), read.columns["class"]) == ("[nan]", ["1"])
+        for name in ("class", "é"):
+            with pytest.raises(RequestError, match=f"{name}: null is not allowed"):
+                decode_arrow(packed({**good, name: [math.nan]}, "uncompressed"), NAMED, 10, 10_000)
 
     @pytest.mark.parametrize("compression", ["lz4", "zstd"])
     def test_a_small_table_that_would_unpack_to_a_large_one_is_not_unpacked(
@@ -347,6 +362,8 @@ class TestApp:
             (b"{}", "gzip", 422, "not packed with gzip, as its Content-Encoding says"),
             (gzip.compress(b"{}" * 99)[:-9], "gzip", 422, "not one whole gzip stream"),
             (gzip.compress(b"{}") + b"more", "gzip", 422, "not one whole gzip stream"),
+            (gzip.compress(b"{}") + gzip.compress(b"{}"), "gzip", 422, "send one member"),
+            (gzip.compress(b" " * 99)[:-4] + b"\x02\0\0\0", "gzip", 422, "larger than it says at its end"),
             (gzip.compress(b" " * 100_001), "gzip", 413, "more than 100000 bytes when unpacked"),
             (gzip.compress(b"[]"), "gzip", 422, "the body must be"),
         ],
@@ -379,6 +396,17 @@ class TestApp:
             return [status for status, *_ in await asyncio.gather(*asked)]
 
         assert Counter(asyncio.run(ask_all())) == {422: 16, 429: 4}
+        assert caller.app._inflater._held == 0
+
+    def test_packed_bodies_have_room_by_what_is_in_them(self, package: Path, tmp_path: Path) -> None:
+        caller = Caller(tmp_path, package, maximum_bytes=100_000)
+        data = gzip.compress(json.dumps({"rows": ROWS * 100}).encode())
+
+        async def ask_all() -> set[int]:
+            asked = [caller.asked("/predict", data, content_encoding="gzip") for _ in range(60)]
+            return {status for status, *_ in await asyncio.gather(*asked)}
+
+        assert asyncio.run(ask_all()) == {200}
         assert caller.app._inflater._held == 0
 
     def test_rows_that_share_a_long_text_count_it_each(self, package: Path, tmp_path: Path) -> None:

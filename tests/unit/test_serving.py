@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib
 import json
 import pickle
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -16,11 +18,12 @@ import skops.io
 from airflow_mlops.core.desired_state import serve_alone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, RolloutError
+from airflow_mlops.serving import reconciler
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log
 from airflow_mlops.serving.model import _load_pickle, _load_skops, load_model
 from airflow_mlops.serving.package import read_package
-from airflow_mlops.serving.reconciler import LiveVersion, Routes
+from airflow_mlops.serving.reconciler import DESIRED_FILE, LiveVersion, Routes, why_refused
 from airflow_mlops.serving.settings import ServiceSettings
 from tests.packages import ROWS, SIGNATURE, build_package
 
@@ -308,3 +311,36 @@ def test_an_answer_near_zero_may_be_off_by_what_its_terms_are(
         known_predictions=(largest, 1.0, -0.16319),
     )
     assert (manifest.known_mismatch([largest, 1.0, near_zero]) is None) is same
+
+
+def test_polars_is_whole_before_scikit_learn_is_asked(tmp_path: Path) -> None:
+    """It looks into the module as soon as another thread has begun to import it, and would fail."""
+    build_package(tmp_path / "package", form="sklearn")
+    code = "import sys; from airflow_mlops.serving.model import load_model; load_model(sys.argv[1]); assert 'polars' in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "package")], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("cause", "lasts"),
+    [
+        (None, True),
+        (ValueError("no manifest"), True),
+        (FileNotFoundError(errno.ENOENT, "missing"), True),
+        (OSError(errno.ELOOP, "a link"), True),
+        (OSError(errno.EMFILE, "too many open files"), False),
+        (OSError(errno.EIO, "the disk"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_what_may_pass_is_no_reason_to_give_a_version_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception | None, lasts: bool
+) -> None:
+    desired = serve_alone(None, model_name="m", model_version="1", package_digest="sha256:0")
+    (tmp_path / DESIRED_FILE).write_bytes(desired.to_bytes())
+
+    def fail(*args: object, **how: object) -> None:
+        raise ArtifactIntegrityError("it can't be loaded") from cause
+
+    monkeypatch.setattr(reconciler, "load_model", fail)
+    reconciler.Reconciler(tmp_path).reconcile()
+    assert (why_refused(tmp_path, desired.revision) is not None) is lasts
