@@ -9,7 +9,6 @@ from airflow_mlops.core.metrics import (
     DEFAULT_METRICS,
     Metric,
     evaluate_metric,
-    require_decisive,
     require_nonzero,
     resolve_metric,
 )
@@ -101,8 +100,6 @@ def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> M
         raise ValueError(
             f"{metric.name} measures numbers, and {spec.target!r} holds {target.dtype}: choose {default}, or leave metric out"
         )
-    if labels:
-        require_decisive(metric, target.n_unique())
     if metric.name == "mape":
         require_nonzero(repr(spec.target), target.to_numpy())
     if metric.needs_probabilities and not probabilities:
