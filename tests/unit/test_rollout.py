@@ -480,24 +480,29 @@ class TestPairs:
         assert finding(compare(seen(300), seen(300), losses=pairs), "quality").judgement == "fine"
 
 
+def answered_by(ids: list[str], answers: dict[str, list[Any]]) -> pl.DataFrame:
+    """Give what the log holds of requests that every version answered."""
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "prediction_id": ids,
+                "request_id": ids,
+                "model_version": version,
+                "prediction": given,
+                "received_at": START,
+            }
+        )
+        for version, given in answers.items()
+    )
+
+
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_labels_of_another_type_are_not_all_wrong(tmp_path: Path, mirrored: bool) -> None:
     """A table that once held a missing label has 1.0 for 1: read as it is, both versions would be wrong on every row, and alike."""
     ids = [str(number) for number in range(4)]
     truth = pl.DataFrame({"id": ids, "y": [1.0, 0.0, None, 1.0], "t": [START] * 4})
     delta.replace_window(str(tmp_path / "labels"), truth, time_column="t", window=None)
-    answered = pl.concat(
-        pl.DataFrame(
-            {
-                "prediction_id": ids,
-                "request_id": ids,
-                "model_version": version,
-                "prediction": answers,
-                "received_at": START,
-            }
-        )
-        for version, answers in (("1", ["1", "0", "1", "0"]), ("2", ["0", "0", "1", "0"]))
-    )
+    answered = answered_by(ids, {"1": ["1", "0", "1", "0"], "2": ["0", "0", "1", "0"]})
     quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="accuracy")
     how = {"stable": "1", "new": "2", "mirrored": mirrored, "drawn_with": "request_id", "classes": ("0", "1")}
     losses = losses_with_labels(quality, answered, **how)  # type: ignore[arg-type]
@@ -515,18 +520,7 @@ def test_labels_and_answers_that_are_no_finite_numbers_are_left_out_and_said(
     ids = [str(number) for number in range(4)]
     truth = pl.DataFrame({"id": ids, "y": [float("inf"), 1.0, 2.0, 3.0], "t": [START] * 4})
     delta.replace_window(str(tmp_path / "labels"), truth, time_column="t", window=None)
-    answered = pl.concat(
-        pl.DataFrame(
-            {
-                "prediction_id": ids,
-                "request_id": ids,
-                "model_version": version,
-                "prediction": answers,
-                "received_at": START,
-            }
-        )
-        for version, answers in (("1", [0.0, 1.0, 2.0, 4.0]), ("2", [0.0, float("nan"), 3.0, 4.0]))
-    )
+    answered = answered_by(ids, {"1": [0.0, 1.0, 2.0, 4.0], "2": [0.0, float("nan"), 3.0, 4.0]})
     quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="mae")
     losses = losses_with_labels(
         quality, answered, stable="1", new="2", mirrored=mirrored, drawn_with="request_id"
