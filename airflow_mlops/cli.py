@@ -177,7 +177,7 @@ def _add_what_if(what_if: argparse.ArgumentParser) -> None:
     )
     what_if.add_argument(
         "--decide",
-        default="airflow_mlops.core.retraining:decide_retraining",
+        default="airflow_mlops.core.decision.retraining:decide_retraining",
         metavar="MODULE:FUNCTION",
         help="a decision of yours (default: ours)",
     )
@@ -361,7 +361,7 @@ def _score(args: argparse.Namespace) -> int:
 
 def _scored(args: argparse.Namespace, services: Services) -> str:
     from airflow_mlops.core.codec import to_dict
-    from airflow_mlops.core.ml_test_score import describe_score, score_text
+    from airflow_mlops.core.ml_test.ml_test_score import describe_score, score_text
     from airflow_mlops.steps.ml_test_score import score_model
 
     if args.by or args.evidence or args.automated or args.days:
@@ -409,7 +409,7 @@ def _time(text: str) -> datetime:
 
 
 def _signing_key(args: argparse.Namespace) -> int:
-    from airflow_mlops.core.signing import SigningKey, key_id_of
+    from airflow_mlops.core.model.signing import SigningKey, key_id_of
 
     key = SigningKey.generate()
     sys.stdout.write(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import CronPartitionTimetable
 
-from airflow_mlops.core.partitions import PartitionUnit, partition_window
+from airflow_mlops.core.data.partitions import PartitionUnit, partition_window
 from airflow_mlops.core.windows import Window
 
 if TYPE_CHECKING:

@@ -16,10 +16,21 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from airflow_mlops.core.canary import Analysis, CanaryPolicy, analyze
-from airflow_mlops.core.mean_losses import Losses
-from airflow_mlops.core.observations import AnswerCells, Observations, VersionObservations, count_times
-from airflow_mlops.core.rollout import RolloutEvent, action_after, next_action, plan_rollout, state_after
+from airflow_mlops.core.rollouts.canary import Analysis, CanaryPolicy, analyze
+from airflow_mlops.core.rollouts.mean_losses import Losses
+from airflow_mlops.core.rollouts.observations import (
+    AnswerCells,
+    Observations,
+    VersionObservations,
+    count_times,
+)
+from airflow_mlops.core.rollouts.rollout import (
+    RolloutEvent,
+    action_after,
+    next_action,
+    plan_rollout,
+    state_after,
+)
 
 SECONDS = 600.0
 CELLS = AnswerCells(edges=tuple(np.linspace(5.0, 40.0, 41)))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from airflow_mlops.core.change import ChangePolicy, WindowLoss, effective_count, evidence_path
+from airflow_mlops.core.monitoring.change import ChangePolicy, WindowLoss, effective_count, evidence_path
 
 #: Rows per simulated window.
 ROWS = 1000

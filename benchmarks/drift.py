@@ -72,8 +72,8 @@ def write_wide(path: Path, rows: int, width: int) -> None:
 
 def store_reference(folder: Path) -> None:
     """Profile the reference, as training does."""
-    from airflow_mlops.core.profile import ColumnKinds, profile_scan
-    from airflow_mlops.core.profile_format import profile_to_json
+    from airflow_mlops.core.profiles.profile import ColumnKinds, profile_scan
+    from airflow_mlops.core.profiles.profile_format import profile_to_json
 
     kinds = ColumnKinds(numeric=NUMBERS, categorical=CATEGORIES)
     profile = profile_scan(lambda: pl.scan_parquet(folder / "reference.parquet"), kinds)
@@ -82,10 +82,10 @@ def store_reference(folder: Path) -> None:
 
 def ours(folder: Path, table: str) -> str:
     """Check a table against the stored reference profile."""
-    from airflow_mlops.core.detectors import ColumnRows
-    from airflow_mlops.core.drift import compare_profiles
-    from airflow_mlops.core.profile import profile_scan_like
-    from airflow_mlops.core.profile_format import profile_from_json
+    from airflow_mlops.core.monitoring.detectors import ColumnRows
+    from airflow_mlops.core.monitoring.drift import compare_profiles
+    from airflow_mlops.core.profiles.profile import profile_scan_like
+    from airflow_mlops.core.profiles.profile_format import profile_from_json
 
     reference = profile_from_json((folder / "reference.json").read_text())
     read: list[str] = []
@@ -122,8 +122,8 @@ def evidently(folder: Path, table: str) -> str:
 
 def both_sides(reference_path: Path, current_path: Path, numeric: list[str]) -> str:
     """Profile both sides and check."""
-    from airflow_mlops.core.drift import compare_profiles
-    from airflow_mlops.core.profile import ColumnKinds, profile_scan
+    from airflow_mlops.core.monitoring.drift import compare_profiles
+    from airflow_mlops.core.profiles.profile import ColumnKinds, profile_scan
 
     kinds = ColumnKinds(numeric=numeric)
     reference = profile_scan(lambda: pl.scan_parquet(reference_path), kinds)
@@ -134,8 +134,12 @@ def both_sides(reference_path: Path, current_path: Path, numeric: list[str]) -> 
 
 def merge(folder: Path) -> str:
     """Merge 10,000 stored profiles."""
-    from airflow_mlops.core.profile import merge_profiles, profile_frame
-    from airflow_mlops.core.profile_format import profile_from_bytes, profile_from_json, profile_to_bytes
+    from airflow_mlops.core.profiles.profile import merge_profiles, profile_frame
+    from airflow_mlops.core.profiles.profile_format import (
+        profile_from_bytes,
+        profile_from_json,
+        profile_to_bytes,
+    )
 
     reference = profile_from_json((folder / "reference.json").read_text())
     rows = pl.read_parquet(folder / "reference.parquet", n_rows=5_000)

@@ -165,8 +165,8 @@ def ours(
     kind: str | None = None,
 ) -> dict[str, list[dict[str, float]]]:
     """Estimate the metrics of labels with our code, chunk by chunk, beside what turned out."""
-    from airflow_mlops.core.estimation import estimate_labels, learn_labels_estimation
-    from airflow_mlops.core.metrics import evaluate_metric, resolve_metric
+    from airflow_mlops.core.comparison.metrics import evaluate_metric, resolve_metric
+    from airflow_mlops.core.monitoring.estimation import estimate_labels, learn_labels_estimation
 
     before, after = predictions(reference, classes), predictions(later, classes)
     truth, turned_out = names_of(reference["truth"], classes), names_of(later["truth"], classes)
@@ -187,7 +187,7 @@ def ours(
 
 def predictions(columns: dict[str, np.ndarray], classes: tuple[str, ...]) -> Any:
     """Give the columns as predictions."""
-    from airflow_mlops.core.predictions import Predictions
+    from airflow_mlops.core.comparison.predictions import Predictions
 
     given = (
         np.column_stack([1.0 - columns["p1"], columns["p1"]])
@@ -208,11 +208,11 @@ def errors_ours(
     """Estimate a metric of numbers with our code, chunk by chunk."""
     import polars as pl
 
-    from airflow_mlops.core.columns import ColumnRoles
-    from airflow_mlops.core.estimation import estimate_errors
-    from airflow_mlops.core.metrics import evaluate_metric, resolve_metric
-    from airflow_mlops.core.predictions import Graded, Predictions
-    from airflow_mlops.steps.estimation import fit_error_model
+    from airflow_mlops.core.comparison.metrics import evaluate_metric, resolve_metric
+    from airflow_mlops.core.comparison.predictions import Graded, Predictions
+    from airflow_mlops.core.model.columns import ColumnRoles
+    from airflow_mlops.core.monitoring.estimation import estimate_errors
+    from airflow_mlops.steps.monitoring.estimation import fit_error_model
 
     inputs = tuple(column for column in reference if column.startswith("x"))
     columns = ColumnRoles(target="truth", time="time", numeric=inputs)

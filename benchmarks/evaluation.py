@@ -28,8 +28,8 @@ columns = {{f"x{{i}}": rng.normal(size=n) for i in range(8)}} | {{"zone": rng.in
 """
 
 LABELS = """
-from airflow_mlops.core.metrics import DEFAULT_METRICS
-from airflow_mlops.core.predictions import Predictions
+from airflow_mlops.core.comparison.metrics import DEFAULT_METRICS
+from airflow_mlops.core.comparison.predictions import Predictions
 def answers(p): return Predictions(values=(p > 0.5).astype(int), probabilities=np.column_stack([1 - p, p]), classes=("0", "1"))
 """
 
@@ -46,8 +46,8 @@ print(json.dumps([time.monotonic() - started, cpu, (usage.ru_maxrss - base) / 10
 
 VARIANTS = {
     "numbers: ours, 4 metrics": """
-from airflow_mlops.core.evaluation import compare_models
-from airflow_mlops.core.metrics import DEFAULT_METRICS, Predictions
+from airflow_mlops.core.comparison.evaluation import compare_models
+from airflow_mlops.core.comparison.metrics import DEFAULT_METRICS, Predictions
 import scipy.special
 """
     + BEGIN
@@ -69,7 +69,7 @@ for answers in (new, old, np.full(n, 16.0)):
         metric(target, answers)
 """,
     "labels: ours, 10 metrics": LABELS
-    + "from airflow_mlops.core.evaluation import compare_models\nimport scipy.special\n"
+    + "from airflow_mlops.core.comparison.evaluation import compare_models\nimport scipy.special\n"
     + BEGIN
     + """
 compare_models(target=label, challenger=answers(p_new), champion=answers(p_old), baselines={"guess": answers(np.full(n, 0.3))},
@@ -86,7 +86,7 @@ for p in (p_new, p_old, np.full(n, 0.3)):
     for metric in (metrics.roc_auc_score, metrics.average_precision_score, metrics.log_loss, metrics.brier_score_loss):
         metric(label, p)
 """,
-    "slices: ours, 9 columns and 36 pairs": "from airflow_mlops.core.resampling import Blocks\nfrom airflow_mlops.core.slices import SlicePolicy, find_worse_slices\nimport scipy.special\n"
+    "slices: ours, 9 columns and 36 pairs": "from airflow_mlops.core.comparison.resampling import Blocks\nfrom airflow_mlops.core.comparison.slices import SlicePolicy, find_worse_slices\nimport scipy.special\n"
     + BEGIN
     + """
 found = find_worse_slices(columns, np.abs(new - target), np.abs(old - target), Blocks.draw(n, resamples=1).starts, SlicePolicy())

@@ -14,9 +14,9 @@ import math
 import numpy as np
 from scipy import signal, stats
 
-from airflow_mlops.core.evaluation import compare_models
-from airflow_mlops.core.predictions import Predictions
-from airflow_mlops.core.promotion import PromotionPolicy, Verdict, decide_promotion
+from airflow_mlops.core.comparison.evaluation import compare_models
+from airflow_mlops.core.comparison.predictions import Predictions
+from airflow_mlops.core.comparison.promotion import PromotionPolicy, Verdict, decide_promotion
 
 TRIALS = 2_000
 KINDS = (

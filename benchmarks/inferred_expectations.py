@@ -18,9 +18,9 @@ from typing import Any
 
 import polars as pl
 
-from airflow_mlops.core.inference import InferencePolicy, infer_expectations
-from airflow_mlops.core.validation import judge_compiled
-from airflow_mlops.core.verdict import gates, name_expectation
+from airflow_mlops.core.checks.inference import InferencePolicy, infer_expectations
+from airflow_mlops.core.checks.validation import judge_compiled
+from airflow_mlops.core.checks.verdict import gates, name_expectation
 
 #: Times the rows are shuffled, unless a second argument says otherwise.
 SHUFFLES = 10

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from airflow_mlops.core.batches import limit_read_ahead
+from airflow_mlops.core.data.batches import limit_read_ahead
 
 #: Rows of one row group of the source.
 GROUP = 250_000
@@ -57,7 +57,7 @@ def bare(source: str, table: str) -> None:
     import pyarrow as pa
     from deltalake import DeltaTable, write_deltalake
 
-    from airflow_mlops.core.batches import stream_batches
+    from airflow_mlops.core.data.batches import stream_batches
 
     frame = pl.scan_parquet(source)
     schema = pl.DataFrame(schema=frame.collect_schema()).to_arrow().schema
@@ -70,7 +70,7 @@ def ingest(source: str, table: str, id_column: str | None) -> None:
     """Run the step: times, schema and digest; with an id, that it does not repeat."""
     from airflow_mlops.services import Services
     from airflow_mlops.steps.ingest import run
-    from airflow_mlops.steps.ingest_spec import IngestSpec
+    from airflow_mlops.steps.ingestion.spec import IngestSpec
 
     run(IngestSpec(source=source, table=table, time_column="t", id_column=id_column), Services())
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from airflow_mlops.core.poisoning import PoisoningPolicy
+from airflow_mlops.core.checks.poisoning import PoisoningPolicy
 from airflow_mlops.integrations.label_consistency import own_answers
-from airflow_mlops.steps.screen_partitions import Screened, screen_partitions
+from airflow_mlops.steps.validation.screen_partitions import Screened, screen_partitions
 
 POLICY = PoisoningPolicy()
 ATTACKS = ("none", "random 5 %", "random 10 %", "slice, half", "slice, all")

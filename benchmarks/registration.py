@@ -90,8 +90,8 @@ def measure(uri: str, folder: Path, size: int) -> tuple[float, float, float, flo
     from mlflow import MlflowClient
 
     from airflow_mlops.core.codec import from_dict
-    from airflow_mlops.core.package import PackageManifest
-    from airflow_mlops.core.signing import SigningKey
+    from airflow_mlops.core.model.package import PackageManifest
+    from airflow_mlops.core.model.signing import SigningKey
     from airflow_mlops.services import Services
     from airflow_mlops.serving.package import hash_files, write_manifest
     from airflow_mlops.steps.base import run_step

@@ -329,7 +329,7 @@ def swap_under_load(
 
 def canary(endpoint: LocalEndpoint, digest: str, other_digest: str, share: float) -> None:
     """Let version 2 answer a share of the requests, as a step of a rollout does."""
-    from airflow_mlops.core.desired_state import ServedVersion
+    from airflow_mlops.core.rollouts.desired_state import ServedVersion
 
     current = endpoint.desired()
     if current is None:
@@ -524,11 +524,11 @@ def make_package(
     folder: Path, rows: list[dict[str, Any]], seed: int = 0, estimator: str = "HistGradientBoostingRegressor"
 ) -> tuple[Path, str]:
     """Train on made rows and package the model as training does."""
-    from airflow_mlops.core.background import BACKGROUND_FILE, Background
-    from airflow_mlops.core.columns import ColumnRoles
-    from airflow_mlops.core.package import Holdout, PackageManifest, TrainedOn
-    from airflow_mlops.core.signature import FieldSpec, ModelSignature
-    from airflow_mlops.core.tuning import Candidate
+    from airflow_mlops.core.model.background import BACKGROUND_FILE, Background
+    from airflow_mlops.core.model.columns import ColumnRoles
+    from airflow_mlops.core.model.package import Holdout, PackageManifest, TrainedOn
+    from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
+    from airflow_mlops.core.model.tuning import Candidate
     from airflow_mlops.integrations import onnx, sklearn
     from airflow_mlops.serving.package import hash_files, write_manifest
 
@@ -688,7 +688,7 @@ def our_server(folder: Path, port: int) -> LocalServer:
 
 def deploy(server: LocalServer, package: Path, digest: str, version: str) -> None:
     """Let the service answer with a version."""
-    from airflow_mlops.core.desired_state import ServedVersion
+    from airflow_mlops.core.rollouts.desired_state import ServedVersion
     from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 
     served = ServedVersion(model_version=version, package_digest=digest)

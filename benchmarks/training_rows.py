@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from airflow_mlops.core.columns import ColumnRoles
-from airflow_mlops.core.metrics import evaluate_metric, resolve_metric
-from airflow_mlops.core.tuning import Candidate
+from airflow_mlops.core.comparison.metrics import evaluate_metric, resolve_metric
+from airflow_mlops.core.model.columns import ColumnRoles
+from airflow_mlops.core.model.tuning import Candidate
 from airflow_mlops.integrations import sklearn
-from airflow_mlops.steps.training_rows import row_weights
+from airflow_mlops.steps.training.rows import row_weights
 
 #: Rules: the windows back that are used (``None``: all), and the half-life in windows (``None``: equal weights).
 RULES = {

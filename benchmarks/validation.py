@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from airflow_mlops.core.batches import limit_read_ahead
+from airflow_mlops.core.data.batches import limit_read_ahead
 
 BLOCK = 250_000
 MOST_ROWS_OF_PEERS = 1_000_000
@@ -89,7 +89,7 @@ def write(path: Path, rows: int) -> None:
 
 def ours(path: Path) -> str:
     """Judge as the operator does."""
-    from airflow_mlops.core.validation import judge_compiled
+    from airflow_mlops.core.checks.validation import judge_compiled
 
     results = judge_compiled(pl.scan_parquet(path), SUITE["expectations"])
     return f"{sum(bool(one and one['success']) for one in results)} of {len(results)} hold"

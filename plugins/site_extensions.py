@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.profile import NumericProfile
+    from airflow_mlops.core.profiles.profile import NumericProfile
 
 
 def p90_absolute_error(target: np.ndarray, prediction: np.ndarray) -> float:

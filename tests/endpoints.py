@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.desired_state import ServedVersion
+from airflow_mlops.core.rollouts.desired_state import ServedVersion
 from airflow_mlops.serving.local import Deployment, LocalEndpoint, deploy_package
 
 if TYPE_CHECKING:

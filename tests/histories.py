@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_mlops.core.codec import from_dict
-from airflow_mlops.core.retraining import RetrainingPolicy
+from airflow_mlops.core.decision.retraining import RetrainingPolicy
 from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services

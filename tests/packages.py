@@ -11,21 +11,21 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from airflow_mlops.core.background import BACKGROUND_FILE, Background
 from airflow_mlops.core.codec import canonical_json, to_dict
-from airflow_mlops.core.columns import ColumnRoles
-from airflow_mlops.core.estimation import ESTIMATION_FILE
-from airflow_mlops.core.metrics import resolve_metric
-from airflow_mlops.core.package import Holdout, PackageManifest, TrainedOn
-from airflow_mlops.core.predictions import Graded, Predictions
-from airflow_mlops.core.profile import profile_frame
-from airflow_mlops.core.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_to_json
-from airflow_mlops.core.signature import FieldSpec, ModelSignature
-from airflow_mlops.core.tuning import Candidate
+from airflow_mlops.core.comparison.metrics import resolve_metric
+from airflow_mlops.core.comparison.predictions import Graded, Predictions
+from airflow_mlops.core.model.background import BACKGROUND_FILE, Background
+from airflow_mlops.core.model.columns import ColumnRoles
+from airflow_mlops.core.model.package import Holdout, PackageManifest, TrainedOn
+from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.model.tuning import Candidate
+from airflow_mlops.core.monitoring.estimation import ESTIMATION_FILE
+from airflow_mlops.core.profiles.profile import profile_frame
+from airflow_mlops.core.profiles.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_to_json
 from airflow_mlops.integrations import onnx, sklearn
 from airflow_mlops.integrations.mlflow import PACKAGE_FOLDER, Registry
 from airflow_mlops.serving.package import hash_files, write_manifest
-from airflow_mlops.steps.estimation import error_model_signature, fit_error_model
+from airflow_mlops.steps.monitoring.estimation import error_model_signature, fit_error_model
 
 if TYPE_CHECKING:
     import pytest

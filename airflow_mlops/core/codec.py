@@ -72,7 +72,7 @@ def unknown_fields(cls: type[Any], data: Mapping[str, Any], path: str = "") -> l
 
     Stored documents may come from a newer version, so reading ignores such names; what a user writes is checked.
 
-    >>> from airflow_mlops.core.promotion import PromotionPolicy
+    >>> from airflow_mlops.core.comparison.promotion import PromotionPolicy
     >>> unknown_fields(PromotionPolicy, {"uplift": 0.1, "significance": 0.01})
     ['uplift']
     """

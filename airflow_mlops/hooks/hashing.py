@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import BaseHook
 
-from airflow_mlops.core.cleaning import ValueHasher
+from airflow_mlops.core.data.cleaning import ValueHasher
 from airflow_mlops.exceptions import ConnectionConfigError
 from airflow_mlops.hooks.base import read_connection
 from airflow_mlops.services import Services

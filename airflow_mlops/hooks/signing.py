@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import BaseHook
 
-from airflow_mlops.core.signing import SigningKey, parse_public_keys
+from airflow_mlops.core.model.signing import SigningKey, parse_public_keys
 from airflow_mlops.exceptions import ConnectionConfigError
 from airflow_mlops.hooks.base import extra_of, find_connection, read_connection
 from airflow_mlops.services import Services

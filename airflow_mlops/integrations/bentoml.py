@@ -308,7 +308,7 @@ class EndpointClient:
         return self._request("POST", "/predict/explain", tries=3, json=body, headers=headers, params=params)
 
     def rollout(self) -> dict[str, Any]:
-        """Tell what each version did since the present state is served: :class:`~airflow_mlops.core.observations.Observations`.
+        """Tell what each version did since the present state is served: :class:`~airflow_mlops.core.rollouts.observations.Observations`.
 
         :raises EndpointUnavailableError: it does not answer.
         :raises ConnectionConfigError: it does not take the steering token.

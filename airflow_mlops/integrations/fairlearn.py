@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.fairness import FairnessReport, GroupRates
-from airflow_mlops.core.predictions import text_codes
+from airflow_mlops.core.comparison.fairness import FairnessReport, GroupRates
+from airflow_mlops.core.comparison.predictions import text_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

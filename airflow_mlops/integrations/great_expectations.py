@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_mlops.core.validation import judge_compiled, shape_result
-from airflow_mlops.core.verdict import SEVERITIES, may_show, name_expectation
+from airflow_mlops.core.checks.validation import judge_compiled, shape_result
+from airflow_mlops.core.checks.verdict import SEVERITIES, may_show, name_expectation
 from airflow_mlops.exceptions import ExpectationError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from airflow_mlops.core.tuning import Candidate, Search, SearchResult, Trial
+from airflow_mlops.core.model.tuning import Candidate, Search, SearchResult, Trial
 from airflow_mlops.exceptions import TransientError
 
 if TYPE_CHECKING:

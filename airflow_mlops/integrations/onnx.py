@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from airflow_mlops.core.parity import Parity, ParityLimits, compare_forms
+from airflow_mlops.core.model.parity import Parity, ParityLimits, compare_forms
 from airflow_mlops.integrations.sklearn import (
     final_estimator,
     gives_probabilities,
@@ -23,7 +23,7 @@ from airflow_mlops.integrations.sklearn import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from airflow_mlops.core.signature import FieldSpec, ModelSignature
+    from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
 
 Quantization = Literal["float16", "int8"]
 

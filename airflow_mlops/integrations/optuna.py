@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.tuning import Candidate, Range, Search, SearchResult, Trial, Value
+from airflow_mlops.core.model.tuning import Candidate, Range, Search, SearchResult, Trial, Value
 from airflow_mlops.exceptions import TransientError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import optuna
 
-    from airflow_mlops.core.tuning import FoldScore
+    from airflow_mlops.core.model.tuning import FoldScore
 
 log = logging.getLogger(__name__)
 

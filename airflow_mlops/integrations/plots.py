@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from airflow_mlops.core.explanation import Importance, PartialDependence
+    from airflow_mlops.core.model.explanation import Importance, PartialDependence
 
 _BLUE, _GRAY = "#1f6feb", "#8b949e"
 #: Panels of a picture; more can't be read.

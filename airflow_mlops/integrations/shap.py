@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from airflow_mlops.core.explanation import Score, Table
+    from airflow_mlops.core.model.explanation import Score, Table
 
 
 def explain_rows(

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from airflow_mlops.core.categories import category_texts
 from airflow_mlops.core.codec import canonical_json
+from airflow_mlops.core.comparison.predictions import Predictions
+from airflow_mlops.core.data.categories import category_texts
 from airflow_mlops.core.extension import load_object
-from airflow_mlops.core.installed import packages_of
-from airflow_mlops.core.predictions import Predictions
-from airflow_mlops.core.tuning import Candidate, Range
+from airflow_mlops.core.model.installed import packages_of
+from airflow_mlops.core.model.tuning import Candidate, Range
 from airflow_mlops.exceptions import SchemaMismatchError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from airflow_mlops.core.columns import ColumnRoles
+    from airflow_mlops.core.model.columns import ColumnRoles
 
 ESTIMATOR_STEP = "estimator"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.retraining import TrainingPlan, recipe_rows
+from airflow_mlops.core.decision.retraining import TrainingPlan, recipe_rows
 from airflow_mlops.ledger.entries import EntryKind
 
 if TYPE_CHECKING:

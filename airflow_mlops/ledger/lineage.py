@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from airflow_mlops.core.dataset import VersionInUse
+from airflow_mlops.core.data.dataset import VersionInUse
 from airflow_mlops.ledger.entries import EntryKind
 from airflow_mlops.ledger.tables import aliases, entries
 

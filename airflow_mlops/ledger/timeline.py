@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from airflow_mlops.core.metrics import resolve_metric
+from airflow_mlops.core.comparison.metrics import resolve_metric
 from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger.entries import ACTING, EntryKind
 from airflow_mlops.ledger.tables import aliases, entries

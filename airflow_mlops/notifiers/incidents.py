@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_mlops.core.incidents import IncidentEvent
+    from airflow_mlops.core.monitoring.incidents import IncidentEvent
 
 #: Characters of a channel's complaint that are shown.
 _SHOWN = 300
@@ -29,7 +29,7 @@ class IncidentNotifier(BaseNotifier):
     that dies between sending and writing sends again: at least once, and a channel with a dedup key shows it once.
 
     A channel is any notifier. Its templates find the event as ``incident``: see
-    :func:`~airflow_mlops.core.incidents.compose_message`, and :mod:`airflow_mlops.notifiers.channels` for ready ones.
+    :func:`~airflow_mlops.core.monitoring.incidents.compose_message`, and :mod:`airflow_mlops.notifiers.channels` for ready ones.
 
     :param model_name: registered model. (templated)
     :param channels: notifiers by name. Under this name the ledger remembers what a channel was told: a new name is told all that
@@ -101,7 +101,7 @@ class IncidentNotifier(BaseNotifier):
 
         :raises ValueError: a cause, or a channel that is to be told of some, is not there.
         """
-        from airflow_mlops.core.incidents import Cause, untold
+        from airflow_mlops.core.monitoring.incidents import Cause, untold
         from airflow_mlops.ledger import EntryKind
         from airflow_mlops.steps.incidents import read_story
 
@@ -126,7 +126,7 @@ class IncidentNotifier(BaseNotifier):
         self, name: str, event: IncidentEvent, context: Context
     ) -> tuple[BaseNotifier, dict[str, Any]]:
         """Give a copy of the channel, since rendering writes into it, and the context it renders with."""
-        from airflow_mlops.core.incidents import compose_message
+        from airflow_mlops.core.monitoring.incidents import compose_message
 
         told: dict[str, Any] = dict(context)
         told["incident"] = compose_message(event, {"Airflow run": getattr(told.get("ti"), "log_url", "")})

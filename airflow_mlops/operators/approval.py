@@ -88,7 +88,7 @@ class ApproveModelOperator(ApprovalOperator):
     def _question(self) -> str:
         """Compose the text from the evaluation."""
         from airflow_mlops.core.codec import from_dict
-        from airflow_mlops.core.model_card import Change, describe_request
+        from airflow_mlops.core.model.model_card import Change, describe_request
 
         registration = self.registration
         page, _, _ = registration["version_url"].rpartition("/")

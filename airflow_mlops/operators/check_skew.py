@@ -110,7 +110,7 @@ class CheckSkewOperator(StepOperator):
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the verdict to the ledger, the log and the outlets' events."""
-        from airflow_mlops.core.verdict import draw_failures
+        from airflow_mlops.core.checks.verdict import draw_failures
         from airflow_mlops.ledger import EntryKind
 
         self.write_entry(

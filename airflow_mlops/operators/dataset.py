@@ -43,7 +43,7 @@ class RecordingDatasets(Recording):
 
     def tell_quality(self, context: Context, quality: Mapping[str, Any]) -> None:
         """Put a validation's summary into the event of every outlet, where Airflow's data quality provider looks for it."""
-        from airflow_mlops.core.verdict import QUALITY_KEY
+        from airflow_mlops.core.checks.verdict import QUALITY_KEY
 
         for outlet in self.outlets:
             if isinstance(outlet, Asset):

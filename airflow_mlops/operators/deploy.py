@@ -46,7 +46,7 @@ class DeployModelOperator(StepOperator):
     :param looks: how often both versions are compared in each phase. (templated)
     :param patience: for how many times its length a phase is waited for when too few requests come; then the old version stays.
         (templated)
-    :param tolerances: fields of :class:`~airflow_mlops.core.canary.CanaryPolicy` that differ from its defaults. (templated)
+    :param tolerances: fields of :class:`~airflow_mlops.core.rollouts.canary.CanaryPolicy` that differ from its defaults. (templated)
     :param quality: labels to judge both versions by as they arrive: ``{"labels": dataset or table, "id_column": …, "target": …,
         "metric": "mae"}``. (templated)
     :param on_reject: what follows when the new version was taken back: ``fail`` the task; ``roll_back``: also let the alias point at the

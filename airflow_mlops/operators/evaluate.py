@@ -35,10 +35,10 @@ class EvaluateModelOperator(StepOperator):
     :param significance: largest p-value, the rate at which an equally good challenger would pass; ``None`` tests nothing.
         With neither threshold there is no verdict. (templated)
     :param slices: columns whose parts may not get significantly worse; default the model's inputs, ``[]`` none. (templated)
-    :param slice_policy: fields of :class:`~airflow_mlops.core.slices.SlicePolicy` that differ from its defaults.
+    :param slice_policy: fields of :class:`~airflow_mlops.core.comparison.slices.SlicePolicy` that differ from its defaults.
     :param groups: columns with groups of people whose selection and error rates are compared. (templated)
     :param maximum_group_difference: largest difference between their rates; default: reported only. (templated)
-    :param artifact_limits: fields of :class:`~airflow_mlops.core.artifact.ArtifactLimits` that differ from its defaults.
+    :param artifact_limits: fields of :class:`~airflow_mlops.core.comparison.artifact.ArtifactLimits` that differ from its defaults.
     :param decision_key: retraining decision that is being carried out; a rejection closes it, and one that was taken on
         predecessors is the verdict. (templated)
     :param on_reject: ``fail`` the task (a gate), or ``skip`` what follows: not every retraining has to win.

@@ -23,7 +23,7 @@ class UpdateIncidentsOperator(StepOperator):
     what is missing.
 
     :param model_name: registered model. (templated)
-    :param policy: parameters of :class:`~airflow_mlops.core.incidents.IncidentPolicy`. (templated)
+    :param policy: parameters of :class:`~airflow_mlops.core.monitoring.incidents.IncidentPolicy`. (templated)
     :param channels: Airflow notifiers by name; see :class:`~airflow_mlops.notifiers.incidents.IncidentNotifier`. Without any the
         incidents are only written down.
     :param causes: by channel, what it is told of; default everything.

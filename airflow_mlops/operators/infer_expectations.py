@@ -25,7 +25,7 @@ class InferExpectationsOperator(StepOperator):
     :param window_start: first instant of the window; default the run's data interval, or all rows without ``time_column``. (templated)
     :param window_end: first instant after it. (templated)
     :param exclude: columns to say nothing about, as a list or comma-separated. (templated)
-    :param policy: fields of :class:`~airflow_mlops.core.inference.InferencePolicy`, such as ``{"share": 0.01}``. (templated)
+    :param policy: fields of :class:`~airflow_mlops.core.checks.inference.InferencePolicy`, such as ``{"share": 0.01}``. (templated)
     :param overwrite: replace a suite that is there.
     """
 

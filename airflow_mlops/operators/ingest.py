@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_mlops.core.partitions import PartitionUnit
-    from airflow_mlops.core.schema_policy import SchemaPolicy
+    from airflow_mlops.core.data.partitions import PartitionUnit
+    from airflow_mlops.core.data.schema_policy import SchemaPolicy
     from airflow_mlops.services import Services
-    from airflow_mlops.steps.ingest_spec import IngestMode
+    from airflow_mlops.steps.ingestion.spec import IngestMode
 
 
 #: What an optional argument is rendered to where it was not given.
@@ -180,7 +180,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
         self.window_given = (window_start, window_end) != RUN_WINDOW
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give an :class:`~airflow_mlops.steps.ingest_spec.IngestSpec`."""
+        """Give an :class:`~airflow_mlops.steps.ingestion.spec.IngestSpec`."""
         return {
             "source": self.source,
             "table": self.table,
@@ -334,6 +334,6 @@ def _tell(cleaning: Mapping[str, Any] | None, retention: Mapping[str, Any] | Non
 
 def _versions(retention: Mapping[str, Any] | None, what: str) -> list[str]:
     from airflow_mlops.core.codec import from_dict
-    from airflow_mlops.core.dataset import VersionInUse
+    from airflow_mlops.core.data.dataset import VersionInUse
 
     return [str(from_dict(VersionInUse, item)) for item in (retention or {}).get(what, [])]

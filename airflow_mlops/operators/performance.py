@@ -280,7 +280,7 @@ def graded_again(before: LedgerEntry, result: dict[str, Any], decision: str | No
 
 
 def _past_grade(grade: WindowGrade) -> dict[str, Any]:
-    """Give a grade as :class:`~airflow_mlops.core.performance.PastGrade`; older ones lack some fields."""
+    """Give a grade as :class:`~airflow_mlops.core.monitoring.performance.PastGrade`; older ones lack some fields."""
     from airflow_mlops.core.codec import to_dict
 
     payload = grade.entry.payload

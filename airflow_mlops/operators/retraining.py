@@ -28,7 +28,7 @@ class DecideRetrainingOperator(StepOperator):
     :func:`~airflow_mlops.ledger.wanted_challengers`.
 
     :param model_name: registered model. (templated)
-    :param policy: parameters of :class:`~airflow_mlops.core.retraining.RetrainingPolicy`. (templated)
+    :param policy: parameters of :class:`~airflow_mlops.core.decision.retraining.RetrainingPolicy`. (templated)
     :param decide_function: import path of the decision, a pure function. (templated)
     :param required_checks: a window is ripe when these checks are in the ledger, or the policy's patience is over.
     :param deploy_task_id: task after this one that deploys the champion, to run it alone.
@@ -44,7 +44,7 @@ class DecideRetrainingOperator(StepOperator):
         *,
         model_name: str,
         policy: Mapping[str, Any] | None = None,
-        decide_function: str = "airflow_mlops.core.retraining:decide_retraining",
+        decide_function: str = "airflow_mlops.core.decision.retraining:decide_retraining",
         required_checks: Sequence[str] = ("performance_check", "drift_check"),
         deploy_task_id: str | None = None,
         bring_back_task_id: str | None = None,

@@ -37,7 +37,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
         partition to another table, and what follows goes on with the version without it.
     :param skip_held: skip this task, and what follows, where ``quarantine`` has moved the partition: its outlets send no event, as there
         is no new data. By default both go on with the version without it.
-    :param policy: fields of :class:`~airflow_mlops.core.poisoning.PoisoningPolicy`, such as ``{"false_alarm_rate": 0.1}``. (templated)
+    :param policy: fields of :class:`~airflow_mlops.core.checks.poisoning.PoisoningPolicy`, such as ``{"false_alarm_rate": 0.1}``. (templated)
     :param allow_undecided: let a partition in of which nothing can be told, such as one of the first of a table; by default the
         task fails, as not measured is not fine. ``warn`` never fails.
     :param quarantine_table: URI of the Delta table held partitions are moved to; default the dataset's with ``_held`` behind. (templated)

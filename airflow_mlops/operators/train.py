@@ -32,8 +32,8 @@ class TrainModelOperator(StepOperator):
     :param estimator: import path of an estimator or of a factory function; or give ``candidates``. (templated)
     :param estimator_params: its arguments; ``a__b`` reaches into a nested estimator. (templated)
     :param candidates: estimators to try, ``{"estimator": .., "params": .., "space": ..}``, the fields of
-        a :class:`~airflow_mlops.core.tuning.Candidate`. (templated)
-    :param search: how candidates are compared, the fields of a :class:`~airflow_mlops.core.tuning.Search`; default with
+        a :class:`~airflow_mlops.core.model.tuning.Candidate`. (templated)
+    :param search: how candidates are compared, the fields of a :class:`~airflow_mlops.core.model.tuning.Search`; default with
         more than one or with a space: 20 trials of Optuna on 3 time-ordered folds. (templated)
     :param target: column to predict. (templated)
     :param numeric: inputs that are numbers. (templated)
@@ -64,7 +64,7 @@ class TrainModelOperator(StepOperator):
     :param metric: name of a built-in metric, or import path of one; default ``mae`` for numbers, ``log_loss`` for labels,
         ``accuracy`` where the estimator gives no probabilities. (templated)
     :param parity: how far the ONNX form may be from the scikit-learn form, the fields of
-        a :class:`~airflow_mlops.core.parity.ParityLimits`. (templated)
+        a :class:`~airflow_mlops.core.model.parity.ParityLimits`. (templated)
     :param quantize: ``float16`` or ``int8``: a smaller ONNX form, if that stays within ``parity``. (templated)
     :param allow_pickle: store a model that has neither an ONNX form nor a skops form that a service would load as a pickle. A
         pickle is code and runs where it is loaded: that takes a signature by a trusted key, and the model's name in
@@ -191,7 +191,7 @@ class TrainModelOperator(StepOperator):
         self.seed = seed
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give a :class:`~airflow_mlops.steps.training_spec.TrainSpec`."""
+        """Give a :class:`~airflow_mlops.steps.training.spec.TrainSpec`."""
         plan = _plan(self.plan)
         return {
             "dataset": dataset_ref(self.dataset, self.as_of),
@@ -252,7 +252,7 @@ def _plan(value: Any) -> dict[str, Any]:
 
     :raises ValueError: it is no plan, asks for no training, or for more than how rows are chosen.
     """
-    from airflow_mlops.core.retraining import TrainingPlan
+    from airflow_mlops.core.decision.retraining import TrainingPlan
 
     if value in _NO_VALUE:
         return {}

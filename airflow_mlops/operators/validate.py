@@ -165,7 +165,7 @@ class ValidateDatasetOperator(RecordingDatasets, StepOperator):
 
         :returns: the result with ``quality``, which an operator behind this one tells its outlets.
         """
-        from airflow_mlops.core.verdict import draw_failures, sum_up_quality
+        from airflow_mlops.core.checks.verdict import draw_failures, sum_up_quality
         from airflow_mlops.ledger import EntryKind
 
         dataset = result["dataset"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.challengers import ALL, RECENT
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.performance import PastGrade
-from airflow_mlops.core.retraining import TrainingPlan
+from airflow_mlops.core.decision.challengers import ALL, RECENT
+from airflow_mlops.core.decision.retraining import TrainingPlan
+from airflow_mlops.core.monitoring.performance import PastGrade
 from airflow_mlops.exceptions import MLOpsError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import ACTING, EntryKind, wanted_challengers
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from airflow_mlops.core.predictions import Predictions
+    from airflow_mlops.core.comparison.predictions import Predictions
     from airflow_mlops.core.windows import Window
     from airflow_mlops.replay.stream import Stream
 

@@ -6,17 +6,17 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.retraining import Outcome, RetrainingDecision, TrainingChoice
+from airflow_mlops.core.decision.retraining import Outcome, RetrainingDecision, TrainingChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-    from airflow_mlops.core.retraining_policy import RetrainingPolicy
+    from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
+    from airflow_mlops.core.decision.retraining_policy import RetrainingPolicy
 
 #: Policies by name, as ``airflow-mlops replay --policy`` takes them; any other import path will do as well.
 NAMED = {
-    "challengers": "airflow_mlops.core.retraining:decide_retraining",
+    "challengers": "airflow_mlops.core.decision.retraining:decide_retraining",
     "never": "airflow_mlops.replay.policies:never",
     "always": "airflow_mlops.replay.policies:always",
     "always_all": "airflow_mlops.replay.policies:always_all",

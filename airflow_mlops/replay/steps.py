@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.metrics import evaluate_metric, resolve_metric
+from airflow_mlops.core.comparison.metrics import evaluate_metric, resolve_metric
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
@@ -16,12 +16,12 @@ from airflow_mlops.replay.stream import ID_COLUMN, Stream
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.common import model_columns
-from airflow_mlops.steps.packages import load_version
+from airflow_mlops.steps.registry.packages import load_version
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from airflow_mlops.core.predictions import Predictions
+    from airflow_mlops.core.comparison.predictions import Predictions
 
 #: Who did it, in the ledger.
 ACTOR = "replay"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from airflow_mlops.core.canary import CanaryPolicy, compare_losses
-from airflow_mlops.core.mean_losses import paired_losses_of
-from airflow_mlops.core.metrics import resolve_metric
-from airflow_mlops.core.predictions import Graded
+from airflow_mlops.core.comparison.metrics import resolve_metric
+from airflow_mlops.core.comparison.predictions import Graded
+from airflow_mlops.core.rollouts.canary import CanaryPolicy, compare_losses
+from airflow_mlops.core.rollouts.mean_losses import paired_losses_of
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     import polars as pl
 
-    from airflow_mlops.core.canary import Finding
-    from airflow_mlops.core.predictions import Array, Predictions
+    from airflow_mlops.core.comparison.predictions import Array, Predictions
+    from airflow_mlops.core.rollouts.canary import Finding
     from airflow_mlops.core.windows import Window
 
 _POLICY = CanaryPolicy()

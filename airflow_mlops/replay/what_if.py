@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.core.codec import from_dict, unknown_fields
-from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.retraining import Outcome, RetrainingDecision
-from airflow_mlops.core.retraining_policy import RetrainingPolicy
+from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
+from airflow_mlops.core.decision.retraining import Outcome, RetrainingDecision
+from airflow_mlops.core.decision.retraining_policy import RetrainingPolicy
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.ledger import EntryKind, LedgerEntry
@@ -66,7 +66,7 @@ def what_if(
     model_name: str,
     policy: RetrainingPolicy,
     *,
-    decide: str = "airflow_mlops.core.retraining:decide_retraining",
+    decide: str = "airflow_mlops.core.decision.retraining:decide_retraining",
 ) -> WhatIf:
     """Take every decision again with another policy, each on what was known when it was taken. Nothing is written.
 

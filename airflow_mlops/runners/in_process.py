@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.batches import limit_read_ahead
+from airflow_mlops.core.data.batches import limit_read_ahead
 from airflow_mlops.steps.base import run_step
 
 if TYPE_CHECKING:

@@ -57,7 +57,7 @@ def labels_arrived(
     """Look which share of a window's predictions has a label."""
     from pathlib import Path
 
-    from airflow_mlops.steps.labels import labelled_share
+    from airflow_mlops.steps.monitoring.labels import labelled_share
 
     remember_stores(labels)
     folder = (

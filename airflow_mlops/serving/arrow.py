@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.categories import category_texts
+from airflow_mlops.core.data.categories import category_texts
 from airflow_mlops.serving.arrow_stream import unpacked_size
 from airflow_mlops.serving.requests import MAXIMUM_ID, PredictionRequest, RequestError, require_unique
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from airflow_mlops.core.signature import FieldSpec, ModelSignature
+    from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
 

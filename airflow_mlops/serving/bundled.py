@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from airflow_mlops.core.desired_state import DesiredState
+from airflow_mlops.core.rollouts.desired_state import DesiredState
 from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.reconciler import DESIRED_FILE
 

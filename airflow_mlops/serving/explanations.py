@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from airflow_mlops.core.background import as_table
-from airflow_mlops.core.shapley import Contributions, Shapley
+from airflow_mlops.core.model.background import as_table
+from airflow_mlops.core.model.shapley import Contributions, Shapley
 from airflow_mlops.serving import arrow
 from airflow_mlops.serving.requests import RequestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from airflow_mlops.core.explanation import Score, Table
+    from airflow_mlops.core.model.explanation import Score, Table
     from airflow_mlops.serving.model import ServedModel
     from airflow_mlops.serving.reconciler import LiveVersion, Routes
     from airflow_mlops.serving.requests import PredictionRequest

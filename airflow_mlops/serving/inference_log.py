@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from airflow_mlops.core.signature import ModelSignature
+    from airflow_mlops.core.model.signature import ModelSignature
     from airflow_mlops.core.windows import Window
 
 logger = logging.getLogger(__name__)

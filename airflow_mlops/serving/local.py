@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone, version_folder
-from airflow_mlops.core.signing import Trust
+from airflow_mlops.core.model.signing import Trust
+from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, serve_alone, version_folder
 from airflow_mlops.exceptions import ArtifactIntegrityError, EndpointUnavailableError, RolloutError
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, RunningServer, wait_until
 from airflow_mlops.serving.files import storage_errors, write_whole

@@ -17,8 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_mlops.core.observations import AnswerCells
-from airflow_mlops.core.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_from_json
+from airflow_mlops.core.profiles.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_from_json
+from airflow_mlops.core.rollouts.observations import AnswerCells
 
 if TYPE_CHECKING:
     from airflow_mlops.serving.reconciler import Routes

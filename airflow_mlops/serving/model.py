@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.background import BACKGROUND_FILE, Background
-from airflow_mlops.core.explanation import Table
-from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES, PackageManifest, is_plain_name
-from airflow_mlops.core.predictions import Predictions
+from airflow_mlops.core.comparison.predictions import Predictions
+from airflow_mlops.core.model.background import BACKGROUND_FILE, Background
+from airflow_mlops.core.model.explanation import Table
+from airflow_mlops.core.model.package import MAXIMUM_PACKAGE_BYTES, PackageManifest, is_plain_name
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.integrations.onnx_file import asks_for_files
 from airflow_mlops.serving.package import read_verified
 from airflow_mlops.serving.requests import RequestDecoder
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.explanation import Score
-    from airflow_mlops.core.signing import Trust
+    from airflow_mlops.core.model.explanation import Score
+    from airflow_mlops.core.model.signing import Trust
 
 #: Types a skops file may hold beside skops' own list of estimators, numbers and arrays. It is ours and fixed:
 #: a list stored with the model could allow anything. All are plain parts of fitted scikit-learn estimators. skops

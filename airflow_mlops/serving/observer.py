@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
-from airflow_mlops.core.observations import (
+from airflow_mlops.core.profiles.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_from_json
+from airflow_mlops.core.rollouts.observations import (
     AnswerCells,
     Observations,
     VersionObservations,
     count_times,
     merge_observations,
 )
-from airflow_mlops.core.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_from_json
 from airflow_mlops.serving.files import write_whole
 from airflow_mlops.serving.sizes import ROW_BYTES, VALUE_BYTES
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.package import PackageManifest
-    from airflow_mlops.core.signature import FieldSpec
+    from airflow_mlops.core.model.package import PackageManifest
+    from airflow_mlops.core.model.signature import FieldSpec
     from airflow_mlops.serving.settings import ServiceSettings
 
 _ERRORS = {

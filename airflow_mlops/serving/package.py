@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.package import (
+from airflow_mlops.core.model.package import (
     MANIFEST_FILE,
     MAXIMUM_MANIFEST_BYTES,
     MAXIMUM_PACKAGE_BYTES,
@@ -15,12 +15,12 @@ from airflow_mlops.core.package import (
     file_digest,
     package_digest,
 )
-from airflow_mlops.core.signing import SIGNATURE_FILE, PackageSignature
+from airflow_mlops.core.model.signing import SIGNATURE_FILE, PackageSignature
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.serving.files import write_whole
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.signing import Trust
+    from airflow_mlops.core.model.signing import Trust
 
 
 def hash_files(folder: str | Path) -> dict[str, str]:

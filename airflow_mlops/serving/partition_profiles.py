@@ -7,9 +7,9 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from airflow_mlops.core.dataset import count_rows
-from airflow_mlops.core.profile import Profile, merge_profiles, profile_scan_like, widen_profile
-from airflow_mlops.core.profile_format import profile_from_bytes, profile_to_bytes
+from airflow_mlops.core.data.dataset import count_rows
+from airflow_mlops.core.profiles.profile import Profile, merge_profiles, profile_scan_like, widen_profile
+from airflow_mlops.core.profiles.profile_format import profile_from_bytes, profile_to_bytes
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.serving.inference_log import FEATURE_PREFIX
 from airflow_mlops.serving.log_files import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from airflow_mlops.core.profile_layout import ColumnLayout, Kind, Layout
+    from airflow_mlops.core.profiles.profile_layout import ColumnLayout, Kind, Layout
     from airflow_mlops.core.windows import Window
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow_mlops.core.artifact import FULL_ANSWERS, ArtifactFacts, ArtifactLimits, judge_artifact
 from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.comparison.artifact import FULL_ANSWERS, ArtifactFacts, ArtifactLimits, judge_artifact
+from airflow_mlops.core.comparison.promotion import Check, Outcome
 from airflow_mlops.core.environment import bare_environment
-from airflow_mlops.core.promotion import Check, Outcome
-from airflow_mlops.core.signing import Trust
+from airflow_mlops.core.model.signing import Trust
 
 #: Rows answered one by one, and how many of them warm up.
 REQUESTS, WARM_UP = FULL_ANSWERS + 50, 50

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from airflow_mlops.core.desired_state import DesiredState, ServedVersion, share_point
-from airflow_mlops.core.signing import Trust
+from airflow_mlops.core.model.signing import Trust
+from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, share_point
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.serving.files import write_whole
 from airflow_mlops.serving.lease import read_lease

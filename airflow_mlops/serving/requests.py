@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
-from airflow_mlops.core.categories import number_text
+from airflow_mlops.core.data.categories import number_text
 from airflow_mlops.exceptions import SignatureMismatchError
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.signature import ModelSignature
+    from airflow_mlops.core.model.signature import ModelSignature
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 

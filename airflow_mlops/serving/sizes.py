@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.signature import ModelSignature
+    from airflow_mlops.core.model.signature import ModelSignature
 
 #: Of a row itself: its id, its answer, and the places that hold them.
 ROW_BYTES = 200

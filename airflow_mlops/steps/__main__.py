@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from airflow_mlops.core.batches import limit_read_ahead
+from airflow_mlops.core.data.batches import limit_read_ahead
 from airflow_mlops.core.errors import describe_error
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import STEP_MODULES, run_step

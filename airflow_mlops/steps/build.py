@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import airflow_mlops
-from airflow_mlops.core.bundle import imports_of, pinned, split_requirements
 from airflow_mlops.core.codec import canonical_json
-from airflow_mlops.core.desired_state import serve_alone
-from airflow_mlops.core.signing import Trust
+from airflow_mlops.core.model.bundle import imports_of, pinned, split_requirements
+from airflow_mlops.core.model.signing import Trust
+from airflow_mlops.core.rollouts.desired_state import serve_alone
 from airflow_mlops.integrations.bentoml_build import (
     bento_name,
     built_bento,
@@ -31,7 +31,7 @@ from airflow_mlops.serving.model import load_model
 from airflow_mlops.steps.base import Step
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.package import ServingForm
+    from airflow_mlops.core.model.package import ServingForm
     from airflow_mlops.integrations.mlflow import RegisteredVersion
     from airflow_mlops.services import Services
 

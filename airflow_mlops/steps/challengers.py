@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from airflow_mlops.core.challengers import ChallengerCheck, Contender, measure_gap
-from airflow_mlops.core.metrics import resolve_metric, row_losses
-from airflow_mlops.core.predictions import Graded, Predictions, valid_values
-from airflow_mlops.core.simple_guess import simple_guess
+from airflow_mlops.core.comparison.metrics import resolve_metric, row_losses
+from airflow_mlops.core.comparison.predictions import Graded, Predictions, valid_values
+from airflow_mlops.core.decision.challengers import ChallengerCheck, Contender, measure_gap
+from airflow_mlops.core.model.simple_guess import simple_guess
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
@@ -22,13 +22,13 @@ from airflow_mlops.exceptions import (
 from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
-from airflow_mlops.steps.packages import load_version
+from airflow_mlops.steps.registry.packages import load_version
 
 if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from airflow_mlops.core.dataset import DatasetVersion
+    from airflow_mlops.core.data.dataset import DatasetVersion
     from airflow_mlops.services import Services
     from airflow_mlops.serving.model import ServedModel
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.categories import category_texts
-from airflow_mlops.core.dataset import DatasetVersion, PastDataset
+from airflow_mlops.core.data.categories import category_texts
+from airflow_mlops.core.data.dataset import DatasetVersion, PastDataset
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from airflow_mlops.core.signature import ModelSignature
+    from airflow_mlops.core.model.signature import ModelSignature
     from airflow_mlops.core.windows import Window
 
 #: A dataset version as a former step returned it, a table as it was, or the URI of a table (its newest version is meant).

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from airflow_mlops.core.canary import CanaryPolicy
-from airflow_mlops.core.desired_state import ServedVersion
-from airflow_mlops.core.rollout import Strategy, plan_rollout
+from airflow_mlops.core.rollouts.canary import CanaryPolicy
+from airflow_mlops.core.rollouts.desired_state import ServedVersion
+from airflow_mlops.core.rollouts.rollout import Strategy, plan_rollout
 from airflow_mlops.exceptions import ConnectionConfigError
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.rollout import Rollout, RolloutSpec
-from airflow_mlops.steps.rollout_quality import QualitySpec
+from airflow_mlops.steps.rollouts.quality import QualitySpec
+from airflow_mlops.steps.rollouts.rollout import Rollout, RolloutSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ class DeploySpec:
     :param model_version: version number; ``None`` takes the one ``alias`` points at.
     :param alias: see ``model_version``.
     :param package_digest: of the version, where it is known: a rollout that is under way needs no MLflow then.
-    :param strategy: see :func:`~airflow_mlops.core.rollout.plan_rollout`, as the next four.
+    :param strategy: see :func:`~airflow_mlops.core.rollouts.rollout.plan_rollout`, as the next four.
     :param shares: of the phases.
     :param phase_seconds: of each phase.
     :param looks: in each phase.

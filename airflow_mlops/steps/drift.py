@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_mlops.core.checks.skew import find_skew
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.drift import DriftPolicy, DriftReport, compare_profiles
-from airflow_mlops.core.profile_format import PREDICTION
-from airflow_mlops.core.skew import find_skew
+from airflow_mlops.core.data.dataset import DatasetVersion
+from airflow_mlops.core.monitoring.drift import DriftPolicy, DriftReport, compare_profiles
+from airflow_mlops.core.profiles.profile_format import PREDICTION
 from airflow_mlops.core.windows import Window, find_time_zone
 from airflow_mlops.exceptions import InsufficientDataError, MLOpsError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, pin_dataset
-from airflow_mlops.steps.drift_report import write_report
-from airflow_mlops.steps.drift_sides import DriftSides, Reference, ReferenceKind
-from airflow_mlops.steps.packages import champion_profile
+from airflow_mlops.steps.monitoring.drift_report import write_report
+from airflow_mlops.steps.monitoring.drift_sides import DriftSides, Reference, ReferenceKind
+from airflow_mlops.steps.registry.packages import champion_profile
 
 if TYPE_CHECKING:
     from airflow_mlops.services import Services

@@ -7,28 +7,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits
 from airflow_mlops.core.codec import canonical_json, to_dict
-from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.evaluation import EvaluationReport, compare_models, repeat_last
-from airflow_mlops.core.fairness import FairnessReport
-from airflow_mlops.core.metrics import DEFAULT_METRICS, require_decisive, resolve_metric, row_losses
-from airflow_mlops.core.model_card import describe_evaluation
-from airflow_mlops.core.predictions import Graded, Predictions
-from airflow_mlops.core.promotion import Check, PromotionPolicy, Verdict, decide_promotion
-from airflow_mlops.core.resampling import cut_clusters
-from airflow_mlops.core.simple_guess import simple_guess
-from airflow_mlops.core.slices import SlicePolicy, SliceReport, find_worse_slices
+from airflow_mlops.core.comparison.artifact import ArtifactFacts, ArtifactLimits
+from airflow_mlops.core.comparison.evaluation import EvaluationReport, compare_models, repeat_last
+from airflow_mlops.core.comparison.fairness import FairnessReport
+from airflow_mlops.core.comparison.metrics import (
+    DEFAULT_METRICS,
+    require_decisive,
+    resolve_metric,
+    row_losses,
+)
+from airflow_mlops.core.comparison.predictions import Graded, Predictions
+from airflow_mlops.core.comparison.promotion import Check, PromotionPolicy, Verdict, decide_promotion
+from airflow_mlops.core.comparison.resampling import cut_clusters
+from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, find_worse_slices
+from airflow_mlops.core.data.dataset import DatasetVersion
+from airflow_mlops.core.model.model_card import describe_evaluation
+from airflow_mlops.core.model.simple_guess import simple_guess
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import fairlearn
 from airflow_mlops.integrations.mlflow import TWIN_FOLDER, Registry
 from airflow_mlops.serving.probe import check_artifact
-from airflow_mlops.steps.aliases import find_rival
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
-from airflow_mlops.steps.packages import load_version, run_package
-from airflow_mlops.steps.predecessors import find_earned, judge_earned, read_predecessor
+from airflow_mlops.steps.registry.aliases import find_rival
+from airflow_mlops.steps.registry.packages import load_version, run_package
+from airflow_mlops.steps.registry.predecessors import find_earned, judge_earned, read_predecessor
 
 if TYPE_CHECKING:
     import polars as pl

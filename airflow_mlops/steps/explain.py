@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from airflow_mlops.core.codec import json_safe, to_dict
-from airflow_mlops.core.explanation import (
+from airflow_mlops.core.comparison.metrics import evaluate_metric, resolve_metric
+from airflow_mlops.core.model.explanation import (
     Counterfactual,
     Importance,
     Score,
@@ -22,14 +23,13 @@ from airflow_mlops.core.explanation import (
     permutation_importance,
     rank_contributions,
 )
-from airflow_mlops.core.metrics import evaluate_metric, resolve_metric
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import plots, shap
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
-from airflow_mlops.steps.packages import run_package
+from airflow_mlops.steps.registry.packages import run_package
 
 if TYPE_CHECKING:
     import polars as pl

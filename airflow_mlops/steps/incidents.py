@@ -7,14 +7,14 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.incident_findings import (
+from airflow_mlops.core.monitoring.incident_findings import (
     Retraining,
     count_overdue,
     finding_of_drift,
     findings_of_grade,
     findings_of_retrainings,
 )
-from airflow_mlops.core.incidents import (
+from airflow_mlops.core.monitoring.incidents import (
     Cause,
     Finding,
     IncidentEvent,

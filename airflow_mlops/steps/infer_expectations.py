@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airflow_mlops.core.checks.inference import InferencePolicy, infer_expectations
 from airflow_mlops.core.codec import json_safe, to_dict
-from airflow_mlops.core.dataset import DatasetVersion, count_rows
-from airflow_mlops.core.inference import InferencePolicy, infer_expectations
+from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import StorageError
 from airflow_mlops.integrations import delta

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.batches import read_ahead
-from airflow_mlops.core.cleaning import CleaningReport
-from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.partitions import Partition
-from airflow_mlops.core.schema_policy import fit_schema
+from airflow_mlops.core.data.batches import read_ahead
+from airflow_mlops.core.data.cleaning import CleaningReport
+from airflow_mlops.core.data.dataset import DatasetVersion
+from airflow_mlops.core.data.partitions import Partition
+from airflow_mlops.core.data.schema_policy import fit_schema
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
@@ -21,11 +21,12 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.ingest_clean import Cleaner, without_values
-from airflow_mlops.steps.ingest_partition import partition_value
-from airflow_mlops.steps.ingest_rows import PassingDigest, PassingRows, require_unique
-from airflow_mlops.steps.ingest_source import Source, find_source
-from airflow_mlops.steps.ingest_spec import (
+from airflow_mlops.steps.ingestion.clean import Cleaner, without_values
+from airflow_mlops.steps.ingestion.partition import partition_value
+from airflow_mlops.steps.ingestion.retention import Retention, RetentionReport, retain
+from airflow_mlops.steps.ingestion.rows import PassingDigest, PassingRows, require_unique
+from airflow_mlops.steps.ingestion.source import Source, find_source
+from airflow_mlops.steps.ingestion.spec import (
     IngestSpec,
     filled_columns,
     replaces_all,
@@ -33,9 +34,8 @@ from airflow_mlops.steps.ingest_spec import (
     unique_beside_keys,
     unique_columns,
 )
-from airflow_mlops.steps.ingest_spool import Spool
-from airflow_mlops.steps.ingest_work import Work, choose_work, highest_watermark, require_watermark
-from airflow_mlops.steps.retention import Retention, RetentionReport, retain
+from airflow_mlops.steps.ingestion.spool import Spool
+from airflow_mlops.steps.ingestion.work import Work, choose_work, highest_watermark, require_watermark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,8 +6,8 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.ml_test_rules import score_facts
-from airflow_mlops.core.ml_test_score import (
+from airflow_mlops.core.ml_test.ml_test_rules import score_facts
+from airflow_mlops.core.ml_test.ml_test_score import (
     Fact,
     MLTestScore,
     ModelFacts,

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.change import WindowLoss, effective_count
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.estimator_record import EstimatorRecord, judge_estimator
-from airflow_mlops.core.metrics import Metric, MetricValue, evaluate_metric, resolve_metric
-from airflow_mlops.core.performance import (
+from airflow_mlops.core.comparison.metrics import Metric, MetricValue, evaluate_metric, resolve_metric
+from airflow_mlops.core.comparison.predictions import Graded, valid_values
+from airflow_mlops.core.data.dataset import DatasetVersion
+from airflow_mlops.core.monitoring.change import WindowLoss, effective_count
+from airflow_mlops.core.monitoring.estimator_record import EstimatorRecord, judge_estimator
+from airflow_mlops.core.monitoring.performance import (
     EarlyLabels,
     PastGrade,
     PerformancePolicy,
@@ -26,22 +27,21 @@ from airflow_mlops.core.performance import (
     relative_worsening,
     uncertainty_of,
 )
-from airflow_mlops.core.predictions import Graded, valid_values
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, pin_dataset
-from airflow_mlops.steps.estimation import GradingPackage, answers_of, estimate, load_for_grading
-from airflow_mlops.steps.labels import as_trained, labelled_predictions
+from airflow_mlops.steps.monitoring.estimation import GradingPackage, answers_of, estimate, load_for_grading
+from airflow_mlops.steps.monitoring.labels import as_trained, labelled_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import polars as pl
 
-    from airflow_mlops.core.estimation import Estimate
-    from airflow_mlops.core.package import Holdout
+    from airflow_mlops.core.model.package import Holdout
+    from airflow_mlops.core.monitoring.estimation import Estimate
     from airflow_mlops.services import Services
 
 Array = NDArray[Any]

@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import canonical_json, to_dict
-from airflow_mlops.core.retraining import Outcome
+from airflow_mlops.core.decision.retraining import Outcome
 from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionRejectedError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.steps.aliases import require_movable, show_aliases
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.packages import require_signed
-from airflow_mlops.steps.provenance import is_package_of
+from airflow_mlops.steps.registry.aliases import require_movable, show_aliases
+from airflow_mlops.steps.registry.packages import require_signed
+from airflow_mlops.steps.registry.provenance import is_package_of
 
 if TYPE_CHECKING:
     from airflow_mlops.integrations.mlflow import RegisteredVersion

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import canonical_json
-from airflow_mlops.core.model_card import Change, describe_model
-from airflow_mlops.core.signing import PackageSignature, SigningKey
+from airflow_mlops.core.model.model_card import Change, describe_model
+from airflow_mlops.core.model.signing import PackageSignature, SigningKey
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
     ModelVersionNotFoundError,
@@ -26,12 +26,12 @@ from airflow_mlops.integrations.mlflow import (
 from airflow_mlops.ledger import Ledger
 from airflow_mlops.ledger.lineage import CHAMPION
 from airflow_mlops.serving.package import read_package
-from airflow_mlops.steps.aliases import point_to_newest, require_movable
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.provenance import is_package_of, require_noted
+from airflow_mlops.steps.registry.aliases import point_to_newest, require_movable
+from airflow_mlops.steps.registry.provenance import is_package_of, require_noted
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.model.package import PackageManifest
     from airflow_mlops.core.page import Page
     from airflow_mlops.services import Services
 

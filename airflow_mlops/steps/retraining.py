@@ -6,19 +6,19 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.blackouts import blacked_out
-from airflow_mlops.core.challengers import ChallengerCheck
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.extension import load_object
-from airflow_mlops.core.promotion import Verdict
-from airflow_mlops.core.retraining import (
+from airflow_mlops.core.comparison.promotion import Verdict
+from airflow_mlops.core.decision.blackouts import blacked_out
+from airflow_mlops.core.decision.challengers import ChallengerCheck
+from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
+from airflow_mlops.core.decision.retraining import (
     Outcome,
     RetrainingDecision,
     TrainingChoice,
     TrainingPlan,
 )
-from airflow_mlops.core.retraining_policy import RetrainingPolicy
+from airflow_mlops.core.decision.retraining_policy import RetrainingPolicy
+from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
@@ -59,7 +59,7 @@ class RetrainingSpec:
     model_name: str
     required_checks: tuple[EntryKind, ...] = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK)
     policy: RetrainingPolicy = field(default_factory=RetrainingPolicy)
-    decide: str = "airflow_mlops.core.retraining:decide_retraining"
+    decide: str = "airflow_mlops.core.decision.retraining:decide_retraining"
     may_bring_back: bool = True
     actor: str
     now: datetime

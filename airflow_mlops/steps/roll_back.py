@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.steps.aliases import require_movable, show_aliases
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.packages import require_signed
+from airflow_mlops.steps.registry.aliases import require_movable, show_aliases
+from airflow_mlops.steps.registry.packages import require_signed
 
 if TYPE_CHECKING:
     from airflow_mlops.integrations.mlflow import RegisteredVersion

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
-from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError, SignatureMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, pin_dataset, work_key
-from airflow_mlops.steps.packages import load_version
+from airflow_mlops.steps.registry.packages import load_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.drift_windows import windows_before
-from airflow_mlops.core.poisoning import (
+from airflow_mlops.core.checks.poisoning import (
     HeldBefore,
     LabelNoise,
     PoisoningPolicy,
@@ -18,12 +15,15 @@ from airflow_mlops.core.poisoning import (
     SuspiciousSlice,
     Verdict,
 )
+from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.data.dataset import DatasetVersion
+from airflow_mlops.core.monitoring.drift_windows import windows_before
 from airflow_mlops.core.windows import Window, find_time_zone
 from airflow_mlops.exceptions import CommitConflictError, DatasetNotFoundError, InsufficientDataError
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
-from airflow_mlops.steps.screen_partitions import Screened, evenly, screen_partitions
+from airflow_mlops.steps.validation.screen_partitions import Screened, evenly, screen_partitions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.metrics import resolve_metric
-from airflow_mlops.core.tuning import best_of
+from airflow_mlops.core.comparison.metrics import resolve_metric
+from airflow_mlops.core.model.tuning import best_of
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.training_spec import TrainResult
+from airflow_mlops.steps.training.spec import TrainResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

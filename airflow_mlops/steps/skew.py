@@ -7,8 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.categories import category_texts
-from airflow_mlops.core.served_values import (
+from airflow_mlops.core.checks.skew import SKEW_SHARE
+from airflow_mlops.core.checks.validation import shape_result
+from airflow_mlops.core.checks.verdict import (
+    gates,
+    hide_arguments,
+    hide_values,
+    shown_positions,
+    tell_failures,
+    tell_verdict,
+)
+from airflow_mlops.core.data.categories import category_texts
+from airflow_mlops.core.rollouts.served_values import (
     TABLE,
     TYPES,
     ServedDifference,
@@ -18,16 +28,6 @@ from airflow_mlops.core.served_values import (
     describe_difference,
     same_within,
 )
-from airflow_mlops.core.skew import SKEW_SHARE
-from airflow_mlops.core.validation import shape_result
-from airflow_mlops.core.verdict import (
-    gates,
-    hide_arguments,
-    hide_values,
-    shown_positions,
-    tell_failures,
-    tell_verdict,
-)
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, MLOpsError, SchemaMismatchError
 from airflow_mlops.integrations import delta, great_expectations
@@ -36,15 +36,15 @@ from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_inference_l
 from airflow_mlops.serving.log_settings import LogSettings
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset
-from airflow_mlops.steps.labels import newest_answers
-from airflow_mlops.steps.packages import champion_profile
+from airflow_mlops.steps.monitoring.labels import newest_answers
+from airflow_mlops.steps.registry.packages import champion_profile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import polars as pl
 
-    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.model.package import PackageManifest
     from airflow_mlops.services import Services
 
 _LOG = logging.getLogger(__name__)

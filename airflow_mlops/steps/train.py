@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
-from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.metrics import resolve_metric
+from airflow_mlops.core.comparison.metrics import resolve_metric
+from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import sklearn
 from airflow_mlops.integrations.mlflow import (
@@ -29,14 +29,14 @@ from airflow_mlops.serving.model import PICKLED_MODELS_VARIABLE, TRUSTED_TYPES_V
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.serving.probe import peak_memory_mb
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.code_version import code_version
 from airflow_mlops.steps.common import resolve_dataset, work_key
-from airflow_mlops.steps.model_package import FittedModel, refused_types, write_package
-from airflow_mlops.steps.provenance import note_package, noted_trainings
-from airflow_mlops.steps.training_fit import Made, Work, choose_metric, search_and_fit
-from airflow_mlops.steps.training_record import TRAINING_FOLDER, Clock, flat_params, row_facts, write_evidence
-from airflow_mlops.steps.training_rows import choose_window, require_instants, split_rows
-from airflow_mlops.steps.training_spec import (
+from airflow_mlops.steps.registry.provenance import note_package, noted_trainings
+from airflow_mlops.steps.training.code_version import code_version
+from airflow_mlops.steps.training.fit import Made, Work, choose_metric, search_and_fit
+from airflow_mlops.steps.training.model_package import FittedModel, refused_types, write_package
+from airflow_mlops.steps.training.record import TRAINING_FOLDER, Clock, flat_params, row_facts, write_evidence
+from airflow_mlops.steps.training.rows import choose_window, require_instants, split_rows
+from airflow_mlops.steps.training.spec import (
     TrainResult,
     TrainSpec,
     method_digest,
@@ -46,10 +46,10 @@ from airflow_mlops.steps.training_spec import (
 )
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.package import PackageManifest, ServingForm
+    from airflow_mlops.core.model.package import PackageManifest, ServingForm
     from airflow_mlops.core.windows import Window
     from airflow_mlops.services import Services
-    from airflow_mlops.steps.training_rows import Split
+    from airflow_mlops.steps.training.rows import Split
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.data_docs import PastVerdict
-from airflow_mlops.core.dataset import DatasetVersion, count_rows
-from airflow_mlops.core.validation import unexpected_rows
-from airflow_mlops.core.verdict import (
+from airflow_mlops.core.checks.data_docs import PastVerdict
+from airflow_mlops.core.checks.validation import unexpected_rows
+from airflow_mlops.core.checks.verdict import (
     gates,
     hide_values,
     name_expectation,
@@ -17,14 +15,16 @@ from airflow_mlops.core.verdict import (
     tell_failures,
     tell_verdict,
 )
+from airflow_mlops.core.codec import to_dict
+from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta, great_expectations
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
-from airflow_mlops.steps.named_rows import rows_by_name
-from airflow_mlops.steps.quarantine import SetAside
-from airflow_mlops.steps.validation_page import REPORTS, write_page
+from airflow_mlops.steps.validation.named_rows import rows_by_name
+from airflow_mlops.steps.validation.page import REPORTS, write_page
+from airflow_mlops.steps.validation.quarantine import SetAside
 
 if TYPE_CHECKING:
     import polars as pl

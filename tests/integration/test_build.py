@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mlops.core.desired_state import serve_alone
+from airflow_mlops.core.rollouts.desired_state import serve_alone
 from airflow_mlops.exceptions import ArtifactIntegrityError, ConnectionConfigError, EndpointUnavailableError
 from airflow_mlops.integrations.bentoml import EndpointClient, wait_until
 from airflow_mlops.integrations.bentoml_build import digest_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_mlops.core.profile_format import PREDICTION
+from airflow_mlops.core.profiles.profile_format import PREDICTION
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
 from airflow_mlops.steps.base import run_step

@@ -14,7 +14,7 @@ from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.evidently import write_drift_report
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.services import Services
-from airflow_mlops.steps.drift_report import REPORT_FILE
+from airflow_mlops.steps.monitoring.drift_report import REPORT_FILE
 
 pytestmark = pytest.mark.integration
 

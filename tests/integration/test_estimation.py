@@ -10,14 +10,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from airflow_mlops.core.estimation import ESTIMATION_FILE
+from airflow_mlops.core.monitoring.estimation import ESTIMATION_FILE
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.packages import load_version
+from airflow_mlops.steps.registry.packages import load_version
 
 pytestmark = pytest.mark.integration
 

@@ -17,7 +17,7 @@ from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.package import PackageManifest
+from airflow_mlops.core.model.package import PackageManifest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
 from airflow_mlops.exceptions import InsufficientDataError, RolloutError, RolloutRejectedError
@@ -33,7 +33,7 @@ from airflow_mlops.operators.retraining import DecideRetrainingOperator
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.packages import version_manifest
+from airflow_mlops.steps.registry.packages import version_manifest
 from tests.integration.test_steps import TRAIN
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_mlops.core.desired_state import ServedVersion
+from airflow_mlops.core.rollouts.desired_state import ServedVersion
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package

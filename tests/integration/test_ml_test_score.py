@@ -17,7 +17,7 @@ from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.ml_test_score import attest, score_model
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.ml_test_score import MLTestScore, TestPoints
+    from airflow_mlops.core.ml_test.ml_test_score import MLTestScore, TestPoints
 
 pytestmark = pytest.mark.integration
 

@@ -10,15 +10,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from airflow_mlops.core.signature import FieldSpec, FieldType, ModelSignature
+from airflow_mlops.core.model.signature import FieldSpec, FieldType, ModelSignature
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.drift_sides import DriftSides
-from airflow_mlops.steps.packages import champion_profile, load_version
+from airflow_mlops.steps.monitoring.drift_sides import DriftSides
+from airflow_mlops.steps.registry.packages import champion_profile, load_version
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from airflow_mlops.core.signing import SigningKey
+from airflow_mlops.core.model.signing import SigningKey
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, ConnectionConfigError, UnsafeModelError
 from airflow_mlops.integrations import delta

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from airflow_mlops.core.retraining import Outcome, RetrainingDecision
+from airflow_mlops.core.decision.retraining import Outcome, RetrainingDecision
 from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.replay.report import write_report
 from airflow_mlops.replay.runner import replay_one, run
@@ -19,7 +19,7 @@ from airflow_mlops.replay.stream import Stream, StreamConfig
 from benchmarks import hurting_streams
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.evidence import WindowEvidence
+    from airflow_mlops.core.decision.evidence import WindowEvidence
 
 CONFIG = """
 name = "fares"

@@ -22,9 +22,9 @@ import polars as pl
 import psutil
 import pytest
 
-from airflow_mlops.core.canary import CanaryPolicy
-from airflow_mlops.core.desired_state import ServedVersion
-from airflow_mlops.core.rollout import RolloutPlan, plan_rollout
+from airflow_mlops.core.rollouts.canary import CanaryPolicy
+from airflow_mlops.core.rollouts.desired_state import ServedVersion
+from airflow_mlops.core.rollouts.rollout import RolloutPlan, plan_rollout
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
@@ -40,8 +40,8 @@ from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.rollout import Progress, Rollout, RolloutSpec
-from airflow_mlops.steps.rollout_quality import QualitySpec
+from airflow_mlops.steps.rollouts.quality import QualitySpec
+from airflow_mlops.steps.rollouts.rollout import Progress, Rollout, RolloutSpec
 from tests.packages import build_package, build_unimportable, register
 from tests.ports import free_port
 
@@ -407,7 +407,7 @@ import json, os, signal, sys
 from pathlib import Path
 from airflow_mlops.serving import local
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.rollout import Rollout
+from airflow_mlops.steps.rollouts.rollout import Rollout
 from tests.integration.test_rollout import Stage, canary
 
 folder, port, packages, name, when, of, what = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), *sys.argv[4:8]

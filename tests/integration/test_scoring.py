@@ -22,7 +22,7 @@ from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.common import model_columns
-from airflow_mlops.steps.packages import load_version
+from airflow_mlops.steps.registry.packages import load_version
 
 pytestmark = pytest.mark.integration
 

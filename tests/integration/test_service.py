@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from airflow_mlops.core.desired_state import ServedVersion
+from airflow_mlops.core.rollouts.desired_state import ServedVersion
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,

@@ -17,8 +17,8 @@ import pytest
 from mlflow import MlflowClient
 
 from airflow_mlops.core.codec import canonical_json
-from airflow_mlops.core.package import file_digest, package_digest
-from airflow_mlops.core.signing import SigningKey
+from airflow_mlops.core.model.package import file_digest, package_digest
+from airflow_mlops.core.model.signing import SigningKey
 from airflow_mlops.demo import stream
 from airflow_mlops.exceptions import ArtifactIntegrityError, ConnectionConfigError, PromotionRejectedError
 from airflow_mlops.integrations.bentoml import LocalServer

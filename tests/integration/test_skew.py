@@ -23,7 +23,7 @@ from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.serving.log_settings import LogSettings
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.packages import load_version
+from airflow_mlops.steps.registry.packages import load_version
 
 pytestmark = pytest.mark.integration
 

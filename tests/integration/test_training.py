@@ -20,7 +20,7 @@ import polars as pl
 import pytest
 import yaml
 
-from airflow_mlops.core.metrics import DEFAULT_METRICS
+from airflow_mlops.core.comparison.metrics import DEFAULT_METRICS
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from airflow_mlops.core.expectations import COVERED
+from airflow_mlops.core.checks.expectations import COVERED
 from tests.unit.test_validation import SUITE, require_same
 
 pytestmark = pytest.mark.integration

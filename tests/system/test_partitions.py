@@ -16,7 +16,7 @@ import pytest
 from deltalake import DeltaTable
 
 from airflow_mlops.core.codec import from_dict
-from airflow_mlops.core.dataset import DatasetVersion
+from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.demo import stream
 from airflow_mlops.demo.errors import RunFailedError
 from airflow_mlops.demo.interrupts import Interrupts

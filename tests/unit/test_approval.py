@@ -10,7 +10,7 @@ import pytest
 from airflow.providers.standard.exceptions import HITLTriggerEventError
 from airflow.sdk import DAG, Param
 
-from airflow_mlops.core.model_card import Change, describe_request
+from airflow_mlops.core.model.model_card import Change, describe_request
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.operators.approval import ApproveModelOperator

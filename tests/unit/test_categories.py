@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from airflow_mlops.core.columns import ColumnRoles
-from airflow_mlops.core.counting import category_counts
-from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.model.columns import ColumnRoles
+from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.profiles.counting import category_counts
 from airflow_mlops.exceptions import SignatureMismatchError
 from airflow_mlops.integrations.sklearn import to_features
 from airflow_mlops.serving.arrow import decode_arrow

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from airflow_mlops.core.challengers import (
+from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.decision.challengers import (
     ALL,
     RECENT,
     ChallengerCheck,
@@ -18,9 +19,8 @@ from airflow_mlops.core.challengers import (
     judge_challengers,
     measure_gap,
 )
-from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.retraining import Outcome, RetrainingPolicy, decide_retraining
+from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
+from airflow_mlops.core.decision.retraining import Outcome, RetrainingPolicy, decide_retraining
 from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind, LedgerEntry
 from airflow_mlops.steps.retraining import collect_evidence

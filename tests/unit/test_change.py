@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from airflow_mlops.core.change import (
+from airflow_mlops.core.monitoring.change import (
     ChangePolicy,
     WindowLoss,
     detect_change,

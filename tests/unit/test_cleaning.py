@@ -18,9 +18,9 @@ import polars as pl
 import pytest
 from airflow.sdk import Asset
 
-from airflow_mlops.core import batches
-from airflow_mlops.core.cleaning import ValueHasher
-from airflow_mlops.core.row_values import RowColumns
+from airflow_mlops.core.data import batches
+from airflow_mlops.core.data.cleaning import ValueHasher
+from airflow_mlops.core.data.row_values import RowColumns
 from airflow_mlops.exceptions import (
     CommitConflictError,
     ConnectionConfigError,
@@ -33,7 +33,7 @@ from airflow_mlops.ledger import Ledger
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.ingest_clean import Cleaner, without_values
+from airflow_mlops.steps.ingestion.clean import Cleaner, without_values
 
 KEY, OTHER_KEY = "8c1f" * 16, "77aa" * 16
 

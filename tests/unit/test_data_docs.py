@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 
+from airflow_mlops.core.checks.data_docs import PastVerdict, describe_validation
+from airflow_mlops.core.checks.verdict import gates, hide_values, tell_verdict
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.data_docs import PastVerdict, describe_validation
-from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.verdict import gates, hide_values, tell_verdict
+from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.integrations.great_expectations import validate_frame
 from tests.browser import CHROMIUM, Tab, open_tab
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from airflow_mlops.core.retraining import decide_retraining
+from airflow_mlops.core.decision.retraining import decide_retraining
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.metrics import MetricValue
-from airflow_mlops.core.performance import PerformancePolicy, judge_performance
-from airflow_mlops.core.retraining import Outcome, RetrainingPolicy, decide_retraining
+from airflow_mlops.core.comparison.metrics import MetricValue
+from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
+from airflow_mlops.core.decision.retraining import Outcome, RetrainingPolicy, decide_retraining
+from airflow_mlops.core.monitoring.performance import PerformancePolicy, judge_performance
 from airflow_mlops.core.windows import Window
 
 

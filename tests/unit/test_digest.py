@@ -17,7 +17,7 @@ from deltalake.schema import Field, PrimitiveType, Schema
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.digest import FORMAT, RowDigest
+from airflow_mlops.core.data.digest import FORMAT, RowDigest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta
 from airflow_mlops.services import Services

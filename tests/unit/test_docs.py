@@ -11,8 +11,8 @@ from itertools import pairwise
 import pytest
 
 from airflow_mlops import exceptions
-from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.retraining import RetrainingPolicy
+from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
+from airflow_mlops.core.decision.retraining import RetrainingPolicy
 from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind
 from airflow_mlops.policies import MLOPS_RETRY_POLICY

@@ -18,20 +18,20 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 from scipy import stats
 
-from airflow_mlops.core.detectors import DETECTORS, ColumnRows
-from airflow_mlops.core.drift import (
+from airflow_mlops.core.checks.skew import find_skew
+from airflow_mlops.core.monitoring.detectors import DETECTORS, ColumnRows
+from airflow_mlops.core.monitoring.drift import (
     DriftPolicy,
     DriftReport,
     FeatureDrift,
     adjusted_p_values,
     compare_profiles,
 )
-from airflow_mlops.core.drift_windows import last_year, next_year, window_after, windows_before
-from airflow_mlops.core.p_values import chi_square_p_value, kolmogorov_p_value, normal_p_value
-from airflow_mlops.core.profile import Profile, merge_profiles, profile_frame, widen_profile
-from airflow_mlops.core.profile_columns import NumericProfile
-from airflow_mlops.core.skew import find_skew
-from airflow_mlops.core.statistics import Measured, kolmogorov_smirnov_distance, wasserstein
+from airflow_mlops.core.monitoring.drift_windows import last_year, next_year, window_after, windows_before
+from airflow_mlops.core.monitoring.p_values import chi_square_p_value, kolmogorov_p_value, normal_p_value
+from airflow_mlops.core.monitoring.statistics import Measured, kolmogorov_smirnov_distance, wasserstein
+from airflow_mlops.core.profiles.profile import Profile, merge_profiles, profile_frame, widen_profile
+from airflow_mlops.core.profiles.profile_columns import NumericProfile
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.domain_classifier import tell_apart

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from airflow_mlops.core.calibration import fit_calibration
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.estimation import (
+from airflow_mlops.core.comparison.metrics import DEFAULT_METRICS, evaluate_metric, resolve_metric
+from airflow_mlops.core.comparison.predictions import Predictions
+from airflow_mlops.core.monitoring.calibration import fit_calibration
+from airflow_mlops.core.monitoring.estimation import (
     Estimation,
     estimate_errors,
     estimate_labels,
     learn_error_estimation,
     learn_labels_estimation,
 )
-from airflow_mlops.core.estimator_record import GradedEstimate, judge_estimator
-from airflow_mlops.core.metrics import DEFAULT_METRICS, evaluate_metric, resolve_metric
-from airflow_mlops.core.predictions import Predictions
-from airflow_mlops.core.stretches import stretches
+from airflow_mlops.core.monitoring.estimator_record import GradedEstimate, judge_estimator
+from airflow_mlops.core.monitoring.stretches import stretches
 from airflow_mlops.exceptions import InsufficientDataError
 from benchmarks import estimation as benchmark
 

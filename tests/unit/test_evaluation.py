@@ -20,20 +20,31 @@ from scipy import stats
 from sklearn import metrics as oracle
 from statsmodels.stats.multitest import multipletests
 
-from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits, judge_artifact
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.evaluation import EvaluationReport, MetricInterval, compare_models, repeat_last
-from airflow_mlops.core.metrics import DEFAULT_METRICS, evaluate_metric, measure, resolve_metric, row_losses
-from airflow_mlops.core.predictions import Graded, Predictions
-from airflow_mlops.core.promotion import (
+from airflow_mlops.core.comparison.artifact import ArtifactFacts, ArtifactLimits, judge_artifact
+from airflow_mlops.core.comparison.evaluation import (
+    EvaluationReport,
+    MetricInterval,
+    compare_models,
+    repeat_last,
+)
+from airflow_mlops.core.comparison.metrics import (
+    DEFAULT_METRICS,
+    evaluate_metric,
+    measure,
+    resolve_metric,
+    row_losses,
+)
+from airflow_mlops.core.comparison.predictions import Graded, Predictions
+from airflow_mlops.core.comparison.promotion import (
     Outcome,
     PromotionDecision,
     PromotionPolicy,
     Verdict,
     decide_promotion,
 )
-from airflow_mlops.core.resampling import common_factor, cut_clusters
-from airflow_mlops.core.slices import SlicePolicy, SliceReport, cut_column, find_worse_slices
+from airflow_mlops.core.comparison.resampling import common_factor, cut_clusters
+from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, cut_column, find_worse_slices
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.fairlearn import compare_groups
@@ -1013,7 +1024,7 @@ class TestProbe:
 
 def test_importing_it_needs_no_model_library() -> None:
     code = (
-        "import sys, airflow_mlops.core.evaluation, airflow_mlops.core.slices, airflow_mlops.core.promotion;"
+        "import sys, airflow_mlops.core.comparison.evaluation, airflow_mlops.core.comparison.slices, airflow_mlops.core.comparison.promotion;"
         "sys.exit(bool({'sklearn', 'scipy', 'fairlearn', 'polars'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path.cwd()).returncode == 0

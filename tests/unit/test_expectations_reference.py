@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from airflow_mlops.core.expectations import COVERED, compile_expectation
-from airflow_mlops.core.validation import judge_compiled
+from airflow_mlops.core.checks.expectations import COVERED, compile_expectation
+from airflow_mlops.core.checks.validation import judge_compiled
 from airflow_mlops.exceptions import ExpectationError
 from airflow_mlops.integrations.great_expectations import validate_frame
 from tests.conftest import REPOSITORY

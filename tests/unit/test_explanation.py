@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airflow_mlops.core.explanation import (
+from airflow_mlops.core.model.explanation import (
     find_counterfactual,
     partial_dependence,
     permutation_importance,

@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from airflow_mlops.core.background import BACKGROUND_FILE, Background
-from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone
-from airflow_mlops.core.package import PackageManifest, file_digest
+from airflow_mlops.core.model.background import BACKGROUND_FILE, Background
+from airflow_mlops.core.model.package import PackageManifest, file_digest
+from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, serve_alone
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.serving import arrow
 from airflow_mlops.serving.app import EndpointApp
@@ -26,7 +26,7 @@ from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.serving.reconciler import LiveVersion, Routes
 from airflow_mlops.serving.settings import ServiceSettings
-from airflow_mlops.steps.training_spec import TrainSpec
+from airflow_mlops.steps.training.spec import TrainSpec
 from tests.packages import ROWS, build_package
 
 TOKEN = {"authorization": "Bearer right"}

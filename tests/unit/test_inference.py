@@ -17,9 +17,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from airflow_mlops.core.inference import InferencePolicy, infer_expectations
-from airflow_mlops.core.validation import judge_compiled
-from airflow_mlops.core.verdict import gates
+from airflow_mlops.core.checks.inference import InferencePolicy, infer_expectations
+from airflow_mlops.core.checks.validation import judge_compiled
+from airflow_mlops.core.checks.verdict import gates
 from airflow_mlops.exceptions import InsufficientDataError, StorageError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.great_expectations import load_suite, validate_frame

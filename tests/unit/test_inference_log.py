@@ -17,7 +17,7 @@ import fsspec
 import polars as pl
 import pytest
 
-from airflow_mlops.core.profile import profile_frame
+from airflow_mlops.core.profiles.profile import profile_frame
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ConnectionConfigError, InsufficientDataError
 from airflow_mlops.integrations.object_store import ObjectStore

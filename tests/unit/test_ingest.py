@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from airflow_mlops.core.batches import BATCH_ROWS
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.dataset import count_rows
-from airflow_mlops.core.digest import RowDigest
+from airflow_mlops.core.data.batches import BATCH_ROWS
+from airflow_mlops.core.data.dataset import count_rows
+from airflow_mlops.core.data.digest import RowDigest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,

@@ -21,7 +21,7 @@ import polars as pl
 import pytest
 from pyarrow import orc
 
-from airflow_mlops.core.row_values import RowColumns
+from airflow_mlops.core.data.row_values import RowColumns
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
     DatasetNotFoundError,

@@ -8,14 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.steps.ingest_spool import Spool
+from airflow_mlops.steps.ingestion.spool import Spool
 
 if TYPE_CHECKING:
     import pytest
 
 HOLD = """
 import sys
-from airflow_mlops.steps.ingest_spool import Spool
+from airflow_mlops.steps.ingestion.spool import Spool
 with Spool() as spool:
     (spool.folder / "rows-000000.parquet").write_text("personal")
     print(spool.folder, flush=True)

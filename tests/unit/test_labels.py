@@ -9,12 +9,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.inference_log import InferenceLog
-from airflow_mlops.steps.labels import as_trained, labelled_predictions, labelled_share
+from airflow_mlops.steps.monitoring.labels import as_trained, labelled_predictions, labelled_share
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 DAY = Window(start=START, end=START + timedelta(days=1))

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from airflow_mlops.core.change import WindowLoss, detect_change, effective_count
-from airflow_mlops.core.estimation import Estimate
-from airflow_mlops.core.estimator_record import EstimatorRecord
-from airflow_mlops.core.metrics import MetricValue, evaluate_metric, resolve_metric
-from airflow_mlops.core.performance import (
+from airflow_mlops.core.comparison.metrics import MetricValue, evaluate_metric, resolve_metric
+from airflow_mlops.core.comparison.predictions import Graded, Predictions
+from airflow_mlops.core.monitoring.change import WindowLoss, detect_change, effective_count
+from airflow_mlops.core.monitoring.estimation import Estimate
+from airflow_mlops.core.monitoring.estimator_record import EstimatorRecord
+from airflow_mlops.core.monitoring.performance import (
     EarlyLabels,
     PerformancePolicy,
     compare_early_labels,
@@ -18,7 +19,6 @@ from airflow_mlops.core.performance import (
     judge_performance,
     uncertainty_of,
 )
-from airflow_mlops.core.predictions import Graded, Predictions
 
 MAE = resolve_metric("mae")
 REFERENCE = MetricValue(metric="mae", value=1.0, standard_deviation=1.0, row_count=4000)

@@ -23,21 +23,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from skops import io as skops_io
 
-from airflow_mlops.core.artifact import ArtifactLimits
-from airflow_mlops.core.package import (
+from airflow_mlops.core.comparison.artifact import ArtifactLimits
+from airflow_mlops.core.model.package import (
     MAXIMUM_MANIFEST_BYTES,
     MAXIMUM_PACKAGE_BYTES,
     file_digest,
     package_digest,
 )
-from airflow_mlops.core.signing import SigningKey, Trust
+from airflow_mlops.core.model.signing import SigningKey, Trust
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.integrations.onnx_file import asks_for_files
 from airflow_mlops.serving import model as serving_model
 from airflow_mlops.serving.model import PICKLED_MODELS_VARIABLE, TRUSTED_TYPES_VARIABLE, load_model
 from airflow_mlops.serving.package import read_verified, write_signature
 from airflow_mlops.serving.probe import check_artifact
-from airflow_mlops.steps.estimation import _estimation
+from airflow_mlops.steps.monitoring.estimation import _estimation
 from tests.packages import build_package
 
 

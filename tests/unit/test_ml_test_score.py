@@ -12,14 +12,23 @@ import numpy as np
 import pytest
 
 from airflow_mlops.cli import main
-from airflow_mlops.core.artifact import ArtifactFacts, ArtifactLimits, judge_artifact
-from airflow_mlops.core.challengers import ChallengerCheck, Contender
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.evaluation import compare_models
-from airflow_mlops.core.fairness import FairnessReport, GroupRates
-from airflow_mlops.core.ml_test_rules import score_facts
-from airflow_mlops.core.ml_test_score import (
+from airflow_mlops.core.comparison.artifact import ArtifactFacts, ArtifactLimits, judge_artifact
+from airflow_mlops.core.comparison.evaluation import compare_models
+from airflow_mlops.core.comparison.fairness import FairnessReport, GroupRates
+from airflow_mlops.core.comparison.predictions import Predictions
+from airflow_mlops.core.comparison.promotion import (
+    Check,
+    Outcome as CheckOutcome,
+    PromotionPolicy,
+    decide_promotion,
+)
+from airflow_mlops.core.comparison.slices import SliceReport
+from airflow_mlops.core.data.dataset import DatasetVersion
+from airflow_mlops.core.decision.challengers import ChallengerCheck, Contender
+from airflow_mlops.core.decision.retraining import Outcome
+from airflow_mlops.core.ml_test.ml_test_rules import score_facts
+from airflow_mlops.core.ml_test.ml_test_score import (
     TESTS,
     Evidence,
     Finding,
@@ -32,10 +41,6 @@ from airflow_mlops.core.ml_test_score import (
     find_test,
     interpret,
 )
-from airflow_mlops.core.predictions import Predictions
-from airflow_mlops.core.promotion import Check, Outcome as CheckOutcome, PromotionPolicy, decide_promotion
-from airflow_mlops.core.retraining import Outcome
-from airflow_mlops.core.slices import SliceReport
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.services import Services

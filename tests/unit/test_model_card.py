@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from markdown_it import MarkdownIt
 
-from airflow_mlops.core.model_card import describe_evaluation, describe_model, describe_request
-from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.model.model_card import describe_evaluation, describe_model, describe_request
+from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
 from airflow_mlops.serving.package import read_package
 from tests.packages import build_package
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.model.package import PackageManifest
     from airflow_mlops.core.page import Page
 
 HOSTILE = (

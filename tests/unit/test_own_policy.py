@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from airflow_mlops.core.evidence import WindowEvidence
-from airflow_mlops.core.retraining import Outcome, RetrainingDecision, TrainingChoice
+from airflow_mlops.core.decision.evidence import WindowEvidence
+from airflow_mlops.core.decision.retraining import Outcome, RetrainingDecision, TrainingChoice
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.replay.what_if import policy_of, what_if
 from airflow_mlops.services import Services

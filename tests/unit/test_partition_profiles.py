@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from airflow_mlops.core.profile import Profile, profile_frame
-from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.profiles.profile import Profile, profile_frame
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log

@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import DAG, CronPartitionTimetable
 from deltalake import DeltaTable
 
-from airflow_mlops.core.partitions import PartitionUnit, partition_window
+from airflow_mlops.core.data.partitions import PartitionUnit, partition_window
 from airflow_mlops.core.windows import find_time_zone
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta

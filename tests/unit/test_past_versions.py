@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from airflow_mlops.core.dataset import PastDataset
+from airflow_mlops.core.data.dataset import PastDataset
 from airflow_mlops.exceptions import DatasetNotFoundError
 from airflow_mlops.integrations import delta
 from airflow_mlops.operators.base import dataset_ref

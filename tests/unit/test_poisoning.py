@@ -18,14 +18,14 @@ import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.poisoning import (
+from airflow_mlops.core.checks.poisoning import (
     HeldBefore,
     PoisoningPolicy,
     conformal_p_value,
     held_by_chance,
     judge_noise,
 )
+from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
@@ -40,7 +40,7 @@ from airflow_mlops.operators.screen_dataset import ScreenDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.screen import _held_windows
-from airflow_mlops.steps.screen_partitions import Screened, screen_partitions
+from airflow_mlops.steps.validation.screen_partitions import Screened, screen_partitions
 from tests.conftest import REPOSITORY
 
 DAYS, ROWS = 10, 300

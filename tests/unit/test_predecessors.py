@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_mlops.core.challengers import ChallengerCheck, Contender
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.promotion import Check, Outcome, Verdict
+from airflow_mlops.core.comparison.promotion import Check, Outcome, Verdict
+from airflow_mlops.core.decision.challengers import ChallengerCheck, Contender
 from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry, wanted_challengers
 from airflow_mlops.services import Services
 from airflow_mlops.serving.package import read_package
-from airflow_mlops.steps.predecessors import EarnedPromotion, find_earned, judge_earned
+from airflow_mlops.steps.registry.predecessors import EarnedPromotion, find_earned, judge_earned
 from tests.packages import build_package
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.package import PackageManifest
+    from airflow_mlops.core.model.package import PackageManifest
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 END = START + timedelta(days=31)

@@ -12,12 +12,18 @@ import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from airflow_mlops.core import profile as profile_module
-from airflow_mlops.core.digest import RowDigest
-from airflow_mlops.core.drift import DriftPolicy, compare_profiles
-from airflow_mlops.core.profile import ColumnKinds, Profile, merge_profiles, profile_frame, profile_scan
-from airflow_mlops.core.profile_columns import CategoricalProfile, NumericProfile
-from airflow_mlops.core.profile_format import (
+from airflow_mlops.core.data.digest import RowDigest
+from airflow_mlops.core.monitoring.drift import DriftPolicy, compare_profiles
+from airflow_mlops.core.profiles import profile as profile_module
+from airflow_mlops.core.profiles.profile import (
+    ColumnKinds,
+    Profile,
+    merge_profiles,
+    profile_frame,
+    profile_scan,
+)
+from airflow_mlops.core.profiles.profile_columns import CategoricalProfile, NumericProfile
+from airflow_mlops.core.profiles.profile_format import (
     profile_from_bytes,
     profile_from_json,
     profile_to_bytes,

@@ -18,8 +18,8 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone
-from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, serve_alone
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.arrow import decode_arrow

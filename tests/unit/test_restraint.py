@@ -10,10 +10,15 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from airflow_mlops.core.blackouts import Blackout
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
-from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy, decide_retraining
+from airflow_mlops.core.decision.blackouts import Blackout
+from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
+from airflow_mlops.core.decision.retraining import (
+    Outcome,
+    RetrainingDecision,
+    RetrainingPolicy,
+    decide_retraining,
+)
 from airflow_mlops.core.windows import Window
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

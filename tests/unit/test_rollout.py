@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from airflow_mlops.core.canary import (
+from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.rollouts.canary import (
     Analysis,
     CanaryPolicy,
     Finding,
@@ -25,10 +26,15 @@ from airflow_mlops.core.canary import (
     compare_losses,
     per_caller,
 )
-from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.desired_state import DesiredState, ServedVersion, serve_alone
-from airflow_mlops.core.mean_losses import EstimatedLoss, Losses, PairedLosses, losses_of, paired_losses_of
-from airflow_mlops.core.observations import (
+from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, serve_alone
+from airflow_mlops.core.rollouts.mean_losses import (
+    EstimatedLoss,
+    Losses,
+    PairedLosses,
+    losses_of,
+    paired_losses_of,
+)
+from airflow_mlops.core.rollouts.observations import (
     AnswerCells,
     Observations,
     VersionObservations,
@@ -36,7 +42,7 @@ from airflow_mlops.core.observations import (
     merge_observations,
     time_quantile,
 )
-from airflow_mlops.core.rollout import (
+from airflow_mlops.core.rollouts.rollout import (
     MOST_RESTARTS,
     RolloutEvent,
     action_after,
@@ -45,12 +51,12 @@ from airflow_mlops.core.rollout import (
     plan_rollout,
     state_after,
 )
-from airflow_mlops.core.two_samples import more_often, rank_test
+from airflow_mlops.core.rollouts.two_samples import more_often, rank_test
 from airflow_mlops.exceptions import RolloutError, SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
 from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes, workers_behind
-from airflow_mlops.steps.rollout_quality import QualitySpec, losses_with_labels
+from airflow_mlops.steps.rollouts.quality import QualitySpec, losses_with_labels
 from tests.packages import build_package
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

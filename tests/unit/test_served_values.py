@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from airflow_mlops.core.profile import profile_frame
-from airflow_mlops.core.served_values import about_inputs, contract_of
-from airflow_mlops.core.signature import FieldSpec
-from airflow_mlops.core.validation import judge_compiled
+from airflow_mlops.core.checks.validation import judge_compiled
+from airflow_mlops.core.model.signature import FieldSpec
+from airflow_mlops.core.profiles.profile import profile_frame
+from airflow_mlops.core.rollouts.served_values import about_inputs, contract_of
 
 INPUTS = [f"x{number}" for number in range(10)]
 FIELDS = [*(FieldSpec(name=name, type="number") for name in INPUTS), FieldSpec(name="c", type="string")]

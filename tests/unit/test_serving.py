@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import skops.io
 
-from airflow_mlops.core.desired_state import serve_alone
+from airflow_mlops.core.rollouts.desired_state import serve_alone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, RolloutError
 from airflow_mlops.serving import reconciler
@@ -120,7 +120,7 @@ class TestIntegrity:
     @staticmethod
     def _replace_model(folder: Path, data: bytes) -> None:
         """Put other bytes in, with a manifest that agrees: what an attacker with write access would do."""
-        from airflow_mlops.core.package import file_digest
+        from airflow_mlops.core.model.package import file_digest
 
         manifest = json.loads((folder / "package.json").read_text())
         manifest["files"]["model.skops"] = file_digest(data)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from airflow_mlops.core.background import as_table
-from airflow_mlops.core.shapley import ROWS_AT_ONCE, Shapley
-from airflow_mlops.core.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.model.background import as_table
+from airflow_mlops.core.model.shapley import ROWS_AT_ONCE, Shapley
+from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
 from airflow_mlops.integrations import shap
 
 Table = dict[str, Any]

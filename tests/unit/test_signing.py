@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_mlops import cli
-from airflow_mlops.core.desired_state import serve_alone
-from airflow_mlops.core.signing import (
+from airflow_mlops.core.model.signing import (
     SIGNATURE_FILE,
     PackageSignature,
     SigningKey,
@@ -17,6 +16,7 @@ from airflow_mlops.core.signing import (
     key_id_of,
     parse_public_keys,
 )
+from airflow_mlops.core.rollouts.desired_state import serve_alone
 from airflow_mlops.exceptions import ArtifactIntegrityError, ConnectionConfigError
 from airflow_mlops.hooks.services import services_from_connections
 from airflow_mlops.hooks.signing import SigningHook

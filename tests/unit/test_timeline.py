@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_mlops.cli import main
-from airflow_mlops.core.challengers import ChallengerCheck, Contender
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.retraining import Outcome, RetrainingDecision, recipe_rows
+from airflow_mlops.core.decision.challengers import ChallengerCheck, Contender
+from airflow_mlops.core.decision.retraining import Outcome, RetrainingDecision, recipe_rows
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.ledger.tables import entries
 from airflow_mlops.ledger.timeline import ModelState, Timeline, read_overview, read_timeline

@@ -24,15 +24,20 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.columns import ColumnRoles
-from airflow_mlops.core.dataset import DatasetVersion
-from airflow_mlops.core.metrics import MetricValue, evaluate_metric, require_decisive, resolve_metric
-from airflow_mlops.core.parity import ParityLimits, compare_forms
-from airflow_mlops.core.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
-from airflow_mlops.core.retraining import TrainingPlan
-from airflow_mlops.core.signature import FieldSpec, ModelSignature
-from airflow_mlops.core.simple_guess import best_constant
-from airflow_mlops.core.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
+from airflow_mlops.core.comparison.metrics import (
+    MetricValue,
+    evaluate_metric,
+    require_decisive,
+    resolve_metric,
+)
+from airflow_mlops.core.data.dataset import DatasetVersion
+from airflow_mlops.core.decision.retraining import TrainingPlan
+from airflow_mlops.core.model.columns import ColumnRoles
+from airflow_mlops.core.model.parity import ParityLimits, compare_forms
+from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.model.simple_guess import best_constant
+from airflow_mlops.core.model.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
+from airflow_mlops.core.profiles.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError, UnsafeModelError
 from airflow_mlops.integrations import halving, onnx, optuna, sklearn
@@ -42,10 +47,11 @@ from airflow_mlops.operators.train import TrainModelOperator
 from airflow_mlops.services import Services
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
-from airflow_mlops.steps import model_package, select, training_spec
-from airflow_mlops.steps.code_version import code_version
-from airflow_mlops.steps.training_rows import Split, row_weights, simple_prediction
-from airflow_mlops.steps.training_spec import TrainResult, TrainSpec
+from airflow_mlops.steps import select
+from airflow_mlops.steps.training import model_package, spec as training_spec
+from airflow_mlops.steps.training.code_version import code_version
+from airflow_mlops.steps.training.rows import Split, row_weights, simple_prediction
+from airflow_mlops.steps.training.spec import TrainResult, TrainSpec
 
 COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
 SIGNATURE = ModelSignature(

@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings, strategies as st
 
-from airflow_mlops.core import validation
-from airflow_mlops.core.expectations import COVERED, compile_expectation
-from airflow_mlops.core.patterns import for_ascii
-from airflow_mlops.core.validation import judge_compiled
+from airflow_mlops.core.checks import validation
+from airflow_mlops.core.checks.expectations import COVERED, compile_expectation
+from airflow_mlops.core.checks.patterns import for_ascii
+from airflow_mlops.core.checks.validation import judge_compiled
 from airflow_mlops.exceptions import ExpectationError
 from airflow_mlops.integrations.great_expectations import load_suite, validate_frame
 

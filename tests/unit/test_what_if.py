@@ -13,7 +13,12 @@ import pytest
 
 from airflow_mlops.cli import main
 from airflow_mlops.core.codec import from_dict
-from airflow_mlops.core.retraining import Outcome, RetrainingDecision, RetrainingPolicy, TrainingChoice
+from airflow_mlops.core.decision.retraining import (
+    Outcome,
+    RetrainingDecision,
+    RetrainingPolicy,
+    TrainingChoice,
+)
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.ledger import ACTING, EntryKind, Ledger, LedgerEntry
 from airflow_mlops.replay.what_if import policy_of, what_if, what_if_text
@@ -22,7 +27,7 @@ from airflow_mlops.steps.base import run_step
 from tests.histories import History, random_policy, window
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.evidence import RetrainingHistory, WindowEvidence
+    from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
 
 
 @pytest.fixture

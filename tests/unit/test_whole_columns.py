@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from airflow_mlops.core.whole_columns import count_distinct, exact_median
+from airflow_mlops.core.checks.whole_columns import count_distinct, exact_median
 
 VALUES = st.lists(st.sampled_from([None, -3, 0, 1, 2, 7]) | st.integers(-(2**52), 2**52), max_size=60)
 

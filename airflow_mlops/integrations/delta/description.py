@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.batches import stream_batches
-from airflow_mlops.core.dataset import DatasetVersion, row_count
-from airflow_mlops.core.digest import RowDigest, RowSum
+from airflow_mlops.core.data.batches import stream_batches
+from airflow_mlops.core.data.dataset import DatasetVersion, row_count
+from airflow_mlops.core.data.digest import RowDigest, RowSum
 from airflow_mlops.integrations.delta.file_sums import FileSum, remember_sums, sum_table
 from airflow_mlops.integrations.delta.reading import read_table
 from airflow_mlops.integrations.delta.tables import data_files, open_table, scan

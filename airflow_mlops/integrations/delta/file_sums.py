@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
-from airflow_mlops.core.batches import BATCH_ROWS
-from airflow_mlops.core.digest import FORMAT, RowDigest, RowSum
+from airflow_mlops.core.data.batches import BATCH_ROWS
+from airflow_mlops.core.data.digest import FORMAT, RowDigest, RowSum
 from airflow_mlops.integrations.delta.tables import data_files
 from airflow_mlops.integrations.object_store import ObjectStore
 

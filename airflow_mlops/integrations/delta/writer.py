@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_mlops.core.batches import stream_batches
+from airflow_mlops.core.data.batches import stream_batches
 from airflow_mlops.exceptions import CommitConflictError
 from airflow_mlops.integrations.delta.commits import WINDOW, place_of
 from airflow_mlops.integrations.delta.conditions import equals, in_window, quoted

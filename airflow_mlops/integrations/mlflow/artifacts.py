@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.package import MAXIMUM_PACKAGE_BYTES, file_digest
+from airflow_mlops.core.model.package import MAXIMUM_PACKAGE_BYTES, file_digest
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
     ModelVersionNotFoundError,

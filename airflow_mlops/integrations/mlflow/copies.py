@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import canonical_json
-from airflow_mlops.core.installed import packages_of
-from airflow_mlops.core.package import file_digest
+from airflow_mlops.core.model.installed import packages_of
+from airflow_mlops.core.model.package import file_digest
 from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.integrations.mlflow.connection import Connected, translated
 

@@ -14,7 +14,7 @@ from airflow_mlops.integrations.mlflow.connection import Connected, translated
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from airflow_mlops.core.dataset import DatasetVersion
+    from airflow_mlops.core.data.dataset import DatasetVersion
 
 #: Tag of a run: digest of the step's inputs; a retry finds the finished run by it.
 STEP_KEY_TAG = "airflow_mlops.step_key"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.core.signing import SIGNATURE_FILE, PackageSignature
+from airflow_mlops.core.model.signing import SIGNATURE_FILE, PackageSignature
 from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError
 from airflow_mlops.integrations.mlflow.artifacts import PACKAGE_FOLDER, Artifacts
 from airflow_mlops.integrations.mlflow.connection import translated
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RUN_ID_TAG = "airflow_mlops.run_id"
-#: Tag of a model version: the package's signature as this model, see :mod:`airflow_mlops.core.signing`.
+#: Tag of a model version: the package's signature as this model, see :mod:`airflow_mlops.core.model.signing`.
 SIGNATURE_TAG = "airflow_mlops.package_signature"
 
 #: Tags of a model version that was made by a recipe: which, and the first instant after its training rows.

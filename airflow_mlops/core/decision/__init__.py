@@ -1,0 +1,1 @@
+"""Whether to retrain, and by which rows."""

@@ -1,0 +1,1 @@
+"""The ML Test Score: its 28 tests and how the ledger answers them."""

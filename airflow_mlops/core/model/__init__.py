@@ -1,0 +1,1 @@
+"""What a trained model is: its inputs, package, seal, card and explanation."""

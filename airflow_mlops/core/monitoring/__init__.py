@@ -1,0 +1,1 @@
+"""What a model in use is watched by: drift, realized and estimated performance, incidents."""

@@ -1,0 +1,441 @@
+"""Drift: how far the current window's columns are from the reference, from their profiles alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from airflow_mlops.core.comparison.resampling import require_level
+from airflow_mlops.core.monitoring.detectors import (
+    DISTANCE_THRESHOLD,
+    ColumnRows,
+    Detector,
+    default_detector,
+    effect_detector,
+    find_detector,
+    significance,
+)
+from airflow_mlops.core.monitoring.root_cause import describe, shares_of_shift
+from airflow_mlops.core.monitoring.statistics import Measured, known
+from airflow_mlops.core.profiles.profile_columns import ColumnProfile, PairProfile
+from airflow_mlops.exceptions import InsufficientDataError
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.profiles.profile import Profile
+
+Rule = Literal["tested", "evidently"]
+Correction = Literal["holm", "benjamini_hochberg", "none"]
+#: Name of a detector for all columns, or by column.
+DetectorChoice = str | Mapping[str, str] | None
+#: Gives a column's values on both sides.
+ReadRows = Callable[[str], ColumnRows]
+
+#: A statistic from cells may be off by so much before the rows are read,
+SCORE_TOLERANCE = 1e-3
+#: where there are no more than so many of both sides. Rows that could change a verdict are read in any number.
+SCORE_ROWS = 2_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftPolicy:
+    """When a column, and when a window counts as drifted.
+
+    :param rule: ``tested``: a column has drifted when its distance reaches the threshold *and* the difference is no accident
+        of the sample. ``evidently``: the verdict Evidently's ``DataDriftPreset`` gives.
+    :param significance: of the tests of all columns of a window together, in ``(0, 1)``. With Holm's correction this bounds
+        the share of windows in which any column is called drifted by accident.
+    :param correction: for testing many columns: ``holm`` bounds the chance of any false alarm, however columns depend on each
+        other; ``benjamini_hochberg`` bounds the share of false ones among the alarms and finds more; ``none``.
+    :param minimum_rows: fewer values of a column, on either side, can't be judged (rule of thumb).
+    :param share_threshold: share of drifted columns among those that were judged, from which the window counts as drifted.
+    :raises ValueError: naming the field and what it takes.
+    """
+
+    rule: Rule = "tested"
+    significance: float = 0.01
+    correction: Correction = "holm"
+    minimum_rows: int = 30
+    share_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_level("significance", self.significance)
+        for name, kinds in (("rule", Rule), ("correction", Correction)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose {' or '.join(get_args(kinds))}")
+        if self.minimum_rows < 1:
+            raise ValueError(f"minimum_rows is {self.minimum_rows}: give a number of rows from 1 on")
+        if not 0.0 <= self.share_threshold <= 1.0:
+            raise ValueError(
+                f"share_threshold is {self.share_threshold}: give a share of the inputs, such as 0.5 for half"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureDrift:
+    """One column's comparison.
+
+    :param feature: column.
+    :param detector: statistic that was used.
+    :param statistic: its value.
+    :param threshold: value from which (of a p-value: up to which) the column counts as drifted.
+    :param drifted: whether it does.
+    :param sentence: what moved, in words.
+    :param low: smallest value the statistic of the rows can have.
+    :param high: largest value it can have.
+    :param exact: whether the statistic is that of the rows.
+    :param p_value: chance of such a difference where nothing changed, corrected for the number of columns; ``None`` under
+        Evidently's rule.
+    :param share_of_shift: the column's part in the whole shift, in ``[0, 1]``.
+    :param measured: ``False``: one of the sides does not have the column, has too few values to judge, or the detector gave no
+        number.
+    """
+
+    feature: str
+    detector: str
+    statistic: float
+    threshold: float
+    drifted: bool
+    sentence: str
+    low: float
+    high: float
+    exact: bool
+    p_value: float | None = None
+    share_of_shift: float = 0.0
+    measured: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftReport:
+    """All columns' comparisons, those that drifted first, largest part in the shift first.
+
+    :param feature_count: columns, pairs not among them.
+    :param measured_count: of them, those that could be judged.
+    :param drifted_share: share of drifted columns among those that could be judged.
+    """
+
+    features: tuple[FeatureDrift, ...]
+    drifted_count: int
+    feature_count: int
+    measured_count: int
+    drifted_share: float
+    drifted: bool
+    headline: str
+
+
+class _Compared(NamedTuple):
+    """A column before all are judged together."""
+
+    reference: ColumnProfile
+    current: ColumnProfile
+    detector: Detector
+    measured: Measured
+    threshold: float
+    effect: float
+    p_value: float
+    absent: str | None = None
+
+
+def compare_profiles(
+    reference: Profile,
+    current: Profile,
+    *,
+    detector: DetectorChoice = None,
+    thresholds: Mapping[str, float] | None = None,
+    policy: DriftPolicy | None = None,
+    read_rows: ReadRows | None = None,
+    absent: Mapping[str, str] | None = None,
+    what: str = "inputs",
+) -> DriftReport:
+    """Compare every column of ``current`` with the reference.
+
+    :param reference: profile of the reference rows.
+    :param current: profile of the window, with the same cells.
+    :param detector: name of a detector or import path of ``detector(reference_column, current_column) -> float`` (its attributes
+        ``threshold`` and ``is_p_value`` are used, if it has them), for all columns or by column; ``None`` chooses by column type.
+    :param thresholds: by column, instead of the detector's.
+    :param policy: when a column, and when the window has drifted.
+    :param read_rows: reads a column's values where only they can tell on which side of its threshold a statistic is.
+    :param absent: by column that one of the sides does not have (see :func:`absent_columns`), why, and from when on it will.
+        That is no drift; a column that has nothing but nulls on one side is.
+    :param what: what the columns are, for the headline.
+    :raises InsufficientDataError: one of the sides has no rows, or fewer than the policy needs, or no column can be judged; that is
+        not "no drift".
+    :raises ValueError: a detector or a threshold is for no column, or can't be one.
+    """
+    policy = policy or DriftPolicy()
+    _require_rows(reference, current, policy)
+    _require_choices(current.names, detector, thresholds or {})
+    compared = [
+        _compare(
+            reference.column(column.name),
+            column,
+            detector=_chosen(detector, reference.column(column.name), column, policy),
+            threshold=(thresholds or {}).get(column.name),
+            read_rows=read_rows,
+            absent=(absent or {}).get(column.name),
+        )
+        for column in current.columns
+    ]
+    features = _judge(compared, policy)
+    pairs = {part.current.name for part in compared if isinstance(part.current, PairProfile)}
+    features.sort(key=lambda item: (item.drifted, item.share_of_shift), reverse=True)
+    columns = [item for item in features if item.feature not in pairs]
+    judged = [item for item in columns if item.measured]
+    not_there = {part.current.name for part in compared if part.absent}
+    if not judged:
+        raise InsufficientDataError(
+            f"none of {len(columns)} {what} can be judged: {_unmeasured(columns, not_there, policy)}"
+        )
+    drifted = [item for item in judged if item.drifted]
+    share = len(drifted) / len(judged)
+    return DriftReport(
+        features=tuple(features),
+        drifted_count=len(drifted),
+        feature_count=len(columns),
+        measured_count=len(judged),
+        drifted_share=share,
+        drifted=bool(drifted) and share >= policy.share_threshold,
+        headline=_headline(columns, [item for item in features if item.feature in pairs], not_there, what),
+    )
+
+
+def absent_columns(reference: Profile, current: Profile) -> list[str]:
+    """Name the columns that no row of one of the sides has: the model took them only later, or no more."""
+    return [
+        column.name
+        for column in current.columns
+        if not (column.row_count and reference.column(column.name).row_count)
+    ]
+
+
+def adjusted_p_values(p_values: Sequence[float], correction: Correction) -> list[float]:
+    """Correct p-values for their number.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979;
+    Benjamini and Hochberg, "Controlling the false discovery rate", Journal of the Royal Statistical Society B 57, 1995.
+
+    >>> [round(p, 3) for p in adjusted_p_values([0.01, 0.04, 0.03], "holm")]
+    [0.03, 0.06, 0.06]
+    >>> [round(p, 3) for p in adjusted_p_values([0.01, 0.04, 0.03], "benjamini_hochberg")]
+    [0.03, 0.04, 0.04]
+    """
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    count, ranks = len(values), np.arange(len(values))
+    adjusted = values.copy()
+    if correction == "holm":
+        adjusted[order] = np.maximum.accumulate(values[order] * (count - ranks))
+    elif correction == "benjamini_hochberg":
+        stepped = values[order] * count / (ranks + 1)
+        adjusted[order] = np.minimum.accumulate(stepped[::-1])[::-1]
+    return [float(value) for value in np.minimum(adjusted, 1.0)]
+
+
+def _require_rows(reference: Profile, current: Profile, policy: DriftPolicy) -> None:
+    if current.row_count == 0:
+        raise InsufficientDataError("the current window has no rows; drift can't be judged")
+    if reference.row_count == 0:
+        raise InsufficientDataError("the reference has no rows; drift can't be judged")
+    if policy.rule != "tested":
+        return
+    for side, rows in (("current window", current.row_count), ("reference", reference.row_count)):
+        if rows < policy.minimum_rows:
+            raise InsufficientDataError(
+                f"the {side} has {rows} rows, {policy.minimum_rows} are needed to judge drift: take a longer window, or lower "
+                "minimum_rows"
+            )
+
+
+def _require_choices(names: Sequence[str], detector: DetectorChoice, thresholds: Mapping[str, float]) -> None:
+    """Refuse what is meant for a column that is not there: a mistyped name would be judged by another rule in silence."""
+    by_column = {
+        "detector": {} if isinstance(detector, str) or detector is None else detector,
+        "threshold": thresholds,
+    }
+    for kind, chosen in by_column.items():
+        unknown = [name for name in chosen if name not in names]
+        if unknown:
+            raise ValueError(
+                f"a {kind} is given for {unknown[0]!r}, which is not compared; there are {', '.join(names)}"
+            )
+    for name, threshold in thresholds.items():
+        if not 0.0 < threshold < math.inf:
+            raise ValueError(f"the threshold of {name!r} is {threshold}: give a number above zero")
+
+
+def _chosen(
+    choice: DetectorChoice, reference: ColumnProfile, current: ColumnProfile, policy: DriftPolicy
+) -> Detector:
+    name = choice if isinstance(choice, str) or choice is None else choice.get(reference.name)
+    return find_detector(name or default_detector(reference, current, distances=policy.rule == "tested"))
+
+
+def _compare(
+    reference: ColumnProfile,
+    current: ColumnProfile,
+    *,
+    detector: Detector,
+    threshold: float | None,
+    read_rows: ReadRows | None,
+    absent: str | None,
+) -> _Compared:
+    if type(reference) is not type(current):
+        raise ValueError(
+            f"column {reference.name!r} is a {reference.layout.kind} in the reference, a {current.layout.kind} here"
+        )
+    limit = detector.threshold if threshold is None else threshold
+    if not reference.row_count or not current.row_count:
+        side = "window" if reference.row_count else "reference"
+        why = absent or f"not in the rows of the {side}"
+        return _Compared(reference, current, detector, known(math.nan), limit, 0.0, 1.0, why)
+    if not reference.count or not current.count:
+        return _gone(reference, current, detector, limit)
+    measured = _measure(reference, current, detector, limit, read_rows)
+    if detector.is_p_value or detector.name not in _EFFECTS:
+        name = effect_detector(reference, current)
+        told = find_detector(name).profiles(reference, current)
+        effect = told.value if told else 0.0
+    else:
+        effect = measured.value
+    # A test that was asked for also says whether the difference is an accident.
+    p_value = measured.value if detector.is_p_value else significance(reference, current)
+    effect_limit = DISTANCE_THRESHOLD if detector.is_p_value or detector.name not in _EFFECTS else limit
+    return _Compared(reference, current, detector, measured, limit, effect / effect_limit, p_value)
+
+
+#: Distances that measure an effect themselves.
+_EFFECTS = frozenset({"wasserstein", "jensen_shannon"})
+
+
+def _gone(
+    reference: ColumnProfile, current: ColumnProfile, detector: Detector, threshold: float
+) -> _Compared:
+    """Compare with a side that has no values: nothing changed where neither has, everything did otherwise."""
+    same = reference.count == current.count
+    far = 0.0 if detector.is_p_value else float("inf")
+    near = 1.0 if detector.is_p_value else 0.0
+    return _Compared(
+        reference,
+        current,
+        detector,
+        known(near if same else far),
+        threshold,
+        0.0 if same else float("inf"),
+        1.0 if same else 0.0,
+    )
+
+
+def _measure(
+    reference: ColumnProfile,
+    current: ColumnProfile,
+    detector: Detector,
+    threshold: float,
+    read_rows: ReadRows | None,
+) -> Measured:
+    """Measure from profiles, and from the rows where the profiles can't tell the verdict."""
+    measured = detector.profiles(reference, current)
+    unsure = measured is None or detector.in_doubt(measured, threshold)
+    if measured is not None and reference.row_count + current.row_count <= SCORE_ROWS:
+        unsure = unsure or measured.error > SCORE_TOLERANCE
+    if unsure and detector.rows is not None and read_rows is not None:
+        rows = read_rows(current.name)
+        return known(detector.rows(rows.reference, rows.current))
+    if measured is None:
+        raise InsufficientDataError(
+            f"{detector.name} of column {current.name!r} needs the rows of both sides, and only profiles are at hand; "
+            "use wasserstein or ks, or a reference whose rows are kept"
+        )
+    return measured
+
+
+def _judge(compared: Sequence[_Compared], policy: DriftPolicy) -> list[FeatureDrift]:
+    """Judge all columns together."""
+    tested = policy.rule == "tested"
+    enough = [_can_be_judged(item, policy) for item in compared]
+    corrected = iter(
+        adjusted_p_values(
+            [item.p_value for item, use in zip(compared, enough, strict=True) if use], policy.correction
+        )
+    )
+    parts = shares_of_shift([item.effect if use else 0.0 for item, use in zip(compared, enough, strict=True)])
+    judged = []
+    for item, use, part in zip(compared, enough, parts, strict=True):
+        p_value = next(corrected) if use else 1.0
+        fires = use and item.detector.fires(item.measured.value, item.threshold)
+        if tested:
+            large = item.effect >= 1.0 if item.detector.is_p_value else fires
+            fires = use and large and p_value <= policy.significance
+        sentence = (
+            f"{item.current.name}: {item.absent}" if item.absent else describe(item.reference, item.current)
+        )
+        judged.append(
+            FeatureDrift(
+                feature=item.current.name,
+                detector=item.detector.name,
+                statistic=item.measured.value,
+                threshold=item.threshold,
+                drifted=fires,
+                sentence=f"{sentence}; {part:.0%} of the shift" if fires else sentence,
+                low=item.measured.low,
+                high=item.measured.high,
+                exact=item.measured.exact,
+                p_value=p_value if tested and use else None,
+                share_of_shift=part,
+                measured=use,
+            )
+        )
+    return judged
+
+
+def _can_be_judged(item: _Compared, policy: DriftPolicy) -> bool:
+    """Tell whether there is a number, and under the tested rule enough values; a column that is all gone has been judged."""
+    if math.isnan(item.measured.value):
+        return False
+    values = (item.reference.count, item.current.count)
+    return policy.rule != "tested" or min(values) == 0 or min(values) >= policy.minimum_rows
+
+
+def _headline(
+    columns: Sequence[FeatureDrift], pairs: Sequence[FeatureDrift], absent: Collection[str], what: str
+) -> str:
+    drifted = [item for item in columns if item.drifted]
+    judged = [item for item in columns if item.measured]
+    unmeasured = [item.feature for item in columns if not item.measured and item.feature not in absent]
+    parts = [f"{len(drifted) or 'none'} of {len(judged)} {what} moved"]
+    if drifted:
+        parts[0] += f" ({', '.join(item.sentence for item in drifted[:3])})"
+    if apart := [item.feature for item in pairs if item.drifted]:
+        parts.append(f"columns that go together differently: {_named(apart)}")
+    if unmeasured:
+        parts.append(f"{len(unmeasured)} could not be judged ({_named(unmeasured)})")
+    if there := [item for item in columns if item.feature in absent]:
+        parts.append(_not_measured(there))
+    return "; ".join(parts)
+
+
+def _not_measured(absent: Sequence[FeatureDrift]) -> str:
+    """Say which columns one side does not have, and why: those that have come together share a reason."""
+    together: dict[str, list[str]] = {}
+    for item in absent:
+        together.setdefault(item.sentence.removeprefix(f"{item.feature}: "), []).append(item.feature)
+    return "not measured: " + ", ".join(f"{_named(names)} ({why})" for why, names in together.items())
+
+
+def _unmeasured(columns: Sequence[FeatureDrift], absent: Collection[str], policy: DriftPolicy) -> str:
+    """Say why columns could not be judged, and what to do."""
+    if there := [item for item in columns if item.feature in absent]:
+        return _not_measured(there)
+    without = [f"{item.feature} (by {item.detector})" for item in columns if math.isnan(item.statistic)]
+    if without:
+        return f"the detector gave no number for {_named(without)}; choose another one"
+    names = _named([item.feature for item in columns])
+    return f"fewer than {policy.minimum_rows} values of {names}; take a longer window, or lower minimum_rows"
+
+
+def _named(names: Iterable[str]) -> str:
+    first, *rest = ", ".join(list(names)[:3]), *list(names)[3:]
+    return f"{first} and {len(rest)} more" if rest else first

@@ -1,0 +1,1 @@
+"""What the ingest step is made of: sources, cleaning, partitions, retention."""

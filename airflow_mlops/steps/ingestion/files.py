@@ -1,0 +1,217 @@
+"""Files as one frame: scanned where they are, and what is wrong with them in words."""
+
+from __future__ import annotations
+
+import glob
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.core.data.batches import stream_batches
+from airflow_mlops.exceptions import DatasetNotFoundError, MLOpsError, SchemaMismatchError, StorageError
+from airflow_mlops.integrations.object_store import file_marks
+from airflow_mlops.integrations.storage import locate
+from airflow_mlops.steps.ingestion.csv import csv_types
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import polars as pl
+
+#: Endings of the files that polars reads where they are.
+SCANNED = (".parquet", ".csv", ".jsonl")
+
+
+def scan_files(
+    files: Sequence[str],
+    *,
+    name: str,
+    texts: Sequence[str] = (),
+    table: Mapping[str, pl.DataType] | None = None,
+) -> pl.LazyFrame:
+    """Scan files where they are.
+
+    :param files: taken literally; a name with ``*`` or ``[`` is no pattern here.
+    :param name: what they were found by, for messages and with the connection.
+    :param texts: columns that a CSV file's text is taken of as it is: ``007`` is not 7.
+    :param table: types of the table that the rows are for: of what stands there as text, those are tried first.
+    :raises DatasetNotFoundError: one can't be read.
+    :raises SchemaMismatchError: they have other columns than the first one, or values of types that don't go together.
+    :raises StorageError: the store does not answer.
+    """
+    import polars as pl
+
+    place = locate(name)
+    given: dict[str, Any] = {}
+    if place.options is not None:
+        given = {"storage_options": place.options, "credential_provider": None}
+    scanners: dict[str, Callable[..., pl.LazyFrame]] = {
+        ".parquet": pl.scan_parquet,
+        ".csv": pl.scan_csv,
+        ".jsonl": partial(pl.scan_ndjson, infer_schema_length=None),
+    }
+    suffix = next(suffix for suffix in scanners if name.endswith(suffix))
+
+    def scan(some: Sequence[str], **options: Any) -> pl.LazyFrame:
+        return scanners[suffix]([glob.escape(file) for file in some], **given, **options)
+
+    try:
+        if suffix == ".jsonl":
+            return scan(files, schema=_json_types(files, scan, name, table or {}))
+        frame = scan(files)
+        frame.collect_schema()
+        if suffix == ".csv":
+            types = csv_types(files, scan, name=name, table=table or {}, texts=texts)
+            frame = scan(files, schema_overrides=types)
+            if len(types) > 1:  # a blank line is a row of nulls to polars
+                frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
+            frame.collect_schema()
+    except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
+        _require_same_columns(files, scan, name)
+        raise DatasetNotFoundError(f"no readable file matches {name}: {err}") from err
+    except OSError as err:
+        raise StorageError(
+            f"could not read {name}: {str(err).splitlines()[0]}. Check that the store answers and its address"
+        ) from err
+    return frame
+
+
+def _json_types(
+    files: Sequence[str],
+    scan: Callable[[Sequence[str]], pl.LazyFrame],
+    name: str,
+    table: Mapping[str, pl.DataType],
+) -> dict[str, pl.DataType]:
+    """Look at every line: polars would take the keys of the first ones of the first file, and leave out all others.
+
+    :raises SchemaMismatchError: a key has values in two files that don't go together.
+    """
+    import polars as pl
+
+    types: dict[str, pl.DataType] = {}
+    where: dict[str, str] = {}
+    problem: Exception | None = None
+    for file in files:
+        try:
+            schema = scan([file]).collect_schema()
+        except pl.exceptions.ComputeError as err:
+            if "empty reader" not in str(err):
+                raise
+            problem = err  # a file without a line has no rows
+            continue
+        for column, dtype in schema.items():
+            known = types.get(column, pl.Null())
+            if known in (dtype, pl.Null()):
+                types[column], where[column] = dtype, file
+            elif {known, dtype} == {pl.Int64(), pl.Float64()}:
+                types[column] = pl.Float64()
+            elif dtype != pl.Null:
+                raise SchemaMismatchError(
+                    f"{name} can't be read as one table: column {column!r} is {known} in {where[column]} and {dtype} in {file}. "
+                    "Make them one type at the source"
+                )
+    if problem is not None and not types:
+        raise problem
+    # 2 is how JSON writes 2.0, too.
+    floats = {
+        column for column, dtype in types.items() if dtype == pl.Int64 and table.get(column) == pl.Float64
+    }
+    return types | dict.fromkeys(floats, pl.Float64())
+
+
+def _require_same_columns(
+    files: Sequence[str], scan: Callable[[Sequence[str]], pl.LazyFrame], name: str
+) -> None:
+    """Name the first of the files that has other columns than the first one, or the same in another order.
+
+    :raises SchemaMismatchError: there is one.
+    """
+    import polars as pl
+
+    first: list[str] = []
+    for file in files:
+        try:
+            columns = scan([file]).collect_schema().names()
+        except (OSError, pl.exceptions.PolarsError):
+            return  # what is wrong is not the columns
+        first = first or columns
+        if columns != first:
+            raise SchemaMismatchError(
+                f"{name} can't be read as one table: {files[0]} has columns {', '.join(first)}, and {file} has "
+                f"{', '.join(columns)}. Make them the same, in the same order, at the source"
+            )
+
+
+def read_batches(frame: pl.LazyFrame, source: str) -> Iterator[pl.DataFrame]:
+    """Read the rows a batch at a time.
+
+    :raises SchemaMismatchError: the files differ, or one is broken.
+    :raises DatasetNotFoundError: one is not there any more.
+    :raises StorageError: the store does not answer any more.
+    """
+    with reading(source):
+        yield from stream_batches(frame)
+
+
+class UnreadableValueError(ValueError):
+    """Raised while polars reads, with the whole message: what cannot be taken for what a column holds."""
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Say what could not be read, and why; see :func:`read_batches`."""
+    import polars as pl
+
+    try:
+        yield
+    except UnreadableValueError as err:
+        raise SchemaMismatchError(str(err).partition("\n")[0]) from err  # polars adds where it came from
+    except pl.exceptions.PolarsError as err:
+        _require_same_types(source)
+        raise SchemaMismatchError(
+            f"{source} can't be read as one table: {_unreadable(source)}{str(err).splitlines()[0]}. Fix what it names at the source"
+        ) from err
+    except FileNotFoundError as err:
+        raise DatasetNotFoundError(f"a file of {source} is not there any more: {err}") from err
+    except OSError as err:
+        raise StorageError(
+            f"could not read {source}: {str(err).splitlines()[0]}. Check that the store answers and its address"
+        ) from err
+
+
+def _require_same_types(source: str) -> None:
+    """Name the first of several Parquet files that has other columns or types than the first one.
+
+    :raises SchemaMismatchError: there is one.
+    """
+    import polars as pl
+
+    if not source.endswith(".parquet"):
+        return
+    first: tuple[str, dict[str, pl.DataType]] | None = None
+    for file in file_marks(source):
+        try:
+            types = dict(scan_files([file], name=source).collect_schema())
+        except (MLOpsError, OSError, pl.exceptions.PolarsError):
+            return  # what is wrong is not the columns
+        first = first or (file, types)
+        problems = [
+            f"{name} is {first[1].get(name, 'missing')} in {first[0]} and {types.get(name, 'missing')} in {file}"
+            for name in {**first[1], **types}
+            if first[1].get(name) != types.get(name)
+        ]
+        if problems:
+            raise SchemaMismatchError(
+                f"{source} can't be read as one table: column {'; '.join(problems[:5])}. Make them the same at the source, or "
+                "ingest the files one at a time, in mode 'append', with schema_policy='widen' for wider types and 'add_columns' for new columns"
+            ) from None  # polars may show values
+
+
+def _unreadable(source: str) -> str:
+    """Name the first of the files that is none of its kind; nothing where each is."""
+    for file in sorted(glob.glob(source)) if source.endswith(SCANNED) else ():  # noqa: PTH207 - may be absolute
+        try:
+            scan_files([file], name=source)
+        except DatasetNotFoundError:
+            return f"{file}: "
+    return ""

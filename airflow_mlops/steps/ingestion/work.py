@@ -1,0 +1,196 @@
+"""What there is to write: the rows of a source that a table does not have, as its commits and its watermark tell."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_mlops.exceptions import SchemaMismatchError
+from airflow_mlops.integrations import delta
+from airflow_mlops.steps.ingestion.partition import rows_of
+from airflow_mlops.steps.ingestion.source import Source, Wanted, cut_rows
+from airflow_mlops.steps.ingestion.spec import filled_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import polars as pl
+
+    from airflow_mlops.steps.ingestion.spec import IngestSpec
+
+_FILE, _WORK, _INCREMENT, _UPSERT = (
+    f"airflow_mlops.{name}" for name in ("file", "ingest", "increment", "upsert")
+)
+
+
+class Work(NamedTuple):
+    """What there is to write, as seen from the table at one version.
+
+    :param frame: the rows; ``None`` when all of them are in the table.
+    :param marks: of the commit: whoever finds them in the table does not write again.
+    :param source_marks: the files as they were when the work was chosen: others may not take their place meanwhile.
+    """
+
+    frame: pl.LazyFrame | None
+    marks: dict[str, int]
+    source_marks: Mapping[str, int] = MappingProxyType({})
+
+
+def choose_work(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> Work:
+    """Find what of a source is to be written.
+
+    :raises SchemaMismatchError: a column is missing or holds what is no time, or a file is another one than when it was appended.
+    """
+    if spec.mode == "append":
+        return _not_appended(spec, writer, source)
+    work = _all(spec, writer, source)
+    if spec.mode == "upsert":
+        return work._replace(marks={_UPSERT: 1})
+    if spec.mode == "incremental" and work.frame is not None:
+        # Made from the table's highest value as the writer knows it: of two such commits the second one fails.
+        return work._replace(frame=_above(spec, writer, work.frame), marks={_INCREMENT: 1})
+    return work
+
+
+def _all(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> Work:
+    """Take all that the source has."""
+    files = source.marks()
+    frame = _open(spec, writer, source, None if files is None else list(files))
+    return Work(frame=frame, marks={}, source_marks=files or {})
+
+
+def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> Work:
+    """Find what no commit of the table has a mark of.
+
+    :raises ValueError: nothing tells what of the source is new.
+    :raises SchemaMismatchError: a file is another one than when it was appended.
+    """
+    place = "" if spec.window is None else f"|{spec.window.key}"
+    if spec.work_key is not None:
+        mark = f"{_WORK}={hashlib.sha256(spec.work_key.encode()).hexdigest()}"
+        done = writer.marks([mark])
+        return Work(frame=None, marks={}) if done else _all(spec, writer, source)._replace(marks={mark: 1})
+    files = source.marks()
+    if files is None:
+        raise ValueError(
+            f"mode 'append' of {source.name} needs work_key, such as {{{{ run_id }}}}: it names what is appended once. "
+            "Or use mode 'incremental' or 'upsert'"
+        )
+    names = {f"{_FILE}={file}{place}": file for file in files}
+    done = writer.marks(list(names))
+    for name, number in done.items():
+        if files[names[name]] != number:
+            raise SchemaMismatchError(
+                f"{names[name]} was appended to {spec.table} before and is another file now: appending it would write its "
+                "rows twice. Give new rows a file of their own, or use mode 'upsert', or name the work with work_key"
+            )
+    new = {name: file for name, file in names.items() if name not in done}
+    return Work(
+        frame=_open(spec, writer, source, list(new.values())) if new else None,
+        marks={name: files[file] for name, file in new.items()},
+        source_marks=files,
+    )
+
+
+def _open(
+    spec: IngestSpec, writer: delta.TableWriter, source: Source, parts: list[str] | None
+) -> pl.LazyFrame:
+    watermark = None
+    if spec.sql is not None and spec.mode == "incremental":
+        watermark = _floor(spec, writer)
+    hashed = spec.cleaning.hash_columns
+    wanted = Wanted(
+        parts=parts,
+        watermark=spec.first_watermark if watermark is None else watermark,
+        # What is hashed has its own type until it is.
+        table=writer.schema and {name: dtype for name, dtype in writer.schema.items() if name not in hashed},
+        texts=hashed,
+    )
+    frame = cut_rows(
+        source.frame(wanted),
+        source.name,
+        needed=[
+            *filled_columns(spec),
+            *(name for name in spec.new_categories if name not in filled_columns(spec)),
+        ],
+        time_column=spec.time_column,
+        window=spec.window,
+    )
+    return frame if spec.partition is None else rows_of(spec.partition, frame, source.name)
+
+
+def _above(spec: IngestSpec, writer: delta.TableWriter, frame: pl.LazyFrame) -> pl.LazyFrame:
+    import polars as pl
+
+    floor, name = _floor(spec, writer), spec.watermark_column
+    if floor is None or name is None:
+        return frame
+    given, table = delta.stored_schema(frame.collect_schema())[name], (writer.schema or {})[name]
+    if given != table and not (given.is_numeric() and table.is_numeric()):
+        return frame  # it has no order with the table's, and will be refused
+    column = pl.col(name).cast(given)
+    return frame.filter((column >= floor if spec.overlap else column > floor) | column.is_null())
+
+
+def _floor(spec: IngestSpec, writer: delta.TableWriter) -> Any:
+    """Give the value that new rows are above, or with ``overlap`` not below; ``None`` when the table has no rows."""
+    highest = highest_watermark(writer, spec)
+    if highest is None or not spec.overlap:
+        return highest
+    _require_distance(spec, writer.schema or {})
+    try:
+        if isinstance(highest, datetime):
+            return highest - timedelta(seconds=spec.overlap)
+        if isinstance(highest, date):
+            return highest - timedelta(days=spec.overlap)
+    except OverflowError as err:
+        raise ValueError(
+            f"overlap {spec.overlap:g} reaches below the first year: give fewer seconds, or days for dates"
+        ) from err
+    return highest - (Decimal(str(spec.overlap)) if isinstance(highest, Decimal) else spec.overlap)
+
+
+def highest_watermark(writer: delta.TableWriter, spec: IngestSpec) -> Any:
+    """Give the table's highest value of the watermark column, from the table itself; ``None`` when it has no rows."""
+    import polars as pl
+
+    rows, column = writer.scan(), spec.watermark_column
+    if rows is None or column is None:
+        return None
+    delta.require_columns([column], rows.collect_schema().names(), spec.table)
+    return rows.select(pl.col(column).max()).collect(engine="streaming").item()
+
+
+def require_watermark(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
+    """Check that the watermark column has a highest value, and with ``overlap`` values below it.
+
+    :raises SchemaMismatchError: it has not.
+    """
+    _require_order(spec, schema)
+    _require_distance(spec, schema)
+
+
+def _require_order(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
+    dtype = schema.get(str(spec.watermark_column))
+    if dtype is not None and dtype.is_nested():
+        raise SchemaMismatchError(
+            f"watermark_column {spec.watermark_column!r} is {dtype}, of which none is the highest: take another column"
+        )
+
+
+def _require_distance(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
+    """Check that there is such a thing as an overlap below a value of the watermark column.
+
+    :raises SchemaMismatchError: there is none, as below a text.
+    """
+    import polars as pl
+
+    dtype = schema.get(str(spec.watermark_column))
+    if spec.overlap and not (isinstance(dtype, (pl.Datetime, pl.Date)) or (dtype and dtype.is_numeric())):
+        raise SchemaMismatchError(
+            f"overlap needs a watermark_column of times, dates or numbers: {spec.watermark_column!r} of {spec.table} is {dtype}. "
+            "Take another column, or ingest without overlap"
+        )

@@ -1,0 +1,1 @@
+"""Registered models as the steps find them: aliases, packages, predecessors, provenance."""

@@ -1,0 +1,1 @@
+"""How a rollout is carried out, look by look."""

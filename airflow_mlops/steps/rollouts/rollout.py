@@ -1,0 +1,541 @@
+"""Rollout: one step further on the way of a version to the service, as far as it goes without waiting."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.model.signing import Trust
+from airflow_mlops.core.rollouts.canary import Analysis, CanaryPolicy, analyze, clearly_better
+from airflow_mlops.core.rollouts.desired_state import (
+    DesiredState,
+    ServedVersion,
+    require_same_model,
+    serve_alone,
+)
+from airflow_mlops.core.rollouts.observations import Observations
+from airflow_mlops.core.rollouts.rollout import (
+    Action,
+    Phase,
+    RolloutEvent,
+    RolloutPlan,
+    RolloutState,
+    action_after,
+    next_action,
+    phase_state,
+    state_after,
+)
+from airflow_mlops.exceptions import ConnectionConfigError, EndpointUnavailableError, RolloutError
+from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.serving.inference_log import read_received_since
+from airflow_mlops.serving.local import REFUSALS
+from airflow_mlops.serving.package import read_verified
+from airflow_mlops.steps.rollouts.quality import (
+    MOST_ESTIMATED,
+    Copy,
+    QualitySpec,
+    estimated_losses,
+    losses_with_labels,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from airflow_mlops.core.model.package import PackageManifest
+    from airflow_mlops.core.rollouts.mean_losses import EstimatedLoss, Losses, PairedLosses
+    from airflow_mlops.serving.local import LocalEndpoint
+
+log = logging.getLogger(__name__)
+
+#: How long a look may take.
+LOOK_SECONDS = 300.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSpec:
+    """How to roll out.
+
+    :param name: names this rollout: whoever comes with the same one goes on with it.
+    :param plan: its phases.
+    :param policy: what is tolerated of the new version.
+    :param quality: labels to judge it by; ``None``: none are expected while it lasts.
+    :param lease_seconds: how long the shares hold when nobody says that he steers.
+    :param actor: who rolls out.
+    :param abort: roll back what is under way, for this reason.
+    """
+
+    name: str
+    plan: RolloutPlan
+    policy: CanaryPolicy
+    quality: QualitySpec | None = None
+    lease_seconds: float = 60.0
+    actor: str
+    abort: str | None = None
+
+
+class Progress(NamedTuple):
+    """Where a rollout stands.
+
+    :param state: the state.
+    :param wait_seconds: until the next look; ``None`` when it has ended.
+    :param desired: what is to be served.
+    :param started: whether the service had to be started.
+    :param restore_seconds: that it took to serve what had served before, where it was rolled back.
+    :param worse: what the new version did worse at the last look, by name.
+    """
+
+    state: RolloutState
+    wait_seconds: float | None
+    desired: DesiredState
+    started: bool
+    restore_seconds: float | None = None
+    worse: tuple[str, ...] = ()
+
+
+class Rollout:
+    """Carries out a rollout and writes down what happens.
+
+    :param spec: how to.
+    :param endpoint: where to.
+    :param ledger: where it is written down.
+    :param model_name: registered model.
+    :param new: version to roll out.
+    :param fetch: gives the folder of its package.
+    """
+
+    def __init__(
+        self,
+        spec: RolloutSpec,
+        endpoint: LocalEndpoint,
+        ledger: Ledger,
+        *,
+        model_name: str,
+        new: ServedVersion,
+        fetch: Callable[[], Path],
+    ) -> None:
+        # One task may deploy to several endpoints.
+        self.spec = replace(spec, name=f"{spec.name}@{endpoint.server.url}")
+        self.endpoint, self.ledger = endpoint, ledger
+        self.model_name, self.new, self.fetch = model_name, new, fetch
+        self.started = False
+        self.attempt = 1
+        self.events: list[RolloutEvent] = []
+
+    @property
+    def state(self) -> RolloutState:
+        """Where it stands."""
+        return state_after(self.events)
+
+    def advance(self) -> Progress:
+        """Do all that can be done now.
+
+        :raises RolloutError: somebody else rolls out here, or the new version does not come up; the old one serves.
+        """
+        with self.endpoint.exclusive():
+            self.attempt, self.events = self._so_far()  # in here: nobody else can add to it any more
+            current = self.endpoint.desired()
+            self.endpoint.require_no_rollout(current, but=self.spec.name)
+            require_same_model(
+                current,
+                model_name=self.model_name,
+                model_version=self.new.model_version,
+                package_digest=self.new.package_digest,
+            )
+            if self.spec.abort is not None:
+                return self._abort(current, self.spec.abort)
+            if current is None:
+                if self.spec.plan.strategy in ("shadow", "ab", "blue_green"):
+                    raise RolloutError(
+                        f"{self.endpoint.serving_dir} serves nothing that version {self.new.model_version} could be compared with: "
+                        "deploy a first version with strategy='recreate', or correct the folder"
+                    )
+                return self._finish("nothing was served that it could be compared with", current)
+            if self.state.status == "finished" and self._serves_no_more(current):
+                self.attempt, self.events = self.attempt + 1, []
+            if current.stable.model_version == self.new.model_version and not current.leased:
+                return self._finish("it serves already", current)
+            try:
+                return self._advance()
+            except BaseException as err:
+                # SIGTERM included: whatever was served before serves again.
+                if self._is_under_way(self._desired()):
+                    self._roll_back(f"the rollout ended early: {type(err).__name__}: {err}")
+                raise
+
+    def note_refusal(self, err: Exception) -> None:
+        """Write down that the new version never came up, where it was to serve at once.
+
+        :param err: why.
+        """
+        self.attempt, self.events = self._so_far()
+        if self.state.status == "finished":
+            self.attempt, self.events = self.attempt + 1, []
+        if self.state.status == "new":
+            self._write_refused(err)
+
+    def _is_under_way(self, current: DesiredState) -> bool:
+        """Tell whether there is anything to take back, or to write down as taken back: the ledger may lag behind what is served."""
+        passed = current.stable.model_version == self.new.model_version and not current.leased
+        return not passed and (
+            current.rollout == self.spec.name or (self.state.status == "running" and current.rollout is None)
+        )
+
+    def _serves_no_more(self, current: DesiredState) -> bool:
+        """Tell whether a rollout that passed was undone since: whoever runs it again wants it again."""
+        ends_with_new = self.spec.plan.ends_with == "new"
+        return ends_with_new and current.stable.model_version != self.new.model_version
+
+    def _advance(self) -> Progress:
+        action = next_action(self.spec.plan, self.state, now=_now(), steered=self._steered())
+        while True:
+            if action.what == "look":
+                action = self._look()
+            if action.what == "enter":
+                self._enter(action)
+                action = next_action(self.spec.plan, self.state, now=_now(), steered=True)
+                continue
+            if action.what == "wait" and action.until is not None:
+                seconds = max(0.0, (action.until - _now()).total_seconds())
+                return Progress(self.state, seconds, self._desired(), self.started)
+            if action.what == "finish":
+                return self._finish(action.reason, self._desired())
+            if action.what == "roll_back":
+                self._roll_back(action.reason)
+            return self._ended()
+
+    # -- what is done -------------------------------------------------------------------------------------
+
+    def _enter(self, action: Action) -> None:
+        phase = self.spec.plan.phases[action.phase]
+        current = self._desired()
+        if self.state.status == "new":
+            package = self.fetch()
+            with self._refusal_noted():
+                self.endpoint.bring(package, self.model_name, self.new)
+                self._require_alike(package, current)
+        desired = phase_state(current, self.spec.plan, phase, self.new, rollout=self.spec.name)
+        with self._refusal_noted():
+            _, started = self.endpoint.serve(desired, lease_seconds=self.spec.lease_seconds)
+        self.started = self.started or started
+        self._write(
+            "entered",
+            phase=action.phase,
+            revision=desired.revision,
+            reason=action.reason,
+            summary=f"rollout of {self.model_name} version {self.new.model_version}: {phase.name}, "
+            f"beside version {current.stable.model_version}: {action.reason}",
+        )
+
+    def _require_alike(self, package: Path, current: DesiredState) -> None:
+        """See that answers of both versions can be compared at all."""
+        folder = self.endpoint.serving_dir / current.folder(current.stable)
+        new, _ = read_verified(package, self.new.package_digest)
+        old, _ = read_verified(folder, current.stable.package_digest)
+        if (new.task, set(new.classes or ())) != (old.task, set(old.classes or ())):
+            raise RolloutError(
+                f"version {self.new.model_version} answers {_answers(new)}, version {current.stable.model_version} "
+                f"{_answers(old)}: they can't be compared, deploy it with strategy='recreate'"
+            )
+
+    def _look(self) -> Action:
+        """Compare the versions, and say what follows."""
+        plan, phase = self.spec.plan, self.spec.plan.phases[self.state.phase]
+        with self.endpoint.client() as client:
+            seen = from_dict(Observations, client.rollout())
+            if self.state.revision is not None:  # joining labels may take long
+                client.renew_lease(self.state.revision, max(self.spec.lease_seconds, LOOK_SECONDS))
+        current = self._desired()
+        analysis = analyze(
+            seen,
+            stable=current.stable.model_version,
+            new=self.new.model_version,
+            policy=self.spec.policy,
+            looks=plan.all_looks,
+            most_looks=plan.most_looks,
+            share=None if phase.mirror else phase.share,
+            sticky=plan.sticky,
+            losses=self._losses(current, phase),
+            estimates=self._estimates(current),
+        )
+        now = _now()
+        action = action_after(plan, self.state, analysis, now=now)
+        if plan.strategy == "ab" and action.what == "finish" and not self._won(analysis):
+            action = replace(
+                action,
+                what="roll_back",
+                reason=f"the new version is not clearly better, so the stable one stays: {analysis.sentence}",
+            )
+        self._write(
+            "looked",
+            phase=self.state.phase,
+            analysis=analysis,
+            then=action.what,
+            reason=action.reason,
+            summary=f"rollout of {self.model_name} version {self.new.model_version}, {phase.name}: "
+            f"{analysis.judgement}: {analysis.sentence}",
+        )
+        return action
+
+    def _finish(self, reason: str, current: DesiredState | None) -> Progress:
+        """Let the plan's version serve alone."""
+        keeps_old = self.spec.plan.ends_with == "old" and current is not None
+        end = current.stable if keeps_old and current is not None else self.new
+        if current is None or current.find(self.new.model_version) is None:
+            package = self.fetch()
+            with self._refusal_noted():
+                self.endpoint.bring(package, self.model_name, self.new)
+        desired = serve_alone(
+            current,
+            model_name=self.model_name,
+            model_version=end.model_version,
+            package_digest=end.package_digest,
+        )
+        with self._refusal_noted():
+            _, started = self.endpoint.serve(desired)
+        self.endpoint.remove_others(desired)
+        self.started = self.started or started
+        if self.state.status != "finished":
+            self._write(
+                "finished",
+                phase=self.state.phase,
+                revision=desired.revision,
+                reason=reason,
+                summary=f"rollout of {self.model_name} version {self.new.model_version} passed; "
+                f"version {end.model_version} serves: {reason}",
+            )
+        return Progress(self.state, None, desired, self.started)
+
+    def _roll_back(self, reason: str) -> None:
+        """Let the version serve that did before.
+
+        That it is to be so is written down first: whoever comes next does it, should this process die before it is done.
+        """
+        self._write_intent(reason)
+        current = self._desired()
+        stable = current.stable
+        desired = serve_alone(
+            current,
+            model_name=self.model_name,
+            model_version=stable.model_version,
+            package_digest=stable.package_digest,
+        )
+        began = _now()
+        try:
+            self.endpoint.take_back(desired)
+            seconds: float | None = (_now() - began).total_seconds()
+            told = f"version {stable.model_version} serves again after {seconds:.1f} s"
+        except RolloutError as err:
+            seconds, told = (
+                None,
+                f"version {stable.model_version} was asked to serve again, which is not confirmed: {err}",
+            )
+        self._write(
+            "rolled_back",
+            phase=self.state.phase,
+            revision=desired.revision,
+            seconds=seconds,
+            reason=reason,
+            summary=f"rollout of {self.model_name} version {self.new.model_version} was rolled back; {told}: {reason}",
+        )
+
+    def _write_intent(self, reason: str) -> None:
+        if self.state.then == "roll_back":  # a look said so, or whoever died before it was done
+            return
+        try:
+            self._write(
+                "stopping",
+                phase=self.state.phase,
+                then="roll_back",
+                reason=reason,
+                summary=f"rollout of {self.model_name} version {self.new.model_version} is about to be rolled back: {reason}",
+            )
+        except Exception:  # a ledger that is down must not keep a version in service
+            log.exception(
+                "that the rollout is to be rolled back can't be written down; it is rolled back all the same"
+            )
+
+    @contextmanager
+    def _refusal_noted(self) -> Iterator[None]:
+        """Write down why the new version never came up, if it does not."""
+        try:
+            yield
+        except REFUSALS as err:
+            if self.state.status == "new":
+                self._write_refused(err)
+            raise
+
+    def _write_refused(self, err: Exception) -> None:
+        """Write down that the service never served the new version; there is nothing to take back."""
+        reason = f"{type(err).__name__}: {err}"
+        try:
+            self._write(
+                "rolled_back",
+                phase=self.state.phase,
+                reason=reason,
+                summary=f"{self.model_name} version {self.new.model_version} could not be rolled out: {reason}",
+            )
+        except Exception:  # whoever asked for it shall see what went wrong first
+            log.exception("that the version could not be rolled out can't be written down")
+
+    def _abort(self, current: DesiredState | None, reason: str) -> Progress:
+        if current is not None and self._is_under_way(current):
+            self._roll_back(reason)
+        return self._ended()
+
+    def _ended(self) -> Progress:
+        seconds = self.events[-1].seconds if self.events else None
+        looked = next((event.analysis for event in reversed(self.events) if event.analysis), None)
+        worse = tuple(one.metric for one in looked.findings if one.judgement == "worse") if looked else ()
+        return Progress(self.state, None, self._desired(), self.started, seconds, worse)
+
+    # -- what is known ------------------------------------------------------------------------------------
+
+    def _steered(self) -> bool:
+        """Tell whether the service serves what the state says."""
+        current = self._desired()
+        if current.rollout != self.spec.name or current.revision != self.state.revision:
+            return False
+        try:
+            with self.endpoint.client() as client:
+                seen = from_dict(Observations, client.rollout())
+                if seen.revision != current.revision or seen.fell_back:
+                    return False
+                client.renew_lease(current.revision, self.spec.lease_seconds)
+        except ConnectionConfigError:
+            raise  # beginning anew would not help
+        except (EndpointUnavailableError, ValueError):
+            return False
+        return True
+
+    def _desired(self) -> DesiredState:
+        current = self.endpoint.desired()
+        if current is None:
+            raise RolloutError(
+                f"{self.endpoint.serving_dir} has lost its desired state; deploy a version again"
+            )
+        return current
+
+    def _losses(self, current: DesiredState, phase: Phase) -> tuple[Losses, Losses] | PairedLosses | None:
+        """Give what both versions lost on the answers of this phase whose labels have arrived."""
+        if self.spec.quality is None:
+            return None
+        folder = self.endpoint.serving_dir / current.folder(current.stable)
+        manifest, _ = read_verified(folder, current.stable.package_digest)
+        return losses_with_labels(
+            self.spec.quality,
+            self._answered(),
+            stable=current.stable.model_version,
+            new=self.new.model_version,
+            mirrored=phase.mirror is not None,
+            drawn_with=self._drawn_with,
+            classes=manifest.classes,
+        )
+
+    def _estimates(self, current: DesiredState) -> tuple[EstimatedLoss, EstimatedLoss] | None:
+        """Estimate what both versions lose; where that can't be told the rollout goes on without."""
+        if not self.spec.policy.estimates:
+            return None
+
+        def copy(version: ServedVersion) -> Copy:
+            folder = self.endpoint.serving_dir / current.folder(version)
+            return Copy(version.model_version, folder, version.package_digest)
+
+        try:
+            found, why = estimated_losses(
+                lambda: self._answered(most_rows=MOST_ESTIMATED),
+                stable=copy(current.stable),
+                new=copy(self.new),
+                drawn_with=self._drawn_with,
+                trust=Trust.of(self.endpoint.server.public_keys, self.model_name),
+                grades=self.ledger.grades(self.model_name),
+                metric=self.spec.quality.metric if self.spec.quality else None,
+            )
+        except RolloutError:
+            raise  # the task is being killed
+        except Exception as err:  # noqa: BLE001 - whatever is wrong with an estimate, it is an extra
+            found, why = None, f"{type(err).__name__}: {err}"
+        if found is None:
+            log.info("what both versions lose is not estimated: %s", why)
+        return found
+
+    def _answered(self, most_rows: int | None = None) -> pl.DataFrame | None:
+        """Give what was answered in this phase, seen or unseen."""
+        if self.state.since is None:
+            return None
+        return read_received_since(
+            self.endpoint.serving_dir / "inference_log",
+            self.model_name,
+            self.state.since,
+            shadow=True,
+            most_rows=most_rows,
+        )
+
+    @property
+    def _drawn_with(self) -> str:
+        """Column of the inference log that names what was drawn by lot."""
+        return "caller" if self.spec.plan.sticky else "request_id"
+
+    def _won(self, analysis: Analysis) -> bool:
+        return clearly_better(analysis, self.spec.policy)
+
+    # -- what is written down -----------------------------------------------------------------------------
+
+    def _so_far(self) -> tuple[int, list[RolloutEvent]]:
+        """Read the newest attempt; one that was rolled back is over, and whoever comes again begins anew."""
+        entries = self.ledger.entries(
+            kind=EntryKind.ROLLOUT,
+            model_name=self.model_name,
+            subject=self.new.model_version,
+            limit=1_000,
+        )
+        mine = [entry.payload for entry in reversed(entries) if entry.payload["rollout"] == self.spec.name]
+        attempt = max((int(payload["attempt"]) for payload in mine), default=1)
+        events = [
+            from_dict(RolloutEvent, payload["event"]) for payload in mine if payload["attempt"] == attempt
+        ]
+        if state_after(events).status == "rolled_back" and self.spec.abort is None:
+            return attempt + 1, []
+        return attempt, events
+
+    def _write(self, what: Any, *, summary: str, **facts: Any) -> None:
+        event = RolloutEvent(number=self.state.events + 1, what=what, at=_now(), **facts)
+        recorded = self.ledger.record(
+            LedgerEntry(
+                kind=EntryKind.ROLLOUT,
+                key=f"{self.spec.name}|{self.new.model_version}|{self.attempt}|{event.number}",
+                model_name=self.model_name,
+                window=None,
+                subject=self.new.model_version,
+                summary=summary,
+                payload={
+                    "rollout": self.spec.name,
+                    "attempt": self.attempt,
+                    "strategy": self.spec.plan.strategy,
+                    "endpoint": self.endpoint.server.url,
+                    "event": to_dict(event),
+                },
+                actor=self.spec.actor,
+                recorded_at=event.at,
+            )
+        )
+        if not recorded.created and recorded.entry.payload["event"] != to_dict(event):
+            raise RolloutError(
+                f"somebody else is carrying out rollout {self.spec.name}: {recorded.entry.summary}"
+            )
+        self.events.append(event)
+        log.info("%s", summary)
+
+
+def _now() -> datetime:
+    """Give the time: a rollout is an experiment on live traffic, which can't be run for another day."""
+    return datetime.now(UTC)
+
+
+def _answers(manifest: PackageManifest) -> str:
+    return f"the labels {', '.join(manifest.classes)}" if manifest.classes else "numbers"

@@ -1,0 +1,258 @@
+"""Search, fit and measure: from rows and candidates to a fitted pipeline with its score."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_mlops.core.comparison.metrics import (
+    DEFAULT_METRICS,
+    Metric,
+    evaluate_metric,
+    require_nonzero,
+    resolve_metric,
+)
+from airflow_mlops.core.model.tuning import Candidate, SearchResult, Trial, time_ordered_folds
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
+from airflow_mlops.integrations import halving, optuna, sklearn
+from airflow_mlops.ledger.studies import studies_url
+from airflow_mlops.steps.training.model_package import FittedModel, require_safe_form
+from airflow_mlops.steps.training.rows import Split, row_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from airflow_mlops.core.data.dataset import DatasetVersion
+    from airflow_mlops.core.model.columns import ColumnRoles
+    from airflow_mlops.integrations.mlflow import Registry
+    from airflow_mlops.services import Services
+    from airflow_mlops.steps.training.record import Clock
+    from airflow_mlops.steps.training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
+
+
+class Work(NamedTuple):
+    """What one training has at hand."""
+
+    spec: TrainSpec
+    columns: ColumnRoles
+    metric: Metric
+    dataset: DatasetVersion
+    split: Split
+    registry: Registry
+    experiment_id: str
+    run_id: str
+    key: str
+
+
+class Made(NamedTuple):
+    """What a training found.
+
+    :param winner: what was fitted.
+    :param search: how it was chosen; ``None`` without a search.
+    :param model: the model.
+    :param split: the rows it learned from and was measured on.
+    :param twin: its twin that was measured, where the model was fitted again on all rows.
+    """
+
+    winner: Candidate
+    search: SearchResult | None
+    model: FittedModel
+    split: Split
+    twin: FittedModel | None = None
+
+
+def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> Metric:
+    """Find the metric, and see before anything is fitted that it, the target and the estimators fit together.
+
+    :raises InsufficientDataError: a classification where all rows have the same label, or targets of zero to divide by.
+    :raises SchemaMismatchError: a regression of what is no number.
+    :raises UnsafeModelError: an estimator that could be stored in no form that is safe to load, where pickles are not allowed.
+    :raises ValueError: classifiers beside regressors, or a metric that can't measure their answers.
+    """
+    estimators = [_build(spec, columns, candidate.example()) for candidate in spec.to_try()]
+    labels = _predict_labels(spec, estimators)
+    numbers = target.dtype.is_numeric()
+    if not labels and not numbers and str(target.dtype) != "Boolean":
+        raise SchemaMismatchError(
+            f"target {spec.target!r} holds {target.dtype}, and {spec.to_try()[0].name} predicts numbers; give a classifier"
+        )
+    if labels:
+        _require_labels(spec.target, target.to_numpy(), "training rows", remedy="train on a longer window")
+    probabilities = all(sklearn.gives_probabilities(estimator) for estimator in estimators)
+    default = "mae" if not labels else "log_loss" if probabilities else "accuracy"
+    metric = resolve_metric(spec.metric or default)
+    if not labels and metric.name in DEFAULT_METRICS["classification"]:
+        raise ValueError(
+            f"{metric.name} measures labels, and {spec.to_try()[0].name} predicts numbers: choose mae, rmse or another metric "
+            "of numbers, or give a classifier"
+        )
+    if not spec.allow_pickle:
+        for estimator in estimators:
+            require_safe_form(estimator)
+    of_numbers = {*DEFAULT_METRICS["regression"]} | {f"quantile_loss@{metric.name.partition('@')[2]}"}
+    if labels and not numbers and metric.name in of_numbers:
+        raise ValueError(
+            f"{metric.name} measures numbers, and {spec.target!r} holds {target.dtype}: choose {default}, or leave metric out"
+        )
+    if metric.name == "mape":
+        require_nonzero(repr(spec.target), target.to_numpy())
+    if metric.needs_probabilities and not probabilities:
+        raise ValueError(
+            f"{metric.name} needs probabilities, and not every estimator here gives them: choose accuracy, f1 or another "
+            "metric of labels"
+        )
+    return metric
+
+
+def _predict_labels(spec: TrainSpec, estimators: list[Any]) -> bool:
+    """Tell whether they are classifiers; all of them, or none."""
+    for candidate, estimator in zip(spec.to_try(), estimators, strict=True):
+        if not sklearn.learns_target(sklearn.final_estimator(estimator)[1]):
+            raise ValueError(f"{candidate.name} learns no target; give a classifier or a regressor")
+    kinds = {sklearn.is_classification(estimator) for estimator in estimators}
+    if len(kinds) > 1:
+        raise ValueError("some candidates are classifiers and some are not; give either, as the target needs")
+    return kinds == {True}
+
+
+def _require_labels(name: str, labels: NDArray[Any], rows: str, *, remedy: str) -> None:
+    """See that there is a difference to learn; what estimators say of one label alone names neither the column nor a way out."""
+    found = {str(label) for label in labels}
+    if len(found) < 2:
+        raise InsufficientDataError(
+            f"{name!r} is {found.pop()!r} in all {len(labels)} {rows}, and a classifier needs two labels: {remedy}"
+        )
+
+
+def search_and_fit(work: Work, services: Services, clock: Clock) -> Made:
+    """Search, fit and measure."""
+    spec, split = work.spec, work.split
+    features = sklearn.to_features(split.training, work.columns)
+    target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0].example()))
+    weights = row_weights(split.training, work.columns, spec.half_life_days)
+    clock.lap("prepare_seconds")
+    found = _search(work, features, target, services)
+    clock.lap("search_seconds")
+    winner = found.best if found else spec.to_try()[0]
+    fitted = _fit(work, winner, features, target, weights)
+    made = Made(winner, found, fitted, split)
+    if spec.refit:
+        made = Made(winner, found, _refit(work, winner, fitted, split.whole), split.whole, twin=fitted)
+    clock.lap("fit_seconds")
+    return made
+
+
+def _search(
+    work: Work,
+    features: pd.DataFrame,
+    target: NDArray[Any],
+    services: Services,
+) -> SearchResult | None:
+    """Compare the candidates inside the training rows, oldest to newest."""
+    spec, settings = work.spec, work.spec.how_to_search()
+    if settings is None:
+        return None
+    folds = time_ordered_folds(work.split.training[spec.time_column].to_numpy(), settings.folds)
+    if sklearn.is_classification(_pipeline(work, spec.to_try()[0].example())):
+        _require_labels(
+            spec.target,
+            target[folds[0][0]],
+            "rows of the first fold",
+            remedy="use fewer folds, or a longer window",
+        )
+
+    _require_weights(work, [learn for learn, _ in folds])
+
+    def score(candidate: Candidate, learn: NDArray[Any], check: NDArray[Any]) -> float:
+        weights = row_weights(work.split.training[learn], work.columns, spec.half_life_days)
+        pipeline = _pipeline(work, candidate)
+        sklearn.fit(pipeline, features.iloc[learn], target[learn], weights)
+        predictions = sklearn.predict(pipeline, features.iloc[check])
+        return evaluate_metric(work.metric, target=target[check], prediction=predictions).value
+
+    def tell(number: int, trial: Trial) -> None:
+        work.registry.log_step(work.run_id, f"trial_{work.metric.name}", trial.value, number)
+
+    if settings.method == "halving":
+        each = max(1, settings.trials // len(spec.to_try()))
+        return halving.search(
+            [sklearn.draw(one, each, spec.seed) if one.space else [one] for one in spec.to_try()],
+            settings,
+            score,
+            folds=folds,
+            greater_is_better=work.metric.greater_is_better,
+            on_trial=tell,
+        )
+    return optuna.search(
+        spec.to_try(),
+        settings,
+        lambda candidate, fold: score(candidate, *folds[fold]),
+        greater_is_better=work.metric.greater_is_better,
+        study_name=work.key,
+        storage_url=studies_url(services.ledger_url),
+        seed=spec.seed,
+        on_trial=tell,
+    )
+
+
+def _require_weights(work: Work, folds: Sequence[NDArray[Any]]) -> None:
+    """See that each fold has a row that counts; the weights of all rows together are sound."""
+    training, columns = work.split.training, work.columns
+    for number, learn in enumerate(folds, start=1):
+        if columns.weight is not None and not training[columns.weight][learn].sum() > 0:
+            until: Any = training[columns.time][learn].max()
+            raise ValueError(
+                f"weight column {columns.weight!r} is zero in all {len(learn)} rows that fold {number} of {len(folds)} learns from, "
+                f"until {until:%Y-%m-%d %H:%M}: use fewer folds, or begin the window later"
+            )
+
+
+def _fit(
+    work: Work,
+    candidate: Candidate,
+    features: pd.DataFrame,
+    target: NDArray[Any],
+    weights: NDArray[Any] | None,
+) -> FittedModel:
+    """Fit on all training rows and score on the held-out ones."""
+    pipeline = _pipeline(work, candidate)
+    sklearn.fit(pipeline, features, target, weights)
+    log.info("training: fitted %s on %d rows", candidate.name, len(features))
+    holdout = sklearn.to_features(work.split.holdout, work.columns)
+    unseen = sklearn.predict(pipeline, holdout)
+    score = evaluate_metric(
+        work.metric, target=work.split.holdout[work.spec.target].to_numpy(), prediction=unseen
+    )
+    return FittedModel(pipeline=pipeline, features=holdout, unseen=unseen, score=score)
+
+
+def _refit(work: Work, candidate: Candidate, measured: FittedModel, split: Split) -> FittedModel:
+    """Fit on all rows; the score stays that of the twin that had not seen the newest ones."""
+    pipeline = _pipeline(work, candidate)
+    features = sklearn.to_features(split.training, work.columns)
+    target = sklearn.to_target(split.training[work.spec.target], pipeline)
+    sklearn.fit(
+        pipeline, features, target, row_weights(split.training, work.columns, work.spec.half_life_days)
+    )
+    log.info("training: fitted %s again on all %d rows", candidate.name, len(features))
+    return measured._replace(pipeline=pipeline)
+
+
+def _pipeline(work: Work, candidate: Candidate) -> Any:
+    return _build(work.spec, work.columns, candidate)
+
+
+def _build(spec: TrainSpec, columns: ColumnRoles, candidate: Candidate) -> Any:
+    return sklearn.build_pipeline(
+        candidate,
+        columns,
+        preprocessing=spec.preprocessing,
+        selection=spec.feature_selection,
+        seed=spec.seed,
+    )

@@ -1,0 +1,67 @@
+"""What a run keeps of how it was made: environment, trials, times, parameters."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.metadata import distributions
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlops.core.codec import to_dict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_mlops.core.data.dataset import DatasetVersion
+    from airflow_mlops.core.model.tuning import Candidate, SearchResult
+    from airflow_mlops.steps.training.rows import Split
+    from airflow_mlops.steps.training.spec import TrainSpec
+
+#: Folder of the run's artifacts with the trials, the environment and the result.
+TRAINING_FOLDER = "training"
+
+
+def write_evidence(folder: Path, found: SearchResult | None) -> Path:
+    """Write what a person needs to do the training again: every installed version, and every trial."""
+    target = folder / TRAINING_FOLDER
+    target.mkdir()
+    # Every look at ``metadata`` reads the package's file again.
+    installed = {known["Name"]: known["Version"] for known in (dist.metadata for dist in distributions())}
+    lines = [
+        f"{name}=={version}" for name, version in sorted(installed.items(), key=lambda item: item[0].lower())
+    ]
+    (target / "environment.txt").write_text("\n".join(lines) + "\n")
+    if found is not None:
+        (target / "trials.json").write_text(json.dumps([to_dict(trial) for trial in found.trials], indent=1))
+    return target
+
+
+class Clock:
+    """Wall time since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float | None] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name], self._last = now - self._last, now
+
+
+def flat_params(spec: TrainSpec, winner: Candidate) -> dict[str, Any]:
+    """Parameters as MLflow shows them: one level, the estimator's own under ``estimator.``."""
+    values = to_dict(spec)
+    for name in ("dataset", "estimator_params", "candidates"):
+        values.pop(name)
+    params = {f"estimator.{name}": value for name, value in winner.params.items()}
+    return values | {"estimator": winner.estimator} | params
+
+
+def row_facts(dataset: DatasetVersion, split: Split) -> dict[str, Any]:
+    """Say which rows it learned from and was measured on."""
+    return {
+        "dataset_version": dataset.version,
+        "training_window": str(split.training_window),
+        "training_rows": split.training.height,
+        "holdout_rows": split.holdout.height,
+    }

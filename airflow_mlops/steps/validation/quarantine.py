@@ -1,0 +1,241 @@
+"""Rows set aside: bad ones into a sibling table, the rest in their place, each row once whoever writes at the same time."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
+from airflow_mlops.core.windows import Window
+from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError, StaleDatasetError
+from airflow_mlops.integrations import delta
+from airflow_mlops.steps.common import work_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import polars as pl
+
+Written = TypeVar("Written")
+
+logger = logging.getLogger(__name__)
+
+#: Columns of a quarantine beside the table's own: why a row is there, of which version, by which validation.
+REASONS, VERSION, WORK = "quarantine_reasons", "quarantine_version", "quarantine_work"
+#: What a quarantine's commit says: where its rows are from, and the digest of all that was judged there.
+_FROM, _JUDGED = "airflow_mlops.quarantined_from", "airflow_mlops.judged"
+
+#: Rows that are sorted at once; a few such batches are in memory.
+_BATCH_ROWS = 64_000
+#: How often a commit is tried while others write what does not matter to it.
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetAside:
+    """Move bad rows of a window out of a table.
+
+    The rows are in the table until they are in the quarantine, and then a second commit leaves them out; it succeeds only on top of
+    the very rows that were judged. Both commits carry the key of the work, which names those rows: a second attempt finds what is done.
+
+    :param dataset: what was judged.
+    :param time_column: places a row in the window.
+    :param table: the quarantine.
+    :param reasons: name and condition (polars expression) of each expectation that a bad row breaks.
+    :param count: number of bad rows.
+    :param newest: another attempt would judge the newest version, not this one.
+    """
+
+    dataset: DatasetVersion
+    window: Window | None
+    time_column: str | None
+    table: str
+    reasons: list[tuple[str, Any]]
+    count: int
+    newest: bool
+
+    def write(self, expectations: list[dict[str, Any]]) -> tuple[DatasetVersion, DatasetVersion]:
+        """Write both tables.
+
+        :param expectations: part of the work's key.
+        :returns: the quarantine, and the table without the bad rows.
+        :raises StaleDatasetError: what was judged was written again or added to meanwhile; nothing is set aside.
+        :raises CommitConflictError: likewise, where another attempt judges the newest version.
+        """
+        judged = self._digest(self.dataset.version)
+        key = work_key("validate", self.dataset.uri, judged, self._place, expectations, self.table)
+        try:
+            kept = self._write(key, judged)
+        except StaleDatasetError as err:
+            # The rows stay in the table, so they must not be in the quarantine as well.
+            if delta.table_exists(self.table):
+                _try_again(lambda: delta.delete_rows(self.table, column=WORK, values=[key]))
+            if not self.newest:
+                raise
+            raise CommitConflictError(f"{err}; the next attempt judges the newest version") from err
+        return (
+            delta.describe_files(self.table, time_column=self.time_column),
+            delta.describe(self.dataset.uri, version=kept, time_column=self.time_column),
+        )
+
+    def _write(self, key: str, judged: str) -> int:
+        kept, _ = self._look(key, judged)
+        if kept is not None:
+            self._write_quarantine(key, judged)
+            return kept
+        self._clear_abandoned(key)
+        self._write_quarantine(key, judged)
+        return self._write_rest(key, judged)
+
+    @property
+    def _place(self) -> str | None:
+        return self.window.key if self.window else None
+
+    def _digest(self, version: int | None) -> str:
+        return delta.digest_window(
+            self.dataset.uri, version=version, window=self.window, time_column=self.time_column
+        )
+
+    def _look(self, key: str, judged: str) -> tuple[int | None, int]:
+        """Give the version in which another attempt has written the rest, if any, and else the newest, whose rows here are those judged.
+
+        :raises StaleDatasetError: they are not, and no attempt at this work changed them.
+        """
+        done = self._written_by_another(key)
+        newest = delta.newest_version(self.dataset.uri)
+        if done is None and newest != self.dataset.version and self._digest(newest) != judged:
+            # It may have come between the two looks; without a second one its rows would be taken out of the quarantine.
+            done = self._written_by_another(key)
+            if done is None:
+                raise StaleDatasetError(
+                    f"{self.window or 'the content'} of {self.dataset.uri} was written again after version {self.dataset.version}, "
+                    "which was judged: the newer rows stay, and nothing was set aside. "
+                    "Run the task that ingests them again, and validate what it gives"
+                )
+        return done, newest
+
+    def _written_by_another(self, key: str) -> int | None:
+        return delta.find_commit(self.dataset.uri, key, after=self.dataset.version)
+
+    def _clear_abandoned(self, key: str) -> None:
+        """Take rows out of the quarantine that another validation put there and then could not take out of the table.
+
+        One that was killed between its commits, and whose rows were written again since; none that may still go on.
+        """
+        if not delta.table_exists(self.table):
+            return
+        place = f"{self.dataset.uri}|{self._place}"
+        works = {
+            work: commit[_JUDGED]
+            for work, commit in delta.find_works(self.table, _FROM, place).items()
+            if work != key and delta.find_commit(self.dataset.uri, work) is None
+        }
+        if works:
+            now = self._digest(None)
+            past = [work for work, then in works.items() if then != now]
+            _try_again(lambda: delta.delete_rows(self.table, column=WORK, values=past))
+
+    def _write_quarantine(self, key: str, judged: str) -> None:
+        """Write the bad rows under the work's own key: two attempts at once replace each other's rows, and nobody else's."""
+        import polars as pl
+
+        schema = delta.read_table(self.dataset.uri, version=self.dataset.version).collect_schema()
+        taken = [name for name in (REASONS, VERSION, WORK) if name in schema]
+        if taken:
+            raise SchemaMismatchError(
+                f"{self.dataset.uri} has a column {', '.join(taken)}, as a quarantine has: is it one? Judge the table it was taken from"
+            )
+        added = {
+            REASONS: pl.concat_str(
+                [pl.when(broken).then(pl.lit(name)) for name, broken in self.reasons],
+                separator="; ",
+                ignore_nulls=True,
+            ),
+            VERSION: pl.lit(self.dataset.version, dtype=pl.Int64),
+            WORK: pl.lit(key),
+        }
+        bad = pl.any_horizontal(*(one for _, one in self.reasons))
+
+        def write() -> int | None:
+            if self._is_quarantined(key):
+                logger.info("another attempt has written this to %s already", self.table)
+                return None
+            return delta.replace_window_streamed(
+                self.table,
+                _in_own_thread(frame.filter(bad).with_columns(**added) for frame in self._batches()),
+                schema={**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()},
+                time_column=None,
+                window=None,
+                work=key,
+                work_column=WORK,
+                notes={_FROM: f"{self.dataset.uri}|{self._place}", _JUDGED: judged},
+            )
+
+        _try_again(write)
+
+    def _is_quarantined(self, key: str) -> bool:
+        import polars as pl
+
+        if not delta.table_exists(self.table):
+            return False
+        rows = delta.read_table(self.table, columns=[WORK])
+        return count_rows(rows.filter(pl.col(WORK) == key)) == self.count
+
+    def _write_rest(self, key: str, judged: str) -> int:
+        """Replace the window by its good rows, once, unless it is not the one that was judged any more."""
+        import polars as pl
+
+        bad = pl.any_horizontal(*(one for _, one in self.reasons))
+        schema: Mapping[str, pl.DataType] = delta.read_table(
+            self.dataset.uri, version=self.dataset.version
+        ).collect_schema()
+
+        def write() -> int:
+            done, newest = self._look(key, judged)
+            if done is not None:
+                logger.info(
+                    "another attempt has written this to %s already, as version %d", self.dataset.uri, done
+                )
+                return done
+            return delta.replace_window_streamed(
+                self.dataset.uri,
+                _in_own_thread(frame.filter(~bad) for frame in self._batches()),
+                schema=schema,
+                time_column=self.time_column,
+                window=self.window,
+                work=key,
+                read_version=newest,
+            )
+
+        return _try_again(write)
+
+    def _batches(self) -> Iterator[pl.DataFrame]:
+        return delta.stream_table(
+            self.dataset.uri,
+            version=self.dataset.version,
+            columns=list(self.dataset.columns),
+            window=self.window,
+            time_column=self.time_column,
+            batch_rows=_BATCH_ROWS,
+        )
+
+
+def _try_again(write: Callable[[], Written]) -> Written:
+    """Write; a conflict is with somebody else's rows, or ``write`` finds out that it is not."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return write()
+        except CommitConflictError as err:
+            logger.info("%s", err)
+    return write()
+
+
+def _in_own_thread(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Read ahead of the writer, which asks from within delta-rs; that can't be entered a second time there."""
+    with ThreadPoolExecutor(1, "read") as reader:
+        read = reader.submit(next, frames, None)
+        while (frame := read.result()) is not None:
+            read = reader.submit(next, frames, None)
+            yield frame
