@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -20,6 +20,7 @@ from scipy import stats
 
 from airflow_mlops.core.checks.skew import find_skew
 from airflow_mlops.core.monitoring.detectors import DETECTORS, ColumnRows
+from airflow_mlops.core.monitoring.distances import kolmogorov_smirnov_distance, wasserstein
 from airflow_mlops.core.monitoring.drift import (
     DriftPolicy,
     DriftReport,
@@ -29,12 +30,14 @@ from airflow_mlops.core.monitoring.drift import (
 )
 from airflow_mlops.core.monitoring.drift_windows import last_year, next_year, window_after, windows_before
 from airflow_mlops.core.monitoring.p_values import chi_square_p_value, kolmogorov_p_value, normal_p_value
-from airflow_mlops.core.monitoring.statistics import Measured, kolmogorov_smirnov_distance, wasserstein
 from airflow_mlops.core.profiles.profile import Profile, merge_profiles, profile_frame, widen_profile
 from airflow_mlops.core.profiles.profile_columns import NumericProfile
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations.domain_classifier import tell_apart
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.monitoring.statistics import Measured
 
 EVIDENTLY = DriftPolicy(rule="evidently")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from airflow_mlops.core.extension import load_object
-from airflow_mlops.core.monitoring import statistics
+from airflow_mlops.core.monitoring import distances, row_statistics, statistics
 from airflow_mlops.core.monitoring.p_values import kolmogorov_p_value
 from airflow_mlops.core.monitoring.statistics import Array, Measured, known
 from airflow_mlops.core.profiles.counting import stable_hash
@@ -29,8 +28,6 @@ P_VALUE_THRESHOLD = 0.05
 P_VALUE_ROWS = 1000
 #: Up to so many distinct numbers on both sides together, Evidently compares a column value by value.
 FEW_VALUES = 5
-#: Up to so many distinct reference numbers, Evidently's divergences are over values instead of equal bins.
-VALUES_AS_CELLS = 20
 
 
 class ColumnRows(NamedTuple):
@@ -117,7 +114,7 @@ def default_detector(reference: ColumnProfile, current: ColumnProfile, *, distan
 def _distinct(reference: ColumnProfile, current: ColumnProfile) -> int | None:
     """Count distinct values of both sides; ``None`` for numbers of more than a few."""
     if isinstance(reference, NumericProfile) and isinstance(current, NumericProfile):
-        counts = [statistics.value_counts(side) for side in (reference, current)]
+        counts = [distances.value_counts(side) for side in (reference, current)]
         if counts[0] is None or counts[1] is None:
             return None
         distinct = len({*counts[0], *counts[1]})
@@ -136,7 +133,7 @@ def effect_detector(reference: ColumnProfile, current: ColumnProfile) -> str:
 def significance(reference: ColumnProfile, current: ColumnProfile) -> float:
     """P-value that both sides come from one distribution; at most that of the rows where a cell is wider than a value."""
     if isinstance(reference, NumericProfile) and isinstance(current, NumericProfile):
-        distance = statistics.kolmogorov_smirnov_distance(reference, current)
+        distance = distances.kolmogorov_smirnov_distance(reference, current)
         return kolmogorov_p_value(distance.low, reference.count, current.count)
     if isinstance(reference, CategoricalProfile) and isinstance(current, CategoricalProfile):
         return statistics.chi_square_homogeneity(*_unselected_counts(reference, current))
@@ -177,11 +174,11 @@ _SURELY_NAMED = 4.0
 
 
 def _wasserstein(reference: ColumnProfile, current: ColumnProfile) -> Measured:
-    return statistics.wasserstein(*_numbers("wasserstein", reference, current))
+    return distances.wasserstein(*_numbers("wasserstein", reference, current))
 
 
 def _ks(reference: ColumnProfile, current: ColumnProfile) -> Measured:
-    return statistics.kolmogorov_smirnov(*_numbers("ks", reference, current))
+    return distances.kolmogorov_smirnov(*_numbers("ks", reference, current))
 
 
 def _rows_only(name: str) -> Callable[[ColumnProfile, ColumnProfile], None]:
@@ -205,10 +202,10 @@ def _divergence(
 
     def measure(reference: ColumnProfile, current: ColumnProfile) -> Measured | None:
         if isinstance(reference, NumericProfile) and isinstance(current, NumericProfile):
-            counts = [statistics.value_counts(side) for side in (reference, current)]
+            counts = [distances.value_counts(side) for side in (reference, current)]
             if counts[0] is not None and counts[1] is not None:
                 return known(function(*_shares_of_values(counts[0], counts[1], distinct=distinct)))
-            value = function(*statistics.sturges_shares(reference, current))
+            value = function(*distances.sturges_shares(reference, current))
             return Measured(
                 value, 0.0, float("inf"), float("inf")
             )  # a bin's edge cuts through cells: how far is not known
@@ -231,7 +228,7 @@ def _counted(function: Callable[[Array, Array], float]) -> Callable[[Any, Any], 
 
     def measure(reference: ColumnProfile, current: ColumnProfile) -> Measured | None:
         if isinstance(reference, NumericProfile) and isinstance(current, NumericProfile):
-            counts = [statistics.value_counts(side) for side in (reference, current)]
+            counts = [distances.value_counts(side) for side in (reference, current)]
             if counts[0] is None or counts[1] is None:
                 return None
             return known(function(*statistics.counts_over(counts[0], counts[1])))
@@ -272,11 +269,11 @@ def _shares_of_values(
     reference: dict[float, int], current: dict[float, int], *, distinct: bool
 ) -> tuple[Array, Array]:
     """Give shares per value of a few, per Sturges' bin of many."""
-    if len(reference) <= VALUES_AS_CELLS and not distinct:
+    if len(reference) <= row_statistics.VALUES_AS_CELLS and not distinct:
         return statistics.shares(reference, current)
     values = np.array(sorted({*reference, *current}), dtype=float)
     rows = len(values) if distinct else sum(reference.values()) + sum(current.values())
-    edges = np.histogram_bin_edges(values, bins=statistics.sturges_count(rows))
+    edges = np.histogram_bin_edges(values, bins=distances.sturges_count(rows))
     first, second = (
         np.histogram(list(side), edges, weights=list(side.values()))[0] / sum(side.values())
         for side in (reference, current)
@@ -284,71 +281,12 @@ def _shares_of_values(
     return first, second
 
 
-# ------------------------------------------------------------------------------------------------------------- from rows
-
-
-def _rows_wasserstein(reference: Array, current: Array) -> float:
-    from scipy import stats
-
-    scale = max(float(np.std(reference)), statistics.SMALLEST_SCALE)
-    return float(stats.wasserstein_distance(reference, current)) / scale
-
-
-def _rows_test(name: str, **arguments: Any) -> Callable[[Array, Array], float]:
-    def test(reference: Array, current: Array) -> float:
-        from scipy import stats
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about p-values outside a table, and formulas for large samples
-            return float(getattr(stats, name)(reference, current, **arguments).pvalue)
-
-    return test
-
-
-def _rows_anderson(reference: Array, current: Array) -> float:
-    from scipy import stats
-
-    if min(reference.min(), current.min()) == max(reference.max(), current.max()):
-        return 1.0  # one value on both sides: nothing to test
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(stats.anderson_ksamp([reference, current]).pvalue)
-
-
-def _rows_divergence(
-    function: Callable[[Array, Array], float], *, distinct: bool = False
-) -> Callable[[Array, Array], float]:
-    """Measure as Evidently does: over values of text and few numbers, over Sturges' bins of many."""
-
-    def measure(reference: Array, current: Array) -> float:
-        few = len(np.unique(reference)) <= VALUES_AS_CELLS
-        if reference.dtype.kind != "f" or (few and not distinct):
-            return function(*statistics.shares(*(_tally(side) for side in (reference, current))))
-        both = np.concatenate((reference, current))
-        edges = np.histogram_bin_edges(np.unique(both) if distinct else both, bins="sturges")
-        return function(*(np.histogram(side, edges)[0] / len(side) for side in (reference, current)))
-
-    return measure
-
-
-def _rows_counted(function: Callable[[Array, Array], float]) -> Callable[[Array, Array], float]:
-    def test(reference: Array, current: Array) -> float:
-        return function(*statistics.counts_over(_tally(reference), _tally(current)))
-
-    return test
-
-
-def _tally(values: Array) -> dict[Any, int]:
-    names, counts = np.unique(values, return_counts=True)
-    return dict(zip(names.tolist(), counts.tolist(), strict=True))
-
-
 def _distance(name: str, function: Callable[[Array, Array], float], *, distinct: bool = False) -> Detector:
     return Detector(
         name=name,
         threshold=DISTANCE_THRESHOLD,
         profiles=_divergence(function, distinct=distinct),
-        rows=_rows_divergence(function, distinct=distinct),
+        rows=row_statistics.divergence(function, distinct=distinct),
     )
 
 
@@ -356,7 +294,10 @@ DETECTORS: dict[str, Detector] = {
     item.name: item
     for item in (
         Detector(
-            name="wasserstein", threshold=DISTANCE_THRESHOLD, profiles=_wasserstein, rows=_rows_wasserstein
+            name="wasserstein",
+            threshold=DISTANCE_THRESHOLD,
+            profiles=_wasserstein,
+            rows=row_statistics.wasserstein,
         ),
         _distance("jensen_shannon", statistics.jensen_shannon),
         _distance("psi", statistics.population_stability_index),
@@ -364,35 +305,39 @@ DETECTORS: dict[str, Detector] = {
         _distance("hellinger", statistics.hellinger, distinct=True),
         _distance("total_variation", statistics.total_variation),
         Detector(
-            name="ks", threshold=P_VALUE_THRESHOLD, is_p_value=True, profiles=_ks, rows=_rows_test("ks_2samp")
+            name="ks",
+            threshold=P_VALUE_THRESHOLD,
+            is_p_value=True,
+            profiles=_ks,
+            rows=row_statistics.scipy_test("ks_2samp"),
         ),
         Detector(
             name="chi_square",
             threshold=P_VALUE_THRESHOLD,
             is_p_value=True,
             profiles=_counted(statistics.chi_square_fit),
-            rows=_rows_counted(statistics.chi_square_fit),
+            rows=row_statistics.counted(statistics.chi_square_fit),
         ),
         Detector(
             name="z",
             threshold=P_VALUE_THRESHOLD,
             is_p_value=True,
             profiles=_counted(statistics.proportions),
-            rows=_rows_counted(statistics.proportions),
+            rows=row_statistics.counted(statistics.proportions),
         ),
         Detector(
             name="cramer_von_mises",
             threshold=DISTANCE_THRESHOLD,  # Evidently's: 0.1 for these two tests
             is_p_value=True,
             profiles=_rows_only("cramer_von_mises"),
-            rows=_rows_test("cramervonmises_2samp", method="asymptotic"),
+            rows=row_statistics.scipy_test("cramervonmises_2samp", method="asymptotic"),
         ),
         Detector(
             name="anderson",
             threshold=DISTANCE_THRESHOLD,
             is_p_value=True,
             profiles=_rows_only("anderson"),
-            rows=_rows_anderson,
+            rows=row_statistics.anderson,
         ),
     )
 }
