@@ -27,20 +27,18 @@ from airflow_mlops.core.comparison.slices import SliceReport
 from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.decision.challengers import ChallengerCheck, Contender
 from airflow_mlops.core.decision.retraining import Outcome
+from airflow_mlops.core.ml_test.facts import ModelFacts, RunFacts
 from airflow_mlops.core.ml_test.ml_test_rules import score_facts
 from airflow_mlops.core.ml_test.ml_test_score import (
-    TESTS,
     Evidence,
     Finding,
-    ModelFacts,
-    RunFacts,
     ScorePolicy,
     TestPoints,
     add_up,
-    describe_score,
-    find_test,
     interpret,
 )
+from airflow_mlops.core.ml_test.ml_tests import TESTS, find_test
+from airflow_mlops.core.ml_test.score_page import describe_score
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.services import Services

@@ -24,12 +24,8 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.comparison.metrics import (
-    MetricValue,
-    evaluate_metric,
-    require_decisive,
-    resolve_metric,
-)
+from airflow_mlops.core.comparison.metric import MetricValue
+from airflow_mlops.core.comparison.metrics import evaluate_metric, require_decisive, resolve_metric
 from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.decision.retraining import TrainingPlan
 from airflow_mlops.core.model.columns import ColumnRoles

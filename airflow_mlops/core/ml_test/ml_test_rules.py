@@ -11,18 +11,10 @@ from itertools import combinations
 from statistics import StatisticsError, correlation, fmean
 from typing import Any
 
-from airflow_mlops.core.ml_test.ml_test_score import (
-    TESTS,
-    Evidence,
-    Fact,
-    Finding,
-    MLTestScore,
-    ModelFacts,
-    ScorePolicy,
-    add_up,
-    attested,
-    note,
-)
+from airflow_mlops.core.ml_test.attestation import attested
+from airflow_mlops.core.ml_test.facts import Fact, ModelFacts
+from airflow_mlops.core.ml_test.ml_test_score import Evidence, Finding, MLTestScore, ScorePolicy, add_up, note
+from airflow_mlops.core.ml_test.ml_tests import TESTS
 
 Rule = Callable[[ModelFacts, ScorePolicy], Finding]
 
