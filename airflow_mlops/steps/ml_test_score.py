@@ -199,9 +199,6 @@ def _champion_runs(found: list[LedgerEntry], champion: str | None, run: RunFacts
     return frozenset(str(one) for one in [*registered, *evaluated, run.run_id] if one)
 
 
-# -- MLflow ---------------------------------------------------------------------------------------------------
-
-
 def _run(model_name: str, champion: str | None, services: Services) -> RunFacts:
     """Ask MLflow about the champion's run; what can't be asked is not known, and that is said."""
     from airflow_mlops.integrations.mlflow import Registry

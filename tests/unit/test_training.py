@@ -79,9 +79,6 @@ def rows(count: int = 600, *, seed: int = 0) -> pl.DataFrame:
     )
 
 
-# -- columns -------------------------------------------------------------------------------------------------
-
-
 def test_a_column_has_one_role() -> None:
     with pytest.raises(ValueError, match="'y' is given twice, as target and as numeric"):
         ColumnRoles(target="y", time="t", numeric=("a", "y"))
@@ -89,9 +86,6 @@ def test_a_column_has_one_role() -> None:
         ColumnRoles(target="y", time="t", numeric=("id",), id="id")
     with pytest.raises(ValueError, match="at least one input"):
         ColumnRoles(target="y", time="t")
-
-
-# -- tuning --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folds", [2, 3, 7])
@@ -605,9 +599,6 @@ def test_studies_lie_beside_the_ledger() -> None:
     assert studies_url("sqlite:////var/x/mlops.db") == "sqlite:////var/x/mlops-studies.db"
 
 
-# -- pipelines -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("estimator", "expected"),
     [
@@ -889,9 +880,6 @@ def test_the_estimators_package_is_pinned() -> None:
     pinned = pinned_requirements(types)
     assert [line.partition("==")[0] for line in pinned] == ["scikit-learn", "scipy", "skops"]
     assert f"scipy=={version('scipy')}" in pinned
-
-
-# -- parity --------------------------------------------------------------------------------------------------
 
 
 def fitted(pipeline: Any, features: Any) -> model_package.FittedModel:

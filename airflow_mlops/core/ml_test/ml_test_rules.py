@@ -44,9 +44,6 @@ def score_facts(facts: ModelFacts, policy: ScorePolicy) -> MLTestScore:
     return add_up(facts, findings)
 
 
-# -- data -----------------------------------------------------------------------------------------------------
-
-
 def _schema(facts: ModelFacts, policy: ScorePolicy) -> Finding:
     done = _latest_first([fact for fact in facts.of("validation") if fact.payload.get("evaluated")])
     found = _recurring(facts, policy, done, "the suite of the model's table is judged")
@@ -67,9 +64,6 @@ def _beneficial(facts: ModelFacts, policy: ScorePolicy) -> Finding:
     return replace(
         found, sentence=told, evidence=(*found.evidence, _artifact(facts, "importance.json")), concern=concern
     )
-
-
-# -- model ----------------------------------------------------------------------------------------------------
 
 
 def _reviewed(facts: ModelFacts, policy: ScorePolicy) -> Finding:
@@ -176,9 +170,6 @@ def _inclusion(facts: ModelFacts, policy: ScorePolicy) -> Finding:
     mine = [fact for fact in done if fact.subject in facts.champion_runs]
     limited = mine and all("(limit " in check["reason"] for check in _checks(mine[0], "groups by"))
     return replace(found, points=0.5) if found.points == 1.0 and not limited else found
-
-
-# -- infrastructure -------------------------------------------------------------------------------------------
 
 
 def _reproducible(facts: ModelFacts, policy: ScorePolicy) -> Finding:
@@ -330,9 +321,6 @@ def _rolled_back(facts: ModelFacts, policy: ScorePolicy) -> Finding:
     return Finding(points=1.0, sentence=told, evidence=proof)
 
 
-# -- monitoring -----------------------------------------------------------------------------------------------
-
-
 def _invariants(facts: ModelFacts, policy: ScorePolicy) -> Finding:
     """Both sides are needed for the whole point: the tables, and what is asked of the service."""
     tables, asked = _schema(facts, policy), _skewed(facts, policy)
@@ -423,9 +411,6 @@ _RULES: dict[str, Rule] = {
     "monitor-6": _computing,
     "monitor-7": _quality,
 }
-
-
-# -- what rules share -----------------------------------------------------------------------------------------
 
 
 def _recurring(facts: ModelFacts, policy: ScorePolicy, done: Sequence[Fact], what: str) -> Finding:

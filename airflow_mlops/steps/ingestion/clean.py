@@ -99,8 +99,6 @@ class Cleaner:
             hash_key_id=self._hasher.key_id if self._hasher else None,
         )
 
-    # -- what the table is told ---------------------------------------------------------------------------
-
     def notes(self) -> dict[str, str]:
         """Give what the commit says about the cleaning."""
         declared = {name: value for name, value in to_dict(self._cleaning).items() if value}
@@ -131,8 +129,6 @@ class Cleaner:
                     writer.uri, mixed[0].partition("=")[2], known.get(mixed[0], 0), changed[mixed[0]]
                 )
         return changed
-
-    # -- which rows ---------------------------------------------------------------------------------------
 
     def _kept(self, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
         if not self._cleaning.deduplicate_by:

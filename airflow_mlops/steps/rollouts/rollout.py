@@ -209,8 +209,6 @@ class Rollout:
                 self._roll_back(action.reason)
             return self._ended()
 
-    # -- what is done -------------------------------------------------------------------------------------
-
     def _enter(self, action: Action) -> None:
         phase = self.spec.plan.phases[action.phase]
         current = self._desired()
@@ -394,8 +392,6 @@ class Rollout:
         worse = tuple(one.metric for one in looked.findings if one.judgement == "worse") if looked else ()
         return Progress(self.state, None, self._desired(), self.started, seconds, worse)
 
-    # -- what is known ------------------------------------------------------------------------------------
-
     def _steered(self) -> bool:
         """Tell whether the service serves what the state says."""
         current = self._desired()
@@ -483,8 +479,6 @@ class Rollout:
 
     def _won(self, analysis: Analysis) -> bool:
         return clearly_better(analysis, self.spec.policy)
-
-    # -- what is written down -----------------------------------------------------------------------------
 
     def _so_far(self) -> tuple[int, list[RolloutEvent]]:
         """Read the newest attempt; one that was rolled back is over, and whoever comes again begins anew."""
