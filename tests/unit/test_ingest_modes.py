@@ -172,6 +172,25 @@ class TestUpsert:
         assert content(table) == {"x": [1, 2, 3], "y": ["a", "B", "C"]}
         assert one["dataset"]["dataset_digest"] == two["dataset"]["dataset_digest"]
 
+    def test_a_key_of_which_the_table_has_several_rows(self, tmp_path: Path, table: str) -> None:
+        ingest(land(tmp_path, "a.parquet", x=[1, 1, 1, 2, 2], y=["a", "a", "b", "c", "d"]), table)
+        other = land(tmp_path, "b.parquet", x=[3], y=["C"])
+        ingest(other, table, mode="upsert", keys="x")  # says nothing of the keys that have several
+        before = content(table)
+        source = land(tmp_path, "c.parquet", x=[1, 4], y=["A", "D"])
+        with pytest.raises(SchemaMismatchError, match=r"1 of the keys .* such as 3 of x=1; .*deduplicate_by"):
+            ingest(source, table, mode="upsert", keys="x")
+        with pytest.raises(SchemaMismatchError, match=r"such as 2 of x=1, y='a'"):
+            ingest(land(tmp_path, "d.parquet", x=[1], y=["a"]), table, mode="upsert", keys=["x", "y"])
+        late = {"mode": "incremental", "watermark_column": "x", "overlap": 9, "keys": "x"}
+        with pytest.raises(SchemaMismatchError, match="such as 3 of x=1"):
+            ingest(source, table, **late)
+        assert content(table) == before
+
+        ingest(table, table, deduplicate_by=["x"], deduplicate_order=["y"])  # what the message advises
+        ingest(source, table, mode="upsert", keys="x")
+        assert content(table) == {"x": [1, 2, 3, 4], "y": ["A", "d", "C", "D"]}
+
     def test_at_the_same_moment(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=list(range(2_000)), y=[1.0] * 2_000)
         ingest(land(tmp_path, "b.parquet", x=[-1], y=[0.0]), table, mode="upsert", keys=["x"])

@@ -72,6 +72,11 @@ def replaces_all(spec: IngestSpec) -> bool:
     return spec.mode == "replace" and spec.window is None and spec.partition is None
 
 
+def upserts(spec: IngestSpec) -> bool:
+    """Tell whether rows take the place of those with the same keys."""
+    return spec.mode == "upsert" or spec.overlap > 0
+
+
 def filled_columns(spec: IngestSpec) -> dict[str, str]:
     """Give the columns that may hold no null, and what each is."""
     columns = dict.fromkeys(spec.keys, "key")
