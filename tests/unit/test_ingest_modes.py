@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
     DatasetNotFoundError,
@@ -561,3 +562,41 @@ def test_no_rows_are_no_table(tmp_path: Path, table: str) -> None:
         with pytest.raises(InsufficientDataError):
             ingest(source, table, mode=mode)
     assert not delta.table_exists(table)
+
+
+class TestDates:
+    """Daily data has a date and no time."""
+
+    def test_a_time_column_of_dates(self, tmp_path: Path, table: str) -> None:
+        days = [date(2024, 1, day) for day in range(1, 7)]
+        source = land(tmp_path, "a.parquet", day=days, x=list(range(6)))
+        window = {"start": "2024-01-02T00:00:00Z", "end": "2024-01-04T00:00:00Z"}
+        spec = {"source": source, "table": table, "time_column": "day", "window": window}
+        for _ in range(2):  # the window is replaced
+            result = run_step("ingest", spec, Services())
+        assert (result["row_count"], result["dataset"]["time_min"]) == (2, "2024-01-02T00:00:00Z")
+        assert content(table) == {"day": [START + timedelta(days=1), START + timedelta(days=2)], "x": [1, 2]}
+
+        how = {"mode": "incremental", "watermark_column": "day", "time_column": "day"}
+        rest = ingest(source, table, **how, drop_before="2024-01-03")
+        assert rest["watermark"] == "2024-01-06T00:00:00+00:00"
+        assert content(table)["x"] == [2, 3, 4, 5]
+        late = ingest(source, table, **how, keys="x", overlap=86_400)
+        assert (late["row_count"], content(table)["x"]) == (2, [2, 3, 4, 5])
+
+    @pytest.mark.parametrize("hour", [0, 5])
+    def test_a_table_that_has_dates(self, table: str, hour: int) -> None:
+        rows = pl.DataFrame({"day": [date(2024, 1, day) for day in range(1, 7)], "x": list(range(6))})
+        rows.write_delta(table)
+        window = Window(
+            start=START + timedelta(days=1, hours=hour), end=START + timedelta(days=3, hours=hour)
+        )
+        held = [1, 2] if hour == 0 else [2, 3]
+        where = {"window": window, "time_column": "day"}
+        assert delta.read_table(table, **where).collect()["x"].to_list() == held
+        batches = delta.stream_table(table, columns=["x"], batch_rows=9, **where)
+        assert pl.concat(batches)["x"].to_list() == held
+        delta.replace_window(table, rows[held].with_columns(x=-pl.col("x")), **where)
+        assert sorted(content(table)["x"]) == sorted({*range(6)} - {*held} | {-x for x in held})
+        told = delta.describe(table, time_column="day")
+        assert (told.time_min, told.time_max) == (START, START + timedelta(days=5))
