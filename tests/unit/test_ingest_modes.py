@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
@@ -23,6 +23,7 @@ from airflow_mlops.exceptions import (
     SchemaMismatchError,
 )
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
@@ -83,6 +84,33 @@ class TestAppend:
         land(tmp_path, "b.parquet", x=[3])
         assert ingest(source, table, mode="append")["row_count"] == 1
         assert content(table) == {"x": [1, 2, 3]}
+
+    def test_a_file_by_another_spelling(
+        self, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "landing").mkdir()
+        source = land(tmp_path / "landing", "a.parquet", x=[1, 2])
+        (tmp_path / "link").symlink_to("landing")
+        monkeypatch.chdir(tmp_path)
+        spellings = (
+            f"{tmp_path}/link/../landing/a.parquet",
+            "./landing/../link/*.parquet",
+            f"file://{source}",
+            f"{tmp_path}//landing/*.parquet",
+            source,
+        )
+        written = [ingest(spelling, table, mode="append")["row_count"] for spelling in spellings]
+        assert (written, content(table)) == ([2, 0, 0, 0, 0], {"x": [1, 2]})
+
+    def test_a_spelling_that_an_earlier_version_wrote_down(self, tmp_path: Path, table: str) -> None:
+        source = f"{tmp_path}//{Path(land(tmp_path, 'a.parquet', x=[1, 2])).name}"
+        mark = Transaction(f"airflow_mlops.file={source}", file_marks(source)[source])
+        rows, known = pa.table({"x": [1, 2]}), CommitProperties(app_transactions=[mark])
+        write_deltalake(table, rows, commit_properties=known)
+        assert ingest(source, table, mode="append")["row_count"] == 0
+        land(tmp_path, "a.parquet", x=[3])
+        with pytest.raises(SchemaMismatchError, match="is another file now"):
+            ingest(source, table, mode="append")
 
     def test_attempts_that_overlap(self, tmp_path: Path) -> None:
         source = land(tmp_path, "a.parquet", x=list(range(5_000)))
