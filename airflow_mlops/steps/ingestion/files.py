@@ -189,10 +189,14 @@ def _require_same_types(source: str) -> None:
     """
     import polars as pl
 
-    if not source.endswith(".parquet"):
-        return
+    if not source.endswith(".parquet") or source.startswith(("http://", "https://")):
+        return  # of one file, there is none to compare it with
+    try:
+        files = file_marks(source)
+    except (MLOpsError, OSError):
+        return  # the store is gone by now; what could not be read is said
     first: tuple[str, dict[str, pl.DataType]] | None = None
-    for file in file_marks(source):
+    for file in files:
         try:
             types = dict(scan_files([file], name=source).collect_schema())
         except (MLOpsError, OSError, pl.exceptions.PolarsError):
