@@ -17,7 +17,7 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.ingestion.files import read_batches, reading
-from airflow_mlops.steps.ingestion.rows import PassingRows, key_hashes
+from airflow_mlops.steps.ingestion.rows import PassingRows, among, key_hashes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -189,7 +189,7 @@ class Cleaner:
             return _Chosen(seen, suspects)
         rows = KeptRows(cleaning, _written(frame, cleaning))
         for batch in self._meeting(frame):
-            rows.add(batch.filter(_among(key_hashes(batch, cleaning.deduplicate_by), suspects)))
+            rows.add(batch.filter(among(key_hashes(batch, cleaning.deduplicate_by), suspects)))
         best = rows.settle()
         self._require_best(best)
         return _Chosen(seen, suspects, rows, best)
@@ -247,7 +247,7 @@ class _Chosen:
         """Give the batch without the rows that another one stands for."""
         import polars as pl
 
-        suspected = _among(hashes, self._suspects)
+        suspected = among(hashes, self._suspects)
         if self._rows is None or self.best is None or not suspected.any():
             return batch
         mask = np.ones(batch.height, dtype=np.bool_)
@@ -255,18 +255,6 @@ class _Chosen:
             batch.filter(suspected), self.best, given, done
         ).to_numpy()
         return batch.filter(pl.Series(mask))
-
-
-def _among(
-    hashes: np.ndarray[Any, np.dtype[np.uint64]], suspects: np.ndarray[Any, np.dtype[np.uint64]]
-) -> pl.Series:
-    """Tell which hashes are among the sorted ones."""
-    import polars as pl
-
-    if not suspects.size:
-        return pl.Series(np.zeros(len(hashes), dtype=np.bool_))
-    places = np.minimum(np.searchsorted(suspects, hashes), suspects.size - 1)
-    return pl.Series(suspects[places] == hashes)
 
 
 def _written(frame: pl.LazyFrame, cleaning: Cleaning) -> list[str]:
