@@ -320,6 +320,41 @@ def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
     return rows.select(*numbers, *texts).to_pandas()
 
 
+def with_served_inputs(pipeline: Any, features: pd.DataFrame, columns: ColumnRoles) -> Any:
+    """Give a copy of a fitted pipeline that makes of its input what :func:`to_features` and the service do.
+
+    Its first stage rounds numbers to float32 and gives "" for missing text. It consists of scikit-learn's own parts, so that it
+    loads where this package is not installed. The stages after it are the fitted ones themselves.
+
+    :param features: rows as the pipeline takes them.
+    """
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline, make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    # A ufunc, as skops knows these by name; and back to 64 bits, in which the stages behind it learned to compute.
+    rounded = make_pipeline(
+        *(
+            FunctionTransformer(np.positive, kw_args={"dtype": kind}, feature_names_out="one-to-one")
+            for kind in ("float32", "float64")
+        )
+    )
+    filled = make_pipeline(
+        *(
+            SimpleImputer(missing_values=missing, strategy="constant", fill_value="")
+            for missing in (np.nan, None)
+        )
+    )
+    parts = [
+        ("numbers", rounded, list(columns.numeric)),
+        ("texts", filled, [*columns.categorical, *columns.text]),
+    ]
+    inputs = ColumnTransformer([part for part in parts if part[2]], verbose_feature_names_out=False)
+    inputs.set_output(transform="pandas").fit(features)
+    return Pipeline([("inputs", inputs), *pipeline.steps])
+
+
 def to_target(values: pl.Series, pipeline: Any) -> NDArray[Any]:
     """Give what the pipeline learns to answer: true and false of a classifier as the text they are everywhere else.
 
