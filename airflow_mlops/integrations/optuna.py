@@ -81,6 +81,13 @@ def search(
     return _result(study, candidates, storage_url)
 
 
+def make_tables(storage_url: str) -> None:
+    """Make the tables of the studies where they are not there yet; for one process at a time."""
+    import optuna
+
+    optuna.storages.RDBStorage(storage_url).engine.dispose()
+
+
 def _open_study(
     name: str, storage_url: str | None, settings: Search, *, greater_is_better: bool
 ) -> optuna.Study:

@@ -81,6 +81,7 @@ class ApproveModelOperator(ApprovalOperator):
         answer = self._answer(event) if "error" not in event else {}
         if answer:
             self.validate_chosen_options(event["chosen_options"])
+            self.validate_params_input(event.get("params_input") or {})
             self._record(answer, context)
         super().execute_complete(context, event)
         return answer

@@ -38,6 +38,7 @@ from tests.unit.test_ledger import (
     plan,
     promotion_race,
     race,
+    searches_at_once,
     upgrade_to,
     window,
 )
@@ -122,6 +123,10 @@ def test_many_processes_may_open_an_empty_database_at_once(url: str) -> None:
     race(url, OPEN, [()] * 8)
     with Ledger.open(url) as ledger:
         assert ledger.record(check(0)).created
+
+
+def test_searches_that_begin_at_once_find_a_place_for_their_trials(url: str) -> None:
+    searches_at_once(url)
 
 
 def test_the_same_key_is_written_once_and_reads_back_equal(url: str) -> None:

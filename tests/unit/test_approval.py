@@ -128,6 +128,15 @@ class TestAnswer:
             asking().execute_complete(context(), event("Maybe"))  # type: ignore[arg-type]
         assert written(ledger_url) == []
 
+    @pytest.mark.parametrize("given", [{"note": "fine"}, {"comment": 5}])
+    def test_an_answer_that_airflow_refuses_is_not_written_down(
+        self, given: dict[str, Any], ledger_url: str
+    ) -> None:
+        """Its API takes any parameters with an answer; they are looked at when the task goes on."""
+        with pytest.raises(ValueError, match="params_input|Invalid input"):
+            asking().execute_complete(context(), event("Approve", params_input=given))  # type: ignore[arg-type]
+        assert written(ledger_url) == []
+
     def test_a_yes_of_nobody_is_a_no(self, ledger_url: str) -> None:
         nobody = event("Approve", responded_by_user=None)
         answer = asking().execute_complete(context(), nobody)  # type: ignore[arg-type]

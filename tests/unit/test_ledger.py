@@ -347,6 +347,26 @@ def race(url: str, code: str, arguments: list[tuple[str, ...]]) -> list[str]:
             racer.wait()
 
 
+#: Opens the studies as a search does, whose name is given.
+SEARCH = """
+import sys
+
+import optuna
+
+from airflow_mlops.steps.training.fit import studies_storage
+
+print("ready", flush=True)
+sys.stdin.readline()
+study = optuna.create_study(study_name=sys.argv[2], storage=studies_storage(sys.argv[1]))
+study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+print(len(study.trials))
+"""
+
+
+def searches_at_once(url: str) -> None:
+    assert race(url, SEARCH, [("a",), ("b",), ("c",), ("d",)]) == ["2"] * 4
+
+
 def promotion_race(url: str, expected: str | None) -> None:
     said = race(url, RACE, [(expected or "", "2"), (expected or "", "3")])
     assert said.count("won") == 1
@@ -382,6 +402,10 @@ def test_many_processes_may_open_an_empty_file_at_once(url: str) -> None:
     race(url, OPEN, [()] * 8)
     with Ledger.open(url) as ledger:
         assert ledger.record(check(0)).created
+
+
+def test_searches_that_begin_at_once_find_a_place_for_their_trials(url: str) -> None:
+    searches_at_once(url)
 
 
 OPEN_MANY = """

@@ -10,7 +10,7 @@ from airflow_mlops.core.comparison.number_metrics import require_nonzero
 from airflow_mlops.core.model.tuning import Candidate, SearchResult, Trial, time_ordered_folds
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import halving, optuna, sklearn
-from airflow_mlops.ledger.studies import studies_url
+from airflow_mlops.ledger.studies import making_studies
 from airflow_mlops.steps.training.model_package import FittedModel, require_safe_form
 from airflow_mlops.steps.training.rows import Split, row_weights
 
@@ -191,10 +191,18 @@ def _search(
         lambda candidate, fold: score(candidate, *folds[fold]),
         greater_is_better=work.metric.greater_is_better,
         study_name=work.key,
-        storage_url=studies_url(services.ledger_url),
+        storage_url=studies_storage(services.ledger_url),
         seed=spec.seed,
         on_trial=tell,
     )
+
+
+def studies_storage(ledger_url: str | None) -> str | None:
+    """Give where trials are kept, with the tables made: candidates that are mapped tasks begin at once."""
+    with making_studies(ledger_url) as storage_url:
+        if storage_url is not None:
+            optuna.make_tables(storage_url)
+    return storage_url
 
 
 def _require_weights(work: Work, folds: Sequence[NDArray[Any]]) -> None:
