@@ -240,6 +240,7 @@ def _watched(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> Pas
         filled=filled_columns(spec),
         unique=unique_columns(spec),
         categories={name: told for name, told in known.items() if told[0]},
+        named=writer.partition_columns,
     )
 
 

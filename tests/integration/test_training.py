@@ -558,6 +558,26 @@ def test_what_does_not_fit_together_is_said_before_the_fit(services: Services, t
     assert (numbers["metric"], numbers["training_rows"] + numbers["holdout_rows"]) == ("mae", count - 1)
 
 
+def test_daily_data_has_an_order_in_time(services: Services, tmp_path: Path) -> None:
+    """Days in any order in the file: the last ones are held out, where the world is another one."""
+    days = [(START + timedelta(days=day)).date() for day in range(90)]
+    chance = np.random.default_rng(0)
+    x = chance.normal(size=90)
+    y = 2.0 * x + np.where(np.arange(90) >= 72, 10.0, 0.0)
+    rows = pl.DataFrame({"t": days, "id": range(90), "x": x, "y": y}).sample(
+        fraction=1.0, shuffle=True, seed=0
+    )
+    rows.write_parquet(tmp_path / "daily.parquet")
+    uri = str(tmp_path / "daily")
+    ingest = {"source": str(tmp_path / "daily.parquet"), "table": uri, "time_column": "t"}
+    dataset = run_step("ingest", ingest, services)["dataset"]
+    assert (dataset["time_min"], dataset["time_max"]) == ("2024-01-01T00:00:00Z", "2024-03-30T00:00:00Z")
+    window = {"start": START.isoformat(), "end": END.isoformat()}
+    trained = run_step("train", spec(uri, "daily", window=window, holdout_share=0.2), services)
+    assert trained["holdout"]["start"] == "2024-03-13T00:00:00Z"
+    assert trained["metric_value"] > 5.0
+
+
 def test_recent_rows_count_more(table: str, services: Services) -> None:
     """A model of all rows is wrong after the change; one that halves the weight every few days is not."""
     plain = run_step("train", spec(table, "recency"), services)

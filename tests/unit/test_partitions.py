@@ -214,6 +214,18 @@ class TestByColumn:
             ingest(source, table, key, partition_column="region", **more)
         assert not delta.table_exists(table)
 
+    @pytest.mark.parametrize("mode", ["append", "upsert", "replace"])
+    def test_an_empty_text_names_no_partition(self, tmp_path: Path, mode: str) -> None:
+        source, table = land(tmp_path / "a.parquet", region=["eu"], x=[1]), str(tmp_path / "table")
+        ingest(source, table, "eu", partition_column="region")
+        source = land(tmp_path / "b.parquet", region=["us", ""], x=[2, 3])
+        how = {"mode": mode, "keys": ["x"] if mode == "upsert" else []}
+        with pytest.raises(SchemaMismatchError, match=r"'region' names partitions .* empty text"):
+            ingest(source, table, None, **how)
+        assert content(table) == [("eu", 1)]
+        ingest(source, table, None, keep_where="region <> ''", **how)
+        assert ("us", 2) in content(table)
+
 
 class TestByTime:
     def test_a_key_that_is_a_time_is_its_window(self, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,23 @@ def test_polars_judges_as_great_expectations_does(kind: str) -> None:
 
     agree()
     assert compiled  # and was not left to Great Expectations each time
+
+
+def test_decimals_and_bytes_are_shown_as_great_expectations_shows_them() -> None:
+    values = {
+        "d": [Decimal("1.50"), Decimal("0.10"), None, Decimal("1.50")],
+        "b": [b"ab", b"\xff", None, b"ab"],
+    }
+    rows = pl.DataFrame(values)
+    for kind in ("expect_column_values_to_be_null", "expect_column_values_to_not_be_null"):
+        items = [{"type": kind, "kwargs": {"column": name}} for name in values]
+        assert require_same(rows, items) == [kind, kind]
+    null = [{"type": "expect_column_values_to_be_null", "kwargs": {"column": name}} for name in values]
+    shown = judge_compiled(rows.lazy(), null)
+    assert [one["result"]["partial_unexpected_list"] for one in shown if one] == [
+        [1.5, 0.1, 1.5],
+        ["b'ab'", r"b'\xff'", "b'ab'"],
+    ]
 
 
 SUITE: list[dict[str, Any]] = [

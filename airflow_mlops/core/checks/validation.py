@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.checks.expectation_rules import ROWS, RowRule, Rule, TableRule, UniqueRule, enough
@@ -150,7 +151,9 @@ def _evidence(rule: RowRule | UniqueRule, rows: list[dict[str, Any]]) -> dict[st
     single = len(rule.shown) == 1
     tuples: list[Any] = [next(iter(row.values())) if single else tuple(row.values()) for row in rows]
     return {
-        "partial_unexpected_list": rows if isinstance(rule, UniqueRule) and not single else tuples,
+        "partial_unexpected_list": rows
+        if isinstance(rule, UniqueRule) and not single
+        else [_shown(value) for value in tuples],
         "partial_unexpected_counts": _times(tuples),
         "partial_unexpected_index_list": positions,
     }
@@ -161,7 +164,14 @@ def _times(values: list[Any]) -> list[dict[str, Any]]:
         counts = Counter(values)
     except TypeError:  # lists and structures; Great Expectations says it in these words
         return [{"error": "partial_exception_counts requires a hashable type"}]
-    return [{"value": value, "count": count} for value, count in _in_order(counts)]
+    return [{"value": _shown(value), "count": count} for value, count in _in_order(counts)]
+
+
+def _shown(value: Any) -> Any:
+    """Give a value as Great Expectations shows it, which knows neither decimals nor bytes in JSON."""
+    if isinstance(value, Decimal):
+        return float(value)
+    return str(value) if isinstance(value, bytes) else value
 
 
 def _in_order(counts: Counter[Any]) -> list[tuple[Any, int]]:

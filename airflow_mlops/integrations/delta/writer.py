@@ -51,6 +51,11 @@ class TableWriter:
         """Columns of the table; ``None`` when it is not there."""
         return None if self._table is None else dict(scan(self._table).collect_schema())
 
+    @property
+    def partition_columns(self) -> list[str]:
+        """Columns by whose values the table has folders."""
+        return [] if self._table is None else self._table.metadata().partition_columns
+
     def marks(self, names: Sequence[str]) -> dict[str, int]:
         """Find which of these marks the table's commits carry, and with which number; what a restore took back has none."""
         return {} if self._table is None else standing_marks(self.uri, self._table, names)

@@ -24,6 +24,7 @@ class PassingRows:
     :param filled: columns that may not be null, and what each is called.
     :param unique: columns that together name a row once; 8 bytes of memory per row.
     :param categories: known values and the number of new ones that are allowed, by column.
+    :param named: columns whose values name folders of the table.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class PassingRows:
         filled: Mapping[str, str],
         unique: Sequence[str],
         categories: Mapping[str, tuple[set[Any], int]],
+        named: Sequence[str] = (),
     ) -> None:
         self.source = source
         self.row_count = 0
         self._nulls = dict.fromkeys(filled, 0)
         self._filled = dict(filled)
+        self._named = list(named)
         self._floats: set[str] = set()
         self._unique = list(unique)
         self._keys: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
@@ -46,13 +49,15 @@ class PassingRows:
     def watch(self, frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Hand on the frames.
 
-        :raises SchemaMismatchError: nulls where none may be, or more new categories than allowed.
+        :raises SchemaMismatchError: nulls where none may be, more new categories than allowed, or an empty name of a folder.
         """
         for frame in frames:
             self.row_count += frame.height
             self._floats |= {name for name in self._nulls if frame[name].dtype.is_float()}
             for name in self._nulls:
                 self._nulls[name] += _count_nulls(frame[name])
+            for name in self._named:
+                self._require_folder(name, frame[name])
             for name in self._categories:
                 self._count_categories(name, frame[name])
             if self._unique:
@@ -75,6 +80,15 @@ class PassingRows:
         hashes.sort()
         self._keys = [hashes]
         return hashes
+
+    def _require_folder(self, name: str, values: pl.Series) -> None:
+        import polars as pl
+
+        if values.dtype == pl.String and (values == "").any():
+            raise SchemaMismatchError(
+                f"{self.source}: column {name!r} names partitions of the table, and is an empty text in some rows, which is null in the "
+                "name of a partition: give them another value at the source, or leave them out (keep_where)"
+            )
 
     def _count_categories(self, name: str, values: pl.Series) -> None:
         known, budget, new = self._categories[name]
