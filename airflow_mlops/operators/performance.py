@@ -10,7 +10,7 @@ from airflow.sdk import timezone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError, TransientError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
+from airflow_mlops.operators.base import StepOperator, actor, check_key, dataset_ref, names
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_mlops.ledger import LedgerEntry, WindowGrade
+    from airflow_mlops.ledger import Ledger, LedgerEntry, WindowGrade
 
 
 class CheckPerformanceOperator(StepOperator):
@@ -176,35 +176,52 @@ class CheckPerformanceOperator(StepOperator):
         return self._runner.run(self.step, spec, self.services())
 
     def _write(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Write a grade, and again when it rests on more labels; before the first one, what is missing for it."""
-        from airflow_mlops.core.codec import from_dict
-        from airflow_mlops.ledger import EntryKind
+        """Write a grade, and again when it rests on more labels; before the first one, what is missing for it.
 
-        key = check_key(result)
+        Whoever is overtaken holds his grade against the one that was written meanwhile. Grades only gain labels, so this ends.
+        """
+        from airflow_mlops.core.codec import from_dict
+
         window = from_dict(Window, result["window"])
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            standing = next(iter(ledger.grades(self.model_name, window=window)), None)
-            decided = ledger.find(EntryKind.RETRAINING_DECISION, key)
-        graded = standing.entry if standing is not None and standing.measured else None
+            while True:
+                checked = next(iter(ledger.grades(self.model_name, window=window)), None)
+                standing = checked.entry if checked is not None and checked.measured else None
+                if standing is not None and not is_news(standing.payload, result):
+                    return standing.payload
+                recorded = ledger.record_grade(
+                    self._entry(ledger, standing, result, context), standing=standing
+                )
+                if recorded is not None:
+                    self.log_recorded(recorded)
+                    return recorded.entry.payload
+
+    def _entry(
+        self, ledger: Ledger, standing: LedgerEntry | None, result: dict[str, Any], context: Context
+    ) -> LedgerEntry:
+        """Give a grade as it is written beside the one that stands."""
+        from airflow_mlops.core.codec import from_dict
+        from airflow_mlops.ledger import EntryKind, LedgerEntry
+
+        key = check_key(result)
         late = "|final" if result["final"] else ""
-        if graded is not None and not is_news(graded.payload, result):
-            return graded.payload
-        if graded is not None:
-            result = graded_again(graded, result, decided.payload.get("outcome") if decided else None)
+        if standing is not None:
+            decided = ledger.find(EntryKind.RETRAINING_DECISION, key)
+            result = graded_again(standing, result, decided.payload.get("outcome") if decided else None)
             key += f"|{labelled_count(result)} labelled{late}"
         elif not result["measured"]:
             key += f"|version {result['model_version']}|{labelled_count(result)} labelled{late}"
-        entry = self.write_entry(
-            context,
+        return LedgerEntry(
             kind=EntryKind.PERFORMANCE_CHECK,
             key=key,
             model_name=result["model_name"],
-            window=result["window"],
+            window=from_dict(Window, result["window"]),
             subject=result["model_version"],
             summary=f"performance of {result['model_name']}: {result['reason']}",
             payload=result,
+            actor=actor(context),
+            recorded_at=timezone.utcnow(),
         )
-        return entry.payload
 
     def _unfinished(self, current: dict[str, str] | None) -> list[dict[str, Any]]:
         """Give what differs in the spec for each earlier window that awaits labels."""
