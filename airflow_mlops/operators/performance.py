@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,8 @@ class CheckPerformanceOperator(StepOperator):
             decided = ledger.find(EntryKind.RETRAINING_DECISION, key)
             result = graded_again(standing, result, decided.payload.get("outcome") if decided else None)
             key += f"|{labelled_count(result)} labelled{late}"
+            if labels_changed(standing.payload, result):
+                key += f"|labels {result['labels']['version']}"
         elif not result["measured"]:
             key += f"|version {result['model_version']}|{labelled_count(result)} labelled{late}"
         return LedgerEntry(
@@ -258,21 +261,33 @@ class CheckPerformanceOperator(StepOperator):
 
 #: More labels are worth another line in the ledger when their share grew by this, or the verdict turned.
 _NEWS = 0.1
+#: Relative difference of values that the order of sums explains.
+_ROUNDING = 1e-9
 
 
 def is_news(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Tell whether a second grade of a window says more than the first: it rests on more labels, or is the last."""
-    if (
-        before.get("final", True)
-        or not after["measured"]
-        or before["model_version"] != after["model_version"]
-    ):
+    """Tell whether a second grade of a window says more than the first: it rests on more labels, is the last, or labels changed."""
+    if not after["measured"] or before["model_version"] != after["model_version"]:
+        return False
+    turned = before["degraded"] != after["degraded"]
+    if labels_changed(before, after) and (turned or before.get("final", True)):
+        return True
+    if before.get("final", True):
         return False
     if after["final"]:
         return True
     grown = after["labelled_share"] - before["labelled_share"]
-    turned = before["degraded"] != after["degraded"]
     return labelled_count(after) > labelled_count(before) and (turned or grown >= _NEWS)
+
+
+def labels_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Tell whether as many labels of a newer table give another value: some were corrected."""
+    was, now = (grade.get("labels") or {} for grade in (before, after))
+    newer = was.get("uri") == now.get("uri") and now.get("version", 0) > was.get("version", 0)
+    comparable = before.get("metric") == after.get("metric") and labelled_count(before) == labelled_count(
+        after
+    )
+    return newer and comparable and not math.isclose(before["value"], after["value"], rel_tol=_ROUNDING)
 
 
 def labelled_count(grade: Mapping[str, Any]) -> int:
