@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.ledger.appending import Entries
-from airflow_mlops.ledger.entries import EntryKind, LedgerEntry, WindowGrade
+from airflow_mlops.ledger.appending import Entries, append
+from airflow_mlops.ledger.database import lock
+from airflow_mlops.ledger.entries import EntryKind, LedgerEntry, Recorded, WindowGrade
 from airflow_mlops.ledger.tables import entries
 
 if TYPE_CHECKING:
@@ -130,6 +131,30 @@ class Windows(Entries):
             )
             for checked, found in checks.items()
         ]
+
+    def record_grade(self, entry: LedgerEntry, *, standing: LedgerEntry | None) -> Recorded | None:
+        """Append a window's grade, if the one it was held against still stands.
+
+        Of two that are graded at once the one with fewer labels could come last otherwise, and would stand.
+
+        :param entry: the performance check.
+        :param standing: the measured one that stood when this was worked out; ``None``: there was none.
+        :returns: the grade as it stands; ``None``: the window was graded meanwhile, and nothing is written.
+        """
+        if entry.window is None:
+            raise ValueError(f"the grade {entry.key!r} has no window")
+        newest = sa.select(sa.func.max(entries.c.entry_id)).where(
+            entries.c.kind == str(EntryKind.PERFORMANCE_CHECK),
+            entries.c.model_name == entry.model_name,
+            entries.c.window_start == entry.window.start,
+            entries.c.window_end == entry.window.end,
+            entries.c.payload["measured"].as_boolean(),
+        )
+        with self._writing() as connection:
+            lock(connection, f"{entry.model_name}|grades")
+            if connection.execute(newest).scalar() != (standing.entry_id if standing else None):
+                return None
+            return append(connection, entry)
 
     def matured_windows(
         self,

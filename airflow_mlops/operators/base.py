@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import BaseOperatorLink, Context
 
-    from airflow_mlops.ledger import EntryKind, LedgerEntry
+    from airflow_mlops.ledger import EntryKind, LedgerEntry, Recorded
     from airflow_mlops.runners.base import Runner
     from airflow_mlops.services import Services
 
@@ -69,12 +69,16 @@ class Recording:
                     recorded_at=timezone.utcnow(),
                 )
             )
+        self.log_recorded(recorded)
+        return recorded.entry
+
+    def log_recorded(self, recorded: Recorded) -> None:
+        """Say in the log what was written, or who had written it before."""
         standing = recorded.entry
         if recorded.created:
-            self.log.info("%s", summary)
+            self.log.info("%s", standing.summary)
         else:
             self.log.info("in the ledger already, by %s: %s", standing.actor, standing.summary)
-        return standing
 
     def note_link(self, link: type[BaseOperatorLink], url: str) -> None:
         """Put an address behind one of the operator's links."""

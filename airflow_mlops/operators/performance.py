@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from airflow.sdk import timezone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError, TransientError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
+from airflow_mlops.operators.base import StepOperator, actor, check_key, dataset_ref, names
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_mlops.ledger import LedgerEntry, WindowGrade
+    from airflow_mlops.ledger import Ledger, LedgerEntry, WindowGrade
 
 
 class CheckPerformanceOperator(StepOperator):
@@ -176,35 +177,54 @@ class CheckPerformanceOperator(StepOperator):
         return self._runner.run(self.step, spec, self.services())
 
     def _write(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Write a grade, and again when it rests on more labels; before the first one, what is missing for it."""
-        from airflow_mlops.core.codec import from_dict
-        from airflow_mlops.ledger import EntryKind
+        """Write a grade, and again when it rests on more labels; before the first one, what is missing for it.
 
-        key = check_key(result)
+        Whoever is overtaken holds his grade against the one that was written meanwhile. Grades only gain labels, so this ends.
+        """
+        from airflow_mlops.core.codec import from_dict
+
         window = from_dict(Window, result["window"])
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            standing = next(iter(ledger.grades(self.model_name, window=window)), None)
-            decided = ledger.find(EntryKind.RETRAINING_DECISION, key)
-        graded = standing.entry if standing is not None and standing.measured else None
+            while True:
+                checked = next(iter(ledger.grades(self.model_name, window=window)), None)
+                standing = checked.entry if checked is not None and checked.measured else None
+                if standing is not None and not is_news(standing.payload, result):
+                    return standing.payload
+                recorded = ledger.record_grade(
+                    self._entry(ledger, standing, result, context), standing=standing
+                )
+                if recorded is not None:
+                    self.log_recorded(recorded)
+                    return recorded.entry.payload
+
+    def _entry(
+        self, ledger: Ledger, standing: LedgerEntry | None, result: dict[str, Any], context: Context
+    ) -> LedgerEntry:
+        """Give a grade as it is written beside the one that stands."""
+        from airflow_mlops.core.codec import from_dict
+        from airflow_mlops.ledger import EntryKind, LedgerEntry
+
+        key = check_key(result)
         late = "|final" if result["final"] else ""
-        if graded is not None and not is_news(graded.payload, result):
-            return graded.payload
-        if graded is not None:
-            result = graded_again(graded, result, decided.payload.get("outcome") if decided else None)
+        if standing is not None:
+            decided = ledger.find(EntryKind.RETRAINING_DECISION, key)
+            result = graded_again(standing, result, decided.payload.get("outcome") if decided else None)
             key += f"|{labelled_count(result)} labelled{late}"
+            if labels_changed(standing.payload, result):
+                key += f"|labels {result['labels']['version']}"
         elif not result["measured"]:
             key += f"|version {result['model_version']}|{labelled_count(result)} labelled{late}"
-        entry = self.write_entry(
-            context,
+        return LedgerEntry(
             kind=EntryKind.PERFORMANCE_CHECK,
             key=key,
             model_name=result["model_name"],
-            window=result["window"],
+            window=from_dict(Window, result["window"]),
             subject=result["model_version"],
             summary=f"performance of {result['model_name']}: {result['reason']}",
             payload=result,
+            actor=actor(context),
+            recorded_at=timezone.utcnow(),
         )
-        return entry.payload
 
     def _unfinished(self, current: dict[str, str] | None) -> list[dict[str, Any]]:
         """Give what differs in the spec for each earlier window that awaits labels."""
@@ -241,21 +261,33 @@ class CheckPerformanceOperator(StepOperator):
 
 #: More labels are worth another line in the ledger when their share grew by this, or the verdict turned.
 _NEWS = 0.1
+#: Relative difference of values that the order of sums explains.
+_ROUNDING = 1e-9
 
 
 def is_news(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Tell whether a second grade of a window says more than the first: it rests on more labels, or is the last."""
-    if (
-        before.get("final", True)
-        or not after["measured"]
-        or before["model_version"] != after["model_version"]
-    ):
+    """Tell whether a second grade of a window says more than the first: it rests on more labels, is the last, or labels changed."""
+    if not after["measured"] or before["model_version"] != after["model_version"]:
+        return False
+    turned = before["degraded"] != after["degraded"]
+    if labels_changed(before, after) and (turned or before.get("final", True)):
+        return True
+    if before.get("final", True):
         return False
     if after["final"]:
         return True
     grown = after["labelled_share"] - before["labelled_share"]
-    turned = before["degraded"] != after["degraded"]
     return labelled_count(after) > labelled_count(before) and (turned or grown >= _NEWS)
+
+
+def labels_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Tell whether as many labels of a newer table give another value: some were corrected."""
+    was, now = (grade.get("labels") or {} for grade in (before, after))
+    newer = was.get("uri") == now.get("uri") and now.get("version", 0) > was.get("version", 0)
+    comparable = before.get("metric") == after.get("metric") and labelled_count(before) == labelled_count(
+        after
+    )
+    return newer and comparable and not math.isclose(before["value"], after["value"], rel_tol=_ROUNDING)
 
 
 def labelled_count(grade: Mapping[str, Any]) -> int:

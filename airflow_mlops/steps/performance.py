@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+#: Classes that are named in a sentence.
+_NAMED = 3
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerformanceSpec:
@@ -192,7 +195,7 @@ class _Grade:
     :param uncertainty: of a metric that is worse than tolerated, and no mean of losses.
     :param problem: why there is no metric where there are labels.
     :param invalid: rows that are not graded, with why.
-    :param failed: metrics beside it that could not be measured, with why.
+    :param failed: metrics beside it that could not be measured, with why; labels the model has no answer for.
     """
 
     share: float
@@ -229,6 +232,7 @@ def _grade(
         )
         return _Grade(share=share, row_count=len(graded), problem=problem, invalid=(invalid[0], ""))
     others, failed = _beside(spec.metrics, graded)
+    failed += _unknown_classes(graded.target, package.manifest.classes)
     try:
         current = evaluate_metric(metric, target=graded.target, prediction=graded.answers)
     except InsufficientDataError as err:  # such as the first labels, all of one class
@@ -310,6 +314,22 @@ def _beside(names: Sequence[str], graded: Graded) -> tuple[dict[str, float | Non
             values[name] = None
             failed.append(f"{name} not measured: {err}")
     return values, tuple(failed)
+
+
+def _unknown_classes(target: Array, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Say which labels are none of a classifier's answers: graded they are, but it can't be right about them."""
+    if not classes:
+        return ()
+    values, counts = np.unique(target, return_counts=True)
+    unknown = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+    unknown = {value: count for value, count in unknown.items() if value not in classes}
+    if not unknown:
+        return ()
+    named = ", ".join(sorted(unknown, key=lambda value: (-unknown[value], value))[:_NAMED])
+    rows = sum(unknown.values())
+    return (
+        f"{rows} labelled {'rows are' if rows > 1 else 'row is'} of a class the model does not know, such as {named}",
+    )
 
 
 def _result(

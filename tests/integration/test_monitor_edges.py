@@ -174,6 +174,18 @@ class TestDrift:
         assert result["report_url"]  # of these rows: of the training ones there is no text column in the page
 
 
+def test_labels_the_model_has_no_answer_for_are_named(claims: Claims) -> None:
+    asked = rows(400, 60)
+    window = claims.ask(asked)
+    known = asked.select("id", "accepted")
+    tenth = pl.col("id").is_in(asked["id"].gather_every(10).to_list())
+    strange = known.with_columns(accepted=pl.when(tenth).then(2).otherwise("accepted"))
+    assert "does not know" not in claims.grade(window, known)["reason"]
+    grade = claims.grade(window, strange, table="strange")
+    assert grade["measured"]
+    assert "40 labelled rows are of a class the model does not know, such as 2" in grade["reason"]
+
+
 def month(number: int) -> Window:
     return Window(start=START + timedelta(days=30 * number), end=START + timedelta(days=30 * (number + 1)))
 

@@ -171,6 +171,25 @@ def test_the_grade_that_stands_is_the_newest_that_measured(url: str) -> None:
         assert [found.window for found in ledger.grades("m", before=window(1).start)] == [window(0)]
 
 
+def test_a_grade_held_against_one_that_stands_no_more_is_not_written(url: str) -> None:
+    first = replace(check(0), payload={"measured": True, "final": False})
+    late, stale = (replace(first, key=f"{first.key}|{count} labelled") for count in (100, 80))
+    with Ledger.open(url) as ledger:
+        short = replace(first, key=f"{first.key}|0 labelled", payload={"measured": False})
+        assert ledger.record_grade(short, standing=None)
+        assert ledger.record_grade(first, standing=None)
+        (standing,) = ledger.grades("m")
+        assert ledger.record_grade(stale, standing=None) is None
+        recorded = ledger.record_grade(late, standing=standing.entry)
+        assert recorded is not None
+        assert ledger.record_grade(stale, standing=standing.entry) is None
+        again = ledger.record_grade(late, standing=recorded.entry)
+        assert again is not None
+        assert not again.created
+        assert [grade.entry.key for grade in ledger.grades("m")] == [late.key]
+        assert len(ledger.entries(kind=EntryKind.PERFORMANCE_CHECK)) == 3
+
+
 def test_windows_whose_time_for_labels_is_over(url: str) -> None:
     """Window 0 has its last grade, window 1 is due, window 2 is young, window 3 was given up."""
     grades = []
