@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +36,9 @@ _LOCALE, _WORD = "C.UTF-8", r"[\p{L}\p{N}_][\p{L}\p{N}_]+"
 
 #: Kinds of odd values that are made of every input.
 _ODD_VALUES = 3
+
+#: Predictions at most to find out which made rows a pipeline refuses.
+_TRIES = 500
 
 
 def convert(pipeline: Any, signature: ModelSignature) -> bytes:
@@ -197,41 +201,70 @@ def check_parity(
 
 
 def hard_rows(
-    pipeline: Any, features: pd.DataFrame, signature: ModelSignature, *, rows: int = 8000, seed: int = 0
+    pipeline: Any,
+    features: pd.DataFrame,
+    signature: ModelSignature,
+    *,
+    rows: int = 8000,
+    cells: int = 20_000_000,
+    seed: int = 0,
 ) -> tuple[pd.DataFrame, int]:
     """Give real rows, and rows made of them that converters get wrong: missing values, unseen words, extremes.
 
-    :param pipeline: the fitted form; made rows that it refuses itself are left out.
+    Real rows and made rows are ``rows`` at most each, and hold ``cells`` at most each: 160 MB of numbers by default, which fewer
+    rows than 8,000 fill from 2,500 inputs on.
+
+    :param pipeline: the fitted form; made rows that it refuses itself are left out, and some beside them where it refuses here
+        and there among many.
     :param features: real rows.
-    :param rows: real rows to take at most, drawn without replacement.
+    :param rows: real rows to take at most, drawn without replacement, and rows to make at most.
+    :param cells: the same in cells, one per row and input.
     :returns: the real rows first; then, per input, up to 20 of them with that input missing, and up to 20 with it unseen
         (text; also in large letters with one that ASCII does not have) or far outside (numbers: ten times their range
-        below the smallest and above the largest), fewer where there are so many inputs that these would be more than ``rows``;
-        and how many are real.
+        below the smallest and above the largest), fewer where there are so many inputs that these would be too many. Where
+        there are more inputs than a row each could be made for, neighbours share one, in which all of them are odd; and how
+        many are real.
     """
     import pandas as pd
 
-    real = features if len(features) <= rows else features.sample(rows, random_state=seed)
     inputs = len(signature.inputs)
-    some = real.head(max(1, min(20, rows // (_ODD_VALUES * max(1, inputs)))))
+    limit = min(rows, max(_ODD_VALUES, cells // max(1, inputs)))
+    real = features if len(features) <= limit else features.sample(limit, random_state=seed)
+    groups = min(inputs, max(1, limit // _ODD_VALUES))
+    some = real.head(max(1, min(20, limit // (_ODD_VALUES * max(1, groups)))))
     # Column by column: tables with one odd column each take time and memory that grow with the square of the columns, or worse.
-    columns = {name: _repeat(some[name], _ODD_VALUES * inputs) for name in real.columns}
+    columns = {}
     for place, field in enumerate(signature.inputs):
-        odd = [pd.Series(value, index=some.index) for value in _odd_values(real[field.name], some, field)]
-        before, after = _ODD_VALUES * place, _ODD_VALUES * (inputs - place - 1)
-        columns[field.name] = pd.concat(
-            [_repeat(some[field.name], before), *odd, _repeat(some[field.name], after)], ignore_index=True
-        )
-    made = pd.DataFrame(columns)
-    if not _takes(pipeline, made):
-        alike = [made.iloc[start : start + len(some)] for start in range(0, len(made), len(some))]
-        kept = [one for one in alike if _takes(pipeline, one)]
-        made = pd.concat(kept) if kept else made.head(0)
+        plain = some[field.name].to_numpy(dtype=float if field.type == "number" else object)
+        values = np.tile(plain, _ODD_VALUES * groups).reshape(-1, len(some))
+        first = _ODD_VALUES * (place * groups // inputs)
+        for number, odd in enumerate(_odd_values(real[field.name], some, field), start=first):
+            values[number] = odd
+        columns[field.name] = values.reshape(-1)
+    made = _taken(pipeline, pd.DataFrame(columns), alike=len(some))
     return pd.concat([real, made], ignore_index=True), len(real)
 
 
-def _repeat(column: pd.Series[Any], times: int) -> pd.Series[Any]:
-    return column.iloc[np.tile(np.arange(len(column)), times)].reset_index(drop=True)
+def _taken(pipeline: Any, made: pd.DataFrame, *, alike: int) -> pd.DataFrame:
+    """Leave out the made rows that the pipeline refuses: one kind of odd values after the other, halved until it takes a part.
+
+    After ``_TRIES`` what was not taken so far is left out; without an end they would grow with the inputs, and so would each.
+
+    :param alike: so many rows in a row are odd in the same way, and are taken or refused together.
+    """
+    if _takes(pipeline, made):
+        return made
+    places = np.arange(len(made)).reshape(-1, alike)
+    waiting, kept = deque(places[kind::_ODD_VALUES] for kind in range(_ODD_VALUES)), []
+    for _ in range(_TRIES):
+        if not waiting:
+            break
+        part = waiting.popleft()
+        if _takes(pipeline, made.iloc[part.reshape(-1)]):
+            kept.append(part)
+        elif len(part) > 1:
+            waiting.extend(np.array_split(part, 2))
+    return made.iloc[np.sort(np.concatenate([places[:0], *kept]).reshape(-1))]
 
 
 def _odd_values(values: pd.Series[Any], some: pd.DataFrame, field: FieldSpec) -> list[Any]:

@@ -698,6 +698,11 @@ def test_xgboost_is_searched_weighted_and_served_with_labels_of_text(
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
     copy = mlflow.pyfunc.load_model(str(registry.download_model(told["model_id"], tmp_path / "copy")))
     assert copy.predict(pd.DataFrame({"x": [-1.5, 1.0]})).tolist() == ["maybe", "yes"]
+    asked = {key: told[key] for key in ("model_name", "run_id", "package_digest", "dataset")}
+    judged = run_step(
+        "evaluate", asked | {"window": told["holdout"], "time_column": "t", "metric": "log_loss"}, services
+    )
+    assert judged["verdict"] == "promote", judged["reason"]
 
 
 @pytest.mark.parametrize(

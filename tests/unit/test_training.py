@@ -928,6 +928,57 @@ def test_rows_to_compare_the_forms_on_stay_few_where_inputs_are_many() -> None:
         assert (others == np.delete(features.to_numpy()[:6], place, axis=1)).all()
 
 
+def wide(inputs: int, count: int) -> tuple[pd.DataFrame, ModelSignature]:
+    names = [f"x{number}" for number in range(inputs)]
+    table = np.random.default_rng(0).normal(size=(count, inputs))
+    fields = tuple(FieldSpec(name=name, type="number") for name in names)
+    return pd.DataFrame(table, columns=names), ModelSignature(inputs=fields, output="y")
+
+
+def test_rows_to_compare_the_forms_on_do_not_grow_with_the_square_of_the_inputs() -> None:
+    """5,000 inputs would make 15,000 rows, of 75 million cells; neighbours share a row instead, and none is left out."""
+    features, signature = wide(5000, 50)
+    hard, real = onnx.hard_rows(DummyRegressor().fit(features, range(50)), features, signature)
+    assert (len(hard), real) == (50 + 3 * 1333, 50)
+    assert hard.size - features.size <= 20_000_000
+    made = hard.to_numpy()[real:].reshape(1333, 3, 5000)
+    groups = np.arange(5000) * 1333 // 5000
+    for kind, odd in enumerate((np.isnan(made[:, 0]), made[:, 1] < -10, made[:, 2] > 10)):
+        assert np.array_equal(odd, groups == np.arange(1333)[:, None]), kind
+
+
+@pytest.mark.parametrize(("cells", "each"), [(40_000, 80), (5_000, 10), (1, 3)])
+def test_rows_to_compare_the_forms_on_stay_within_the_cells(cells: int, each: int) -> None:
+    features, signature = wide(500, 300)
+    model = DummyRegressor().fit(features, range(300))
+    hard, real = onnx.hard_rows(model, features, signature, cells=cells)
+    assert (len(hard), real) == (each + 3 * (each // 3), each)
+    assert np.isnan(hard).any().all()  # every input is missing somewhere
+
+
+class Refusing(BaseEstimator):
+    """Refuses what is missing in one input, and counts how often it was asked."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name, self.asked = name, 0
+
+    def predict(self, features: Any) -> Any:
+        self.asked += 1
+        if features[self.name or list(features)].isna().to_numpy().any():
+            raise ValueError("missing")
+        return np.zeros(len(features))
+
+
+@pytest.mark.parametrize(("name", "kept", "asked"), [("x700", 3 * 888 - 1, 30), (None, 2 * 888, 501)])
+def test_refused_rows_are_found_in_few_tries(name: str | None, kept: int, asked: int) -> None:
+    features, signature = wide(888, 40)
+    refusing = Refusing(name)
+    hard, real = onnx.hard_rows(refusing, features, signature)
+    some = 8000 // (3 * 888)
+    assert (len(hard), real) == (40 + some * kept, 40)
+    assert refusing.asked <= asked
+
+
 def test_the_gate_catches_the_converter_that_is_silently_wrong(tmp_path: Path) -> None:
     """skl2onnx converts HistGradientBoosting with categorical_features, and gets many labels wrong."""
     rng = np.random.default_rng(0)
