@@ -361,7 +361,7 @@ def _score(args: argparse.Namespace) -> int:
 
 def _scored(args: argparse.Namespace, services: Services) -> str:
     from airflow_mlops.core.codec import to_dict
-    from airflow_mlops.core.ml_test.ml_test_score import describe_score, score_text
+    from airflow_mlops.core.ml_test.score_page import describe_score, score_text
     from airflow_mlops.steps.ml_test_score import score_model
 
     if args.by or args.evidence or args.automated or args.days:

@@ -112,8 +112,6 @@ class FakeCloud:
             for process, _ in self._processes.values():
                 _end(process)
 
-    # -- requests -----------------------------------------------------------------------------------------
-
     def _application(self) -> Starlette:
         repository, v2 = "/api/v1/bento_repositories", "/api/v2/deployments"
         one = f"{repository}/{{name}}/bentos/{{version}}"
@@ -274,8 +272,6 @@ class FakeCloud:
         arguments = (name, revision["uid"], body)
         threading.Thread(target=self._carry_out, args=arguments, daemon=True).start()
         return dict(found)
-
-    # -- what becomes of a deployment ---------------------------------------------------------------------
 
     def _carry_out(self, name: str, revision: str, body: Object) -> None:
         time.sleep(0.3)  # the image is built

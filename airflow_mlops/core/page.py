@@ -132,9 +132,6 @@ class Page:
         )
 
 
-# -- writers: all that comes from outside goes through one of two functions ------------------------------------
-
-
 def _plain(text: str) -> str:
     """Bring a text onto one line, without signs that can't be seen, and to a length one can read."""
     line = _UNPRINTABLE.sub(" ", str(text)).strip()

@@ -237,8 +237,6 @@ class Demo:
             self.children.check()
             time.sleep(1.0)
 
-    # -- what a chapter needs -----------------------------------------------------------------------------
-
     def _data_in_words(self) -> str:
         first, last = self.trips.months[0], self.later[-1] if self.later else self.trips.reference[-1]
         if self.trips.origin != "simulated":

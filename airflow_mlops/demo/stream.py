@@ -115,9 +115,6 @@ def iso_times(rows: pl.DataFrame) -> list[str]:
     return [instant.isoformat() for instant in rows[TIME].to_list()]
 
 
-# -- simulated ----------------------------------------------------------------------------------------------
-
-
 def simulated_stream(seed: int = 0) -> Stream:
     """Simulate the stream of the demo."""
     return _stream("simulated", simulate(seed), calendar_months())
@@ -237,9 +234,6 @@ def _fares(
 def _shares(weights: NDArray[Any]) -> NDArray[Any]:
     shares: NDArray[Any] = weights / weights.sum()
     return shares
-
-
-# -- from a file --------------------------------------------------------------------------------------------
 
 
 def load_stream(path: Path) -> Stream:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import httpx
 
 _REDIRECTS = 5
+#: Answers, beside those from 500 on, after which the same request may be answered otherwise.
+_PASSING = frozenset({408, 425, 429})
 
 
 class _Broken(Exception):  # noqa: N818 - not raised to a caller
@@ -28,6 +30,43 @@ def plain_url(url: str) -> str:
     """Give an address without what may be secret in it: query and login."""
     parts = urlsplit(url)
     return parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def web_mark(url: str) -> str | None:
+    """Ask whether a file is there; its content is not read.
+
+    :returns: what tells this content from another one as far as the server says; ``None``: it is not there, and may come.
+    :raises DatasetNotFoundError: it was there and will not be again.
+    :raises ConnectionConfigError: the server refuses to give it.
+    :raises SourceUnavailableError: it does not answer, or fails.
+    :raises ValueError: it refuses the request otherwise.
+    """
+    import httpx
+
+    name = plain_url(url)
+    try:
+        with _unlogged(), httpx.Client(timeout=15) as client:
+            response = _answer(client, url, {"Accept-Encoding": "identity"}, None)
+            response.close()
+    except httpx.HTTPError as err:
+        raise SourceUnavailableError(
+            f"{name} does not answer: {err}. Check the address, if this lasts"
+        ) from err
+    status = response.status_code
+    if status == 404:
+        return None
+    if status == 410:
+        raise DatasetNotFoundError(f"{name} is gone for good (410): check the address")
+    if status in {401, 403, 407}:
+        raise ConnectionConfigError(
+            f"{name} refuses to give the file ({status}), which no waiting mends: take an address that needs no login, or one of a "
+            "store, such as s3://conn_id@bucket/key. A public bucket says 403 also of what is not there, unless it may be listed"
+        )
+    if status in _PASSING or status >= 500:
+        raise SourceUnavailableError(f"{name} can't be asked for now: the server answers {status}")
+    if status not in {200, 206}:
+        raise ValueError(f"{name} answers {status}, no file")
+    return repr([response.headers.get(field) for field in ("etag", "last-modified", "content-length")])
 
 
 def download(
@@ -179,7 +218,7 @@ def _require_file(response: httpx.Response, url: str) -> None:
         raise ConnectionConfigError(
             f"{name} refuses the login ({status}): give source_conn_id, an http connection with Login and Password or with headers in Extra"
         )
-    if status in {408, 416, 425, 429} or status >= 500:
+    if status in {416, *_PASSING} or status >= 500:
         raise _Broken(f"the server answers {status}")
     raise ValueError(f"{name} answers {status}, no file")
 

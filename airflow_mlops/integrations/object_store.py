@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 #: An object is there as a whole or not at all. Elsewhere a file grows before the eyes of readers, so it is renamed when it is whole.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
+
+#: Bytes that are read at a time.
+_CHUNK = 4 * 1024**2
 
 
 class ObjectStore:
@@ -112,6 +116,17 @@ def file_marks(pattern: str) -> dict[str, int]:
         for path, facts in sorted(found.items())
         if facts.get("type") != "directory" and not (hides and path.rpartition("/")[2].startswith("."))
     }
+
+
+def read_chunks(file: str, pattern: str) -> Iterator[bytes]:
+    """Read a file that :func:`file_marks` found, or a local one, some bytes at a time."""
+    if "://" not in file:
+        with Path(file).open("rb") as local:
+            yield from iter(partial(local.read, _CHUNK), b"")
+        return
+    files, _ = _file_system(pattern)
+    with _missing_or_refused(file), files.open(files._strip_protocol(file), "rb") as remote:
+        yield from iter(partial(remote.read, _CHUNK), b"")
 
 
 def copy_to_disk(file: str, pattern: str, folder: Path) -> Path:

@@ -45,6 +45,13 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 
+    from airflow_mlops.integrations.label_codes import LabelCodedClassifier
+
+    last = final_estimator(pipeline)[1]
+    if isinstance(last, LabelCodedClassifier):
+        raise ValueError(
+            f"{type(last.estimator).__name__} learned codes of the labels, and has no converter that gives the labels"
+        )
     inputs = [
         (field.name, (FloatTensorType if field.type == "number" else StringTensorType)([None, 1]))
         for field in signature.inputs
@@ -55,7 +62,7 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
         options[id(pipeline)] = {"zipmap": False}
     elif is_classification(pipeline):
         # Only the labels are read, and LinearSVC does not know the option; naming it keeps skl2onnx from setting it.
-        options[id(final_estimator(pipeline)[1])] = {}
+        options[id(last)] = {}
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", FutureWarning

@@ -159,7 +159,7 @@ def gives_probabilities(estimator: Any) -> bool:
 
 
 def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any] | None) -> Any:
-    """Fit, handing row weights to the estimator.
+    """Fit, handing row weights to the estimator, and codes of the labels to XGBoost where it takes no others.
 
     :raises ValueError: weights are wanted and the estimator takes none, or it refuses the rows: naming columns with infinite
         values or with none at all, how many features there are to select from, or labels that it
@@ -167,14 +167,16 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
     """
     arguments = {} if weights is None else {_weight_argument(pipeline): weights}
     _fill_empty(pipeline, features)
+    estimator = final_estimator(pipeline)[1]
+    _code_labels(pipeline, target)
     try:
         pipeline.fit(features, target, **arguments)
     except TypeError as err:
         if "sample_weight" not in str(err):
             raise
-        raise ValueError(_no_weights(final_estimator(pipeline)[1])) from err
+        raise ValueError(_no_weights(estimator)) from err
     except ValueError as err:
-        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline), *_unnumbered(pipeline, target)]
+        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline)]
         if not hints:
             raise
         raise ValueError(f"{'; '.join(hints)} ({str(err)[:300]})") from err
@@ -182,23 +184,33 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
     return pipeline
 
 
-def _unnumbered(pipeline: Any, target: Any) -> Iterator[str]:
-    """Say what XGBoost takes as labels, where these are others."""
-    last = final_estimator(pipeline)[1]
-    labels = {str(label) for label in np.asarray(target).tolist()}
-    if (
-        is_classification(pipeline)
-        and type(last).__module__.startswith("xgboost")
-        and labels != {str(number) for number in range(len(labels))}
-    ):
-        yield (
-            f"{type(last).__name__} takes labels that are numbered 0, 1, 2 and so on, and these are {_some(labels)}: number them "
-            "when the data is ingested, or choose another estimator"
-        )
+def _code_labels(pipeline: Any, target: Any) -> None:
+    """Let XGBoost learn codes of labels that it would refuse, or number itself: all but 0, 1, 2 and so on.
+
+    So do estimators that it is a part of, which may hand the labels on as they are; and where a fold has one label alone, for
+    which it would answer two probabilities.
+    """
+    from airflow_mlops.integrations.label_codes import LabelCodedClassifier
+
+    path, last = final_estimator(pipeline)
+    if not path or not is_classification(last) or not any(map(_is_xgboost, [last, *_parts(last)])):
+        return
+    labels = np.unique(np.asarray(target))
+    numbered = labels.dtype.kind in "iu" and labels.tolist() == list(range(len(labels)))
+    if not numbered or len(labels) == 1:
+        pipeline.set_params(**{path.removesuffix("__"): LabelCodedClassifier(last)})
+
+
+def _parts(estimator: Any) -> list[Any]:
+    return list(estimator.get_params(deep=True).values()) if hasattr(estimator, "get_params") else []
+
+
+def _is_xgboost(part: Any) -> bool:
+    return any(base.__module__.partition(".")[0] == "xgboost" for base in type(part).__mro__)
 
 
 def _require_own_labels(pipeline: Any, target: Any) -> None:
-    """See that a classifier answers with the labels it was given: XGBoost numbers true and false, and 1.0, and answers the numbers.
+    """See that a classifier answers with the labels it was given, and not with numbers of its own.
 
     :raises ValueError: it answers others, which would all be wrong.
     """
@@ -308,11 +320,45 @@ def to_features(rows: pl.DataFrame, columns: ColumnRoles) -> pd.DataFrame:
     return rows.select(*numbers, *texts).to_pandas()
 
 
+def with_served_inputs(pipeline: Any, features: pd.DataFrame, columns: ColumnRoles) -> Any:
+    """Give a copy of a fitted pipeline that makes of its input what :func:`to_features` and the service do.
+
+    Its first stage rounds numbers to float32 and gives "" for missing text. It consists of scikit-learn's own parts, so that it
+    loads where this package is not installed. The stages after it are the fitted ones themselves.
+
+    :param features: rows as the pipeline takes them.
+    """
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline, make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    # A ufunc, as skops knows these by name; and back to 64 bits, in which the stages behind it learned to compute.
+    rounded = make_pipeline(
+        *(
+            FunctionTransformer(np.positive, kw_args={"dtype": kind}, feature_names_out="one-to-one")
+            for kind in ("float32", "float64")
+        )
+    )
+    filled = make_pipeline(
+        *(
+            SimpleImputer(missing_values=missing, strategy="constant", fill_value="")
+            for missing in (np.nan, None)
+        )
+    )
+    parts = [
+        ("numbers", rounded, list(columns.numeric)),
+        ("texts", filled, [*columns.categorical, *columns.text]),
+    ]
+    inputs = ColumnTransformer([part for part in parts if part[2]], verbose_feature_names_out=False)
+    inputs.set_output(transform="pandas").fit(features)
+    return Pipeline([("inputs", inputs), *pipeline.steps])
+
+
 def to_target(values: pl.Series, pipeline: Any) -> NDArray[Any]:
     """Give what the pipeline learns to answer: true and false of a classifier as the text they are everywhere else.
 
     So are labels that are fractions, such as whole numbers that were missing somewhere: ONNX answers whole numbers or text.
-    XGBoost takes no text, and :func:`fit` refuses what it would number otherwise.
     """
     import polars as pl
 
@@ -320,9 +366,13 @@ def to_target(values: pl.Series, pipeline: Any) -> NDArray[Any]:
     if not is_classification(pipeline):
         return plain
     library = final_estimator(pipeline)[1].__class__.__module__.partition(".")[0]
-    if values.dtype == pl.Boolean and library != "xgboost":
+    if values.dtype == pl.Boolean:
         return plain.astype(str).astype(object)
-    if values.dtype.is_float() and library in {"sklearn", "lightgbm"}:  # a user's own may compute with them
+    if values.dtype.is_float() and library in {
+        "sklearn",
+        "lightgbm",
+        "xgboost",
+    }:  # a user's own may compute with them
         labels, places = np.unique(plain, return_inverse=True)
         texts = labels.astype(str)
         # Of two labels the last one is the positive one; it shall stay the same.

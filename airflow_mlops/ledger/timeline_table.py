@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from airflow_mlops.ledger.entries import ACTING
 
 if TYPE_CHECKING:
-    from airflow_mlops.ledger.timeline import (
+    from airflow_mlops.ledger.timeline_values import (
         EstimatedMetric,
         ModelOverview,
         RealizedMetric,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Characters of a channel's complaint that are shown.
 _SHOWN = 300
+#: A channel that failed so often is down, and would only be waited for again; a first failure may be about one message alone.
+_TRIES = 2
 
 
 class IncidentNotifier(BaseNotifier):
@@ -60,15 +62,17 @@ class IncidentNotifier(BaseNotifier):
 
         :raises NotificationError: naming the channels that could not be told; the others were.
         """
-        failed: dict[str, Exception] = {}
+        failed: dict[str, list[Exception]] = {}
         for name, events in self._untold().items():
             for event in events:
+                if len(failed.get(name, ())) == _TRIES:
+                    break
                 channel, told = self._prepared(name, event, context)
                 try:
                     channel(told)
                 except Exception as err:  # noqa: BLE001 - whatever a channel raises, the others are told
-                    failed[name] = err
-                    break  # it would only be waited for again
+                    failed.setdefault(name, []).append(err)
+                    continue
                 self._record(name, event, context)
         self._require_all_told(failed)
 
@@ -79,10 +83,12 @@ class IncidentNotifier(BaseNotifier):
         """
         from asgiref.sync import sync_to_async
 
-        failed: dict[str, Exception] = {}
+        failed: dict[str, list[Exception]] = {}
         untold = await sync_to_async(self._untold)()
         for name, events in untold.items():
             for event in events:
+                if len(failed.get(name, ())) == _TRIES:
+                    break
                 channel, told = self._prepared(name, event, context)
                 try:
                     if type(channel).async_notify is BaseNotifier.async_notify:
@@ -91,8 +97,8 @@ class IncidentNotifier(BaseNotifier):
                         channel.context = cast("Context", told)
                         await channel
                 except Exception as err:  # noqa: BLE001 - whatever a channel raises, the others are told
-                    failed[name] = err
-                    break
+                    failed.setdefault(name, []).append(err)
+                    continue
                 await sync_to_async(self._record)(name, event, context)
         self._require_all_told(failed)
 
@@ -152,19 +158,19 @@ class IncidentNotifier(BaseNotifier):
             )
         self.log.info("told %s: %s", name, event.title)
 
-    def _require_all_told(self, failed: Mapping[str, Exception]) -> None:
+    def _require_all_told(self, failed: Mapping[str, Sequence[Exception]]) -> None:
         if not failed:
             return
         complaints = "; ".join(
             f"{name}: {type(err).__name__}: {' '.join(str(err).split())[:_SHOWN]}"
-            for name, err in failed.items()
+            for name, (err, *_) in failed.items()
         )
         others = [name for name in self.channels if name not in failed]
-        reached = f"{', '.join(others)} heard all there was" if others else "nobody was told"
+        reached = f"{', '.join(others)} heard all there was" if others else "no channel heard all there was"
         raise NotificationError(
             f"incidents of {self.model_name} could not be told to {complaints}. {reached}; see that the channel answers and its "
             "connection is right, a retry tells only what is missing"
-        ) from next(iter(failed.values()))
+        ) from next(iter(failed.values()))[0]
 
 
 def _actor(context: Context) -> str:

@@ -179,8 +179,6 @@ class DeployModelOperator(StepOperator):
         if not self._taking_back:
             raise RolloutError("the task was killed")
 
-    # -- rollouts -----------------------------------------------------------------------------------------
-
     def _carry_on(self, context: Context, spec: dict[str, Any]) -> dict[str, Any]:
         """Go as far as possible, wait, and go on, until the rollout has ended one way or the other."""
         from airflow.sdk.exceptions import TaskDeferred

@@ -42,7 +42,8 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
     :param source_conn_id: connection of the database, any whose hook is a ``DbApiHook`` with an SQLAlchemy dialect; or an http
         connection with the login or headers of a download. (templated)
     :param source_version: version of the Delta table that is the source; default its newest. (templated)
-    :param time_column: column that places a row in a window, needed when one is given; naive times are UTC. (templated)
+    :param time_column: column that places a row in a window, needed when one is given; naive times are UTC, a date is its midnight.
+        (templated)
     :param id_column: column that must be unique and not null in what is ingested; 8 bytes of memory per row. (templated)
     :param window_start: first instant of the window; default in mode ``replace`` with a ``time_column`` the run's data interval,
         or in a partitioned run what its key names, else all rows. (templated)
@@ -54,7 +55,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
     :param watermark_column: column that only grows from one ingest to the next; for ``incremental``. (templated)
     :param first_watermark: value of ``:watermark`` while the table has no rows; default ``NULL``. (templated)
     :param overlap: read again from so much below the highest value and upsert by ``keys``, for rows that come late. Seconds
-        for times, days for dates, else in the column's unit. (templated)
+        for times, days for dates beside ``time_column``, else in the column's unit. (templated)
     :param work_key: name of what is appended, such as ``{{ run_id }}``: appended once per name, whatever its files are;
         default each file once. (templated)
     :param schema_policy: ``strict`` takes the table's columns and types only; ``add_columns`` takes new columns too; ``widen``

@@ -24,14 +24,14 @@ class DecideRetrainingOperator(StepOperator):
     Where an earlier champion is to come back, only ``bring_back_task_id`` follows, and ``deploy_task_id`` after it: the result holds
     its version (``bring_back``), in whose place (``champion_version``) and why. Without such a task this is never decided, and what was decided before is given up.
     A retraining that was decided but never ended is taken up again. If its version was promoted and could not be deployed,
-    only ``deploy_task_id`` follows. Which challengers are worth a training is in the ledger, whatever was decided:
+    only ``deploy_task_id`` follows; ``held_out`` of the result says whether it is to be tried first. Which challengers are worth a training is in the ledger, whatever was decided:
     :func:`~airflow_mlops.ledger.wanted_challengers`.
 
     :param model_name: registered model. (templated)
     :param policy: parameters of :class:`~airflow_mlops.core.decision.retraining.RetrainingPolicy`. (templated)
     :param decide_function: import path of the decision, a pure function. (templated)
     :param required_checks: a window is ripe when these checks are in the ledger, or the policy's patience is over.
-    :param deploy_task_id: task after this one that deploys the champion, to run it alone.
+    :param deploy_task_id: task after this one that deploys the champion, or tries it first, to run it alone.
     :param bring_back_task_id: task after this one that promotes an earlier champion, to run it before that.
     """
 
@@ -86,14 +86,16 @@ class DecideRetrainingOperator(StepOperator):
             return self._go_on(result, context)
         if result["deploy"] and self.deploy_task_id in self.downstream_task_ids:
             self.log.info("%s: going on with %s", result["reason"], self.deploy_task_id)
-            raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids - {self.deploy_task_id}))
+            return self._go_on(result, context)
         raise AirflowSkipException(result["reason"])
 
     def _go_on(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Skip the way that is not taken: a training and what follows, or that an earlier champion comes back."""
+        """Skip the ways that are not taken: a training and what follows, that an earlier champion comes back, or both."""
         following = set(self.downstream_task_ids)
-        taken = {self.bring_back_task_id, self.deploy_task_id}
-        left = following - taken if result["bring_back"] else following & {self.bring_back_task_id}
+        taken = {self.deploy_task_id}
+        if result["bring_back"]:
+            taken.add(self.bring_back_task_id)
+        left = following & {self.bring_back_task_id} if result["retrain"] else following - taken
         if not left:
             return result
         # Who skips returns nothing, and those that go on read the result.

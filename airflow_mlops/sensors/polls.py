@@ -7,6 +7,7 @@ no credential is stored with a trigger.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,21 +27,67 @@ from airflow_mlops.hooks.storage import remember_stores
 
 log = logging.getLogger(__name__)
 
+#: What was last said of a source that is waited for in this process, and when.
+_said: dict[str, tuple[str, float]] = {}
+_SAID_SOURCES, _SAY_AGAIN_SECONDS = 1000, 600.0
+
 
 def new_data(*, source: str, min_files: int, settle_seconds: float = 0.5) -> dict[str, Any] | None:
-    """Look for files; they count once they stand still between two looks."""
-    import time
+    """Look for files; they count once they stand still between two looks.
 
-    from airflow_mlops.integrations.object_store import file_marks
+    :raises ConnectionConfigError: a web server refuses to give the file.
+    :raises DatasetNotFoundError: it says that the file is gone for good.
+    :raises ValueError: more files are awaited than a web address has.
+    """
+    from airflow_mlops.integrations.download import plain_url
 
-    remember_stores(source)
-    before = file_marks(source)
+    shown = source
+    if source.startswith(("http://", "https://")):
+        shown = plain_url(source)  # the query may be a signature
+        if min_files > 1:
+            raise ValueError(f"min_files is {min_files}, and {shown} is one file: leave it out")
+    else:
+        remember_stores(source)
+    before = _marks(source, shown)
     if len(before) < min_files:
+        _say(shown, f"there are {len(before)} of {min_files} files")
         return None
     time.sleep(settle_seconds)
-    if file_marks(source) != before:
+    if _marks(source, shown) != before:
+        _say(shown, "it is still being written")
         return None
-    return {"source": source, "files": sorted(before)[:100], "file_count": len(before)}
+    _said.pop(shown, None)
+    return {"source": shown, "files": sorted(before)[:100], "file_count": len(before)}
+
+
+def _marks(source: str, shown: str) -> dict[str, Any]:
+    """Find what a source stands for, each with what changes when it does; a Delta table is one."""
+    import glob
+
+    from airflow_mlops.integrations import delta
+    from airflow_mlops.integrations.download import web_mark
+    from airflow_mlops.integrations.object_store import file_marks
+    from airflow_mlops.steps.ingestion.source import ENDINGS
+
+    if source.startswith(("http://", "https://")):
+        mark = web_mark(source)
+        return {} if mark is None else {shown: mark}
+    found: dict[str, Any] = file_marks(source)
+    if found or source.endswith(ENDINGS) or glob.has_magic(source):
+        return found
+    return {source: "table"} if delta.table_exists(source) else {}
+
+
+def _say(source: str, why: str) -> None:
+    """Log what is waited for: when it changes, else once in a while, as a mistyped address looks the same."""
+    now = time.monotonic()
+    known, at = _said.get(source, ("", 0.0))
+    if known == why and now - at < _SAY_AGAIN_SECONDS:
+        return
+    if len(_said) >= _SAID_SOURCES:
+        _said.clear()
+    _said[source] = (why, now)
+    log.info("waiting for %s: %s", source, why)
 
 
 def labels_arrived(

@@ -109,8 +109,6 @@ class EndpointApp:
             ("POST", "/rollout/lease"): self._answer_lease,
         }
 
-    # -- life ---------------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Load what is desired, then watch for changes."""
         self.metrics = EndpointMetrics(
@@ -178,8 +176,6 @@ class EndpointApp:
     def _publish_regularly(self) -> None:
         while not self._stopped.wait(PUBLISH_SECONDS):
             self._publish()
-
-    # -- requests -----------------------------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -274,8 +270,6 @@ class EndpointApp:
         except RolloutError as err:
             raise RequestError(409, str(err)) from err
         return {"revision": revision, "seconds": seconds}
-
-    # -- predictions --------------------------------------------------------------------------------------
 
     async def _answer_predict(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         body = await self._bodies.read(headers, receive)  # first: who sends slowly takes nobody's place
@@ -438,8 +432,6 @@ class EndpointApp:
             latency_ms=1000.0 * seconds,
             **request,
         )
-
-    # -- explanations -------------------------------------------------------------------------------------
 
     async def _answer_explain(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         """Say where answers come from; nobody acts on them, so they are neither logged, mirrored nor observed."""

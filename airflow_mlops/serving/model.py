@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from airflow_mlops.core.model.signing import Trust
 
 #: Types a skops file may hold beside skops' own list of estimators, numbers and arrays. It is ours and fixed:
-#: a list stored with the model could allow anything. All are plain parts of fitted scikit-learn estimators. skops
+#: a list stored with the model could allow anything. All are plain parts of fitted estimators. skops
 #: leaves tree nodes out because a crafted file could crash the process; ours are loaded only after their
 #: digest was found to be the registered one.
 ALLOWED_TYPES = (
+    "airflow_mlops.integrations.label_codes.LabelCodedClassifier",  # the classifier in it must be on a list itself
     "functools.partial",  # binds arguments to a function that must be on a list itself
     "numpy.dtype",
     "scipy.interpolate._bsplines.BSpline",

@@ -24,7 +24,7 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.ingestion.clean import Cleaner, without_values
 from airflow_mlops.steps.ingestion.partition import partition_value
 from airflow_mlops.steps.ingestion.retention import Retention, RetentionReport, retain
-from airflow_mlops.steps.ingestion.rows import PassingDigest, PassingRows, require_unique
+from airflow_mlops.steps.ingestion.rows import PassingDigest, PassingRows, require_single, require_unique
 from airflow_mlops.steps.ingestion.source import Source, find_source
 from airflow_mlops.steps.ingestion.spec import (
     IngestSpec,
@@ -33,6 +33,7 @@ from airflow_mlops.steps.ingestion.spec import (
     require_arguments,
     unique_beside_keys,
     unique_columns,
+    upserts,
 )
 from airflow_mlops.steps.ingestion.spool import Spool
 from airflow_mlops.steps.ingestion.work import Work, choose_work, highest_watermark, require_watermark
@@ -131,7 +132,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     passing_digest = PassingDigest(schema, spec.time_column)
     # Rows are looked at while those before them are written.
     with closing(
-        read_ahead(_digested(spec, passing_digest, _checked(spec, work, passing, read, source)))
+        read_ahead(_digested(spec, passing_digest, _checked(spec, writer, work, passing, read, source)))
     ) as frames:
         first = list(itertools.islice(frames, _BEFORE_A_TABLE if writer.version is None else 1))
         if len(first) == _BEFORE_A_TABLE:
@@ -178,7 +179,7 @@ def _digested(
 
 def _require_names(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
     odd = [name for name in schema if "`" in name]
-    if odd and (spec.mode == "upsert" or spec.overlap):
+    if odd and upserts(spec):
         raise SchemaMismatchError(
             f"column {odd[0]!r} has a backtick in its name, which an upsert can't write: rename it at the source"
         )
@@ -244,6 +245,7 @@ def _watched(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> Pas
 
 def _checked(
     spec: IngestSpec,
+    writer: delta.TableWriter,
     work: Work,
     passing: PassingRows,
     read: Callable[[], Iterator[pl.DataFrame]],
@@ -251,6 +253,9 @@ def _checked(
 ) -> Iterator[pl.DataFrame]:
     """Hand the rows on; what is found wrong at the end is raised before anything is committed."""
     yield from _looked_at(spec, passing, read, source)
+    table = writer.scan() if upserts(spec) else None
+    if table is not None:
+        require_single(table, spec.keys, passing.hashes(), uri=spec.table)
     if work.source_marks:
         now = source.marks() or {}
         changed = [file for file, mark in work.source_marks.items() if now.get(file) != mark]
@@ -308,7 +313,7 @@ def _write(
             window=spec.window,
             partition=None if spec.partition is None else (spec.partition.column, value),
         )
-    if spec.mode == "upsert" or spec.overlap:
+    if upserts(spec):
         return writer.upsert(frames, schema, keys=spec.keys, marks=marks)
     return writer.append(frames, schema, marks=marks)
 

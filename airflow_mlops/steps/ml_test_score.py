@@ -6,15 +6,10 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.ml_test.attestation import attestation_payload
+from airflow_mlops.core.ml_test.facts import Fact, ModelFacts, RunFacts
 from airflow_mlops.core.ml_test.ml_test_rules import score_facts
-from airflow_mlops.core.ml_test.ml_test_score import (
-    Fact,
-    MLTestScore,
-    ModelFacts,
-    RunFacts,
-    ScorePolicy,
-    attestation_payload,
-)
+from airflow_mlops.core.ml_test.ml_test_score import MLTestScore, ScorePolicy
 from airflow_mlops.exceptions import MLOpsError, ModelVersionNotFoundError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 
@@ -202,9 +197,6 @@ def _champion_runs(found: list[LedgerEntry], champion: str | None, run: RunFacts
         entry.payload.get("evaluated_run_id") for entry in about if entry.kind is EntryKind.PROMOTION
     ]
     return frozenset(str(one) for one in [*registered, *evaluated, run.run_id] if one)
-
-
-# -- MLflow ---------------------------------------------------------------------------------------------------
 
 
 def _run(model_name: str, champion: str | None, services: Services) -> RunFacts:

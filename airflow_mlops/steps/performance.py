@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.comparison.metrics import Metric, MetricValue, evaluate_metric, resolve_metric
+from airflow_mlops.core.comparison.metric import Metric, MetricValue
+from airflow_mlops.core.comparison.metrics import evaluate_metric, resolve_metric
 from airflow_mlops.core.comparison.predictions import Graded, valid_values
 from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.monitoring.change import WindowLoss, effective_count

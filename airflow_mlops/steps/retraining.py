@@ -77,6 +77,8 @@ class RetrainingResult:
     :param verdict: "promote" where a version is to come back: it has met the champion, and earned it.
     :param resumed: the decision was taken earlier, its training never ended.
     :param deploy: its version was promoted, but does not serve yet: it only has to be deployed.
+    :param held_out: what is trained or deployed earns its promotion on rows held out of one window, and on no other: a trial before
+        it serves can tell more.
     :param decisions: what was decided now, window by window.
     :param waiting: windows that stay undecided for now, and why.
     """
@@ -91,6 +93,7 @@ class RetrainingResult:
     verdict: Verdict | None = None
     resumed: bool = False
     deploy: bool = False
+    held_out: bool = False
     decisions: tuple[dict[str, Any], ...] = ()
     waiting: tuple[dict[str, Any], ...] = ()
 
@@ -265,7 +268,7 @@ def _result(
         resumed=all(entry.key != opened.key for entry in decided),
     )
     if opened.payload["outcome"] == Outcome.RETRAIN:
-        return replace(told, retrain=True, plan=_plan(opened))
+        return replace(told, retrain=True, plan=_plan(opened), held_out=_held_out(opened))
     version, champion = str(opened.payload["version"]), str(opened.payload["champion_version"])
     why = f"version {version} was to come back in place of version {champion}"
     if current not in {champion, None}:  # none: it was set before there was a ledger
@@ -300,9 +303,14 @@ def _plan(decision: LedgerEntry) -> TrainingPlan:
         rows="window" if choice.start else "all",
         half_life_days=choice.half_life_days,
         holdout_start=choice.holdout_start,
-        keep_twin=decision.payload["promote_on"] == "held_out",
+        keep_twin=_held_out(decision),
         recipe=decision.payload["recipe"],
     )
+
+
+def _held_out(decision: LedgerEntry) -> bool:
+    """Tell whether a decision's version is promoted on rows held out, and not on what its predecessors earned."""
+    return decision.payload["outcome"] == Outcome.RETRAIN and decision.payload.get("promote_on") == "held_out"
 
 
 def _plan_window(decided: Window | None, choice: TrainingChoice) -> Window:
@@ -325,6 +333,7 @@ def _promoted(
         deploy=True,
         decision_key=opened.key,
         resumed=True,
+        held_out=_held_out(opened),
         reason=f"version {version} was promoted for {opened.window}, but its deployment was never recorded",
     )
 

@@ -217,9 +217,6 @@ def _named(spec: ScreenSpec, new: pl.DataFrame, screened: Screened) -> Iterator[
         yield str(new[shown][position] if shown else position)[:_SHOWN_WIDTH]
 
 
-# -- a partition that is set aside ----------------------------------------------------------------------
-
-
 def _set_aside(
     spec: ScreenSpec, quarantine: str, dataset: DatasetVersion
 ) -> tuple[DatasetVersion, DatasetVersion]:

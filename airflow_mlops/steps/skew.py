@@ -309,9 +309,6 @@ def _training_schema(manifest: PackageManifest) -> dict[str, pl.DataType]:
     return dict(delta.read_table(trained.dataset_uri, version=trained.dataset_version).collect_schema())
 
 
-# -- the same rows in the table -------------------------------------------------------------------------
-
-
 def _beside_table(
     spec: SkewSpec, served: pl.DataFrame, manifest: PackageManifest, names: list[str]
 ) -> tuple[int, pl.DataFrame]:

@@ -272,7 +272,8 @@ def _log_copy(work: Work, fitted: FittedModel, form: ServingForm, temporary: Pat
             PICKLED_MODELS_VARIABLE,
         )
         return None
-    types = sklearn.save_skops(fitted.pipeline, temporary / "model.skops")
+    pipeline = sklearn.with_served_inputs(fitted.pipeline, fitted.features, work.columns)
+    types = sklearn.save_skops(pipeline, temporary / "model.skops")
     refused = refused_types(types)
     if refused:
         log.warning(
@@ -286,7 +287,7 @@ def _log_copy(work: Work, fitted: FittedModel, form: ServingForm, temporary: Pat
     return work.registry.log_model(
         work.experiment_id,
         work.run_id,
-        fitted.pipeline,
+        pipeline,
         name=work.spec.model_name,
         features=fitted.features,
         trusted=types,

@@ -201,9 +201,6 @@ def _ids(spec: ValidateSpec, rows: pl.LazyFrame, results: list[dict[str, Any]]) 
     return dict(named.filter(pl.col("\0row").is_in(wanted)).collect(engine="streaming").rows())
 
 
-# -- rows that are set aside --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Aside:
     """What was set aside, and what goes on."""

@@ -151,8 +151,6 @@ class FakeKube:
     def _all(self, resource: str) -> list[Object]:
         return [copy.deepcopy(one) for key, one in list(self.store.objects.items()) if key[0] == resource]
 
-    # -- HTTP ---------------------------------------------------------------------------------------------
-
     def _application(self) -> Starlette:
         @contextlib.asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:

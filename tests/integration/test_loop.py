@@ -571,9 +571,14 @@ class TestRetraining:
                 CheckDriftOperator(task_id=name, model_name=MODEL) for name in ("train", "deploy")
             )
             decide >> [train, deploy]
+        told = context("decide")
+        given: list[dict[str, Any]] = []
+        told["ti"].xcom_push = lambda key, value: given.append(value)
         with pytest.raises(DownstreamTasksSkipped) as skipped:
-            decide.execute(context("decide"))
+            decide.execute(told)
         assert skipped.value.tasks == ["train"]
+        # What follows may try it first, as after any promotion on rows held out.
+        assert [(item["deploy"], item["held_out"], item["plan"]) for item in given] == [(True, True, None)]
         lonely = DecideRetrainingOperator(task_id="lonely", model_name=MODEL)
         with pytest.raises(AirflowSkipException, match="its deployment was never recorded"):
             lonely.execute(context("lonely"))

@@ -518,6 +518,23 @@ def test_what_passed_and_was_undone_can_be_done_again(stage: Stage) -> None:
     assert stage.told().count("finished") == 2
 
 
+def test_a_first_version_in_a_folder_that_was_emptied(
+    tmp_path: Path, packages: dict[str, tuple[Path, str]]
+) -> None:
+    stage = Stage(tmp_path, packages, free_port())
+    try:
+        assert stage.advance("2", canary()).state.status == "finished"
+        stage.server.stop()
+        shutil.rmtree(stage.server.serving_dir)
+        again = stage.advance("2", canary())
+        assert (again.state.status, again.started, stage.serving()) == ("finished", True, {"2"})
+        assert stage.told() == ["finished", "finished"]
+        assert stage.advance("2", canary()).state.status == "finished"  # it serves already
+        assert stage.told() == ["finished", "finished"]
+    finally:
+        stage.server.stop()
+
+
 def test_what_no_worker_can_load_ends_at_once_and_the_ledger_says_why(
     tmp_path: Path,
     packages: dict[str, tuple[Path, str]],

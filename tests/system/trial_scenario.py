@@ -1,6 +1,6 @@
 """The trial of the page on the retraining policy under ``dag.test()``, with real traffic; run by test_trial.py in a home of its own.
 
-Only the tasks around it are stand-ins: one says what was decided, one moves the alias. The last line printed is JSON.
+Only the tasks around it are stand-ins: one is told what was decided, one moves the alias. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, task
 
 from airflow_mlops.demo import stream
@@ -23,6 +24,7 @@ from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
 from airflow_mlops.integrations.delta import replace_window
 from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.operators.deploy import DeployModelOperator
+from airflow_mlops.operators.retraining import DecideRetrainingOperator
 from airflow_mlops.policies import MLOPS_RETRY_POLICY
 from airflow_mlops.steps.base import run_step
 
@@ -50,35 +52,46 @@ def snippet() -> str:
     return block
 
 
+class Decided(DecideRetrainingOperator):
+    """Goes on as the operator does, with what the run is told was decided."""
+
+    def execute(self, context):
+        given = context["params"]
+        told = {"retrain": not given["owed"], "deploy": given["owed"], "held_out": given["held_out"]}
+        return self.decide(
+            told | {"bring_back": None, "plan": None, "decision_key": "x", "reason": "x"}, context
+        )
+
+
 with DAG(
     "trial",
     schedule=None,
     start_date=datetime(2018, 1, 1, tzinfo=UTC),
     default_args={"retry_policy": MLOPS_RETRY_POLICY},
-    params={"version": "1", "keep_twin": False},
+    params={"version": "1", "held_out": False, "owed": False},
 ) as dag:
 
     @task
-    def decide(params=None):
-        return {"plan": {"keep_twin": params["keep_twin"]}}
-
-    @task
     def promote_version(params=None):
-        spec = {
-            "model_name": MODEL,
-            "model_version": params["version"],
-            "expected_version": champion(),
-            "actor": "test",
-            "now": datetime.now(UTC).isoformat(),
-        }
-        run_step("promote", spec, services())
+        promote_to(params["version"])
 
     promote = promote_version()
-    decide() >> promote
+    decide = Decided(
+        task_id="decide", model_name=MODEL, deploy_task_id="try_it", bring_back_task_id="bring_back"
+    )
+    bring_back = EmptyOperator(task_id="bring_back")
+    decide >> [promote, bring_back]
     deploy = DeployModelOperator(
         task_id="deploy", model_name=MODEL, trigger_rule="none_failed_min_one_success"
     )
-    names = {"DeployModelOperator": DeployModelOperator, "DATA": DATA, "promote": promote, "deploy": deploy}
+    names = {
+        "DeployModelOperator": DeployModelOperator,
+        "DATA": DATA,
+        "decide": decide,
+        "promote": promote,
+        "bring_back": bring_back,
+        "deploy": deploy,
+    }
     exec(snippet(), names)  # noqa: S102 - our own page
     trial = names["try_it"]
     trial.phase_minutes = 0.15  # the page has a day
@@ -106,11 +119,14 @@ def main() -> None:
     asking = threading.Thread(target=ask, args=(trips, stop, answered))
     asking.start()
     try:
-        for day, (version, keep_twin) in enumerate([("1", False), ("2", True), ("3", True)], start=1):
+        runs = [("1", False, False), ("2", True, False), ("3", True, True)]
+        for day, (version, held_out, owed) in enumerate(runs, start=1):
+            if owed:  # promoted by a run whose trial died for good
+                promote_to(version)
             before = Counter(answered)
             run = bag.dags["trial"].test(
                 logical_date=datetime(2018, 9, day, tzinfo=UTC),
-                run_conf={"version": version, "keep_twin": keep_twin},
+                run_conf={"version": version, "held_out": held_out, "owed": owed},
             )
             told[version] = {
                 "states": {item.task_id: str(item.state) for item in run.get_task_instances()},
@@ -146,6 +162,17 @@ def ask(trips, stop: threading.Event, answered: Counter[str]) -> None:
                 continue
             answered[answer["model_version"]] += 1
             stop.wait(0.01)
+
+
+def promote_to(version: str) -> None:
+    spec = {
+        "model_name": MODEL,
+        "model_version": version,
+        "expected_version": champion(),
+        "actor": "test",
+        "now": datetime.now(UTC).isoformat(),
+    }
+    run_step("promote", spec, services())
 
 
 def champion() -> str | None:

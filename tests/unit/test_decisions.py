@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from airflow_mlops.core.comparison.metrics import MetricValue
+from airflow_mlops.core.comparison.metric import MetricValue
 from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
 from airflow_mlops.core.decision.retraining import Outcome, RetrainingPolicy, decide_retraining
 from airflow_mlops.core.monitoring.performance import PerformancePolicy, judge_performance

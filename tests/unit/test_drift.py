@@ -444,6 +444,24 @@ class TestVerdict:
         assert item.sentence == "v: nulls 0.0% → 100.0%; 100% of the shift"
         assert not compare_profiles(gone, gone).features[0].drifted
 
+    def test_rare_values_that_a_small_window_has_none_of_by_accident_are_no_drift(self) -> None:
+        rare = pl.Series([1.0] * 20 + [None] * 1980)
+        nothing = pl.Series([None] * 200, dtype=pl.Float64)
+        got = compare(rare, nothing)
+        assert (got.drifted, got.measured, got.sentence) == (False, True, "v: nulls 99.0% → 100.0%")
+        assert got.p_value == pytest.approx(2 * stats.hypergeom.pmf(0, 2200, 20, 200))
+        assert not compare(nothing, rare).drifted
+        never = compare(rare, pl.Series([None] * 2000, dtype=pl.Float64))
+        assert (never.drifted, never.sentence) == (True, "v: nulls 99.0% → 100.0%; 100% of the shift")
+
+    def test_a_side_without_values_has_no_mean_and_infinite_values_are_not_nulls(self) -> None:
+        nothing, endless = pl.Series([None] * 200, dtype=pl.Float64), np.full(200, np.inf)
+        assert compare(nothing, np.ones(200)).sentence == "v: nulls 100.0% → 0.0%; 100% of the shift"
+        assert compare(nothing, endless).drifted
+        assert compare(endless, nothing).drifted
+        rare = pl.Series([1.0] * 20 + [None] * 180)
+        assert compare(rare, endless).drifted
+
     def test_a_handful_of_values_is_not_judged_and_not_fine(self) -> None:
         random = np.random.default_rng(13)
         first = pl.DataFrame({"x": random.normal(size=1000), "y": random.normal(size=1000)})
@@ -624,6 +642,7 @@ class TestWindows:
             (("2024-04-01T04+02", "2024-04-02T04+02"), ("2024-03-31T04+02", "2024-04-01T04+02"), ("2023-04-03T04+02", "2023-04-04T04+02")),
             # the hour that comes twice when summer time ends
             (("2024-10-27T00Z", "2024-10-27T01Z"), ("2024-10-26T23Z", "2024-10-27T00Z"), ("2023-10-29T00Z", "2023-10-29T01Z")),
+            (("2024-10-27T01Z", "2024-10-27T02Z"), ("2024-10-27T00Z", "2024-10-27T01Z"), ("2023-10-29T01Z", "2023-10-29T02Z")),
         ],
     )  # fmt: skip
     def test_windows_follow_the_calendar_of_a_zone(

@@ -24,7 +24,7 @@ from airflow_mlops.operators.incidents import UpdateIncidentsOperator
 from airflow_mlops.services import Services
 from tests.conftest import REPOSITORY
 from tests.mailbox import MailServer, Webhook, running
-from tests.unit.test_incidents import drift, write
+from tests.unit.test_incidents import check, decision, drift, rejected, write
 
 NATIVE = DAG("native", schedule=None, render_template_as_native_obj=True)
 CONTEXT = {
@@ -90,6 +90,11 @@ def update(channels: dict[str, BaseNotifier] | None, **more: Any) -> dict[str, A
     return task.execute(CONTEXT)
 
 
+def degraded(index: int) -> LedgerEntry:
+    found = {"measured": True, "degraded": True, "relative_change": 0.5, "reason": "x", "labelled_share": 1.0}
+    return check(EntryKind.PERFORMANCE_CHECK, index, **found)
+
+
 def notifications(services: Services) -> list[LedgerEntry]:
     with Ledger.open(services.require("ledger_url")) as ledger:
         return ledger.entries(kind=EntryKind.NOTIFICATION, newest_first=False)
@@ -135,6 +140,39 @@ def test_a_channel_that_is_down_keeps_nobody_else_from_hearing_and_hears_later(
     update(channels)
     assert (len(mailbox.mails), len(webhook.posts)) == (1, 2)
     assert [entry.key for entry in notifications(services)] == ["m|inputs|1|mail", "m|inputs|1|hook"]
+
+
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_a_message_a_channel_refuses_keeps_it_from_no_other(
+    services: Services, webhook: Webhook, in_a_loop: bool
+) -> None:
+    """A site's own template may fail on one cause alone; a channel that is down is not waited for by every message."""
+    write(
+        services, drift(0, True), degraded(0), *(decision(day) for day in range(3)), *map(rejected, range(3))
+    )
+    update(None)
+    picky = "{{ 1 / (incident.cause != 'performance') | int }} {{ incident.cause }}"
+
+    def tell(text: str) -> None:
+        channel = (AsyncPostNotifier if in_a_loop else PostNotifier)(url=webhook.url, text=text)
+        notifier = IncidentNotifier(model_name="m", channels={"hook": channel}, context=dict(CONTEXT))
+        asyncio.run(awaited(notifier)) if in_a_loop else notifier(CONTEXT)
+
+    webhook.answer = (503, b"busy")
+    with pytest.raises(NotificationError, match="told to hook: HTTPStatusError"):
+        tell("x")
+    assert len(webhook.posts) == 2
+    webhook.answer = (200, b"ok")
+    with pytest.raises(NotificationError, match="told to hook: ZeroDivisionError"):
+        tell(picky)
+    assert sorted(entry.key for entry in notifications(services)) == [
+        "m|inputs|1|hook",
+        "m|rejected_retrainings|1|hook",
+    ]
+
+
+async def awaited(notifier: BaseNotifier) -> None:
+    await notifier
 
 
 def test_what_came_and_went_while_a_channel_was_down_is_not_told(

@@ -153,8 +153,6 @@ class TestStory:
         assert len(names) == 2
 
 
-# -- any history, in any order ----------------------------------------------------------------------------
-
 MARKS = st.lists(st.sampled_from([None, 0.0, 0.1, 0.3, 0.5, 0.8, 1.6]), min_size=1, max_size=25)
 
 
@@ -238,8 +236,6 @@ def test_whoever_listens_now_and_then_knows_what_is_open(marks: list[float | Non
     assert len({event.key for event in told}) == len(told)
     assert untold(events, {event.key for event in told}) == []
 
-
-# -- what the ledger says ---------------------------------------------------------------------------------
 
 GRADE = {
     "measured": True,
@@ -381,9 +377,6 @@ class TestMessage:
         assert opened["dedup_key"] == over["dedup_key"]
         assert (opened["action"], over["action"]) == ("trigger", "resolve")
         assert "It was so since 2024-01-01 00:00 UTC." in over["text"]
-
-
-# -- through the ledger -----------------------------------------------------------------------------------
 
 
 def check(

@@ -12,8 +12,9 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
+from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     CommitConflictError,
     DatasetNotFoundError,
@@ -22,6 +23,7 @@ from airflow_mlops.exceptions import (
     SchemaMismatchError,
 )
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
@@ -82,6 +84,33 @@ class TestAppend:
         land(tmp_path, "b.parquet", x=[3])
         assert ingest(source, table, mode="append")["row_count"] == 1
         assert content(table) == {"x": [1, 2, 3]}
+
+    def test_a_file_by_another_spelling(
+        self, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "landing").mkdir()
+        source = land(tmp_path / "landing", "a.parquet", x=[1, 2])
+        (tmp_path / "link").symlink_to("landing")
+        monkeypatch.chdir(tmp_path)
+        spellings = (
+            f"{tmp_path}/link/../landing/a.parquet",
+            "./landing/../link/*.parquet",
+            f"file://{source}",
+            f"{tmp_path}//landing/*.parquet",
+            source,
+        )
+        written = [ingest(spelling, table, mode="append")["row_count"] for spelling in spellings]
+        assert (written, content(table)) == ([2, 0, 0, 0, 0], {"x": [1, 2]})
+
+    def test_a_spelling_that_an_earlier_version_wrote_down(self, tmp_path: Path, table: str) -> None:
+        source = f"{tmp_path}//{Path(land(tmp_path, 'a.parquet', x=[1, 2])).name}"
+        mark = Transaction(f"airflow_mlops.file={source}", file_marks(source)[source])
+        rows, known = pa.table({"x": [1, 2]}), CommitProperties(app_transactions=[mark])
+        write_deltalake(table, rows, commit_properties=known)
+        assert ingest(source, table, mode="append")["row_count"] == 0
+        land(tmp_path, "a.parquet", x=[3])
+        with pytest.raises(SchemaMismatchError, match="is another file now"):
+            ingest(source, table, mode="append")
 
     def test_attempts_that_overlap(self, tmp_path: Path) -> None:
         source = land(tmp_path, "a.parquet", x=list(range(5_000)))
@@ -171,6 +200,25 @@ class TestUpsert:
         two = ingest(second, table, mode="upsert", keys="x")
         assert content(table) == {"x": [1, 2, 3], "y": ["a", "B", "C"]}
         assert one["dataset"]["dataset_digest"] == two["dataset"]["dataset_digest"]
+
+    def test_a_key_of_which_the_table_has_several_rows(self, tmp_path: Path, table: str) -> None:
+        ingest(land(tmp_path, "a.parquet", x=[1, 1, 1, 2, 2], y=["a", "a", "b", "c", "d"]), table)
+        other = land(tmp_path, "b.parquet", x=[3], y=["C"])
+        ingest(other, table, mode="upsert", keys="x")  # says nothing of the keys that have several
+        before = content(table)
+        source = land(tmp_path, "c.parquet", x=[1, 4], y=["A", "D"])
+        with pytest.raises(SchemaMismatchError, match=r"1 of the keys .* such as 3 of x=1; .*deduplicate_by"):
+            ingest(source, table, mode="upsert", keys="x")
+        with pytest.raises(SchemaMismatchError, match=r"such as 2 of x=1, y='a'"):
+            ingest(land(tmp_path, "d.parquet", x=[1], y=["a"]), table, mode="upsert", keys=["x", "y"])
+        late = {"mode": "incremental", "watermark_column": "x", "overlap": 9, "keys": "x"}
+        with pytest.raises(SchemaMismatchError, match="such as 3 of x=1"):
+            ingest(source, table, **late)
+        assert content(table) == before
+
+        ingest(table, table, deduplicate_by=["x"], deduplicate_order=["y"])  # what the message advises
+        ingest(source, table, mode="upsert", keys="x")
+        assert content(table) == {"x": [1, 2, 3, 4], "y": ["A", "d", "C", "D"]}
 
     def test_at_the_same_moment(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=list(range(2_000)), y=[1.0] * 2_000)
@@ -542,3 +590,41 @@ def test_no_rows_are_no_table(tmp_path: Path, table: str) -> None:
         with pytest.raises(InsufficientDataError):
             ingest(source, table, mode=mode)
     assert not delta.table_exists(table)
+
+
+class TestDates:
+    """Daily data has a date and no time."""
+
+    def test_a_time_column_of_dates(self, tmp_path: Path, table: str) -> None:
+        days = [date(2024, 1, day) for day in range(1, 7)]
+        source = land(tmp_path, "a.parquet", day=days, x=list(range(6)))
+        window = {"start": "2024-01-02T00:00:00Z", "end": "2024-01-04T00:00:00Z"}
+        spec = {"source": source, "table": table, "time_column": "day", "window": window}
+        for _ in range(2):  # the window is replaced
+            result = run_step("ingest", spec, Services())
+        assert (result["row_count"], result["dataset"]["time_min"]) == (2, "2024-01-02T00:00:00Z")
+        assert content(table) == {"day": [START + timedelta(days=1), START + timedelta(days=2)], "x": [1, 2]}
+
+        how = {"mode": "incremental", "watermark_column": "day", "time_column": "day"}
+        rest = ingest(source, table, **how, drop_before="2024-01-03")
+        assert rest["watermark"] == "2024-01-06T00:00:00+00:00"
+        assert content(table)["x"] == [2, 3, 4, 5]
+        late = ingest(source, table, **how, keys="x", overlap=86_400)
+        assert (late["row_count"], content(table)["x"]) == (2, [2, 3, 4, 5])
+
+    @pytest.mark.parametrize("hour", [0, 5])
+    def test_a_table_that_has_dates(self, table: str, hour: int) -> None:
+        rows = pl.DataFrame({"day": [date(2024, 1, day) for day in range(1, 7)], "x": list(range(6))})
+        rows.write_delta(table)
+        window = Window(
+            start=START + timedelta(days=1, hours=hour), end=START + timedelta(days=3, hours=hour)
+        )
+        held = [1, 2] if hour == 0 else [2, 3]
+        where = {"window": window, "time_column": "day"}
+        assert delta.read_table(table, **where).collect()["x"].to_list() == held
+        batches = delta.stream_table(table, columns=["x"], batch_rows=9, **where)
+        assert pl.concat(batches)["x"].to_list() == held
+        delta.replace_window(table, rows[held].with_columns(x=-pl.col("x")), **where)
+        assert sorted(content(table)["x"]) == sorted({*range(6)} - {*held} | {-x for x in held})
+        told = delta.describe(table, time_column="day")
+        assert (told.time_min, told.time_max) == (START, START + timedelta(days=5))

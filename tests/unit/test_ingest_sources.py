@@ -401,6 +401,17 @@ class TestDownload:
         with pytest.raises(DatasetNotFoundError, match=rf"no readable file matches {web}/file/a.parquet"):
             ingest(table, source=f"{web}/file/a.parquet")
 
+    def test_a_file_of_which_a_part_is_broken(self, web: str, tmp_path: Path, table: str) -> None:
+        pl.DataFrame({"x": range(20_000)}).write_parquet(tmp_path / "offered", compression="zstd")
+        data = (tmp_path / "offered").read_bytes()
+        Web.files["a.parquet"] = data[:4] + bytes(2_000) + data[2_004:]
+        with pytest.raises(SchemaMismatchError, match=r"a\.parquet can't be read as one table"):
+            ingest(table, source=f"{web}/file/a.parquet")
+        assert [request["path"] for request in Web.seen] == [
+            "/file/a.parquet"
+        ]  # not asked for files beside it
+        assert not delta.table_exists(table)
+
 
 class TestTable:
     def test_a_version_of_another_table(self, tmp_path: Path, table: str) -> None:

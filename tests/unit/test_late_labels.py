@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from airflow_mlops.core.comparison.metrics import MetricValue, evaluate_metric, resolve_metric
+from airflow_mlops.core.comparison.metric import MetricValue
+from airflow_mlops.core.comparison.metrics import evaluate_metric, resolve_metric
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.monitoring.change import WindowLoss, detect_change, effective_count
 from airflow_mlops.core.monitoring.estimation import Estimate

@@ -27,20 +27,18 @@ from airflow_mlops.core.comparison.slices import SliceReport
 from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.decision.challengers import ChallengerCheck, Contender
 from airflow_mlops.core.decision.retraining import Outcome
+from airflow_mlops.core.ml_test.facts import ModelFacts, RunFacts
 from airflow_mlops.core.ml_test.ml_test_rules import score_facts
 from airflow_mlops.core.ml_test.ml_test_score import (
-    TESTS,
     Evidence,
     Finding,
-    ModelFacts,
-    RunFacts,
     ScorePolicy,
     TestPoints,
     add_up,
-    describe_score,
-    find_test,
     interpret,
 )
+from airflow_mlops.core.ml_test.ml_tests import TESTS, find_test
+from airflow_mlops.core.ml_test.score_page import describe_score
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.ledger import EntryKind, Ledger
 from airflow_mlops.services import Services
@@ -386,9 +384,6 @@ def test_what_is_no_attestation_is_refused(world: World, given: dict[str, Any], 
         assert not ledger.entries(kind=EntryKind.ATTESTATION)
 
 
-# -- what is less than the whole point ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("test_id", ["data-1", "model-2", "model-4", "monitor-3", "monitor-4", "monitor-7"])
 def test_stale_evidence_is_not_recurring(world: World, test_id: str) -> None:
     ENOUGH[test_id](world)
@@ -660,9 +655,6 @@ def test_without_labels_only_trusted_estimates_count(world: World, trusted: bool
     assert world.points()["monitor-7"].points == points
 
 
-# -- MLflow's part, as facts; tests/integration has a real server ---------------------------------------------
-
-
 def explained(run: RunFacts, world: World) -> dict[str, TestPoints]:
     world.write(EntryKind.EXPLANATION, {"headline": "x"}, subject="run-2")
     seen: list[ModelFacts] = []
@@ -699,9 +691,6 @@ def test_a_spec_is_reviewed_when_its_commit_is_clean_and_a_person_says_so(world:
     assert dirty.points == 0.0
     assert "with changes that are not in it" in dirty.sentence
     assert explained(replace(RUN, git_commit=None), world)["model-1"].points == 0.0
-
-
-# -- the sum, the page, the command ---------------------------------------------------------------------------
 
 
 def test_the_score_is_the_weakest_part() -> None:

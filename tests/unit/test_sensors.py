@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from airflow.sdk import DAG, CronPartitionTimetable
 from airflow.sdk.exceptions import TaskDeferred
@@ -20,9 +21,11 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
+    DatasetNotFoundError,
     EndpointUnavailableError,
     RegistryUnavailableError,
     SchemaMismatchError,
+    SourceUnavailableError,
     StorageError,
 )
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
@@ -129,6 +132,55 @@ def test_a_file_that_is_still_written_does_not_count(tmp_path: Path, monkeypatch
     assert looks[:3] == [None] * 3
     assert looks[3] == {"source": f"{tmp_path}/*.csv", "files": [str(tmp_path / "a.csv")], "file_count": 1}
     assert waits == [2.0] * 4
+
+
+def test_what_is_waited_for_is_said_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = str(tmp_path / "table")
+
+    def looks(count: int) -> list[Any]:
+        found = [polls.new_data(source=table, min_files=1, settle_seconds=0) for _ in range(count)]
+        said = [record.getMessage() for record in caplog.records if table in record.getMessage()]
+        caplog.clear()
+        return [*found, *said]
+
+    with caplog.at_level("INFO"):
+        told = f"waiting for {table}: there are 0 of 1 files"
+        assert looks(3) == [None, None, None, told]
+        monkeypatch.setattr(polls, "_SAY_AGAIN_SECONDS", 0.0)
+        assert looks(2) == [None, None, told, told]
+        (tmp_path / "table").mkdir()  # a folder is no table
+        assert looks(1) == [None, told]
+        pl.DataFrame({"x": [1]}).write_delta(table)
+        assert looks(1) == [{"source": table, "files": [table], "file_count": 1}]
+
+
+def test_a_file_of_a_web_server(server: Server) -> None:
+    address = "http://{}:{}".format(*server.http.server_address)
+    url = f"{address}/a.csv?signature=secret"
+    sensor = NewDataSensor(task_id="wait", source=url, settle_seconds=0, deferrable=True, poke_interval=0.1)
+    server.answers["/a.csv"] = (404, {})
+    assert polls.new_data(**sensor.poll_arguments()) is None
+    threading.Timer(0.3, server.answers.__setitem__, ["/a.csv", (200, {})]).start()
+    plain = f"{address}/a.csv"
+    assert waited(sensor) == {"source": plain, "files": [plain], "file_count": 1}
+
+    for status, error, remedy in (
+        (401, ConnectionConfigError, "needs no login"),
+        (403, ConnectionConfigError, "s3://conn_id@bucket/key"),
+        (410, DatasetNotFoundError, r"gone for good \(410\)"),
+        (418, ValueError, "answers 418, no file"),
+        (503, SourceUnavailableError, "the server answers 503"),
+    ):
+        server.answers["/a.csv"] = (status, {})
+        with pytest.raises(error, match=remedy) as refused:
+            polls.new_data(**sensor.poll_arguments())
+        assert "secret" not in str(refused.value)
+    with pytest.raises(SourceUnavailableError, match=r"does not answer: .*Check the address"):
+        polls.new_data(source="http://127.0.0.1:1/a.csv", min_files=1)
+    with pytest.raises(ValueError, match="is one file"):
+        polls.new_data(source=url, min_files=2)
 
 
 def test_a_worker_may_wait_as_well(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from airflow_mlops.core.decision.challengers import ChallengerCheck, Contender
 from airflow_mlops.core.decision.retraining import Outcome, RetrainingDecision, recipe_rows
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.ledger.tables import entries
-from airflow_mlops.ledger.timeline import ModelState, Timeline, read_overview, read_timeline
+from airflow_mlops.ledger.timeline import read_overview, read_timeline
+from airflow_mlops.ledger.timeline_values import ModelState, Timeline
 from airflow_mlops.steps.challengers import ChallengersResult
 from airflow_mlops.steps.drift import DriftResult
 from airflow_mlops.steps.performance import PerformanceResult

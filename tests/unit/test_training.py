@@ -18,18 +18,15 @@ import pandas as pd
 import polars as pl
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from airflow_mlops.core.codec import from_dict, to_dict
-from airflow_mlops.core.comparison.metrics import (
-    MetricValue,
-    evaluate_metric,
-    require_decisive,
-    resolve_metric,
-)
+from airflow_mlops.core.comparison.metric import MetricValue
+from airflow_mlops.core.comparison.metrics import evaluate_metric, require_decisive, resolve_metric
 from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.decision.retraining import TrainingPlan
 from airflow_mlops.core.model.columns import ColumnRoles
@@ -84,9 +81,6 @@ def rows(count: int = 600, *, seed: int = 0) -> pl.DataFrame:
     )
 
 
-# -- columns -------------------------------------------------------------------------------------------------
-
-
 def test_a_column_has_one_role() -> None:
     with pytest.raises(ValueError, match="'y' is given twice, as target and as numeric"):
         ColumnRoles(target="y", time="t", numeric=("a", "y"))
@@ -94,9 +88,6 @@ def test_a_column_has_one_role() -> None:
         ColumnRoles(target="y", time="t", numeric=("id",), id="id")
     with pytest.raises(ValueError, match="at least one input"):
         ColumnRoles(target="y", time="t")
-
-
-# -- tuning --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folds", [2, 3, 7])
@@ -610,9 +601,6 @@ def test_studies_lie_beside_the_ledger() -> None:
     assert studies_url("sqlite:////var/x/mlops.db") == "sqlite:////var/x/mlops-studies.db"
 
 
-# -- pipelines -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("estimator", "expected"),
     [
@@ -913,9 +901,6 @@ def test_the_estimators_package_is_pinned() -> None:
     assert f"scipy=={version('scipy')}" in pinned
 
 
-# -- parity --------------------------------------------------------------------------------------------------
-
-
 def fitted(pipeline: Any, features: Any) -> model_package.FittedModel:
     metric = "accuracy" if sklearn.is_classification(pipeline) else "mae"
     score = MetricValue(metric=metric, value=0.0, standard_deviation=None, row_count=len(features))
@@ -1168,34 +1153,128 @@ def test_labels_that_are_fractions_are_answered_as_they_are(
     assert score.value > 0.9
 
 
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        ((False, True), "answers 0, 1 where the labels are False, True: number them"),
-        ((0.0, 1.0), "answers 0, 1 where the labels are 0.0, 1.0: number them"),
-        (("n", "y"), "takes labels that are numbered 0, 1, 2 and so on, and these are n, y: number them"),
-        ((0, 1), None),
-    ],
-)
-def test_a_classifier_answers_with_the_labels_it_was_given(
-    labels: tuple[Any, Any], words: str | None
-) -> None:
-    """XGBoost numbers some labels itself, and would be wrong about every row; scikit-learn's answer with what they got."""
-    pytest.importorskip("xgboost")
-    columns = ColumnRoles(target="y", time="t", numeric=("a",))
-    frame = rows(100).with_columns(y=pl.Series([labels[i % 2] for i in range(100)]))
+def labeled(labels: Any, count: int = 600) -> tuple[pl.DataFrame, ColumnRoles]:
+    """Rows whose input says which label they have, once in a hundred wrongly."""
+    places = np.random.default_rng(5).integers(0, len(labels), count)
+    frame = rows(count).with_columns(
+        a=pl.Series((places + np.where(np.arange(count) % 100, 0, 1)).astype(float)),
+        y=pl.Series([labels[place] for place in places]),
+        weight=pl.Series(np.where(places == 0, 1.0, 5.0)),
+    )
+    return frame, ColumnRoles(target="y", time="t", numeric=("a", "b"))
+
+
+def fit_labels(
+    estimator: str, frame: pl.DataFrame, columns: ColumnRoles, *, weights: Any = None, **params: Any
+) -> Any:
+    pipeline = sklearn.build_pipeline(Candidate(estimator=estimator, params=params), columns, seed=0)
     features = sklearn.to_features(frame, columns)
+    return sklearn.fit(pipeline, features, sklearn.to_target(frame[columns.target], pipeline), weights)
 
-    def fit(estimator: str) -> Any:
-        pipeline = sklearn.build_pipeline(Candidate(estimator=estimator), columns, seed=0)
-        return sklearn.fit(pipeline, features, sklearn.to_target(frame["y"], pipeline), None)
 
-    assert {str(one) for one in fit("sklearn.tree.DecisionTreeClassifier").classes_} == {*map(str, labels)}
-    if words is None:
-        assert fit("xgboost.XGBClassifier").classes_.tolist() == [0, 1]
-    else:
-        with pytest.raises(ValueError, match=words):
-            fit("xgboost.XGBClassifier")
+def calibrated() -> Any:
+    """Hands labels on to XGBoost as they are."""
+    import xgboost
+
+    return CalibratedClassifierCV(xgboost.XGBClassifier(n_estimators=10), cv=2)
+
+
+@pytest.mark.parametrize(
+    "labels", [(False, True), (0.0, 1.0), ("n", "y"), (0, 1), (1, 2, 3), ("a", "b", "c")]
+)
+@pytest.mark.parametrize(
+    "estimator",
+    ["sklearn.tree.DecisionTreeClassifier", "xgboost.XGBClassifier", f"{__name__}:calibrated"],
+)
+def test_a_classifier_answers_with_the_labels_it_was_given(estimator: str, labels: tuple[Any, ...]) -> None:
+    """XGBoost refuses some labels and numbers others itself; it learns their codes then."""
+    pytest.importorskip("xgboost")
+    frame, columns = labeled(labels)
+    pipeline = fit_labels(estimator, frame, columns)
+    answers = sklearn.predict(pipeline, sklearn.to_features(frame, columns))
+    assert answers.classes == tuple(map(str, labels))
+    assert answers.probabilities is not None
+    given = frame["y"].to_list()
+    assert np.mean([str(one) == str(label) for one, label in zip(answers.values, given, strict=True)]) > 0.97
+    likeliest = np.array(answers.classes)[answers.probabilities.argmax(axis=1)]
+    assert likeliest.tolist() == [str(value) for value in answers.values]
+    for metric in ("log_loss", "accuracy"):
+        measured = evaluate_metric(resolve_metric(metric), target=frame["y"].to_numpy(), prediction=answers)
+        assert (measured.value > 0.97) == (metric == "accuracy")
+
+
+def test_labels_that_xgboost_takes_reach_it_as_they_are() -> None:
+    pytest.importorskip("xgboost")
+    for labels, coded in (((0, 1), False), (("n", "y"), True)):
+        pipeline = fit_labels("xgboost.XGBClassifier", *labeled(labels), n_estimators=5)
+        name = type(sklearn.final_estimator(pipeline)[1]).__name__
+        assert name == ("LabelCodedClassifier" if coded else "XGBClassifier")
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 2), (1, 2, 3), ("a", "b", "c")])
+def test_a_fold_without_a_label_is_fitted_and_measured(labels: tuple[Any, ...]) -> None:
+    """XGBoost refuses 0 and 2 without 1; the label of the gap has probability 0, as with scikit-learn's."""
+    pytest.importorskip("xgboost")
+    frame, columns = labeled(labels)
+    there = frame.filter(pl.col("y") != labels[1])
+    losses = []
+    for estimator in ("xgboost.XGBClassifier", "sklearn.tree.DecisionTreeClassifier"):
+        answers = sklearn.predict(fit_labels(estimator, there, columns), sklearn.to_features(frame, columns))
+        assert answers.classes == (str(labels[0]), str(labels[2]))
+        measured = evaluate_metric(
+            resolve_metric("log_loss"), target=frame["y"].to_numpy(), prediction=answers
+        )
+        losses.append(measured.value)
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    alone = fit_labels("xgboost.XGBClassifier", frame.filter(pl.col("y") == labels[0]), columns)
+    answers = sklearn.predict(alone, sklearn.to_features(frame, columns))
+    assert (answers.classes, answers.probabilities.tolist()) == ((str(labels[0]),), [[1.0]] * len(frame))  # type: ignore[union-attr]
+
+
+def test_weights_reach_xgboost_beneath_the_codes() -> None:
+    """Rows of the second label count five times: where nothing tells them apart, its share is five sixths."""
+    pytest.importorskip("xgboost")
+    frame, columns = labeled(("n", "y"))
+    frame = frame.with_columns(a=pl.lit(0.0), b=pl.lit(0.0))
+    share = float((frame["y"] == "y").mean())  # type: ignore[arg-type]
+    expected = 5 * share / (5 * share + 1 - share)
+    for weights, wanted in ((None, share), (frame["weight"].to_numpy(), expected)):
+        pipeline = fit_labels("xgboost.XGBClassifier", frame, columns, weights=weights)
+        answers = sklearn.predict(pipeline, sklearn.to_features(frame.head(1), columns))
+        assert answers.probabilities[0, 1] == pytest.approx(wanted, abs=0.01)  # type: ignore[index]
+
+
+def test_a_quantity_is_not_coded_as_labels() -> None:
+    pytest.importorskip("xgboost")
+    frame = rows(100)
+    columns = ColumnRoles(target="y", time="t", numeric=("a",))
+    pipeline = sklearn.build_pipeline(Candidate(estimator="xgboost.XGBClassifier"), columns, seed=0)
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
+
+
+@pytest.mark.parametrize("labels", [(False, True), ("a", "b", "c"), (1, 2, 3)])
+def test_xgboost_is_served_with_its_labels(
+    labels: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xgboost")
+    frame, columns = labeled(labels)
+    candidate = Candidate(estimator="xgboost.XGBClassifier", params={"n_estimators": 20})
+    monkeypatch.setenv(TRUSTED_TYPES_VARIABLE, "xgboost.sklearn.XGBClassifier")
+    with pytest.raises(
+        UnsafeModelError, match=r"holds types that no service would load: xgboost.core.Booster\."
+    ):
+        packaged(candidate, columns, frame, tmp_path)
+    monkeypatch.setenv(TRUSTED_TYPES_VARIABLE, "xgboost.core.Booster,xgboost.sklearn.XGBClassifier")
+    model, served = packaged(candidate, columns, frame, tmp_path)
+    assert served.manifest.serving_form == "sklearn"
+    assert "XGBClassifier learned codes of the labels" in served.manifest.serving_reason
+    assert served.manifest.classes == tuple(map(str, labels))
+    answers = served.answer({name: model.features[name].to_numpy() for name in ("a", "b")})
+    assert answers.values.tolist() == [str(value) for value in model.unseen.values]
+    assert np.array_equal(answers.probabilities, model.unseen.probabilities)  # type: ignore[arg-type]
+    again = fit_labels("xgboost.XGBClassifier", frame.head(-200), columns, n_estimators=20)
+    assert np.array_equal(again.predict_proba(model.features), model.unseen.probabilities)  # type: ignore[arg-type]
 
 
 def test_numbers_are_served_as_they_were_learned(tmp_path: Path) -> None:

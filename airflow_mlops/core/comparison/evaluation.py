@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.comparison.metrics import Metric, measure, resolve_metric, value_range
+from airflow_mlops.core.comparison.metrics import measure, resolve_metric, value_range
 from airflow_mlops.core.comparison.predictions import Graded, Predictions, text_codes
 from airflow_mlops.core.comparison.resampling import (
     Blocks,
@@ -20,6 +20,9 @@ from airflow_mlops.core.comparison.resampling import (
     upper_tail,
 )
 from airflow_mlops.exceptions import InsufficientDataError
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.comparison.metric import Metric
 
 Array = NDArray[Any]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from airflow_mlops.core.comparison.metrics import row_losses
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.comparison.metrics import Metric
+    from airflow_mlops.core.comparison.metric import Metric
     from airflow_mlops.core.comparison.predictions import Graded
 
 Array = NDArray[Any]

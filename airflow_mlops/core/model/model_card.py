@@ -371,9 +371,6 @@ def _lineage(manifest: PackageManifest, run_id: str, package_digest: str, signed
     )
 
 
-# -- values to text -------------------------------------------------------------------------------------------
-
-
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from airflow_mlops.core.comparison.metrics import Metric, measure
+from airflow_mlops.core.comparison.metrics import measure
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from airflow_mlops.core.comparison.metric import Metric
     from airflow_mlops.core.model.package import PackageManifest
 
 #: Rows on which constant answers are measured at most.

@@ -19,6 +19,7 @@ from airflow_mlops.core.monitoring.detectors import (
     find_detector,
     significance,
 )
+from airflow_mlops.core.monitoring.p_values import absence_p_value
 from airflow_mlops.core.monitoring.root_cause import describe, shares_of_shift
 from airflow_mlops.core.monitoring.statistics import Measured, known
 from airflow_mlops.core.profiles.profile_columns import ColumnProfile, PairProfile
@@ -177,6 +178,7 @@ def compare_profiles(
             threshold=(thresholds or {}).get(column.name),
             read_rows=read_rows,
             absent=(absent or {}).get(column.name),
+            policy=policy,
         )
         for column in current.columns
     ]
@@ -282,6 +284,7 @@ def _compare(
     threshold: float | None,
     read_rows: ReadRows | None,
     absent: str | None,
+    policy: DriftPolicy,
 ) -> _Compared:
     if type(reference) is not type(current):
         raise ValueError(
@@ -293,7 +296,7 @@ def _compare(
         why = absent or f"not in the rows of the {side}"
         return _Compared(reference, current, detector, known(math.nan), limit, 0.0, 1.0, why)
     if not reference.count or not current.count:
-        return _gone(reference, current, detector, limit)
+        return _gone(reference, current, detector, limit, policy)
     measured = _measure(reference, current, detector, limit, read_rows)
     if detector.is_p_value or detector.name not in _EFFECTS:
         name = effect_detector(reference, current)
@@ -312,10 +315,18 @@ _EFFECTS = frozenset({"wasserstein", "jensen_shannon"})
 
 
 def _gone(
-    reference: ColumnProfile, current: ColumnProfile, detector: Detector, threshold: float
+    reference: ColumnProfile,
+    current: ColumnProfile,
+    detector: Detector,
+    threshold: float,
+    policy: DriftPolicy,
 ) -> _Compared:
-    """Compare with a side that has no values: nothing changed where neither has, everything did otherwise."""
-    same = reference.count == current.count
+    """Compare with a side that has no values: nothing changed where neither has, everything did otherwise.
+
+    Under the tested rule not where the values are so rare that so few rows may have none of them by accident.
+    """
+    p_value = _chance_of_none(reference, current)
+    same = p_value > policy.significance if policy.rule == "tested" else reference.count == current.count
     far = 0.0 if detector.is_p_value else float("inf")
     near = 1.0 if detector.is_p_value else 0.0
     return _Compared(
@@ -325,8 +336,21 @@ def _gone(
         known(near if same else far),
         threshold,
         0.0 if same else float("inf"),
-        1.0 if same else 0.0,
+        p_value,
     )
+
+
+def _chance_of_none(reference: ColumnProfile, current: ColumnProfile) -> float:
+    """Give the chance that one side has none of what rows of the other have: values, nulls, infinite values."""
+    chances = [1.0]
+    for what in ("count", "null_count", "infinite_count"):
+        held, other = (getattr(side, what, 0) for side in (reference, current))
+        rows, other_rows = reference.row_count, current.row_count
+        if not held:
+            held, other, rows, other_rows = other, held, other_rows, rows
+        if held and not other:
+            chances.append(absence_p_value(held, rows, other_rows))
+    return min(chances)
 
 
 def _measure(

@@ -72,7 +72,8 @@ def _years_later(window: Window, number: int, zone: tzinfo) -> Window:
     start, end = _clocks(window, calendar_zone or UTC)
     if calendar_zone is None:  # such as an hour: that of the same clock
         first, _ = _clocks(window, zone)
-        begin = (first + _YEAR_OF_WEEKS * number).replace(tzinfo=zone).astimezone(UTC)
+        # Of an hour that the clock shows twice, the second stays the second: adding forgets which one it was.
+        begin = (first + _YEAR_OF_WEEKS * number).replace(tzinfo=zone, fold=first.fold).astimezone(UTC)
         return Window(start=begin, end=begin + (end - start))
     if _whole_months(start, end):
         return _window(_shift(start, _MONTHS * number), _shift(end, _MONTHS * number), calendar_zone)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from airflow_mlops.core.comparison.metrics import Metric, measure
+from airflow_mlops.core.comparison.metrics import measure
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.comparison.resampling import t_quantile
 from airflow_mlops.core.monitoring.calibration import Calibration, CalibrationKind, best_kind, fit_calibration
 from airflow_mlops.core.monitoring.stretches import FEWEST_FOLDS, stretches
 from airflow_mlops.exceptions import InsufficientDataError
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.comparison.metric import Metric
 
 Array = NDArray[Any]
 

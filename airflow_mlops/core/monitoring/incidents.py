@@ -294,9 +294,6 @@ def _incident(model_name: str, cause: Cause, opened: Window) -> str:
     return f"{model_name[:100]}|{cause}|{opened.key}|{digest}"
 
 
-# -- telling ----------------------------------------------------------------------------------------------
-
-
 def untold(events: Iterable[IncidentEvent], told: Collection[str]) -> list[IncidentEvent]:
     """Give what somebody has to be told: of each incident the newest event, once.
 

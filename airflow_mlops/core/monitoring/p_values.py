@@ -55,3 +55,25 @@ def normal_p_value(deviation: float) -> float:
     0.05
     """
     return math.erfc(abs(deviation) / math.sqrt(2.0))
+
+
+def absence_p_value(values: int, rows: int, rows_without: int) -> float:
+    """Chance that all of so many values are among the rows of one side, and none among those of the other; of both sides, doubled.
+
+    Source: Fisher, "Statistical Methods for Research Workers", fifth edition, 1934, section 21.02 (the exact test's outermost table).
+
+    :param values: rows that have a value, all on one side.
+    :param rows: rows of that side.
+    :param rows_without: rows of the other side.
+
+    >>> round(absence_p_value(20, 2000, 200), 4)  # 2 * scipy.stats.hypergeom.pmf(0, 2200, 20, 200): 0.2947
+    0.2947
+    """
+    both = rows + rows_without
+    log = (
+        math.lgamma(rows + 1)
+        - math.lgamma(rows - values + 1)
+        - math.lgamma(both + 1)
+        + math.lgamma(both - values + 1)
+    )
+    return min(1.0, 2.0 * math.exp(min(log, 0.0)))

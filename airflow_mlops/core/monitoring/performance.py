@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airflow_mlops.core.comparison.evaluation import normal_tail
-from airflow_mlops.core.comparison.metrics import Metric, MetricValue, resolve_metric
+from airflow_mlops.core.comparison.metrics import resolve_metric
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.comparison.resampling import (
     Blocks,
@@ -25,6 +25,7 @@ from airflow_mlops.core.monitoring.estimator_record import EstimatorRecord, Grad
 from airflow_mlops.core.windows import Window
 
 if TYPE_CHECKING:
+    from airflow_mlops.core.comparison.metric import Metric, MetricValue
     from airflow_mlops.core.monitoring.estimation import Estimate
 
 Array = NDArray[Any]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LARGEST_EFFECT = 100.0
 #: Change of the share of nulls or infinite values that is worth a word.
 NULLS_WORTH_A_WORD = 0.02
+#: Where one of the sides has no values there is nothing else to say; less would be shown as no change.
+_ANY_CHANGE = 0.0005
 
 
 def shares_of_shift(effects: Sequence[float]) -> list[float]:
@@ -38,8 +40,8 @@ def shares_of_shift(effects: Sequence[float]) -> list[float]:
 
 def describe(reference: ColumnProfile, current: ColumnProfile) -> str:
     """Say what moved: the mean or the spread of numbers, the widest category, the pair, nulls and infinite values."""
-    parts = [_moved(reference, current)] if current.count else []
     sides = (reference, current)
+    parts = [_moved(reference, current)] if reference.count and current.count else []
     missing = {
         "nulls": [side.null_count / max(side.row_count, 1) for side in sides],
         "infinite": [getattr(side, "infinite_count", 0) / max(side.row_count, 1) for side in sides],
@@ -47,7 +49,7 @@ def describe(reference: ColumnProfile, current: ColumnProfile) -> str:
     parts += [
         f"{what} {before:.1%} → {now:.1%}"
         for what, (before, now) in missing.items()
-        if abs(now - before) >= NULLS_WORTH_A_WORD
+        if abs(now - before) >= (NULLS_WORTH_A_WORD if parts else _ANY_CHANGE)
     ]
     return f"{current.name}: {', '.join(parts) or 'no values'}"
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import polars as pl
+
     from airflow_mlops.core.windows import Window
 
 
-def in_window(time_column: str | None, window: Window | None) -> str | None:
-    """Say that a row is in a window; ``None``: every row is."""
+def in_window(
+    time_column: str | None, window: Window | None, schema: Mapping[str, pl.DataType]
+) -> str | None:
+    """Say that a row is in a window; ``None``: every row is.
+
+    :param schema: of the table; a date is its midnight in UTC.
+    """
+    import polars as pl
+
     if window is None:
         return None
+    start, end = window.start, window.end
+    if schema.get(str(time_column)) == pl.Date:
+        start, end = _next_midnight(start), _next_midnight(end)  # delta-rs takes the hour off the bound
     column = quoted(str(time_column))
-    return f"{column} >= '{window.start.isoformat()}' AND {column} < '{window.end.isoformat()}'"
+    return f"{column} >= '{start.isoformat()}' AND {column} < '{end.isoformat()}'"
+
+
+def _next_midnight(instant: datetime) -> datetime:
+    """Give the first midnight that is not before an instant, in UTC."""
+    day = instant.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return day if day == instant else day + timedelta(days=1)
 
 
 def equals(column: str, value: Any) -> str:

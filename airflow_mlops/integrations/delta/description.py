@@ -35,7 +35,6 @@ def describe(
     :param remember: keep in the table's folder what was read, for the next version.
     :raises DatasetNotFoundError: no such table or version.
     """
-    import polars as pl
     from deltalake.exceptions import DeltaProtocolError
 
     table = open_table(uri, version)
@@ -49,7 +48,7 @@ def describe(
         remember_sums(uri, parts)
     found = {}
     if time_column is not None and time_column in schema:
-        told = [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
+        told = _times(time_column, schema)
         found = frame.select(told).collect(engine="streaming").row(0, named=True)
     columns = {name: str(dtype) for name, dtype in schema.items()}
     return DatasetVersion(
@@ -62,6 +61,16 @@ def describe(
         time_min=found.get("_first"),
         time_max=found.get("_last"),
     )
+
+
+def _times(time_column: str, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
+    """Ask for the first and the last time; a date is its midnight in UTC."""
+    import polars as pl
+
+    time = pl.col(time_column)
+    if schema[time_column] == pl.Date:
+        time = time.cast(pl.Datetime("us", "UTC"))
+    return [time.min().alias("_first"), time.max().alias("_last")]
 
 
 def _known(
@@ -93,7 +102,7 @@ def describe_files(uri: str, *, version: int | None = None, time_column: str | N
     files = sorted(actions.select("path", "size_bytes").rows()) if actions.height else []
     told = [row_count().alias("_count")]
     if time_column is not None and time_column in schema:
-        told += [pl.col(time_column).min().alias("_first"), pl.col(time_column).max().alias("_last")]
+        told += _times(time_column, schema)
     found = frame.select(told).collect(engine="streaming").row(0, named=True)
     text = f"files-v1;{sorted((name, str(dtype)) for name, dtype in schema.items())};{files}"
     return DatasetVersion(

@@ -78,7 +78,7 @@ def stream_table(
         return cast("pl.DataFrame", frame).select(pl.col(name).cast(dtype) for name, dtype in types.items())
 
     waiting: list[pa.RecordBatch] = []
-    reader = table.scan(list(columns), predicate=in_window(time_column, window))
+    reader = table.scan(list(columns), predicate=in_window(time_column, window, schema))
     for batch in pa.RecordBatchReader.from_stream(reader):
         waiting.append(batch)
         if sum(map(len, waiting)) >= batch_rows:

@@ -91,7 +91,7 @@ class TableWriter:
                 reader,
                 mode="overwrite",
                 schema_mode=None if same else other,
-                predicate=in_window(time_column, window) if partition is None else equals(*partition),
+                predicate=in_window(time_column, window, schema) if partition is None else equals(*partition),
                 commit_properties=self._properties(
                     {f"{WINDOW}={place}": 1}, {WINDOW: place} if partition is None else None
                 ),

@@ -39,7 +39,7 @@ def replace_window(uri: str, rows: pl.DataFrame, *, time_column: str | None, win
     data = rows.to_arrow()
     table = _open_to_write(uri, rows.schema)
     with write_errors(uri):
-        write_deltalake(table, data, mode="overwrite", predicate=in_window(time_column, window))
+        write_deltalake(table, data, mode="overwrite", predicate=in_window(time_column, window, rows.schema))
     return table.version()
 
 
@@ -76,7 +76,7 @@ def replace_window_streamed(
     )
     empty = pl.DataFrame(schema=schema)
     table = _open_to_write(uri, empty.schema)
-    replaced = in_window(time_column, window) if work_column is None else f"{work_column} = '{work}'"
+    replaced = in_window(time_column, window, schema) if work_column is None else f"{work_column} = '{work}'"
     if read_version is not None:
         table.load_as_version(read_version)
         # Without a condition nothing counts as read, and rows that are appended meanwhile as no conflict.

@@ -53,6 +53,8 @@ class Copies(Connected):
 
         Requirements are given, not inferred: inference starts a process and costs 14 s.
 
+        :param pipeline: takes rows as they come, see :func:`~airflow_mlops.integrations.sklearn.with_served_inputs`: MLflow's
+            loaders hand them over as they are.
         :param trusted: types in the pipeline that skops asks about. MLflow's loaders trust what is listed, so each must be
             vouched for by somebody else than the pipeline.
         """

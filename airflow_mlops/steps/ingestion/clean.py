@@ -17,7 +17,7 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.ingestion.files import read_batches, reading
-from airflow_mlops.steps.ingestion.rows import PassingRows, key_hashes
+from airflow_mlops.steps.ingestion.rows import PassingRows, among, key_hashes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -99,8 +99,6 @@ class Cleaner:
             hash_key_id=self._hasher.key_id if self._hasher else None,
         )
 
-    # -- what the table is told ---------------------------------------------------------------------------
-
     def notes(self) -> dict[str, str]:
         """Give what the commit says about the cleaning."""
         declared = {name: value for name, value in to_dict(self._cleaning).items() if value}
@@ -131,8 +129,6 @@ class Cleaner:
                     writer.uri, mixed[0].partition("=")[2], known.get(mixed[0], 0), changed[mixed[0]]
                 )
         return changed
-
-    # -- which rows ---------------------------------------------------------------------------------------
 
     def _kept(self, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
         if not self._cleaning.deduplicate_by:
@@ -193,7 +189,7 @@ class Cleaner:
             return _Chosen(seen, suspects)
         rows = KeptRows(cleaning, _written(frame, cleaning))
         for batch in self._meeting(frame):
-            rows.add(batch.filter(_among(key_hashes(batch, cleaning.deduplicate_by), suspects)))
+            rows.add(batch.filter(among(key_hashes(batch, cleaning.deduplicate_by), suspects)))
         best = rows.settle()
         self._require_best(best)
         return _Chosen(seen, suspects, rows, best)
@@ -251,7 +247,7 @@ class _Chosen:
         """Give the batch without the rows that another one stands for."""
         import polars as pl
 
-        suspected = _among(hashes, self._suspects)
+        suspected = among(hashes, self._suspects)
         if self._rows is None or self.best is None or not suspected.any():
             return batch
         mask = np.ones(batch.height, dtype=np.bool_)
@@ -259,18 +255,6 @@ class _Chosen:
             batch.filter(suspected), self.best, given, done
         ).to_numpy()
         return batch.filter(pl.Series(mask))
-
-
-def _among(
-    hashes: np.ndarray[Any, np.dtype[np.uint64]], suspects: np.ndarray[Any, np.dtype[np.uint64]]
-) -> pl.Series:
-    """Tell which hashes are among the sorted ones."""
-    import polars as pl
-
-    if not suspects.size:
-        return pl.Series(np.zeros(len(hashes), dtype=np.bool_))
-    places = np.minimum(np.searchsorted(suspects, hashes), suspects.size - 1)
-    return pl.Series(suspects[places] == hashes)
 
 
 def _written(frame: pl.LazyFrame, cleaning: Cleaning) -> list[str]:

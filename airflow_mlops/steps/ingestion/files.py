@@ -12,6 +12,7 @@ from airflow_mlops.exceptions import DatasetNotFoundError, MLOpsError, SchemaMis
 from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.integrations.storage import locate
 from airflow_mlops.steps.ingestion.csv import csv_types
+from airflow_mlops.steps.ingestion.csv_lines import require_full_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +64,9 @@ def scan_files(
         if suffix == ".csv":
             types = csv_types(files, scan, name=name, table=table or {}, texts=texts)
             frame = scan(files, schema_overrides=types)
-            if len(types) > 1:  # a blank line is a row of nulls to polars
+            if len(types) > 1:
+                require_full_lines(files, scan, list(types), name=name)
+                # A blank line is a row of nulls to polars.
                 frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
             frame.collect_schema()
     except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
@@ -186,10 +189,14 @@ def _require_same_types(source: str) -> None:
     """
     import polars as pl
 
-    if not source.endswith(".parquet"):
-        return
+    if not source.endswith(".parquet") or source.startswith(("http://", "https://")):
+        return  # of one file, there is none to compare it with
+    try:
+        files = file_marks(source)
+    except (MLOpsError, OSError):
+        return  # the store is gone by now; what could not be read is said
     first: tuple[str, dict[str, pl.DataType]] | None = None
-    for file in file_marks(source):
+    for file in files:
         try:
             types = dict(scan_files([file], name=source).collect_schema())
         except (MLOpsError, OSError, pl.exceptions.PolarsError):

@@ -18,12 +18,17 @@ _NULL = "__HIVE_DEFAULT_PARTITION__"
 def rows_of(partition: Partition, frame: pl.LazyFrame, source: str) -> pl.LazyFrame:
     """Keep the rows of a partition, and those without a value, to be refused: they are in none, so nobody would miss them.
 
+    An empty text is no value: in the name of a partition it is null.
+
     :raises SchemaMismatchError: the key is no value of the column's type.
     """
     import polars as pl
 
     column = pl.col(partition.column)
-    value = partition_value(partition, frame.collect_schema()[partition.column], source)
+    dtype = frame.collect_schema()[partition.column]
+    value = partition_value(partition, dtype, source)
+    if dtype == pl.String:
+        frame = frame.with_columns(pl.when(column != "").then(column).alias(partition.column))
     return frame.filter((column == value) | column.is_null())
 
 
@@ -37,6 +42,11 @@ def partition_value(partition: Partition, dtype: pl.DataType, where: str) -> Any
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         if partition.key == _NULL:
             raise SchemaMismatchError(f"partition key {_NULL!r} is how a table writes that there is none")
+        if not partition.key:
+            raise SchemaMismatchError(
+                f"partition key '': an empty text is null in the name of a partition. Give column {partition.column} of {where} another "
+                "value there at the source, or leave such rows out (keep_where)"
+            )
         return partition.key
     if not (dtype.is_integer() or dtype == pl.Date):
         raise SchemaMismatchError(

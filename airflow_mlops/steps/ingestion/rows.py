@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from airflow_mlops.core.data.batches import stream_batches
 from airflow_mlops.core.data.digest import RowDigest, RowSum
 from airflow_mlops.exceptions import SchemaMismatchError
 
@@ -66,13 +67,14 @@ class PassingRows:
 
     def suspects(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """Give the hashes that came more than once: of keys that are the same, or, hardly ever, of two that are not."""
-        if not self._keys:
-            return np.empty(0, np.uint64)
-        hashes = np.concatenate(self._keys)
-        self._keys.clear()
+        return _repeated(self.hashes())
+
+    def hashes(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """Give the hashes of what names the rows, sorted."""
+        hashes = np.concatenate([np.empty(0, np.uint64), *self._keys])
         hashes.sort()
-        found: np.ndarray[Any, np.dtype[np.uint64]] = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        return found
+        self._keys = [hashes]
+        return hashes
 
     def _count_categories(self, name: str, values: pl.Series) -> None:
         known, budget, new = self._categories[name]
@@ -119,6 +121,57 @@ def require_unique(
             f"{source}: {what} {', '.join(map(repr, columns))} has {repeated.height} repeated values, "
             f"such as {example!r}; remove them at the source"
         )
+
+
+def require_single(
+    table: pl.LazyFrame, keys: Sequence[str], hashes: np.ndarray[Any, np.dtype[np.uint64]], *, uri: str
+) -> None:
+    """Look for rows of a table that an upsert takes for one, by its key columns alone.
+
+    :param hashes: sorted, of the keys that are upserted.
+    :raises SchemaMismatchError: the table has several rows of such a key; all of them would be the same afterwards.
+    """
+    import polars as pl
+    from polars.selectors import by_name
+
+    rows = table.select(by_name(keys))
+    found = [np.empty(0, np.uint64)]
+    for batch in stream_batches(rows):
+        given = key_hashes(batch, keys)
+        found.append(given[among(given, hashes).to_numpy()])
+    twice = np.concatenate(found)
+    twice.sort()
+    suspects = _repeated(twice)
+    if not suspects.size:
+        return
+    suspected = (batch.filter(among(key_hashes(batch, keys), suspects)) for batch in stream_batches(rows))
+    counts = pl.concat(suspected).group_by(keys).len("\0rows").filter(pl.col("\0rows") > 1).sort(keys)
+    if counts.height:
+        *key, count = counts.row(0)
+        raise SchemaMismatchError(
+            f"{uri} has several rows of {counts.height} of the keys that are upserted, such as {count} of "
+            f"{', '.join(f'{name}={value!r}' for name, value in zip(keys, key, strict=True))}; they would all become the same row. "
+            f"If they are one row, replace the table by itself once, with source={uri!r}, mode='replace' and deduplicate_by={list(keys)!r}; "
+            "if they are not, name more columns in keys"
+        )
+
+
+def _repeated(hashes: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Give what comes more than once in sorted hashes."""
+    found: np.ndarray[Any, np.dtype[np.uint64]] = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    return found
+
+
+def among(
+    hashes: np.ndarray[Any, np.dtype[np.uint64]], wanted: np.ndarray[Any, np.dtype[np.uint64]]
+) -> pl.Series:
+    """Tell which hashes are among the sorted ones."""
+    import polars as pl
+
+    if not wanted.size:
+        return pl.Series(np.zeros(len(hashes), dtype=np.bool_))
+    places = np.minimum(np.searchsorted(wanted, hashes), wanted.size - 1)
+    return pl.Series(wanted[places] == hashes)
 
 
 def key_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:

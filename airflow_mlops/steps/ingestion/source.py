@@ -234,7 +234,7 @@ def cut_rows(
 
 
 def _utc(column: str, schema: pl.Schema, source: str) -> pl.Expr:
-    """Delta stores instants in microseconds and UTC; a naive time is taken as UTC."""
+    """Delta stores instants in microseconds and UTC; a naive time is taken as UTC, a date as its midnight."""
     import polars as pl
 
     dtype = schema[column]
@@ -242,9 +242,11 @@ def _utc(column: str, schema: pl.Schema, source: str) -> pl.Expr:
     if dtype == pl.String:
         read = partial(_read_times, source=source)
         return value.map_batches(read, return_dtype=pl.Datetime("us", "UTC"), is_elementwise=True)
+    if dtype == pl.Date:
+        return value.cast(pl.Datetime("us", "UTC"))
     if not isinstance(dtype, pl.Datetime):
         raise SchemaMismatchError(
-            f"{source}: time column {column!r} is {dtype}; a timestamp is needed, or a text of one such as 2024-01-31T12:00:00Z"
+            f"{source}: time column {column!r} is {dtype}; a timestamp or a date is needed, or a text of one such as 2024-01-31T12:00:00Z"
         )
     if dtype.time_zone is None:
         return value.dt.cast_time_unit("us").dt.replace_time_zone("UTC")

@@ -28,7 +28,7 @@ class IngestSpec:
     :param source_conn_id: connection of the query, or of the web server.
     :param source_version: version of the Delta table that is the source; default its newest.
     :param table: URI of the Delta table; created when missing.
-    :param time_column: places a row in a window; naive times are UTC. Needed with ``window``.
+    :param time_column: places a row in a window; naive times are UTC, dates their midnight. Needed with ``window``.
     :param window: only these rows; ``replace`` replaces what the table has there, ``None`` means the whole table.
     :param partition: only the rows with a column's value; ``replace`` replaces those of the table.
     :param id_column: must be unique and not null in what is ingested, when given.
@@ -38,7 +38,7 @@ class IngestSpec:
     :param watermark_column: a column that only grows from one ingest to the next, for ``incremental``.
     :param first_watermark: value of ``:watermark`` while the table has no rows.
     :param overlap: read again from so much below the highest value, and upsert by ``keys``: for late rows. Seconds for times,
-        days for dates, else in the column's unit.
+        days for dates that are not ``time_column``, else in the column's unit.
     :param work_key: names what is appended: once per key, whatever its files are; default each file is appended once.
     :param schema_policy: what becomes of new columns and other types.
     :param new_categories: how many values a column may have that the table does not, by column.
@@ -70,6 +70,11 @@ class IngestSpec:
 def replaces_all(spec: IngestSpec) -> bool:
     """Tell whether the table holds just the rows that are ingested."""
     return spec.mode == "replace" and spec.window is None and spec.partition is None
+
+
+def upserts(spec: IngestSpec) -> bool:
+    """Tell whether rows take the place of those with the same keys."""
+    return spec.mode == "upsert" or spec.overlap > 0
 
 
 def filled_columns(spec: IngestSpec) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from types import MappingProxyType
@@ -79,20 +80,31 @@ def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -
             f"mode 'append' of {source.name} needs work_key, such as {{{{ run_id }}}}: it names what is appended once. "
             "Or use mode 'incremental' or 'upsert'"
         )
-    names = {f"{_FILE}={file}{place}": file for file in files}
-    done = writer.marks(list(names))
-    for name, number in done.items():
-        if files[names[name]] != number:
+    names = {f"{_FILE}={_real_path(file)}{place}": file for file in files}
+    given = {f"{_FILE}={file}{place}": file for file in files}  # as commits of earlier versions have it
+    done = writer.marks(list(names | given))
+    for mark, number in done.items():
+        file = (names | given)[mark]
+        if files[file] != number:
             raise SchemaMismatchError(
-                f"{names[name]} was appended to {spec.table} before and is another file now: appending it would write its "
+                f"{file} was appended to {spec.table} before and is another file now: appending it would write its "
                 "rows twice. Give new rows a file of their own, or use mode 'upsert', or name the work with work_key"
             )
-    new = {name: file for name, file in names.items() if name not in done}
+    known = {(names | given)[mark] for mark in done}
+    new = {mark: file for mark, file in names.items() if file not in known}
     return Work(
         frame=_open(spec, writer, source, list(new.values())) if new else None,
         marks={name: files[file] for name, file in new.items()},
         source_marks=files,
     )
+
+
+def _real_path(file: str) -> str:
+    """Give the one name of a file that has several, such as ``/data/x/../a.csv``; an address and a link to a file have their own."""
+    if "://" in file:
+        return file
+    folder, name = os.path.split(file)
+    return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118 - as Path takes ".." off before it looks at links
 
 
 def _open(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-    from airflow_mlops.core.comparison.metrics import Metric
+    from airflow_mlops.core.comparison.metric import Metric
     from airflow_mlops.core.model.package import PackageManifest
     from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
     from airflow_mlops.services import Services

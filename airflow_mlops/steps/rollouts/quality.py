@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from airflow_mlops.core.comparison.metrics import Metric
+    from airflow_mlops.core.comparison.metric import Metric
     from airflow_mlops.core.model.signing import Trust
     from airflow_mlops.ledger import WindowGrade
     from airflow_mlops.steps.monitoring.estimation import GradingPackage

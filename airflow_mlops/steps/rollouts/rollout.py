@@ -149,6 +149,8 @@ class Rollout:
             )
             if self.spec.abort is not None:
                 return self._abort(current, self.spec.abort)
+            if self.state.status == "finished" and self._serves_no_more(current):
+                self.attempt, self.events = self.attempt + 1, []
             if current is None:
                 if self.spec.plan.strategy in ("shadow", "ab", "blue_green"):
                     raise RolloutError(
@@ -156,8 +158,6 @@ class Rollout:
                         "deploy a first version with strategy='recreate', or correct the folder"
                     )
                 return self._finish("nothing was served that it could be compared with", current)
-            if self.state.status == "finished" and self._serves_no_more(current):
-                self.attempt, self.events = self.attempt + 1, []
             if current.stable.model_version == self.new.model_version and not current.leased:
                 return self._finish("it serves already", current)
             try:
@@ -186,8 +186,10 @@ class Rollout:
             current.rollout == self.spec.name or (self.state.status == "running" and current.rollout is None)
         )
 
-    def _serves_no_more(self, current: DesiredState) -> bool:
+    def _serves_no_more(self, current: DesiredState | None) -> bool:
         """Tell whether a rollout that passed was undone since: whoever runs it again wants it again."""
+        if current is None:
+            return True
         ends_with_new = self.spec.plan.ends_with == "new"
         return ends_with_new and current.stable.model_version != self.new.model_version
 
@@ -208,8 +210,6 @@ class Rollout:
             if action.what == "roll_back":
                 self._roll_back(action.reason)
             return self._ended()
-
-    # -- what is done -------------------------------------------------------------------------------------
 
     def _enter(self, action: Action) -> None:
         phase = self.spec.plan.phases[action.phase]
@@ -394,8 +394,6 @@ class Rollout:
         worse = tuple(one.metric for one in looked.findings if one.judgement == "worse") if looked else ()
         return Progress(self.state, None, self._desired(), self.started, seconds, worse)
 
-    # -- what is known ------------------------------------------------------------------------------------
-
     def _steered(self) -> bool:
         """Tell whether the service serves what the state says."""
         current = self._desired()
@@ -483,8 +481,6 @@ class Rollout:
 
     def _won(self, analysis: Analysis) -> bool:
         return clearly_better(analysis, self.spec.policy)
-
-    # -- what is written down -----------------------------------------------------------------------------
 
     def _so_far(self) -> tuple[int, list[RolloutEvent]]:
         """Read the newest attempt; one that was rolled back is over, and whoever comes again begins anew."""

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.core.comparison.metrics import (
     DEFAULT_METRICS,
-    Metric,
     evaluate_metric,
     require_decisive,
-    require_nonzero,
     resolve_metric,
 )
+from airflow_mlops.core.comparison.number_metrics import require_nonzero
 from airflow_mlops.core.model.tuning import Candidate, SearchResult, Trial, time_ordered_folds
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import halving, optuna, sklearn
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from airflow_mlops.core.comparison.metric import Metric
     from airflow_mlops.core.data.dataset import DatasetVersion
     from airflow_mlops.core.model.columns import ColumnRoles
     from airflow_mlops.integrations.mlflow import Registry

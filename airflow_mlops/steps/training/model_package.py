@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-    from airflow_mlops.core.comparison.metrics import MetricValue
+    from airflow_mlops.core.comparison.metric import MetricValue
     from airflow_mlops.core.data.dataset import DatasetVersion
     from airflow_mlops.core.model.columns import ColumnRoles
     from airflow_mlops.core.model.parity import Parity

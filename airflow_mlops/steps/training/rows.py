@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from airflow_mlops.core.comparison.metrics import Metric
+    from airflow_mlops.core.comparison.metric import Metric
     from airflow_mlops.core.data.dataset import DatasetVersion
     from airflow_mlops.core.model.columns import ColumnRoles
     from airflow_mlops.services import Services

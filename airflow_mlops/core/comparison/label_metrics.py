@@ -1,0 +1,220 @@
+"""Metrics of labels and of their probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from airflow_mlops.core.comparison.metric import (
+    SMALLEST_SHARE,
+    Array,
+    Metric,
+    count_metric,
+    mean_metric,
+    mean_of_sums,
+)
+
+if TYPE_CHECKING:
+    from airflow_mlops.core.comparison.predictions import Graded
+
+#: Bins of confidence in the calibration error.
+CALIBRATION_BINS = 15
+
+#: Bins of the score in the resampling of ranking metrics; their value itself is exact.
+RANKING_BINS = 512
+
+
+def mistakes(graded: Graded) -> Array:
+    """Give 1 for each wrong label and 0 for each right one, shape ``(n,)``."""
+    return np.asarray(graded.truth != graded.answered, dtype=np.float64)
+
+
+def _confusion_cells(graded: Graded) -> tuple[Array, int, None]:
+    size = graded.label_count
+    return graded.truth * size + graded.answered, size * size, None
+
+
+def _confusion(sums: Array) -> tuple[Array, Array, Array]:
+    """Give true positives, actual and predicted rows per label, each of shape ``(..., labels)``."""
+    size = math.isqrt(sums.shape[-1] - 1)
+    table = sums[..., :-1].reshape(*sums.shape[:-1], size, size)
+    return np.einsum("...ii->...i", table), table.sum(axis=-1), table.sum(axis=-2)
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    """Zero of zero is zero, as scikit-learn has it."""
+    return np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+
+
+def _of_labels(values: Array) -> Array:
+    """Of two labels take the positive, last one; of more the plain mean."""
+    return values[..., -1] if values.shape[-1] == 2 else values.mean(axis=-1)
+
+
+def _balanced_accuracy_of_sums(sums: Array) -> Array:
+    """Mean recall over the labels that occur.
+
+    Source: Brodersen et al., "The balanced accuracy and its posterior distribution", ICPR 2010, section II.
+    """
+    hits, actual, _ = _confusion(sums)
+    return np.asarray(_ratio(hits, actual).sum(axis=-1) / np.maximum((actual > 0).sum(axis=-1), 1))
+
+
+def _precision_of_sums(sums: Array) -> Array:
+    hits, _, predicted = _confusion(sums)
+    return _of_labels(_ratio(hits, predicted))
+
+
+def _recall_of_sums(sums: Array) -> Array:
+    hits, actual, _ = _confusion(sums)
+    return _of_labels(_ratio(hits, actual))
+
+
+def _f1_of_sums(sums: Array) -> Array:
+    """Harmonic mean of precision and recall.
+
+    Source: van Rijsbergen, "Information Retrieval", 2nd edition, 1979, chapter 7.
+    """
+    hits, actual, predicted = _confusion(sums)
+    return _of_labels(_ratio(2.0 * hits, actual + predicted))
+
+
+def _log_losses(graded: Graded) -> Array:
+    """Minus the logarithm of what was given to what happened.
+
+    Source: Good, "Rational decisions", JRSS B 14, 1952.
+    """
+    happened = graded.probabilities[np.arange(len(graded)), graded.truth]
+    return np.asarray(-np.log(np.clip(happened, SMALLEST_SHARE, 1.0)))
+
+
+def _brier_losses(graded: Graded) -> Array:
+    """Squared distance between the probabilities and what happened; of two labels, of the positive one alone.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+    """
+    given = graded.probabilities
+    if given.shape[1] == 2:
+        return np.asarray(np.square(given[:, 1] - (graded.truth == 1)))
+    happened = graded.truth[:, None] == np.arange(given.shape[1])
+    return np.asarray(np.square(given - happened).sum(axis=1))
+
+
+def _calibration_cells(graded: Graded) -> tuple[Array, int, Array]:
+    """Give each row's bin of confidence, and how far its confidence is above what turned out, 1 for right and 0 for wrong."""
+    given = graded.probabilities
+    confidence = given.max(axis=1)
+    right = given.argmax(axis=1) == graded.truth
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    return bins, CALIBRATION_BINS, confidence - right
+
+
+def _calibration_of_sums(sums: Array) -> Array:
+    """Give the expected calibration error, in bins of equal width.
+
+    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
+    """
+    return np.asarray(np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1])
+
+
+def _roc_auc(graded: Graded) -> float:
+    """Probability that a positive row gets the higher score; of more than two labels, the mean of one against the rest.
+
+    Source: Hanley and McNeil, "The meaning and use of the area under a ROC curve", Radiology 143, 1982.
+    """
+    return _one_against_rest(graded, _rank_auc_of_counts)
+
+
+def _pr_auc(graded: Graded) -> float:
+    """Average precision: the step-wise area under precision over recall, as scikit-learn has it."""
+    return _one_against_rest(graded, _average_precision_of_counts)
+
+
+def _one_against_rest(graded: Graded, area: Callable[[Array, Array], Array]) -> float:
+    given = graded.probabilities
+    if given.shape[1] == 2:
+        _, _, counts = graded.ranked
+        return float(area(counts[:, 1], counts[:, 0]))
+    areas = []
+    for label in range(given.shape[1]):
+        _, places = np.unique(given[:, label], return_inverse=True)
+        positive = graded.truth == label
+        areas.append(area(np.bincount(places, weights=positive), np.bincount(places, weights=~positive)))
+    return float(np.mean(areas))
+
+
+def _rank_auc_of_counts(hits: Array, misses: Array) -> Array:
+    """Count the pairs in order, ties by half; counts of shape ``(..., scores)``, by ascending score."""
+    below = np.cumsum(misses, axis=-1) - misses
+    pairs = hits.sum(axis=-1) * misses.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((hits * (below + 0.5 * misses)).sum(axis=-1) / pairs)
+
+
+def _average_precision_of_counts(hits: Array, misses: Array) -> Array:
+    found = np.cumsum(hits[..., ::-1], axis=-1)
+    shown = found + np.cumsum(misses[..., ::-1], axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(shown > 0, found / shown, 0.0)
+        return np.asarray((precision * hits[..., ::-1]).sum(axis=-1) / hits.sum(axis=-1))
+
+
+def _ranking_cells(graded: Graded) -> tuple[Array, int, None] | None:
+    """Count positive and negative rows in bins of the score that hold equally many rows; two labels only."""
+    if graded.label_count != 2:
+        return None
+    _, places, counts = graded.ranked
+    rows = counts.sum(axis=1)
+    middle = np.cumsum(rows) - rows / 2.0
+    bins = np.minimum((middle * (RANKING_BINS / len(graded))).astype(np.int64), RANKING_BINS - 1)
+    return bins[places] * 2 + (graded.truth == 1), 2 * RANKING_BINS, None
+
+
+def _ranking(area: Callable[[Array, Array], Array]) -> Callable[[Array], Array]:
+    return lambda sums: area(sums[..., 1:-1:2], sums[..., 0:-1:2])
+
+
+LABEL_METRICS = (
+    Metric(
+        name="accuracy",
+        greater_is_better=True,
+        score=lambda graded: float(1.0 - np.mean(mistakes(graded))),
+        terms=lambda graded: mistakes(graded)[:, None],
+        of_sums=lambda sums: 1.0 - mean_of_sums(sums),
+        losses=mistakes,
+        mean_loss=lambda value: 1.0 - value,
+        loss_name="error rate",
+    ),
+    count_metric("balanced_accuracy", _confusion_cells, _balanced_accuracy_of_sums),
+    count_metric("precision", _confusion_cells, _precision_of_sums),
+    count_metric("recall", _confusion_cells, _recall_of_sums),
+    count_metric("f1", _confusion_cells, _f1_of_sums),
+    Metric(
+        name="roc_auc",
+        greater_is_better=True,
+        score=_roc_auc,
+        cells=_ranking_cells,
+        of_sums=_ranking(_rank_auc_of_counts),
+        needs_probabilities=True,
+    ),
+    Metric(
+        name="pr_auc",
+        greater_is_better=True,
+        score=_pr_auc,
+        cells=_ranking_cells,
+        of_sums=_ranking(_average_precision_of_counts),
+        needs_probabilities=True,
+    ),
+    mean_metric("log_loss", _log_losses, needs_probabilities=True),
+    mean_metric("brier", _brier_losses, needs_probabilities=True),
+    count_metric(
+        "calibration_error",
+        _calibration_cells,
+        _calibration_of_sums,
+        greater_is_better=False,
+        needs_probabilities=True,
+    ),
+)
