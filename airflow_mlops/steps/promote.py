@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.decision.retraining import Outcome
-from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionRejectedError
+from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError, PromotionRejectedError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger.lineage import CHAMPION
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.registry.aliases import require_movable, show_aliases
 from airflow_mlops.steps.registry.packages import require_signed
@@ -236,9 +237,12 @@ def _require_not_taken_back(ledger: Ledger, spec: PromoteSpec) -> None:
 
 def _adopt(ledger: Ledger, registry: Registry, spec: PromoteSpec) -> None:
     """Take over a champion that was set before there was a ledger."""
-    if spec.expected_version is None or spec.alias in ledger.aliases(spec.model_name):
+    if spec.alias in ledger.aliases(spec.model_name):
         return
     current = registry.find_alias(spec.model_name, spec.alias)
+    if spec.expected_version is None:
+        _require_none_in_mlflow(spec, current)
+        return
     if current is None or current.model_version != spec.expected_version:
         return
     ledger.move_alias(
@@ -258,6 +262,16 @@ def _adopt(ledger: Ledger, registry: Registry, spec: PromoteSpec) -> None:
             recorded_at=spec.now,
         ),
     )
+
+
+def _require_none_in_mlflow(spec: PromoteSpec, current: RegisteredVersion | None) -> None:
+    """Refuse to take a first champion's place unseen: until the ledger has one, the evaluation goes by MLflow, and so does this."""
+    if spec.alias == CHAMPION and current is not None and current.model_version != spec.model_version:
+        raise PromotionConflictError(
+            f"{spec.alias} of {spec.model_name} was believed to be no version, but somebody set it to version "
+            f"{current.model_version} in MLflow; version {spec.model_version} was not promoted. Evaluate against the present "
+            f"{spec.alias} again"
+        )
 
 
 STEP = Step(name="promote", spec=PromoteSpec, result=PromoteResult, run=run)

@@ -426,6 +426,18 @@ def test_an_alias_moved_by_hand_is_put_back(services: Services, model: str) -> N
     assert aliases(services, model) == {"champion": "1"}
 
 
+def test_a_first_champion_set_by_hand_is_not_replaced_by_what_never_met_it(
+    services: Services, model: str, tmp_path: Path
+) -> None:
+    """As when somebody sets it in MLflow while a person is asked about a model that had nobody to beat."""
+    knows_none = replace(services, ledger_url=f"sqlite:///{tmp_path / 'other.db'}")
+    words = "to be no version, but somebody set it to version 1 in MLflow; version 2 was not promoted"
+    with pytest.raises(PromotionConflictError, match=words):
+        run_step("promote", promotion(model, "2", None), knows_none)
+    assert aliases(services, model) == {"champion": "1"}
+    assert run_step("promote", promotion(model, "2", "1"), knows_none)["moved"]
+
+
 def test_a_champion_that_was_deleted_is_nothing_to_go_back_to(services: Services, model: str) -> None:
     run_step("promote", promotion(model, "2", "1"), services)
     Registry.connect(services).client.delete_model_version(model, "2")

@@ -133,7 +133,7 @@ class TestAnswer:
         self, given: dict[str, Any], ledger_url: str
     ) -> None:
         """Its API takes any parameters with an answer; they are looked at when the task goes on."""
-        with pytest.raises(ValueError, match="params_input|Invalid input"):
+        with pytest.raises(ValueError, match=r"params_input|Invalid input"):
             asking().execute_complete(context(), event("Approve", params_input=given))  # type: ignore[arg-type]
         assert written(ledger_url) == []
 

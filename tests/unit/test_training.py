@@ -47,6 +47,7 @@ from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import select
 from airflow_mlops.steps.training import model_package, spec as training_spec
 from airflow_mlops.steps.training.code_version import code_version
+from airflow_mlops.steps.training.fit import choose_metric
 from airflow_mlops.steps.training.rows import Split, row_weights, simple_prediction
 from airflow_mlops.steps.training.spec import TrainResult, TrainSpec
 
@@ -854,6 +855,23 @@ def test_recall_of_two_labels_decides_nothing() -> None:
         require_decisive(resolve_metric("recall"), 2)
     require_decisive(resolve_metric("recall"), 3)
     require_decisive(resolve_metric("f1"), 2)
+
+
+@pytest.mark.parametrize(("metric", "noted"), [("recall", True), ("f1", False)])
+def test_a_training_by_recall_says_that_the_evaluation_will_ask_for_another_metric(
+    metric: str, noted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = TrainSpec(
+        dataset="t",
+        model_name="m",
+        target="y",
+        numeric=("x",),
+        time_column="t",
+        estimator="sklearn.linear_model.LogisticRegression",
+        metric=metric,
+    )
+    assert choose_metric(spec, spec.columns(), pl.Series([0, 1, 1])).name == metric
+    assert ("evaluation will need a metric of its own" in caplog.text) is noted
 
 
 def test_a_simple_guess_is_the_best_label() -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_mlops.core.comparison.metrics import DEFAULT_METRICS, evaluate_metric, resolve_metric
+from airflow_mlops.core.comparison.metrics import (
+    DEFAULT_METRICS,
+    evaluate_metric,
+    require_decisive,
+    resolve_metric,
+)
 from airflow_mlops.core.comparison.number_metrics import require_nonzero
 from airflow_mlops.core.model.tuning import Candidate, SearchResult, Trial, time_ordered_folds
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
@@ -96,6 +101,8 @@ def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> M
         raise ValueError(
             f"{metric.name} measures numbers, and {spec.target!r} holds {target.dtype}: choose {default}, or leave metric out"
         )
+    if labels:
+        _note_undecisive(metric, target.n_unique())
     if metric.name == "mape":
         require_nonzero(repr(spec.target), target.to_numpy())
     if metric.needs_probabilities and not probabilities:
@@ -104,6 +111,14 @@ def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> M
             "metric of labels"
         )
     return metric
+
+
+def _note_undecisive(metric: Metric, label_count: int) -> None:
+    """Say before the training is paid for what the evaluation will refuse to decide by."""
+    try:
+        require_decisive(metric, label_count)
+    except ValueError as err:
+        log.warning("training: the evaluation will need a metric of its own, as %s", err)
 
 
 def _predict_labels(spec: TrainSpec, estimators: list[Any]) -> bool:
