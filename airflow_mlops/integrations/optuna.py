@@ -36,7 +36,7 @@ def search(
 ) -> SearchResult:
     """Try parameter sets until there are enough; a study that was interrupted goes on where it stopped.
 
-    The sampler is seeded by the number of finished trials, so that an interrupted search and one that ran through
+    The sampler is seeded by the seed and the number of finished trials, so that an interrupted search and one that ran through
     try the same parameter sets.
 
     Source: Bergstra et al., "Algorithms for hyper-parameter optimization", NeurIPS 2011 (tree-structured Parzen
@@ -132,9 +132,12 @@ def _run_trial(
     seed: int,
     number: int,
 ) -> Trial:
+    import numpy as np
     import optuna
 
-    study.sampler = optuna.samplers.TPESampler(seed=seed + number)
+    # Not their sum: searches with neighboring seeds would try mostly the same.
+    (drawn,) = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)
+    study.sampler = optuna.samplers.TPESampler(seed=int(drawn))
     waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
     # Every candidate gets a first trial; then the sampler knows something. What a killed process began is begun again, and
     # what it only had put into the queue is still there.

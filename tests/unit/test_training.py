@@ -154,7 +154,9 @@ def bowl(candidate: Candidate, fold: int) -> float:
     return (candidate.params["x"] - 3.0) ** 2 + penalty + 0.01 * fold
 
 
-def run_search(storage: str | None, score: Any = bowl, **settings: Any) -> tuple[Any, list[Trial]]:
+def run_search(
+    storage: str | None, score: Any = bowl, *, seed: int = 1, **settings: Any
+) -> tuple[Any, list[Trial]]:
     told: list[Trial] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -165,7 +167,7 @@ def run_search(storage: str | None, score: Any = bowl, **settings: Any) -> tuple
             greater_is_better=False,
             study_name="study",
             storage_url=storage,
-            seed=1,
+            seed=seed,
             on_trial=lambda _, trial: told.append(trial),
         )
     return found, told
@@ -182,6 +184,14 @@ def test_one_search_covers_several_estimators() -> None:
     pruned = [trial for trial in found.trials if trial.value is None]
     assert pruned, "trials that start badly are given up"
     assert all(len(trial.folds) < 3 for trial in pruned)
+
+
+def test_searches_with_neighboring_seeds_try_different_parameters() -> None:
+    def tried(seed: int) -> set[Any]:
+        found, _ = run_search(None, trials=12, seed=seed)
+        return {trial.params["x"] for trial in found.trials if trial.candidate == "Bowl"}
+
+    assert not tried(1) & tried(2)
 
 
 def test_an_interrupted_search_goes_on_and_ends_as_one_that_ran_through(tmp_path: Path) -> None:
