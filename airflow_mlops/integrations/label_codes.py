@@ -45,7 +45,4 @@ class LabelCodedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, features: Any) -> Any:
         """Give a probability per row and label of ``classes_``."""
-        probabilities = np.asarray(self.estimator_.predict_proba(features))
-        if len(self.classes_) == 1:  # XGBoost answers two columns, for the label and for none
-            return np.ones((len(probabilities), 1))
-        return probabilities
+        return np.asarray(self.estimator_.predict_proba(features))

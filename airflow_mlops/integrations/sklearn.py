@@ -177,6 +177,11 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
         raise ValueError(_no_weights(estimator)) from err
     except ValueError as err:
         hints = [*_infinite(features), *_empty(features), *_too_few(pipeline)]
+        if str(err).startswith("Invalid classes inferred"):
+            hints.append(
+                "XGBoost in a part of the pipeline takes only labels that are numbered 0, 1, 2 and so on: number them when the data "
+                "is ingested, or take another estimator there"
+            )
         if not hints:
             raise
         raise ValueError(f"{'; '.join(hints)} ({str(err)[:300]})") from err
@@ -187,17 +192,19 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
 def _code_labels(pipeline: Any, target: Any) -> None:
     """Let XGBoost learn codes of labels that it would refuse, or number itself: all but 0, 1, 2 and so on.
 
-    So do estimators that it is a part of, which may hand the labels on as they are; and where a fold has one label alone, for
-    which it would answer two probabilities.
+    So do scikit-learn's estimators that it is a part of, as they may hand the labels on as they are. A user's own class gets the
+    labels: it may go by them, and code them itself.
     """
     from airflow_mlops.integrations.label_codes import LabelCodedClassifier
 
     path, last = final_estimator(pipeline)
-    if not path or not is_classification(last) or not any(map(_is_xgboost, [last, *_parts(last)])):
+    if not path or not is_classification(last):
+        return
+    within = _parts(last) if _library(last) == "sklearn" else [last]
+    if not any(_library(part) == "xgboost" and is_classification(part) for part in within):
         return
     labels = np.unique(np.asarray(target))
-    numbered = labels.dtype.kind in "iu" and labels.tolist() == list(range(len(labels)))
-    if not numbered or len(labels) == 1:
+    if labels.dtype.kind not in "iu" or labels.tolist() != list(range(len(labels))):
         pipeline.set_params(**{path.removesuffix("__"): LabelCodedClassifier(last)})
 
 
@@ -205,8 +212,8 @@ def _parts(estimator: Any) -> list[Any]:
     return list(estimator.get_params(deep=True).values()) if hasattr(estimator, "get_params") else []
 
 
-def _is_xgboost(part: Any) -> bool:
-    return any(base.__module__.partition(".")[0] == "xgboost" for base in type(part).__mro__)
+def _library(part: Any) -> str:
+    return type(part).__module__.partition(".")[0]
 
 
 def _require_own_labels(pipeline: Any, target: Any) -> None:
@@ -336,7 +343,9 @@ def with_served_inputs(pipeline: Any, features: pd.DataFrame, columns: ColumnRol
     # A ufunc, as skops knows these by name; and back to 64 bits, in which the stages behind it learned to compute.
     rounded = make_pipeline(
         *(
-            FunctionTransformer(np.positive, kw_args={"dtype": kind}, feature_names_out="one-to-one")
+            FunctionTransformer(
+                np.positive, kw_args={"dtype": kind, "casting": "unsafe"}, feature_names_out="one-to-one"
+            )
             for kind in ("float32", "float64")
         )
     )
@@ -365,7 +374,7 @@ def to_target(values: pl.Series, pipeline: Any) -> NDArray[Any]:
     plain = np.asarray(values.to_numpy())
     if not is_classification(pipeline):
         return plain
-    library = final_estimator(pipeline)[1].__class__.__module__.partition(".")[0]
+    library = _library(final_estimator(pipeline)[1])
     if values.dtype == pl.Boolean:
         return plain.astype(str).astype(object)
     if values.dtype.is_float() and library in {

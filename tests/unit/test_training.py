@@ -17,11 +17,12 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyRegressor
-from sklearn.linear_model import LinearRegression
+from sklearn.feature_selection import SelectFromModel
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from airflow_mlops.core.codec import from_dict, to_dict
@@ -1287,9 +1288,6 @@ def test_a_fold_without_a_label_is_fitted_and_measured(labels: tuple[Any, ...]) 
         )
         losses.append(measured.value)
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
-    alone = fit_labels("xgboost.XGBClassifier", frame.filter(pl.col("y") == labels[0]), columns)
-    answers = sklearn.predict(alone, sklearn.to_features(frame, columns))
-    assert (answers.classes, answers.probabilities.tolist()) == ((str(labels[0]),), [[1.0]] * len(frame))  # type: ignore[union-attr]
 
 
 def test_weights_reach_xgboost_beneath_the_codes() -> None:
@@ -1303,6 +1301,53 @@ def test_weights_reach_xgboost_beneath_the_codes() -> None:
         pipeline = fit_labels("xgboost.XGBClassifier", frame, columns, weights=weights)
         answers = sklearn.predict(pipeline, sklearn.to_features(frame.head(1), columns))
         assert answers.probabilities[0, 1] == pytest.approx(wanted, abs=0.01)  # type: ignore[index]
+
+
+class CostsByName(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A user's own class that codes the labels itself, and goes by their names."""
+
+    def __init__(self, booster: Any = None, costs: tuple[tuple[str, float], ...] = (("y", 5.0),)) -> None:
+        self.booster, self.costs = booster, costs
+
+    def fit(self, features: Any, target: Any) -> CostsByName:
+        self.classes_, codes = np.unique(target, return_inverse=True)
+        weights = np.array([dict(self.costs).get(label, 1.0) for label in target])
+        self.booster_ = clone(self.booster).fit(features, codes, sample_weight=weights)
+        return self
+
+    def predict(self, features: Any) -> Any:
+        return self.classes_[self.booster_.predict(features)]
+
+
+def test_the_copy_for_mlflow_takes_numbers_of_any_kind() -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    features = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [3.0, 1.0, 2.0]})
+    copy = sklearn.with_served_inputs(
+        make_pipeline(DummyRegressor()).fit(features, features["a"]), features, columns
+    )
+    odd = pd.DataFrame({"a": [1, None, 4.0], "b": [True, 2, 3]}, dtype=object)
+    seen = copy[0].transform(odd)
+    assert seen["a"].tolist() == pytest.approx([1.0, float("nan"), 4.0], nan_ok=True)
+    assert seen["b"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_class_of_the_users_own_gets_the_labels_though_xgboost_is_a_part_of_it() -> None:
+    xgboost = pytest.importorskip("xgboost")
+    frame, columns = labeled(("n", "y"))
+    features = sklearn.to_features(frame, columns)
+    own = make_pipeline(CostsByName(xgboost.XGBClassifier(n_estimators=5)))
+    sklearn.fit(own, features[list(columns.numeric)], frame["y"].to_numpy(), None)
+    assert type(own[-1]) is CostsByName
+    assert own[-1].classes_.tolist() == ["n", "y"]
+
+
+def test_an_earlier_stage_of_xgboost_says_what_labels_it_takes() -> None:
+    xgboost = pytest.importorskip("xgboost")
+    frame, columns = labeled(("n", "y"))
+    features = sklearn.to_features(frame, columns)[list(columns.numeric)]
+    selecting = make_pipeline(SelectFromModel(xgboost.XGBClassifier(n_estimators=5)), LogisticRegression())
+    with pytest.raises(ValueError, match="in a part of the pipeline takes only labels that are numbered"):
+        sklearn.fit(selecting, features, frame["y"].to_numpy(), None)
 
 
 def test_a_quantity_is_not_coded_as_labels() -> None:
