@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseNotifier, timezone
@@ -19,16 +20,18 @@ if TYPE_CHECKING:
 
 #: Characters of a channel's complaint that are shown.
 _SHOWN = 300
-#: A channel that failed so often is down, and would only be waited for again; a first failure may be about one message alone.
-_TRIES = 2
+#: Seconds that a channel may fail for in a run: one that is down would be waited for with every message, while one that refuses
+#: a message says so at once, and takes the others.
+_PATIENCE_SECONDS = 10.0
 
 
 class IncidentNotifier(BaseNotifier):
     """Tell each channel the incident events it has not been told yet.
 
     What to tell stands in the ledger, written by :class:`~airflow_mlops.operators.incidents.UpdateIncidentsOperator`; so does who
-    was told what, after the channel took it. A channel that is down keeps nobody else from hearing, and hears later. A process
-    that dies between sending and writing sends again: at least once, and a channel with a dedup key shows it once.
+    was told what, after the channel took it. A channel that is down keeps nobody else from hearing, and hears later; a message
+    that a channel refuses keeps it from no other. A process that dies between sending and writing sends again: at least once, and
+    a channel with a dedup key shows it once.
 
     A channel is any notifier. Its templates find the event as ``incident``: see
     :func:`~airflow_mlops.core.monitoring.incidents.compose_message`, and :mod:`airflow_mlops.notifiers.channels` for ready ones.
@@ -62,16 +65,19 @@ class IncidentNotifier(BaseNotifier):
 
         :raises NotificationError: naming the channels that could not be told; the others were.
         """
-        failed: dict[str, list[Exception]] = {}
+        failed: dict[str, Exception] = {}
         for name, events in self._untold().items():
+            patience = _PATIENCE_SECONDS
             for event in events:
-                if len(failed.get(name, ())) == _TRIES:
-                    break
+                began = time.monotonic()
                 channel, told = self._prepared(name, event, context)
                 try:
                     channel(told)
                 except Exception as err:  # noqa: BLE001 - whatever a channel raises, the others are told
-                    failed.setdefault(name, []).append(err)
+                    failed.setdefault(name, err)
+                    patience -= time.monotonic() - began
+                    if patience <= 0.0:
+                        break
                     continue
                 self._record(name, event, context)
         self._require_all_told(failed)
@@ -83,12 +89,12 @@ class IncidentNotifier(BaseNotifier):
         """
         from asgiref.sync import sync_to_async
 
-        failed: dict[str, list[Exception]] = {}
+        failed: dict[str, Exception] = {}
         untold = await sync_to_async(self._untold)()
         for name, events in untold.items():
+            patience = _PATIENCE_SECONDS
             for event in events:
-                if len(failed.get(name, ())) == _TRIES:
-                    break
+                began = time.monotonic()
                 channel, told = self._prepared(name, event, context)
                 try:
                     if type(channel).async_notify is BaseNotifier.async_notify:
@@ -97,7 +103,10 @@ class IncidentNotifier(BaseNotifier):
                         channel.context = cast("Context", told)
                         await channel
                 except Exception as err:  # noqa: BLE001 - whatever a channel raises, the others are told
-                    failed.setdefault(name, []).append(err)
+                    failed.setdefault(name, err)
+                    patience -= time.monotonic() - began
+                    if patience <= 0.0:
+                        break
                     continue
                 await sync_to_async(self._record)(name, event, context)
         self._require_all_told(failed)
@@ -158,19 +167,19 @@ class IncidentNotifier(BaseNotifier):
             )
         self.log.info("told %s: %s", name, event.title)
 
-    def _require_all_told(self, failed: Mapping[str, Sequence[Exception]]) -> None:
+    def _require_all_told(self, failed: Mapping[str, Exception]) -> None:
         if not failed:
             return
         complaints = "; ".join(
             f"{name}: {type(err).__name__}: {' '.join(str(err).split())[:_SHOWN]}"
-            for name, (err, *_) in failed.items()
+            for name, err in failed.items()
         )
         others = [name for name in self.channels if name not in failed]
         reached = f"{', '.join(others)} heard all there was" if others else "no channel heard all there was"
         raise NotificationError(
             f"incidents of {self.model_name} could not be told to {complaints}. {reached}; see that the channel answers and its "
             "connection is right, a retry tells only what is missing"
-        ) from next(iter(failed.values()))[0]
+        ) from next(iter(failed.values()))
 
 
 def _actor(context: Context) -> str:

@@ -48,6 +48,10 @@ def sides(first: Any, second: Any) -> tuple[Profile, Profile]:
     return reference, profile_frame(pl.DataFrame({"v": second}), **{kind: ["v"]}, like=reference)
 
 
+def filled(rows: int, values: int) -> pl.Series:
+    return pl.Series([float(value) for value in range(values)] + [None] * (rows - values), dtype=pl.Float64)
+
+
 def compare(first: Any, second: Any, **arguments: Any) -> FeatureDrift:
     return compare_profiles(*sides(first, second), **arguments).features[0]
 
@@ -444,15 +448,60 @@ class TestVerdict:
         assert item.sentence == "v: nulls 0.0% → 100.0%; 100% of the shift"
         assert not compare_profiles(gone, gone).features[0].drifted
 
-    def test_rare_values_that_a_small_window_has_none_of_by_accident_are_no_drift(self) -> None:
-        rare = pl.Series([1.0] * 20 + [None] * 1980)
-        nothing = pl.Series([None] * 200, dtype=pl.Float64)
-        got = compare(rare, nothing)
-        assert (got.drifted, got.measured, got.sentence) == (False, True, "v: nulls 99.0% → 100.0%")
-        assert got.p_value == pytest.approx(2 * stats.hypergeom.pmf(0, 2200, 20, 200))
-        assert not compare(nothing, rare).drifted
-        never = compare(rare, pl.Series([None] * 2000, dtype=pl.Float64))
+    @pytest.mark.parametrize(("rows", "values"), [(40, 0), (40, 1), (200, 0), (200, 20)])
+    def test_rare_values_that_a_small_window_has_none_or_few_of_are_not_measured(
+        self, rows: int, values: int
+    ) -> None:
+        rare = filled(2000, 200 if rows == 40 else 20)
+        frames = [
+            {"v": rare, "w": np.arange(2000.0)},
+            {"v": filled(rows, values), "w": np.linspace(0, 2e3, rows)},
+        ]
+        reference = profile_frame(pl.DataFrame(frames[0]), numeric=["v", "w"])
+        window = profile_frame(pl.DataFrame(frames[1]), numeric=["v", "w"], like=reference)
+        for first, second, side in ((reference, window, "window"), (window, reference, "reference")):
+            report = compare_profiles(first, second)
+            got = next(item for item in report.features if item.feature == "v")
+            assert (got.measured, got.drifted, got.p_value, got.share_of_shift) == (False, False, None, 0.0)
+            assert report.measured_count == 1
+            why = f"not measured: v (0 values in the {side}, so few rows may have none by accident"
+            assert (why in report.headline) == (values == 0)
+
+    def test_a_column_alone_that_may_have_no_values_by_accident_is_no_verdict(self) -> None:
+        with pytest.raises(
+            InsufficientDataError,
+            match=r"none of 1 inputs can be judged: not measured: v \(0 values in the window.*longer",
+        ):
+            compare(filled(2000, 20), filled(200, 0))
+        never = compare(filled(2000, 20), filled(2000, 0))
         assert (never.drifted, never.sentence) == (True, "v: nulls 99.0% → 100.0%; 100% of the shift")
+        assert never.p_value == pytest.approx(2 * stats.hypergeom.pmf(0, 4000, 20, 2000))
+
+    def test_an_accident_only_by_the_correction_takes_no_share_of_the_shift(self) -> None:
+        assert 0.01 / 41 < compare(filled(2000, 200), filled(60, 0)).p_value < 0.01  # type: ignore[operator]
+        random = np.random.default_rng(16)
+        names = [f"c{index}" for index in range(40)]
+        many, few = ({name: random.normal(size=rows) for name in names} for rows in (2000, 60))
+        few["c0"] = few["c0"] + 3.0
+        frames = [
+            pl.DataFrame(many | {"rare": filled(2000, 200)}),
+            pl.DataFrame(few | {"rare": filled(60, 0)}),
+        ]
+        for first, second in (frames, frames[::-1]):
+            reference = profile_frame(first, numeric=[*names, "rare"])
+            report = compare_profiles(
+                reference, profile_frame(second, numeric=[*names, "rare"], like=reference)
+            )
+            found = {item.feature: item for item in report.features}
+            assert (found["rare"].measured, found["rare"].share_of_shift) == (False, 0.0)
+            assert found["c0"].drifted
+            assert found["c0"].share_of_shift > 0.5
+
+    def test_a_side_of_nulls_against_one_of_infinite_values(self) -> None:
+        """Neither has values: an accident is no change, and no part of the shift."""
+        nothing, one = pl.Series([None] * 60, dtype=pl.Float64), pl.Series([np.inf] * 5 + [None] * 55)
+        got = compare(nothing, one)
+        assert (got.measured, got.drifted, got.statistic, got.share_of_shift) == (True, False, 0.0, 0.0)
 
     def test_a_side_without_values_has_no_mean_and_infinite_values_are_not_nulls(self) -> None:
         nothing, endless = pl.Series([None] * 200, dtype=pl.Float64), np.full(200, np.inf)

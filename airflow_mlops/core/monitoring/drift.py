@@ -91,8 +91,8 @@ class FeatureDrift:
     :param p_value: chance of such a difference where nothing changed, corrected for the number of columns; ``None`` under
         Evidently's rule.
     :param share_of_shift: the column's part in the whole shift, in ``[0, 1]``.
-    :param measured: ``False``: one of the sides does not have the column, has too few values to judge, or the detector gave no
-        number.
+    :param measured: ``False``: one of the sides does not have the column, has too few values to judge, has none and so few rows
+        that this may be an accident, or the detector gave no number.
     """
 
     feature: str
@@ -128,7 +128,10 @@ class DriftReport:
 
 
 class _Compared(NamedTuple):
-    """A column before all are judged together."""
+    """A column before all are judged together.
+
+    :param absent: why there is nothing to compare.
+    """
 
     reference: ColumnProfile
     current: ColumnProfile
@@ -161,7 +164,8 @@ def compare_profiles(
     :param policy: when a column, and when the window has drifted.
     :param read_rows: reads a column's values where only they can tell on which side of its threshold a statistic is.
     :param absent: by column that one of the sides does not have (see :func:`absent_columns`), why, and from when on it will.
-        That is no drift; a column that has nothing but nulls on one side is.
+        That is no drift; a column that has nothing but nulls on one side is, unless so few rows may have no value by accident:
+        then it is not measured.
     :param what: what the columns are, for the headline.
     :raises InsufficientDataError: one of the sides has no rows, or fewer than the policy needs, or no column can be judged; that is
         not "no drift".
@@ -182,7 +186,8 @@ def compare_profiles(
         )
         for column in current.columns
     ]
-    features = _judge(compared, policy)
+    compared, p_values = _corrected(compared, policy)
+    features = _judge(compared, p_values, policy)
     pairs = {part.current.name for part in compared if isinstance(part.current, PairProfile)}
     features.sort(key=lambda item: (item.drifted, item.share_of_shift), reverse=True)
     columns = [item for item in features if item.feature not in pairs]
@@ -321,23 +326,26 @@ def _gone(
     threshold: float,
     policy: DriftPolicy,
 ) -> _Compared:
-    """Compare with a side that has no values: nothing changed where neither has, everything did otherwise.
-
-    Under the tested rule not where the values are so rare that so few rows may have none of them by accident.
-    """
+    """Compare with a side that has no values: nothing changed where neither has, everything did otherwise."""
     p_value = _chance_of_none(reference, current)
-    same = p_value > policy.significance if policy.rule == "tested" else reference.count == current.count
-    far = 0.0 if detector.is_p_value else float("inf")
-    near = 1.0 if detector.is_p_value else 0.0
+    same = reference.count == current.count and (policy.rule != "tested" or p_value == 1.0)
     return _Compared(
         reference,
         current,
         detector,
-        known(near if same else far),
+        known(_nearest(detector) if same else _farthest(detector)),
         threshold,
-        0.0 if same else float("inf"),
+        0.0 if same else math.inf,
         p_value,
     )
+
+
+def _nearest(detector: Detector) -> float:
+    return 1.0 if detector.is_p_value else 0.0
+
+
+def _farthest(detector: Detector) -> float:
+    return 0.0 if detector.is_p_value else math.inf
 
 
 def _chance_of_none(reference: ColumnProfile, current: ColumnProfile) -> float:
@@ -376,19 +384,50 @@ def _measure(
     return measured
 
 
-def _judge(compared: Sequence[_Compared], policy: DriftPolicy) -> list[FeatureDrift]:
-    """Judge all columns together."""
-    tested = policy.rule == "tested"
+def _corrected(compared: Sequence[_Compared], policy: DriftPolicy) -> tuple[list[_Compared], list[float]]:
+    """Correct the p-values for the number of columns, and take back what is then an accident of a side without values.
+
+    Such a column stays one of those the others are corrected for: leaving it out because of its own p-value would bring false
+    alarms.
+    """
     enough = [_can_be_judged(item, policy) for item in compared]
     corrected = iter(
         adjusted_p_values(
             [item.p_value for item, use in zip(compared, enough, strict=True) if use], policy.correction
         )
     )
+    p_values = [next(corrected) if use else 1.0 for use in enough]
+    if policy.rule != "tested":
+        return list(compared), p_values
+    return [
+        _by_accident(item) if use and _is_empty(item) and p_value > policy.significance else item
+        for item, use, p_value in zip(compared, enough, p_values, strict=True)
+    ], p_values
+
+
+def _is_empty(item: _Compared) -> bool:
+    """Tell whether one of the sides has no values."""
+    return not (item.reference.count and item.current.count)
+
+
+def _by_accident(item: _Compared) -> _Compared:
+    """Give what is known of a column where a side may have no values by accident: nothing, or with none at all no change."""
+    if item.reference.count == item.current.count:
+        return item._replace(measured=known(_nearest(item.detector)), effect=0.0)
+    side = "window" if item.reference.count else "reference"
+    why = f"0 values in the {side}, so few rows may have none by accident: take a longer window"
+    return item._replace(measured=known(math.nan), effect=0.0, absent=why)
+
+
+def _judge(
+    compared: Sequence[_Compared], p_values: Sequence[float], policy: DriftPolicy
+) -> list[FeatureDrift]:
+    """Judge all columns together."""
+    tested = policy.rule == "tested"
+    enough = [_can_be_judged(item, policy) for item in compared]
     parts = shares_of_shift([item.effect if use else 0.0 for item, use in zip(compared, enough, strict=True)])
     judged = []
-    for item, use, part in zip(compared, enough, parts, strict=True):
-        p_value = next(corrected) if use else 1.0
+    for item, use, part, p_value in zip(compared, enough, parts, p_values, strict=True):
         fires = use and item.detector.fires(item.measured.value, item.threshold)
         if tested:
             large = item.effect >= 1.0 if item.detector.is_p_value else fires
