@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -101,6 +102,30 @@ class TestAppend:
         )
         written = [ingest(spelling, table, mode="append")["row_count"] for spelling in spellings]
         assert (written, content(table)) == ([2, 0, 0, 0, 0], {"x": [1, 2]})
+
+    def test_a_linked_folder_that_was_switched(self, tmp_path: Path, table: str) -> None:
+        (tmp_path / "1").mkdir()
+        (tmp_path / "current").symlink_to("1")
+        land(tmp_path / "1", "a.parquet", x=[1, 2])
+        source = f"{tmp_path}/current/*.parquet"
+
+        def switch(number: str) -> None:
+            shutil.copytree(tmp_path / "1", tmp_path / number, dirs_exist_ok=True)
+            (tmp_path / "current").unlink()
+            (tmp_path / "current").symlink_to(number)
+
+        assert ingest(source, table, mode="append")["row_count"] == 2
+        switch("2")
+        assert ingest(source, table, mode="append")["row_count"] == 0
+        (tmp_path / "2" / "b.parquet").write_bytes(Path(land(tmp_path, "b.parquet", x=[3])).read_bytes())
+        assert ingest(source, table, mode="append")["row_count"] == 1
+        land(tmp_path / "1", "a.parquet", x=[4])
+        switch("3")
+        with pytest.raises(
+            SchemaMismatchError, match=r"current/a\.parquet was appended .* is another file now"
+        ):
+            ingest(source, table, mode="append")
+        assert content(table) == {"x": [1, 2, 3]}
 
     def test_a_spelling_that_an_earlier_version_wrote_down(self, tmp_path: Path, table: str) -> None:
         source = f"{tmp_path}//{Path(land(tmp_path, 'a.parquet', x=[1, 2])).name}"
