@@ -42,8 +42,8 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
     :param source_conn_id: connection of the database, any whose hook is a ``DbApiHook`` with an SQLAlchemy dialect; or an http
         connection with the login or headers of a download. (templated)
     :param source_version: version of the Delta table that is the source; default its newest. (templated)
-    :param time_column: column that places a row in a window, needed when one is given; naive times are UTC, a date is its midnight.
-        (templated)
+    :param time_column: column that places a row in a window, needed when one is given; naive times are UTC, a date is its midnight
+        (and stays a date where the table has dates; all of such a table is not replaced). (templated)
     :param id_column: column that must be unique and not null in what is ingested; 8 bytes of memory per row. (templated)
     :param window_start: first instant of the window; default in mode ``replace`` with a ``time_column`` the run's data interval,
         or in a partitioned run what its key names, else all rows. (templated)

@@ -10,6 +10,7 @@ from airflow_mlops.core.errors import rebuild_error
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.exceptions import TransientError
 from airflow_mlops.run_windows import window_spec
+from airflow_mlops.triggers.poll import PollTrigger, Waiting, WaitLog
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -32,6 +33,7 @@ class PollSensor(BaseSensorOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.deferrable = deferrable
+        self._waits = WaitLog()
 
     def poll_arguments(self) -> dict[str, Any]:
         """Turn the rendered arguments into the poll's; JSON, no credentials."""
@@ -41,8 +43,6 @@ class PollSensor(BaseSensorOperator):
         """Wait, then give what was found."""
         if self.deferrable:
             from datetime import timedelta
-
-            from airflow_mlops.triggers.poll import PollTrigger
 
             self.defer(
                 trigger=PollTrigger(
@@ -58,7 +58,10 @@ class PollSensor(BaseSensorOperator):
         try:
             found = load_object(self.poll)(**self.poll_arguments())
         except TransientError as err:
-            self.log.warning("waiting on: %s", err)
+            self._waits.say(self.log, err)
+            found = None
+        if isinstance(found, Waiting):
+            self._waits.say(self.log, found)
             found = None
         return PokeReturnValue(is_done=found is not None, xcom_value=found)
 

@@ -11,17 +11,19 @@ if TYPE_CHECKING:
 
 
 class NewDataSensor(PollSensor):
-    """Wait until files match and have been written to the end, or a Delta table is there.
+    """Wait until files match and have been written to the end, or a Delta table has rows.
 
     A file counts once its size and time of change stand still for ``settle_seconds``; an object in a store is there as a
-    whole or not at all. Hidden files (``.name``) don't count. What is waited for is said in the log, and again every ten minutes.
+    whole or not at all. Hidden files (``.name``) don't count. What is waited for is said in the
+    log, and again every ten minutes (in mode ``reschedule`` at each look). ``source`` in the output is without its query.
 
     A web server that refuses the file (401, 403) or says that it is gone (410) ends the wait with an error; one that does not
     answer, or whose name is not found, is waited for.
 
     :param source: path, glob, URI, ``http(s)://`` address of a file without a login, or URI of a Delta table, as the triggerer (or
-        worker) sees it; ``s3://conn_id@bucket/key`` is opened by that connection. (templated)
-    :param min_files: how many files have to match. (templated)
+        worker) sees it; ``s3://conn_id@bucket/key`` is opened by that connection. No pattern in a web
+        address. (templated)
+    :param min_files: how many files have to match; a web address or a table is one. (templated)
     :param settle_seconds: longer than whoever writes the files pauses between two writes. (templated)
     """
 

@@ -1,6 +1,6 @@
 """What each sensor looks at: plain functions of plain arguments, run by a worker or by the triggerer.
 
-Each gives a small JSON dict when the wait is over, and ``None`` while it is not. Connections are resolved here, so
+Each gives a small JSON dict when the wait is over, and ``None``, or what is missing, while it is not. Connections are resolved here, so
 no credential is stored with a trigger.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 
@@ -24,47 +24,50 @@ from airflow_mlops.hooks.bentoml import BentoMLHook
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.hooks.storage import remember_stores
+from airflow_mlops.triggers.poll import Waiting
 
 log = logging.getLogger(__name__)
 
-#: What was last said of a source that is waited for in this process, and when.
-_said: dict[str, tuple[str, float]] = {}
-_SAID_SOURCES, _SAY_AGAIN_SECONDS = 1000, 600.0
 
-
-def new_data(*, source: str, min_files: int, settle_seconds: float = 0.5) -> dict[str, Any] | None:
+def new_data(*, source: str, min_files: int, settle_seconds: float = 0.5) -> dict[str, Any] | Waiting:
     """Look for files; they count once they stand still between two looks.
 
+    :returns: the files, and ``source`` without its query, which may be a signature; or what is missing.
     :raises ConnectionConfigError: a web server refuses to give the file.
     :raises DatasetNotFoundError: it says that the file is gone for good.
-    :raises ValueError: more files are awaited than a web address has.
+    :raises ValueError: more files are awaited than a web address or a table has, or a web address is a pattern.
     """
     from airflow_mlops.integrations.download import plain_url
 
     shown = source
     if source.startswith(("http://", "https://")):
-        shown = plain_url(source)  # the query may be a signature
-        if min_files > 1:
-            raise ValueError(f"min_files is {min_files}, and {shown} is one file: leave it out")
+        shown = plain_url(source)
+        if "*" in urlsplit(source).path:
+            raise ValueError(
+                f"{shown} is a pattern, and a web server lists no files: wait for one file, such as the last one that is "
+                "written (a * in its name is %2A)"
+            )
+        _require_one(shown, min_files, "file")
     else:
         remember_stores(source)
-    before = _marks(source, shown)
+    before = _marks(source, shown, min_files)
     if len(before) < min_files:
-        _say(shown, f"there are {len(before)} of {min_files} files")
-        return None
+        return Waiting(f"waiting for {shown}: there are {len(before)} of {min_files} files")
     time.sleep(settle_seconds)
-    if _marks(source, shown) != before:
-        _say(shown, "it is still being written")
-        return None
-    _said.pop(shown, None)
+    if _marks(source, shown, min_files) != before:
+        return Waiting(f"waiting for {shown}: it is still being written")
     return {"source": shown, "files": sorted(before)[:100], "file_count": len(before)}
 
 
-def _marks(source: str, shown: str) -> dict[str, Any]:
+def _require_one(shown: str, min_files: int, what: str) -> None:
+    if min_files > 1:
+        raise ValueError(f"min_files is {min_files}, and {shown} is one {what}: leave it out")
+
+
+def _marks(source: str, shown: str, min_files: int) -> dict[str, Any]:
     """Find what a source stands for, each with what changes when it does; a Delta table is one."""
     import glob
 
-    from airflow_mlops.integrations import delta
     from airflow_mlops.integrations.download import web_mark
     from airflow_mlops.integrations.object_store import file_marks
     from airflow_mlops.steps.ingestion.source import ENDINGS
@@ -73,21 +76,21 @@ def _marks(source: str, shown: str) -> dict[str, Any]:
         mark = web_mark(source)
         return {} if mark is None else {shown: mark}
     found: dict[str, Any] = file_marks(source)
-    if found or source.endswith(ENDINGS) or glob.has_magic(source):
+    if found or source.endswith(ENDINGS) or glob.has_magic(source) or not _has_rows(source):
         return found
-    return {source: "table"} if delta.table_exists(source) else {}
+    _require_one(shown, min_files, "Delta table")
+    return {source: "table"}
 
 
-def _say(source: str, why: str) -> None:
-    """Log what is waited for: when it changes, else once in a while, as a mistyped address looks the same."""
-    now = time.monotonic()
-    known, at = _said.get(source, ("", 0.0))
-    if known == why and now - at < _SAY_AGAIN_SECONDS:
-        return
-    if len(_said) >= _SAID_SOURCES:
-        _said.clear()
-    _said[source] = (why, now)
-    log.info("waiting for %s: %s", source, why)
+def _has_rows(source: str) -> bool:
+    """Tell whether a Delta table with data files is there: the first ingest makes an empty table before it writes."""
+    from airflow_mlops.integrations.delta.tables import data_files, open_table, table_exists
+    from airflow_mlops.integrations.object_store import file_marks
+
+    # Delta knows fewer stores than files can be in, and fails on others.
+    if not file_marks(f"{source.rstrip('/')}/_delta_log/*"):
+        return False
+    return table_exists(source) and bool(data_files(open_table(source, None)))
 
 
 def labels_arrived(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -16,6 +17,32 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 logger = logging.getLogger(__name__)
+
+_SAY_AGAIN_SECONDS = 600.0
+
+
+class Waiting(str):
+    """What a poll is still waiting for, for the log; a poll may say ``None`` instead."""
+
+    __slots__ = ()
+
+
+class WaitLog:
+    """Say what one task waits for: when it changes, else every ten minutes, as a mistyped address looks the same."""
+
+    def __init__(self) -> None:
+        self._said: tuple[str, float] | None = None
+
+    def say(self, log: Any, why: Waiting | TransientError) -> None:
+        """Log it, if it is not known; a service that does not answer is a warning."""
+        text, now = str(why), time.monotonic()
+        if self._said and self._said[0] == text and now - self._said[1] < _SAY_AGAIN_SECONDS:
+            return
+        self._said = (text, now)
+        if isinstance(why, TransientError):
+            log.warning("waiting on: %s", text)
+        else:
+            log.info("%s", text)
 
 
 class PollTrigger(BaseTrigger):
@@ -43,20 +70,20 @@ class PollTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then say what was found or what went wrong."""
-        complaint = None
+        waits = WaitLog()
         while True:
             try:
                 found = await asyncio.to_thread(load_object(self.poll), **self.arguments)
             except TransientError as err:
                 found = None
-                if str(err) != complaint:  # once, not at every look
-                    complaint = str(err)
-                    logger.warning("waiting on: %s", err)
+                waits.say(logger, err)
             except Exception as err:
                 logger.exception("the wait can't go on")
                 yield TriggerEvent({"error": describe_error(err)})
                 return
-            if found is not None:
+            if isinstance(found, Waiting):
+                waits.say(logger, found)
+            elif found is not None:
                 yield TriggerEvent({"found": found})
                 return
             await asyncio.sleep(self.poke_interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -101,6 +102,30 @@ class TestAppend:
         )
         written = [ingest(spelling, table, mode="append")["row_count"] for spelling in spellings]
         assert (written, content(table)) == ([2, 0, 0, 0, 0], {"x": [1, 2]})
+
+    def test_a_linked_folder_that_was_switched(self, tmp_path: Path, table: str) -> None:
+        (tmp_path / "1").mkdir()
+        (tmp_path / "current").symlink_to("1")
+        land(tmp_path / "1", "a.parquet", x=[1, 2])
+        source = f"{tmp_path}/current/*.parquet"
+
+        def switch(number: str) -> None:
+            shutil.copytree(tmp_path / "1", tmp_path / number, dirs_exist_ok=True)
+            (tmp_path / "current").unlink()
+            (tmp_path / "current").symlink_to(number)
+
+        assert ingest(source, table, mode="append")["row_count"] == 2
+        switch("2")
+        assert ingest(source, table, mode="append")["row_count"] == 0
+        (tmp_path / "2" / "b.parquet").write_bytes(Path(land(tmp_path, "b.parquet", x=[3])).read_bytes())
+        assert ingest(source, table, mode="append")["row_count"] == 1
+        land(tmp_path / "1", "a.parquet", x=[4])
+        switch("3")
+        with pytest.raises(
+            SchemaMismatchError, match=r"current/a\.parquet was appended .* is another file now"
+        ):
+            ingest(source, table, mode="append")
+        assert content(table) == {"x": [1, 2, 3]}
 
     def test_a_spelling_that_an_earlier_version_wrote_down(self, tmp_path: Path, table: str) -> None:
         source = f"{tmp_path}//{Path(land(tmp_path, 'a.parquet', x=[1, 2])).name}"
@@ -628,3 +653,36 @@ class TestDates:
         assert sorted(content(table)["x"]) == sorted({*range(6)} - {*held} | {-x for x in held})
         told = delta.describe(table, time_column="day")
         assert (told.time_min, told.time_max) == (START, START + timedelta(days=5))
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {"mode": "append"},
+            {"mode": "incremental", "watermark_column": "day"},
+            {"mode": "incremental", "watermark_column": "day", "keys": ["x"], "overlap": 1},
+            {"mode": "upsert", "keys": ["x"]},
+            {"mode": "replace", "window": {"start": "2024-01-02T05:00Z", "end": "2024-01-05T00:00Z"}},
+        ],
+    )
+    def test_dates_for_a_table_that_has_dates(self, tmp_path: Path, table: str, how: dict[str, Any]) -> None:
+        days = [date(2024, 1, day) for day in range(1, 6)]
+        pl.DataFrame({"day": days[:2], "x": [0, 1]}).write_delta(table)
+        source = land(tmp_path, "a.parquet", day=days[2:], x=[2, 3, 4])
+        for _ in range(2):
+            spec = {"source": source, "table": table, "time_column": "day", **how}
+            result = run_step("ingest", spec, Services())
+        count = 4 if how.get("window") else 5
+        assert content(table) == {"day": days[:count], "x": list(range(count))}
+        assert (result["dataset"]["row_count"], result["dataset"]["time_max"]) == (
+            count, f"2024-01-0{count}T00:00:00Z",
+        )  # fmt: skip
+
+    def test_a_whole_table_of_dates_is_not_replaced(self, tmp_path: Path, table: str) -> None:
+        pl.DataFrame({"day": [date(2024, 1, 9)], "x": [9]}).write_delta(table)
+        source = land(tmp_path, "a.parquet", day=[date(2024, 1, 1)], x=[0])
+        spec = {"source": source, "table": table, "time_column": "day", "mode": "replace"}
+        with pytest.raises(SchemaMismatchError, match=r"the table has Date\..* ingest into a new table"):
+            run_step("ingest", spec, Services())
+        assert content(table) == {"day": [date(2024, 1, 9)], "x": [9]}
+        run_step("ingest", spec | {"table": f"{table}2"}, Services())
+        assert content(f"{table}2") == {"day": [START], "x": [0]}

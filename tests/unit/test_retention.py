@@ -82,6 +82,13 @@ class TestOldRows:
         assert (retried["row_count"], retried["retention"]["dropped_rows"]) == (0, 2)
         assert content(tmp_path) == [2, 3, 4]
 
+    def test_dates_before_the_hour_of_the_bound(self, tmp_path: Path) -> None:
+        table = str(tmp_path / "table")
+        days = [START.date() + timedelta(days=day) for day in range(5)]
+        pl.DataFrame({"t": days, "x": range(5)}).write_delta(table)
+        assert delta.drop_before(table, START + timedelta(days=2, hours=5), time_column="t") == 3
+        assert content(tmp_path) == [3, 4]
+
     def test_never_all_of_them(self, tmp_path: Path) -> None:
         with pytest.raises(InsufficientDataError, match=r"all 5 rows .* are older than 2025"):
             ingest(tmp_path, range(5), drop_before="2025-01-01")

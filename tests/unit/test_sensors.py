@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import polars as pl
 import pytest
 from airflow.sdk import DAG, CronPartitionTimetable
@@ -36,7 +37,7 @@ from airflow_mlops.sensors.endpoint import EndpointReadySensor
 from airflow_mlops.sensors.labels import LabelsArrivedSensor
 from airflow_mlops.sensors.model_version import ModelVersionSensor
 from airflow_mlops.sensors.new_data import NewDataSensor
-from airflow_mlops.triggers.poll import PollTrigger
+from airflow_mlops.triggers.poll import PollTrigger, Waiting
 
 WINDOW = Window.parse("2019-01-01", "2019-02-01")
 
@@ -110,7 +111,7 @@ def test_new_data_waits_for_all_files(tmp_path: Path) -> None:
         task_id="wait", source=f"{tmp_path}/*.csv", min_files="2", deferrable=True, poke_interval=0.1
     )
     (tmp_path / "a.csv").write_text("1")
-    assert polls.new_data(**sensor.poll_arguments()) is None
+    assert isinstance(polls.new_data(**sensor.poll_arguments()), Waiting)
     threading.Timer(0.3, (tmp_path / "b.csv").write_text, ["2"]).start()
     assert waited(sensor)["file_count"] == 2
 
@@ -129,31 +130,64 @@ def test_a_file_that_is_still_written_does_not_count(tmp_path: Path, monkeypatch
     monkeypatch.setattr("time.sleep", settle)
     sensor = NewDataSensor(task_id="wait", source=f"{tmp_path}/*.csv", settle_seconds="2", deferrable=True)
     looks = [polls.new_data(**sensor.poll_arguments()) for _ in range(4)]
-    assert looks[:3] == [None] * 3
+    assert looks[:3] == [f"waiting for {tmp_path}/*.csv: it is still being written"] * 3
     assert looks[3] == {"source": f"{tmp_path}/*.csv", "files": [str(tmp_path / "a.csv")], "file_count": 1}
     assert waits == [2.0] * 4
 
 
 def test_what_is_waited_for_is_said_now_and_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    source = str(tmp_path / "table")
+    tasks = [NewDataSensor(task_id=name, source=source, settle_seconds=0) for name in ("one", "other")]
+    told = f"waiting for {source}: there are 0 of 1 files"
+
+    def said(looks: int) -> int:
+        for task in tasks * looks:
+            assert not task.poke({}).is_done
+        return capsys.readouterr().out.count(told)
+
+    assert said(3) == 2  # each task has a log of its own
+    assert said(1) == 0
+    monkeypatch.setattr("airflow_mlops.triggers.poll._SAY_AGAIN_SECONDS", 0.0)
+    assert said(2) == 4
+
+
+def test_a_trigger_says_what_it_waits_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "a.csv"
+    sensor = NewDataSensor(
+        task_id="wait", source=str(file), settle_seconds=0, deferrable=True, poke_interval=0.05
+    )
+    threading.Timer(0.4, file.write_text, ["1"]).start()
+    with caplog.at_level("INFO"):
+        assert waited(sensor)["file_count"] == 1
+    assert caplog.text.count(f"waiting for {file}: there are 0 of 1 files") == 1
+
+
+def test_a_table_counts_once_it_has_rows(tmp_path: Path) -> None:
     table = str(tmp_path / "table")
 
-    def looks(count: int) -> list[Any]:
-        found = [polls.new_data(source=table, min_files=1, settle_seconds=0) for _ in range(count)]
-        said = [record.getMessage() for record in caplog.records if table in record.getMessage()]
-        caplog.clear()
-        return [*found, *said]
+    def look(min_files: int = 1) -> Any:
+        return polls.new_data(source=table, min_files=min_files, settle_seconds=0)
 
-    with caplog.at_level("INFO"):
-        told = f"waiting for {table}: there are 0 of 1 files"
-        assert looks(3) == [None, None, None, told]
-        monkeypatch.setattr(polls, "_SAY_AGAIN_SECONDS", 0.0)
-        assert looks(2) == [None, None, told, told]
-        (tmp_path / "table").mkdir()  # a folder is no table
-        assert looks(1) == [None, told]
-        pl.DataFrame({"x": [1]}).write_delta(table)
-        assert looks(1) == [{"source": table, "files": [table], "file_count": 1}]
+    (tmp_path / "table").mkdir()  # a folder is no table
+    assert isinstance(look(), Waiting)
+    pl.DataFrame({"x": [1]}).clear().write_delta(table)
+    assert isinstance(look(), Waiting)
+    pl.DataFrame({"x": [1]}).write_delta(table, mode="append")
+    assert look() == {"source": table, "files": [table], "file_count": 1}
+    with pytest.raises(ValueError, match="is one Delta table"):
+        look(min_files=2)
+
+
+def test_a_store_that_delta_does_not_know(tmp_path: Path) -> None:
+    source = f"memory:///{tmp_path.name}/_SUCCESS"
+    assert isinstance(polls.new_data(source=source, min_files=1), Waiting)
+    with fsspec.open(source, "w") as file:
+        file.write("")
+    assert polls.new_data(source=source, min_files=1, settle_seconds=0) == {
+        "source": source, "files": [source], "file_count": 1,
+    }  # fmt: skip
 
 
 def test_a_file_of_a_web_server(server: Server) -> None:
@@ -161,7 +195,7 @@ def test_a_file_of_a_web_server(server: Server) -> None:
     url = f"{address}/a.csv?signature=secret"
     sensor = NewDataSensor(task_id="wait", source=url, settle_seconds=0, deferrable=True, poke_interval=0.1)
     server.answers["/a.csv"] = (404, {})
-    assert polls.new_data(**sensor.poll_arguments()) is None
+    assert isinstance(polls.new_data(**sensor.poll_arguments()), Waiting)
     threading.Timer(0.3, server.answers.__setitem__, ["/a.csv", (200, {})]).start()
     plain = f"{address}/a.csv"
     assert waited(sensor) == {"source": plain, "files": [plain], "file_count": 1}
@@ -181,6 +215,8 @@ def test_a_file_of_a_web_server(server: Server) -> None:
         polls.new_data(source="http://127.0.0.1:1/a.csv", min_files=1)
     with pytest.raises(ValueError, match="is one file"):
         polls.new_data(source=url, min_files=2)
+    with pytest.raises(ValueError, match=r"out/\*\.csv is a pattern"):
+        polls.new_data(source=f"{address}/out/*.csv?signature=secret", min_files=1)
 
 
 def test_a_worker_may_wait_as_well(tmp_path: Path) -> None:

@@ -20,15 +20,20 @@ def in_window(
 
     :param schema: of the table; a date is its midnight in UTC.
     """
-    import polars as pl
-
     if window is None:
         return None
-    start, end = window.start, window.end
-    if schema.get(str(time_column)) == pl.Date:
-        start, end = _next_midnight(start), _next_midnight(end)  # delta-rs takes the hour off the bound
+    start, end = (bound(str(time_column), instant, schema) for instant in (window.start, window.end))
     column = quoted(str(time_column))
-    return f"{column} >= '{start.isoformat()}' AND {column} < '{end.isoformat()}'"
+    return f"{column} >= '{start}' AND {column} < '{end}'"
+
+
+def bound(time_column: str, instant: datetime, schema: Mapping[str, pl.DataType]) -> str:
+    """Write an instant that times of a column are compared with."""
+    import polars as pl
+
+    if schema.get(time_column) == pl.Date:
+        instant = _next_midnight(instant)  # delta-rs takes the hour off the bound
+    return instant.isoformat()
 
 
 def _next_midnight(instant: datetime) -> datetime:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError
-from airflow_mlops.integrations.delta.conditions import quoted
+from airflow_mlops.integrations.delta.conditions import bound, quoted
 from airflow_mlops.integrations.delta.history import require_readable
 from airflow_mlops.integrations.delta.reading import read_table
 from airflow_mlops.integrations.delta.tables import data_files, open_table, scan, write_errors
@@ -53,7 +53,7 @@ def drop_before(uri: str, first: datetime, *, time_column: str) -> int:
             f"all {dropped} rows of {uri} are older than {first.isoformat()}: is drop_before meant so? Nothing was dropped"
         )
     with write_errors(uri):
-        table.delete(f"{quoted(time_column)} < '{first.isoformat()}'")
+        table.delete(f"{quoted(time_column)} < '{bound(time_column, first, scan(table).collect_schema())}'")
     return int(dropped)
 
 

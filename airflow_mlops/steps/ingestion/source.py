@@ -213,10 +213,12 @@ def cut_rows(
     needed: Sequence[str],
     time_column: str | None,
     window: Window | None,
+    table: Mapping[str, pl.DataType] | None = None,
 ) -> pl.LazyFrame:
     """Put times into UTC and leave rows outside the window out; nothing but the schema is read.
 
     :param needed: columns that must be there.
+    :param table: types of the table the rows are for: dates stay dates where it has dates.
     :raises SchemaMismatchError: a column is missing, or the time column holds no times.
     """
     import polars as pl
@@ -225,10 +227,14 @@ def cut_rows(
     delta.require_columns(needed, schema.names(), source)
     if time_column is None:
         return frame
-    frame = frame.with_columns(_utc(time_column, schema, source))
+    times = _utc(time_column, schema, source)
+    time = pl.col(time_column)
+    if schema[time_column] == pl.Date and (table or {}).get(time_column) == pl.Date:
+        time = times
+    else:
+        frame = frame.with_columns(times)
     if window is None:
         return frame
-    time = pl.col(time_column)
     # Rows without a time are kept: they are in no window, so they would be missing from all of them unnoticed.
     return frame.filter(time.is_between(window.start, window.end, closed="left") | time.is_null())
 

@@ -13,7 +13,7 @@ from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.ingestion.partition import rows_of
 from airflow_mlops.steps.ingestion.source import Source, Wanted, cut_rows
-from airflow_mlops.steps.ingestion.spec import filled_columns
+from airflow_mlops.steps.ingestion.spec import filled_columns, replaces_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,21 +80,22 @@ def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -
             f"mode 'append' of {source.name} needs work_key, such as {{{{ run_id }}}}: it names what is appended once. "
             "Or use mode 'incremental' or 'upsert'"
         )
-    names = {f"{_FILE}={_real_path(file)}{place}": file for file in files}
-    given = {f"{_FILE}={file}{place}": file for file in files}  # as commits of earlier versions have it
-    done = writer.marks(list(names | given))
-    for mark, number in done.items():
-        file = (names | given)[mark]
-        if files[file] != number:
+    # By the real path another spelling finds a file; by the given one it is found when a linked folder was switched.
+    names = {file: [f"{_FILE}={_real_path(file)}{place}", f"{_FILE}={file}{place}"] for file in files}
+    done = writer.marks(sorted({mark for marks in names.values() for mark in marks}))
+    new: dict[str, str] = {}
+    for file, marks in names.items():
+        numbers = {done[mark] for mark in marks if mark in done}
+        if numbers and files[file] not in numbers:
             raise SchemaMismatchError(
                 f"{file} was appended to {spec.table} before and is another file now: appending it would write its "
                 "rows twice. Give new rows a file of their own, or use mode 'upsert', or name the work with work_key"
             )
-    known = {(names | given)[mark] for mark in done}
-    new = {mark: file for mark, file in names.items() if file not in known}
+        if not numbers:
+            new[marks[0]] = file
     return Work(
         frame=_open(spec, writer, source, list(new.values())) if new else None,
-        marks={name: files[file] for name, file in new.items()},
+        marks={mark: files[file] for file in new.values() for mark in names[file]},
         source_marks=files,
     )
 
@@ -130,6 +131,7 @@ def _open(
         ],
         time_column=spec.time_column,
         window=spec.window,
+        table=None if replaces_all(spec) else writer.schema,
     )
     return frame if spec.partition is None else rows_of(spec.partition, frame, source.name)
 
