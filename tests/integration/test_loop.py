@@ -597,6 +597,19 @@ class TestRetraining:
         again = world.decide()
         assert (again["retrain"], again["deploy"]) == (False, False)
 
+    def test_where_nothing_serves_yet_there_is_no_trial(self, world: World) -> None:
+        key = self.decided(world)
+        self.promote(world, key)
+        with pytest.raises(RolloutError, match="serves nothing that version 2 could be compared with"):
+            self.deploy(strategy="shadow")
+        port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
+        try:
+            self.deploy(strategy="shadow", on_reject="roll_back")
+        finally:
+            LocalServer(world.folder / "serving", port=port).stop()
+        (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
+        assert (outcome.key, outcome.subject, outcome.payload["outcome"]) == (key, "2", "promoted")
+
     def test_a_trial_that_was_passed_is_not_held_again(self, world: World) -> None:
         port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
         self.deploy(model_version="1")
