@@ -546,12 +546,14 @@ class TestRetraining:
         world.check_performance(AUGUST)
         return str(world.decide()["decision_key"])
 
-    def promote(self, world: World, decision_key: str, *, version: str = "2") -> None:
+    def promote(
+        self, world: World, decision_key: str, *, version: str = "2", champion: str | None = None
+    ) -> None:
         operator = PromoteModelOperator(
             task_id="promote",
             model_name=MODEL,
             model_version=version,
-            evaluation={"champion_version": None, "reason": "better"},
+            evaluation={"champion_version": champion, "reason": "better"},
             decision_key=decision_key,
         )
         operator.execute(context("promote", operator))
@@ -585,7 +587,7 @@ class TestRetraining:
         try:
             self.deploy()
             key = self.decided(world)
-            self.promote(world, key, version="1")
+            self.promote(world, key, version="1", champion="2")
             with pytest.raises(RolloutRejectedError):  # nobody asks: no data is no pass
                 self.deploy(strategy="canary", shares=[0.5], phase_minutes=0.02, on_reject="roll_back")
         finally:
