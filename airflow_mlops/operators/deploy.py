@@ -50,8 +50,8 @@ class DeployModelOperator(StepOperator):
     :param quality: labels to judge both versions by as they arrive: ``{"labels": dataset or table, "id_column": …, "target": …,
         "metric": "mae"}``. (templated)
     :param on_reject: what follows when the new version was taken back: ``fail`` the task; ``roll_back``: also let the alias point at the
-        version that serves, if it still points at the one that was taken back; or ``return`` the result, whose ``state`` is
-        ``rolled_back``.
+        version that serves, if it still points at the one that was taken back, and where nothing serves yet that the version could be
+        compared with, let it serve at once whatever the strategy; or ``return`` the result, whose ``state`` is ``rolled_back``.
     :param lease_seconds: how long the shares hold when the task is gone. (templated)
     :param timeout_seconds: how long the service may take to answer with the new version. (templated)
     :param deferrable: wait in the triggerer; default from ``[operators] default_deferrable``.
@@ -138,6 +138,8 @@ class DeployModelOperator(StepOperator):
             "lease_seconds": float(self.lease_seconds),
             "rollout": instance_of(context),
             "actor": actor(context),
+            # A comparison that can't be would fail in every run: there is nothing to go back to either.
+            "first_serves": self.on_reject == "roll_back",
             "timeout_seconds": float(self.timeout_seconds),
         }
 

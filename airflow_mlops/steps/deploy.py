@@ -49,6 +49,7 @@ class DeploySpec:
     :param rollout: names this rollout; whoever comes with the same name goes on with it.
     :param actor: who deploys.
     :param abort: roll back the rollout of this name instead, for this reason.
+    :param first_serves: let the version serve at once, whatever the strategy, where nothing is served that it could be compared with.
     :param timeout_seconds: how long the service may take to answer with the new version.
     """
 
@@ -67,6 +68,7 @@ class DeploySpec:
     rollout: str = ""
     actor: str = ""
     abort: str | None = None
+    first_serves: bool = False
     timeout_seconds: float = 120.0
 
 
@@ -233,6 +235,7 @@ def _rollout(
         lease_seconds=spec.lease_seconds,
         actor=spec.actor or "deploy",
         abort=spec.abort,
+        first_serves=spec.first_serves,
     )
     return Rollout(how, endpoint, ledger, model_name=spec.model_name, new=new, fetch=fetch)
 

@@ -78,7 +78,7 @@ class RetrainingResult:
     :param resumed: the decision was taken earlier, its training never ended.
     :param deploy: its version was promoted, but does not serve yet: it only has to be deployed.
     :param held_out: what is trained or deployed earns its promotion on rows held out of one window, and on no other: a trial before
-        it serves can tell more.
+        it serves can tell more. Not where it has passed one (a rollout in the shadow) since it was promoted.
     :param decisions: what was decided now, window by window.
     :param waiting: windows that stay undecided for now, and why.
     """
@@ -333,9 +333,25 @@ def _promoted(
         deploy=True,
         decision_key=opened.key,
         resumed=True,
-        held_out=_held_out(opened),
+        held_out=_held_out(opened) and not _passed_trial(ledger, promotion),
         reason=f"version {version} was promoted for {opened.window}, but its deployment was never recorded",
     )
+
+
+def _passed_trial(ledger: Ledger, promotion: LedgerEntry) -> bool:
+    """Tell whether the version ended its last shadow since it was promoted well: another one would be another chance to be rejected by chance.
+
+    Other strategies do not count: what they let through serves, and a deployment that failed says nothing about the trial before it.
+    """
+    rollouts = ledger.entries(
+        kind=EntryKind.ROLLOUT, model_name=promotion.model_name, subject=promotion.subject, limit=1_000
+    )
+    ends = (
+        str(entry.payload["event"]["what"])
+        for entry in rollouts
+        if (entry.entry_id or 0) > (promotion.entry_id or 0) and entry.payload.get("strategy") == "shadow"
+    )
+    return next((what for what in ends if what in ("finished", "rolled_back")), None) == "finished"
 
 
 def _idle(spec: RetrainingSpec, decided: list[LedgerEntry], waiting: list[RetrainingDecision]) -> str:

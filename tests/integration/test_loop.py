@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +26,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
 from airflow_mlops.exceptions import InsufficientDataError, RolloutError, RolloutRejectedError
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.bentoml import LocalServer
+from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.operators.deploy import DeployModelOperator
@@ -499,6 +503,38 @@ class TestStandingVerdict:
         assert f"no report for {MODEL} in [2018-08-01, 2018-09-01)" in caplog.text
 
 
+#: Nothing but a lack of answers keeps a version from passing.
+LENIENT = {
+    "minimum_requests": 20,
+    "latency_tolerance": 100.0,
+    "slowest_tolerance": 0.9,
+    "answer_tolerance": None,
+    "estimates": False,
+}
+
+
+@contextmanager
+def traffic(url: str) -> Iterator[None]:
+    """Ask a service one request after the other."""
+    stopped = threading.Event()
+    rows = json.loads(trips_of(AUGUST).drop(stream.TARGET, stream.ID, stream.TIME).head(50).write_json())
+
+    def ask() -> None:
+        with EndpointClient(url, None) as client:
+            for row in cycle(rows):
+                if stopped.is_set():
+                    return
+                client.predict([row])
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        asking.join()
+
+
 class TestRetraining:
     """From the decision to the version that serves."""
 
@@ -510,12 +546,14 @@ class TestRetraining:
         world.check_performance(AUGUST)
         return str(world.decide()["decision_key"])
 
-    def promote(self, world: World, decision_key: str, *, version: str = "2") -> None:
+    def promote(
+        self, world: World, decision_key: str, *, version: str = "2", champion: str | None = None
+    ) -> None:
         operator = PromoteModelOperator(
             task_id="promote",
             model_name=MODEL,
             model_version=version,
-            evaluation={"champion_version": None, "reason": "better"},
+            evaluation={"champion_version": champion, "reason": "better"},
             decision_key=decision_key,
         )
         operator.execute(context("promote", operator))
@@ -549,7 +587,7 @@ class TestRetraining:
         try:
             self.deploy()
             key = self.decided(world)
-            self.promote(world, key, version="1")
+            self.promote(world, key, version="1", champion="2")
             with pytest.raises(RolloutRejectedError):  # nobody asks: no data is no pass
                 self.deploy(strategy="canary", shares=[0.5], phase_minutes=0.02, on_reject="roll_back")
         finally:
@@ -560,6 +598,51 @@ class TestRetraining:
         assert [move.payload["model_version"] for move in world.entries(EntryKind.ROLLBACK)] == ["2"]
         again = world.decide()
         assert (again["retrain"], again["deploy"]) == (False, False)
+
+    def test_where_nothing_serves_yet_there_is_no_trial(self, world: World) -> None:
+        key = self.decided(world)
+        self.promote(world, key)
+        with pytest.raises(RolloutError, match="serves nothing that version 2 could be compared with"):
+            self.deploy(strategy="shadow")
+        port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
+        try:
+            self.deploy(strategy="shadow", on_reject="roll_back")
+        finally:
+            LocalServer(world.folder / "serving", port=port).stop()
+        (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
+        assert (outcome.key, outcome.subject, outcome.payload["outcome"]) == (key, "2", "promoted")
+
+    def test_a_trial_that_was_passed_is_not_held_again(self, world: World) -> None:
+        port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
+        self.deploy(model_version="1")
+        try:
+            self.promote(world, self.decided(world))
+            assert world.decide()["held_out"]
+            with traffic(str(world.services.endpoint_url)):
+                self.deploy(
+                    strategy="shadow",
+                    phase_minutes=0.02,
+                    patience=1_000,
+                    tolerances=LENIENT,
+                    on_reject="roll_back",
+                )
+        finally:
+            LocalServer(world.folder / "serving", port=port).stop()
+        (*_, ended) = world.entries(EntryKind.ROLLOUT)
+        assert (ended.subject, ended.payload["event"]["what"]) == ("2", "finished")
+        # Neither does a deployment after it that fails make it one that is to be tried again.
+        failed = ended.payload | {
+            "strategy": "recreate",
+            "event": ended.payload["event"] | {"what": "rolled_back"},
+        }
+        with world.ledger() as ledger:
+            ledger.record(replace(ended, key="deploy", payload=failed, entry_id=None))
+        again = world.decide()
+        assert (again["deploy"], again["held_out"]) == (True, False)
+        # A later trial that is not passed does.
+        with world.ledger() as ledger:
+            ledger.record(replace(ended, key="later", payload=failed | {"strategy": "shadow"}, entry_id=None))
+        assert world.decide()["held_out"]
 
     def test_only_the_deployment_follows(self, world: World) -> None:
         from airflow.sdk import DAG

@@ -604,6 +604,18 @@ def test_nothing_to_compare_with_is_no_shadow(tmp_path: Path, packages: dict[str
     assert stage.server.running() is None
 
 
+def test_what_can_not_be_compared_has_not_passed(stage: Stage) -> None:
+    folder = stage.folder / "labels"
+    stage.packages = stage.packages | {"7": (folder, build_package(folder, labels=True))}
+    for told in (1, 2):  # every time it is tried
+        progress = stage.advance("7", plan_rollout("shadow"))
+        assert (progress.state.status, progress.wait_seconds) == ("rolled_back", None)
+        assert progress.desired.stable.model_version == "1"
+        assert "version 7 answers the labels high, low, version 1 numbers" in progress.state.reason
+        assert stage.told() == ["rolled_back"] * told
+    assert stage.serving() == {"1"}
+
+
 STEERER = """
 import json, sys, time
 from tests.integration.test_rollout import Stage, canary

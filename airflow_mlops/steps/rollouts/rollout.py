@@ -68,6 +68,8 @@ class RolloutSpec:
     :param lease_seconds: how long the shares hold when nobody says that he steers.
     :param actor: who rolls out.
     :param abort: roll back what is under way, for this reason.
+    :param first_serves: let the version serve at once, whatever the plan, where nothing is served that it could be compared with;
+        otherwise a plan that is nothing but a comparison is refused there.
     """
 
     name: str
@@ -77,6 +79,7 @@ class RolloutSpec:
     lease_seconds: float = 60.0
     actor: str
     abort: str | None = None
+    first_serves: bool = False
 
 
 class Progress(NamedTuple):
@@ -152,7 +155,8 @@ class Rollout:
             if self.state.status == "finished" and self._serves_no_more(current):
                 self.attempt, self.events = self.attempt + 1, []
             if current is None:
-                if self.spec.plan.strategy in ("shadow", "ab", "blue_green"):
+                may_serve = self.spec.first_serves and self.state.status == "new"
+                if self.spec.plan.strategy in ("shadow", "ab", "blue_green") and not may_serve:
                     raise RolloutError(
                         f"{self.endpoint.serving_dir} serves nothing that version {self.new.model_version} could be compared with: "
                         "deploy a first version with strategy='recreate', or correct the folder"
@@ -218,7 +222,15 @@ class Rollout:
             package = self.fetch()
             with self._refusal_noted():
                 self.endpoint.bring(package, self.model_name, self.new)
-                self._require_alike(package, current)
+            unlike = self._unlike(package, current)
+            if unlike is not None:
+                self._write(
+                    "rolled_back",
+                    phase=action.phase,
+                    reason=unlike,
+                    summary=f"{self.model_name} version {self.new.model_version} could not be rolled out: {unlike}",
+                )
+                return
         desired = phase_state(current, self.spec.plan, phase, self.new, rollout=self.spec.name)
         with self._refusal_noted():
             _, started = self.endpoint.serve(desired, lease_seconds=self.spec.lease_seconds)
@@ -232,16 +244,17 @@ class Rollout:
             f"beside version {current.stable.model_version}: {action.reason}",
         )
 
-    def _require_alike(self, package: Path, current: DesiredState) -> None:
-        """See that answers of both versions can be compared at all."""
+    def _unlike(self, package: Path, current: DesiredState) -> str | None:
+        """Say why answers of both versions can't be compared at all: no trial ever will, so the new one has not passed."""
         folder = self.endpoint.serving_dir / current.folder(current.stable)
         new, _ = read_verified(package, self.new.package_digest)
         old, _ = read_verified(folder, current.stable.package_digest)
         if (new.task, set(new.classes or ())) != (old.task, set(old.classes or ())):
-            raise RolloutError(
+            return (
                 f"version {self.new.model_version} answers {_answers(new)}, version {current.stable.model_version} "
                 f"{_answers(old)}: they can't be compared, deploy it with strategy='recreate'"
             )
+        return None
 
     def _look(self) -> Action:
         """Compare the versions, and say what follows."""
