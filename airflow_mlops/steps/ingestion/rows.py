@@ -120,13 +120,14 @@ def require_unique(
     :raises SchemaMismatchError: they did.
     """
     import polars as pl
+    from polars.selectors import by_name
 
     if not suspects.size:
         return
     found = []
     for frame in frames:
         hashes = key_hashes(frame, columns)
-        found.append(frame.select(columns).filter(pl.Series(np.isin(hashes, suspects))))
+        found.append(frame.select(by_name(columns)).filter(pl.Series(np.isin(hashes, suspects))))
     keys = pl.concat(found)
     repeated = keys.filter(keys.is_duplicated()).unique(maintain_order=True)
     if repeated.height:
@@ -151,7 +152,7 @@ def require_single(
     rows = table.select(by_name(keys))
     found = [np.empty(0, np.uint64)]
     for batch in stream_batches(rows):
-        given = key_hashes(batch, keys)
+        given = np.sort(key_hashes(batch, keys))  # looked for in order they are found many times as fast
         found.append(given[among(given, hashes).to_numpy()])
     twice = np.concatenate(found)
     twice.sort()
@@ -159,13 +160,20 @@ def require_single(
     if not suspects.size:
         return
     suspected = (batch.filter(among(key_hashes(batch, keys), suspects)) for batch in stream_batches(rows))
-    counts = pl.concat(suspected).group_by(keys).len("\0rows").filter(pl.col("\0rows") > 1).sort(keys)
+    counts = (
+        pl.concat(suspected)
+        .group_by(by_name(keys))
+        .len("\0rows")
+        .filter(pl.col("\0rows") > 1)
+        .sort(by_name(keys))
+    )
     if counts.height:
         *key, count = counts.row(0)
         raise SchemaMismatchError(
             f"{uri} has several rows of {counts.height} of the keys that are upserted, such as {count} of "
             f"{', '.join(f'{name}={value!r}' for name, value in zip(keys, key, strict=True))}; they would all become the same row. "
-            f"If they are one row, replace the table by itself once, with source={uri!r}, mode='replace' and deduplicate_by={list(keys)!r}; "
+            f"If they are one row, replace the table by itself once, with source={uri!r}, mode='replace' and deduplicate_by={list(keys)!r}, "
+            "without time_column and hash_columns (hashes stay hashes); "
             "if they are not, name more columns in keys"
         )
 
@@ -190,7 +198,9 @@ def among(
 
 def key_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Hash what names each row; within one process the same values have the same hash."""
-    hashes: np.ndarray[Any, np.dtype[np.uint64]] = frame.select(columns).hash_rows(seed=0).to_numpy()
+    from polars.selectors import by_name
+
+    hashes: np.ndarray[Any, np.dtype[np.uint64]] = frame.select(by_name(columns)).hash_rows(seed=0).to_numpy()
     return hashes
 
 
