@@ -199,7 +199,7 @@ class TestByColumn:
             ({"region": ["eu", None]}, "eu", {}, SchemaMismatchError, "region"),
             ({"area": ["eu"]}, "eu", {}, SchemaMismatchError, "has no column region; it has area"),
             ({"region": ["a"]}, "__HIVE_DEFAULT_PARTITION__", {}, SchemaMismatchError, "that there is none"),
-            ({"region": ["eu", ""]}, "eu", {}, SchemaMismatchError, "partition column 'region' has 1 nulls"),
+            ({"region": ["eu", ""]}, "eu", {}, SchemaMismatchError, "partition column 'region' has 1 nulls or empty texts"),
             ({"region": [""]}, "", {}, SchemaMismatchError, "an empty text is null in the name of a partition"),
             ({"region": [1]}, "eu", {}, SchemaMismatchError, "partition key 'eu' is no Int64, which column region"),
             ({"region": [1.5]}, "1.5", {}, SchemaMismatchError, "a partition is named by text, whole numbers or"),

@@ -41,7 +41,7 @@ class PassingRows:
         self._nulls = dict.fromkeys(filled, 0)
         self._filled = dict(filled)
         self._named = list(named)
-        self._floats: set[str] = set()
+        self._also: dict[str, str] = {}
         self._unique = list(unique)
         self._keys: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
         self._categories = {name: (known, budget, set[Any]()) for name, (known, budget) in categories.items()}
@@ -53,8 +53,8 @@ class PassingRows:
         """
         for frame in frames:
             self.row_count += frame.height
-            self._floats |= {name for name in self._nulls if frame[name].dtype.is_float()}
             for name in self._nulls:
+                self._also[name] = _also_null(frame[name], self._filled[name])
                 self._nulls[name] += _count_nulls(frame[name])
             for name in self._named:
                 self._require_folder(name, frame[name])
@@ -66,7 +66,7 @@ class PassingRows:
         for name, nulls in self._nulls.items():
             if nulls:
                 raise SchemaMismatchError(
-                    f"{self.source}: {self._filled[name]} column {name!r} has {nulls} nulls{' or NaN' if name in self._floats else ''}; "
+                    f"{self.source}: {self._filled[name]} column {name!r} has {nulls} nulls{self._also[name]}; "
                     "fill them in or remove the rows at the source"
                 )
 
@@ -99,6 +99,15 @@ class PassingRows:
                 f"{self.source}: column {name!r} has more than {budget} new categories ({shown}); the table has "
                 f"{len(known)}. Fix them at the source, or raise new_categories[{name!r}]"
             )
+
+
+def _also_null(values: pl.Series, what: str) -> str:
+    """Name what counts as null in such a column."""
+    import polars as pl
+
+    if values.dtype.is_float():
+        return " or NaN"
+    return " or empty texts" if what == "partition" and values.dtype == pl.String else ""
 
 
 def _count_nulls(values: pl.Series) -> int:
