@@ -278,6 +278,25 @@ class TestHashes:
         ingest(str(tmp_path / "a.csv"), table, hash_columns="phone")
         assert content(table)["phone"] == [hashed("0049"), hashed("49")]
 
+    def test_a_table_that_is_ingested_into_itself_keeps_its_hashes(self, tmp_path: Path, table: str) -> None:
+        twice = land(tmp_path, "a.parquet", x=["a", "a"], y=[1, 2])
+        ingest(twice, table, hash_columns="x")
+        more = land(tmp_path, "b.parquet", x=["a", "b"], y=[3, 4])
+        how = {"mode": "upsert", "keys": "x", "hash_columns": "x"}
+        with pytest.raises(SchemaMismatchError, match=r"without time_column and hash_columns"):
+            ingest(more, table, **how)
+
+        remedy = {"deduplicate_by": "x", "deduplicate_order": "y"}
+        itself = f"{table}/../table"
+        with pytest.raises(SchemaMismatchError, match=r"hashes in 'x' already, which would be hashed again"):
+            ingest(itself, table, **remedy, hash_columns="x")
+        ingest(itself, table, **remedy)
+        assert content(table) == {"x": [hashed("a")], "y": [2]}
+        with pytest.raises(SchemaMismatchError, match="holds hashes in column 'x'"):
+            ingest(more, table, mode="append")
+        ingest(more, table, **how)
+        assert content(table, "y") == {"x": [hashed("a"), hashed("b")], "y": [3, 4]}
+
     def test_a_row_is_found_by_its_hashed_key(self, tmp_path: Path, table: str) -> None:
         how = {"mode": "upsert", "keys": "x", "hash_columns": "x"}
         ingest(land(tmp_path, "a.parquet", x=["a", "b"], y=[1, 2]), table, **how)

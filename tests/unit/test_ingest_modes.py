@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -28,6 +29,7 @@ from airflow_mlops.integrations.object_store import file_marks
 from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.ingestion.rows import key_hashes, require_single
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -244,6 +246,11 @@ class TestUpsert:
         ingest(table, table, deduplicate_by=["x"], deduplicate_order=["y"])  # what the message advises
         ingest(source, table, mode="upsert", keys="x")
         assert content(table) == {"x": [1, 2, 3, 4], "y": ["A", "d", "C", "D"]}
+
+    def test_a_key_column_is_no_pattern(self, tmp_path: Path, table: str) -> None:
+        rows = pl.DataFrame({"^k.*$": [1, 1, 2], "kx": [3, 4, 5]})
+        with pytest.raises(SchemaMismatchError, match=r"such as 2 of \^k\.\*\$=1;"):
+            require_single(rows.lazy(), ["^k.*$"], np.sort(key_hashes(rows, ["^k.*$"])), uri=table)
 
     def test_at_the_same_moment(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=list(range(2_000)), y=[1.0] * 2_000)

@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import DAG, CronPartitionTimetable
 from deltalake import DeltaTable
 
-from airflow_mlops.core.data.partitions import PartitionUnit, partition_window
+from airflow_mlops.core.data.partitions import Partition, PartitionUnit, partition_window
 from airflow_mlops.core.windows import find_time_zone
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import delta
@@ -23,6 +23,7 @@ from airflow_mlops.operators.validate import ValidateDatasetOperator
 from airflow_mlops.run_windows import NO_INTERVAL, run_partition_window
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.ingestion.partition import rows_of
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ class TestByColumn:
             ({"region": ["eu", None]}, "eu", {}, SchemaMismatchError, "region"),
             ({"area": ["eu"]}, "eu", {}, SchemaMismatchError, "has no column region; it has area"),
             ({"region": ["a"]}, "__HIVE_DEFAULT_PARTITION__", {}, SchemaMismatchError, "that there is none"),
-            ({"region": ["eu", ""]}, "eu", {}, SchemaMismatchError, "partition column 'region' has 1 nulls"),
+            ({"region": ["eu", ""]}, "eu", {}, SchemaMismatchError, "partition column 'region' has 1 nulls or empty texts"),
             ({"region": [""]}, "", {}, SchemaMismatchError, "an empty text is null in the name of a partition"),
             ({"region": [1]}, "eu", {}, SchemaMismatchError, "partition key 'eu' is no Int64, which column region"),
             ({"region": [1.5]}, "1.5", {}, SchemaMismatchError, "a partition is named by text, whole numbers or"),
@@ -225,6 +226,12 @@ class TestByColumn:
         assert content(table) == [("eu", 1)]
         ingest(source, table, None, keep_where="region <> ''", **how)
         assert ("us", 2) in content(table)
+
+    def test_rows_are_left_out_where_the_file_is_scanned(self, tmp_path: Path) -> None:
+        frame = pl.scan_parquet(land(tmp_path / "a.parquet", region=["eu", "", "us", None]))
+        rows = rows_of(Partition(column="region", key="eu"), frame, "a.parquet")
+        assert "SELECTION" in rows.explain().partition("Parquet SCAN")[2]
+        assert rows.collect()["region"].to_list() == ["eu", None, None]
 
 
 class TestByTime:

@@ -16,11 +16,12 @@ from airflow_mlops.exceptions import (
     SchemaMismatchError,
 )
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.storage import same_place
 from airflow_mlops.steps.ingestion.files import read_batches, reading
 from airflow_mlops.steps.ingestion.rows import PassingRows, among, key_hashes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import polars as pl
 
@@ -112,13 +113,16 @@ class Cleaner:
         :param columns: what is to be written.
         :param whole: all of the table's rows are replaced.
         :raises SchemaMismatchError: the table has values where hashes are to be written, hashes of another key, or hashes
-            where values are to be written.
+            where values are to be written, or is its own source and would have hashes of hashes.
         """
         number = int(self._hasher.key_id, 16) if self._hasher else 0
         wanted = {
             f"{_HASHED}={name}": number if name in self._cleaning.hash_columns else 0 for name in columns
         }
         known = writer.marks(list(wanted))
+        if same_place(self.source, writer.uri):  # its hashes are read as they are, and stay what they are
+            self._require_unhashed(known)
+            wanted |= {mark: held for mark, held in known.items() if held}
         changed = {name: number for name, number in wanted.items() if number != known.get(name, 0)}
         rows = writer.scan() if changed and not whole else None
         if rows is not None:
@@ -129,6 +133,14 @@ class Cleaner:
                     writer.uri, mixed[0].partition("=")[2], known.get(mixed[0], 0), changed[mixed[0]]
                 )
         return changed
+
+    def _require_unhashed(self, known: Mapping[str, int]) -> None:
+        twice = [name for name in self._cleaning.hash_columns if known.get(f"{_HASHED}={name}", 0)]
+        if twice:
+            raise SchemaMismatchError(
+                f"{self.source} is ingested into itself and holds hashes in {', '.join(map(repr, twice))} already, which would be hashed "
+                "again: leave them out of hash_columns; they stay marked as hashes"
+            )
 
     def _kept(self, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
         if not self._cleaning.deduplicate_by:

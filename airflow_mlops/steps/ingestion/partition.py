@@ -27,9 +27,11 @@ def rows_of(partition: Partition, frame: pl.LazyFrame, source: str) -> pl.LazyFr
     column = pl.col(partition.column)
     dtype = frame.collect_schema()[partition.column]
     value = partition_value(partition, dtype, source)
-    if dtype == pl.String:
-        frame = frame.with_columns(pl.when(column != "").then(column).alias(partition.column))
-    return frame.filter((column == value) | column.is_null())
+    if dtype != pl.String:
+        return frame.filter((column == value) | column.is_null())
+    # Filtered first: so only those row groups of a file are read that may have such rows.
+    kept = frame.filter((column == value) | column.is_null() | (column == ""))
+    return kept.with_columns(pl.when(column != "").then(column).alias(partition.column))
 
 
 def partition_value(partition: Partition, dtype: pl.DataType, where: str) -> Any:

@@ -41,7 +41,7 @@ class PassingRows:
         self._nulls = dict.fromkeys(filled, 0)
         self._filled = dict(filled)
         self._named = list(named)
-        self._floats: set[str] = set()
+        self._also: dict[str, str] = {}
         self._unique = list(unique)
         self._keys: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
         self._categories = {name: (known, budget, set[Any]()) for name, (known, budget) in categories.items()}
@@ -53,8 +53,8 @@ class PassingRows:
         """
         for frame in frames:
             self.row_count += frame.height
-            self._floats |= {name for name in self._nulls if frame[name].dtype.is_float()}
             for name in self._nulls:
+                self._also[name] = _also_null(frame[name], self._filled[name])
                 self._nulls[name] += _count_nulls(frame[name])
             for name in self._named:
                 self._require_folder(name, frame[name])
@@ -66,7 +66,7 @@ class PassingRows:
         for name, nulls in self._nulls.items():
             if nulls:
                 raise SchemaMismatchError(
-                    f"{self.source}: {self._filled[name]} column {name!r} has {nulls} nulls{' or NaN' if name in self._floats else ''}; "
+                    f"{self.source}: {self._filled[name]} column {name!r} has {nulls} nulls{self._also[name]}; "
                     "fill them in or remove the rows at the source"
                 )
 
@@ -101,6 +101,15 @@ class PassingRows:
             )
 
 
+def _also_null(values: pl.Series, what: str) -> str:
+    """Name what counts as null in such a column."""
+    import polars as pl
+
+    if values.dtype.is_float():
+        return " or NaN"
+    return " or empty texts" if what == "partition" and values.dtype == pl.String else ""
+
+
 def _count_nulls(values: pl.Series) -> int:
     """Count nulls; NaN is one, too: it is above every watermark, and the same as no other key."""
     nans = int(values.is_nan().sum()) if values.dtype.is_float() else 0
@@ -120,13 +129,14 @@ def require_unique(
     :raises SchemaMismatchError: they did.
     """
     import polars as pl
+    from polars.selectors import by_name
 
     if not suspects.size:
         return
     found = []
     for frame in frames:
         hashes = key_hashes(frame, columns)
-        found.append(frame.select(columns).filter(pl.Series(np.isin(hashes, suspects))))
+        found.append(frame.select(by_name(columns)).filter(pl.Series(np.isin(hashes, suspects))))
     keys = pl.concat(found)
     repeated = keys.filter(keys.is_duplicated()).unique(maintain_order=True)
     if repeated.height:
@@ -151,7 +161,7 @@ def require_single(
     rows = table.select(by_name(keys))
     found = [np.empty(0, np.uint64)]
     for batch in stream_batches(rows):
-        given = key_hashes(batch, keys)
+        given = np.sort(key_hashes(batch, keys))  # looked for in order they are found many times as fast
         found.append(given[among(given, hashes).to_numpy()])
     twice = np.concatenate(found)
     twice.sort()
@@ -159,13 +169,20 @@ def require_single(
     if not suspects.size:
         return
     suspected = (batch.filter(among(key_hashes(batch, keys), suspects)) for batch in stream_batches(rows))
-    counts = pl.concat(suspected).group_by(keys).len("\0rows").filter(pl.col("\0rows") > 1).sort(keys)
+    counts = (
+        pl.concat(suspected)
+        .group_by(by_name(keys))
+        .len("\0rows")
+        .filter(pl.col("\0rows") > 1)
+        .sort(by_name(keys))
+    )
     if counts.height:
         *key, count = counts.row(0)
         raise SchemaMismatchError(
             f"{uri} has several rows of {counts.height} of the keys that are upserted, such as {count} of "
             f"{', '.join(f'{name}={value!r}' for name, value in zip(keys, key, strict=True))}; they would all become the same row. "
-            f"If they are one row, replace the table by itself once, with source={uri!r}, mode='replace' and deduplicate_by={list(keys)!r}; "
+            f"If they are one row, replace the table by itself once, with source={uri!r}, mode='replace' and deduplicate_by={list(keys)!r}, "
+            "without time_column and hash_columns (hashes stay hashes); "
             "if they are not, name more columns in keys"
         )
 
@@ -190,7 +207,9 @@ def among(
 
 def key_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Hash what names each row; within one process the same values have the same hash."""
-    hashes: np.ndarray[Any, np.dtype[np.uint64]] = frame.select(columns).hash_rows(seed=0).to_numpy()
+    from polars.selectors import by_name
+
+    hashes: np.ndarray[Any, np.dtype[np.uint64]] = frame.select(by_name(columns)).hash_rows(seed=0).to_numpy()
     return hashes
 
 
