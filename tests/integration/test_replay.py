@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -47,7 +48,9 @@ def write_stream(folder: Path, *, changes: bool, lasts: timedelta = timedelta(da
     pl.DataFrame({"at": at, "distance": distance, "hour": hour, "fare": fare}).write_parquet(
         folder / "fares.parquet"
     )
-    (folder / "fares.toml").write_text(CONFIG)
+    # Tests share a MLflow server, and a replay takes one that holds nothing of its stream.
+    name = f"fares_{secrets.token_hex(4)}"
+    (folder / "fares.toml").write_text(CONFIG.replace('name = "fares"', f'name = "{name}"'))
     return Stream.load(StreamConfig.read(folder / "fares.toml"), folder)
 
 
@@ -77,8 +80,10 @@ class TestPolicies:
             newest = ledger.entries(kind=EntryKind.PERFORMANCE_CHECK)[0]
         assert newest.payload["change"]["window_count"] == len(after)  # earlier grades are looked at, too
         write_report([result, never], tmp_path / "report")
-        assert "| fares | challengers | mae |" in (tmp_path / "report" / "table.md").read_text()
-        assert (tmp_path / "report" / "fares.png").stat().st_size > 10_000
+        assert (
+            f"| {stream.config.name} | challengers | mae |" in (tmp_path / "report" / "table.md").read_text()
+        )
+        assert (tmp_path / "report" / f"{stream.config.name}.png").stat().st_size > 10_000
 
     def test_what_was_true_before_and_is_again_needs_no_training(
         self, tmp_path: Path, mlflow_server: str
