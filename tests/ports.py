@@ -1,13 +1,10 @@
-"""Ports of the loopback address."""
+"""Ports for servers of tests."""
 
 from __future__ import annotations
 
-import socket
+from airflow_mlops.demo.processes import free_ports
 
 
 def free_port() -> int:
-    """Find one that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Find one that nobody listens on, and that no connection is given while the server starts: the system gives out higher ones."""
+    return free_ports(1)[0]
