@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,23 +69,6 @@ def kube(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKube]:
         kube.apply(REPOSITORY / "deploy" / "kubernetes" / "role.yaml")
         be(kube, WORKER, monkeypatch)
         yield kube
-
-
-class Told:
-    """What the task's log says; Airflow's loggers write to the standard output, and to nothing else."""
-
-    def __init__(self, output: pytest.CaptureFixture[str]) -> None:
-        self._output, self._so_far = output, ""
-
-    @property
-    def text(self) -> str:
-        self._so_far += "".join(self._output.readouterr())
-        return self._so_far
-
-
-@pytest.fixture
-def told(capfd: pytest.CaptureFixture[str]) -> Told:
-    return Told(capfd)
 
 
 def be(kube: FakeKube, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +172,7 @@ def starts(folder: Path) -> int:
 
 
 def test_a_step_in_a_pod_gives_the_same(
-    kube: FakeKube, spec: dict[str, Any], tmp_path: Path, told: Told
+    kube: FakeKube, spec: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     here = InProcessRunner().run("ingest", spec | {"table": str(tmp_path / "here")}, Services())
     attempt = Attempt()
@@ -202,35 +186,34 @@ def test_a_step_in_a_pod_gives_the_same(
     elsewhere = [sent for sent in kube.store.sent if sent["kind"] != "Secret"]
     changed = [what for _, _, resource, what in kube.store.changes if resource != "secrets"]
     said = b"".join(line for one in kube.kubelet.containers.values() for _, line in one.lines).decode()
-    assert "Building pod" in told.text
-    assert CANARY not in json.dumps([elsewhere, changed, attempt.pushed, there]) + told.text + said
+    log = capfd.readouterr().out
+    assert "Building pod" in log
+    assert CANARY not in json.dumps([elsewhere, changed, attempt.pushed, there]) + log + said
 
 
 def test_an_error_of_ours_comes_back_as_what_it_was(
-    kube: FakeKube, spec: dict[str, Any], tmp_path: Path, told: Told
+    kube: FakeKube, spec: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     attempt = Attempt()
     with pytest.raises(DatasetNotFoundError, match="nothing_here"):
         attempt.run(spec | {"source": str(tmp_path / "nothing_here.parquet")})
-    assert "Traceback" in told.text  # the step's own log is the task's
+    assert "Traceback" in capfd.readouterr().out  # the step's own log is the task's
     assert set(attempt.pushed) == {"pod_name", "pod_namespace"}
     assert_nothing_left(kube)
 
 
 def test_the_log_is_told_while_the_step_runs(
-    kube: FakeKube,
-    spec: dict[str, Any],
-    patient: dict[str, str],
-    tmp_path: Path,
-    told: Told,
+    kube: FakeKube, spec: dict[str, Any], patient: dict[str, str], tmp_path: Path
 ) -> None:
-    attempt = Attempt()
-    thread = attempt.begin(spec, env=patient)
-    # The provider holds a line back until the next one comes.
-    assert wait_until(lambda: "still at it" in told.text)
-    assert thread.is_alive()
-    (tmp_path / "go").touch()
-    thread.join(timeout=60)
+    attempt, log = Attempt(), tmp_path / "log.txt"
+    # Not by pytest's capture: to read that is to empty it, and a line that comes meanwhile is lost.
+    with log.open("a", buffering=1) as file, redirect_stdout(file):
+        thread = attempt.begin(spec, env=patient)
+        # The provider holds a line back until the next one comes.
+        assert wait_until(lambda: "still at it" in log.read_text())
+        assert thread.is_alive()
+        (tmp_path / "go").touch()
+        thread.join(timeout=60)
     assert attempt.problem is None
 
 
