@@ -209,6 +209,11 @@ class TestSources:
         source = land(tmp_path, t=[None, datetime(2024, 1, 2), None], x=[1.0, 2.0, 3.0])
         assert "time column 't' has 2 nulls" in str(self.refuse(tmp_path, source, window=window))
 
+    def test_a_batch_without_any_time(self, tmp_path: Path) -> None:
+        times = [None] * (2 * BATCH_ROWS) + [datetime(2024, 1, 2)]
+        source = land(tmp_path, t=times, x=[0] * len(times))
+        assert f"time column 't' has {2 * BATCH_ROWS} nulls" in str(self.refuse(tmp_path, source))
+
 
 def test_times_are_read_however_iso_writes_them(tmp_path: Path) -> None:
     texts = ["2024-01-02", "2024-01-02T03:00", "2024-01-02 04:00:00.5Z", "2024-01-02T06:00:00+01:00"]

@@ -684,12 +684,11 @@ class TestDates:
             count, f"2024-01-0{count}T00:00:00Z",
         )  # fmt: skip
 
-    def test_a_whole_table_of_dates_is_not_replaced(self, tmp_path: Path, table: str) -> None:
+    def test_a_whole_table_of_dates_is_replaced_by_dates(self, tmp_path: Path, table: str) -> None:
         pl.DataFrame({"day": [date(2024, 1, 9)], "x": [9]}).write_delta(table)
-        source = land(tmp_path, "a.parquet", day=[date(2024, 1, 1)], x=[0])
+        days = [date(2024, 1, 3), date(2024, 1, 1)]
+        source = land(tmp_path, "a.parquet", day=days, x=[0, 1])
         spec = {"source": source, "table": table, "time_column": "day", "mode": "replace"}
-        with pytest.raises(SchemaMismatchError, match=r"the table has Date\..* ingest into a new table"):
-            run_step("ingest", spec, Services())
-        assert content(table) == {"day": [date(2024, 1, 9)], "x": [9]}
-        run_step("ingest", spec | {"table": f"{table}2"}, Services())
-        assert content(f"{table}2") == {"day": [START], "x": [0]}
+        dataset = run_step("ingest", spec, Services())["dataset"]
+        assert content(table) == {"day": days, "x": [0, 1]}
+        assert (dataset["time_min"], dataset["time_max"]) == ("2024-01-01T00:00:00Z", "2024-01-03T00:00:00Z")

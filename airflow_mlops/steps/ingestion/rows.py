@@ -230,13 +230,19 @@ class PassingDigest:
         """Hand on the frames."""
         for frame in frames:
             self._digest.update(frame)
-            if self._time_column is not None and frame.height:
+            if self._time_column is not None:
                 self._widen(frame[self._time_column])
             yield frame
 
     def _widen(self, times: pl.Series) -> None:
+        import polars as pl
+
+        if times.dtype == pl.Date:
+            times = times.cast(pl.Datetime("us", "UTC"))  # as a dataset's description tells them
         first: Any = times.min()
         last: Any = times.max()
+        if first is None:
+            return  # what a batch without any time means is not for here to say
         self.times = (
             (first, last) if self.times is None else (min(first, self.times[0]), max(last, self.times[1]))
         )

@@ -13,7 +13,7 @@ from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.ingestion.partition import rows_of
 from airflow_mlops.steps.ingestion.source import Source, Wanted, cut_rows
-from airflow_mlops.steps.ingestion.spec import filled_columns, replaces_all
+from airflow_mlops.steps.ingestion.spec import filled_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,7 +131,7 @@ def _open(
         ],
         time_column=spec.time_column,
         window=spec.window,
-        table=None if replaces_all(spec) else writer.schema,
+        table=writer.schema,
     )
     return frame if spec.partition is None else rows_of(spec.partition, frame, source.name)
 
