@@ -40,6 +40,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError, UnsafeModelError
 from airflow_mlops.integrations import halving, onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
+from airflow_mlops.integrations.sklearn.candidates import _distribution
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.operators.train import TrainModelOperator
 from airflow_mlops.services import Services
@@ -301,7 +302,7 @@ def test_a_search_killed_in_its_first_trials_still_tries_every_candidate(
 
 def test_logarithmic_integers_are_drawn_in_the_logarithm() -> None:
     state = np.random.RandomState(0)
-    spread = sklearn._distribution(Range(low=1, high=1000, integer=True, log=True))
+    spread = _distribution(Range(low=1, high=1000, integer=True, log=True))
     numbers = [spread.rvs(random_state=state) for _ in range(2000)]
     assert {type(number) for number in numbers} == {int}
     assert (min(numbers), max(numbers)) == (1, pytest.approx(1000, rel=0.02))
