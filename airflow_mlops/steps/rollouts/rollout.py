@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from airflow_mlops.core.codec import from_dict, to_dict
+from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.model.signing import Trust
 from airflow_mlops.core.rollouts.canary import Analysis, CanaryPolicy, analyze, clearly_better
 from airflow_mlops.core.rollouts.desired_state import (
@@ -23,19 +23,17 @@ from airflow_mlops.core.rollouts.observations import Observations
 from airflow_mlops.core.rollouts.rollout import (
     Action,
     Phase,
-    RolloutEvent,
     RolloutPlan,
     RolloutState,
     action_after,
     next_action,
     phase_state,
-    state_after,
 )
 from airflow_mlops.exceptions import ConnectionConfigError, EndpointUnavailableError, RolloutError
-from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.serving.inference_log import read_received_since
 from airflow_mlops.serving.local import REFUSALS
 from airflow_mlops.serving.package import read_verified
+from airflow_mlops.steps.rollouts.history import RolloutHistory
 from airflow_mlops.steps.rollouts.quality import (
     MOST_ESTIMATED,
     Copy,
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
 
     from airflow_mlops.core.model.package import PackageManifest
     from airflow_mlops.core.rollouts.mean_losses import EstimatedLoss, Losses, PairedLosses
+    from airflow_mlops.ledger import Ledger
     from airflow_mlops.serving.local import LocalEndpoint
 
 log = logging.getLogger(__name__)
@@ -127,13 +126,20 @@ class Rollout:
         self.endpoint, self.ledger = endpoint, ledger
         self.model_name, self.new, self.fetch = model_name, new, fetch
         self.started = False
-        self.attempt = 1
-        self.events: list[RolloutEvent] = []
+        self.history = RolloutHistory(
+            ledger,
+            name=self.spec.name,
+            model_name=model_name,
+            model_version=new.model_version,
+            strategy=spec.plan.strategy,
+            endpoint=endpoint.server.url,
+            actor=spec.actor,
+        )
 
     @property
     def state(self) -> RolloutState:
         """Where it stands."""
-        return state_after(self.events)
+        return self.history.state
 
     def advance(self) -> Progress:
         """Do all that can be done now.
@@ -141,7 +147,7 @@ class Rollout:
         :raises RolloutError: somebody else rolls out here, or the new version does not come up; the old one serves.
         """
         with self.endpoint.exclusive():
-            self.attempt, self.events = self._so_far()  # in here: nobody else can add to it any more
+            self._read_history()  # in here: nobody else can add to it any more
             current = self.endpoint.desired()
             self.endpoint.require_no_rollout(current, but=self.spec.name)
             require_same_model(
@@ -153,7 +159,7 @@ class Rollout:
             if self.spec.abort is not None:
                 return self._abort(current, self.spec.abort)
             if self.state.status == "finished" and self._serves_no_more(current):
-                self.attempt, self.events = self.attempt + 1, []
+                self.history.begin_again()
             if current is None:
                 may_serve = self.spec.first_serves and self.state.status == "new"
                 if self.spec.plan.strategy in ("shadow", "ab", "blue_green") and not may_serve:
@@ -177,11 +183,17 @@ class Rollout:
 
         :param err: why.
         """
-        self.attempt, self.events = self._so_far()
+        self._read_history()
         if self.state.status == "finished":
-            self.attempt, self.events = self.attempt + 1, []
+            self.history.begin_again()
         if self.state.status == "new":
             self._write_refused(err)
+
+    def _read_history(self) -> None:
+        """Read the newest attempt; one that was rolled back is over, and whoever comes again begins anew."""
+        self.history.read()
+        if self.state.status == "rolled_back" and self.spec.abort is None:
+            self.history.begin_again()
 
     def _is_under_way(self, current: DesiredState) -> bool:
         """Tell whether there is anything to take back, or to write down as taken back: the ledger may lag behind what is served."""
@@ -224,7 +236,7 @@ class Rollout:
                 self.endpoint.bring(package, self.model_name, self.new)
             unlike = self._unlike(package, current)
             if unlike is not None:
-                self._write(
+                self.history.write(
                     "rolled_back",
                     phase=action.phase,
                     reason=unlike,
@@ -235,7 +247,7 @@ class Rollout:
         with self._refusal_noted():
             _, started = self.endpoint.serve(desired, lease_seconds=self.spec.lease_seconds)
         self.started = self.started or started
-        self._write(
+        self.history.write(
             "entered",
             phase=action.phase,
             revision=desired.revision,
@@ -284,7 +296,7 @@ class Rollout:
                 what="roll_back",
                 reason=f"the new version is not clearly better, so the stable one stays: {analysis.sentence}",
             )
-        self._write(
+        self.history.write(
             "looked",
             phase=self.state.phase,
             analysis=analysis,
@@ -314,7 +326,7 @@ class Rollout:
         self.endpoint.remove_others(desired)
         self.started = self.started or started
         if self.state.status != "finished":
-            self._write(
+            self.history.write(
                 "finished",
                 phase=self.state.phase,
                 revision=desired.revision,
@@ -348,7 +360,7 @@ class Rollout:
                 None,
                 f"version {stable.model_version} was asked to serve again, which is not confirmed: {err}",
             )
-        self._write(
+        self.history.write(
             "rolled_back",
             phase=self.state.phase,
             revision=desired.revision,
@@ -361,7 +373,7 @@ class Rollout:
         if self.state.then == "roll_back":  # a look said so, or whoever died before it was done
             return
         try:
-            self._write(
+            self.history.write(
                 "stopping",
                 phase=self.state.phase,
                 then="roll_back",
@@ -387,7 +399,7 @@ class Rollout:
         """Write down that the service never served the new version; there is nothing to take back."""
         reason = f"{type(err).__name__}: {err}"
         try:
-            self._write(
+            self.history.write(
                 "rolled_back",
                 phase=self.state.phase,
                 reason=reason,
@@ -402,8 +414,9 @@ class Rollout:
         return self._ended()
 
     def _ended(self) -> Progress:
-        seconds = self.events[-1].seconds if self.events else None
-        looked = next((event.analysis for event in reversed(self.events) if event.analysis), None)
+        events = self.history.events
+        seconds = events[-1].seconds if events else None
+        looked = next((event.analysis for event in reversed(events) if event.analysis), None)
         worse = tuple(one.metric for one in looked.findings if one.judgement == "worse") if looked else ()
         return Progress(self.state, None, self._desired(), self.started, seconds, worse)
 
@@ -494,51 +507,6 @@ class Rollout:
 
     def _won(self, analysis: Analysis) -> bool:
         return clearly_better(analysis, self.spec.policy)
-
-    def _so_far(self) -> tuple[int, list[RolloutEvent]]:
-        """Read the newest attempt; one that was rolled back is over, and whoever comes again begins anew."""
-        entries = self.ledger.entries(
-            kind=EntryKind.ROLLOUT,
-            model_name=self.model_name,
-            subject=self.new.model_version,
-            limit=1_000,
-        )
-        mine = [entry.payload for entry in reversed(entries) if entry.payload["rollout"] == self.spec.name]
-        attempt = max((int(payload["attempt"]) for payload in mine), default=1)
-        events = [
-            from_dict(RolloutEvent, payload["event"]) for payload in mine if payload["attempt"] == attempt
-        ]
-        if state_after(events).status == "rolled_back" and self.spec.abort is None:
-            return attempt + 1, []
-        return attempt, events
-
-    def _write(self, what: Any, *, summary: str, **facts: Any) -> None:
-        event = RolloutEvent(number=self.state.events + 1, what=what, at=_now(), **facts)
-        recorded = self.ledger.record(
-            LedgerEntry(
-                kind=EntryKind.ROLLOUT,
-                key=f"{self.spec.name}|{self.new.model_version}|{self.attempt}|{event.number}",
-                model_name=self.model_name,
-                window=None,
-                subject=self.new.model_version,
-                summary=summary,
-                payload={
-                    "rollout": self.spec.name,
-                    "attempt": self.attempt,
-                    "strategy": self.spec.plan.strategy,
-                    "endpoint": self.endpoint.server.url,
-                    "event": to_dict(event),
-                },
-                actor=self.spec.actor,
-                recorded_at=event.at,
-            )
-        )
-        if not recorded.created and recorded.entry.payload["event"] != to_dict(event):
-            raise RolloutError(
-                f"somebody else is carrying out rollout {self.spec.name}: {recorded.entry.summary}"
-            )
-        self.events.append(event)
-        log.info("%s", summary)
 
 
 def _now() -> datetime:
