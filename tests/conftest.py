@@ -36,9 +36,9 @@ os.environ.update(
     }
 )
 
-# The same examples in every run, so that a red run is somebody's change; `HYPOTHESIS_PROFILE=search` looks for new ones.
-settings.register_profile("same", derandomize=True)
-settings.register_profile("search", print_blob=True)
+# The same examples in every run and no time limit for one, so that a red run is somebody's change; `HYPOTHESIS_PROFILE=search` looks for new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", print_blob=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 #: Scripts that tests run in processes of their own; importing them here would start Airflow in this one.

@@ -167,7 +167,7 @@ def fuzz(service: httpx.Client, operation: Any, mode: Any, documented: set[int],
     from hypothesis import HealthCheck, given, settings
     from hypothesis.errors import Unsatisfiable
 
-    @settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=80, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         answer = case.call(base_url=str(service.base_url).rstrip("/"), headers=dict(service.headers))

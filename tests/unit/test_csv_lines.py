@@ -112,7 +112,7 @@ def written(row: list[str], end: str) -> str:
     return text.getvalue()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.lists(st.text('a1,"\n ', max_size=3), min_size=1, max_size=3), max_size=6),
     bare=st.lists(st.sampled_from(["", '5" x,6" y,', '5"" x,']), min_size=6, max_size=6),

@@ -101,7 +101,7 @@ STEPS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_whatever_happens_the_digest_is_that_of_all_rows(steps: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:

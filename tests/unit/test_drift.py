@@ -119,7 +119,7 @@ def pairs(size: tuple[int, int]) -> Iterator[tuple[str, Any, Any]]:
 
 
 class TestBounds:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @example(first=[0.0], second=[0.0, 0.0], edges=[1.0, -2.2250738585e-313])
     @example(first=[0.0], second=[0.0, 0.0, 0.03125], edges=[262145.0])
     @given(

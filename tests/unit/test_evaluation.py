@@ -157,7 +157,7 @@ class TestMetrics:
         assert set(DEFAULT_METRICS["regression"]) < set(NUMBERS)
 
     @given(st.integers(2, 60), st.integers(0, 10_000))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_sums_over_blocks_give_the_metric(self, count: int, seed: int) -> None:
         truth, answers = labels(count, "ab", seed)
         starts = np.unique(np.random.default_rng(seed).integers(0, count, 4) * np.array([0, 1, 1, 1]))

@@ -183,7 +183,7 @@ def require_sound(events: list[IncidentEvent]) -> None:
 
 
 @given(marks=MARKS, clean=st.integers(1, 3), seed=st.integers(0, 2**16))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_windows_in_any_order_and_twice(marks: list[float | None], clean: int, seed: int) -> None:
     policy = IncidentPolicy(clean_windows=clean)
     findings = as_findings(marks)
@@ -206,7 +206,7 @@ def test_windows_in_any_order_and_twice(marks: list[float | None], clean: int, s
 @given(
     marks=MARKS, turns=st.lists(st.tuples(st.integers(0, 24), st.sampled_from([0.0, 0.4, 0.9])), max_size=12)
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_verdicts_that_turn(marks: list[float | None], turns: list[tuple[int, float]]) -> None:
     events = next_events("m", Cause.ESTIMATE, as_findings(marks, Cause.ESTIMATE), [], POLICY)
     for index, level in turns:
@@ -219,7 +219,7 @@ def test_verdicts_that_turn(marks: list[float | None], turns: list[tuple[int, fl
 
 
 @given(marks=MARKS, looks=st.lists(st.integers(0, 60), max_size=8))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whoever_listens_now_and_then_knows_what_is_open(marks: list[float | None], looks: list[int]) -> None:
     """A channel that was down, or is new, hears where things stand, and of no incident twice the same."""
     events = next_events("m", Cause.INPUTS, as_findings(marks), [], POLICY)
@@ -512,7 +512,7 @@ def test_schedulers_that_look_at_once_write_each_event_once(services: Services) 
     seed=st.integers(0, 2**16),
     looks=st.sets(st.integers(0, 23)),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_checks_in_any_order_and_twice_through_the_ledger(
     drifted: list[bool | None], seed: int, looks: set[int]
 ) -> None:

@@ -566,7 +566,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
         assert ledger.record(check(0)).created
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(["check", "wake"]), st.integers(0, 5)), max_size=25))
 def test_whatever_the_order_of_wake_ups_every_window_is_decided_once(history: list[tuple[str, int]]) -> None:
     """Checks arrive in any order; deciders wake too often, too late or not at all, until the clock wakes one."""

@@ -83,7 +83,7 @@ CATEGORIES = st.none() | st.sampled_from(["a", "b"]) | st.text(max_size=3)
 
 
 class TestMerge:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(
         st.lists(st.tuples(NUMBERS, CATEGORIES), max_size=60),
         st.lists(NUMBERS, max_size=30),

@@ -74,7 +74,7 @@ def comparable(decode: Any, data: bytes) -> Any:
     return columns, *request[1:]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(body)
 def test_the_fast_way_answers_as_the_slow_one(asked: dict) -> None:
     decoder = RequestDecoder(NAMED)

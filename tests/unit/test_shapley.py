@@ -72,7 +72,7 @@ class TestClosedForm:
 
 
 class TestAxioms:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         inputs=st.integers(1, 7),
         backgrounds=st.integers(1, 6),

@@ -203,7 +203,6 @@ def test_polars_judges_as_great_expectations_does(kind: str) -> None:
     # Making a failing example smaller asks Great Expectations for minutes.
     @settings(
         max_examples=25,
-        deadline=None,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
@@ -265,7 +264,7 @@ PIECES = ["a", "b", "1", "_", " ", r"\d", r"\w", r"\.", r"\$", r"\\", ".", "[ab]
     pattern=st.lists(st.sampled_from(PIECES), min_size=1, max_size=7).map("".join),
     texts=st.lists(st.text("aA1_b .$\\\n-", max_size=5), min_size=1, max_size=12),
 )
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=1_500)
 def test_patterns_mean_to_polars_what_they_mean_to_python(pattern: str, texts: list[str]) -> None:
     try:
         search = re.compile(pattern).search

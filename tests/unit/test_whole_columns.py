@@ -16,7 +16,7 @@ VALUES = st.lists(st.sampled_from([None, -3, 0, 1, 2, 7]) | st.integers(-(2**52)
 
 
 @given(values=VALUES, at_once=st.sampled_from([1, 2, 5, 100]), floats=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_values(values: list[Any], at_once: int, floats: bool) -> None:
     rows = pl.LazyFrame({"v": pl.Series(values, dtype=pl.Float64 if floats else pl.Int64)})
     known = [value for value in values if value is not None]
