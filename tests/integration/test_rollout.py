@@ -407,15 +407,15 @@ import json, os, signal, sys
 from pathlib import Path
 from airflow_mlops.serving import local
 from airflow_mlops.steps.base import run_step
-from airflow_mlops.steps.rollouts.rollout import Rollout
+from airflow_mlops.steps.rollouts.history import RolloutHistory
 from tests.integration.test_rollout import Stage, canary
 
 folder, port, packages, name, when, of, what = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), *sys.argv[4:8]
-owner = {"Rollout": Rollout, "local": local}[of]
+owner = {"RolloutHistory": RolloutHistory, "local": local}[of]
 does = getattr(owner, what)
 
 def die(*args, **how):
-    if what == "_write" and args[1] != when.split()[1]:
+    if what == "write" and args[1] != when.split()[1]:
         return does(*args, **how)
     if when.startswith("after"):
         does(*args, **how)
@@ -428,15 +428,15 @@ stage.advance("2", canary(60.0, 0.5), rollout=name, abort="the task was killed")
 
 
 POINTS = [
-    ("before stopping", "Rollout", "_write"),
-    ("after stopping", "Rollout", "_write"),
+    ("before stopping", "RolloutHistory", "write"),
+    ("after stopping", "RolloutHistory", "write"),
     ("before", "local", "end_lease"),
     ("after", "local", "end_lease"),
     ("before", "local", "write_whole"),
     ("after", "local", "write_whole"),
     ("after", "local", "_wait_until_live"),
-    ("before rolled_back", "Rollout", "_write"),
-    ("after rolled_back", "Rollout", "_write"),
+    ("before rolled_back", "RolloutHistory", "write"),
+    ("after rolled_back", "RolloutHistory", "write"),
 ]
 
 
