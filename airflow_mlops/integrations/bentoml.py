@@ -14,13 +14,11 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
-import psutil
 
-from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
+from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.environment import bare_environment
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
@@ -28,35 +26,30 @@ from airflow_mlops.exceptions import (
     RolloutError,
     SignatureMismatchError,
 )
+from airflow_mlops.integrations.service_process import (
+    LAUNCH_VARIABLE,
+    STOP_SECONDS,
+    Launch,
+    RunningServer,
+    end_server,
+    one_at_a_time,
+    running_server,
+)
+from airflow_mlops.integrations.signals import deferred_signals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-ENDPOINT_FILE = "endpoint.json"
 LOG_FILE = "service.log"
 #: Holds the token that rollouts are steered with, where nobody gave one; for the user who owns the folder only.
 STEERING_FILE = "steering.token"
-SERVICE = "airflow_mlops.serving.service:ModelEndpoint"
+
+#: How long a process may take to become the service; it has to end its predecessor first.
+_LAUNCH_SECONDS = 60.0
 
 #: Variables of ours that are settings of the service: whoever starts it hands them on.
 _HANDED_ON = ("AIRFLOW_MLOPS_SERVICE_", "AIRFLOW_MLOPS_LOG_")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunningServer:
-    """The process that serves, as ``endpoint.json`` holds it.
-
-    :param pid: leader of its own process group.
-    :param process_started: its start time; with the pid it names the process, also after pids were reused.
-    :param url: address.
-    :param settings: digest of what it was started with, see :attr:`LocalServer.settings`.
-    """
-
-    pid: int
-    process_started: float
-    url: str
-    settings: str = ""
 
 
 class LocalServer:
@@ -113,13 +106,7 @@ class LocalServer:
 
     def running(self) -> RunningServer | None:
         """Find the process this folder's service runs in, if it still does."""
-        try:
-            known = from_dict(RunningServer, json.loads((self.serving_dir / ENDPOINT_FILE).read_text()))
-            process = psutil.Process(known.pid)
-            same = abs(process.create_time() - known.process_started) < 1.0
-            return known if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-            return None
+        return running_server(self.serving_dir)
 
     def start(self) -> RunningServer:
         """Start the service; it is up when the endpoint answers.
@@ -127,6 +114,74 @@ class LocalServer:
         :raises RolloutError: the port is taken by somebody else.
         """
         self.require_free_port()
+        return self._launch(None)
+
+    def restart(self, running: RunningServer) -> RunningServer:
+        """Start it again with what is set now; requests are refused from the end of the old process to the new one's first answer.
+
+        The new process ends the old one and takes its place: it is done also when whoever asked for it is killed meanwhile.
+
+        :raises RolloutError: another port was asked for, and is taken.
+        """
+        if running.url != self.url:
+            self.require_free_port()
+        return self._launch(running)
+
+    def stop(self, *, timeout_seconds: float = STOP_SECONDS) -> None:
+        """End the service: ask its process group, then insist. Does nothing when it does not run.
+
+        :param timeout_seconds: longer than ``AIRFLOW_MLOPS_SERVICE_DRAIN_SECONDS``, during which it still answers.
+        """
+        if not self.serving_dir.exists():
+            return
+        with one_at_a_time(self.serving_dir):
+            server = self.running()
+            if server is not None:
+                end_server(self.serving_dir, server, timeout_seconds=timeout_seconds)
+
+    def _launch(self, replaces: RunningServer | None) -> RunningServer:
+        environment = self._environment()  # first: it may make a token, which is one of the settings
+        launch = Launch(
+            host=self.host, port=self.port, url=self.url, settings=self.settings, replaces=replaces
+        )
+        environment[LAUNCH_VARIABLE] = json.dumps(to_dict(launch))
+        command = [sys.executable, "-m", "airflow_mlops.integrations.service_process"]
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            with deferred_signals(), (self.serving_dir / LOG_FILE).open("ab") as log:
+                process = subprocess.Popen(  # noqa: S603 - our own interpreter and service
+                    command,
+                    cwd=self.serving_dir,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            return self._launched(process, launch)
+        except BaseException:
+            if process is not None and replaces is None:
+                _kill_group(process)
+            raise
+
+    def _launched(self, process: subprocess.Popen[bytes], launch: Launch) -> RunningServer:
+        """Wait until the process has written down that it is the service."""
+        deadline = time.monotonic() + _LAUNCH_SECONDS
+        while time.monotonic() < deadline:
+            ended, running = process.poll() is not None, self.running()
+            if running is not None and running.pid == process.pid:
+                return running
+            if ended and running is not None and running.settings == launch.settings:
+                return running  # started by somebody who was killed before he knew it
+            if ended:
+                raise RolloutError(f"the service did not start; its log ends with\n{self.log_tail()}")
+            time.sleep(0.01)
+        raise RolloutError(
+            f"the service of {self.serving_dir} did not start within {_LAUNCH_SECONDS:g} s; its log ends with\n{self.log_tail()}"
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """Give the service's environment: its settings, and nothing of the task's secrets."""
         environment = bare_environment() | _handed_on()
         environment |= {
             "AIRFLOW_MLOPS_SERVING_DIR": str(self.serving_dir),
@@ -141,55 +196,7 @@ class LocalServer:
         )
         if self.public_keys:
             environment["AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS"] = self.public_keys
-        command = [
-            sys.executable,
-            "-m",
-            "bentoml",
-            "serve",
-            SERVICE,
-            "--host",
-            self.host,
-            "--port",
-            str(self.port),
-        ]
-        with (self.serving_dir / LOG_FILE).open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter and service
-                command,
-                cwd=self.serving_dir,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        server = RunningServer(
-            pid=process.pid,
-            process_started=psutil.Process(process.pid).create_time(),
-            url=self.url,
-            settings=self.settings,
-        )
-        temporary = self.serving_dir / f".{ENDPOINT_FILE}.tmp"
-        temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps(to_dict(server)))
-        os.replace(temporary, self.serving_dir / ENDPOINT_FILE)
-        return server
-
-    def stop(self, *, timeout_seconds: float = 15.0) -> None:
-        """End the service: ask its process group, then insist. Does nothing when it does not run.
-
-        :param timeout_seconds: longer than ``AIRFLOW_MLOPS_SERVICE_DRAIN_SECONDS``, during which it still answers.
-        """
-        server = self.running()
-        if server is None:
-            return
-        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        os.killpg(server.pid, signal.SIGTERM)
-        _, family = psutil.wait_procs(family, timeout=timeout_seconds)
-        for process in family:  # BentoML's workers lead groups of their own
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=5.0)
-        (self.serving_dir / ENDPOINT_FILE).unlink(missing_ok=True)
+        return environment
 
     def log_tail(self, lines: int = 15) -> str:
         """Give the end of the service's log, for an error message."""
@@ -373,6 +380,13 @@ def _make_steering_token(serving_dir: Path) -> str:
     temporary.write_text(token)
     os.replace(temporary, serving_dir / STEERING_FILE)
     return token
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with deferred_signals():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=10)
 
 
 def _bearer(token: str | None) -> dict[str, str]:

@@ -22,6 +22,8 @@ import psutil
 
 from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.errors import rebuild_error
+from airflow_mlops.integrations.signals import deferred_signals
+from airflow_mlops.steps.process import PROCESS_VARIABLE, write_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,19 +118,30 @@ class PythonRunner:
         (folder / _SPEC).write_text(json.dumps(spec, allow_nan=False))
         command = [self.python, "-m", "airflow_mlops.steps", name]
         command += ["--spec", str(folder / _SPEC), "--result", str(folder / _RESULT)]
-        with (folder / _OUTPUT).open("wb") as output:
-            process = psutil.Popen(
-                command,
-                env={**os.environ, **self.env, **services.to_environment()},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # it outlives this task, and what it started can be ended with it
-            )
-        known = {"pid": process.pid, "started": process.create_time()}
-        temporary = folder / f".{_PROCESS}"
-        temporary.write_text(json.dumps(known))
-        os.replace(temporary, folder / _PROCESS)
+        process: psutil.Popen | None = None
+        try:
+            with deferred_signals(), (folder / _OUTPUT).open("wb") as output:
+                process = psutil.Popen(
+                    command,
+                    env={
+                        **os.environ,
+                        **self.env,
+                        **services.to_environment(),
+                        # It writes itself down too: whoever starts it may be killed before he does.
+                        PROCESS_VARIABLE: str(folder / _PROCESS),
+                    },
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # it outlives this task, and what it started can be ended with it
+                )
+            write_process(folder / _PROCESS, process)
+        except BaseException:
+            if process is not None:
+                with deferred_signals(), contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait(timeout=10)
+            raise
         return process
 
 

@@ -14,16 +14,21 @@ from typing import TYPE_CHECKING
 from airflow_mlops.core.model.signing import Trust
 from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, serve_alone, version_folder
 from airflow_mlops.exceptions import ArtifactIntegrityError, EndpointUnavailableError, RolloutError
-from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, RunningServer, wait_until
+from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, wait_until
+from airflow_mlops.integrations.signals import deferred_signals
 from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease
+from airflow_mlops.serving.log_settings import LogSettings
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_signature, read_verified, write_signature
 from airflow_mlops.serving.reconciler import DESIRED_FILE, why_refused, workers_behind
+from airflow_mlops.serving.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from airflow_mlops.integrations.service_process import RunningServer
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +117,7 @@ class LocalEndpoint:
         :raises RolloutError: it was not served in time, no worker can load it, or the port is taken; says what serves now.
         """
         current, server = self.desired(), self.server
-        running = server.running()
+        ran = running = server.running()
         try:
             in_the_middle = desired.rollout is not None and current is not None and current.leased
             if running is not None and running.settings != server.settings and not in_the_middle:
@@ -129,11 +134,21 @@ class LocalEndpoint:
                 otherwise=_goes_on(desired, started=running is None),
             )
         except BaseException:
-            _restore(self.serving_dir, current, desired.revision)
-            if running is None:
-                server.stop()
+            with deferred_signals():
+                _restore(self.serving_dir, current, desired.revision)
+                self._run_as_before(ran=ran is not None)
             raise
         return process, running is None
+
+    def _run_as_before(self, *, ran: bool) -> None:
+        """Let the service run, or not, as it did before something was asked of it."""
+        if not ran:
+            self.server.stop()
+        elif self.server.running() is None:
+            try:
+                self.server.start()
+            except RolloutError:  # why all is put back is what whoever asked shall see
+                log.exception("the service of %s ended, and can't be started again", self.serving_dir)
 
     def take_back(self, desired: DesiredState) -> None:
         """Ask for a state in which the stable version serves alone, and see that it does; never put back what was before.
@@ -206,15 +221,18 @@ def deploy_package(
 
 
 def _restart(server: LocalServer, running: RunningServer) -> RunningServer:
-    """Start the service again with another address, token or keys; what it serves stays the same."""
-    if running.url != server.url:
-        server.require_free_port()
+    """Start the service again with another address, keys or settings; what it serves stays the same.
+
+    :raises ValueError: with these settings it would not start; it runs on with the old ones.
+    :raises ConnectionConfigError: likewise.
+    """
+    ServiceSettings.from_environment()
+    LogSettings.load(server.serving_dir / "inference_log").key()
     log.info(
         "starting the service of %s again: its address, token, keys, trusted types, accepted pickles or settings have changed",
         server.serving_dir,
     )
-    server.stop()
-    return server.start()
+    return server.restart(running)
 
 
 def _copy_package(source: Path, destination: Path, digest: str) -> None:

@@ -16,6 +16,7 @@ from airflow_mlops.core.data.batches import limit_read_ahead
 from airflow_mlops.core.errors import describe_error
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import STEP_MODULES, run_step
+from airflow_mlops.steps.process import write_own_process
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,4 +76,5 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
+    write_own_process()
     sys.exit(main())

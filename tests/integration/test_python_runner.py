@@ -222,3 +222,32 @@ def test_a_step_that_died_with_its_task_is_started_again(attempt: Any, tmp_path:
     told, errors = attempt().communicate(timeout=60)
     assert json.loads(told)["row_count"] == 3, errors
     assert len(starts(tmp_path)) == 2
+
+
+def test_a_step_writes_itself_down_for_a_task_that_was_killed_before_it_could(
+    spec: dict[str, Any], tmp_path: Path
+) -> None:
+    asked, told = tmp_path / "spec", tmp_path / "process.json"
+    os.mkfifo(asked)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "airflow_mlops.steps", "ingest", "--spec", str(asked)],
+        env={**os.environ, "AIRFLOW_MLOPS_STEP_PROCESS": str(told)},
+        stdout=subprocess.PIPE,
+    )
+    asked.write_text(json.dumps(spec))  # goes through when the step reads
+    assert process.communicate(timeout=60)[0]
+    assert json.loads(told.read_text())["pid"] == process.pid
+
+
+def test_a_step_that_nobody_would_find_is_ended(
+    endless: tuple[PythonRunner, Path], spec: dict[str, Any], tmp_path: Path
+) -> None:
+    runner, _ = endless
+    (tmp_path / "job" / "process.json").mkdir(parents=True)  # nothing can be written there
+    with pytest.raises(OSError, match=r"process\.json"):
+        runner._start(tmp_path / "job", "ingest", spec, Services())
+    assert not [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(tmp_path / "job") in " ".join(process.info["cmdline"] or [])
+    ]
