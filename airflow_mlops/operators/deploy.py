@@ -137,6 +137,7 @@ class DeployModelOperator(StepOperator):
             "quality": dict(self.quality) if self.quality else None,
             "lease_seconds": float(self.lease_seconds),
             "rollout": instance_of(context),
+            "request": _request(context),
             "actor": actor(context),
             # A comparison that can't be would fail in every run: there is nothing to go back to either.
             "first_serves": self.on_reject == "roll_back",
@@ -300,6 +301,12 @@ def close_retraining(
             "reason": rejected or promotion.payload["reason"],
         },
     )
+
+
+def _request(context: Context) -> str:
+    """Name the run of a task whose retries belong together: clearing it sets the last of its tries anew."""
+    last_try = getattr(context["ti"], "max_tries", None)
+    return f"until try {last_try + 1}" if last_try is not None else ""
 
 
 def _listed(shares: Sequence[float] | str) -> Sequence[float | str]:

@@ -19,8 +19,9 @@ from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.rollouts.history import version_of_request
 from airflow_mlops.steps.rollouts.quality import QualitySpec
-from airflow_mlops.steps.rollouts.rollout import Rollout, RolloutSpec
+from airflow_mlops.steps.rollouts.rollout import Rollout, RolloutSpec, rollout_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,8 @@ class DeploySpec:
     :param lease_seconds: how long shares hold when nobody says that he steers.
     :param rollout: names this rollout; whoever comes with the same name goes on with it.
     :param actor: who deploys.
+    :param request: names the run of a task that asks: its retries come with the same one, a task that was cleared with another. A version
+        that a look had taken back is not tried again by a retry.
     :param abort: roll back the rollout of this name instead, for this reason.
     :param first_serves: let the version serve at once, whatever the strategy, where nothing is served that it could be compared with.
     :param timeout_seconds: how long the service may take to answer with the new version.
@@ -67,6 +70,7 @@ class DeploySpec:
     lease_seconds: float = 60.0
     rollout: str = ""
     actor: str = ""
+    request: str = ""
     abort: str | None = None
     first_serves: bool = False
     timeout_seconds: float = 120.0
@@ -118,7 +122,7 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
                 registry.version(spec.model_name, new.model_version), Path(temporary)
             )
 
-        new = _version(spec, services)
+        new = _version(spec, services, endpoint)
         if spec.strategy != "recreate":
             return _roll_out(spec, services, endpoint, new, fetch)
 
@@ -139,16 +143,30 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
     )
 
 
-def _version(spec: DeploySpec, services: Services) -> ServedVersion:
+def _version(spec: DeploySpec, services: Services, endpoint: LocalEndpoint) -> ServedVersion:
     if spec.model_version and spec.package_digest:
         return ServedVersion(model_version=spec.model_version, package_digest=spec.package_digest)
     registry = Registry.connect(services)
+    asked = spec.model_version or _version_so_far(spec, services, endpoint)
     version = (
-        registry.version(spec.model_name, spec.model_version)
-        if spec.model_version
+        registry.version(spec.model_name, asked)
+        if asked
         else registry.version_by_alias(spec.model_name, spec.alias)
     )
     return ServedVersion(model_version=version.model_version, package_digest=version.package_digest)
+
+
+def _version_so_far(spec: DeploySpec, services: Services, endpoint: LocalEndpoint) -> str | None:
+    """Give the version that a former try has begun to roll out."""
+    if spec.strategy == "recreate" or not spec.request:
+        return None
+    with Ledger.open(services.require("ledger_url")) as ledger:
+        return version_of_request(
+            ledger,
+            name=rollout_name(spec.rollout, endpoint),
+            model_name=spec.model_name,
+            request=spec.request,
+        )
 
 
 def _endpoint(spec: DeploySpec, services: Services) -> LocalEndpoint:
@@ -234,6 +252,7 @@ def _rollout(
         quality=spec.quality,
         lease_seconds=spec.lease_seconds,
         actor=spec.actor or "deploy",
+        request=spec.request,
         abort=spec.abort,
         first_serves=spec.first_serves,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.model.package import PackageManifest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
-from airflow_mlops.exceptions import InsufficientDataError, RolloutError, RolloutRejectedError
+from airflow_mlops.exceptions import InsufficientDataError, RolloutError, RolloutRejectedError, TransientError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
 from airflow_mlops.integrations.mlflow import Registry
@@ -39,6 +40,7 @@ from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.registry.packages import version_manifest
 from tests.integration.test_steps import TRAIN
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -127,6 +129,9 @@ class World:
     def entries(self, kind: EntryKind) -> list[LedgerEntry]:
         with self.ledger() as ledger:
             return ledger.entries(kind=kind, newest_first=False)
+
+    def champion(self) -> str:
+        return Registry.connect(self.services).version_by_alias(MODEL, "champion").model_version
 
     def ledger(self) -> Ledger:
         return Ledger.open(str(self.services.ledger_url))
@@ -598,6 +603,51 @@ class TestRetraining:
         assert [move.payload["model_version"] for move in world.entries(EntryKind.ROLLBACK)] == ["2"]
         again = world.decide()
         assert (again["retrain"], again["deploy"]) == (False, False)
+
+    def test_a_registry_that_is_down_when_a_version_was_taken_back_gives_it_to_nobody_again(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class WhileItIsDown(DeployModelOperator):
+            def record(self, result: dict[str, Any], context: Any) -> None:
+                """Record, and lose the registry before what follows."""
+                super().record(result, context)
+                down = {"conn_type": "mlflow", "host": "127.0.0.1", "port": free_port(), "schema": "http"}
+                monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(down))
+
+        how = {
+            "task_id": "deploy",
+            "model_name": MODEL,
+            "strategy": "canary",
+            "shares": [0.5],
+            "phase_minutes": 0.02,
+            "on_reject": "roll_back",
+        }
+        port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
+        tries = context("deploy")
+        tries["ti"].max_tries = 2
+        try:
+            self.deploy()
+            key = self.decided(world)
+            self.promote(world, key, version="1", champion="2")
+            connection = os.environ["AIRFLOW_CONN_MLFLOW_DEFAULT"]
+            with pytest.raises(TransientError):
+                WhileItIsDown(**how).execute(tries)
+            told = world.entries(EntryKind.ROLLOUT)
+            monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", connection)
+            with pytest.raises(RolloutRejectedError):  # the retry does what was left, and nothing else
+                DeployModelOperator(**how).execute(tries)
+            assert world.champion() == "2"
+            # Killed before it could say so, it asks for the champion again, which is another version by now.
+            with pytest.raises(RolloutRejectedError, match=r"version 1 of .* was taken back"):
+                DeployModelOperator(**how).execute(tries)
+        finally:
+            LocalServer(world.folder / "serving", port=port).stop()
+        assert world.entries(EntryKind.ROLLOUT) == told
+        assert [entry.payload["event"]["what"] for entry in told].count("entered") == 1
+        (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
+        assert (outcome.key, outcome.payload["outcome"]) == (key, "rejected")
+        (back,) = world.entries(EntryKind.ROLLBACK)
+        assert back.payload["model_version"] == "2"
 
     def test_where_nothing_serves_yet_there_is_no_trial(self, world: World) -> None:
         key = self.decided(world)

@@ -206,6 +206,48 @@ def test_a_canary_that_answers_nonsense_is_rolled_back(stage: Stage) -> None:
     assert stage.serving() == {"1"}
 
 
+#: Rolls out version 3 as one try of a task does, and dies where what a look decided has been done.
+JUDGED = """
+import json, os, signal, sys
+from pathlib import Path
+from airflow_mlops.steps.rollouts.history import RolloutHistory
+from tests.integration.test_rollout import Stage, canary
+
+folder, port, packages = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+write = RolloutHistory.write
+
+def die(history, what, **how):
+    write(history, what, **how)
+    if what == "rolled_back":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RolloutHistory.write = die
+stage = Stage(Path(folder), {name: (Path(path), digest) for name, (path, digest) in packages.items()}, port)
+stage.roll_out("3", canary(), request="until try 3")
+"""
+
+
+def test_what_a_look_took_back_is_not_tried_again_by_a_retry(stage: Stage) -> None:
+    packages = {name: (str(path), digest) for name, (path, digest) in stage.packages.items()}
+    command = [sys.executable, "-c", JUDGED, str(stage.folder), str(stage.server.port), json.dumps(packages)]
+    with Traffic(stage.server.url) as traffic:
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], timeout=60)
+        assert done.returncode == -signal.SIGKILL
+        assert stage.told()[-1] == "rolled_back"
+        told, answered = stage.told(), traffic.answered["3"]
+        for _ in range(2):
+            retried = stage.advance("3", canary(), request="until try 3")
+            assert (retried.state.status, retried.wait_seconds) == ("rolled_back", None)
+            assert retried.worse
+        assert (stage.told(), traffic.answered["3"], stage.serving()) == (told, answered, {"1"})
+        # Whoever clears the task wants it tried again.
+        assert stage.advance("3", canary(), request="until try 6").wait_seconds
+        stage.advance("3", canary(), request="until try 6", abort="the task was killed")
+        # A try that was killed has judged nothing.
+        assert stage.advance("3", canary(), request="until try 6").wait_seconds
+    assert traffic.failures == []
+
+
 def test_a_shadow_answers_unseen_and_is_compared(stage: Stage) -> None:
     plan = plan_rollout("shadow", seconds=3.0, looks=2)
     with Traffic(stage.server.url) as traffic:

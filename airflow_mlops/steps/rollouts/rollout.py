@@ -66,6 +66,7 @@ class RolloutSpec:
     :param quality: labels to judge it by; ``None``: none are expected while it lasts.
     :param lease_seconds: how long the shares hold when nobody says that he steers.
     :param actor: who rolls out.
+    :param request: names the run of a task that asks. Where a look had taken back what this request asked for, it is not tried again.
     :param abort: roll back what is under way, for this reason.
     :param first_serves: let the version serve at once, whatever the plan, where nothing is served that it could be compared with;
         otherwise a plan that is nothing but a comparison is refused there.
@@ -77,6 +78,7 @@ class RolloutSpec:
     quality: QualitySpec | None = None
     lease_seconds: float = 60.0
     actor: str
+    request: str = ""
     abort: str | None = None
     first_serves: bool = False
 
@@ -121,8 +123,7 @@ class Rollout:
         new: ServedVersion,
         fetch: Callable[[], Path],
     ) -> None:
-        # One task may deploy to several endpoints.
-        self.spec = replace(spec, name=f"{spec.name}@{endpoint.server.url}")
+        self.spec = replace(spec, name=rollout_name(spec.name, endpoint))
         self.endpoint, self.ledger = endpoint, ledger
         self.model_name, self.new, self.fetch = model_name, new, fetch
         self.started = False
@@ -134,6 +135,7 @@ class Rollout:
             strategy=spec.plan.strategy,
             endpoint=endpoint.server.url,
             actor=spec.actor,
+            request=spec.request,
         )
 
     @property
@@ -148,6 +150,8 @@ class Rollout:
         """
         with self.endpoint.exclusive():
             self._read_history()  # in here: nobody else can add to it any more
+            if self.state.status == "rolled_back" and self.spec.abort is None:
+                return self._ended()
             current = self.endpoint.desired()
             self.endpoint.require_no_rollout(current, but=self.spec.name)
             require_same_model(
@@ -184,15 +188,18 @@ class Rollout:
         :param err: why.
         """
         self._read_history()
-        if self.state.status == "finished":
+        if self.state.status in ("finished", "rolled_back"):
             self.history.begin_again()
         if self.state.status == "new":
             self._write_refused(err)
 
     def _read_history(self) -> None:
-        """Read the newest attempt; one that was rolled back is over, and whoever comes again begins anew."""
+        """Read the newest attempt; one that was rolled back is over, and whoever comes again begins anew.
+
+        Not so the retry of a task whose version a look has judged: callers must not be given it once more. It does what follows.
+        """
         self.history.read()
-        if self.state.status == "rolled_back" and self.spec.abort is None:
+        if self.state.status == "rolled_back" and self.spec.abort is None and not self.history.was_judged:
             self.history.begin_again()
 
     def _is_under_way(self, current: DesiredState) -> bool:
@@ -507,6 +514,11 @@ class Rollout:
 
     def _won(self, analysis: Analysis) -> bool:
         return clearly_better(analysis, self.spec.policy)
+
+
+def rollout_name(name: str, endpoint: LocalEndpoint) -> str:
+    """Name a rollout: one task may deploy to several endpoints."""
+    return f"{name}@{endpoint.server.url}"
 
 
 def _now() -> datetime:
