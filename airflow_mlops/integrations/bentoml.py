@@ -20,6 +20,7 @@ import httpx
 
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.environment import bare_environment
+from airflow_mlops.core.tokens import TOKENS_FILE, AcceptedTokens
 from airflow_mlops.exceptions import (
     ConnectionConfigError,
     EndpointUnavailableError,
@@ -34,6 +35,7 @@ from airflow_mlops.integrations.service_process import (
     end_server,
     one_at_a_time,
     running_server,
+    write_private,
 )
 from airflow_mlops.integrations.signals import deferred_signals
 
@@ -87,15 +89,17 @@ class LocalServer:
 
     @property
     def settings(self) -> str:
-        """Digest of address, tokens, keys, trusted types, accepted pickles and settings; a service that runs with others has to be started again."""
+        """Digest of address, keys, trusted types, accepted pickles and settings; a service that runs with others has to be started again.
+
+        Tokens are none of them: see :meth:`hand_tokens`.
+        """
         vouched = [
             os.environ.get(name, "")
             for name in ("AIRFLOW_MLOPS_PICKLED_MODELS", "AIRFLOW_MLOPS_TRUSTED_TYPES")
         ]
-        tokens = [self.token, self.current_steering_token()]
-        known = [self.url, *tokens, self.public_keys, *vouched, str(self.serving_dir), _handed_on()]
+        known = [self.url, self.public_keys, *vouched, str(self.serving_dir), _handed_on()]
         text = canonical_json(known)
-        # Slow on purpose: a token that people chose could be guessed from a plain digest.
+        # Slow on purpose: the key of pseudonyms is among them, and what people chose could be guessed from a plain digest.
         return hashlib.scrypt(
             text.encode(), salt=b"airflow-mlops endpoint", n=2**14, r=8, p=1, dklen=16
         ).hex()
@@ -103,6 +107,19 @@ class LocalServer:
     def current_steering_token(self) -> str | None:
         """Give what rollouts are steered with; ``None`` before the service was ever started."""
         return self.steering_token or steering_token_of(self.serving_dir)
+
+    def hand_tokens(self) -> None:
+        """Let the service accept the tokens of now, and no others; one that runs takes them without being started again.
+
+        Written are keyed digests, for the user who owns the folder only.
+        """
+        steering = self.current_steering_token() or _make_steering_token(self.serving_dir)
+        accepted = (self.token or "").split(), steering.split()
+        path = self.serving_dir / TOKENS_FILE
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if AcceptedTokens.from_bytes(path.read_bytes()).are(*accepted):
+                return
+        write_private(path, AcceptedTokens.of(*accepted).to_bytes())
 
     def running(self) -> RunningServer | None:
         """Find the process this folder's service runs in, if it still does."""
@@ -140,7 +157,8 @@ class LocalServer:
                 end_server(self.serving_dir, server, timeout_seconds=timeout_seconds)
 
     def _launch(self, replaces: RunningServer | None) -> RunningServer:
-        environment = self._environment()  # first: it may make a token, which is one of the settings
+        self.hand_tokens()
+        environment = self._environment()
         launch = Launch(
             host=self.host, port=self.port, url=self.url, settings=self.settings, replaces=replaces
         )
@@ -185,15 +203,11 @@ class LocalServer:
         environment = bare_environment() | _handed_on()
         environment |= {
             "AIRFLOW_MLOPS_SERVING_DIR": str(self.serving_dir),
+            "AIRFLOW_MLOPS_TOKEN_FILE": str(self.serving_dir / TOKENS_FILE),
             "BENTOML_DO_NOT_TRACK": "True",
             # Every start of BentoML empties its metrics folder: each service needs a home of its own.
             "BENTOML_HOME": str(self.serving_dir / ".bentoml"),
         }
-        if self.token:
-            environment["AIRFLOW_MLOPS_ENDPOINT_TOKEN"] = self.token
-        environment["AIRFLOW_MLOPS_STEERING_TOKEN"] = self.current_steering_token() or _make_steering_token(
-            self.serving_dir
-        )
         if self.public_keys:
             environment["AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS"] = self.public_keys
         return environment
@@ -355,7 +369,7 @@ class EndpointClient:
             raise ConnectionConfigError(
                 f"the service at {self.url} does not let this rollout be steered ({answer.status_code}): {message}. Give the BentoML "
                 f"connection's Extra the steering_token the service was started with, or let whoever steers read {STEERING_FILE} in "
-                "its serving_dir; a service that was started before either was changed takes it after the next deploy"
+                "its serving_dir; the service takes one that was changed since with the next deploy"
             )
         if answer.status_code >= 500:
             raise EndpointUnavailableError(f"the service at {self.url} failed: {message}")
@@ -374,11 +388,8 @@ def steering_token_of(serving_dir: Path) -> str | None:
 
 
 def _make_steering_token(serving_dir: Path) -> str:
-    token, temporary = secrets.token_urlsafe(32), serving_dir / f".{STEERING_FILE}.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.touch(mode=0o600)
-    temporary.write_text(token)
-    os.replace(temporary, serving_dir / STEERING_FILE)
+    token = secrets.token_urlsafe(32)
+    write_private(serving_dir / STEERING_FILE, token.encode())
     return token
 
 

@@ -130,21 +130,22 @@ def become_service(serving_dir: Path, launch: Launch) -> NoReturn:
             end_server(serving_dir, running)
         process = psutil.Process()
         started = process.create_time()
-        _write_down(
-            serving_dir,
-            RunningServer(pid=process.pid, process_started=started, url=launch.url, settings=launch.settings),
+        server = RunningServer(
+            pid=process.pid, process_started=started, url=launch.url, settings=launch.settings
         )
+        write_private(serving_dir / ENDPOINT_FILE, json.dumps(to_dict(server)).encode())
         address = ["--host", launch.host, "--port", str(launch.port)]
         command = [sys.executable, "-m", "bentoml", "serve", SERVICE, *address]
         os.execv(sys.executable, command)  # noqa: S606 - our own interpreter and service
 
 
-def _write_down(serving_dir: Path, server: RunningServer) -> None:
-    temporary = serving_dir / f".{ENDPOINT_FILE}.tmp"
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read; whoever reads it sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.touch(mode=0o600)
-    temporary.write_text(json.dumps(to_dict(server)))
-    os.replace(temporary, serving_dir / ENDPOINT_FILE)
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

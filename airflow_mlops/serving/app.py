@@ -74,17 +74,18 @@ class EndpointApp:
         self.log = InferenceLog(settings.serving_dir / LOG_FOLDER)
         self.observer = Observer(settings.serving_dir)
         self.mirror = Mirror(self.observer)
+        self._authorization = Authorization.of(settings)
         self.reconciler = Reconciler(
             settings.serving_dir,
             on_change=self._routes_changed,
             poll_seconds=settings.poll_seconds,
             public_keys=settings.public_keys,
             workers=settings.workers,
+            authorization=self._authorization,
         )
         self.metrics: EndpointMetrics | None = None
         #: Whether callers are told to ask elsewhere, as this worker is about to end.
         self.draining = False
-        self._authorization = Authorization(settings.tokens, settings.steering_tokens)
         self._cache = AnswerCache(settings.cache_rows)
         self._ids = IdMaker()
         self._bodies = BodyReader(settings.maximum_bytes, settings.body_seconds)
@@ -237,7 +238,14 @@ class EndpointApp:
             for one in routes.state.versions
             if one.share
         )
-        return json_response(200, openapi_document(manifest, name, self.settings, explains=explains))
+        document = openapi_document(
+            manifest,
+            name,
+            self.settings,
+            explains=explains,
+            asks_tokens=self._authorization.asks_callers,
+        )
+        return json_response(200, document)
 
     async def _answer_rollout(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
         return json_response(200, to_dict(await asyncio.to_thread(self.observer.read)))

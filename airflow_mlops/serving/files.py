@@ -14,6 +14,9 @@ from airflow_mlops.exceptions import StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: When a file was written, and which one it is.
+FileState = tuple[int, int]
+
 _REMEDIES = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "raise the disk quota",
@@ -38,6 +41,15 @@ def storage_errors(doing: str) -> Iterator[None]:
             raise
         remedy = _REMEDIES[err.errno]
         raise StorageError(f"cannot {doing}: {err.strerror} ({err.filename}); {remedy}") from err
+
+
+def file_state(path: Path) -> FileState | None:
+    """Give what changes whenever a file is written; ``None`` where there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino
 
 
 def write_whole(path: Path, data: bytes) -> None:

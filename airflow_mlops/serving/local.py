@@ -21,7 +21,12 @@ from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease
 from airflow_mlops.serving.log_settings import LogSettings
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_signature, read_verified, write_signature
-from airflow_mlops.serving.reconciler import DESIRED_FILE, why_refused, workers_behind
+from airflow_mlops.serving.reconciler import (
+    DESIRED_FILE,
+    why_refused,
+    workers_behind,
+    workers_with_old_tokens,
+)
 from airflow_mlops.serving.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -110,7 +115,8 @@ class LocalEndpoint:
     def serve(self, desired: DesiredState, *, lease_seconds: float = 0.0) -> tuple[RunningServer, bool]:
         """Ask for a state and see that all workers serve it; if they do not, all is put back.
 
-        A service that runs with another token, address or settings is started again, but never in the middle of a rollout.
+        A service that runs with another address, keys or settings is started again, but never in the middle of a rollout. Other tokens
+        it takes as it is.
 
         :param lease_seconds: for how long, where the state is leased; it begins when the state is served.
         :returns: the process, and whether it had to be started.
@@ -122,6 +128,7 @@ class LocalEndpoint:
             in_the_middle = desired.rollout is not None and current is not None and current.leased
             if running is not None and running.settings != server.settings and not in_the_middle:
                 running = _restart(server, running)
+            server.hand_tokens()
             if desired.leased:
                 grant_lease(self.serving_dir, desired.revision, lease_seconds)
             write_whole(self.serving_dir / DESIRED_FILE, desired.to_bytes())
@@ -159,6 +166,7 @@ class LocalEndpoint:
         if current is not None and current.leased:
             end_lease(self.serving_dir, current.revision)
         write_whole(self.serving_dir / DESIRED_FILE, desired.to_bytes())
+        self.server.hand_tokens()
         if self.server.running() is None:
             self.server.start()
         _wait_until_live(self.server, desired, self.timeout_seconds)
@@ -229,7 +237,7 @@ def _restart(server: LocalServer, running: RunningServer) -> RunningServer:
     ServiceSettings.from_environment()
     LogSettings.load(server.serving_dir / "inference_log").key()
     log.info(
-        "starting the service of %s again: its address, token, keys, trusted types, accepted pickles or settings have changed",
+        "starting the service of %s again: its address, keys, trusted types, accepted pickles or settings have changed",
         server.serving_dir,
     )
     return server.restart(running)
@@ -291,6 +299,9 @@ def _wait_until_live(
             raise RolloutError(
                 f"the service at {server.url} can't serve {_asked(desired)}: {refusal}{otherwise}"
             )
+        problem = workers_with_old_tokens(server.serving_dir)
+        if problem is not None:  # who asks has a new one
+            return False
         try:
             status = client.ready()
         except EndpointUnavailableError as err:

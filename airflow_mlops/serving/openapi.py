@@ -39,11 +39,13 @@ def openapi_document(
     settings: ServiceSettings,
     *,
     explains: bool = False,
+    asks_tokens: bool = False,
 ) -> dict[str, Any]:
     """Describe the endpoint.
 
     :param manifest: of the stable version; ``None``: nothing answers yet, so nothing is known about rows.
     :param explains: whether a version that answers can be explained.
+    :param asks_tokens: whether callers have to bring a bearer token.
     """
     document: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -60,7 +62,7 @@ def openapi_document(
     }
     if explains:
         document["paths"]["/predict/explain"] = {"post": _explain(manifest, settings)}
-    if settings.tokens:
+    if asks_tokens:
         document["components"] = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
         document["security"] = [{"token": []}]
     return document

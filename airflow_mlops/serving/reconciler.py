@@ -17,8 +17,9 @@ import psutil
 
 from airflow_mlops.core.model.signing import Trust
 from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, share_point
+from airflow_mlops.core.tokens import TOKENS_FILE
 from airflow_mlops.exceptions import ArtifactIntegrityError
-from airflow_mlops.serving.files import write_whole
+from airflow_mlops.serving.files import FileState, file_state, write_whole
 from airflow_mlops.serving.lease import read_lease
 from airflow_mlops.serving.model import ServedModel, load_model
 
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-logger = logging.getLogger(__name__)
+    from airflow_mlops.serving.authorization import Authorization
 
-#: When a file was written, and which one it is.
-_FileState = tuple[int, int]
+logger = logging.getLogger(__name__)
 
 DESIRED_FILE = "desired.json"
 
@@ -102,6 +102,7 @@ class Reconciler:
     :param poll_seconds: how often the desired state is looked at.
     :param public_keys: keys a package must be signed with before it is loaded; ``None`` checks digests only.
     :param workers: how many workers the service has.
+    :param authorization: told to look at its file, as often as the desired state is looked at.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Reconciler:
         poll_seconds: float = 0.2,
         public_keys: str | None = None,
         workers: int = 1,
+        authorization: Authorization | None = None,
     ) -> None:
         self.serving_dir = serving_dir
         self.workers = workers
@@ -119,8 +121,10 @@ class Reconciler:
         self.public_keys = public_keys
         self.routes: Routes | None = None
         self._on_change = on_change
-        self._seen: _FileState | None = None
-        self._tried: _FileState | None = None
+        self._authorization = authorization
+        self._refusal: str | None = None
+        self._seen: FileState | None = None
+        self._tried: FileState | None = None
         self._problem: str | None = None
         self._tries = 0
         self._try_again_at = 0.0
@@ -142,7 +146,9 @@ class Reconciler:
         return self._problem or (self.routes.fell_back if self.routes else None)
 
     def reconcile(self) -> None:
-        """Look once: whether somebody steers what is served, and whether something else is desired."""
+        """Look once: whether other tokens are accepted, somebody steers what is served, and something else is desired."""
+        if self._authorization is not None and self._authorization.refresh():
+            self._tell(self._refusal)
         if self.routes is not None:
             self._swap(self._steered(self.routes))
         try:
@@ -159,7 +165,7 @@ class Reconciler:
     def _desired(self) -> Routes | None:
         """Load the desired versions beside the live ones, if they have changed; one that fails leaves all as it was."""
         path = self.serving_dir / DESIRED_FILE
-        there = _file_state(path)
+        there = file_state(path)
         if there is None or there == self._seen:
             return None
         if there != self._tried:  # something new is tried at once
@@ -226,12 +232,14 @@ class Reconciler:
         :param refusal: why it will never serve what is desired now.
         """
         routes, process = self.routes, psutil.Process()
+        self._refusal = refusal
         known = {
             "started": process.create_time(),
             "revision": None if routes is None or routes.fell_back else routes.state.revision,
             "workers": self.workers,
             "refused": self._tried if refusal else None,
             "refusal": refusal,
+            "tokens": self._authorization.read if self._authorization is not None else None,
         }
         try:
             folder = self.serving_dir / WORKERS_FOLDER
@@ -268,13 +276,24 @@ def workers_behind(serving_dir: Path, revision: int) -> str | None:
     return f"{len(workers)} of {wanted} workers have started" if len(workers) < wanted else None
 
 
+def workers_with_old_tokens(serving_dir: Path) -> str | None:
+    """Say which workers have not read the tokens yet that are accepted from now on; ``None`` when all have that read them at all."""
+    there = file_state(serving_dir / TOKENS_FILE)
+    lagging = [
+        pid
+        for pid, known in _living_workers(serving_dir)
+        if known.get("tokens") is not None and tuple(known["tokens"]) != there
+    ]
+    return f"workers {', '.join(lagging)} accept the tokens of before" if lagging else None
+
+
 def why_refused(serving_dir: Path, revision: int) -> str | None:
     """Say why what is desired will not be served, once each worker either serves it or has said that it can't.
 
     :returns: what the first of them said that can't; ``None`` while there is hope.
     """
     workers = dict(_living_workers(serving_dir))
-    desired = _file_state(serving_dir / DESIRED_FILE)
+    desired = file_state(serving_dir / DESIRED_FILE)
     # By the file, not by its revision: one that was put right may come back under the same number.
     refusals = {
         pid: known["refusal"]
@@ -299,15 +318,6 @@ def _living_workers(serving_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _wanted(workers: Mapping[str, Mapping[str, Any]]) -> int:
     return max([1, *(int(known["workers"]) for known in workers.values())])
-
-
-def _file_state(path: Path) -> _FileState | None:
-    """Give what changes whenever a file is written; ``None`` where there is none."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_mtime_ns, stat.st_ino
 
 
 def _lives(pid: int, started: float) -> bool:

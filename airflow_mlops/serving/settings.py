@@ -35,6 +35,7 @@ class ServiceSettings:
     :param serving_dir: serving folder.
     :param tokens: bearer tokens, each of which opens the endpoint; none: no authentication.
     :param steering_tokens: bearer tokens, each of which steers rollouts; none: nobody does.
+    :param token_file: holds digests of both kinds of tokens instead, and is read again whenever it changes.
     :param public_keys: keys a package must be signed with before it is loaded; ``None`` checks digests only.
     :param deployment: what a target tells the replicas of one deployment from those of the one before by; ``/status`` says it.
     :param poll_seconds: how often the desired state is looked at.
@@ -54,6 +55,7 @@ class ServiceSettings:
     serving_dir: Path = Path()
     tokens: tuple[str, ...] = ()
     steering_tokens: tuple[str, ...] = ()
+    token_file: Path | None = None
     public_keys: str | None = None
     deployment: str | None = None
     poll_seconds: float = 0.2
@@ -96,6 +98,7 @@ class ServiceSettings:
             serving_dir=Path(environment.get("AIRFLOW_MLOPS_SERVING_DIR", ".")),
             tokens=tuple(environment.get("AIRFLOW_MLOPS_ENDPOINT_TOKEN", "").split()),
             steering_tokens=tuple(environment.get("AIRFLOW_MLOPS_STEERING_TOKEN", "").split()),
+            token_file=Path(held) if (held := environment.get("AIRFLOW_MLOPS_TOKEN_FILE")) else None,
             public_keys=environment.get("AIRFLOW_MLOPS_SIGNING_PUBLIC_KEYS") or None,
             deployment=environment.get("AIRFLOW_MLOPS_DEPLOYMENT") or None,
             **{name: number(name, least) for name, least in _LEAST.items()},

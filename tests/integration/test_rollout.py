@@ -416,13 +416,9 @@ def test_a_rollout_begins_with_the_tokens_of_today(stage: Stage) -> None:
     before = stage.server.running()
     stage.server.steering_token = "today yesterday"  # noqa: S105 - of a test
     assert stage.advance("2", canary(30.0, 0.5)).wait_seconds
-    after = stage.server.running()
-    assert before is not None
-    assert after is not None
-    assert after.pid != before.pid
-    stage.server.steering_token = "yesterday"  # noqa: S105 - in the middle the service is left alone
+    stage.server.steering_token = "yesterday"  # noqa: S105 - of a test
     assert stage.advance("2", canary(30.0, 0.5)).wait_seconds
-    assert stage.server.running() == after
+    assert stage.server.running() == before
 
 
 def test_one_rollout_at_a_time(stage: Stage) -> None:

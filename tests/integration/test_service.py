@@ -188,7 +188,7 @@ def test_a_host_that_is_not_ours_is_said(tmp_path: Path) -> None:
         server.start()
 
 
-def test_a_new_token_and_a_new_port_start_it_again(
+def test_a_new_token_is_taken_by_what_runs_and_a_new_port_starts_it_again(
     endpoint: Endpoint, packages: dict[str, tuple[Path, str]]
 ) -> None:
     first_pid = endpoint.deploy(*packages["1"], "1").pid
@@ -201,11 +201,12 @@ def test_a_new_token_and_a_new_port_start_it_again(
         return server, deploy_package(LocalEndpoint(server, timeout_seconds=60), package, "m", served)
 
     _, changed = deploy_to(endpoint.port)
-    assert changed.pid != first_pid
+    assert changed.pid == first_pid
     with pytest.raises(ValueError, match="bearer token is missing or wrong"):
         endpoint.client.ready()
-    server, _ = deploy_to(free_port())
+    server, moved = deploy_to(free_port())
     try:
+        assert moved.pid != first_pid
         with EndpointClient(server.url, "another") as client:
             assert client.ready()["model_version"] == "1"
         with pytest.raises(EndpointUnavailableError):

@@ -85,6 +85,27 @@ def test_swaps_lose_no_request_and_every_worker_follows(server: LocalServer, dep
     assert callers.lost == []
 
 
+def test_tokens_rotate_under_traffic_without_a_restart(server: LocalServer, deploy: Deploy) -> None:
+    pid = deploy("1").pid
+    with Callers(server.port, ROWS[:1]) as old:
+        old.until(500)
+        server.token = "new token"  # noqa: S105 - of a test
+        assert deploy("1").pid == pid
+        with Callers(server.port, ROWS[:1], token="new") as new:
+            new.until(500)
+            old.until(sum(old.answers.values()) + 500)
+            assert (old.lost, set(old.answers)) == ([], {(200, "1")})
+            server.token = "new"  # noqa: S105 - of a test
+            assert deploy("1").pid == pid
+            old.answers.clear()
+            old.until(500)  # by both workers
+            new.until(sum(new.answers.values()) + 500)
+    assert set(old.answers) == {(401, None)}
+    assert (new.lost, set(new.answers)) == ([], {(200, "1")})
+    held = server.serving_dir / "tokens.json"
+    assert held.stat().st_mode & 0o077 == 0
+
+
 def test_its_end_loses_nothing(server: LocalServer, deploy: Deploy) -> None:
     deploy("1")
     with Callers(server.port, ROWS[:1], go_home_when_refused=True) as callers:

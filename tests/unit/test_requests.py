@@ -20,10 +20,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, serve_alone
+from airflow_mlops.core.tokens import AcceptedTokens
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.arrow import decode_arrow
 from airflow_mlops.serving.cache import AnswerCache
+from airflow_mlops.serving.files import write_whole
 from airflow_mlops.serving.inflate import inflate
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import ServedModel, load_model
@@ -463,6 +465,36 @@ class TestApp:
         ]
         assert asked == [200, 200, 401, 401]
         assert caller.ask("/readyz")[0] == 200
+
+    def test_tokens_of_a_file_are_taken_when_it_changes(self, package: Path, tmp_path: Path) -> None:
+        path = tmp_path / "tokens.json"
+        with pytest.raises(ValueError, match="can't be read"):  # without it everybody would come in
+            Caller(tmp_path, package, token_file=path)
+
+        def hold(*tokens: str) -> None:
+            write_whole(path, AcceptedTokens.of(tokens, ["steers"]).to_bytes())
+            assert not any(token.encode() in path.read_bytes() for token in tokens)
+
+        hold("old")
+        caller = Caller(tmp_path, package, token_file=path)
+
+        def asked() -> list[int]:
+            caller.app.reconciler.reconcile()
+            return [
+                caller.ask("/status", authorization=f"Bearer {token}")[0]
+                for token in ("old", "new", "steers")
+            ]
+
+        assert asked() == [200, 401, 401]
+        hold("new", "old")
+        assert asked() == [200, 200, 401]
+        hold("new")
+        assert asked() == [401, 200, 401]
+        for spoiled in (b"", b'{"key": "00", "callers": []}'):
+            write_whole(path, spoiled)
+            assert asked() == [401, 200, 401]
+        path.unlink()
+        assert asked() == [401, 200, 401]
 
     def test_who_may_ask_may_not_steer(self, package: Path, tmp_path: Path) -> None:
         caller = Caller(tmp_path, package, tokens=("asks",), steering_tokens=("new", "old"))
