@@ -52,6 +52,7 @@ from airflow_mlops.steps.training.code_version import code_version
 from airflow_mlops.steps.training.fit import choose_metric
 from airflow_mlops.steps.training.rows import Split, row_weights, simple_prediction
 from airflow_mlops.steps.training.spec import TrainResult, TrainSpec
+from tests.unit.test_requests import Caller
 
 COLUMNS = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",), text=("note",))
 SIGNATURE = ModelSignature(
@@ -685,6 +686,28 @@ def test_columns_of_any_name_have_an_onnx_form(
     )
     parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, features, signature, LIMITS)
     assert parity.passed, parity.reason
+
+
+def test_columns_whose_names_json_escapes_are_served(tmp_path: Path) -> None:
+    """From training to an answered request, by the form of the package and by the service's decoder."""
+    number, text = 'screen (")\n\x1f', "back\\slash"
+    frame = rows().rename({"a": number, "kind": text})
+    columns = ColumnRoles(target="y", time="t", numeric=(number, "b"), categorical=(text,))
+    candidate = Candidate(estimator="sklearn.linear_model.LinearRegression")
+    (tmp_path / "package").mkdir()
+    model, served = packaged(candidate, columns, frame, tmp_path / "package")
+    asked = frame.tail(20).select(columns.inputs).with_columns(pl.col("b").fill_nan(None))
+    answers = model.pipeline.predict(sklearn.to_features(asked, columns))
+    service = Caller(tmp_path, tmp_path / "package")
+    for body in ({"rows": asked.to_dicts()}, {"columns": asked.to_dict(as_series=False)}):
+        status, answered, _ = service.ask("/predict", body)
+        assert (status, answered["predictions"]) == (200, pytest.approx(answers, rel=1e-4))
+    status, refused, _ = service.ask("/predict", {"row": {number: 1.0, "b": 2.0}})
+    assert (status, refused["error"]) == (422, f"rows[0].{text}: field is missing (string)")
+    assert {field.name for field in served.manifest.signature.inputs} == {number, "b", text}
+    service.app.log.flush()
+    logged = pl.read_parquet(tmp_path / "inference_log/**/*.parquet")
+    assert logged[f"feature_{number}"].to_list() == [*asked[number].to_list()] * 2
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
