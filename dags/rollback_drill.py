@@ -41,7 +41,12 @@ with DAG(
     },
     tags=["mlops", "reference"],
 ):
-    serve = DeployModelOperator(task_id="serve", model_name=MODEL, bentoml_conn_id=ENDPOINT)
+    serve = DeployModelOperator(
+        task_id="serve",
+        model_name=MODEL,
+        bentoml_conn_id=ENDPOINT,
+        closes_retraining=False,  # production's is over when production serves its version
+    )
     spoil = TrainModelOperator(
         task_id="spoil",
         dataset=f"{DATA}/trips",
@@ -72,6 +77,7 @@ with DAG(
         phase_minutes="{{ params.phase_minutes }}",
         on_reject="return",
         bentoml_conn_id=ENDPOINT,
+        closes_retraining=False,
     )
 
     @task

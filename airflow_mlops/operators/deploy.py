@@ -32,7 +32,7 @@ class DeployModelOperator(StepOperator):
     The old version answers until the new one is loaded, verified and warm; if that fails, it goes on answering. A strategy other than
     ``recreate`` compares both versions under the same traffic and takes the new one back as soon as it does worse, when the task is
     killed, and when nobody steers for ``lease_seconds``. A retry after a crash goes on where the rollout was.
-    A retraining whose version serves now is closed in the ledger.
+    A retraining whose version serves now is closed in the ledger, unless ``closes_retraining`` is ``False``.
 
     :param model_name: registered model. (templated)
     :param model_version: version number, or the whole output of a register task; default the one ``alias`` points at. (templated)
@@ -52,6 +52,8 @@ class DeployModelOperator(StepOperator):
     :param on_reject: what follows when the new version was taken back: ``fail`` the task; ``roll_back``: also let the alias point at the
         version that serves, if it still points at the one that was taken back, and where nothing serves yet that the version could be
         compared with, let it serve at once whatever the strategy; or ``return`` the result, whose ``state`` is ``rolled_back``.
+    :param closes_retraining: whether a retraining ends with this deployment: set it to ``False`` for every endpoint but the one the
+        retrained model is meant for, such as a staging service or a drill.
     :param lease_seconds: how long the shares hold when the task is gone. (templated)
     :param timeout_seconds: how long the service may take to answer with the new version. (templated)
     :param deferrable: wait in the triggerer; default from ``[operators] default_deferrable``.
@@ -90,6 +92,7 @@ class DeployModelOperator(StepOperator):
         tolerances: Mapping[str, Any] | None = None,
         quality: Mapping[str, Any] | None = None,
         on_reject: Literal["fail", "roll_back", "return"] = "fail",
+        closes_retraining: bool = True,
         lease_seconds: float | str = 60.0,
         timeout_seconds: float | str = 120.0,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -107,6 +110,7 @@ class DeployModelOperator(StepOperator):
         self.tolerances = tolerances
         self.quality = quality
         self.on_reject = on_reject
+        self.closes_retraining = closes_retraining
         self.lease_seconds = lease_seconds
         self.timeout_seconds = timeout_seconds
         self.deferrable = deferrable
@@ -162,7 +166,8 @@ class DeployModelOperator(StepOperator):
             f"after {result['seconds']:.1f} s",
             payload=result,
         )
-        close_retraining(self, result, context)
+        if self.closes_retraining:
+            close_retraining(self, result, context)
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Fail when the new version was taken back."""
@@ -236,7 +241,8 @@ class DeployModelOperator(StepOperator):
         except PromotionConflictError as err:
             self.log.warning("%s", err)
         else:
-            close_retraining(self, result, context, rejected=spec["reason"])
+            if self.closes_retraining:
+                close_retraining(self, result, context, rejected=spec["reason"])
 
     def _wait(self, result: dict[str, Any], spec: dict[str, Any]) -> None:
         """Wait for the next look, and say all the while that somebody steers."""

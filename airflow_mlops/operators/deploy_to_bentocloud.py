@@ -36,6 +36,8 @@ class DeployToBentoCloudOperator(DeployingElsewhere, BaseOperator):
         ``{"maximum": 3, "instance_type": "cpu.2"}``. (templated)
     :param poll_seconds: how often the deployment is looked at. (templated)
     :param bentocloud_conn_id: connection of BentoCloud.
+    :param closes_retraining: whether a retraining ends with this deployment: set it to ``False`` for every endpoint but the one the
+        retrained model is meant for.
     :param bentoml_conn_id: connection whose password is the token that requests must bring.
     :param ledger_conn_id: connection of the ledger.
     :param signing_conn_id: connection with the public keys that the service verifies its package with.
@@ -51,6 +53,7 @@ class DeployToBentoCloudOperator(DeployingElsewhere, BaseOperator):
         settings: Mapping[str, Any] | None = None,
         poll_seconds: float | str = 10.0,
         bentocloud_conn_id: str = BentoCloudHook.default_conn_name,
+        closes_retraining: bool = True,
         bentoml_conn_id: str = BentoMLHook.default_conn_name,
         ledger_conn_id: str = LedgerHook.default_conn_name,
         signing_conn_id: str = SigningHook.default_conn_name,
@@ -61,6 +64,7 @@ class DeployToBentoCloudOperator(DeployingElsewhere, BaseOperator):
         self.settings = settings
         self.poll_seconds = poll_seconds
         self.bentocloud_conn_id = bentocloud_conn_id
+        self.closes_retraining = closes_retraining
         self.bentoml_conn_id = bentoml_conn_id
         self.ledger_conn_id = ledger_conn_id
         self.signing_conn_id = signing_conn_id

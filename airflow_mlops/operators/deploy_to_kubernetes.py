@@ -37,6 +37,8 @@ class DeployToKubernetesOperator(DeployingElsewhere, BaseOperator):
     :param namespace: default the connection's, else ``default``. (templated)
     :param poll_seconds: how often the Deployment is looked at. (templated)
     :param kubernetes_conn_id: how to reach the cluster.
+    :param closes_retraining: whether a retraining ends with this deployment: set it to ``False`` for every endpoint but the one the
+        retrained model is meant for.
     :param bentoml_conn_id: connection of the endpoint; its password is the token that requests must bring.
     :param ledger_conn_id: connection of the ledger.
     :param signing_conn_id: connection with the public keys that the service verifies its package with.
@@ -54,6 +56,7 @@ class DeployToKubernetesOperator(DeployingElsewhere, BaseOperator):
         namespace: str | None = None,
         poll_seconds: float | str = 2.0,
         kubernetes_conn_id: str = "kubernetes_default",
+        closes_retraining: bool = True,
         bentoml_conn_id: str = BentoMLHook.default_conn_name,
         ledger_conn_id: str = LedgerHook.default_conn_name,
         signing_conn_id: str = SigningHook.default_conn_name,
@@ -66,6 +69,7 @@ class DeployToKubernetesOperator(DeployingElsewhere, BaseOperator):
         self.namespace = namespace
         self.poll_seconds = poll_seconds
         self.kubernetes_conn_id = kubernetes_conn_id
+        self.closes_retraining = closes_retraining
         self.bentoml_conn_id = bentoml_conn_id
         self.ledger_conn_id = ledger_conn_id
         self.signing_conn_id = signing_conn_id

@@ -28,6 +28,7 @@ class DeployingElsewhere(Recording):
 
     bentoml_conn_id: str
     signing_conn_id: str
+    closes_retraining: bool
 
     def on_kill(self) -> None:
         """Stop: what is under way is put back on the way out."""
@@ -65,7 +66,8 @@ class DeployingElsewhere(Recording):
         self._record(result, context)
         if result["state"] == "rolled_back":
             raise RolloutError(f"{result['reason']}. Version {result['serving_version']} serves, as before")
-        close_retraining(self, result, context)
+        if self.closes_retraining:
+            close_retraining(self, result, context)
         return result
 
     def _record(self, result: Mapping[str, Any], context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import socket
 import threading
 from collections.abc import Iterator
@@ -586,6 +587,23 @@ class TestRetraining:
         (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
         assert (outcome.key, outcome.subject, outcome.payload["outcome"]) == (key, "2", "promoted")
         assert not world.decide()["deploy"]
+
+    def test_a_deployment_to_another_endpoint_leaves_it_open(self, world: World) -> None:
+        key = self.decided(world)
+        self.promote(world, key)
+        try:
+            self.deploy(closes_retraining=False)
+            assert world.entries(EntryKind.RETRAINING_OUTCOME) == []
+            self.deploy()
+        finally:
+            LocalServer(Path(str(world.services.serving_dir)), port=0).stop()
+        (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
+        assert (outcome.key, outcome.payload["outcome"]) == (key, "promoted")
+
+    def test_the_drill_closes_none(self) -> None:
+        drill = runpy.run_path(str(Path(__file__).parents[2] / "dags" / "rollback_drill.py"))
+        assert not drill["serve"].closes_retraining
+        assert not drill["drill"].closes_retraining
 
     def test_one_that_its_rollout_takes_back_is_closed_as_rejected(self, world: World) -> None:
         port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
