@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ class Authorization:
 
     def __init__(self, accepted: AcceptedTokens, *, path: Path | None = None) -> None:
         self._accepted, self._path = accepted, path
+        # What came in last, and by which tokens: a digest of each request would cost more than looking at its body does.
+        self._last = (accepted, b"")
         #: State of the file that was read last.
         self.read: FileState | None = None
         if path is not None:
@@ -70,8 +73,13 @@ class Authorization:
 
         :raises RequestError: it brings none, or one that is not accepted.
         """
-        if not self._accepted.asks(headers.get(b"authorization", b"")):
+        accepted, given = self._accepted, headers.get(b"authorization", b"")
+        by, last = self._last
+        if by is accepted and last and hmac.compare_digest(last, given):
+            return
+        if not accepted.asks(given):
             raise RequestError(401, "the bearer token is missing or wrong")
+        self._last = (accepted, given)
 
     def require_steering(self, headers: Mapping[bytes, bytes]) -> None:
         """Look at the token of a request that steers a rollout.
