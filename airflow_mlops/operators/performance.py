@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.sdk import timezone
 
-from airflow_mlops.core.monitoring.grades import is_news, labelled_count, labels_changed
+from airflow_mlops.core.comparison.grades import is_news, labelled_count, labels_changed
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError, TransientError
 from airflow_mlops.hooks.ledger import LedgerHook

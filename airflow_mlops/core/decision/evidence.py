@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from airflow_mlops.core.comparison.grades import labels_given_up
 from airflow_mlops.core.decision.challengers import ChallengerCheck
-from airflow_mlops.core.monitoring.grades import labels_given_up
 from airflow_mlops.core.windows import Window
 
 _PERFORMANCE_FIGURES = (

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from airflow_mlops.core.monitoring.grades import labels_given_up
+from airflow_mlops.core.comparison.grades import labels_given_up
 from airflow_mlops.core.monitoring.incidents import Cause, Finding, IncidentPolicy
 from airflow_mlops.core.windows import Window
 
