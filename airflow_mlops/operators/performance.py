@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow.sdk import timezone
 
 from airflow_mlops.core.comparison.grades import is_news, labelled_count, labels_changed
+from airflow_mlops.core.figures import figures
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError, TransientError
 from airflow_mlops.hooks.ledger import LedgerHook
@@ -307,8 +308,9 @@ def graded_again(before: LedgerEntry, result: dict[str, Any], decision: str | No
     """Say what a second grade changes. A decision taken on the first stands; that it would be another one is said."""
     was, now = before.payload, result["labelled_share"]
     flipped = was["degraded"] != result["degraded"]
+    before_it, _ = figures(was["value"], result["value"])
     reason = (
-        f"{result['reason']}; graded again with {now:.0%} of the labels, it was {was['value']:.3g} with "
+        f"{result['reason']}; graded again with {now:.0%} of the labels, it was {before_it} with "
         f"{was['labelled_share']:.0%}"
     )
     if flipped:

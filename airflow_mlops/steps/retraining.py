@@ -134,11 +134,11 @@ def _undecided(ledger: Ledger, spec: RetrainingSpec) -> list[Window]:
     patience = spec.now - timedelta(days=policy.patience_days)
     missing = spec.now - timedelta(days=max(policy.patience_days, policy.missing_check_days))
     listed = ledger.undecided_windows
-    ripe = {
-        *listed(spec.model_name, required=required, overdue_since=missing),
-        *listed(spec.model_name, required=without_labels, checked_by=patience),
-    }
-    if policy.retrain_on_estimate and len(without_labels) < len(required):
+    ripe = {*listed(spec.model_name, required=required, overdue_since=missing)}
+    if len(without_labels) == len(required):
+        return sorted(ripe)
+    ripe |= {*listed(spec.model_name, required=without_labels, checked_by=patience)}
+    if policy.retrain_on_estimate:
         uncompared = sorted({*listed(spec.model_name, required=without_labels)} - ripe)
         ripe |= {found.window for found in _evidence(ledger, spec, uncompared) if found.estimate_degraded}
     return sorted(ripe)

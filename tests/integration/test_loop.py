@@ -539,11 +539,26 @@ class TestStandingVerdict:
         drawn = world.check_drift(AUGUST, report="always")
         assert drawn["report_url"]
         assert drawn | {"report_url": None} == verdict
-        assert world.check_drift(AUGUST, report="never") == verdict
+        assert world.check_drift(AUGUST, report="never") == drawn
         assert [bool(entry.payload["report_url"]) for entry in world.entries(EntryKind.DRIFT_CHECK)] == [
             False,
             True,
         ]
+
+    def test_the_drift_of_a_target_whose_labels_came_later_belongs_to_the_verdict(self, world: World) -> None:
+        """As in the Dag `monitor`: the inputs first, the labels when they are here."""
+        world.answer(AUGUST)
+        world.land(SEPTEMBER)
+        labels = {"labels": world.labels, "id_column": stream.ID, "report": "never"}
+        assert world.check_drift(AUGUST, report="never")["target"] is None
+        assert world.check_drift(AUGUST, **labels)["target"] is None  # none of August's
+        world.land(AUGUST)
+        told = world.check_drift(AUGUST, **labels)
+        assert told["target"]["measured"]
+        assert told["labels"]["uri"] == world.labels
+        first, last = world.entries(EntryKind.DRIFT_CHECK)
+        assert (first.payload["target"], last.payload) == (None, told)
+        assert world.check_drift(AUGUST, **labels | {"report": "always"})["target"] == told["target"]
 
     @pytest.mark.parametrize("labels", ["labels", "mistyped"])
     def test_a_report_that_fails_does_not_take_the_verdict_with_it(
