@@ -33,7 +33,9 @@ def random_policy(chance: random.Random) -> dict[str, Any]:
         "cool_down_days": chance.choice([0, 0, 15]),
         "budget": chance.choice([None, 1, 2]),
         "patience_days": chance.choice([0, 5, 25]),
+        "missing_check_days": chance.choice([3, 45]),
         "retrain_on_drift": chance.random() < 0.3,
+        "retrain_on_estimate": chance.random() < 0.3,
         "maximum_age_days": chance.choice([None, 35]),
         "minimum_new_rows": chance.choice([0, 6000]),
         "blackouts": []
@@ -56,6 +58,7 @@ class History:
     model: str
     chance: random.Random
     policy: dict[str, Any]
+    required: list[str] = field(default_factory=lambda: ["performance_check", "drift_check"])
     checked: set[Window] = field(default_factory=set)
     fates: Counter[str] = field(default_factory=Counter)
     told: int = 0
@@ -63,6 +66,7 @@ class History:
     def live(self) -> None:
         """Windows are checked in any order, labels come late; deciders are woken too often, late or never, and get killed."""
         plan = self._plan(self.chance.randint(1, 5))
+        self.required += ["challenger_check"] if self.chance.random() < 0.5 else []
         paused = False
         for now, index, labelled in sorted(plan, key=lambda item: item[0]):
             self._check(now, index, labelled=labelled)
@@ -85,6 +89,7 @@ class History:
             "actor": self.chance.choice(["scheduler a", "scheduler b"]),
             "now": clock.isoformat(),
             "policy": self.policy,
+            "required_checks": self.required,
         }
         result = run_step("retraining", spec, Services(ledger_url=self.url))
         self.told += len(result["decisions"])
@@ -133,6 +138,7 @@ class History:
             "measured": labelled,
             "awaits_labels": not labelled,
             "degraded": labelled and self.chance.random() < 0.5,
+            "estimate_degraded": not labelled and self.chance.random() < 0.3,
             "reason": "graded",
             "row_count": 5000 if labelled else 0,
         }
@@ -141,6 +147,8 @@ class History:
         self._write(EntryKind.PERFORMANCE_CHECK, f"{window(index).key}{stage}", now, index, **grade)
         if self.chance.random() < 0.9:  # or it failed
             self._write(EntryKind.DRIFT_CHECK, window(index).key, now, index, **drift)
+        if labelled and self.chance.random() < 0.9:  # without labels nothing can be compared
+            self._write(EntryKind.CHALLENGER_CHECK, window(index).key, now, index, check=None)
         self.checked.add(window(index))
 
     def _write(self, kind: EntryKind, key: str, now: datetime, index: int | None, **payload: Any) -> None:
@@ -174,3 +182,11 @@ class History:
             assert not ends or entry.window.end > max(ends)
             assert not ends or entry.window.end >= max(ends) + timedelta(days=policy.cool_down_days)
             assert entry.payload["evidence"]["row_count"] in {0, 5000}
+            before = [one for one in decisions if self._decided_before(one, entry) and one.window]
+            measured = [one.window for one in before if one.payload["evidence"]["row_count"]]
+            assert all(one < entry.window for one in measured), "newer windows were decided: it is too late"
+
+    @staticmethod
+    def _decided_before(one: LedgerEntry, other: LedgerEntry) -> bool:
+        together = (one.actor, one.recorded_at) == (other.actor, other.recorded_at)
+        return not together and (one.entry_id or 0) < (other.entry_id or 0)

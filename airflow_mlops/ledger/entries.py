@@ -100,6 +100,19 @@ class ChampionPeriod:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WindowChecks:
+    """The checks of a window that stand.
+
+    :param checks: one of each kind that there is: the newest, of performance checks the newest that measured something.
+    :param first_checked_at: when it was first looked at, by any check of these kinds.
+    """
+
+    window: Window
+    checks: tuple[LedgerEntry, ...]
+    first_checked_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WindowGrade:
     """The performance check of a window that stands: the newest that measured something, else the newest.
 

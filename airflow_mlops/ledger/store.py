@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from airflow_mlops.ledger.grades import Grades
 from airflow_mlops.ledger.retrainings import Retrainings
-from airflow_mlops.ledger.windows import Windows
 
 
-class Ledger(Windows, Retrainings):
+class Ledger(Grades, Retrainings):
     """A connection to the ledger; use :meth:`open`, and it as a context manager.
 
     Entries, aliases, windows and retrainings are each in a file of their own.

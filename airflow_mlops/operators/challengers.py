@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import MLOpsError, TransientError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
@@ -102,8 +102,13 @@ class CompareChallengersOperator(StepOperator):
         for window in earlier:
             try:
                 self.record(self._runner.run(self.step, spec | {"window": window}, self.services()), context)
-            except InsufficientDataError as err:
-                self.log.warning("challengers can't be compared on an earlier window: %s", err)
+            except TransientError:
+                raise
+            except (MLOpsError, ValueError) as err:
+                # Its rows are gone, its champion was deleted: no reason not to compare on this one.
+                self.log.warning(
+                    "challengers can't be compared on an earlier window, %s: %s", window["start"], err
+                )
         if not graded:
             raise AirflowSkipException("the labels of this window are late: a later run compares on it")
         return self.record(self._runner.run(self.step, spec, self.services()), context)

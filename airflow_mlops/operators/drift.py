@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import DriftDetectedError
+from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import ReportLink
 from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, names
 from airflow_mlops.run_windows import RUN_WINDOW, run_time_zone, window_spec
@@ -139,13 +141,17 @@ class CheckDriftOperator(StepOperator):
     def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Write the verdict to the ledger and link to the report.
 
-        :returns: the verdict that stands: a window gets one.
+        :returns: the verdict that stands: a window gets one. What only a later check could tell is added to it: the report that was
+            drawn then, and the drift of a target whose labels had come.
         """
-        verdict = self._write(result, context, key=check_key(result))
-        if result["report_url"] and not verdict["report_url"]:  # it was drawn after the verdict
-            verdict = self._write(
-                verdict | {"report_url": result["report_url"]}, context, key=f"{check_key(result)}|report"
-            )
+        verdict = self._newest(self._write(result, context, key=check_key(result)))
+        later = {}
+        if result["report_url"] and not verdict["report_url"]:
+            later["report"] = {"report_url": result["report_url"]}
+        if _measured(result["target"]) and not _measured(verdict["target"]):
+            later["target"] = {"target": result["target"], "labels": result.get("labels")}
+        for what, found in later.items():
+            verdict = self._write(verdict | found, context, key=f"{check_key(result)}|{what}")
         if verdict["report_url"]:
             self.note_link(ReportLink, verdict["report_url"])
         facts = {name: verdict[name] for name in ("window", "drifted", "headline")}
@@ -166,6 +172,18 @@ class CheckDriftOperator(StepOperator):
         )
         return standing.payload
 
+    def _newest(self, verdict: dict[str, Any]) -> dict[str, Any]:
+        """Give a window's verdict with all that was added to it."""
+        from airflow_mlops.core.codec import from_dict
+        from airflow_mlops.ledger import EntryKind
+
+        window = from_dict(Window, verdict["window"])
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            (newest,) = ledger.entries(
+                kind=EntryKind.DRIFT_CHECK, model_name=verdict["model_name"], window=window, limit=1
+            )
+        return newest.payload
+
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Pass on the verdict.
 
@@ -174,3 +192,7 @@ class CheckDriftOperator(StepOperator):
         if result["drifted"] and self.fail_on_drift:
             raise DriftDetectedError(result["headline"], evidence={"features": result["features"][:10]})
         return result
+
+
+def _measured(target: dict[str, Any] | None) -> bool:
+    return bool(target and target.get("measured"))

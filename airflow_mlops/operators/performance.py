@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.sdk import timezone
 
+from airflow_mlops.core.comparison.grades import is_news, labelled_count, labels_changed
+from airflow_mlops.core.figures import figures
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError, TransientError
 from airflow_mlops.hooks.ledger import LedgerHook
@@ -15,7 +17,7 @@ from airflow_mlops.operators.base import StepOperator, actor, check_key, dataset
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from airflow.sdk import Context
 
@@ -135,15 +137,18 @@ class CheckPerformanceOperator(StepOperator):
         """
         spec = self.build_spec(context)
         for late in self._unfinished(spec["window"]):
+            if not late.due and _version_of(spec.get("labels")) in late.looked_at:
+                continue
             try:
-                result = self._grade(spec | late)
+                result = self._grade(spec | late.spec)
             except TransientError:
                 raise
             except (MLOpsError, ValueError) as err:
                 # Its version was deleted, its labels contradict each other: no reason not to grade this one.
-                self.log.warning("an earlier window, %s, can't be graded: %s", late["window"]["start"], err)
+                self.log.warning("an earlier window, %s, can't be graded: %s", late.window, err)
             else:
                 self._write(result, context)
+                spec["labels"] = result.get("labels") or spec["labels"]  # all windows by the same version
         return self.decide(self.record(self._grade(spec), context), context)
 
     def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
@@ -162,18 +167,22 @@ class CheckPerformanceOperator(StepOperator):
         if window is not None:
             with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
                 past = ledger.grades(self.model_name, before=window.start)
-                (first,) = [
-                    grade.first_checked_at for grade in ledger.grades(self.model_name, window=window)
-                ] or [timezone.utcnow()]
-            spec = spec | {
-                # Losses of another metric are in other units: beside them every level looks like a change.
-                "past": [
-                    _past_grade(grade)
-                    for grade in past
-                    if grade.measured and grade.entry.payload["metric"] == self.metric
-                ],
-                "waited_days": (timezone.utcnow() - first) / timedelta(days=1),
-            }
+                own = next(iter(ledger.grades(self.model_name, window=window)), None)
+                version = self._who_answered(ledger, window, own.entry) if own is not None else None
+            first = own.first_checked_at if own is not None else timezone.utcnow()
+            spec = (
+                {"model_version": version}
+                | spec
+                | {
+                    # Losses of another metric are in other units: beside them every level looks like a change.
+                    "past": [
+                        _past_grade(grade)
+                        for grade in past
+                        if grade.measured and grade.entry.payload["metric"] == self.metric
+                    ],
+                    "waited_days": (timezone.utcnow() - first) / timedelta(days=1),
+                }
+            )
         return self._runner.run(self.step, spec, self.services())
 
     def _write(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
@@ -187,9 +196,9 @@ class CheckPerformanceOperator(StepOperator):
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
             while True:
                 checked = next(iter(ledger.grades(self.model_name, window=window)), None)
+                if checked is not None and not is_news(checked.entry.payload, result):
+                    return checked.entry.payload
                 standing = checked.entry if checked is not None and checked.measured else None
-                if standing is not None and not is_news(standing.payload, result):
-                    return standing.payload
                 recorded = ledger.record_grade(
                     self._entry(ledger, standing, result, context), standing=standing
                 )
@@ -226,81 +235,82 @@ class CheckPerformanceOperator(StepOperator):
             recorded_at=timezone.utcnow(),
         )
 
-    def _unfinished(self, current: dict[str, str] | None) -> list[dict[str, Any]]:
-        """Give what differs in the spec for each earlier window that awaits labels."""
-        from airflow_mlops.core.codec import to_dict
+    def _unfinished(self, current: dict[str, str] | None) -> list[_Late]:
+        """Give the earlier windows that await labels, oldest first."""
+        from airflow_mlops.ledger import EntryKind
 
         if current is None:
             return []
         start, now = Window.parse(**current).start, timezone.utcnow()
         maturity = timedelta(days=float(self.maturity_days))
-        oldest = now - 2 * maturity
+        kinds = [EntryKind.PERFORMANCE_CHECK]
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
             ungraded = ledger.ungraded_windows(self.model_name, before=start)
-            # Of short windows more are maturing than the newest; the last grade is due to the others all the same.
-            matured = ledger.matured_windows(
-                self.model_name, before=start, checked_after=oldest, checked_before=now - maturity
-            )
-            grades = {grade.window: grade for grade in ledger.grades(self.model_name, before=start)}
-            for window in matured:
-                if window not in grades:
-                    (grades[window],) = ledger.grades(self.model_name, window=window)
-            maturing = [
-                grade
-                for grade in grades.values()
-                if not grade.final and grade.window not in ungraded and grade.first_checked_at > oldest
-            ]
-        # Nobody was graded in an undecided window yet: the champion of today is asked for. Later on, it is who was.
-        late: list[tuple[Window, str | None]] = [(window, None) for window in ungraded]
-        late += [(grade.window, grade.entry.subject) for grade in maturing]
-        return [
-            {"window": to_dict(window), "model_version": version}
-            for window, version in sorted(late, key=lambda item: item[0])
-        ]
+            looks = ledger.checks_of(self.model_name, ungraded, kinds)
+            checked = {window: (look.checks[0], look.first_checked_at) for window, look in looks.items()}
+            for grade in ledger.unfinished_grades(
+                self.model_name, before=start, checked_after=now - 2 * maturity
+            ):
+                checked[grade.window] = (grade.entry, grade.first_checked_at)
+            # Its run went through the windows before it, oldest first, and came to it last.
+            newest = ledger.grades(self.model_name, before=start, limit=1)
+            looked_at = {_version_of(grade.entry.payload.get("labels")) for grade in newest}
+            found = []
+            for window in sorted({*ungraded, *checked}):
+                check, first = checked.get(window, (None, now))
+                own = {_version_of(check.payload.get("labels"))} if check is not None else set()
+                found.append(
+                    _Late(
+                        window=window,
+                        model_version=self._who_answered(ledger, window, check),
+                        looked_at=(own | looked_at) - {None} if check is not None else own,
+                        due=first <= now - maturity,
+                    )
+                )
+        return found
+
+    def _who_answered(self, ledger: Ledger, window: Window, check: LedgerEntry | None) -> str | None:
+        """Give the version whose answers are graded, also when another one is champion by now; ``None``: the champion of today."""
+        if check is not None and check.payload.get("answer_count", 1):
+            return check.subject
+        return ledger.champion_at(self.model_name, window.end)
 
 
-#: More labels are worth another line in the ledger when their share grew by this, or the verdict turned.
-_NEWS = 0.1
-#: Relative difference of values that the order of sums explains.
-_ROUNDING = 1e-9
+class _Late(NamedTuple):
+    """An earlier window that awaits labels.
+
+    :param model_version: whose answers are graded; ``None``: the champion's of today.
+    :param looked_at: versions of the labels that it has been graded by already.
+    :param due: whether the time for its labels is over, so that its last grade is to come.
+    """
+
+    window: Window
+    model_version: str | None
+    looked_at: set[tuple[str, int] | None]
+    due: bool
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What differs in the spec."""
+        from airflow_mlops.core.codec import to_dict
+
+        return {"window": to_dict(self.window), "model_version": self.model_version}
 
 
-def is_news(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Tell whether a second grade of a window says more than the first: it rests on more labels, is the last, or labels changed."""
-    if not after["measured"] or before["model_version"] != after["model_version"]:
-        return False
-    turned = before["degraded"] != after["degraded"]
-    if labels_changed(before, after) and (turned or before.get("final", True)):
-        return True
-    if before.get("final", True):
-        return False
-    if after["final"]:
-        return True
-    grown = after["labelled_share"] - before["labelled_share"]
-    return labelled_count(after) > labelled_count(before) and (turned or grown >= _NEWS)
-
-
-def labels_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Tell whether as many labels of a newer table give another value: some were corrected."""
-    was, now = (grade.get("labels") or {} for grade in (before, after))
-    newer = was.get("uri") == now.get("uri") and now.get("version", 0) > was.get("version", 0)
-    comparable = before.get("metric") == after.get("metric") and labelled_count(before) == labelled_count(
-        after
-    )
-    return newer and comparable and not math.isclose(before["value"], after["value"], rel_tol=_ROUNDING)
-
-
-def labelled_count(grade: Mapping[str, Any]) -> int:
-    """Count the rows whose labels had come, also those that can't be graded; earlier releases left none out."""
-    return int(grade["row_count"]) + int(grade.get("invalid_count", 0))
+def _version_of(labels: Any) -> tuple[str, int] | None:
+    """Name the version of a table of labels; ``None``: not known, as of a table whose newest one is meant."""
+    if not isinstance(labels, Mapping) or labels.get("version") is None:
+        return None
+    return str(labels["uri"]), int(labels["version"])
 
 
 def graded_again(before: LedgerEntry, result: dict[str, Any], decision: str | None) -> dict[str, Any]:
     """Say what a second grade changes. A decision taken on the first stands; that it would be another one is said."""
     was, now = before.payload, result["labelled_share"]
     flipped = was["degraded"] != result["degraded"]
+    before_it, _ = figures(was["value"], result["value"])
     reason = (
-        f"{result['reason']}; graded again with {now:.0%} of the labels, it was {was['value']:.3g} with "
+        f"{result['reason']}; graded again with {now:.0%} of the labels, it was {before_it} with "
         f"{was['labelled_share']:.0%}"
     )
     if flipped:

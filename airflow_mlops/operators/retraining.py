@@ -30,7 +30,8 @@ class DecideRetrainingOperator(StepOperator):
     :param model_name: registered model. (templated)
     :param policy: parameters of :class:`~airflow_mlops.core.decision.retraining.RetrainingPolicy`. (templated)
     :param decide_function: import path of the decision, a pure function. (templated)
-    :param required_checks: a window is ripe when these checks are in the ledger, or the policy's patience is over.
+    :param required_checks: a window is ripe when these checks are in the ledger. When the policy's patience with labels is over, or
+        it acts on an estimate that is degraded, the challengers' is not waited for; one that never comes for ``missing_check_days``.
     :param deploy_task_id: task after this one that deploys the champion, or tries it first, to run it alone.
     :param bring_back_task_id: task after this one that promotes an earlier champion, to run it before that.
     """

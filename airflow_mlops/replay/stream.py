@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ class Stream:
         :param folder: what ``data`` is relative to.
         :param shuffle: seed; deals the rows out to the times at random, so that nothing ever changes. A policy should then
             leave the first model alone.
-        :raises ValueError: no such file or column, or too few windows.
+        :raises ValueError: no such file or column, times that are none, or too few windows.
         """
         import polars as pl
 
@@ -98,15 +98,11 @@ class Stream:
         missing = [name for name in wanted if name not in rows.columns]
         if missing:
             raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(rows.columns)}")
-        rows = (
-            rows.select([*dict.fromkeys(wanted)])
-            .drop_nulls([config.time_column, config.target])
-            .with_columns(
-                pl.col(config.time_column).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
-                pl.col(config.categorical).cast(pl.String),
-            )
-            .sort(config.time_column, maintain_order=True)
-        )
+        rows = rows.select([*dict.fromkeys(wanted)]).drop_nulls([config.time_column, config.target])
+        rows = rows.with_columns(
+            _instants(rows[config.time_column], path).alias(config.time_column),
+            pl.col(config.categorical).cast(pl.String),
+        ).sort(config.time_column, maintain_order=True)
         if shuffle is not None:
             dealt = rows.drop(config.time_column).sample(fraction=1.0, shuffle=True, seed=shuffle)
             rows = dealt.with_columns(rows[config.time_column])
@@ -137,6 +133,37 @@ class Stream:
         inside = pl.col(self.config.time_column).is_between(window.start, window.end, closed="left")
         rows: pl.DataFrame = self.rows.filter(inside)
         return rows
+
+
+def _instants(times: pl.Series, path: Path) -> pl.Series:
+    """Give times as instants in UTC; text is read where it is ISO 8601.
+
+    :raises ValueError: they are numbers, of which nobody can tell the unit, or text of another form.
+    """
+    import polars as pl
+
+    instant = pl.Datetime("us", "UTC")
+    if isinstance(times.dtype, pl.Datetime) and times.dtype.time_zone is not None:
+        return times.cast(instant)  # the same instant, on another clock
+    if times.dtype.is_temporal() and times.dtype not in (pl.Time, pl.Duration):
+        return times.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    if times.dtype != pl.String:
+        raise ValueError(
+            f"the time column {times.name!r} of {path} is of type {times.dtype}: nobody can tell what its numbers count. Convert it, such as "
+            f'with polars.from_epoch("{times.name}", time_unit="s"), and write the file again'
+        )
+    try:
+        return pl.Series(times.name, [_instant(text) for text in times], dtype=instant)
+    except ValueError as err:
+        raise ValueError(
+            f"the time column {times.name!r} of {path} is text that is no ISO 8601 time: {err}. Write times as 2024-03-01T12:00:00, or as "
+            "timestamps in a Parquet file"
+        ) from err
+
+
+def _instant(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def _windows(times: pl.Series, kind: str) -> list[Window]:

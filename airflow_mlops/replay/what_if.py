@@ -243,7 +243,10 @@ def _decide_again(
         if not known:
             continue
         earlier = sorted(window for window in seen if window.end <= waiting[-1].start)[-LOOK_BACK:]
-        previous = [found for window in earlier if (found := past.evidence(window, occasion)) is not None]
+        newer = sorted(window for window in seen if window.start >= waiting[-1].end)[-LOOK_BACK:]
+        previous = [
+            found for window in [*earlier, *newer] if (found := past.evidence(window, occasion)) is not None
+        ]
         since = history.champion_since or past.champion_since(occasion)
         history = replace(history, now=occasion.now, champion_since=since)
         for decision in ask_policy(decide, known, history, policy, previous=previous):

@@ -103,8 +103,9 @@ def labels_arrived(
     window_end: str,
     minimum_labelled_share: float,
     bentoml_conn_id: str,
+    ledger_conn_id: str = LedgerHook.default_conn_name,
 ) -> dict[str, Any] | None:
-    """Look which share of a window's predictions has a label."""
+    """Look which share of a window's predictions has a label; as a grade does, of those of the champion when the window ended."""
     from pathlib import Path
 
     from airflow_mlops.steps.monitoring.labels import labelled_share
@@ -114,8 +115,13 @@ def labels_arrived(
         Path(BentoMLHook(bentoml_conn_id=bentoml_conn_id).services().require("serving_dir")) / "inference_log"
     )
     window = Window.parse(window_start, window_end)
+    with LedgerHook(ledger_conn_id=ledger_conn_id).get_conn() as ledger:
+        champion = ledger.champion_at(model_name, window.end)
     try:
-        share = labelled_share(folder, model_name, window, labels=labels, id_column=id_column, target=target)
+        share = labelled_share(
+            folder, model_name, window,
+            labels=labels, id_column=id_column, target=target, model_version=champion,
+        )  # fmt: skip
     except (InsufficientDataError, DatasetNotFoundError) as err:
         log.info("waiting for labels: %s", err)  # said, as a mistyped table looks the same
         return None

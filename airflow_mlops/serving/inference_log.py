@@ -456,16 +456,22 @@ def pseudonym(value: object, key: bytes) -> str:
 
 
 def read_inference_log(
-    root: Path | str, model_name: str, window: Window, *, shadow: bool = False
+    root: Path | str,
+    model_name: str,
+    window: Window,
+    *,
+    shadow: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> pl.DataFrame:
     """Read the predictions whose event time is inside a window.
 
     :param root: the log's folder, or the URI its files are uploaded to.
     :param shadow: whether to give answers that callers never saw, too.
+    :param columns: those to read; default all.
     :raises InsufficientDataError: there are none; names model, window and folder.
     """
     files = LogFiles(root)
-    rows, count = reading_again(lambda: _read(files, model_name, window, shadow=shadow))
+    rows, count = reading_again(lambda: _read(files, model_name, window, shadow=shadow, columns=columns))
     if rows is None or rows.height == 0:
         raise InsufficientDataError(
             f"nothing was predicted by {model_name} in {window}: {root}/{model_name} holds {count} files, none with a "
@@ -510,12 +516,15 @@ def read_received_since(
 
 
 def _read(
-    files: LogFiles, model_name: str, window: Window, *, shadow: bool
+    files: LogFiles, model_name: str, window: Window, *, shadow: bool, columns: Sequence[str] | None
 ) -> tuple[pl.DataFrame | None, int]:
     import polars as pl
 
     names = [name for group in files.hours(model_name).values() for name in group]
     sources = [files.source(name) for name in names if may_hold(name, window)]
     inside = pl.col("time").is_between(window.start, window.end, closed="left")
-    frames = [scan(group, shadow=shadow).filter(inside).collect() for group in by_schema(sources)]
+    wanted = pl.all() if columns is None else pl.col(columns)
+    frames = [
+        scan(group, shadow=shadow).filter(inside).select(wanted).collect() for group in by_schema(sources)
+    ]
     return (pl.concat(frames, how="diagonal_relaxed") if frames else None), len(names)

@@ -89,8 +89,9 @@ class PerformanceResult:
 
     :param model_version: the champion, whose answers alone are graded: others promised something else.
     :param model_versions: all versions that answered in the window.
-    :param labelled_share: share of the champion's answers that have a label; 1 when it gave none.
+    :param labelled_share: share of the champion's answers that have a label; 0 when it gave none.
     :param row_count: labelled answers of the champion that were graded.
+    :param answer_count: answers of the champion, labelled or not.
     :param invalid_count: labelled answers that were not: the label or the answer is infinite or no number.
     :param awaits_labels: it was not measured, and labels that have yet to come may change that.
     :param final: no label is awaited any more: all are here, or the time for them is over.
@@ -127,6 +128,7 @@ class PerformanceResult:
     degraded: bool
     reason: str
     report: dict[str, Any]
+    answer_count: int = 0
     invalid_count: int = 0
     other_metrics: dict[str, float | None] = field(default_factory=dict)
     early_labels: dict[str, Any] | None = None
@@ -221,7 +223,7 @@ def _grade(
     """Measure what can be measured."""
     here = answered[spec.target].is_not_null()
     labelled = answered.filter(here)
-    share = labelled.height / answered.height if answered.height else 1.0
+    share = labelled.height / answered.height if answered.height else 0.0
     if labelled.height == 0:
         return _Grade(share=share, row_count=0)
     graded, valid, invalid = _valid(spec, package, labelled)
@@ -366,10 +368,17 @@ def _result(
         uncertainty=grade.uncertainty,
         problem=grade.problem,
     )
+    if answered.height == 0:
+        report = replace(report, reason="performance not measured: the champion gave no answers")
     reason = "; ".join((report.reason + _left_out(joined.height - answered.height, version), *grade.failed))
     if grade.invalid[1]:
         reason += f"; {grade.invalid[1]} and {'are' if grade.invalid[0] > 1 else 'is'} not graded"
-    final = grade.share >= 1.0 or spec.labels is None or spec.waited_days >= spec.policy.maturity_days
+    final = (
+        grade.share >= 1.0
+        or spec.labels is None
+        or answered.height == 0
+        or spec.waited_days >= spec.policy.maturity_days
+    )
     estimate_degraded = False
     if not report.measured:
         if guess is not None:
@@ -390,7 +399,8 @@ def _result(
         row_count=grade.row_count,
         invalid_count=grade.invalid[0],
         measured=report.measured,
-        awaits_labels=not report.measured and grade.share < 1.0 and spec.labels is not None,
+        answer_count=answered.height,
+        awaits_labels=not report.measured and not final,
         final=final,
         degraded=report.degraded,
         reason=reason,

@@ -48,7 +48,8 @@ class RetrainingSpec:
     """What to decide.
 
     :param model_name: registered model.
-    :param required_checks: a window is ripe when these are in the ledger, or the policy's patience is over.
+    :param required_checks: a window is ripe when these are in the ledger, or the policy's patience with labels is over and all are
+        that need none.
     :param policy: parameters of the decision.
     :param decide: import path of the decision, ``decide(evidence, history, policy, previous_checks=...)``.
     :param may_bring_back: whether there is somebody to carry out that an earlier champion comes back.
@@ -103,7 +104,7 @@ def run(spec: RetrainingSpec, services: Services) -> RetrainingResult:
     with Ledger.open(services.require("ledger_url")) as ledger:
         for _ in range(_ROUNDS):
             newest = ledger.newest_decision(spec.model_name)
-            evidence = [_evidence(ledger, spec, window) for window in _undecided(ledger, spec)]
+            evidence = _evidence(ledger, spec, _undecided(ledger, spec))
             figures = [
                 found.figures() for found in evidence
             ]  # as they are before a policy has had them in hand
@@ -123,11 +124,24 @@ def run(spec: RetrainingSpec, services: Services) -> RetrainingResult:
 
 
 def _undecided(ledger: Ledger, spec: RetrainingSpec) -> list[Window]:
-    return ledger.undecided_windows(
-        spec.model_name,
-        required=spec.required_checks,
-        overdue_since=spec.now - timedelta(days=spec.policy.patience_days),
-    )
+    """List the windows that are ripe: with all checks, or with those that are to be had.
+
+    Labels that do not come keep a window from being compared, and patience with them may be none; a check that needs no labels is
+    waited for all the same: it comes, unless its task failed for good.
+    """
+    policy, required = spec.policy, spec.required_checks
+    without_labels = tuple(kind for kind in required if kind is not EntryKind.CHALLENGER_CHECK)
+    patience = spec.now - timedelta(days=policy.patience_days)
+    missing = spec.now - timedelta(days=max(policy.patience_days, policy.missing_check_days))
+    listed = ledger.undecided_windows
+    ripe = {*listed(spec.model_name, required=required, overdue_since=missing)}
+    if len(without_labels) == len(required):
+        return sorted(ripe)
+    ripe |= {*listed(spec.model_name, required=without_labels, checked_by=patience)}
+    if policy.retrain_on_estimate:
+        uncompared = sorted({*listed(spec.model_name, required=without_labels)} - ripe)
+        ripe |= {found.window for found in _evidence(ledger, spec, uncompared) if found.estimate_degraded}
+    return sorted(ripe)
 
 
 def _decide(ledger: Ledger, spec: RetrainingSpec, evidence: list[WindowEvidence]) -> list[RetrainingDecision]:
@@ -368,16 +382,23 @@ def _brief(entry: LedgerEntry) -> dict[str, Any]:
     return {"outcome": Outcome(entry.payload["outcome"]), "reason": entry.payload["reason"]}
 
 
-def _evidence(ledger: Ledger, spec: RetrainingSpec, window: Window) -> WindowEvidence:
-    checks = ledger.entries(kind=CHECKS, model_name=spec.model_name, window=window)
-    return collect_evidence(window, checks, spec.now)
+def _evidence(ledger: Ledger, spec: RetrainingSpec, windows: Sequence[Window]) -> list[WindowEvidence]:
+    found = ledger.checks_of(spec.model_name, windows, CHECKS)
+    return [
+        collect_evidence(window, of.checks, spec.now, first_checked_at=of.first_checked_at)
+        for window in windows
+        if (of := found.get(window)) is not None
+    ]
 
 
-def collect_evidence(window: Window, checks: Sequence[LedgerEntry], now: datetime) -> WindowEvidence:
+def collect_evidence(
+    window: Window, checks: Sequence[LedgerEntry], now: datetime, *, first_checked_at: datetime | None = None
+) -> WindowEvidence:
     """Collect what the checks of a window found; of several of a kind the newest counts, a grade more than none.
 
     :param checks: of this window, newest first; at least one.
     :param now: time of the decision.
+    :param first_checked_at: when it was first looked at; ``None``: by the first of these checks.
     """
     compared = next(
         (entry.payload["check"] for entry in checks if entry.kind is EntryKind.CHALLENGER_CHECK), None
@@ -386,7 +407,7 @@ def collect_evidence(window: Window, checks: Sequence[LedgerEntry], now: datetim
     grades = [check for check in checks if check.kind is EntryKind.PERFORMANCE_CHECK]
     grades.sort(key=lambda check: not check.payload.get("measured"))
     checked = grades[0] if grades else drift
-    first = min(check.recorded_at for check in checks)
+    first = first_checked_at or min(check.recorded_at for check in checks)
     return WindowEvidence(
         window=window,
         performance=grades[0].payload if grades else None,
@@ -398,14 +419,14 @@ def collect_evidence(window: Window, checks: Sequence[LedgerEntry], now: datetim
 
 
 def _previous(ledger: Ledger, spec: RetrainingSpec, undecided: list[Window]) -> list[WindowEvidence]:
-    """Give what was found in the windows before the newest undecided one, oldest first."""
-    checks = ledger.entries(
-        kind=CHECKS,
-        model_name=spec.model_name,
-        limit=2 * len(CHECKS) * LOOK_BACK,
+    """Give what was found in the windows before the newest undecided one, and in those after it where it is late, oldest first."""
+    newest = undecided[-1]
+    before = ledger.checked_windows(
+        spec.model_name, CHECKS, ended_by=newest.start, limit=LOOK_BACK + len(undecided)
     )
-    earlier = {check.window for check in checks if check.window and check.window.end <= undecided[-1].start}
-    return [_evidence(ledger, spec, window) for window in sorted(earlier - set(undecided))[-LOOK_BACK:]]
+    earlier = [window for window in before if window not in set(undecided)][-LOOK_BACK:]
+    newer = ledger.checked_windows(spec.model_name, CHECKS, started_from=newest.end, limit=LOOK_BACK)
+    return _evidence(ledger, spec, [*earlier, *newer])
 
 
 def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
@@ -431,6 +452,7 @@ def _history(ledger: Ledger, spec: RetrainingSpec) -> RetrainingHistory:
         ),
         last_return_window_end=max((entry.window.end for entry in returns if entry.window), default=None),
         champion_since=fresh[-1].recorded_at if fresh else None,
+        champion_version=ledger.aliases(spec.model_name).get(CHAMPION),
         recent_outcomes=tuple(outcome for outcome in outcomes if outcome is not None),
         world_since=ledger.world_since(spec.model_name),
     )

@@ -36,6 +36,7 @@ from airflow_mlops.operators.drift import CheckDriftOperator
 from airflow_mlops.operators.performance import CheckPerformanceOperator
 from airflow_mlops.operators.promotion import PromoteModelOperator
 from airflow_mlops.operators.retraining import DecideRetrainingOperator
+from airflow_mlops.runners.in_process import InProcessRunner
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.steps.base import run_step
@@ -148,6 +149,18 @@ def context(task_id: str, operator: Any = None) -> dict[str, Any]:
     return {"ti": instance, "outlet_events": {outlet: SimpleNamespace(extra={}) for outlet in outlets}}
 
 
+class CountingRunner(InProcessRunner):
+    """Runs steps, and remembers for which windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows: list[Any] = []
+
+    def run(self, step: str, spec: dict[str, Any], services: Services) -> dict[str, Any]:
+        self.windows.append(spec["window"])
+        return super().run(step, spec, services)
+
+
 @pytest.fixture(scope="module")
 def manifest(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> PackageManifest:
     """Train and register two versions; give the manifest of the second."""
@@ -249,11 +262,11 @@ class TestLateLabels:
 
     def test_the_same_shortage_is_written_once(self, world: World) -> None:
         world.answer(AUGUST)
-        for share in (0.12, 0.12, 0.2):
+        for share in (0.12, 0.12, 0.2, 0.3):
             world.land(AUGUST, share)
             world.check_performance(AUGUST)
         shares = [entry.payload["labelled_share"] for entry in world.entries(EntryKind.PERFORMANCE_CHECK)]
-        assert shares == pytest.approx([0.12, 0.2])
+        assert shares == pytest.approx([0.12, 0.3], abs=0.001)
 
     def test_after_patience_drift_alone_decides(self, world: World) -> None:
         world.answer(AUGUST, shift=50.0)
@@ -385,8 +398,48 @@ class TestGradedAgain:
             )  # fmt: skip
         operator = CheckPerformanceOperator(task_id="check", model_name=MODEL)
         late = operator._unfinished({"start": days[-1].end.isoformat(), "end": "2019-01-01"})
-        assert [item["window"]["start"] for item in late] == [to_dict(day)["start"] for day in days]
-        assert {item["model_version"] for item in late} == {"2"}
+        assert [item.window for item in late] == days
+        assert {(item.model_version, item.due) for item in late} == {("2", True)}
+
+    def test_after_a_promotion_who_answered_is_graded(self, world: World) -> None:
+        world.answer(AUGUST)  # by version 2, the champion
+        world.land(AUGUST, 0.1)
+        assert world.check_performance(AUGUST)["awaits_labels"]
+        world.land(AUGUST)
+        world.answer(SEPTEMBER, version="1")
+        world.land(SEPTEMBER)
+        registry = Registry.connect(world.services)
+        registry.set_alias(MODEL, "champion", "1")
+        try:
+            assert world.check_performance(SEPTEMBER)["model_version"] == "1"
+        finally:
+            registry.set_alias(MODEL, "champion", "2")
+        with world.ledger() as ledger:
+            august, september = ledger.grades(MODEL)
+        assert (august.entry.payload["model_version"], august.measured, august.final) == ("2", True, True)
+        assert august.entry.payload["value"] == pytest.approx(world.manifest.holdout.value)
+        assert september.entry.payload["model_version"] == "1"
+
+    def test_windows_are_looked_at_again_when_there_are_other_labels_or_it_is_the_last_time(
+        self, world: World
+    ) -> None:
+        days = [
+            Window(start=AUGUST.start + timedelta(days=day), end=AUGUST.start + timedelta(days=day + 1))
+            for day in range(5)
+        ]
+        world.answer(AUGUST)
+        world.land(Window(start=AUGUST.start, end=days[1].end), 0.1)
+        counting = CountingRunner()
+
+        def looks(day: Window, **arguments: Any) -> int:
+            counting.windows.clear()
+            world.check_performance(day, runner=counting, **arguments)
+            return len(counting.windows)
+
+        assert [looks(day) for day in days[:3]] == [1, 2, 2]  # the first tells the version, the second waits
+        assert looks(days[3], maturity_days=0.0) == 4  # due
+        world.land(Window(start=AUGUST.start, end=days[4].end), 0.2)
+        assert looks(days[4]) == 1  # their time is over
 
     def unfinished(self, world: World) -> list[Window]:
         with world.ledger() as ledger:
@@ -456,6 +509,8 @@ class TestChampion:
         world.check_drift(AUGUST)
         result = world.check_performance(AUGUST)
         assert (result["measured"], result["awaits_labels"], result["row_count"]) == (False, False, 0)
+        assert (result["labelled_share"], result["answer_count"], result["final"]) == (0.0, 0, True)
+        assert result["reason"].startswith("performance not measured: the champion gave no answers (without ")
         world.decide()
         assert world.decisions() == [(str(AUGUST), "nothing")]
 
@@ -490,11 +545,26 @@ class TestStandingVerdict:
         drawn = world.check_drift(AUGUST, report="always")
         assert drawn["report_url"]
         assert drawn | {"report_url": None} == verdict
-        assert world.check_drift(AUGUST, report="never") == verdict
+        assert world.check_drift(AUGUST, report="never") == drawn
         assert [bool(entry.payload["report_url"]) for entry in world.entries(EntryKind.DRIFT_CHECK)] == [
             False,
             True,
         ]
+
+    def test_the_drift_of_a_target_whose_labels_came_later_belongs_to_the_verdict(self, world: World) -> None:
+        """As in the Dag `monitor`: the inputs first, the labels when they are here."""
+        world.answer(AUGUST)
+        world.land(SEPTEMBER)
+        labels = {"labels": world.labels, "id_column": stream.ID, "report": "never"}
+        assert world.check_drift(AUGUST, report="never")["target"] is None
+        assert world.check_drift(AUGUST, **labels)["target"] is None  # none of August's
+        world.land(AUGUST)
+        told = world.check_drift(AUGUST, **labels)
+        assert told["target"]["measured"]
+        assert told["labels"]["uri"] == world.labels
+        first, last = world.entries(EntryKind.DRIFT_CHECK)
+        assert (first.payload["target"], last.payload) == (None, told)
+        assert world.check_drift(AUGUST, **labels | {"report": "always"})["target"] == told["target"]
 
     @pytest.mark.parametrize("labels", ["labels", "mistyped"])
     def test_a_report_that_fails_does_not_take_the_verdict_with_it(

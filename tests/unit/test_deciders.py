@@ -106,6 +106,77 @@ class TestTwoAtOnce:
 first, second = TestTwoAtOnce.first, TestTwoAtOnce.second
 
 
+class TestRipe:
+    """When a window can be decided: not before what needs no labels is here, and not after it where no labels are waited for."""
+
+    WITHOUT_LABELS: ClassVar = {
+        "measured": False,
+        "awaits_labels": True,
+        "estimate_degraded": True,
+        "reason": "estimated worse",
+        "row_count": 0,
+    }
+    REQUIRED: ClassVar = ["performance_check", "drift_check", "challenger_check"]
+
+    def drift(self, ledger: Ledger, **more: Any) -> None:
+        payload = {"drifted": False, "headline": "inputs", "row_count": 5000} | more
+        write(ledger, EntryKind.DRIFT_CHECK, window(0).end, index=0, **payload)
+
+    @pytest.mark.parametrize("required", [REQUIRED, REQUIRED[:2]])
+    def test_without_labels_the_estimate_is_waited_for(self, url: str, required: list[str]) -> None:
+        policy = {"patience_days": 0, "retrain_on_estimate": True}
+        with Ledger.open(url) as ledger:
+            self.drift(ledger)
+            early = decide(url, window(0).end, policy=policy, required_checks=required)
+            assert (early["decisions"], early["waiting"]) == ([], [])
+            write(ledger, EntryKind.PERFORMANCE_CHECK, window(0).end, index=0, **self.WITHOUT_LABELS)
+        assert decide(url, window(0).end, policy=policy, required_checks=required)["retrain"]
+
+    def test_a_check_that_never_comes_is_given_up(self, url: str) -> None:
+        with Ledger.open(url) as ledger:
+            self.drift(ledger, drifted=True)
+        policy = {"patience_days": 0, "missing_check_days": 7}
+        assert not decide(url, window(0).end + timedelta(days=6), policy=policy)["decisions"]
+        (decision,) = decide(url, window(0).end + timedelta(days=8), policy=policy)["decisions"]
+        assert decision["outcome"] == "alert"
+
+    def test_a_degraded_estimate_does_not_wait_for_challengers(self, url: str) -> None:
+        with Ledger.open(url) as ledger:
+            self.drift(ledger)
+            write(ledger, EntryKind.PERFORMANCE_CHECK, window(0).end, index=0, **self.WITHOUT_LABELS)
+        day = window(0).end + timedelta(days=1)
+        assert not decide(url, day, required_checks=self.REQUIRED)["decisions"]
+        policy = {"retrain_on_estimate": True}
+        assert decide(url, day, required_checks=self.REQUIRED, policy=policy)["retrain"]
+
+    def test_however_often_labels_were_counted_patience_ends(self, url: str) -> None:
+        with Ledger.open(url) as ledger:
+            self.drift(ledger, drifted=True)
+            for hour in range(1, 24 * 46):
+                at = window(0).end + timedelta(hours=hour)
+                key = f"m|{window(0).key}|{hour} labelled"
+                look = self.WITHOUT_LABELS | {"row_count": hour, "estimate_degraded": False}
+                ledger.record(
+                    LedgerEntry(
+                        kind=EntryKind.PERFORMANCE_CHECK, key=key, model_name="m", window=window(0), subject="1",
+                        summary="", payload=look, actor="test", recorded_at=at,
+                    )
+                )  # fmt: skip
+        told = decide(url, window(0).end + timedelta(days=46), policy={"retrain_on_drift": True})
+        assert told["retrain"]
+
+    def test_a_late_window_is_decided_in_the_light_of_newer_ones(self, url: str) -> None:
+        healthy = {"measured": True, "degraded": False, "reason": "as promised", "row_count": 5000}
+        with Ledger.open(url) as ledger:
+            for index in (1, 2):
+                write(ledger, EntryKind.PERFORMANCE_CHECK, window(index).end, index=index, **healthy)
+            assert len(decide(url, window(3).end, required_checks=["performance_check"])["decisions"]) == 2
+            check(ledger, 0)
+        told = decide(url, window(4).end)
+        assert [item["outcome"] for item in told["decisions"]] == ["covered"]
+        assert "[2024-01-21, 2024-01-31) is not degraded" in told["decisions"][0]["reason"]
+
+
 class TestBlackout:
     FREEZE: ClassVar = {
         "blackouts": [

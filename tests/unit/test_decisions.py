@@ -150,6 +150,33 @@ class TestRetraining:
         (decision,) = decide_retraining([evidence(2, degraded=True)], history, RetrainingPolicy())
         assert decision.outcome is Outcome.COVERED
 
+    def test_a_late_window_starts_nothing_where_newer_ones_were_measured_and_decided(self) -> None:
+        late, after = evidence(1, degraded=True), [evidence(index) for index in range(2, 8)]
+        (decision,) = decide([late], previous=after)
+        assert (decision.outcome, decision.training) == (Outcome.COVERED, None)
+        assert decision.reason == (
+            f"graded; inputs; {decision.reason.split('; ')[2]}; but newer windows were decided before it, and {after[-1].window} "
+            "is not degraded"
+        )
+        unmeasured = [replace(item, performance=None) for item in after]
+        assert decide([late], previous=unmeasured)[0].outcome is Outcome.RETRAIN
+        assert decide([evidence(9, degraded=True)], previous=after)[0].outcome is Outcome.RETRAIN
+
+    def test_what_another_version_did_is_not_held_against_the_champion(self) -> None:
+        bad = evidence(1, degraded=True)
+        bad = replace(bad, performance=bad.performance | {"model_version": "1"})
+        for champion, outcome in (("1", Outcome.RETRAIN), (None, Outcome.RETRAIN), ("2", Outcome.COVERED)):
+            history = RetrainingHistory(champion_version=champion)
+            (decision,) = decide_retraining([bad], history, RetrainingPolicy())
+            assert decision.outcome is outcome
+
+    def test_labels_that_were_given_up_are_an_alert_too(self) -> None:
+        given_up = {"measured": False, "awaits_labels": False, "final": True, "labelled_share": 0.1}
+        lost = replace(evidence(1), performance=given_up)
+        assert decide([lost], patience_days=120)[0].outcome is Outcome.ALERT
+        none = replace(evidence(1), performance=given_up | {"labels": None})
+        assert decide([none], patience_days=120)[0].outcome is Outcome.NOTHING
+
     def test_a_window_decided_in_between_belongs_to_the_run_of_bad_ones(self) -> None:
         late, between = evidence(4, measured=False), evidence(5, degraded=True)
         decisions = decide([late, evidence(6, degraded=True)], previous=[evidence(3), between])

@@ -33,7 +33,7 @@ from airflow_mlops.core.monitoring.p_values import chi_square_p_value, kolmogoro
 from airflow_mlops.core.profiles.profile import Profile, merge_profiles, profile_frame, widen_profile
 from airflow_mlops.core.profiles.profile_columns import NumericProfile
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError
 from airflow_mlops.integrations.domain_classifier import tell_apart
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ def sides(first: Any, second: Any) -> tuple[Profile, Profile]:
     kind = "numeric" if np.asarray(first).dtype.kind in "fi" else "categorical"
     reference = profile_frame(pl.DataFrame({"v": first}), **{kind: ["v"]})
     return reference, profile_frame(pl.DataFrame({"v": second}), **{kind: ["v"]}, like=reference)
+
+
+def _needs_rows(detector: Any, first: Any, second: Any) -> bool:
+    columns = (side.column("v") for side in sides(first, second))
+    return detector.rows is not None and detector.profiles(*columns) is None
 
 
 def filled(rows: int, values: int) -> pl.Series:
@@ -192,6 +197,38 @@ class TestBounds:
         far = compare(first, second + 0.5, policy=EVIDENTLY, read_rows=read)
         assert asked == ["v"]  # here the cells are enough
         assert far.drifted
+
+    def test_where_the_rows_are_gone_the_profiles_stand(self) -> None:
+        random = np.random.default_rng(2)
+        first, second = random.normal(size=50_000), random.normal(size=40_000)
+        alone = compare(first, second, policy=EVIDENTLY)
+        limit = (alone.low + alone.high) / 2.0
+
+        def vacuumed(name: str) -> ColumnRows:
+            raise DatasetNotFoundError(f"files of version 3 are gone: {name}")
+
+        report = compare_profiles(
+            *sides(first, second), policy=EVIDENTLY, thresholds={"v": limit}, read_rows=vacuumed
+        )
+        assert report.features[0].statistic == alone.statistic
+        assert not report.features[0].exact
+        assert report.headline.endswith("; by profiles alone, as the rows are gone: v")
+        needs_rows = next(name for name, one in DETECTORS.items() if _needs_rows(one, first, second))
+        with pytest.raises(DatasetNotFoundError):
+            compare(first, second, detector=needs_rows, read_rows=vacuumed)
+
+    @pytest.mark.parametrize(
+        ("first", "second", "told"),
+        [
+            ([2010.0, 2015.0], [2017.0, 2022.0], "v: mean 2012.5 → 2019.5"),
+            ([100_100.0, 100_300.0], [100_349.0, 100_549.0], "v: mean 100200 → 100449"),
+            ([2.8, 3.0], [4.0, 4.2], "v: mean 2.9 → 4.1"),
+        ],
+    )
+    def test_the_sentence_shows_the_difference(
+        self, first: list[float], second: list[float], told: str
+    ) -> None:
+        assert compare(first * 100, second * 100).sentence.startswith(told)
 
 
 class TestPValues:

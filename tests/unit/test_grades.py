@@ -92,3 +92,16 @@ def test_of_labels_that_still_come_a_correction_counts_when_it_turns_the_verdict
     assert standing(1, 1.0) == 1.0
     assert standing(2, 1.1) == 1.0
     assert standing(3, 1.5, degraded=True) == 1.5
+
+
+def test_a_window_that_waits_for_labels_has_a_line_for_every_ten_points_of_a_hundred(url: str) -> None:
+    short = {"measured": False, "awaits_labels": True, "value": None}
+    for labelled in range(0, 60, 2):
+        write(labelled, **short)
+    assert write(60, **short | {"estimate_degraded": True, "final": True, "awaits_labels": False})["final"]
+    with Ledger.open(url) as ledger:
+        checks = ledger.entries(kind=EntryKind.PERFORMANCE_CHECK, newest_first=False)
+        assert [check.payload["row_count"] for check in checks] == [0, 10, 20, 30, 40, 50, 60]
+        assert write(80)["measured"]
+        (standing,) = ledger.grades("m")
+        assert standing.entry.payload["row_count"] == 80

@@ -280,6 +280,33 @@ def test_labels_are_overdue_after_two_weeks_unless_there_are_none_to_come() -> N
     assert causes_of(waiting | {"awaits_labels": False}, waited_days=99.0) == {}
 
 
+def test_labels_that_are_lost_for_good_end_their_incident() -> None:
+    story: list[IncidentEvent] = []
+    told = []
+    for now in range(1, 140):
+        lost = GRADE | {"measured": False, "labelled_share": 0.1, "estimate_trusted": False}
+        found = []
+        for index in range(now):
+            waited = float(now - index)
+            final = waited >= 90.0
+            grade = lost | {"awaits_labels": not final, "final": final} if index == 3 else GRADE
+            found += findings_of_grade(window(index), grade, waited_days=waited, policy=POLICY)
+        overdue = count_overdue(finding for finding in found if finding.cause is Cause.LABELS)
+        new = next_events("m", Cause.LABELS, overdue, story, POLICY)
+        story += new
+        told += [(now, str(event.kind), event.reason.split(": ", 1)[1]) for event in new]
+    assert told == [
+        (18, "opened", "10% labelled 15 days after the first check"),
+        (93, "recovered", "given up: the time for labels is over with 10% of them"),
+    ]
+
+
+def test_who_gave_no_answers_has_no_labels_to_give_up() -> None:
+    settled = {"measured": False, "awaits_labels": False, "final": True, "labelled_share": 0.0}
+    assert causes_of(settled | {"answer_count": 0}, waited_days=99.0) == {}
+    assert causes_of(settled | {"answer_count": 9, "labels": None}, waited_days=99.0) == {}
+
+
 def test_more_windows_without_labels_are_worse() -> None:
     overdue = [finding(index, index > 1, None, Cause.LABELS) for index in range(5)]
     assert [item.level for item in count_overdue(overdue)] == [None, None, 1.0, 2.0, 3.0]

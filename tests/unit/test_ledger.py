@@ -190,30 +190,58 @@ def test_a_grade_held_against_one_that_stands_no_more_is_not_written(url: str) -
         assert len(ledger.entries(kind=EntryKind.PERFORMANCE_CHECK)) == 3
 
 
-def test_windows_whose_time_for_labels_is_over(url: str) -> None:
-    """Window 0 has its last grade, window 1 is due, window 2 is young, window 3 was given up."""
-    grades = []
-    for index, days in enumerate((10, 10, 1, 40)):
-        first = replace(check(index), payload={"measured": True, "final": False})
-        grades.append(replace(first, recorded_at=START + timedelta(days=50 - days)))
-    last = replace(grades[0], key="m|last", payload={"measured": True, "final": True})
-    now = START + timedelta(days=50)
-
-    def matured(ledger: Ledger, **more: int) -> list[Window]:
-        return ledger.matured_windows(
-            "m",
-            before=window(9).start,
-            checked_after=now - timedelta(days=20),
-            checked_before=now - timedelta(days=10),
-            **more,
-        )
-
+def test_every_window_that_awaits_labels_is_listed_however_many_there_are(url: str) -> None:
+    grades = [replace(check(index), payload={"measured": True, "final": False}) for index in range(100)]
+    grades += [
+        replace(check(0), key="m|last", payload={"measured": True, "final": True}),
+        replace(check(1), key="m|short", payload={"measured": False, "awaits_labels": True, "final": False}),
+        replace(check(2), key="m|old", payload={"measured": True}),  # of an earlier release, and all is said
+    ]
+    before = window(100).start
     with Ledger.open(url) as ledger:
         ledger.record_all(grades)
-        assert matured(ledger) == [window(0), window(1)]
-        assert matured(ledger, limit=1) == [window(0)]
-        ledger.record(replace(last, recorded_at=now))
-        assert matured(ledger) == [window(1)]
+        late = ledger.unfinished_grades("m", before=before)
+        assert [grade.window for grade in late] == [window(1), *(window(index) for index in range(3, 100))]
+        assert late[0].entry.key == check(1).key, "what was measured stands"
+        assert ledger.unfinished_windows("m", before=before) == [grade.window for grade in late]
+        assert [one.window for one in ledger.unfinished_grades("m", before=window(5).start)] == [
+            window(1),
+            window(3),
+            window(4),
+        ]
+        ledger.record(
+            replace(
+                check(100), payload={"measured": True, "final": False}, recorded_at=START + timedelta(days=1)
+            )
+        )
+        (young,) = ledger.unfinished_grades("m", before=window(101).start, checked_after=START)
+        assert young.window == window(100)
+
+
+def test_of_a_window_that_was_looked_at_often_one_check_of_each_kind_is_read(url: str) -> None:
+    looks = [
+        replace(
+            check(0),
+            key=f"m|look {number}",
+            payload={"measured": number == 3, "number": number},
+            recorded_at=START + timedelta(hours=number),
+        )
+        for number in range(150)
+    ]
+    drift = replace(check(0, EntryKind.DRIFT_CHECK), recorded_at=START + timedelta(days=-1))
+    with Ledger.open(url) as ledger:
+        ledger.record_all([drift, *looks, check(1)])
+        kinds = (EntryKind.PERFORMANCE_CHECK, EntryKind.DRIFT_CHECK)
+        found = ledger.checks_of("m", [window(0), window(7)], kinds)
+        assert list(found) == [window(0)]
+        assert {one.kind: one.payload.get("number") for one in found[window(0)].checks} == {
+            EntryKind.PERFORMANCE_CHECK: 3,
+            EntryKind.DRIFT_CHECK: None,
+        }
+        assert found[window(0)].first_checked_at == drift.recorded_at
+        assert ledger.checked_windows("m", kinds, limit=1) == [window(1)]
+        assert ledger.checked_windows("m", kinds, ended_by=window(0).end, limit=9) == [window(0)]
+        assert ledger.checked_windows("m", kinds, started_from=window(0).end, limit=9) == [window(1)]
 
 
 def test_a_window_is_ungraded_until_it_is_measured_or_decided(url: str) -> None:

@@ -480,6 +480,24 @@ def test_models_of_one_age_tell_nothing_of_staleness(world: World) -> None:
     assert world.points()["model-4"].points == 0.0
 
 
+def test_a_recipe_of_one_model_tells_nothing_of_staleness(world: World) -> None:
+    """As after the first window of `retrain_on_drift`: of each recipe there is one model."""
+
+    def single(index: int) -> Any:
+        contenders = (
+            Contender(version="4", recipe="recent", trained_until=window(5).start, loss=2.0),
+            Contender(version="5", recipe="all", trained_until=window(5).start, loss=1.5),
+        )
+        check = ChallengerCheck(
+            window=window(index), row_count=9, champion="2", simple_loss=4.0, contenders=contenders, gaps=()
+        )
+        result = ChallengersResult(model_name="m", window=window(index), metric="mae", check=check, reason="")
+        return replace(entry(EntryKind.CHALLENGER_CHECK, "c", index=index), payload=to_dict(result))
+
+    world.check(single, NEWEST)
+    assert world.points()["model-4"].points == 0.0
+
+
 def test_a_group_comparison_without_a_limit_stops_nothing(world: World) -> None:
     world.evaluate("run-2", limit=None)
     told = world.points()["model-7"]

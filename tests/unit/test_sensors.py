@@ -401,6 +401,10 @@ def test_labels_nobody_has_yet(
         "extra": {"serving_dir": str(tmp_path)},
     }
     monkeypatch.setenv("AIRFLOW_CONN_BENTOML_DEFAULT", json.dumps(connection))
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps({"conn_type": "mlops_ledger", "extra": {"url": url}})
+    )
     table = str(tmp_path / "labels")
     sensor = LabelsArrivedSensor(
         task_id="wait", model_name="m", labels=table, id_column="id", target="y", window_start="2019-01-01",
@@ -419,6 +423,25 @@ def test_labels_nobody_has_yet(
     assert f"no Delta table at {table}" in caplog.text  # so that a mistyped path is seen
     delta.replace_window(table, pl.DataFrame({"id": ["a"], "y": [1.0]}), time_column=None, window=None)
     assert waited(sensor)["labelled_share"] == 0.5
+    with Ledger.open(url) as ledger:  # version 2 was champion; of its answers none has a label
+        promotion = LedgerEntry(
+            kind=EntryKind.PROMOTION, key="p", model_name="m", window=None, subject="2", summary="",
+            payload={"alias": "champion", "model_version": "2"}, actor="test", recorded_at=datetime(2019, 1, 1, tzinfo=UTC),
+        )  # fmt: skip
+        ledger.move_alias(
+            model_name="m", alias="champion", model_version="2", expected_version=None, entry=promotion
+        )
+    assert polls.labels_arrived(**sensor.poll_arguments())["labelled_share"] == 0.5  # it gave no answer yet
+    log.append(
+        model_name="m", model_version="2", signature=SIGNATURE, prediction_ids=["c"],
+        times=[datetime(2019, 1, 6, tzinfo=UTC)], columns={"x": [1.0], "kind": ["a"]}, predictions=[1.0], latency_ms=1.0,
+    )  # fmt: skip
+    log.flush()
+    assert polls.labels_arrived(**sensor.poll_arguments()) is None
+    delta.replace_window(
+        table, pl.DataFrame({"id": ["a", "c"], "y": [1.0, 1.0]}), time_column=None, window=None
+    )
+    assert polls.labels_arrived(**sensor.poll_arguments())["labelled_share"] == 1.0
     for wrong in ({"target": "yy"}, {"id_column": "idd"}):
         with pytest.raises(SchemaMismatchError, match="has no column"):
             polls.labels_arrived(**sensor.poll_arguments() | wrong)

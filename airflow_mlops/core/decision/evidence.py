@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from airflow_mlops.core.comparison.grades import labels_given_up
 from airflow_mlops.core.decision.challengers import ChallengerCheck
 from airflow_mlops.core.windows import Window
 
@@ -52,6 +53,11 @@ class WindowEvidence:
     def awaits_labels(self) -> bool:
         """Whether realized performance is unknown and labels may still come."""
         return not self.measured and (self.performance or {}).get("awaits_labels", True)
+
+    @property
+    def labels_given_up(self) -> bool:
+        """Whether realized performance will never be known, though there were answers that labels could have come for."""
+        return bool(self.performance and labels_given_up(self.performance))
 
     @property
     def degraded(self) -> bool:
@@ -106,6 +112,7 @@ class RetrainingHistory:
     :param retrained_at: when retrainings were decided, newest first.
     :param last_retraining_window_end: end of the newest window a retraining was decided for.
     :param last_return_window_end: end of the newest window for which it was decided that an earlier champion comes back.
+    :param champion_version: the champion now; ``None``: not known.
     :param champion_since: when a champion was promoted last; one that only came back is no younger for it.
     :param recent_outcomes: outcomes of retrainings, newest first.
     :param world_since: when the world last changed, as far as a promoted model was trained on what came after alone;
@@ -116,6 +123,7 @@ class RetrainingHistory:
     retrained_at: tuple[datetime, ...] = ()
     last_retraining_window_end: datetime | None = None
     last_return_window_end: datetime | None = None
+    champion_version: str | None = None
     champion_since: datetime | None = None
     recent_outcomes: tuple[str, ...] = ()
     world_since: datetime | None = None

@@ -30,6 +30,7 @@ class Case(NamedTuple):
     :param seen: this window and those before it, oldest first.
     :param trains: whether there would be a training; else an earlier champion would come back.
     :param tested: whether the new model would be held against the champion, and may lose.
+    :param newer: windows after this one that were decided before it.
     """
 
     evidence: WindowEvidence
@@ -38,6 +39,7 @@ class Case(NamedTuple):
     policy: RetrainingPolicy
     trains: bool
     tested: bool
+    newer: Sequence[WindowEvidence] = ()
 
     @property
     def later(self) -> Sequence[WindowEvidence]:
@@ -63,6 +65,25 @@ def _covered(case: Case) -> Restraint | None:
         return None
     why = f"it is covered by the {what} for a window that ended on {since:%Y-%m-%d}"
     return Restraint("covered", why)
+
+
+def _overtaken(case: Case) -> Restraint | None:
+    """Leave a window alone that is decided late: the newer ones tell how the champion does now, and have been decided."""
+    measured = max((item for item in case.newer if item.measured), key=lambda item: item.window, default=None)
+    if measured is None:
+        return None
+    told = "degraded" if measured.degraded else "not degraded"
+    return Restraint("covered", f"newer windows were decided before it, and {measured.window} is {told}")
+
+
+def _replaced(case: Case) -> Restraint | None:
+    """Hold nothing against a champion that an earlier one did; a comparison of challengers is about the present one."""
+    evidence, champion = case.evidence, case.history.champion_version
+    graded = (evidence.performance or {}).get("model_version")
+    blamed = evidence.challengers is None and (evidence.degraded or evidence.estimate_degraded)
+    if not blamed or None in (graded, champion) or str(graded) == champion:
+        return None
+    return Restraint("covered", f"version {graded} gave its answers, and version {champion} is champion now")
 
 
 def _cooling_down(case: Case) -> Restraint | None:
@@ -128,5 +149,15 @@ def _blacked_out(case: Case) -> Restraint | None:
 
 
 #: In order: a retraining that nothing else speaks against is worth waiting for the end of a blackout.
-_RULES = (_covered, _cooling_down, _few_new_rows, _paused, _not_worth_it, _over_budget, _blacked_out)
-_RULES_WITHOUT_TRAINING = (_covered, _cooling_down, _blacked_out)
+_RULES = (
+    _covered,
+    _overtaken,
+    _replaced,
+    _cooling_down,
+    _few_new_rows,
+    _paused,
+    _not_worth_it,
+    _over_budget,
+    _blacked_out,
+)
+_RULES_WITHOUT_TRAINING = (_covered, _overtaken, _cooling_down, _blacked_out)

@@ -135,14 +135,16 @@ def decide_retraining(
     :param evidence: windows nobody has decided on yet, oldest first.
     :param history: earlier retrainings.
     :param policy: when and on what.
-    :param previous_checks: windows that were decided before, oldest first, whatever was decided for them.
+    :param previous_checks: windows that were decided before, oldest first, whatever was decided for them. Those after a window of
+        ``evidence`` say that it comes late: where one of them is measured, the older one starts nothing any more.
     :returns: one decision per window of ``evidence``, in the same order.
     """
     known = sorted([*previous_checks, *evidence], key=lambda item: item.window)
     decisions = []
     for window_evidence in evidence:
         seen = [item for item in known if item.window <= window_evidence.window]
-        decisions.append(_decide(window_evidence, seen, history, policy))
+        newer = [item for item in previous_checks if item.window.start >= window_evidence.window.end]
+        decisions.append(_decide(window_evidence, seen, history, policy, newer=newer))
     return _only_newest_acts(decisions)
 
 
@@ -151,6 +153,8 @@ def _decide(
     seen: Sequence[WindowEvidence],
     history: RetrainingHistory,
     policy: RetrainingPolicy,
+    *,
+    newer: Sequence[WindowEvidence],
 ) -> RetrainingDecision:
     known_enough = not evidence.awaits_labels or (policy.retrain_on_estimate and evidence.estimate_degraded)
     if not known_enough and evidence.waited_days < policy.patience_days:
@@ -165,7 +169,9 @@ def _decide(
         return wished
     trains = wished.outcome is Outcome.RETRAIN
     tested = wished.promote_on == "held_out"
-    restraint = find_restraint(Case(evidence, seen, history, policy, trains=trains, tested=tested))
+    restraint = find_restraint(
+        Case(evidence, seen, history, policy, trains=trains, tested=tested, newer=newer)
+    )
     if restraint is None:
         return wished
     return replace(
@@ -199,7 +205,7 @@ def _by_checks(
         reason = "; ".join(part for part in (found, old, training.why) if part)
         return RetrainingDecision(window=window, outcome=Outcome.RETRAIN, reason=reason, training=training)
     # Never graded is not the same as fine, unless nobody wanted to wait for labels.
-    given_up = evidence.awaits_labels and policy.patience_days > 0
+    given_up = (evidence.awaits_labels or evidence.labels_given_up) and policy.patience_days > 0
     odd = evidence.drifted or evidence.estimate_degraded or given_up
     return RetrainingDecision(window=window, outcome=Outcome.ALERT if odd else Outcome.NOTHING, reason=found)
 

@@ -24,8 +24,10 @@ class RetrainingPolicy:
     :param retrain_on_estimate: retrain when labels are awaited and a trusted estimate says that performance fell; by default
         the window waits for its labels.
     :param maximum_age_days: retrain when nobody has for so long, whatever the checks found; ``None``: age is no reason.
-    :param patience_days: how long a window waits for labels and checks that are late, from its first check on; then
-        it is decided without them. 0: there are no labels to wait for.
+    :param patience_days: how long a window waits for labels that are late, and for the comparison of challengers on them, from
+        its first check on; then it is decided without them. 0: there are no labels to wait for.
+    :param missing_check_days: how long it waits for a check that needs no labels and is missing, as its task failed; not shorter
+        than ``patience_days``.
     :param challengers: when a fresh model is worth a promotion, where challengers are compared.
     :param cost: what a training and its rollout cost, in units of the loss summed over predictions (where a dollar of error
         in a fare costs 10 cents and a rollout 50 dollars: 500); no retraining that has to win back more. ``None``: the shares
@@ -49,6 +51,7 @@ class RetrainingPolicy:
     retrain_on_estimate: bool = False
     maximum_age_days: float | None = None
     patience_days: float = 45.0
+    missing_check_days: float = 45.0
     challengers: ChallengerPolicy = field(default_factory=ChallengerPolicy)
     cost: float | None = None
     cool_down_days: float = 0.0
@@ -61,14 +64,27 @@ class RetrainingPolicy:
     time_zone: str = "UTC"
 
     def __post_init__(self) -> None:
-        for name in ("minimum_training_rows", "minimum_new_rows", "patience_days", "cool_down_days"):
+        for name in (
+            "minimum_training_rows",
+            "minimum_new_rows",
+            "patience_days",
+            "missing_check_days",
+            "cool_down_days",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it can't be below zero")
         for name in ("trailing_days", "budget_days", "maximum_age_days", "half_life_days", "cost"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be a number above zero")
-        for name in ("trailing_days", "patience_days", "cool_down_days", "budget_days", "maximum_age_days"):
+        for name in (
+            "trailing_days",
+            "patience_days",
+            "missing_check_days",
+            "cool_down_days",
+            "budget_days",
+            "maximum_age_days",
+        ):
             if (getattr(self, name) or 0) > _MOST_DAYS:
                 raise ValueError(
                     f"{name} is {getattr(self, name):g}; give at most {_MOST_DAYS:,}, a hundred years"

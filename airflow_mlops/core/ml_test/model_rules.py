@@ -133,13 +133,13 @@ def _staleness(facts: ModelFacts, policy: ScorePolicy) -> Finding:
 def _cost_of_age(fact: Fact) -> str | None:
     """Say what the older one of two models of a recipe lost in a window; ``None`` where no two were compared."""
     by_recipe: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for one in (fact.payload.get("check") or {}).get(
-        "contenders", ()
-    ):  # without a check the champion had seen the window
+    # Without a check the champion had seen the window.
+    for one in (fact.payload.get("check") or {}).get("contenders", ()):
         if one.get("recipe"):
             by_recipe[one["recipe"]].append(one)
     for recipe, models in by_recipe.items():
-        old, *_, new = sorted(models, key=lambda one: str(one["trained_until"]))
+        ordered = sorted(models, key=lambda one: str(one["trained_until"]))
+        old, new = ordered[0], ordered[-1]  # the same where a recipe has one model, as after the first window
         if old["trained_until"] != new["trained_until"]:
             return (
                 f"of recipe {recipe!r}, version {old['version']} lost {old['loss']:.4g} and the newer version "

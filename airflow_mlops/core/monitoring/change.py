@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airflow_mlops.core.comparison.resampling import best_block_length, require_level
+from airflow_mlops.core.figures import figures
 
 Array = NDArray[Any]
 
@@ -270,9 +271,10 @@ def _report(windows: Sequence[WindowLoss], state: _State, rules: ChangePolicy) -
     relative = (level - state.baseline_level) / (abs(state.baseline_level) or 1.0)
     words = {"promised": "what was promised at training", "earlier": "the best earlier level"}[state.baseline]
     if changed:
+        now, before = figures(level, state.baseline_level)
         reason = (
-            f"changed: mean loss {level:.3g} in {len(worse)} window{'s' if len(worse) > 1 else ''} since "
-            f"{worse[0].label}, {relative:.0%} worse than {words} ({state.baseline_level:.3g})"
+            f"changed: mean loss {now} in {len(worse)} window{'s' if len(worse) > 1 else ''} since "
+            f"{worse[0].label}, {relative:.0%} worse than {words} ({before})"
         )
     else:
         reason = f"no lasting change: evidence {state.evidence:.2g} to 1 against {words}, {threshold:.0f} to 1 needed"

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from airflow_mlops.core.comparison.resampling import require_level
+from airflow_mlops.core.monitoring.column_drift import ComparedColumn, ReadRows, compare_column, nearest
 from airflow_mlops.core.monitoring.detectors import (
-    DISTANCE_THRESHOLD,
-    ColumnRows,
     Detector,
     default_detector,
-    effect_detector,
     find_detector,
-    significance,
 )
-from airflow_mlops.core.monitoring.p_values import absence_p_value
 from airflow_mlops.core.monitoring.root_cause import describe, shares_of_shift
-from airflow_mlops.core.monitoring.statistics import Measured, known
+from airflow_mlops.core.monitoring.statistics import known
 from airflow_mlops.core.profiles.profile_columns import ColumnProfile, PairProfile
 from airflow_mlops.exceptions import InsufficientDataError
 
@@ -32,13 +28,6 @@ Rule = Literal["tested", "evidently"]
 Correction = Literal["holm", "benjamini_hochberg", "none"]
 #: Name of a detector for all columns, or by column.
 DetectorChoice = str | Mapping[str, str] | None
-#: Gives a column's values on both sides.
-ReadRows = Callable[[str], ColumnRows]
-
-#: A statistic from cells may be off by so much before the rows are read,
-SCORE_TOLERANCE = 1e-3
-#: where there are no more than so many of both sides. Rows that could change a verdict are read in any number.
-SCORE_ROWS = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,22 +116,6 @@ class DriftReport:
     headline: str
 
 
-class _Compared(NamedTuple):
-    """A column before all are judged together.
-
-    :param absent: why there is nothing to compare.
-    """
-
-    reference: ColumnProfile
-    current: ColumnProfile
-    detector: Detector
-    measured: Measured
-    threshold: float
-    effect: float
-    p_value: float
-    absent: str | None = None
-
-
 def compare_profiles(
     reference: Profile,
     current: Profile,
@@ -175,7 +148,7 @@ def compare_profiles(
     _require_rows(reference, current, policy)
     _require_choices(current.names, detector, thresholds or {})
     compared = [
-        _compare(
+        compare_column(
             reference.column(column.name),
             column,
             detector=_chosen(detector, reference.column(column.name), column, policy),
@@ -206,7 +179,8 @@ def compare_profiles(
         measured_count=len(judged),
         drifted_share=share,
         drifted=bool(drifted) and share >= policy.share_threshold,
-        headline=_headline(columns, [item for item in features if item.feature in pairs], not_there, what),
+        headline=_headline(columns, [item for item in features if item.feature in pairs], not_there, what)
+        + _without_rows(compared),
     )
 
 
@@ -281,110 +255,9 @@ def _chosen(
     return find_detector(name or default_detector(reference, current, distances=policy.rule == "tested"))
 
 
-def _compare(
-    reference: ColumnProfile,
-    current: ColumnProfile,
-    *,
-    detector: Detector,
-    threshold: float | None,
-    read_rows: ReadRows | None,
-    absent: str | None,
-    policy: DriftPolicy,
-) -> _Compared:
-    if type(reference) is not type(current):
-        raise ValueError(
-            f"column {reference.name!r} is a {reference.layout.kind} in the reference, a {current.layout.kind} here"
-        )
-    limit = detector.threshold if threshold is None else threshold
-    if not reference.row_count or not current.row_count:
-        side = "window" if reference.row_count else "reference"
-        why = absent or f"not in the rows of the {side}"
-        return _Compared(reference, current, detector, known(math.nan), limit, 0.0, 1.0, why)
-    if not reference.count or not current.count:
-        return _gone(reference, current, detector, limit, policy)
-    measured = _measure(reference, current, detector, limit, read_rows)
-    if detector.is_p_value or detector.name not in _EFFECTS:
-        name = effect_detector(reference, current)
-        told = find_detector(name).profiles(reference, current)
-        effect = told.value if told else 0.0
-    else:
-        effect = measured.value
-    # A test that was asked for also says whether the difference is an accident.
-    p_value = measured.value if detector.is_p_value else significance(reference, current)
-    effect_limit = DISTANCE_THRESHOLD if detector.is_p_value or detector.name not in _EFFECTS else limit
-    return _Compared(reference, current, detector, measured, limit, effect / effect_limit, p_value)
-
-
-#: Distances that measure an effect themselves.
-_EFFECTS = frozenset({"wasserstein", "jensen_shannon"})
-
-
-def _gone(
-    reference: ColumnProfile,
-    current: ColumnProfile,
-    detector: Detector,
-    threshold: float,
-    policy: DriftPolicy,
-) -> _Compared:
-    """Compare with a side that has no values: nothing changed where neither has, everything did otherwise."""
-    p_value = _chance_of_none(reference, current)
-    same = reference.count == current.count and (policy.rule != "tested" or p_value == 1.0)
-    return _Compared(
-        reference,
-        current,
-        detector,
-        known(_nearest(detector) if same else _farthest(detector)),
-        threshold,
-        0.0 if same else math.inf,
-        p_value,
-    )
-
-
-def _nearest(detector: Detector) -> float:
-    return 1.0 if detector.is_p_value else 0.0
-
-
-def _farthest(detector: Detector) -> float:
-    return 0.0 if detector.is_p_value else math.inf
-
-
-def _chance_of_none(reference: ColumnProfile, current: ColumnProfile) -> float:
-    """Give the chance that one side has none of what rows of the other have: values, nulls, infinite values."""
-    chances = [1.0]
-    for what in ("count", "null_count", "infinite_count"):
-        held, other = (getattr(side, what, 0) for side in (reference, current))
-        rows, other_rows = reference.row_count, current.row_count
-        if not held:
-            held, other, rows, other_rows = other, held, other_rows, rows
-        if held and not other:
-            chances.append(absence_p_value(held, rows, other_rows))
-    return min(chances)
-
-
-def _measure(
-    reference: ColumnProfile,
-    current: ColumnProfile,
-    detector: Detector,
-    threshold: float,
-    read_rows: ReadRows | None,
-) -> Measured:
-    """Measure from profiles, and from the rows where the profiles can't tell the verdict."""
-    measured = detector.profiles(reference, current)
-    unsure = measured is None or detector.in_doubt(measured, threshold)
-    if measured is not None and reference.row_count + current.row_count <= SCORE_ROWS:
-        unsure = unsure or measured.error > SCORE_TOLERANCE
-    if unsure and detector.rows is not None and read_rows is not None:
-        rows = read_rows(current.name)
-        return known(detector.rows(rows.reference, rows.current))
-    if measured is None:
-        raise InsufficientDataError(
-            f"{detector.name} of column {current.name!r} needs the rows of both sides, and only profiles are at hand; "
-            "use wasserstein or ks, or a reference whose rows are kept"
-        )
-    return measured
-
-
-def _corrected(compared: Sequence[_Compared], policy: DriftPolicy) -> tuple[list[_Compared], list[float]]:
+def _corrected(
+    compared: Sequence[ComparedColumn], policy: DriftPolicy
+) -> tuple[list[ComparedColumn], list[float]]:
     """Correct the p-values for the number of columns, and take back what is then an accident of a side without values.
 
     Such a column stays one of those the others are corrected for: leaving it out because of its own p-value would bring false
@@ -405,22 +278,22 @@ def _corrected(compared: Sequence[_Compared], policy: DriftPolicy) -> tuple[list
     ], p_values
 
 
-def _is_empty(item: _Compared) -> bool:
+def _is_empty(item: ComparedColumn) -> bool:
     """Tell whether one of the sides has no values."""
     return not (item.reference.count and item.current.count)
 
 
-def _by_accident(item: _Compared) -> _Compared:
+def _by_accident(item: ComparedColumn) -> ComparedColumn:
     """Give what is known of a column where a side may have no values by accident: nothing, or with none at all no change."""
     if item.reference.count == item.current.count:
-        return item._replace(measured=known(_nearest(item.detector)), effect=0.0)
+        return item._replace(measured=known(nearest(item.detector)), effect=0.0)
     side = "window" if item.reference.count else "reference"
     why = f"0 values in the {side}, so few rows may have none by accident: take a longer window"
     return item._replace(measured=known(math.nan), effect=0.0, absent=why)
 
 
 def _judge(
-    compared: Sequence[_Compared], p_values: Sequence[float], policy: DriftPolicy
+    compared: Sequence[ComparedColumn], p_values: Sequence[float], policy: DriftPolicy
 ) -> list[FeatureDrift]:
     """Judge all columns together."""
     tested = policy.rule == "tested"
@@ -445,7 +318,7 @@ def _judge(
                 sentence=f"{sentence}; {part:.0%} of the shift" if fires else sentence,
                 low=item.measured.low,
                 high=item.measured.high,
-                exact=item.measured.exact,
+                exact=item.measured.exact and not item.rows_gone,
                 p_value=p_value if tested and use else None,
                 share_of_shift=part,
                 measured=use,
@@ -454,7 +327,7 @@ def _judge(
     return judged
 
 
-def _can_be_judged(item: _Compared, policy: DriftPolicy) -> bool:
+def _can_be_judged(item: ComparedColumn, policy: DriftPolicy) -> bool:
     """Tell whether there is a number, and under the tested rule enough values; a column that is all gone has been judged."""
     if math.isnan(item.measured.value):
         return False
@@ -478,6 +351,12 @@ def _headline(
     if there := [item for item in columns if item.feature in absent]:
         parts.append(_not_measured(there))
     return "; ".join(parts)
+
+
+def _without_rows(compared: Sequence[ComparedColumn]) -> str:
+    """Say which columns were judged less exactly than they could have been."""
+    names = [item.current.name for item in compared if item.rows_gone]
+    return f"; by profiles alone, as the rows are gone: {_named(names)}" if names else ""
 
 
 def _not_measured(absent: Sequence[FeatureDrift]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from airflow_mlops.core.comparison.grades import labels_given_up
 from airflow_mlops.core.monitoring.incidents import Cause, Finding, IncidentPolicy
 from airflow_mlops.core.windows import Window
 
@@ -74,7 +75,10 @@ def findings_of_grade(
             )
         )
     share = float(grade.get("labelled_share") or 0.0)
-    if measured or share >= 1.0:
+    if labels_given_up(grade):
+        given_up = f"given up: the time for labels is over with {share:.0%} of them"
+        found.append(Finding(cause=Cause.LABELS, window=window, bad=False, reason=given_up))
+    elif measured or share >= 1.0:
         found.append(
             Finding(cause=Cause.LABELS, window=window, bad=False, reason=f"{share:.0%} labelled so far")
         )

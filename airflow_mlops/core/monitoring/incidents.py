@@ -42,7 +42,7 @@ _WORDS = {
         "performance is no longer estimated to be degraded",
     ),
     Cause.INPUTS: ("inputs drifted", "inputs no longer drift"),
-    Cause.LABELS: ("labels are overdue", "labels are here again"),
+    Cause.LABELS: ("labels are overdue", "labels are no longer overdue"),
     Cause.REJECTED_RETRAININGS: (
         "retrainings end without a new champion",
         "a retraining gave a new champion",

@@ -20,6 +20,7 @@ from airflow_mlops.core.comparison.resampling import (
     require_level,
     upper_tail,
 )
+from airflow_mlops.core.figures import figures
 from airflow_mlops.core.monitoring.change import ChangePolicy, ChangeReport, WindowLoss, detect_change
 from airflow_mlops.core.monitoring.estimator_record import EstimatorRecord, GradedEstimate
 from airflow_mlops.core.windows import Window
@@ -341,9 +342,10 @@ def judge_estimate(
         else ("within what is tolerated" if worsening > 0 else "as promised")
     )
     belief = "trusted" if record.trusted else "not trusted"
+    value, low, high = figures(estimate.value, estimate.low, estimate.high)
     return worse and record.trusted, (
-        f"estimated without labels: {estimate.metric.upper()} {estimate.value:.3g} ({estimate.low:.3g} to "
-        f"{estimate.high:.3g}), {words}; {belief}: {record.reason}"
+        f"estimated without labels: {estimate.metric.upper()} {value} ({low} to {high}), {words}; "
+        f"{belief}: {record.reason}"
     )
 
 
@@ -480,11 +482,12 @@ def _reason(
     degraded: bool,
 ) -> str:
     name = current.metric.upper()
-    now = f"{name} {current.value:.3g} on {current.row_count} labelled rows"
+    measured, promised = figures(current.value, reference.value)
+    now = f"{name} {measured} on {current.row_count} labelled rows"
     if change <= 0:
-        return f"as promised: {now}, {reference.value:.3g} at training"
+        return f"as promised: {now}, {promised} at training"
     chance = f", z = {z_score:.1f}" if z_score is not None else ""
-    numbers = f"{now}, {reference.value:.3g} at training ({change:.0%} worse{chance})"
+    numbers = f"{now}, {promised} at training ({change:.0%} worse{chance})"
     if degraded:
         return f"degraded: {numbers}"
     if change > policy.maximum_relative_change:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from airflow_mlops.core.figures import figures
 from airflow_mlops.core.profiles.profile_columns import CategoricalProfile, ColumnProfile, NumericProfile
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ def _numbers_moved(reference: NumericProfile, current: NumericProfile) -> str:
         return f"mean {_instant(means[0])} → {_instant(means[1])}"
     what = "length" if kind == "text" else ""
     if abs(means[1] - means[0]) >= abs(spreads[1] - spreads[0]):
-        return f"mean {what}{' ' if what else ''}{means[0]:.3g} → {means[1]:.3g}"
-    return f"standard deviation{' of ' if what else ''}{what} {spreads[0]:.3g} → {spreads[1]:.3g}"
+        return f"mean {what}{' ' if what else ''}{' → '.join(figures(*means))}"
+    return f"standard deviation{' of ' if what else ''}{what} {' → '.join(figures(*spreads))}"
 
 
 def _categories_moved(reference: CategoricalProfile, current: CategoricalProfile) -> str:

@@ -24,7 +24,7 @@ from airflow_mlops.core.profiles.profile import (
     profile_scan,
 )
 from airflow_mlops.core.profiles.profile_format import PREDICTION
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.domain_classifier import CLASSIFIER_ROWS, DomainVerdict, tell_apart
 from airflow_mlops.serving.partition_profiles import logged_as, logged_schemas, profile_window, scan_window
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from airflow_mlops.core.model.package import PackageManifest
-    from airflow_mlops.core.monitoring.drift import DriftPolicy, ReadRows
+    from airflow_mlops.core.monitoring.column_drift import ReadRows
+    from airflow_mlops.core.monitoring.drift import DriftPolicy
     from airflow_mlops.core.profiles.profile_layout import Layout
     from airflow_mlops.core.windows import Window
     from airflow_mlops.steps.common import DatasetRef
@@ -209,9 +210,14 @@ class DriftSides:
         """Give what reads one column's values on both sides."""
 
         def read(name: str) -> ColumnRows:
-            sides = (open_reference([name]), self.open_window(window, [name]))
-            reference, current = (self._values(rows.collect()[name]) for rows in sides)
-            return ColumnRows(reference, current)
+            try:
+                reference = open_reference([name]).collect()
+            except FileNotFoundError as err:  # vacuumed since; its profile is with the model
+                raise DatasetNotFoundError(
+                    f"the rows of {name!r} that {window} is compared with can't be read any more: {err}"
+                ) from err
+            current = self.open_window(window, [name]).collect()
+            return ColumnRows(self._values(reference[name]), self._values(current[name]))
 
         return read
 

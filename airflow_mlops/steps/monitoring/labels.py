@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_inference_log
+from airflow_mlops.serving.log_files import LogFiles, may_hold
 from airflow_mlops.steps.common import DatasetRef, pin_dataset
 
 if TYPE_CHECKING:
@@ -65,11 +67,17 @@ def join_labels(
 
     :raises SchemaMismatchError: labels contradict each other, or their column has the name of one of the log.
     """
+    dataset = pin_dataset(labels)
+    return _joined(predictions, uri=dataset.uri, version=dataset.version, id_column=id_column, target=target)
+
+
+def _joined(
+    predictions: pl.DataFrame, *, uri: str, version: int, id_column: str, target: str
+) -> pl.DataFrame:
     import polars as pl
 
     _require_own_name(target, predictions)
-    dataset = pin_dataset(labels)
-    truth = delta.read_table(dataset.uri, version=dataset.version, columns=[id_column, target])
+    truth = delta.read_table(uri, version=version, columns=[id_column, target])
     asked = predictions.lazy().select(pl.col("prediction_id").alias(id_column))
     labels_here = (
         truth.with_columns(pl.col(id_column).cast(pl.String)).join(asked, on=id_column, how="semi").collect()
@@ -77,7 +85,7 @@ def join_labels(
     if labels_here.schema[target].is_float():
         labels_here = labels_here.with_columns(pl.col(target).fill_nan(None))
     known = labels_here.drop_nulls(target).unique()  # a label that was delivered twice is one
-    _require_one_each(known, id_column, target, dataset.uri)
+    _require_one_each(known, id_column, target, uri)
     return predictions.join(
         known, left_on="prediction_id", right_on=id_column, how="left", maintain_order="left"
     )
@@ -152,11 +160,44 @@ def _texts(labels: pl.Series) -> list[str]:
 
 
 def labelled_share(
-    log: Path, model_name: str, window: Window, *, labels: DatasetRef, id_column: str, target: str
+    log: Path,
+    model_name: str,
+    window: Window,
+    *,
+    labels: DatasetRef,
+    id_column: str,
+    target: str,
+    model_version: str | None = None,
 ) -> float:
     """Tell which share of a window's predictions has a label by now, in ``[0, 1]``.
 
+    Asked again before the log or the labels have changed it reads neither.
+
+    :param model_version: whose answers count; those of all versions where it is not known, or gave none in the window.
     :raises InsufficientDataError: nothing was predicted in the window.
     """
-    joined = labelled_predictions(log, model_name, window, labels=labels, id_column=id_column, target=target)
+    listed = LogFiles(log).hours(model_name).values()
+    files = tuple(name for names in listed for name in names if may_hold(name, window))
+    dataset = pin_dataset(labels)
+    asked = (id_column, target, model_version)
+    return _labelled_share(log, model_name, window, files, dataset.uri, dataset.version, *asked)
+
+
+@lru_cache(maxsize=64)
+def _labelled_share(
+    log: Path,
+    model_name: str,
+    window: Window,
+    files: tuple[str, ...],  # which tell one state of the log from another
+    uri: str,
+    version: int,
+    id_column: str,
+    target: str,
+    model_version: str | None,
+) -> float:
+    columns = ["prediction_id", "model_version", "received_at"]
+    rows = newest_answers(read_inference_log(log, model_name, window, columns=columns))
+    own = rows.filter(rows["model_version"] == model_version) if model_version is not None else rows
+    asked = own if own.height else rows
+    joined = _joined(asked, uri=uri, version=version, id_column=id_column, target=target)
     return 1.0 - joined[target].null_count() / joined.height
