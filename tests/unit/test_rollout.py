@@ -24,7 +24,6 @@ from airflow_mlops.core.rollouts.canary import (
     analyze,
     clearly_better,
     compare_losses,
-    per_caller,
 )
 from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, serve_alone
 from airflow_mlops.core.rollouts.mean_losses import (
@@ -700,15 +699,6 @@ class TestAnalysis:
         told = losses_of(losses, [f"request {number}" for number in range(400)])
         assert (told.count, told.mean) == (400, pytest.approx(losses.mean()))
         assert told.variance == pytest.approx(losses.var(ddof=1))
-
-    def test_callers_count_not_their_requests(self) -> None:
-        many = replace(seen(9_000), callers=300)
-        few = per_caller(many)
-        assert (few.requests, sum(few.times), sum(few.answers)) == (300, 300, 300)
-        assert (
-            compare(many, replace(seen(3_000, seed=1), callers=100), share=0.25, sticky=True).judgement
-            == "no data"
-        )
 
     def test_as_long_as_something_is_missing_only_failures_are_judged(self) -> None:
         slow = seen(500, seconds=0.01, seed=1)
