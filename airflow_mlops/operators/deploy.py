@@ -52,7 +52,7 @@ class DeployModelOperator(StepOperator):
     :param on_reject: what follows when the new version was taken back: ``fail`` the task; ``roll_back``: also let the alias point at the
         version that serves, if it still points at the one that was taken back, and where nothing serves yet that the version could be
         compared with, let it serve at once whatever the strategy; or ``return`` the result, whose ``state`` is ``rolled_back``.
-    :param lease_seconds: how long the shares hold when the task is gone. (templated)
+    :param lease_seconds: how long the shares hold when the task is gone: above 0, at most 3600. (templated)
     :param timeout_seconds: how long the service may take to answer with the new version. (templated)
     :param deferrable: wait in the triggerer; default from ``[operators] default_deferrable``.
     """

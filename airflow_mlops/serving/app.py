@@ -21,7 +21,7 @@ from airflow_mlops.serving.callers import Callers
 from airflow_mlops.serving.explanations import Explanations, encode_explanations, explained_kind
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.serving.inflate import Inflater
-from airflow_mlops.serving.lease import end_lease, renew_lease
+from airflow_mlops.serving.lease import MAXIMUM_LEASE, end_lease, renew_lease
 from airflow_mlops.serving.metrics import EndpointMetrics
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import all_finite
@@ -52,9 +52,6 @@ LOG_FOLDER = "inference_log"
 
 #: From this size on a body is read and answered outside of the event loop, so that small requests are not held up.
 THREAD_BYTES = 8_192
-
-#: Longest lease of a rollout, in seconds.
-MAXIMUM_LEASE = 3_600
 
 #: Allocations after which Python looks for garbage in rings, and how seldom it looks at what has survived.
 _COLLECTED_AFTER = (10_000, 50, 100)

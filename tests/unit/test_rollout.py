@@ -56,6 +56,7 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
 from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes, workers_behind
 from airflow_mlops.steps.rollouts.quality import QualitySpec, losses_with_labels
+from airflow_mlops.steps.rollouts.rollout import RolloutSpec
 from tests.packages import build_package
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -215,6 +216,37 @@ class TestReconciler:
         assert [one.model_version for one in looks.routes.state.versions] == ["1"]
         assert "this is not the package that was registered" in str(looks.error)
 
+    def test_from_phase_to_phase_both_versions_answer(self, tmp_path: Path, digests: dict[str, str]) -> None:
+        served: list[tuple[int, list[float], str | None]] = []
+
+        def note(routes: Routes) -> None:
+            shares = [one.share for one in routes.state.versions]
+            served.append((routes.state.revision, shares, routes.fell_back))
+
+        def desire(revision: int, share: float) -> None:
+            versions = tuple(
+                ServedVersion(model_version=name, package_digest=digests[name], share=part)
+                for name, part in (("1", 1.0 - share), ("2", share))
+            )
+            desired = state(revision=revision, leased=True, rollout="r", versions=versions)
+            (tmp_path / "desired.json").write_bytes(desired.to_bytes())
+
+        looks = Reconciler(tmp_path, on_change=note)
+        grant_lease(tmp_path, 2, 60.0)
+        desire(2, 0.05)
+        looks.reconcile()
+        grant_lease(tmp_path, 3, 60.0)  # the next phase's begins before it is served
+        looks.reconcile()
+        desire(3, 0.25)
+        looks.reconcile()
+        assert served == [(2, [0.95, 0.05], None), (3, [0.75, 0.25], None)]
+        end_lease(tmp_path, 3)
+        looks.reconcile()
+        assert "nobody steers" in str(served[-1])
+        grant_lease(tmp_path, 2, 60.0)  # that of a phase that is over steers nothing
+        looks.reconcile()
+        assert "nobody steers" in str(looks.error)
+
     def test_whoever_looks_on_does_not_end_it(self, tmp_path: Path, digests: dict[str, str]) -> None:
         def fails(routes: Routes) -> None:
             raise OSError("too many open files")
@@ -229,6 +261,17 @@ class TestReconciler:
 
 
 class TestPlan:
+    @pytest.mark.parametrize("seconds", [0.0, -1.0, 3_601.0, float("nan")])
+    def test_a_lease_that_no_service_grants_is_refused(self, seconds: float) -> None:
+        with pytest.raises(ValueError, match=r"lease_seconds=.*: above 0 and at most 3600 are needed"):
+            RolloutSpec(
+                name="r",
+                plan=plan_rollout("canary"),
+                policy=CanaryPolicy(),
+                actor="test",
+                lease_seconds=seconds,
+            )
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [

@@ -31,6 +31,7 @@ from airflow_mlops.core.rollouts.rollout import (
 )
 from airflow_mlops.exceptions import ConnectionConfigError, EndpointUnavailableError, RolloutError
 from airflow_mlops.serving.inference_log import read_received_since
+from airflow_mlops.serving.lease import MAXIMUM_LEASE
 from airflow_mlops.serving.local import REFUSALS
 from airflow_mlops.serving.package import read_verified
 from airflow_mlops.steps.rollouts.history import RolloutHistory
@@ -64,11 +65,12 @@ class RolloutSpec:
     :param plan: its phases.
     :param policy: what is tolerated of the new version.
     :param quality: labels to judge it by; ``None``: none are expected while it lasts.
-    :param lease_seconds: how long the shares hold when nobody says that he steers.
+    :param lease_seconds: how long the shares hold when nobody says that he steers; above 0, at most 3600.
     :param actor: who rolls out.
     :param abort: roll back what is under way, for this reason.
     :param first_serves: let the version serve at once, whatever the plan, where nothing is served that it could be compared with;
         otherwise a plan that is nothing but a comparison is refused there.
+    :raises ValueError: a lease that no service grants.
     """
 
     name: str
@@ -79,6 +81,13 @@ class RolloutSpec:
     actor: str
     abort: str | None = None
     first_serves: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.lease_seconds <= MAXIMUM_LEASE:
+            raise ValueError(
+                f"lease_seconds={self.lease_seconds:g}: above 0 and at most {MAXIMUM_LEASE} are needed; whoever steers renews it, "
+                "so it only has to last while nobody does"
+            )
 
 
 class Progress(NamedTuple):
