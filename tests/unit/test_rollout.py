@@ -580,6 +580,30 @@ def test_labels_and_answers_that_are_no_finite_numbers_are_left_out_and_said(
     assert "; 2 answers of the new version and 1 of the stable one are left out" in said
 
 
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_labels_are_read_once_for_both_versions(
+    tmp_path: Path, mirrored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [str(number) for number in range(4)]
+    truth = pl.DataFrame({"id": ids[:3], "y": [1.0, 2.0, 3.0], "t": [START] * 3})
+    delta.replace_window(str(tmp_path / "labels"), truth, time_column="t", window=None)
+    read: list[str] = []
+
+    def read_table(uri: str, **how: Any) -> pl.LazyFrame:
+        read.append(uri)
+        return delta.reading.read_table(uri, **how)
+
+    monkeypatch.setattr(delta, "read_table", read_table)
+    answered = answered_by(ids, {"1": [1.0, 2.0, 3.0, 4.0], "2": [2.0, 3.0, 4.0, 5.0], "0": [9.0] * 4})
+    quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="mae")
+    losses = losses_with_labels(
+        quality, answered, stable="1", new="2", mirrored=mirrored, drawn_with="request_id"
+    )
+    one, other = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
+    assert ((one.count, one.mean), (other.count, other.mean)) == ((3, 0.0), (3, 1.0))
+    assert len(read) == 1
+
+
 class TestEstimates:
     def estimated(self, mean: float, *, deviation: float = 0.02, count: int = 500) -> EstimatedLoss:
         return EstimatedLoss(metric="mae", count=count, mean=mean, deviation=deviation, folds=8)

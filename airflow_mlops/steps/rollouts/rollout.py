@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,6 +36,7 @@ from airflow_mlops.serving.local import REFUSALS
 from airflow_mlops.serving.package import read_verified
 from airflow_mlops.steps.rollouts.history import RolloutHistory
 from airflow_mlops.steps.rollouts.quality import (
+    ANSWER_COLUMNS,
     MOST_ESTIMATED,
     Copy,
     QualitySpec,
@@ -462,7 +463,7 @@ class Rollout:
         manifest, _ = read_verified(folder, current.stable.package_digest)
         return losses_with_labels(
             self.spec.quality,
-            self._answered(),
+            self._answered(columns=ANSWER_COLUMNS),
             stable=current.stable.model_version,
             new=self.new.model_version,
             mirrored=phase.mirror is not None,
@@ -497,7 +498,9 @@ class Rollout:
             log.info("what both versions lose is not estimated: %s", why)
         return found
 
-    def _answered(self, most_rows: int | None = None) -> pl.DataFrame | None:
+    def _answered(
+        self, *, columns: Sequence[str] | None = None, most_rows: int | None = None
+    ) -> pl.DataFrame | None:
         """Give what was answered in this phase, seen or unseen."""
         if self.state.since is None:
             return None
@@ -506,6 +509,7 @@ class Rollout:
             self.model_name,
             self.state.since,
             shadow=True,
+            columns=columns,
             most_rows=most_rows,
         )
 
