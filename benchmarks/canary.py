@@ -5,7 +5,7 @@ with a heavy tail that slow stretches of the service make longer for both versio
 simulation is one rollout with the default policy; nothing is tuned to it.
 
 Among the requests of one row may be batches of 10,000 rows that are alike, one in two minutes. In an A/B test (one phase of 50 %, two
-looks) 2,000 callers stay with their version; how often each of them asks follows Pareto's distribution (exponent 1.2: a handful makes
+looks) 2,000 callers stay with their version; how often each of them asks follows Pareto's distribution (exponent 1.2: a twentieth makes
 half of the traffic), and each has times, answers and failures of his own.
 
     python benchmarks/canary.py --simulations 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import hmac
 import logging
 import os
@@ -16,11 +17,11 @@ _KEY_BYTES = 32
 
 
 class Callers:
-    """Give digests of sticky keys: HMAC-SHA-256 under a random key that all workers share, and that goes with its desired state.
+    """Give digests of sticky keys, under a random key that all workers share and that goes with its desired state: keyed BLAKE2.
 
     :param folder: holds the key, which only this user can read.
     :param log_key: key of the pseudonyms in the inference log, where there is one: then a caller has the same pseudonym there in every
-        rollout, and as an input that is pseudonymized.
+        rollout, and as an input that is pseudonymized (HMAC-SHA-256).
     """
 
     def __init__(self, folder: Path, *, log_key: bytes | None = None) -> None:
@@ -33,14 +34,16 @@ class Callers:
 
         :param revision: of the desired state.
         """
-        return _digest(self._log_key or self._key(revision), sticky_key).hex()[:32]
+        if self._log_key is not None:
+            return hmac.digest(self._log_key, sticky_key, "sha256").hex()[:32]
+        return hashlib.blake2b(sticky_key, key=self._key(revision), digest_size=16).hexdigest()
 
     def number(self, revision: int, sticky_key: bytes) -> int:
         """Give what stands for a caller among drawn requests: in ``[0, 2**64)``, evenly spread.
 
         :param revision: of the desired state.
         """
-        return int.from_bytes(_digest(self._key(revision), sticky_key)[:8])
+        return int.from_bytes(hashlib.blake2b(sticky_key, key=self._key(revision), digest_size=8).digest())
 
     def forget(self, revision: int) -> None:
         """Remove the keys of older desired states: without them nobody finds out who a digest was."""
@@ -74,7 +77,3 @@ class Callers:
         ):  # serving goes on; this worker's callers pass for others than those of the other workers
             logger.exception("the key of callers can't be shared")
             return secrets.token_bytes(_KEY_BYTES)
-
-
-def _digest(key: bytes, sticky_key: bytes) -> bytes:
-    return hmac.digest(key, sticky_key, "sha256")
