@@ -23,7 +23,7 @@ import numpy as np
 
 from airflow_mlops.core.rollouts.canary import Analysis, CanaryPolicy, analyze
 from airflow_mlops.core.rollouts.drawn_requests import DrawnRequests, draw_requests, merge_drawn
-from airflow_mlops.core.rollouts.mean_losses import Losses
+from airflow_mlops.core.rollouts.mean_losses import Losses, losses_of
 from airflow_mlops.core.rollouts.observations import (
     AnswerCells,
     Observations,
@@ -87,6 +87,8 @@ WORLDS = (
     World(name="batches: as good", batches=True),
     World(name="batches: answers 0.5 sd higher (tolerated)", shift=0.5, batches=True),
     World(name="batches: answers 2 sd higher", shift=2.0, batches=True),
+    World(name="batches: as good, with labels", loss=1.0, batches=True),
+    World(name="batches: loss 20 % larger", loss=1.2, batches=True),
     World(name="A/B: as good", callers=True),
     World(name="A/B: 25 % slower: just tolerated", slower=1.25, callers=True),
     World(name="A/B: 0.5 points more fail: just tolerated", failing=0.005, callers=True),
@@ -181,18 +183,24 @@ class Traffic:
         self.begun = self.drawn = begun
         self.versions = {"1": VersionObservations(), "2": VersionObservations()}
         self.losses: dict[str, list[np.ndarray]] = {"1": [], "2": []}
+        self.losses_of_batches: dict[str, list[np.ndarray]] = {"1": [], "2": []}
 
     def until(self, at: float) -> tuple[Observations, tuple[Losses, Losses]]:
         """Give all up to a time."""
         while self.drawn < at:
             self._minute(min(60.0, at - self.drawn))
-        losses = tuple(
-            Losses(count=len(values), mean=float(values.mean()), variance=float(values.var(ddof=1)))
-            if len(values := np.concatenate([np.empty(0), *self.losses[name]])) > 1
-            else Losses()
-            for name in ("1", "2")
-        )
+        losses = tuple(self._losses(name) for name in ("1", "2"))
         return Observations(revision=1, cells=CELLS, versions=dict(self.versions)), losses  # type: ignore[return-value]
+
+    def _losses(self, name: str) -> Losses:
+        single, batches = np.concatenate([np.empty(0), *self.losses[name]]), self.losses_of_batches[name]
+        if len(single) < 2:
+            return Losses()
+        requests = [str(number) for number in range(len(single) + len(batches))]
+        drawn = requests[: len(single)]
+        for request in requests[len(single) :]:
+            drawn += [request] * BATCH_ROWS
+        return losses_of(np.concatenate([single, *batches]), drawn)
 
     def _minute(self, seconds: float) -> None:
         """Draw a minute: its rate, its slowness and its failures are the same for both versions."""
@@ -232,6 +240,12 @@ class Traffic:
         random, count = self.random, self.random.poisson(seconds / 120.0)
         mean = 20.0 + 5.0 * (self.world.shift if is_new else 0.0)
         rows = [random.normal(random.normal(mean, 5.0), 2.0, BATCH_ROWS) for _ in range(count)]
+        if self.world.loss is not None:
+            larger = 2.0 * (self.world.loss if is_new else 1.0)
+            self.losses_of_batches["2" if is_new else "1"] += [
+                larger * random.lognormal(-0.32, 0.8) * random.exponential(size=BATCH_ROWS)
+                for _ in range(count)
+            ]
         return VersionObservations(
             requests=count,
             rows=BATCH_ROWS * count,

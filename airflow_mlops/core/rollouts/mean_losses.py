@@ -102,8 +102,10 @@ def paired_losses_of(stable: Array, new: Array, drawn: Sequence[Any]) -> PairedL
 
 def _clusters(drawn: Sequence[Any]) -> Array:
     """Give each row the number of what it was drawn with, shape ``(n,)``."""
-    names = [f"#{row}" if name is None or name == "" else f"={name}" for row, name in enumerate(drawn)]
-    return np.unique(names, return_inverse=True)[1]
+    numbers: dict[Any, int] = {}
+    # A number alone is nobody's name: names are texts.
+    names = (row if name is None or name == "" else name for row, name in enumerate(drawn))
+    return np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.int64, count=len(drawn))
 
 
 def _means(losses: Array, clusters: Array) -> Array:
