@@ -54,7 +54,7 @@ class DeployModelOperator(StepOperator):
         compared with, let it serve at once whatever the strategy; or ``return`` the result, whose ``state`` is ``rolled_back``.
     :param closes_retraining: whether a retraining ends with this deployment: set it to ``False`` for every endpoint but the one the
         retrained model is meant for, such as a staging service or a drill.
-    :param lease_seconds: how long the shares hold when the task is gone. (templated)
+    :param lease_seconds: how long the shares hold when the task is gone: above 0, at most 3600. (templated)
     :param timeout_seconds: how long the service may take to answer with the new version. (templated)
     :param deferrable: wait in the triggerer; default from ``[operators] default_deferrable``.
     """

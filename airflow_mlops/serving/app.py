@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import logging
 import threading
 import time
@@ -18,14 +17,15 @@ from airflow_mlops.exceptions import RolloutError
 from airflow_mlops.serving import arrow
 from airflow_mlops.serving.authorization import Authorization
 from airflow_mlops.serving.cache import AnswerCache
+from airflow_mlops.serving.callers import Callers
 from airflow_mlops.serving.explanations import Explanations, encode_explanations, explained_kind
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.serving.inflate import Inflater
-from airflow_mlops.serving.lease import end_lease, renew_lease
+from airflow_mlops.serving.lease import MAXIMUM_LEASE, end_lease, renew_lease
 from airflow_mlops.serving.metrics import EndpointMetrics
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import all_finite
-from airflow_mlops.serving.observer import Observer
+from airflow_mlops.serving.observer import OBSERVED_FOLDER, Observer
 from airflow_mlops.serving.openapi import openapi_document
 from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes
 from airflow_mlops.serving.requests import (
@@ -53,9 +53,6 @@ LOG_FOLDER = "inference_log"
 #: From this size on a body is read and answered outside of the event loop, so that small requests are not held up.
 THREAD_BYTES = 8_192
 
-#: Longest lease of a rollout, in seconds.
-MAXIMUM_LEASE = 3_600
-
 #: Allocations after which Python looks for garbage in rings, and how seldom it looks at what has survived.
 _COLLECTED_AFTER = (10_000, 50, 100)
 
@@ -72,7 +69,10 @@ class EndpointApp:
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
         self.log = InferenceLog(settings.serving_dir / LOG_FOLDER)
-        self.observer = Observer(settings.serving_dir)
+        self.callers = Callers(
+            settings.serving_dir / OBSERVED_FOLDER, log_key=self.log.settings.key_of_callers()
+        )
+        self.observer = Observer(settings.serving_dir, self.callers)
         self.mirror = Mirror(self.observer)
         self._authorization = Authorization.of(settings)
         self.reconciler = Reconciler(
@@ -410,7 +410,7 @@ class EndpointApp:
             self._log,
             routes=routes,
             request_id=headers[b"x-request-id"].decode("latin-1"),
-            caller=_caller(headers) if routes.state.sticky else None,
+            caller=self._caller(routes, headers),
             prediction_ids=asked.prediction_ids,
             times=asked.times,
             columns=asked.columns,
@@ -421,6 +421,11 @@ class EndpointApp:
                 routes.mirror,
                 Answered(routes.state.revision, asked.columns, predictions, partial(log, shadow=True)),
             )
+
+    def _caller(self, routes: Routes, headers: Headers) -> str | None:
+        """Give what stands for the sticky key in the log, while callers stay with their version."""
+        key = headers.get(b"x-sticky-key") if routes.state.sticky else None
+        return self.callers.pseudonym(routes.state.revision, key) if key else None
 
     def _log(
         self,
@@ -497,12 +502,6 @@ def _table_response(table: bytes, routes: Routes, version: LiveVersion) -> Respo
         (b"x-model-version", version.model_version.encode()),
     )
     return Response(200, table, arrow.CONTENT_TYPE, about)
-
-
-def _caller(headers: Headers) -> str | None:
-    """Give a digest of the sticky key: enough to tell callers apart, and no name in the log."""
-    key = headers.get(b"x-sticky-key")
-    return hashlib.blake2b(key, digest_size=8).hexdigest() if key else None
 
 
 def _error_response(err: RequestError, headers: Headers) -> Response:

@@ -486,12 +486,14 @@ def read_received_since(
     since: datetime,
     *,
     shadow: bool = False,
+    columns: Sequence[str] | None = None,
     most_rows: int | None = None,
 ) -> pl.DataFrame | None:
     """Read what was answered from a time on, whatever the event times say; ``None`` where nothing was.
 
     :param root: the log's folder, or the URI its files are uploaded to.
     :param shadow: whether to give answers that callers never saw, too.
+    :param columns: to read, where they are there; default all. Inputs take most of the memory.
     :param most_rows: where there are more, every second one is given, or every third, and so on.
     """
     import polars as pl
@@ -509,10 +511,17 @@ def read_received_since(
         if most_rows is not None:
             count = sum(int(frame.select(pl.len()).collect().item()) for frame in found)
             found = [frame.gather_every(1 + count // most_rows) for frame in found]
-        frames = [frame.collect() for frame in found]
+        frames = [_of_columns(frame, columns).collect() for frame in found]
         return pl.concat(frames, how="diagonal_relaxed") if frames else None
 
     return reading_again(read)
+
+
+def _of_columns(frame: pl.LazyFrame, columns: Sequence[str] | None) -> pl.LazyFrame:
+    if columns is None:
+        return frame
+    there = frame.collect_schema().names()
+    return frame.select([name for name in columns if name in there])
 
 
 def _read(

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 LEASE_FILE = "lease.json"
 
+#: Longest lease of a rollout, in seconds.
+MAXIMUM_LEASE = 3_600
+
 
 class Lease(NamedTuple):
     """Until when a desired state may be served.
@@ -32,6 +35,13 @@ class Lease(NamedTuple):
     def valid(self) -> bool:
         """Whether it has not run out."""
         return time.time() < self.until
+
+    def covers(self, revision: int) -> bool:
+        """Whether somebody steers a desired state: this one's lease runs, or already that of the one which comes next.
+
+        The next one's begins before it is served, as it would not be otherwise.
+        """
+        return self.valid and self.revision >= revision
 
 
 def read_lease(serving_dir: Path) -> Lease | None:

@@ -92,7 +92,7 @@ class LocalEndpoint:
         if current is None or not current.leased or current.rollout == but:
             return
         lease = read_lease(self.serving_dir)
-        if lease is not None and lease.revision == current.revision and lease.valid:
+        if lease is not None and lease.covers(current.revision):
             versions = ", ".join(one.model_version for one in current.versions[1:])
             raise RolloutError(
                 f"a rollout of version {versions} is under way at {self.server.url} (revision {current.revision}): wait for its "

@@ -114,6 +114,11 @@ class LogSettings:
             )
         return key
 
+    def key_of_callers(self, environ: Mapping[str, str] | None = None) -> bytes | None:
+        """Give the key of callers' pseudonyms: that of all others; ``None`` where there is none, or a short one."""
+        key = (os.environ if environ is None else environ).get(KEY_VARIABLE, "").encode()
+        return key if len(key) >= _SHORTEST_KEY else None
+
 
 def _listed(name: str, text: str) -> Any:
     return [item.strip() for item in text.split(",") if item.strip()] if name in _LISTS else text

@@ -14,13 +14,17 @@ import numpy as np
 
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.profiles.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_from_json
+from airflow_mlops.core.rollouts.drawn_requests import DrawnRequests, draw_requests, merge_drawn
 from airflow_mlops.core.rollouts.observations import (
     AnswerCells,
     Observations,
     VersionObservations,
     count_times,
+    draw_answers,
     merge_observations,
+    time_cells,
 )
+from airflow_mlops.serving.callers import Callers
 from airflow_mlops.serving.files import write_whole
 from airflow_mlops.serving.sizes import ROW_BYTES, VALUE_BYTES
 
@@ -63,18 +67,20 @@ class Observer:
     A crash loses at most what came since the last flush.
 
     :param serving_dir: serving folder.
+    :param callers: gives digests of sticky keys.
     """
 
-    def __init__(self, serving_dir: Path) -> None:
+    def __init__(self, serving_dir: Path, callers: Callers | None = None) -> None:
         self.folder = serving_dir / OBSERVED_FOLDER
         self.serving_dir = serving_dir
+        self.callers = callers or Callers(self.folder)
         #: Whether there is anything to count: who serves asks first, as most of the time there is not.
         self.active = False
         self._seen = Observations(revision=0)
         self._events: list[_Event] = []
         self._bytes = 0
         self._shed = 0
-        self._callers: dict[str, set[bytes]] = {}
+        self._random = np.random.default_rng()
         self._flushing = threading.Lock()
 
     def begin(self, routes: Routes) -> None:
@@ -87,8 +93,10 @@ class Observer:
                     revision=state.revision,
                     cells=_answer_cells(self.serving_dir, routes),
                     versions={one.model_version: VersionObservations() for one in state.versions},
+                    drawn=DrawnRequests(versions=tuple(one.model_version for one in state.versions))
+                    if state.sticky
+                    else None,
                 )
-                self._callers = {}
                 self._remove_older()
             self._seen = replace(self._seen, fell_back=routes.fell_back)
             self.active = state.leased
@@ -155,16 +163,36 @@ class Observer:
             self._bytes += ROW_BYTES + VALUE_BYTES * (len(event.answers or ()) + len(event.returned or ()))
 
     def _add(self, events: list[_Event]) -> None:
-        versions = dict(self._seen.versions)
+        versions, drawn = dict(self._seen.versions), self._seen.drawn
         for name in {event.version for event in events}:
             mine = [event for event in events if event.version == name]
-            callers = self._callers.setdefault(name, set())
-            if len(callers) < MAXIMUM_EVENTS:
-                callers.update(event.caller for event in mine if event.caller)
-            counted = replace(_count(mine, self._seen.cells), callers=len(callers))
+            counted = _count(mine, self._seen.cells, self._random)
             versions[name] = versions.get(name, VersionObservations()) + counted
+        if drawn is not None and events:
+            drawn = merge_drawn([drawn, self._draw(events, drawn.versions)])
         shed, self._shed = self._shed, 0
-        self._seen = replace(self._seen, versions=versions, shed=self._seen.shed + shed)
+        self._seen = replace(self._seen, versions=versions, drawn=drawn, shed=self._seen.shed + shed)
+
+    def _draw(self, events: list[_Event], versions: tuple[str, ...]) -> DrawnRequests:
+        """Draw one request of each caller; one without a key is a caller of its own, as it is sent to a version by lot."""
+        numbers = {name: number for number, name in enumerate(versions)}
+        callers = self._random.integers(0, 2**64, size=len(events), dtype=np.uint64)
+        for row, event in enumerate(events):
+            if event.caller:
+                callers[row] = self.callers.number(event.revision, event.caller)
+        times, answers = np.full(len(events), -1), np.full(len(events), -1)
+        answered = [row for row, event in enumerate(events) if event.answers is not None]
+        times[answered] = time_cells([events[row].seconds or 0.0 for row in answered])
+        drawn = draw_answers((events[row].answers or () for row in answered), self._random)
+        answers[answered] = self._seen.cells.of(drawn)
+        return draw_requests(
+            versions=versions,
+            answered_by=np.array([numbers[event.version] for event in events]),
+            callers=callers,
+            times=times,
+            answers=answers,
+            random=self._random,
+        )
 
     def _write(self) -> None:
         try:
@@ -174,13 +202,14 @@ class Observer:
             logger.exception("what was observed can't be written")
 
     def _remove_older(self) -> None:
+        self.callers.forget(self._seen.revision)
         for path in self.folder.glob("*-*.json"):
             revision = path.name.partition("-")[0]
             if revision.isdigit() and int(revision) < self._seen.revision:
                 path.unlink(missing_ok=True)
 
 
-def _count(events: list[_Event], cells: AnswerCells) -> VersionObservations:
+def _count(events: list[_Event], cells: AnswerCells, random: np.random.Generator) -> VersionObservations:
     """Count what one version did."""
     answered = [event for event in events if event.answers is not None]
     answers = [answer for event in answered for answer in event.answers or ()]
@@ -191,6 +220,7 @@ def _count(events: list[_Event], cells: AnswerCells) -> VersionObservations:
         for pair in zip(event.answers or (), event.returned, strict=True)
     ]
     times = [event.seconds for event in answered if event.seconds is not None]
+    drawn = draw_answers((event.answers or () for event in answered), random)
     sums = (0.0, 0.0)
     if answers and not cells.labels:
         numbers = np.asarray(answers, dtype=np.float64)
@@ -200,7 +230,7 @@ def _count(events: list[_Event], cells: AnswerCells) -> VersionObservations:
         failed=len(events) - len(answered),
         rows=len(answers),
         times=tuple(count_times(times).tolist()) if times else (),
-        answers=tuple(cells.counts(answers).tolist()) if answers else (),
+        answers=tuple(cells.counts(drawn).tolist()) if drawn else (),
         sums=sums,
         pairs=len(pairs),
         differing=sum(own != other for own, other in pairs),

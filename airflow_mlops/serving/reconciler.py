@@ -190,7 +190,7 @@ class Reconciler:
         if not routes.state.leased:
             return routes
         lease = read_lease(self.serving_dir)
-        if lease is not None and lease.revision == routes.state.revision and lease.valid:
+        if lease is not None and lease.covers(routes.state.revision):
             return routes
         why = f"nobody steers the rollout any more; version {routes.stable.model_version} answers"
         return Routes(routes.state.fallback, routes.versions, fell_back=why)

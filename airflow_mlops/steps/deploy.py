@@ -46,7 +46,7 @@ class DeploySpec:
     :param patience: times its length that a phase is waited for when there is no data.
     :param policy: what is tolerated of the new version.
     :param quality: labels to judge it by.
-    :param lease_seconds: how long shares hold when nobody says that he steers.
+    :param lease_seconds: how long shares hold when nobody says that he steers; above 0, at most 3600.
     :param rollout: names this rollout; whoever comes with the same name goes on with it.
     :param actor: who deploys.
     :param request: names the run of a task that asks: its retries come with the same one, a task that was cleared with another. A version

@@ -22,8 +22,10 @@ import polars as pl
 import psutil
 import pytest
 
+from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.rollouts.canary import CanaryPolicy
 from airflow_mlops.core.rollouts.desired_state import ServedVersion
+from airflow_mlops.core.rollouts.observations import Observations
 from airflow_mlops.core.rollouts.rollout import RolloutPlan, plan_rollout
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
@@ -34,7 +36,7 @@ from airflow_mlops.exceptions import (
     RolloutError,
 )
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.bentoml import STEERING_FILE, EndpointClient, LocalServer
+from airflow_mlops.integrations.bentoml import STEERING_FILE, EndpointClient, LocalServer, wait_until
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
@@ -369,6 +371,48 @@ def test_callers_stay_with_their_version(stage: Stage) -> None:
     assert len(traffic.of_key) > 100
     assert all(len(versions) == 1 for versions in traffic.of_key.values())
     assert set(traffic.answered) == {"1", "2"}
+
+
+def test_a_caller_of_two_workers_counts_once(
+    tmp_path: Path, packages: dict[str, tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_MLOPS_SERVICE_WORKERS", "2")
+    stage = Stage(tmp_path, packages, free_port())
+    try:
+        stage.deploy("1")
+        assert stage.advance("2", plan_rollout("ab", shares=[0.4], seconds=60.0)).wait_seconds
+        with Traffic(stage.server.url, threads=16) as traffic:
+            deadline = time.monotonic() + 60
+            while sum(traffic.answered.values()) < 2_000 and time.monotonic() < deadline:
+                time.sleep(0.1)
+        observed = stage.server.serving_dir / "observed"
+        (key,) = observed.glob("*.key")
+        asked = Counter(next(iter(versions)) for versions in traffic.of_key.values())
+
+        def told() -> Observations:
+            with stage.endpoint.client() as client:
+                return from_dict(Observations, client.rollout())
+
+        def complete() -> bool:
+            return sum(told().of(version).requests for version in "12") >= sum(traffic.answered.values())
+
+        assert wait_until(complete, timeout_seconds=30)
+        seen = told()
+        assert {version: seen.of_callers(version).requests for version in "12"} == asked
+        files = [from_dict(Observations, json.loads(path.read_text())) for path in observed.glob("*.json")]
+        assert len(files) == 2
+        both = sum(part.of_callers(version).requests for part in files for version in "12")
+        assert both > len(traffic.of_key)  # some were answered by both workers
+
+        def logged() -> int:
+            parts = [pl.read_parquet(path) for path in stage.server.serving_dir.rglob("part-*.parquet")]
+            return pl.concat(parts, how="vertical_relaxed")["caller"].drop_nulls().n_unique()
+
+        assert wait_until(lambda: logged() == len(traffic.of_key), timeout_seconds=30)
+        stage.advance("2", canary(30.0, 0.5), abort="the test is over")
+        assert wait_until(lambda: not key.exists(), timeout_seconds=30)
+    finally:
+        stage.server.stop()
 
 
 def test_without_traffic_nothing_passes(stage: Stage) -> None:

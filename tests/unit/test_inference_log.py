@@ -21,7 +21,13 @@ from airflow_mlops.core.profiles.profile import profile_frame
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ConnectionConfigError, InsufficientDataError
 from airflow_mlops.integrations.object_store import ObjectStore
-from airflow_mlops.serving.inference_log import InferenceLog, is_sampled, pseudonym, read_inference_log
+from airflow_mlops.serving.inference_log import (
+    InferenceLog,
+    is_sampled,
+    pseudonym,
+    read_inference_log,
+    read_received_since,
+)
 from airflow_mlops.serving.log_files import LocalFolder, LogFiles, Place, is_merged
 from airflow_mlops.serving.log_settings import LogSettings
 from airflow_mlops.serving.log_upkeep import GRACE, Upkeep, delete_hours, keep_up, merge_hours
@@ -51,6 +57,25 @@ def ask(log: InferenceLog, *ids: str, shadow: bool = False, kind: str = "a", req
 
 def logged(root: Path | str, **choice: bool) -> list[str]:
     return sorted(read_inference_log(root, "m", DAY, **choice)["prediction_id"].to_list())
+
+
+def test_of_what_was_received_only_some_columns_are_read(tmp_path: Path) -> None:
+    log, began = InferenceLog(tmp_path), datetime.now(UTC) - timedelta(minutes=1)
+    ask(log, "a", "b", request_id="r")
+    log.flush()
+    (file,) = tmp_path.rglob("part-*.parquet")  # one of a release that knew no callers
+    pl.read_parquet(file).drop("caller").write_parquet(file)
+    ask(log, "c", shadow=True)
+    log.flush()
+    wanted = ["prediction_id", "caller", "received_at"]
+    rows = read_received_since(tmp_path, "m", began, shadow=True, columns=wanted)
+    assert rows is not None
+    assert sorted(rows.columns) == sorted(wanted)
+    assert sorted(rows["prediction_id"].to_list()) == ["a", "b", "c"]
+    everything = read_received_since(tmp_path, "m", began)
+    assert everything is not None
+    assert {"feature_x", "feature_kind"} < {*everything.columns}
+    assert read_received_since(tmp_path, "m", LATER, columns=wanted) is None
 
 
 def write_files(root: Path, count: int, *, prefix: str = "") -> list[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -26,6 +27,7 @@ from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.arrow import decode_arrow
 from airflow_mlops.serving.cache import AnswerCache
 from airflow_mlops.serving.files import write_whole
+from airflow_mlops.serving.inference_log import pseudonym
 from airflow_mlops.serving.inflate import inflate
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import ServedModel, load_model
@@ -739,6 +741,44 @@ def test_the_observer_has_room_for_bytes_not_only_for_requests(package: Path, tm
 def routes_of(live: Routes | None) -> Routes:
     assert live is not None
     return Routes(replace(live.state, leased=True, revision=2), live.versions)
+
+
+class TestStickyKeys:
+    """Who asks is named nowhere, and told apart by workers alike."""
+
+    def logged(
+        self, folder: Path, package: Path, *, revision: int = 2, key: str | None = "customer-17"
+    ) -> str | None:
+        worker = Caller(folder, package)
+        live = worker.app.reconciler.routes
+        assert live is not None
+        state = replace(live.state, sticky=True, leased=True, revision=revision)
+        worker.app.reconciler.routes = Routes(state, live.versions)
+        worker.app.observer.begin(worker.app.reconciler.routes)
+        worker.ask("/predict", {"row": ROWS[0]}, **({"x_sticky_key": key} if key else {}))
+        worker.app.log.flush()
+        worker.app.observer.flush()
+        newest = max(folder.rglob("part-*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+        return pl.read_parquet(newest)["caller"].item()
+
+    def test_workers_log_the_same_that_nobody_can_find_out_later(self, package: Path, tmp_path: Path) -> None:
+        first = self.logged(tmp_path, package)
+        assert first is not None
+        assert first == self.logged(tmp_path, package) != self.logged(tmp_path, package, key="customer-18")
+        (secret,) = (tmp_path / "observed").glob("*.key")
+        assert first == hashlib.blake2b(b"customer-17", key=secret.read_bytes(), digest_size=16).hexdigest()
+        assert self.logged(tmp_path, package, key=None) is None
+        assert self.logged(tmp_path, package, revision=3) != first
+        assert not secret.exists()
+        kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+        assert b"customer-17" not in kept
+
+    def test_with_a_key_it_is_the_pseudonym_of_all_columns(
+        self, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW_MLOPS_LOG_KEY", "a secret of some length")
+        expected = pseudonym("customer-17", b"a secret of some length")
+        assert [self.logged(tmp_path, package, revision=revision) for revision in (2, 3)] == [expected] * 2
 
 
 def test_the_log_gets_every_answer(package: Path, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from airflow_mlops.core.rollouts.canary import (
     analyze,
     clearly_better,
     compare_losses,
-    per_caller,
 )
 from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, serve_alone
 from airflow_mlops.core.rollouts.mean_losses import (
@@ -57,6 +56,7 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
 from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes, workers_behind
 from airflow_mlops.steps.rollouts.quality import QualitySpec, losses_with_labels
+from airflow_mlops.steps.rollouts.rollout import RolloutSpec
 from tests.packages import build_package
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -216,6 +216,37 @@ class TestReconciler:
         assert [one.model_version for one in looks.routes.state.versions] == ["1"]
         assert "this is not the package that was registered" in str(looks.error)
 
+    def test_from_phase_to_phase_both_versions_answer(self, tmp_path: Path, digests: dict[str, str]) -> None:
+        served: list[tuple[int, list[float], str | None]] = []
+
+        def note(routes: Routes) -> None:
+            shares = [one.share for one in routes.state.versions]
+            served.append((routes.state.revision, shares, routes.fell_back))
+
+        def desire(revision: int, share: float) -> None:
+            versions = tuple(
+                ServedVersion(model_version=name, package_digest=digests[name], share=part)
+                for name, part in (("1", 1.0 - share), ("2", share))
+            )
+            desired = state(revision=revision, leased=True, rollout="r", versions=versions)
+            (tmp_path / "desired.json").write_bytes(desired.to_bytes())
+
+        looks = Reconciler(tmp_path, on_change=note)
+        grant_lease(tmp_path, 2, 60.0)
+        desire(2, 0.05)
+        looks.reconcile()
+        grant_lease(tmp_path, 3, 60.0)  # the next phase's begins before it is served
+        looks.reconcile()
+        desire(3, 0.25)
+        looks.reconcile()
+        assert served == [(2, [0.95, 0.05], None), (3, [0.75, 0.25], None)]
+        end_lease(tmp_path, 3)
+        looks.reconcile()
+        assert "nobody steers" in str(served[-1])
+        grant_lease(tmp_path, 2, 60.0)  # that of a phase that is over steers nothing
+        looks.reconcile()
+        assert "nobody steers" in str(looks.error)
+
     def test_whoever_looks_on_does_not_end_it(self, tmp_path: Path, digests: dict[str, str]) -> None:
         def fails(routes: Routes) -> None:
             raise OSError("too many open files")
@@ -230,6 +261,17 @@ class TestReconciler:
 
 
 class TestPlan:
+    @pytest.mark.parametrize("seconds", [0.0, -1.0, 3_601.0, float("nan")])
+    def test_a_lease_that_no_service_grants_is_refused(self, seconds: float) -> None:
+        with pytest.raises(ValueError, match=r"lease_seconds=.*: above 0 and at most 3600 are needed"):
+            RolloutSpec(
+                name="r",
+                plan=plan_rollout("canary"),
+                policy=CanaryPolicy(),
+                actor="test",
+                lease_seconds=seconds,
+            )
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
@@ -538,6 +580,30 @@ def test_labels_and_answers_that_are_no_finite_numbers_are_left_out_and_said(
     assert "; 2 answers of the new version and 1 of the stable one are left out" in said
 
 
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_labels_are_read_once_for_both_versions(
+    tmp_path: Path, mirrored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [str(number) for number in range(4)]
+    truth = pl.DataFrame({"id": ids[:3], "y": [1.0, 2.0, 3.0], "t": [START] * 3})
+    delta.replace_window(str(tmp_path / "labels"), truth, time_column="t", window=None)
+    read: list[str] = []
+
+    def read_table(uri: str, **how: Any) -> pl.LazyFrame:
+        read.append(uri)
+        return delta.reading.read_table(uri, **how)
+
+    monkeypatch.setattr(delta, "read_table", read_table)
+    answered = answered_by(ids, {"1": [1.0, 2.0, 3.0, 4.0], "2": [2.0, 3.0, 4.0, 5.0], "0": [9.0] * 4})
+    quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="mae")
+    losses = losses_with_labels(
+        quality, answered, stable="1", new="2", mirrored=mirrored, drawn_with="request_id"
+    )
+    one, other = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
+    assert ((one.count, one.mean), (other.count, other.mean)) == ((3, 0.0), (3, 1.0))
+    assert len(read) == 1
+
+
 class TestEstimates:
     def estimated(self, mean: float, *, deviation: float = 0.02, count: int = 500) -> EstimatedLoss:
         return EstimatedLoss(metric="mae", count=count, mean=mean, deviation=deviation, folds=8)
@@ -700,15 +766,6 @@ class TestAnalysis:
         told = losses_of(losses, [f"request {number}" for number in range(400)])
         assert (told.count, told.mean) == (400, pytest.approx(losses.mean()))
         assert told.variance == pytest.approx(losses.var(ddof=1))
-
-    def test_callers_count_not_their_requests(self) -> None:
-        many = replace(seen(9_000), callers=300)
-        few = per_caller(many)
-        assert (few.requests, sum(few.times), sum(few.answers)) == (300, 300, 300)
-        assert (
-            compare(many, replace(seen(3_000, seed=1), callers=100), share=0.25, sticky=True).judgement
-            == "no data"
-        )
 
     def test_as_long_as_something_is_missing_only_failures_are_judged(self) -> None:
         slow = seen(500, seconds=0.01, seed=1)

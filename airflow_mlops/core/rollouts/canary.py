@@ -10,7 +10,7 @@ other.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -135,13 +135,12 @@ def analyze(
     :param looks: how often one looks in the whole rollout at versions that have answered enough.
     :param most_looks: how often one looks at all, at most; default the same.
     :param share: of the requests that the new version was to answer; ``None`` where every request goes to both.
-    :param sticky: whoever asks again is answered by the same version, so that callers count, not requests.
+    :param sticky: whoever asks again is answered by the same version, so that one request of each caller counts.
     :param losses: of the stable and the new version, where labels are expected; paired where every request goes to both.
     :param estimates: likewise, without labels: they stop a version that is plainly worse, and are no proof that one is not.
     """
-    before, after = seen.of(stable), seen.of(new)
-    if sticky:
-        before, after = per_caller(before), per_caller(after)
+    of = seen.of_callers if sticky else seen.of
+    before, after = of(stable), of(new)
     level = policy.significance / (len(METRICS) * looks)
     always = most_looks or looks
     findings = [_compare_errors(before, after, policy, policy.significance / (len(METRICS) * always))]
@@ -173,27 +172,6 @@ def analyze(
     said = worse or missing or findings
     return Analysis(
         judgement=judgement, findings=tuple(findings), sentence="; ".join(one.sentence for one in said)
-    )
-
-
-def per_caller(seen: VersionObservations) -> VersionObservations:
-    """Count callers instead of their requests: each of them was drawn by lot once, however often he asks."""
-    if seen.requests == 0:
-        return seen
-    share = min(1.0, seen.callers / seen.requests)
-
-    def scaled(counts: tuple[int, ...]) -> tuple[int, ...]:
-        ends = np.round(np.cumsum(np.asarray(counts, dtype=np.float64)) * share)
-        return tuple(int(count) for count in np.diff(ends, prepend=0.0))
-
-    failed, answered = round(seen.failed * share), round((seen.requests - seen.failed) * share)
-    return replace(
-        seen,
-        requests=failed + answered,
-        failed=failed,
-        rows=round(seen.rows * share),
-        times=scaled(seen.times),
-        answers=scaled(seen.answers),
     )
 
 
@@ -295,7 +273,7 @@ def _compare_answers(
     level: float,
     cells: AnswerCells,
 ) -> Finding:
-    """Compare what is answered, rows of one request counting as one; the bounds hold for any number.
+    """Compare what is answered to one row of each request; the bounds hold for any number.
 
     Source: Massart, "The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality", Annals of Probability 18, 1990 (numbers);
     Weissman et al., "Inequalities for the L1 deviation of the empirical distribution", HP Laboratories, 2003 (labels).
@@ -310,7 +288,7 @@ def _compare_answers(
     if not _enough(before, after, policy):
         return _no_data("answers", before, after, policy)
     one, other = (np.asarray(side.answers) / sum(side.answers) for side in (before, after))
-    counts = [min(side.requests - side.failed, side.rows) for side in (before, after)]
+    counts = [sum(side.answers) for side in (before, after)]
     if cells.labels:
         distance = float(np.abs(one - other).sum() / 2.0)
         kinds = 2.0 ** int(((one + other) > 0.0).sum())

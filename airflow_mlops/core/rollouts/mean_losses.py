@@ -22,8 +22,8 @@ class Losses:
     """Losses of one version's answers whose labels have arrived.
 
     :param count: how many were drawn by lot: requests, or callers who stay with their version.
-    :param mean: mean loss of a row.
-    :param variance: ``count`` times the variance of that mean; of rows that were drawn one by one that of their losses.
+    :param mean: mean over these of the mean loss of their rows.
+    :param variance: of these mean losses.
     :param left_out: rows that count for nothing: the label is infinite or too large, or the answer no finite number.
     """
 
@@ -39,7 +39,7 @@ class PairedLosses:
 
     :param stable: of the stable version.
     :param new: of the new one.
-    :param covariance: ``count`` times the covariance of the two means.
+    :param covariance: of the mean losses of what was drawn.
     :param one_wrong: where answers are right or wrong and each row was asked for by itself: on how many the stable version alone was
         wrong, and the new one alone; ``None`` otherwise.
     """
@@ -71,15 +71,14 @@ class EstimatedLoss:
 def losses_of(losses: Array, drawn: Sequence[Any]) -> Losses:
     """Sum up the losses of rows of which several were drawn together: all of a request, or all of a caller.
 
-    The variance is that of a ratio of sums, by its linearization.
-
-    Source: Cochran, "Sampling Techniques", 3rd edition, 1977, section 6.3 (ratio estimates), of clusters of unequal sizes.
+    Each of those counts once, by the mean of its rows. Weighted by rows, a few that are large would decide all, and how far their
+    mean is off could not be told from so few.
 
     :param losses: one per row, shape ``(n,)``.
     :param drawn: what each row was drawn with; ``None`` and the empty text: by itself.
     """
-    mean, deviations = _deviations(losses, _clusters(drawn))
-    return Losses(count=len(deviations), mean=mean, variance=_spread(deviations, deviations))
+    means = _means(losses, _clusters(drawn))
+    return Losses(count=len(means), mean=float(means.mean()), variance=_covariance(means, means))
 
 
 def paired_losses_of(stable: Array, new: Array, drawn: Sequence[Any]) -> PairedLosses:
@@ -90,32 +89,34 @@ def paired_losses_of(stable: Array, new: Array, drawn: Sequence[Any]) -> PairedL
     :param drawn: what each row was drawn with.
     """
     clusters = _clusters(drawn)
-    (before, stable_off), (after, new_off) = _deviations(stable, clusters), _deviations(new, clusters)
-    count, each = len(stable_off), len(stable_off) == len(stable)
+    before, after = _means(stable, clusters), _means(new, clusters)
+    count, each = len(before), len(before) == len(stable)
     binary = each and bool(np.isin(stable, (0.0, 1.0)).all() and np.isin(new, (0.0, 1.0)).all())
     return PairedLosses(
-        stable=Losses(count=count, mean=before, variance=_spread(stable_off, stable_off)),
-        new=Losses(count=count, mean=after, variance=_spread(new_off, new_off)),
-        covariance=_spread(stable_off, new_off),
+        stable=Losses(count=count, mean=float(before.mean()), variance=_covariance(before, before)),
+        new=Losses(count=count, mean=float(after.mean()), variance=_covariance(after, after)),
+        covariance=_covariance(before, after),
         one_wrong=(int((stable > new).sum()), int((new > stable).sum())) if binary else None,
     )
 
 
 def _clusters(drawn: Sequence[Any]) -> Array:
     """Give each row the number of what it was drawn with, shape ``(n,)``."""
-    names = [f"#{row}" if name is None or name == "" else f"={name}" for row, name in enumerate(drawn)]
-    return np.unique(names, return_inverse=True)[1]
+    numbers: dict[Any, int] = {}
+    # A number alone is nobody's name: names are texts.
+    names = (row if name is None or name == "" else name for row, name in enumerate(drawn))
+    return np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.int64, count=len(drawn))
 
 
-def _deviations(losses: Array, clusters: Array) -> tuple[float, Array]:
-    """Give the mean loss of a row, and by how much each cluster moves it: as many times as there are clusters."""
-    sizes, sums = np.bincount(clusters), np.bincount(clusters, weights=losses)
-    mean = float(losses.mean())
-    return mean, (sums - mean * sizes) / float(sizes.mean())
+def _means(losses: Array, clusters: Array) -> Array:
+    """Give the mean loss of each cluster's rows."""
+    return np.bincount(clusters, weights=losses) / np.bincount(clusters)
 
 
-def _spread(one: Array, other: Array) -> float:
-    return float((one * other).sum()) / (len(one) - 1) if len(one) > 1 else 0.0
+def _covariance(one: Array, other: Array) -> float:
+    return (
+        float(((one - one.mean()) * (other - other.mean())).sum()) / (len(one) - 1) if len(one) > 1 else 0.0
+    )
 
 
 def larger_of_two(stable: Losses, new: Losses) -> Larger:

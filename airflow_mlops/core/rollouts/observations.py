@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airflow_mlops.core.rollouts.drawn_requests import DrawnRequests, merge_drawn
+
 Array = NDArray[Any]
 
 #: Times are counted in cells whose edges grow by this factor, from a microsecond on: a ratio of times is a distance in cells.
@@ -35,15 +37,17 @@ class AnswerCells:
         """How many cells there are."""
         return len(self.labels) + 1 if self.labels else len(self.edges) + 1
 
-    def counts(self, answers: Sequence[Any]) -> Array:
-        """Count answers, shape ``(count,)``."""
+    def of(self, answers: Sequence[Any]) -> Array:
+        """Give the number of each answer's cell, shape ``(n,)``."""
         if self.labels:
             numbers = {label: number for number, label in enumerate(self.labels)}
-            cells = np.array([numbers.get(answer, len(numbers)) for answer in answers], dtype=np.int64)
-        else:
-            values = np.asarray(answers, dtype=np.float64)
-            cells = np.searchsorted(np.asarray(self.edges), values, side="right")
-        return np.bincount(cells, minlength=self.count)
+            return np.array([numbers.get(answer, len(numbers)) for answer in answers], dtype=np.int64)
+        values = np.asarray(answers, dtype=np.float64)
+        return np.searchsorted(np.asarray(self.edges), values, side="right").astype(np.int64)
+
+    def counts(self, answers: Sequence[Any]) -> Array:
+        """Count answers, shape ``(count,)``."""
+        return np.bincount(self.of(answers), minlength=self.count)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +56,10 @@ class VersionObservations:
 
     :param requests: that it was asked to answer.
     :param failed: of these, how many it failed on: an exception, or no finite number.
-    :param callers: how many it was asked by, where callers stay with their version: as many as one worker saw, at least.
     :param rows: that it answered.
-    :param times: requests by the time they took, by cell; see :func:`time_cell`.
-    :param answers: rows by answer, by cell of :class:`AnswerCells`.
-    :param sums: sum and sum of squares of answers that are numbers.
+    :param times: requests by the time they took, by cell; see :func:`time_cells`.
+    :param answers: answered requests by the answer to one of their rows, by cell of :class:`AnswerCells`; see :func:`draw_answers`.
+    :param sums: sum and sum of squares of all answers, where they are numbers.
     :param pairs: rows that it answered as a mirror, beside the answer that was returned.
     :param differing: of these, rows with another label.
     :param absolute_difference: sum over them of the distance between two numbers.
@@ -64,7 +67,6 @@ class VersionObservations:
 
     requests: int = 0
     failed: int = 0
-    callers: int = 0
     rows: int = 0
     times: tuple[int, ...] = ()
     answers: tuple[int, ...] = ()
@@ -78,7 +80,6 @@ class VersionObservations:
         return VersionObservations(
             requests=self.requests + other.requests,
             failed=self.failed + other.failed,
-            callers=max(self.callers, other.callers),
             rows=self.rows + other.rows,
             times=_added(self.times, other.times),
             answers=_added(self.answers, other.answers),
@@ -96,6 +97,7 @@ class Observations:
     :param revision: of the desired state.
     :param cells: of the answers.
     :param versions: by version.
+    :param drawn: one request of each caller, where callers stay with their version.
     :param shed: answers that the mirror had no time to compare.
     :param fell_back: why the stable version answers everything, though something else was asked for.
     """
@@ -103,12 +105,26 @@ class Observations:
     revision: int
     cells: AnswerCells = AnswerCells()
     versions: Mapping[str, VersionObservations] = field(default_factory=dict)
+    drawn: DrawnRequests | None = None
     shed: int = 0
     fell_back: str | None = None
 
     def of(self, model_version: str) -> VersionObservations:
         """Give what a version did; nothing, where it was not seen."""
         return self.versions.get(model_version, VersionObservations())
+
+    def of_callers(self, model_version: str) -> VersionObservations:
+        """Give what a version did on one request of each caller: each of them was drawn by lot once, however often he asks."""
+        if self.drawn is None:
+            return VersionObservations()
+        requests, times, answers = self.drawn.of(model_version)
+        return VersionObservations(
+            requests=requests,
+            failed=requests - len(times),
+            rows=len(answers),
+            times=_counted(times, TIME_CELLS),
+            answers=_counted(answers, self.cells.count),
+        )
 
 
 def merge_observations(parts: Iterable[Observations]) -> Observations:
@@ -118,6 +134,7 @@ def merge_observations(parts: Iterable[Observations]) -> Observations:
     """
     first, *rest = parts
     versions, shed, fell_back = dict(first.versions), first.shed, first.fell_back
+    drawn = [part.drawn for part in (first, *rest) if part.drawn is not None]
     for part in rest:
         if part.revision != first.revision or part.cells != first.cells:
             raise ValueError(f"observations of revisions {first.revision} and {part.revision} can't be added")
@@ -126,15 +143,39 @@ def merge_observations(parts: Iterable[Observations]) -> Observations:
         shed += part.shed
         fell_back = fell_back or part.fell_back
     return Observations(
-        revision=first.revision, cells=first.cells, versions=versions, shed=shed, fell_back=fell_back
+        revision=first.revision,
+        cells=first.cells,
+        versions=versions,
+        drawn=merge_drawn(drawn) if drawn else None,
+        shed=shed,
+        fell_back=fell_back,
     )
 
 
-def count_times(seconds: Sequence[float]) -> Array:
-    """Count times by cell, shape ``(TIME_CELLS,)``: cell ``i`` begins at ``FIRST_SECONDS * TIME_GROWTH**i``."""
+def draw_answers(requests: Iterable[Sequence[Any]], random: np.random.Generator) -> list[Any]:
+    """Draw the answer to one row of each request: rows that were asked for together are alike, and would pass for more than they are.
+
+    :param requests: the answers to each, one per row; to each there is one at least.
+    """
+    # One number for each is drawn at once, as this is many times as fast as to draw for each.
+    answered = list(requests)
+    points = random.random(len(answered)).tolist()
+    return [
+        answers[0] if len(answers) == 1 else answers[int(point * len(answers))]
+        for answers, point in zip(answered, points, strict=True)
+    ]
+
+
+def time_cells(seconds: Sequence[float]) -> Array:
+    """Give the number of each time's cell, shape ``(n,)``: cell ``i`` begins at ``FIRST_SECONDS * TIME_GROWTH**i``."""
     values = np.maximum(np.asarray(seconds, dtype=np.float64), FIRST_SECONDS)
     cells = np.floor(np.log(values / FIRST_SECONDS) / math.log(TIME_GROWTH)).astype(np.int64)
-    return np.bincount(np.minimum(cells, TIME_CELLS - 1), minlength=TIME_CELLS)
+    return np.minimum(cells, TIME_CELLS - 1)
+
+
+def count_times(seconds: Sequence[float]) -> Array:
+    """Count times by cell, shape ``(TIME_CELLS,)``; see :func:`time_cells`."""
+    return np.bincount(time_cells(seconds), minlength=TIME_CELLS)
 
 
 def time_quantile(times: Sequence[int], share: float) -> float:
@@ -156,3 +197,7 @@ def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     if not one or not other:
         return one or other
     return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+def _counted(cells: Array, count: int) -> tuple[int, ...]:
+    return tuple(np.bincount(cells, minlength=count).tolist()) if len(cells) else ()

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 #: Answers that are read at a look to estimate losses, at most: many more make an estimate no better than its model is.
 MOST_ESTIMATED = 200_000
 
+#: Columns of the inference log that labels are joined to; nothing is read of what was asked.
+ANSWER_COLUMNS = ("prediction_id", "request_id", "caller", "model_version", "prediction", "received_at")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualitySpec:
@@ -79,7 +82,7 @@ def losses_with_labels(
 ) -> tuple[Losses, Losses] | PairedLosses:
     """Give what both versions lost on the answers whose labels have arrived.
 
-    :param answered: rows of the inference log.
+    :param answered: rows of the inference log, with :data:`ANSWER_COLUMNS`.
     :param stable: version that was served before.
     :param new: version that is to replace it.
     :param mirrored: whether both answered every request: then they are compared in pairs.
@@ -97,13 +100,13 @@ def losses_with_labels(
     if answered is None or answered.height == 0:
         return PairedLosses() if mirrored else (Losses(), Losses())
 
+    known = _with_labels(quality, answered, (stable, new))
+
     def labelled(version: str) -> tuple[pl.DataFrame, int]:
         """Give the rows that can be graded, and how many others have a label: one infinite loss would hide all others."""
-        rows = newest_answers(answered.filter(answered["model_version"] == version))
-        joined = join_labels(rows, labels=quality.labels, id_column=quality.id_column, target=quality.target)
-        known = joined.drop_nulls(quality.target)
-        valid = valid_values(known[quality.target].to_numpy()) & valid_values(known["prediction"].to_numpy())
-        return known.filter(valid), int(np.sum(~valid))
+        rows = known.filter(known["model_version"] == version)
+        valid = valid_values(rows[quality.target].to_numpy()) & valid_values(rows["prediction"].to_numpy())
+        return rows.filter(valid), int(np.sum(~valid))
 
     def losses(rows: pl.DataFrame, answers: str = "prediction") -> NDArray[np.float64]:
         truth = as_trained(rows[quality.target], classes).to_numpy()
@@ -132,6 +135,17 @@ def losses_with_labels(
         stable=replace(pairs.stable, left_out=stable_left_out),
         new=replace(pairs.new, left_out=new_left_out),
     )
+
+
+def _with_labels(quality: QualitySpec, answered: pl.DataFrame, versions: Sequence[str]) -> pl.DataFrame:
+    """Give the newest answer of each version to each row that has a label, joined with it: labels are read once for all."""
+    import polars as pl
+
+    rows = pl.concat(
+        [newest_answers(answered.filter(answered["model_version"] == version)) for version in versions]
+    )
+    joined = join_labels(rows, labels=quality.labels, id_column=quality.id_column, target=quality.target)
+    return joined.drop_nulls(quality.target)
 
 
 def estimated_losses(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,10 +31,12 @@ from airflow_mlops.core.rollouts.rollout import (
 )
 from airflow_mlops.exceptions import ConnectionConfigError, EndpointUnavailableError, RolloutError
 from airflow_mlops.serving.inference_log import read_received_since
+from airflow_mlops.serving.lease import MAXIMUM_LEASE
 from airflow_mlops.serving.local import REFUSALS
 from airflow_mlops.serving.package import read_verified
 from airflow_mlops.steps.rollouts.history import RolloutHistory
 from airflow_mlops.steps.rollouts.quality import (
+    ANSWER_COLUMNS,
     MOST_ESTIMATED,
     Copy,
     QualitySpec,
@@ -64,12 +66,13 @@ class RolloutSpec:
     :param plan: its phases.
     :param policy: what is tolerated of the new version.
     :param quality: labels to judge it by; ``None``: none are expected while it lasts.
-    :param lease_seconds: how long the shares hold when nobody says that he steers.
+    :param lease_seconds: how long the shares hold when nobody says that he steers; above 0, at most 3600.
     :param actor: who rolls out.
     :param request: names the run of a task that asks. Where a look had taken back what this request asked for, it is not tried again.
     :param abort: roll back what is under way, for this reason.
     :param first_serves: let the version serve at once, whatever the plan, where nothing is served that it could be compared with;
         otherwise a plan that is nothing but a comparison is refused there.
+    :raises ValueError: a lease that no service grants.
     """
 
     name: str
@@ -81,6 +84,13 @@ class RolloutSpec:
     request: str = ""
     abort: str | None = None
     first_serves: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.lease_seconds <= MAXIMUM_LEASE:
+            raise ValueError(
+                f"lease_seconds={self.lease_seconds:g}: above 0 and at most {MAXIMUM_LEASE} are needed; whoever steers renews it, "
+                "so it only has to last while nobody does"
+            )
 
 
 class Progress(NamedTuple):
@@ -460,7 +470,7 @@ class Rollout:
         manifest, _ = read_verified(folder, current.stable.package_digest)
         return losses_with_labels(
             self.spec.quality,
-            self._answered(),
+            self._answered(columns=ANSWER_COLUMNS),
             stable=current.stable.model_version,
             new=self.new.model_version,
             mirrored=phase.mirror is not None,
@@ -495,7 +505,9 @@ class Rollout:
             log.info("what both versions lose is not estimated: %s", why)
         return found
 
-    def _answered(self, most_rows: int | None = None) -> pl.DataFrame | None:
+    def _answered(
+        self, *, columns: Sequence[str] | None = None, most_rows: int | None = None
+    ) -> pl.DataFrame | None:
         """Give what was answered in this phase, seen or unseen."""
         if self.state.since is None:
             return None
@@ -504,6 +516,7 @@ class Rollout:
             self.model_name,
             self.state.since,
             shadow=True,
+            columns=columns,
             most_rows=most_rows,
         )
 
