@@ -9,7 +9,7 @@ looks) 2,000 callers stay with their version; how often each of them asks follow
 half of the traffic), and each has times, answers and failures of his own.
 
     python benchmarks/canary.py --simulations 1000
-    python benchmarks/canary.py --simulations 1000 --worlds batches A/B
+    python benchmarks/canary.py --simulations 1000 --worlds batches A/B "large requests"
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ WORLDS = (
     World(name="batches: as good", batches=True),
     World(name="batches: answers 0.5 sd higher (tolerated)", shift=0.5, batches=True),
     World(name="batches: answers 2 sd higher", shift=2.0, batches=True),
-    World(name="batches: as good, with labels", loss=1.0, batches=True),
-    World(name="batches: loss 20 % larger", loss=1.2, batches=True),
+    World(name="large requests: as good, with labels", loss=1.0, batches=True),
+    World(name="large requests: loss 20 % larger", loss=1.2, batches=True),
     World(name="A/B: as good", callers=True),
     World(name="A/B: 25 % slower: just tolerated", slower=1.25, callers=True),
     World(name="A/B: 0.5 points more fail: just tolerated", failing=0.005, callers=True),
