@@ -31,7 +31,8 @@ class DeployModelOperator(StepOperator):
 
     The old version answers until the new one is loaded, verified and warm; if that fails, it goes on answering. A strategy other than
     ``recreate`` compares both versions under the same traffic and takes the new one back as soon as it does worse, when the task is
-    killed, and when nobody steers for ``lease_seconds``. A retry after a crash goes on where the rollout was.
+    killed, and when nobody steers for ``lease_seconds``. A retry after a crash goes on where the rollout was; what a comparison took
+    back it does not try again, until the task is cleared.
     A retraining whose version serves now is closed in the ledger, unless ``closes_retraining`` is ``False``.
 
     :param model_name: registered model. (templated)
