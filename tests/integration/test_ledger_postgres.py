@@ -168,6 +168,13 @@ def test_grades_that_stand_are_found(url: str) -> None:
         ledger.record(second)
         assert [grade.entry.payload.get("value") for grade in ledger.grades("m")] == [2, None]
         assert ledger.unfinished_windows("m", before=window(9).start) == [window(1)]
+        found = ledger.checks_of("m", [window(0), window(1)], (EntryKind.PERFORMANCE_CHECK,))
+        assert found[window(0)].checks[0].key == "second"
+        assert ledger.checked_windows("m", (EntryKind.PERFORMANCE_CHECK,), limit=1) == [window(1)]
+        (late,) = ledger.unfinished_grades(
+            "m", before=window(9).start, checked_after=START - timedelta(days=1)
+        )
+        assert late.window == window(1)
 
 
 def test_late_windows_are_found(url: str) -> None:
