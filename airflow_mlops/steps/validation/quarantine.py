@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
+from airflow_mlops.core.data.schema_policy import fit_schema
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError, StaleDatasetError
 from airflow_mlops.integrations import delta
@@ -162,10 +163,22 @@ class SetAside:
             if self._is_quarantined(key):
                 logger.info("another attempt has written this to %s already", self.table)
                 return None
+            types = _follow(
+                self.table, {**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()}
+            )
+            columns = [
+                pl.col(name).cast(dtype)
+                if name in schema or name in added
+                else pl.lit(None, dtype=dtype).alias(name)
+                for name, dtype in types.items()
+            ]
             return delta.replace_window_streamed(
                 self.table,
-                _in_own_thread(frame.filter(bad).with_columns(**added) for frame in self._batches()),
-                schema={**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()},
+                _in_own_thread(
+                    frame.filter(bad).with_columns(**added).select(columns) for frame in self._batches()
+                ),
+                schema=types,
+                add_columns=True,
                 time_column=None,
                 window=None,
                 work=key,
@@ -220,6 +233,32 @@ class SetAside:
             time_column=self.time_column,
             batch_rows=_BATCH_ROWS,
         )
+
+
+def _follow(table: str, rows: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
+    """Widen a quarantine's columns to what the rows need, and give the types the rows are to have there.
+
+    Schemas of tables change, and what was set aside before stays with them: columns that are new are null in older rows, columns
+    that are gone are null in newer ones.
+
+    :raises SchemaMismatchError: no type holds both what is there and what comes.
+    """
+    writer = delta.TableWriter(table)
+    known = writer.schema
+    if known is None:
+        return dict(rows)
+    spelled = {name.lower(): name for name in known}
+    gone = {name: dtype for name, dtype in known.items() if name not in rows}
+    renamed = [name for name in rows if spelled.get(name.lower(), name) != name]
+    remedy = "What is there stays; set these rows aside in another table (quarantine_table=)"
+    if renamed:
+        raise SchemaMismatchError(
+            f"rows do not fit {table}: {', '.join(f'{name} is {spelled[name.lower()]} there' for name in renamed)}, "
+            f"one name to Delta. {remedy}"
+        )
+    fit = fit_schema(known, {**rows, **gone}, policy="widen", where=table, remedy=remedy)
+    writer.widen(fit.widened)
+    return fit.rows
 
 
 def _try_again(write: Callable[[], Written]) -> Written:
