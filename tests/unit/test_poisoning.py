@@ -28,10 +28,10 @@ from airflow_mlops.core.checks.poisoning import (
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
-    CommitConflictError,
     InsufficientDataError,
     PartitionHeldError,
     SchemaMismatchError,
+    StaleDatasetError,
 )
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.label_consistency import own_answers
@@ -386,9 +386,41 @@ class TestOperator:
             "id_column": "id", "policy": {"false_alarm_rate": 0.2, "minimum_rows": 100}, "quarantine": f"{table}_held",
         }  # fmt: skip
         delta.replace_window(table, day(DAYS_KEPT - 1), time_column="t", window=WINDOW)
-        with pytest.raises(CommitConflictError, match="was written again after version"):
+        with pytest.raises(StaleDatasetError, match=r"was written again after version .* and screen what"):
             run_step("screen", spec, Services(ledger_url=f"sqlite:///{tmp_path / 'l.db'}"))
         assert delta.describe(table).row_count == DAYS_KEPT * ROWS
+        assert not delta.table_exists(f"{table}_held")
+
+    def test_held_rows_are_held_once_and_leave_when_they_are_let_in(self, run: Any, table: str) -> None:
+        rows = delta.read_table(table).filter(pl.col("t") >= WINDOW.start).collect()
+        unlabelled = rows.with_columns(pl.when(pl.col("x") < 2).then("y"))
+        held = []
+        for partition in (rows, rows, unlabelled):
+            delta.replace_window(table, partition, time_column="t", window=WINDOW)
+            run(action="quarantine")
+            held.append(delta.read_table(f"{table}_held").collect())
+        first, again, other = held
+        assert first.sort("t").drop("quarantine_version").equals(again.sort("t").drop("quarantine_version"))
+        assert other["id"].n_unique() == ROWS
+        assert other["quarantine_work"].n_unique() == 2  # other rows than before, and all of them
+        assert "contradict the rows around them" in first["quarantine_reasons"][0]
+        delta.replace_window(table, rows, time_column="t", window=WINDOW)
+        done = run(action="quarantine", released_by="ada")
+        assert done.result["dataset"]["row_count"] == DAYS_KEPT * ROWS
+        left = delta.read_table(f"{table}_held").collect()
+        assert left.equals(
+            other.filter(pl.col("quarantine_work") != first["quarantine_work"][0]), null_equal=True
+        )
+        assert left.height == ROWS
+
+    def test_a_release_leaves_rows_that_the_table_has_not(self, run: Any, table: str) -> None:
+        judged = to_dict(delta.describe(table))
+        run(action="quarantine", dataset=judged)
+        run(
+            action="quarantine", dataset=judged, released_by="ada"
+        )  # the screen alone was cleared, not the ingest
+        assert delta.read_table(f"{table}_held").collect().height == ROWS
+        assert delta.describe(table).row_count == (DAYS_KEPT - 1) * ROWS
 
     def test_what_was_held_is_not_trusted_until_it_is_released(
         self, run: Any, table: str, tmp_path: Path
