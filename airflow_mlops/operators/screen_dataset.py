@@ -175,6 +175,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
         raise PartitionHeldError(
             f"{result['headline']}. Look at the rows, correct and ingest them again, or name who lets them in as released_by",
             evidence={
-                name: result[name] for name in ("noise", "relation", "slices", "suspicious_rows", "dataset")
+                name: result[name]
+                for name in ("noise", "relation", "labels", "slices", "suspicious_rows", "dataset")
             },
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.checks.poisoning import (
     HeldBefore,
     LabelNoise,
+    LabelShift,
     PoisoningPolicy,
     Relation,
     SuspiciousSlice,
@@ -93,6 +94,7 @@ class ScreenResult:
     held_windows: int
     noise: LabelNoise | None
     relation: Relation | None
+    labels: LabelShift | None
     suspicious_rows: tuple[str, ...] = ()
     slices: tuple[SuspiciousSlice, ...] = ()
     quarantine: DatasetVersion | None = None
@@ -154,6 +156,7 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
         held_windows=len(between),
         noise=screened.noise,
         relation=screened.relation,
+        labels=screened.labels,
         suspicious_rows=tuple(_named(spec, new, screened)),
         slices=screened.slices,
         quarantine=aside[1] if aside else None,
@@ -200,9 +203,12 @@ def _held_windows(uri: str, services: Services) -> dict[Window, HeldBefore]:
             told = entry.payload
             stopped = told["verdict"] == "held" and told["released_by"] is None
             if entry.window is not None:
-                found = HeldBefore(told["noise"]["rate"], told["relation"]["gap"]) if stopped else None
-                newest.setdefault(entry.window, found)
+                newest.setdefault(entry.window, _held_for(told) if stopped else None)
     return {window: found for window, found in newest.items() if found is not None}
+
+
+def _held_for(told: Mapping[str, Any]) -> HeldBefore:
+    return HeldBefore(told["noise"]["rate"], told["relation"]["gap"], told["labels"]["distance"])
 
 
 def _overlap(one: Window, other: Window) -> bool:
