@@ -244,9 +244,7 @@ class TestOverwrittenLabels:
     """One value in the place of others is easier to answer than labels are, and not called fine."""
 
     @pytest.mark.parametrize("share", [0.3, 1.0])
-    @pytest.mark.parametrize(
-        ("kind", "value"), [("binary", 0), ("binary", 1), ("several", "mid"), ("number", 0.0)]
-    )
+    @pytest.mark.parametrize(("kind", "value"), [("binary", 0), ("several", "mid"), ("number", 0.0)])
     def test_they_are_held(self, kind: str, value: Any, share: float) -> None:
         clean = day(CLEAN, kind=kind)
         changed = overwritten(clean, share, value)
@@ -286,11 +284,12 @@ class TestOverwrittenLabels:
 
     def test_a_rare_class_that_is_gone_may_be_chance_and_is_told_all_the_same(self) -> None:
         def with_rare(number: int) -> pl.DataFrame:
-            rare = pl.int_range(pl.len()) % 60 < number  # five rows, ten, and so on
+            # One row of each day, but of a day that is farther out than one without any.
+            rare = pl.int_range(pl.len()) < (1 if number else 150)
             return day(number).with_columns(pl.when(rare).then(2).otherwise("y").alias("y"))
 
         found = screen_partitions(
-            day(CLEAN), [with_rare(number) for number in range(1, DAYS)],
+            day(CLEAN), [with_rare(number) for number in range(DAYS - 1)],
             features=["x", "group"], target="y", time_column="t", policy=POLICY, private=("y",),
         )  # fmt: skip
         told = "no label is class 3, in every trusted partition some are: none was there, or they were overwritten"
