@@ -208,7 +208,8 @@ def _held_windows(uri: str, services: Services) -> dict[Window, HeldBefore]:
 
 
 def _held_for(told: Mapping[str, Any]) -> HeldBefore:
-    return HeldBefore(told["noise"]["rate"], told["relation"]["gap"], told["labels"]["distance"])
+    distance = told["labels"]["distance"] if told.get("labels") else 0.0
+    return HeldBefore(told["noise"]["rate"], told["relation"]["gap"], distance)
 
 
 def _overlap(one: Window, other: Window) -> bool:
