@@ -21,7 +21,7 @@ ACTIONS = ("gate", "warn", "quarantine")
 
 
 class ScreenDatasetOperator(RecordingDatasets, StepOperator):
-    """Hold a partition whose labels contradict its features more often than those of trusted partitions do.
+    """Hold a partition whose labels contradict its features more often than those of trusted partitions do, or look overwritten.
 
     The windows before the new one, as long as it is by the calendar of the Dag's time zone, are trusted, but for those that were held. See :doc:`/how-to/screen-for-poisoning`.
 
@@ -175,6 +175,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
         raise PartitionHeldError(
             f"{result['headline']}. Look at the rows, correct and ingest them again, or name who lets them in as released_by",
             evidence={
-                name: result[name] for name in ("noise", "relation", "slices", "suspicious_rows", "dataset")
+                name: result[name]
+                for name in ("noise", "relation", "labels", "slices", "suspicious_rows", "dataset")
             },
         )

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.checks.poisoning import (
     HeldBefore,
     LabelNoise,
+    LabelShift,
     PoisoningPolicy,
     Relation,
     SuspiciousSlice,
     Verdict,
 )
 from airflow_mlops.core.codec import to_dict
-from airflow_mlops.core.data.dataset import DatasetVersion
+from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
 from airflow_mlops.core.monitoring.drift_windows import windows_before
 from airflow_mlops.core.windows import Window, find_time_zone
-from airflow_mlops.exceptions import CommitConflictError, DatasetNotFoundError, InsufficientDataError
+from airflow_mlops.exceptions import InsufficientDataError
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.common import DatasetRef, resolve_dataset, work_key
+from airflow_mlops.steps.common import DatasetRef, resolve_dataset
+from airflow_mlops.steps.validation.quarantine import SetAside, let_in_again
 from airflow_mlops.steps.validation.screen_partitions import Screened, evenly, screen_partitions
 
 if TYPE_CHECKING:
@@ -32,12 +33,6 @@ if TYPE_CHECKING:
 
     from airflow_mlops.services import Services
 
-_LOG = logging.getLogger(__name__)
-
-#: Column of the table of partitions that were set aside: by which screening.
-WORK = "screen_work"
-#: Rows that are written at once.
-_BATCH_ROWS = 64_000
 #: Screenings of a table that are read from the ledger: older ones concern no window that is trusted now.
 _LOOKED_AT = 1000
 _SHOWN_WIDTH = 60
@@ -55,7 +50,8 @@ class ScreenSpec:
     :param features: columns the label is to be explained by; none: all but target, time and id.
     :param id_column: names the rows in the evidence.
     :param policy: when the partition is held.
-    :param quarantine: URI of the table a held partition is moved to; ``None`` leaves it.
+    :param quarantine: URI of the table a held partition is moved to, and taken out of where the same rows are let in later;
+        ``None`` leaves it.
     :param released_by: who lets the partition in whatever the screen says.
     :param private_columns: columns whose values no evidence shows.
     """
@@ -98,6 +94,7 @@ class ScreenResult:
     held_windows: int
     noise: LabelNoise | None
     relation: Relation | None
+    labels: LabelShift | None
     suspicious_rows: tuple[str, ...] = ()
     slices: tuple[SuspiciousSlice, ...] = ()
     quarantine: DatasetVersion | None = None
@@ -108,7 +105,8 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
     """Screen the partition, and set it aside where that is asked for.
 
     :raises InsufficientDataError: it has no row with a label.
-    :raises CommitConflictError: the window was written again after the version that was screened; the table stays.
+    :raises StaleDatasetError: the window was written again after the version that was screened; nothing is set aside.
+    :raises CommitConflictError: likewise, where another attempt screens the newest version.
     """
     dataset = resolve_dataset(spec.dataset, time_column=spec.time_column)
     features = _features(spec, dataset)
@@ -144,8 +142,10 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
     headline = f"{spec.window} of {dataset.uri}: {screened.reason}"
     aside = None
     if spec.quarantine is not None and screened.verdict == "held" and spec.released_by is None:
-        aside = _set_aside(spec, spec.quarantine, dataset)
+        aside = _set_aside(spec, spec.quarantine, dataset, screened.reason)
         headline += f"; its rows are in {spec.quarantine}"
+    elif spec.quarantine is not None:
+        let_in_again(dataset.uri, spec.window, time_column=spec.time_column, table=spec.quarantine)
     return ScreenResult(
         dataset=aside[0] if aside else dataset,
         window=spec.window,
@@ -156,6 +156,7 @@ def run(spec: ScreenSpec, services: Services) -> ScreenResult:
         held_windows=len(between),
         noise=screened.noise,
         relation=screened.relation,
+        labels=screened.labels,
         suspicious_rows=tuple(_named(spec, new, screened)),
         slices=screened.slices,
         quarantine=aside[1] if aside else None,
@@ -202,9 +203,13 @@ def _held_windows(uri: str, services: Services) -> dict[Window, HeldBefore]:
             told = entry.payload
             stopped = told["verdict"] == "held" and told["released_by"] is None
             if entry.window is not None:
-                found = HeldBefore(told["noise"]["rate"], told["relation"]["gap"]) if stopped else None
-                newest.setdefault(entry.window, found)
+                newest.setdefault(entry.window, _held_for(told) if stopped else None)
     return {window: found for window, found in newest.items() if found is not None}
+
+
+def _held_for(told: Mapping[str, Any]) -> HeldBefore:
+    distance = told["labels"]["distance"] if told.get("labels") else 0.0
+    return HeldBefore(told["noise"]["rate"], told["relation"]["gap"], distance)
 
 
 def _overlap(one: Window, other: Window) -> bool:
@@ -218,54 +223,29 @@ def _named(spec: ScreenSpec, new: pl.DataFrame, screened: Screened) -> Iterator[
 
 
 def _set_aside(
-    spec: ScreenSpec, quarantine: str, dataset: DatasetVersion
+    spec: ScreenSpec, quarantine: str, dataset: DatasetVersion, reason: str
 ) -> tuple[DatasetVersion, DatasetVersion]:
-    """Move the partition to another table: first there, under the work's own key, then away from here; each once."""
+    """Move the whole partition to another table, rows without a label included.
+
+    :returns: the table without it, and the other one.
+    """
     import polars as pl
 
-    key = work_key("screen", dataset.uri, dataset.version, spec.window.key, to_dict(spec.policy), quarantine)
-    schema = delta.read_table(dataset.uri, version=dataset.version).collect_schema()
     rows = delta.read_table(
         dataset.uri, version=dataset.version, window=spec.window, time_column=spec.time_column
-    ).collect()
-    marked = rows.with_columns(pl.lit(key).alias(WORK))
-    if not _done(quarantine, key):
-        delta.replace_window_streamed(
-            quarantine,
-            marked.iter_slices(_BATCH_ROWS),
-            schema={**schema, WORK: pl.String()},
-            time_column=None,
-            window=None,
-            work=key,
-            work_column=WORK,
-        )
-    try:
-        if not _done(dataset.uri, key):
-            delta.replace_window_streamed(
-                dataset.uri,
-                iter(()),
-                schema=schema,
-                time_column=spec.time_column,
-                window=spec.window,
-                work=key,
-                read_version=dataset.version,
-            )
-    except CommitConflictError as err:
-        raise CommitConflictError(
-            f"{spec.window} of {dataset.uri} was written again after version {dataset.version}, which was screened: the newer rows "
-            "stay. Screen them"
-        ) from err
-    left = delta.describe(
-        dataset.uri, version=delta.find_commit(dataset.uri, key), time_column=spec.time_column
     )
-    return left, delta.describe_files(quarantine, time_column=spec.time_column)
-
-
-def _done(uri: str, key: str) -> bool:
-    try:
-        return delta.find_commit(uri, key) is not None
-    except DatasetNotFoundError:
-        return False
+    aside = SetAside(
+        dataset=dataset,
+        window=spec.window,
+        time_column=spec.time_column,
+        table=quarantine,
+        reasons=[(reason, pl.lit(value=True))],
+        count=count_rows(rows),
+        newest=isinstance(spec.dataset, str),
+        step="screen",
+    )
+    held, kept = aside.write(to_dict(spec.policy))
+    return kept, held
 
 
 STEP = Step(name="screen", spec=ScreenSpec, result=ScreenResult, run=run)

@@ -22,6 +22,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     DataQualityError,
     InsufficientDataError,
+    SchemaMismatchError,
     StaleDatasetError,
 )
 from airflow_mlops.integrations import delta
@@ -179,6 +180,49 @@ class TestQuarantine:
         positive = {**FARE, "kwargs": {"column": "fare", "min_value": -3}}
         with pytest.raises(ValueError, match=r"has a column quarantine_reasons, .*is it one\?"):
             validate(f"{table}_quarantine", positive, window=None, budget=0.99)
+
+
+class TestSchemaOfAQuarantine:
+    """It follows the table's."""
+
+    def write(self, uri: str, rows: pl.DataFrame) -> None:
+        """Make these rows the table, as an ingest with another schema does."""
+        delta.TableWriter(uri).replace(iter([rows]), dict(rows.schema), time_column=None, window=None)
+
+    def test_columns_come_and_go_and_types_widen(self, tmp_path: Path) -> None:
+        uri = str(tmp_path / "trips")
+        narrow = pl.col("people").cast(pl.Int16)
+        self.write(uri, month(JANUARY, bad=3, zone=["a"] * ROWS).with_columns(narrow))
+        validate(uri, FARE)
+        self.write(uri, month(FEBRUARY, bad=4, tip=[0.5] * ROWS))
+        february = {"window": to_dict(FEBRUARY)}
+        validate(uri, FARE, **february)
+        self.write(uri, month(JANUARY, bad=5).with_columns(narrow))  # and is narrower than what was set aside
+        validate(uri, FARE)
+        aside = read(f"{uri}_quarantine").sort("quarantine_version", "t")
+        assert aside.schema["people"] == pl.Int64()
+        assert aside["people"].to_list() == [None, 1, None, 1, 1, None, 1, 1, 1]
+        assert aside["zone"].to_list() == ["a"] * 2 + [None] * 7
+        assert aside["tip"].to_list() == [None] * 2 + [0.5] * 3 + [None] * 4
+        assert aside["id"].to_list()[:5] == ["01-0", "01-1", "02-0", "02-1", "02-2"]
+        assert aside["quarantine_reasons"].null_count() == 0
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (pl.col("people").cast(pl.String), "people is String, the table has Int64"),
+            (pl.lit(1).alias("ID"), "ID is id there, one name to Delta"),
+        ],
+    )
+    def test_what_cannot_be_widened_is_refused(self, table: str, change: pl.Expr, said: str) -> None:
+        validate(table, FARE)
+        aside = read(f"{table}_quarantine")
+        self.write(table, month(JANUARY, bad=7).with_columns(change).drop("id" if "ID" in said else []))
+        before = read(table)
+        with pytest.raises(SchemaMismatchError, match=rf"{said}.*another table \(quarantine_table=\)"):
+            validate(table, FARE, id_column=None)
+        assert read(table).equals(before)
+        assert read(f"{table}_quarantine").equals(aside)
 
 
 KILLED = """

@@ -15,7 +15,7 @@ from airflow_mlops.core.comparison.slices import cut_column
 
 Array = NDArray[Any]
 
-#: What a partition is held for: labels its own rows contradict, or also a relation that trusted partitions contradict.
+#: What a partition is held for: the labels and what its own rows say of them, or also a relation that trusted partitions contradict.
 HoldOn = Literal["noise", "noise_or_relation"]
 #: ``undecided``: too few trusted partitions or rows, or the screen could not have seen what it is to see.
 Verdict = Literal["enters", "held", "undecided"]
@@ -24,6 +24,9 @@ Verdict = Literal["enters", "held", "undecided"]
 _TAIL = 0.05
 #: Wrong labels that are put into trusted partitions to see how many are contradicted, and the fewest per wrong one that say anything.
 DOSE, _LEAST_GAIN = 0.1, 0.2
+#: How many times as far from the median as the farthest trusted value chance may be: of rates, gaps, and of distances, whose tails
+#: are longer (rules of thumb, by simulation).
+_CHANCE = (2.0, 2.0, 4.0)
 #: Standard errors from which a slice is shown, and how many are.
 _CLEAR, SHOWN_SLICES = 4.0, 5
 
@@ -32,15 +35,16 @@ _CLEAR, SHOWN_SLICES = 4.0, 5
 class PoisoningPolicy:
     """What a new partition is held for, and how often one is where nothing is wrong.
 
-    :param false_alarm_rate: chance that a partition is held that comes from the same source as the trusted ones; at least
-        ``1 / false_alarm_rate - 1`` of these are needed, and twice as many (plus one) with ``noise_or_relation``.
+    :param false_alarm_rate: chance that a partition is held that comes from the same source as the trusted ones, by all tests
+        together; at least ``1 / false_alarm_rate - 1`` of these are needed.
     :param tolerated_share: share of wrong labels that may enter, in ``[0, 1)``; a partition is held where there are surely more.
-    :param detectable_share: share of wrong labels the screen has to be able to see; where it could not, it is undecided. Rule of
-        thumb: from a tenth on, most models become visibly worse.
+    :param detectable_share: share of wrong labels the screen has to be able to see, at random or overwritten with any one value;
+        where it could not, it is undecided. Rule of thumb: from a tenth on, most models become visibly worse.
     :param trusted_partitions: how many windows before the new one are taken, at most.
     :param rows_per_partition: rows of each that are compared, evenly over its time; of the new one all are looked at for evidence.
     :param minimum_rows: smaller partitions are not compared (rule of thumb: their rates say little).
-    :param hold_on: ``noise``: labels that contradict rows of their own partition; a change of concept raises no alarm.
+    :param hold_on: ``noise``: labels that contradict rows of their own partition, or hardly any, and labels that are distributed unlike
+        those of every trusted partition; a change of concept that leaves their shares raises no alarm.
         ``noise_or_relation``: also where a model of the trusted partitions contradicts the labels more than the partition's own
         does: targeted poisoning, or a true change of concept.
     """
@@ -67,18 +71,44 @@ class PoisoningPolicy:
             )
 
     @property
-    def level(self) -> float:
-        """Level of each test: with two of them each has half."""
-        return self.false_alarm_rate / (2 if self.hold_on == "noise_or_relation" else 1)
-
-    @property
     def needed_partitions(self) -> int:
         """Give the fewest trusted partitions with which a test at this level can say no.
 
-        >>> PoisoningPolicy().needed_partitions, PoisoningPolicy(hold_on="noise_or_relation").needed_partitions
-        (19, 39)
+        >>> PoisoningPolicy().needed_partitions
+        19
         """
-        return math.ceil(1.0 / self.level - 1e-9) - 1
+        return math.ceil(1.0 / self.false_alarm_rate - 1e-9) - 1
+
+
+class Direction(NamedTuple):
+    """A way in which labels are wrong.
+
+    :param name: such as ``at random`` or ``all 0``.
+    :param gains: contradicted labels per wrong one, each measured on another trusted partition; none where it was not measured.
+    :param visible: share of labels from which their distribution alone tells, half of the time; 1: none.
+    :param possible: share of the new partition's labels that may be wrong in this way, by their distribution alone.
+    :param most: share of the labels that can be wrong in this way at most.
+    """
+
+    name: str
+    gains: tuple[float, ...] = ()
+    visible: float = 1.0
+    possible: float = 1.0
+    most: float = 1.0
+
+    @property
+    def gain(self) -> float:
+        return float(np.mean(self.gains)) if self.gains else math.nan
+
+    def share_of(self, excess: float, *, at_most: bool = False) -> float:
+        """Give the share of wrong labels that makes so many more contradicted; 1 where they hardly make any.
+
+        :param at_most: by the smallest of the gains.
+        """
+        if not self.gain >= _LEAST_GAIN:
+            return 1.0
+        gain = max(_LEAST_GAIN, min(self.gains)) if at_most else self.gain
+        return min(1.0, max(0.0, excess / gain))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,20 +117,23 @@ class LabelNoise:
 
     :param rate: share of its labels that a model of its other rows contradicts.
     :param trusted_rate: median of that share over the trusted partitions.
-    :param p_value: see :func:`conformal_p_value`.
-    :param share: estimated share of wrong labels.
-    :param interval: of the share, or of 0 where it goes below; its confidence is in ``confidence``.
+    :param p_value: see :func:`conformal_p_value`; of this share alone.
+    :param share: estimated share of wrong labels, were they wrong at random; ``None`` where the labels themselves are others than
+        usual, or easier to answer, so that the estimate means nothing.
+    :param interval: of the share of wrong labels, at random or overwritten with any one value; up to 1 where there is no estimate.
     :param confidence: chance that the interval holds the share, where a clean partition is like the trusted ones.
-    :param detectable_share: share of wrong labels from which the test says no half of the time.
+    :param detectable_share: share of wrong labels from which the screen says no half of the time, in the direction where it sees least.
+    :param detectable_by: the same for each direction: labels that are wrong at random, or overwritten with one value; 1: none is seen.
     """
 
     rate: float
     trusted_rate: float
     p_value: float
-    share: float
+    share: float | None
     interval: tuple[float, float]
     confidence: float
     detectable_share: float
+    detectable_by: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,8 +142,8 @@ class Relation:
 
     :param gap: share of labels that a model of other partitions contradicts, less the share that one of its own does.
     :param trusted_gap: median over the trusted partitions.
-    :param p_value: see :func:`conformal_p_value`.
-    :param changed: the p-value is at most the test's level.
+    :param p_value: see :func:`conformal_p_value`; of this gap alone.
+    :param changed: the p-value is at most the false-alarm rate.
     """
 
     gap: float
@@ -119,15 +152,37 @@ class Relation:
     changed: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelShift:
+    """Whether the labels are distributed as in a trusted partition, whatever the features are.
+
+    :param distance: Hellinger distance of the shares of classes, or of ten ranges of numbers, to the trusted partition most like it.
+    :param trusted_distance: median over the trusted partitions.
+    :param p_value: see :func:`conformal_p_value`; of this distance alone.
+    :param changed: the labels are others than the screen lets enter.
+    :param missing: classes that every trusted partition has and this one has not.
+    :param constant: all labels are the same, in none of the trusted partitions.
+    """
+
+    distance: float
+    trusted_distance: float
+    p_value: float
+    changed: bool
+    missing: tuple[str, ...] = ()
+    constant: bool = False
+
+
 class HeldBefore(NamedTuple):
     """What an earlier partition was held for, and nobody released.
 
     :param rate: as in :class:`LabelNoise`.
     :param gap: as in :class:`Relation`.
+    :param distance: as in :class:`LabelShift`.
     """
 
     rate: float
     gap: float
+    distance: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,22 +216,76 @@ def conformal_p_value(value: float, trusted: Sequence[float]) -> float:
     return (1 + sum(item >= value for item in trusted)) / (len(trusted) + 1)
 
 
-def held_by_chance(held: Sequence[HeldBefore], trusted: Sequence[float], level: float) -> list[HeldBefore]:
+class Joint(NamedTuple):
+    """Several tests of one partition as one, with one level.
+
+    :param p_value: see :func:`conformal_p_value`, of the farthest of the partition's values.
+    :param limits: of each test, the value from which it says no; where none does, the partition enters.
+    :param beyond: tests that say no.
+    """
+
+    p_value: float
+    limits: dict[str, float]
+    beyond: frozenset[str]
+
+
+def judge_jointly(values: Mapping[str, Array], floors: Mapping[str, float], level: float) -> Joint:
+    """Rank a partition among the others by whichever of several values is the farthest out.
+
+    Each value is measured by how far the largest ones of all partitions are above their median, those the level lets be held left
+    out, so that no test drowns another. All partitions, the new one included, are treated alike: where they are exchangeable, the
+    largest of their measures is as well, and the chance of a false alarm is at most ``level`` in all, however many tests there are.
+
+    Source: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005, proposition 2.4, for the maximum as score.
+
+    :param values: per test one value of each partition, the new one last; large is bad.
+    :param floors: least unit of each test, for values that are all but the same.
+    """
+    count = len(next(iter(values.values())))
+    steps = max(1, math.floor(level * count + 1e-9))
+    centers = {name: float(np.median(column)) for name, column in values.items()}
+    units = {
+        name: max(float(np.sort(column)[-min(steps + 1, count)]) - centers[name], floors[name])
+        for name, column in values.items()
+    }
+    scores = np.array([(column - centers[name]) / units[name] for name, column in values.items()])
+    farthest = scores.max(axis=0)
+    limit = float(np.sort(farthest[:-1])[-min(steps, count - 1)])
+    return Joint(
+        p_value=conformal_p_value(float(farthest[-1]), (farthest[:-1] + 1e-12).tolist()),
+        limits={name: centers[name] + limit * units[name] for name in values},
+        beyond=frozenset(name for name, row in zip(values, scores, strict=True) if row[-1] > limit + 1e-12),
+    )
+
+
+def held_by_chance(
+    held: Sequence[HeldBefore], trusted: Sequence[HeldBefore], level: float
+) -> list[HeldBefore]:
     """Take those held partitions that a new one is compared with all the same.
 
-    Among trusted partitions alone none is as noisy as those that were held, the false alarms included; ranked there, ever more clean
-    ones would be held: half of them after some hundred. So those that chance may have held stay in the comparison: no farther above
-    the largest trusted rate than that is above the median (rule of thumb), and at most twice as many as chance holds, the lowest.
+    Among trusted partitions alone none is as far out as those that were held, the false alarms included; ranked there, ever more
+    clean ones would be held: half of them after some hundred. So those that chance may have held stay in the comparison: none of
+    their values much farther out than the farthest trusted one, and at most twice as many as chance holds, the nearest.
 
     :param held: between the trusted partitions.
-    :param trusted: rates of these.
+    :param trusted: the same values of these.
 
     >>> found = [HeldBefore(rate, 0.0) for rate in (0.3, 0.12, 0.11, 0.13)]
-    >>> [item.rate for item in held_by_chance(found, [0.08, 0.09, 0.1] * 6 + [0.09], 0.05)]
+    >>> trusted = [HeldBefore(rate, 0.0) for rate in [0.08, 0.09, 0.1] * 6 + [0.09]]
+    >>> [item.rate for item in held_by_chance(found, trusted, 0.05)]
     [0.11]
     """
-    most = 2.0 * max(trusted) - float(np.median(trusted))
-    near = sorted(item for item in held if item.rate <= most + 1e-12)
+    known = np.array(trusted)
+    center = np.median(known, axis=0)
+    above = np.maximum(known.max(axis=0) - center, 1e-12)
+    below = np.maximum(center - known.min(axis=0), 1e-12)
+    below[1:] = np.inf  # only too low a rate is out of the usual
+    above, below = above * _CHANCE, below * _CHANCE
+    out = [
+        float(max(((item - center) / above).max(), ((center - item) / below).max()))
+        for item in np.array(held)
+    ]
+    near = [held[index] for index in np.argsort(out, kind="stable") if out[index] <= 1.0 + 1e-9]
     return near[: math.ceil(2.0 * level * (len(trusted) + 1) - 1e-9)]
 
 
@@ -238,25 +347,51 @@ def with_wrong_labels(labels: Array, share: float, *, classes: int | None, seed:
     return np.where(chosen, others, labels)
 
 
-def judge_noise(rate: float, trusted: Sequence[float], gain: float, level: float) -> LabelNoise:
+def with_overwritten_labels(labels: Array, value: float, share: float, *, seed: int) -> Array:
+    """Overwrite so many of the labels with one value, or all others where they are fewer."""
+    others = np.flatnonzero(labels != value)
+    count = min(len(others), round(share * len(labels)))
+    changed = labels.copy()
+    changed[np.random.default_rng(seed).choice(others, count, replace=False)] = value
+    return changed
+
+
+def judge_noise(
+    rate: float,
+    trusted: Sequence[float],
+    joint: Joint,
+    directions: Sequence[Direction],
+    policy: PoisoningPolicy,
+    *,
+    odd: bool = False,
+) -> LabelNoise:
     """Compare a partition's share of contradicted labels with that of the trusted ones.
 
-    A clean partition's share lies, with the stated confidence, between the order statistics of the trusted shares that
-    the test at ``level`` takes for its limits; so the interval begins above zero exactly where the p-value is at most ``level``.
+    A clean partition's share lies, with the stated confidence, between the limits of the tests for too high and too low a share; so
+    the interval begins above zero exactly where the first of them says no.
+
+    :param directions: ways in which labels may be wrong; the first is at random.
+    :param odd: the labels look overwritten, so that nothing can be estimated.
     """
-    ordered, count = sorted(trusted), len(trusted)
-    steps = max(1, math.floor(level * (count + 1) + 1e-9))
-    low, high = ordered[min(steps, count) - 1], ordered[max(count - steps, 0)]
-    usual = float(np.median(ordered))
-    bounds = [wrong_share(rate, clean, gain) for clean in (high, low)]
+    usual, count = float(np.median(trusted)), len(trusted)
+    high, low = joint.limits["high"], -joint.limits["low"]
+    gains = [gain for item in directions if item.gain >= _LEAST_GAIN for gain in item.gains]
+    least = max(0.0, (rate - high) / max(gains)) if gains else math.nan
+    told = not odd and joint.beyond.isdisjoint(("labels", "low")) and rate >= min(trusted) and bool(gains)
+    most = [min(item.possible, item.share_of(rate - low, at_most=True)) for item in directions]
+    needs = {item.name: min(item.visible, item.share_of(high - usual)) for item in directions}
+    # What can be wrong of fewer labels than the screen is to see is no matter of it.
+    asked = [needs[item.name] for item in directions if item.most > policy.detectable_share]
+    steps = max(1, math.floor(policy.false_alarm_rate * (count + 1) + 1e-9))
     return LabelNoise(
         rate=rate,
         trusted_rate=usual,
         p_value=conformal_p_value(rate, trusted),
-        share=max(0.0, wrong_share(rate, usual, gain)),
-        interval=(max(0.0, bounds[0]), max(0.0, bounds[1])),
-        confidence=max(0.0, 1.0 - 2.0 * steps / (count + 1)),
-        detectable_share=wrong_share(high, usual, gain),
+        share=max(0.0, wrong_share(rate, usual, directions[0].gain)) if told else None,
+        interval=(min(least, 1.0), max(least, *most)) if told else (0.0, 1.0),
+        confidence=max(0.0, 1.0 - steps / (count + 1)),
+        detectable_share=max(asked) if gains else math.nan,
+        detectable_by=needs,
     )
 
 
@@ -268,29 +403,71 @@ def judge_relation(gap: float, trusted: Sequence[float], level: float) -> Relati
     )
 
 
-def decide(noise: LabelNoise, relation: Relation, policy: PoisoningPolicy) -> tuple[Verdict, str]:
+def decide(
+    noise: LabelNoise, shift: LabelShift, relation: Relation, joint: Joint, policy: PoisoningPolicy
+) -> tuple[Verdict, str]:
     """Give the verdict and its reason."""
-    low, high = noise.interval
-    told = (
-        f"{noise.rate:.1%} of the labels contradict the rows around them, {noise.trusted_rate:.1%} in trusted partitions "
-        f"(p = {noise.p_value:.3g}); about {noise.share:.1%} of the labels are wrong, between {low:.1%} and {high:.1%}"
+    told = _tell_noise(noise)
+    found = (
+        f"by chance one of {1 / joint.p_value:.3g} clean partitions is so far out (p = {joint.p_value:.3g})"
     )
-    if math.isnan(noise.detectable_share):
-        return "undecided", "the features tell nothing of the labels, so nothing can be said of wrong ones"
-    if noise.p_value <= policy.level + 1e-12 and low > policy.tolerated_share:
-        return "held", told
-    if policy.hold_on == "noise_or_relation" and relation.changed:
+    if "labels" in joint.beyond:
+        return "held", f"{_tell_shift(shift)}: they were overwritten, or the world has changed; {found}"
+    if "low" in joint.beyond:
+        return (
+            "held",
+            f"{told}: labels that were overwritten, or answered by a model, are too easy to answer; {found}",
+        )
+    if "high" in joint.beyond and noise.interval[0] > policy.tolerated_share:
+        return "held", f"{told}; {found}"
+    if "relation" in joint.beyond:
         return "held", (
             f"models of trusted partitions contradict {relation.gap:.1%} more labels than the partition's own, "
-            f"{relation.trusted_gap:.1%} in trusted ones (p = {relation.p_value:.3g}): the concept has changed, or labels were "
-            "changed in a pattern"
+            f"{relation.trusted_gap:.1%} in trusted ones: the concept has changed, or labels were changed in a pattern; {found}"
         )
+    doubt = _doubt(noise, shift, policy)
+    return ("undecided", doubt) if doubt else ("enters", told)
+
+
+def _doubt(noise: LabelNoise, shift: LabelShift, policy: PoisoningPolicy) -> str | None:
+    """Say why wrong labels may be there all the same, if they may."""
+    if shift.constant or shift.missing:
+        return f"{_tell_shift(shift)}: none was there, or they were overwritten"
+    if math.isnan(noise.detectable_share):
+        return "the features tell nothing of the labels, so nothing can be said of wrong ones"
+    if noise.share is None:
+        return f"{_tell_noise(noise)}, fewer than in any trusted one: chance, or labels that were overwritten or answered by a model"
     if noise.detectable_share > policy.detectable_share:
-        return "undecided", (
+        worst = max(noise.detectable_by, key=lambda name: noise.detectable_by[name])
+        return (
             f"only {noise.detectable_share:.1%} of wrong labels and more would be seen, as trusted partitions differ; "
-            f"{policy.detectable_share:.1%} was asked for"
+            f"{policy.detectable_share:.1%} was asked for (least is seen of labels that are {worst})"
         )
-    return "enters", told
+    return None
+
+
+def _tell_noise(noise: LabelNoise) -> str:
+    low, high = noise.interval
+    share = (
+        f"; at random about {noise.share:.1%} of the labels would be wrong, in all between {low:.1%} and {high:.1%}"
+        if noise.share is not None
+        else "; how many are wrong can't be told"
+    )
+    return (
+        f"{noise.rate:.1%} of the labels contradict the rows around them, {noise.trusted_rate:.1%} in trusted partitions "
+        f"(p = {noise.p_value:.3g}){share}"
+    )
+
+
+def _tell_shift(shift: LabelShift) -> str:
+    if shift.constant:
+        return "all labels are the same, in no trusted partition are they"
+    if shift.missing:
+        return f"no label is {' or '.join(shift.missing)}, in every trusted partition some are"
+    return (
+        f"the labels are distributed unlike those of any trusted partition (distance {shift.distance:.3g} from the nearest, "
+        f"usual is {shift.trusted_distance:.3g})"
+    )
 
 
 def suspicious_slices(columns: Mapping[str, Array], flags: Array, new: Array) -> tuple[SuspiciousSlice, ...]:

@@ -30,11 +30,17 @@ class SchemaFit:
 
 
 def fit_schema(
-    table: Mapping[str, pl.DataType], rows: Mapping[str, pl.DataType], *, policy: SchemaPolicy, where: str
+    table: Mapping[str, pl.DataType],
+    rows: Mapping[str, pl.DataType],
+    *,
+    policy: SchemaPolicy,
+    where: str,
+    remedy: str = "Fix the source, or ingest into a new table",
 ) -> SchemaFit:
     """Decide what becomes of columns that differ. A column that is missing is refused under every policy: it may have been renamed.
 
     :param where: URI of the table, for messages.
+    :param remedy: what to do, for messages.
     :raises SchemaMismatchError: naming each column, both types, and the policy that allows it.
     """
     problems = [f"{name} is missing (table: {dtype})" for name, dtype in table.items() if name not in rows]
@@ -54,9 +60,7 @@ def fit_schema(
         if wider != dtype:
             widened[name] = wider
     if problems:
-        raise SchemaMismatchError(
-            f"rows do not fit {where}: {'; '.join(problems)}. Fix the source, or ingest into a new table"
-        )
+        raise SchemaMismatchError(f"rows do not fit {where}: {'; '.join(problems)}. {remedy}")
     return SchemaFit(rows=fitted, added=added, widened=widened)
 
 

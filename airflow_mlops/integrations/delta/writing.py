@@ -54,6 +54,7 @@ def replace_window_streamed(
     read_version: int | None = None,
     work_column: str | None = None,
     notes: Mapping[str, str] | None = None,
+    add_columns: bool = False,
 ) -> int:
     """Like :func:`replace_window`, of rows that come a frame at a time; memory holds a few of them.
 
@@ -64,6 +65,7 @@ def replace_window_streamed(
     :param read_version: version of this table that the rows were made of: where the window was changed since, it is a conflict.
     :param work_column: column that holds ``work``; its rows are replaced, wherever they are in time.
     :param notes: what else the commit says about itself.
+    :param add_columns: the table takes columns it does not have; its other rows are null there.
     """
     import polars as pl
     from deltalake import CommitProperties, Transaction, write_deltalake
@@ -75,14 +77,23 @@ def replace_window_streamed(
         app_transactions=[Transaction(f"{WINDOW}={place}", int(work[:15], 16))],
     )
     empty = pl.DataFrame(schema=schema)
-    table = _open_to_write(uri, empty.schema)
+    table = _open_to_write(uri, empty.schema, add_columns=add_columns)
+    # A commit that names the same schema again is in conflict with whoever reads or writes meanwhile.
+    more = add_columns and len(empty.columns) > len(scan(table).collect_schema())
     replaced = in_window(time_column, window, schema) if work_column is None else f"{work_column} = '{work}'"
     if read_version is not None:
         table.load_as_version(read_version)
         # Without a condition nothing counts as read, and rows that are appended meanwhile as no conflict.
         replaced = replaced or "true"
     with streamed(uri, frames, empty.schema) as reader:
-        write_deltalake(table, reader, mode="overwrite", predicate=replaced, commit_properties=properties)
+        write_deltalake(
+            table,
+            reader,
+            mode="overwrite",
+            schema_mode="merge" if more else None,
+            predicate=replaced,
+            commit_properties=properties,
+        )
     return table.version()
 
 
@@ -113,10 +124,12 @@ def streamed(
         raise
 
 
-def _open_to_write(uri: str, schema: Mapping[str, pl.DataType]) -> DeltaTable:
+def _open_to_write(uri: str, schema: Mapping[str, pl.DataType], *, add_columns: bool = False) -> DeltaTable:
     """Open a table that takes such rows; a missing one is created empty."""
     table = open_table(uri, None) if table_exists(uri) else create_table(uri, schema)
-    _require_same_schema(scan(table).collect_schema(), schema, uri)
+    known = scan(table).collect_schema()
+    required = {name: dtype for name, dtype in schema.items() if name in known} if add_columns else schema
+    _require_same_schema(known, required, uri)
     return table
 
 

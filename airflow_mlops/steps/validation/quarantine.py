@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
+from airflow_mlops.core.data.schema_policy import fit_schema
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError, StaleDatasetError
 from airflow_mlops.integrations import delta
@@ -46,6 +47,7 @@ class SetAside:
     :param reasons: name and condition (polars expression) of each expectation that a bad row breaks.
     :param count: number of bad rows.
     :param newest: another attempt would judge the newest version, not this one.
+    :param step: whose work it is.
     """
 
     dataset: DatasetVersion
@@ -55,17 +57,25 @@ class SetAside:
     reasons: list[tuple[str, Any]]
     count: int
     newest: bool
+    step: str = "validate"
 
-    def write(self, expectations: list[dict[str, Any]]) -> tuple[DatasetVersion, DatasetVersion]:
+    def write(self, rules: Any) -> tuple[DatasetVersion, DatasetVersion]:
         """Write both tables.
 
-        :param expectations: part of the work's key.
+        :param rules: what the rows were judged by, part of the work's key.
         :returns: the quarantine, and the table without the bad rows.
         :raises StaleDatasetError: what was judged was written again or added to meanwhile; nothing is set aside.
         :raises CommitConflictError: likewise, where another attempt judges the newest version.
         """
         judged = self._digest(self.dataset.version)
-        key = work_key("validate", self.dataset.uri, judged, self._place, expectations, self.table)
+        key = work_key(
+            self.step,
+            self.dataset.uri,
+            judged,
+            self.window.key if self.window else None,
+            rules,
+            self.table,
+        )
         try:
             kept = self._write(key, judged)
         except StaleDatasetError as err:
@@ -87,11 +97,10 @@ class SetAside:
             return kept
         self._clear_abandoned(key)
         self._write_quarantine(key, judged)
-        return self._write_rest(key, judged)
-
-    @property
-    def _place(self) -> str | None:
-        return self.window.key if self.window else None
+        kept = self._write_rest(key, judged)
+        # Who lets the rows in again meanwhile takes them out of the quarantine, see :func:`let_in_again`.
+        self._write_quarantine(key, judged)
+        return kept
 
     def _digest(self, version: int | None) -> str:
         return delta.digest_window(
@@ -112,7 +121,7 @@ class SetAside:
                 raise StaleDatasetError(
                     f"{self.window or 'the content'} of {self.dataset.uri} was written again after version {self.dataset.version}, "
                     "which was judged: the newer rows stay, and nothing was set aside. "
-                    "Run the task that ingests them again, and validate what it gives"
+                    f"Run the task that ingests them again, and {self.step} what it gives"
                 )
         return done, newest
 
@@ -126,10 +135,11 @@ class SetAside:
         """
         if not delta.table_exists(self.table):
             return
-        place = f"{self.dataset.uri}|{self._place}"
         works = {
             work: commit[_JUDGED]
-            for work, commit in delta.find_works(self.table, _FROM, place).items()
+            for work, commit in delta.find_works(
+                self.table, _FROM, _place(self.dataset.uri, self.window)
+            ).items()
             if work != key and delta.find_commit(self.dataset.uri, work) is None
         }
         if works:
@@ -162,15 +172,27 @@ class SetAside:
             if self._is_quarantined(key):
                 logger.info("another attempt has written this to %s already", self.table)
                 return None
+            types = _follow(
+                self.table, {**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()}
+            )
+            columns = [
+                pl.col(name).cast(dtype)
+                if name in schema or name in added
+                else pl.lit(None, dtype=dtype).alias(name)
+                for name, dtype in types.items()
+            ]
             return delta.replace_window_streamed(
                 self.table,
-                _in_own_thread(frame.filter(bad).with_columns(**added) for frame in self._batches()),
-                schema={**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()},
+                _in_own_thread(
+                    frame.filter(bad).with_columns(**added).select(columns) for frame in self._batches()
+                ),
+                schema=types,
+                add_columns=True,
                 time_column=None,
                 window=None,
                 work=key,
                 work_column=WORK,
-                notes={_FROM: f"{self.dataset.uri}|{self._place}", _JUDGED: judged},
+                notes={_FROM: _place(self.dataset.uri, self.window), _JUDGED: judged},
             )
 
         _try_again(write)
@@ -220,6 +242,56 @@ class SetAside:
             time_column=self.time_column,
             batch_rows=_BATCH_ROWS,
         )
+
+
+def let_in_again(uri: str, window: Window, *, time_column: str, table: str) -> None:
+    """Take a window's rows out of a quarantine where the table has the very same again, and now keeps them.
+
+    Rows of a validation or screen that is not through are left: it may be killed, or about to take them out of the table.
+
+    :param table: the quarantine.
+    """
+    if not delta.table_exists(table):
+        return
+    works = {
+        work: commit[_JUDGED]
+        for work, commit in delta.find_works(table, _FROM, _place(uri, window)).items()
+        if delta.find_commit(uri, work) is not None
+    }
+    if works:
+        now = delta.digest_window(uri, version=None, window=window, time_column=time_column)
+        back = [work for work, then in works.items() if then == now]
+        _try_again(lambda: delta.delete_rows(table, column=WORK, values=back))
+
+
+def _place(uri: str, window: Window | None) -> str:
+    return f"{uri}|{window.key if window else None}"
+
+
+def _follow(table: str, rows: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
+    """Widen a quarantine's columns to what the rows need, and give the types the rows are to have there.
+
+    Schemas of tables change, and what was set aside before stays with them: columns that are new are null in older rows, columns
+    that are gone are null in newer ones.
+
+    :raises SchemaMismatchError: no type holds both what is there and what comes.
+    """
+    writer = delta.TableWriter(table)
+    known = writer.schema
+    if known is None:
+        return dict(rows)
+    spelled = {name.lower(): name for name in known}
+    gone = {name: dtype for name, dtype in known.items() if name not in rows}
+    renamed = [name for name in rows if spelled.get(name.lower(), name) != name]
+    remedy = "What is there stays; set these rows aside in another table (quarantine_table=)"
+    if renamed:
+        raise SchemaMismatchError(
+            f"rows do not fit {table}: {', '.join(f'{name} is {spelled[name.lower()]} there' for name in renamed)}, "
+            f"one name to Delta. {remedy}"
+        )
+    fit = fit_schema(known, {**rows, **gone}, policy="widen", where=table, remedy=remedy)
+    writer.widen(fit.widened)
+    return fit.rows
 
 
 def _try_again(write: Callable[[], Written]) -> Written:
