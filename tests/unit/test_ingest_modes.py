@@ -692,3 +692,69 @@ class TestDates:
         dataset = run_step("ingest", spec, Services())["dataset"]
         assert content(table) == {"day": days, "x": [0, 1]}
         assert (dataset["time_min"], dataset["time_max"]) == ("2024-01-01T00:00:00Z", "2024-01-03T00:00:00Z")
+
+
+class TestTimesWithoutZone:
+    """A table that another tool wrote may hold times without a zone; they are UTC."""
+
+    def test_a_window_is_read_replaced_described_and_dropped(self, table: str) -> None:
+        times = [datetime(2024, 1, day) for day in range(1, 7)]
+        rows = pl.DataFrame({"t": times, "x": list(range(6))})
+        rows.write_delta(table)
+        berlin = Window.parse("2024-01-02T01:00:00+01:00", "2024-01-04T01:00:00+01:00")
+        where = {"window": berlin, "time_column": "t"}
+        assert delta.read_table(table, **where).collect()["x"].to_list() == [1, 2]
+        batches = delta.stream_table(table, columns=["x"], batch_rows=9, **where)
+        assert pl.concat(batches)["x"].to_list() == [1, 2]
+        delta.replace_window(table, rows[[1, 2]].with_columns(x=-pl.col("x")), **where)
+        assert sorted(content(table)["x"]) == [-2, -1, 0, 3, 4, 5]
+        for describe in (delta.describe, delta.describe_files):
+            told = describe(table, time_column="t")
+            assert (told.time_min, told.time_max) == (START, START + timedelta(days=5))
+        assert delta.drop_before(table, START + timedelta(days=3), time_column="t") == 3
+        assert sorted(content(table)["x"]) == [3, 4, 5]
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {},
+            {"mode": "append"},
+            {"mode": "incremental", "watermark_column": "t"},
+            {"mode": "incremental", "watermark_column": "t", "keys": ["x"], "overlap": 90_000},
+            {"window": {"start": "2024-01-02T01:00+01:00", "end": "2024-01-05T00:00Z"}},
+        ],
+    )
+    def test_rows_for_such_a_table_have_none_either(
+        self, tmp_path: Path, table: str, how: dict[str, Any]
+    ) -> None:
+        times = [datetime(2024, 1, day) for day in range(1, 6)]
+        pl.DataFrame({"t": times[:2], "x": [0, 1]}).write_delta(table)
+        source = land(
+            tmp_path, "a.parquet", t=[time.replace(tzinfo=UTC) for time in times[1:]], x=[1, 2, 3, 4]
+        )
+        spec = {"source": source, "table": table, "time_column": "t", **how}
+        result = run_step("ingest", spec, Services())
+        first = {"append": [0, 1, 1, 2, 3, 4], "incremental": [0, 1, 2, 3, 4]}
+        held = first.get(str(how.get("mode")), [0, 1, 2, 3] if how else [1, 2, 3, 4])
+        assert content(table) == {"t": [times[x] for x in held], "x": held}
+        assert result["dataset"]["time_max"] == f"2024-01-0{held[-1] + 1}T00:00:00Z"
+
+    def test_a_window_is_judged_and_bad_rows_set_aside(self, tmp_path: Path, table: str) -> None:
+        times = [datetime(2024, 1, day, hour) for day in (1, 2, 3) for hour in range(20)]
+        rows = pl.DataFrame({"t": times, "x": list(range(60))})
+        rows.write_delta(table)
+        suite = {
+            "type": "expect_column_values_to_not_be_in_set",
+            "kwargs": {"column": "x", "value_set": [25]},
+        }
+        spec = {
+            "dataset": table,
+            "suite": {"name": "s", "expectations": [suite]},
+            "time_column": "t",
+            "window": {"start": "2024-01-02T00:00:00Z", "end": "2024-01-03T00:00:00Z"},
+            "quarantine": {"table": f"{table}_quarantine", "budget": 0.1},
+        }
+        result = run_step("validate", spec, Services())
+        assert (result["success"], result["row_count"]) == (True, 20)
+        assert content(table)["x"] == [x for x in range(60) if x != 25]
+        assert content(f"{table}_quarantine")["x"] == [25]

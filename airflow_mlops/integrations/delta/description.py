@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from airflow_mlops.core.data.batches import stream_batches
 from airflow_mlops.core.data.dataset import DatasetVersion, row_count
 from airflow_mlops.core.data.digest import RowDigest, RowSum
+from airflow_mlops.integrations.delta.conditions import as_instants
 from airflow_mlops.integrations.delta.file_sums import FileSum, remember_sums, sum_table
 from airflow_mlops.integrations.delta.reading import read_table
 from airflow_mlops.integrations.delta.tables import data_files, open_table, scan
@@ -64,12 +65,8 @@ def describe(
 
 
 def _times(time_column: str, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
-    """Ask for the first and the last time; a date is its midnight in UTC."""
-    import polars as pl
-
-    time = pl.col(time_column)
-    if schema[time_column] == pl.Date:
-        time = time.cast(pl.Datetime("us", "UTC"))
+    """Ask for the first and the last time, in UTC."""
+    time = as_instants(time_column, schema)
     return [time.min().alias("_first"), time.max().alias("_last")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from airflow_mlops.exceptions import SchemaMismatchError
-from airflow_mlops.integrations.delta.conditions import in_window
+from airflow_mlops.integrations.delta.conditions import in_window, inside
 from airflow_mlops.integrations.delta.tables import open_table, scan, table_exists
 
 if TYPE_CHECKING:
@@ -30,21 +30,19 @@ def read_table(
     :param uri: table URI.
     :param version: Delta version; default the newest.
     :param columns: columns to keep, in this order; default all.
-    :param window: keep rows whose ``time_column`` is inside.
+    :param window: keep rows whose ``time_column`` is inside; a date is its midnight in UTC, a time without a zone is UTC.
     :param time_column: needed with ``window``.
     :raises DatasetNotFoundError: no such table or version.
     :raises SchemaMismatchError: naming a column the table does not have.
     """
-    import polars as pl
-
     frame = scan(open_table(uri, version))
-    known = frame.collect_schema().names()
+    schema = frame.collect_schema()
     wanted = [*(columns or ()), *([time_column] if window is not None and time_column else [])]
-    require_columns(wanted, known, uri)
+    require_columns(wanted, list(schema), uri)
     if window is not None:
         if time_column is None:
             raise ValueError(f"reading a window of {uri} needs time_column")
-        frame = frame.filter(pl.col(time_column).is_between(window.start, window.end, closed="left"))
+        frame = frame.filter(inside(time_column, window, schema))
     return frame.select(columns) if columns is not None else frame
 
 

@@ -218,7 +218,7 @@ def cut_rows(
     """Put times into UTC and leave rows outside the window out; nothing but the schema is read.
 
     :param needed: columns that must be there.
-    :param table: types of the table the rows are for: dates stay dates where it has dates.
+    :param table: types of the table the rows are for: dates stay dates where it has dates, and times have no zone where its have none.
     :raises SchemaMismatchError: a column is missing, or the time column holds no times.
     """
     import polars as pl
@@ -228,15 +228,21 @@ def cut_rows(
     if time_column is None:
         return frame
     times = _utc(time_column, schema, source)
-    time = pl.col(time_column)
-    if schema[time_column] == pl.Date and (table or {}).get(time_column) == pl.Date:
+    time, stored = pl.col(time_column), (table or {}).get(time_column)
+    zoneless = stored == pl.Datetime("us")
+    if zoneless:
+        times = times.dt.replace_time_zone(None)
+    if schema[time_column] == pl.Date and stored == pl.Date:
         time = times
     else:
         frame = frame.with_columns(times)
     if window is None:
         return frame
     # Rows without a time are kept: they are in no window, so they would be missing from all of them unnoticed.
-    return frame.filter(time.is_between(window.start, window.end, closed="left") | time.is_null())
+    start, end = (
+        instant.replace(tzinfo=None) if zoneless else instant for instant in (window.start, window.end)
+    )
+    return frame.filter(time.is_between(start, end, closed="left") | time.is_null())
 
 
 def _utc(column: str, schema: pl.Schema, source: str) -> pl.Expr:
