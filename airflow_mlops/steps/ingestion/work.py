@@ -121,6 +121,7 @@ def _open(
         # What is hashed has its own type until it is.
         table=writer.schema and {name: dtype for name, dtype in writer.schema.items() if name not in hashed},
         texts=hashed,
+        written=spec.written,
     )
     frame = cut_rows(
         source.frame(wanted),
