@@ -65,7 +65,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
     :param work_key: name of what is appended, such as ``{{ run_id }}``: appended once per name, whatever its files are;
         default each file once. (templated)
     :param schema_policy: ``strict`` takes the table's columns and types only; ``add_columns`` takes new columns too; ``widen``
-        also types that hold more (whole numbers, floats), for which the table is written again once. A column that is missing
+        also types that hold more (whole numbers, floats, digits of decimals), for which the table is written again once. A column that is missing
         is refused always.
     :param new_categories: how many values a column may have that the table does not, by column. (templated)
     :param keep_where: condition in polars' SQL, such as ``fare > 0``; rows for which it is not true are left out and counted. (templated)

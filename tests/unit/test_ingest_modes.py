@@ -758,3 +758,45 @@ class TestTimesWithoutZone:
         assert (result["success"], result["row_count"]) == (True, 20)
         assert content(table)["x"] == [x for x in range(60) if x != 25]
         assert content(f"{table}_quarantine")["x"] == [25]
+
+
+def decimals(*texts: str) -> pl.Series:
+    scale = max(len(text.partition(".")[2]) for text in texts)
+    return pl.Series([Decimal(text) for text in texts], dtype=pl.Decimal(38, scale))
+
+
+class TestDecimals:
+    """A query's decimals have the scale that was seen, which may be larger the next day."""
+
+    def test_a_larger_scale_widens_the_table(self, tmp_path: Path, table: str) -> None:
+        ingest(land(tmp_path, "1.parquet", x=decimals("1.5", "-2.0")), table)
+        more = land(tmp_path, "2.parquet", x=decimals("1.25", "3.00"))
+        with pytest.raises(
+            SchemaMismatchError, match=r"widen' takes it, or in a query CAST\(x AS NUMERIC\(38,1\)\)"
+        ):
+            ingest(more, table, mode="append")
+        for _ in range(2):
+            ingest(more, table, mode="append", schema_policy="widen")
+        assert content(table)["x"] == [Decimal(text) for text in ("-2.00", "1.25", "1.50", "3.00")]
+        assert delta.read_table(table).collect_schema()["x"] == pl.Decimal(38, 2)
+        ingest(land(tmp_path, "3.parquet", x=decimals("7.5")), table, mode="append", schema_policy="widen")
+        assert content(table)["x"][-1] == Decimal("7.50")
+
+    def test_precision_grows_with_the_scale_where_there_is_room(self, tmp_path: Path, table: str) -> None:
+        price = pl.Series([Decimal("12345678.25")], dtype=pl.Decimal(10, 2))
+        ingest(land(tmp_path, "1.parquet", x=price), table)
+        finer = pl.Series([Decimal("1.12345")], dtype=pl.Decimal(6, 5))
+        ingest(land(tmp_path, "2.parquet", x=finer), table, mode="append", schema_policy="widen")
+        assert delta.read_table(table).collect_schema()["x"] == pl.Decimal(13, 5)
+        assert content(table)["x"] == [Decimal("1.12345"), Decimal("12345678.25000")]
+
+    @pytest.mark.parametrize(("held", "new"), [("9" * 37, "0.25"), ("0.25", "9" * 37)])
+    def test_values_that_would_need_more_digits_than_there_are(
+        self, tmp_path: Path, table: str, held: str, new: str
+    ) -> None:
+        ingest(land(tmp_path, "1.parquet", x=decimals(held)), table)
+        before = delta.newest_version(table), content(table)
+        source = land(tmp_path, "2.parquet", x=decimals(new))
+        with pytest.raises(SchemaMismatchError, match=r"too many digits|conversion from `decimal"):
+            ingest(source, table, mode="append", schema_policy="widen")
+        assert (delta.newest_version(table), content(table)) == before

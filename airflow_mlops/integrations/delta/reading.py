@@ -35,6 +35,8 @@ def read_table(
     :raises DatasetNotFoundError: no such table or version.
     :raises SchemaMismatchError: naming a column the table does not have.
     """
+    from polars.selectors import by_name  # of names as they are: select() takes ^a$ for a pattern
+
     frame = scan(open_table(uri, version))
     schema = frame.collect_schema()
     wanted = [*(columns or ()), *([time_column] if window is not None and time_column else [])]
@@ -43,7 +45,7 @@ def read_table(
         if time_column is None:
             raise ValueError(f"reading a window of {uri} needs time_column")
         frame = frame.filter(inside(time_column, window, schema))
-    return frame.select(columns) if columns is not None else frame
+    return frame.select(by_name(*columns)) if columns is not None else frame
 
 
 def stream_table(
@@ -63,6 +65,7 @@ def stream_table(
     """
     import polars as pl
     import pyarrow as pa
+    from polars.selectors import by_name
 
     table = open_table(uri, version)
     schema = scan(table).collect_schema()
@@ -73,7 +76,7 @@ def stream_table(
 
     def framed(batches: list[pa.RecordBatch]) -> pl.DataFrame:
         frame = pl.from_arrow(pa.Table.from_batches(batches))
-        return cast("pl.DataFrame", frame).select(pl.col(name).cast(dtype) for name, dtype in types.items())
+        return cast("pl.DataFrame", frame).select(by_name(name).cast(dtype) for name, dtype in types.items())
 
     waiting: list[pa.RecordBatch] = []
     reader = table.scan(list(columns), predicate=in_window(time_column, window, schema))

@@ -80,6 +80,7 @@ def spool_query(
     :raises SchemaMismatchError: values of a column don't go together.
     """
     import polars as pl
+    from polars.selectors import by_name  # of names as they are: select() takes ^a$ for a pattern
 
     alike: dict[tuple[pl.DataType, ...], list[Path]] = {}
     with run_query(url, sql, source=source, parameters={"watermark": watermark}) as rows:
@@ -96,7 +97,7 @@ def spool_query(
             )
         return pl.LazyFrame(schema={name: table.get(name, pl.Null()) for name in rows.names})
     types = columns.fitted(table)
-    casts = [pl.col(name).cast(dtype) for name, dtype in types.items()]
+    casts = [by_name(name).cast(dtype) for name, dtype in types.items()]
     return pl.concat([pl.scan_parquet(files).select(casts) for files in alike.values()])
 
 
