@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,16 +53,11 @@ def inside(time_column: str, window: Window, schema: Mapping[str, pl.DataType]) 
     return pl.col(time_column).is_between(start, end, closed="left")
 
 
-def as_instants(time_column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
-    """Give the times of a column in UTC: a date is its midnight, a time without a zone is there already."""
-    import polars as pl
-
-    time, dtype = pl.col(time_column), schema[time_column]
-    if dtype == pl.Date:
-        return time.cast(pl.Datetime("us", "UTC"))
-    if isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
-        return time.dt.replace_time_zone("UTC")
-    return time
+def as_instant(time: Any) -> Any:
+    """Give a time of a table in UTC: a date is its midnight, a time without a zone is there already."""
+    if isinstance(time, datetime):
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    return datetime(time.year, time.month, time.day, tzinfo=UTC) if isinstance(time, date) else time
 
 
 def _next_midnight(instant: datetime) -> datetime:

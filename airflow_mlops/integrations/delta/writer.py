@@ -8,6 +8,7 @@ from airflow_mlops.core.data.batches import stream_batches
 from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError
 from airflow_mlops.integrations.delta.commits import WINDOW, place_of
 from airflow_mlops.integrations.delta.conditions import equals, in_window, quoted
+from airflow_mlops.integrations.delta.extremes import find_extremes
 from airflow_mlops.integrations.delta.history import standing_marks
 from airflow_mlops.integrations.delta.tables import open_table, scan, table_exists
 from airflow_mlops.integrations.delta.writing import create_table, streamed
@@ -63,6 +64,10 @@ class TableWriter:
     def scan(self) -> pl.LazyFrame | None:
         """Read the table; ``None`` when it is not there."""
         return None if self._table is None else scan(self._table)
+
+    def highest(self, column: str) -> Any:
+        """Find the highest value of a column; ``None`` where there is none."""
+        return None if self._table is None else find_extremes(self._table, column)[1]
 
     def replace(
         self,
