@@ -28,18 +28,22 @@ _SEARCH = timedelta(days=370)
 def window_spec(start: Any, end: Any, context: Context) -> dict[str, str] | None:
     """Turn two rendered arguments into a window, or none when both are empty.
 
-    :raises ValueError: when only one is given, or they are no times in order; the run's window is wanted and it has none.
+    :raises ValueError: when only one is given, or they are no times in order; the run's window is wanted and it has none, or
+        an empty one.
     """
     if not start and not end:
         return None
     if not start or not end:
         raise ValueError(f"a window needs both ends, got start {start!r} and end {end!r}")
-    window = (
-        run_partition_window(context)
-        if (start, end) == (NO_INTERVAL, NO_INTERVAL)
-        else Window.parse(start, end)
-    )
-    return as_spec(window)
+    if (start, end) == (NO_INTERVAL, NO_INTERVAL):
+        return as_spec(run_partition_window(context))
+    if start == end:
+        raise ValueError(
+            f"window [{start}, {end}) is empty. A data interval is, in Airflow 3, where the schedule gives none: '@daily', any other "
+            "cron text, None. Say how long it is, as schedule=CronTriggerTimetable('0 0 * * *', timezone='UTC', interval=timedelta(days=1)), "
+            "or have a key for each with CronPartitionTimetable, or give window_start and window_end"
+        )
+    return as_spec(Window.parse(start, end))
 
 
 def run_time_zone(context: Context) -> str:

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 Suite = Mapping[str, Any]
 
+#: Expectations that ask for the names of the columns and nothing else.
+_OF_NAMES = frozenset(
+    {
+        "expect_column_to_exist",
+        "expect_table_column_count_to_be_between",
+        "expect_table_column_count_to_equal",
+        "expect_table_columns_to_match_ordered_list",
+        "expect_table_columns_to_match_set",
+    }
+)
+
 #: Longest cause, and longest arguments, of an error: pandas puts a whole column into some.
 _CAUSE = 500
 
@@ -154,23 +165,29 @@ def _ask(
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     built = [_build(suite, item) for item in expectations]
+    rows = context.data_sources.add_pandas("frame").add_dataframe_asset("rows")
+    whole = rows.add_batch_definition_whole_dataframe("all")
+
+    def batch_of(data: pl.DataFrame) -> Any:
+        return whole.get_batch(batch_parameters={"dataframe": data.to_pandas()})
+
+    of_names = [_is_of_names(item) for item in expectations]
+    of_rows = [item for item, names in zip(expectations, of_names, strict=True) if not names]
     own = any(not type(item).__module__.startswith("great_expectations.") for item in built)
-    batch = (
-        context.data_sources.add_pandas("frame")
-        .add_dataframe_asset("rows")
-        .add_batch_definition_whole_dataframe("all")
-        .get_batch(
-            batch_parameters={
-                "dataframe": (frame.collect() if own else _columns_of(frame, expectations, also)).to_pandas()
-            }
-        )
-    )
+    names_only = batch_of(frame.head(0).collect()) if any(of_names) else None
+    batch = None
+    if of_rows:
+        batch = batch_of(frame.collect() if own else _columns_of(frame, of_rows, also))
     answers = []
     schema = frame.collect_schema()
-    for source, expectation in zip(expectations, built, strict=True):
+    for source, expectation, names in zip(expectations, built, of_names, strict=True):
         raw: dict[str, Any] = {}
         try:
-            raw = batch.validate(expectation, result_format=result_format).to_json_dict()
+            raw = (
+                (names_only if names else batch)
+                .validate(expectation, result_format=result_format)
+                .to_json_dict()
+            )
             cause = _raised(raw.get("exception_info", {}))
         except Exception as err:  # noqa: BLE001 - a parameter without a value, or a value that it can't write as JSON
             cause = str(err)  # raised below: an exception's cause shows values, also of private columns
@@ -214,8 +231,13 @@ def _build(suite: Suite, item: Suite) -> Any:
         ) from err
 
 
+def _is_of_names(item: Suite) -> bool:
+    """Tell whether an expectation is about the names of the columns alone, so that no row is needed."""
+    return item["type"] in _OF_NAMES and not (item.get("kwargs") or {}).get("row_condition")
+
+
 def _columns_of(frame: pl.LazyFrame, expectations: list[Suite], also: str | None) -> pl.DataFrame:
-    """Load the columns that some expectations name; all of them if one is about something else than columns."""
+    """Load the columns that some expectations and their conditions name; all of them if one names none."""
     from polars.selectors import by_name  # of names as they are: select() takes ^a$ for a pattern
 
     known = frame.collect_schema().names()
@@ -224,10 +246,21 @@ def _columns_of(frame: pl.LazyFrame, expectations: list[Suite], also: str | None
         kwargs = item.get("kwargs", {})
         lists = [kwargs.get("column_list") or [], kwargs.get("column_set") or []]
         found = {kwargs.get(name) for name in ("column", "column_A", "column_B")}.union(*lists) & set(known)
-        if not found or "row_condition" in kwargs or "expect_table" in item["type"]:
+        found |= _columns_in(kwargs.get("row_condition"), known)
+        counts_rows = item["type"].startswith("expect_table_row_count")
+        if not found or ("expect_table" in item["type"] and not counts_rows):
             return frame.collect()
         named |= found
     return frame.select(by_name([name for name in known if name in named])).collect()
+
+
+def _columns_in(condition: Any, known: Sequence[str]) -> set[str]:
+    """Find the columns that a condition may be about: all whose name it has somewhere, and some that only look so."""
+    if not condition:
+        return set()
+    text = condition if isinstance(condition, str) else json.dumps(condition, default=str, ensure_ascii=False)
+    # Such names may be written in another way.
+    return {name for name in known if name in text or not name.isprintable() or {"\\", '"', "'"} & set(name)}
 
 
 def _not_evaluated(

@@ -42,6 +42,12 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
     :param source_conn_id: connection of the database, any whose hook is a ``DbApiHook`` with an SQLAlchemy dialect; or an http
         connection with the login or headers of a download. (templated)
     :param source_version: version of the Delta table that is the source; default its newest. (templated)
+    :param csv_separator: one character between the values of CSV files, such as ``;``; default a comma, and then a header of one
+        column with another separator in its name is refused. (templated)
+    :param csv_encoding: of CSV files, as Python names it, such as ``latin-1``; another than ``utf-8`` is written anew on the local
+        disk first. (templated)
+    :param column_types: what columns of CSV files are, by name, such as ``{"zip": "String"}``: ``String``, ``Boolean``, ``Int8`` to
+        ``Int64``, ``Float32``, ``Float64``, ``Date``, ``Decimal(10,2)``; default what all of their texts read as. (templated)
     :param time_column: column that places a row in a window, needed when one is given; naive times are UTC, a date is its midnight
         (and stays a date where the table has dates; all of such a table is not replaced). (templated)
     :param id_column: column that must be unique and not null in what is ingested; 8 bytes of memory per row. (templated)
@@ -59,7 +65,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
     :param work_key: name of what is appended, such as ``{{ run_id }}``: appended once per name, whatever its files are;
         default each file once. (templated)
     :param schema_policy: ``strict`` takes the table's columns and types only; ``add_columns`` takes new columns too; ``widen``
-        also types that hold more (whole numbers, floats), for which the table is written again once. A column that is missing
+        also types that hold more (whole numbers, floats, digits of decimals), for which the table is written again once. A column that is missing
         is refused always.
     :param new_categories: how many values a column may have that the table does not, by column. (templated)
     :param keep_where: condition in polars' SQL, such as ``fare > 0``; rows for which it is not true are left out and counted. (templated)
@@ -91,6 +97,9 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
         "sql",
         "source_conn_id",
         "source_version",
+        "csv_separator",
+        "csv_encoding",
+        "column_types",
         "table",
         "time_column",
         "id_column",
@@ -120,6 +129,9 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
         sql: str | None = None,
         source_conn_id: str | None = None,
         source_version: int | str | None = None,
+        csv_separator: str | None = None,
+        csv_encoding: str = "utf-8",
+        column_types: Mapping[str, str] | None = None,
         time_column: str | None = None,
         id_column: str | None = None,
         window_start: str | None = RUN_WINDOW[0],
@@ -153,6 +165,9 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
         self.sql = sql
         self.source_conn_id = source_conn_id
         self.source_version = source_version
+        self.csv_separator = csv_separator
+        self.csv_encoding = csv_encoding
+        self.column_types = column_types
         self.time_column = time_column
         self.id_column = id_column
         self.window_start = window_start
@@ -188,6 +203,9 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
             "sql": self.sql,
             "source_conn_id": self.source_conn_id,
             "source_version": None if self.source_version in _NOTHING else int(self.source_version),
+            "csv_separator": self.csv_separator or None,
+            "csv_encoding": self.csv_encoding,
+            "column_types": dict(self.column_types or {}),
             "time_column": self.time_column,
             "id_column": self.id_column,
             "window": self._window(context),

@@ -26,8 +26,12 @@ DatasetRef = DatasetVersion | PastDataset | str
 def resolve_dataset(dataset: DatasetRef, *, time_column: str | None = None) -> DatasetVersion:
     """Turn a table into the version that is meant, with the digest of its rows; a version stays as it is.
 
+    What was read for the digest of the newest version is kept in the table's folder, where that may be written to.
+
     :raises DatasetNotFoundError: no such table or version, or its files are gone.
     """
+    if isinstance(dataset, str):
+        return delta.describe(dataset, time_column=time_column, remember=True)
     return _resolve(dataset, time_column, delta.describe)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mlops.core.checks.inference import InferencePolicy, infer_expectations
+from airflow_mlops.core.checks.inference import InferencePolicy, columns_unsaid, infer_expectations
 from airflow_mlops.core.codec import json_safe, to_dict
 from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
 from airflow_mlops.core.windows import Window
@@ -18,7 +18,12 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow_mlops.services import Services
+
+#: Columns that the headline names.
+_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +53,7 @@ class InferExpectationsResult:
     """The suite that was inferred.
 
     :param suite: where it is.
+    :param unsaid: columns of whose values it says nothing but how many are missing.
     :param written: false where this very suite was there already.
     """
 
@@ -58,6 +64,7 @@ class InferExpectationsResult:
     expectation_count: int
     written: bool
     headline: str
+    unsaid: tuple[str, ...] = ()
 
 
 def run(spec: InferExpectationsSpec, services: Services) -> InferExpectationsResult:
@@ -75,6 +82,7 @@ def run(spec: InferExpectationsSpec, services: Services) -> InferExpectationsRes
     delta.require_columns(spec.exclude, rows.collect_schema().names(), dataset.uri)
     rows = rows.drop(spec.exclude)
     expectations = infer_expectations(rows, spec.policy)
+    unsaid = columns_unsaid(expectations)
     path = Path(spec.suite)
     inferred_from = {
         "dataset": dataset.uri,
@@ -87,7 +95,7 @@ def run(spec: InferExpectationsSpec, services: Services) -> InferExpectationsRes
         "name": path.stem,
         "expectations": expectations,
         "meta": {"inferred_from": inferred_from},
-        "notes": "Inferred from data: what was seen, not what is right. Review it, beginning with REVIEW.",
+        "notes": f"Inferred from data: what was seen, not what is right. Review it, beginning with REVIEW{_told(unsaid)}.",
     }
     text = json.dumps(json_safe(content), indent=2, ensure_ascii=False) + "\n"
     written = _write(path, text, overwrite=spec.overwrite)
@@ -101,8 +109,16 @@ def run(spec: InferExpectationsSpec, services: Services) -> InferExpectationsRes
         expectation_count=len(expectations),
         written=written,
         headline=f"{len(expectations)} expectations inferred from {count} rows {'are in' if written else 'were already in'} {path}; "
-        f"review it{f', {asked} of them ask a question' if asked else ''}",
+        f"review it{f', {asked} of them ask a question' if asked else ''}{_told(unsaid)}",
+        unsaid=tuple(unsaid),
     )
+
+
+def _told(unsaid: Sequence[str]) -> str:
+    if not unsaid:
+        return ""
+    more = f" and {len(unsaid) - _SHOWN} more" if len(unsaid) > _SHOWN else ""
+    return f"; nothing is said about the values of {', '.join(unsaid[:_SHOWN])}{more}"
 
 
 def _write(path: Path, text: str, *, overwrite: bool) -> bool:

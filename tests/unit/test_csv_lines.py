@@ -86,7 +86,7 @@ def test_what_is_kept_of_a_file_is_less_than_its_rows(tmp_path: Path) -> None:
     nulls = pl.Series([True] * rows)
     tracemalloc.start()
     try:
-        found = csv_lines._find_short(csv_lines._rows(read_in(file, 2**14)), nulls, 2)
+        found = csv_lines._find_short(csv_lines._rows(read_in(file, 2**14), ","), nulls, 2, ",")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

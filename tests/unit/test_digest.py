@@ -22,6 +22,8 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.common import resolve_dataset
+from tests.disks import immutable
 
 DAYS = [Window.parse(f"2024-01-0{day}", f"2024-01-0{day + 1}") for day in (1, 2, 3)]
 
@@ -240,3 +242,20 @@ class TestWhatIsRead:
         rows = pl.DataFrame({"city": ["a b", "c/d", None, "ü"], "x": [1, 2, 3, 4]})
         write_deltalake(table, rows.to_arrow(), partition_by=["city"])
         assert delta.describe(table).dataset_digest == from_scratch(table)
+
+
+def test_a_table_by_its_uri_is_read_for_its_digest_once(tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    pl.DataFrame({"x": [1, 2, 3]}).write_delta(table)
+    first = resolve_dataset(table)
+    (file,) = (tmp_path / "table").glob("*.parquet")
+    file.rename(tmp_path / "away")
+    assert resolve_dataset(table) == first
+
+
+def test_a_table_that_may_only_be_read_has_a_digest_too(tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    pl.DataFrame({"x": [1, 2, 3]}).write_delta(table)
+    with immutable(table):
+        assert resolve_dataset(str(table)).row_count == 3
+    assert not (table / "_airflow_mlops").exists()

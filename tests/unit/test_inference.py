@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from polars.selectors import by_name
 
-from airflow_mlops.core.checks.inference import InferencePolicy, infer_expectations
+from airflow_mlops.core.checks.inference import InferencePolicy, columns_unsaid, infer_expectations
 from airflow_mlops.core.checks.validation import judge_compiled
 from airflow_mlops.core.checks.verdict import gates
 from airflow_mlops.exceptions import InsufficientDataError, StorageError
@@ -60,7 +61,8 @@ SUITE = infer_expectations(orders(0).lazy(), InferencePolicy())
 
 def broken(rows: pl.DataFrame) -> list[tuple[str, str]]:
     results = judge_compiled(rows.lazy(), SUITE)
-    assert None not in results  # none is left to Great Expectations
+    left = {item["kwargs"]["column"] for item, one in zip(SUITE, results, strict=True) if one is None}
+    assert left == {"price", "sent"}  # no other is left to Great Expectations
     return [
         (one["expectation_config"]["type"].removeprefix("expect_"), one["expectation_config"]["kwargs"].get("column", ""))
         for one in results
@@ -110,8 +112,12 @@ def test_it_breaks_where_something_happened(happened: pl.Expr, found: tuple[str,
 
 def test_a_column_or_half_of_the_rows_is_gone() -> None:
     assert ("table_row_count_to_be_between", "") in broken(orders(1).head(ROWS // 3))
-    results = validate_frame(orders(1).drop("sent").lazy(), {"name": "s", "expectations": [SUITE[-2]]})
-    assert SUITE[-2]["type"] == "expect_column_to_exist"
+    (there,) = [
+        item
+        for item in SUITE
+        if item["type"] == "expect_column_to_exist" and item["kwargs"]["column"] == "sent"
+    ]
+    results = validate_frame(orders(1).drop("sent").lazy(), {"name": "s", "expectations": [there]})
     assert not results["success"]
 
 
@@ -121,8 +127,12 @@ def test_every_expectation_says_what_was_seen() -> None:
     assert notes["expect_column_proportion_of_non_null_values_to_be_between", "gone"] == (
         "100.00% were missing; that may move by 0.50% of the rows either way"
     )
-    (asked,) = [item["notes"] for item in SUITE if "REVIEW" in item["notes"]]
-    assert re.match(r"REVIEW: \d+ of 4000 values were negative, down to -0\.\d+: can they be\?", asked)
+    asked = {item["kwargs"]["column"]: item["notes"] for item in SUITE if "REVIEW" in item["notes"]}
+    assert asked.keys() == {"amount", "rate"}
+    assert re.match(
+        r"REVIEW: \d+ of 4000 values were negative, down to -0\.\d+: can they be\?", asked["amount"]
+    )
+    assert re.match(r"REVIEW: \d+ of 4000 values were infinite, the others from 0\.5 to 0\.5", asked["rate"])
 
 
 def test_what_is_not_a_policy() -> None:
@@ -208,3 +218,88 @@ def test_a_value_that_never_changes_is_asked_about() -> None:
     notes = {item["kwargs"]["column"]: item["notes"] for item in infer_expectations(rows, InferencePolicy()) if "value_set" in item["kwargs"]}  # fmt: skip
     assert notes["month"].startswith("REVIEW: '2024-01' is the only value")
     assert "REVIEW" not in notes["kind"]
+
+
+def odd_rows(seed: int) -> pl.DataFrame:
+    """Rows of types that are not plain numbers or text; every column has nulls."""
+    rng = np.random.default_rng(seed)
+    cents = rng.integers(-1, 2_000, ROWS).tolist()
+    rows = pl.DataFrame(
+        {
+            "fee": pl.Series([Decimal(cent) / 100 for cent in cents], dtype=pl.Decimal(38, 2)),
+            "order": pl.Series([Decimal(one) for one in range(ROWS)], dtype=pl.Decimal(38, 0)),
+            "paid": rng.random(ROWS) < 0.3,
+            "always": True,
+            "ratio": np.where(np.arange(ROWS) == 7, np.inf, rng.random(ROWS)),
+            "day": [date(2024, 1, 1)] * ROWS,
+            "^a$": rng.integers(0, 1000, ROWS),
+            "name": [f"n{one}" for one in rng.integers(0, 1000, ROWS)],
+        }
+    )
+    return rows.with_columns(pl.when(pl.int_range(pl.len()) % 100 != 3).then(pl.all()))
+
+
+class TestOtherTypes:
+    """Decimals, Booleans, a column with an infinity, and names that polars takes for patterns."""
+
+    suite = tuple(infer_expectations(odd_rows(0).lazy(), InferencePolicy()))
+
+    def broken(self, rows: pl.DataFrame) -> set[tuple[str, str]]:
+        suite = json.loads(json.dumps({"name": "odd", "expectations": self.suite}))
+        return {
+            (result["expectation_config"]["type"], result["expectation_config"]["kwargs"]["column"])
+            for result in validate_frame(rows.lazy(), suite)["results"]
+            if not result["success"]
+        }
+
+    def test_the_suite_can_be_judged_and_holds(self) -> None:
+        assert self.broken(odd_rows(0)) == self.broken(odd_rows(1)) == set()
+
+    @pytest.mark.parametrize(
+        ("happened", "found"),
+        [
+            (pl.col("fee") * 100, (f"expect_{VALUE}", "fee")),
+            (
+                pl.lit(0).cast(pl.Decimal(38, 2)).alias("fee"),
+                ("expect_column_values_to_not_be_in_set", "fee"),
+            ),
+            (
+                pl.lit(7).cast(pl.Decimal(38, 0)).alias("order"),
+                ("expect_column_values_to_be_unique", "order"),
+            ),
+            (pl.lit(True).alias("paid"), ("expect_column_values_to_not_be_in_set", "paid")),
+            (pl.lit(False).alias("paid"), ("expect_column_values_to_be_in_set", "paid")),
+            (~pl.col("always"), ("expect_column_values_to_be_in_set", "always")),
+            (pl.col("ratio") * 100, (f"expect_{VALUE}", "ratio")),
+            (by_name("^a$") * 100, (f"expect_{VALUE}", "^a$")),
+        ],
+    )
+    def test_it_breaks_where_something_happened(self, happened: pl.Expr, found: tuple[str, str]) -> None:
+        rows = odd_rows(1)
+        broken = self.broken(rows.with_columns(happened))
+        assert found in broken
+        assert {column for _, column in broken} == {found[1]}
+
+    def test_an_infinity_and_a_constant_are_asked_about(self) -> None:
+        asked = [item["notes"] for item in self.suite if "REVIEW" in item["notes"]]
+        assert [note.partition(":")[0] for note in asked] == ["REVIEW"] * len(asked)
+        assert any("1 of 3960 values were infinite" in note for note in asked)
+        assert any("True is the only value" in note for note in asked)
+
+    def test_the_extremes_of_decimals_are_within_their_range(self) -> None:
+        rows = pl.DataFrame({"x": pl.Series([Decimal("0.1"), Decimal("0.3")] * 200, dtype=pl.Decimal(10, 1))})
+        (told,) = [
+            item for item in infer_expectations(rows.lazy(), InferencePolicy()) if "mostly" in item["kwargs"]
+        ]
+        low, high = told["kwargs"]["min_value"], told["kwargs"]["max_value"]
+        assert Decimal(low) <= Decimal("0.1") < Decimal(low + 1e-15)
+        assert Decimal(high) >= Decimal("0.3") > Decimal(high - 1e-15)
+
+    def test_the_columns_of_which_nothing_is_said_are_named(self, tmp_path: Path) -> None:
+        assert columns_unsaid(self.suite) == ["day", "name"]
+        delta.replace_window(str(tmp_path / "t"), odd_rows(0), time_column=None, window=None)
+        spec = {"dataset": str(tmp_path / "t"), "suite": str(tmp_path / "s.json")}
+        result = run_step("infer-expectations", spec, Services())
+        assert result["unsaid"] == ["day", "name"]
+        assert result["headline"].endswith("nothing is said about the values of day, name")
+        assert "nothing is said about the values of day, name" in load_suite(spec["suite"])["notes"]

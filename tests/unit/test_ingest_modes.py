@@ -692,3 +692,111 @@ class TestDates:
         dataset = run_step("ingest", spec, Services())["dataset"]
         assert content(table) == {"day": days, "x": [0, 1]}
         assert (dataset["time_min"], dataset["time_max"]) == ("2024-01-01T00:00:00Z", "2024-01-03T00:00:00Z")
+
+
+class TestTimesWithoutZone:
+    """A table that another tool wrote may hold times without a zone; they are UTC."""
+
+    def test_a_window_is_read_replaced_described_and_dropped(self, table: str) -> None:
+        times = [datetime(2024, 1, day) for day in range(1, 7)]
+        rows = pl.DataFrame({"t": times, "x": list(range(6))})
+        rows.write_delta(table)
+        berlin = Window.parse("2024-01-02T01:00:00+01:00", "2024-01-04T01:00:00+01:00")
+        where = {"window": berlin, "time_column": "t"}
+        assert delta.read_table(table, **where).collect()["x"].to_list() == [1, 2]
+        batches = delta.stream_table(table, columns=["x"], batch_rows=9, **where)
+        assert pl.concat(batches)["x"].to_list() == [1, 2]
+        delta.replace_window(table, rows[[1, 2]].with_columns(x=-pl.col("x")), **where)
+        assert sorted(content(table)["x"]) == [-2, -1, 0, 3, 4, 5]
+        for describe in (delta.describe, delta.describe_files):
+            told = describe(table, time_column="t")
+            assert (told.time_min, told.time_max) == (START, START + timedelta(days=5))
+        assert delta.drop_before(table, START + timedelta(days=3), time_column="t") == 3
+        assert sorted(content(table)["x"]) == [3, 4, 5]
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {},
+            {"mode": "append"},
+            {"mode": "incremental", "watermark_column": "t"},
+            {"mode": "incremental", "watermark_column": "t", "keys": ["x"], "overlap": 90_000},
+            {"window": {"start": "2024-01-02T01:00+01:00", "end": "2024-01-05T00:00Z"}},
+        ],
+    )
+    def test_rows_for_such_a_table_have_none_either(
+        self, tmp_path: Path, table: str, how: dict[str, Any]
+    ) -> None:
+        times = [datetime(2024, 1, day) for day in range(1, 6)]
+        pl.DataFrame({"t": times[:2], "x": [0, 1]}).write_delta(table)
+        source = land(
+            tmp_path, "a.parquet", t=[time.replace(tzinfo=UTC) for time in times[1:]], x=[1, 2, 3, 4]
+        )
+        spec = {"source": source, "table": table, "time_column": "t", **how}
+        result = run_step("ingest", spec, Services())
+        first = {"append": [0, 1, 1, 2, 3, 4], "incremental": [0, 1, 2, 3, 4]}
+        held = first.get(str(how.get("mode")), [0, 1, 2, 3] if how else [1, 2, 3, 4])
+        assert content(table) == {"t": [times[x] for x in held], "x": held}
+        assert result["dataset"]["time_max"] == f"2024-01-0{held[-1] + 1}T00:00:00Z"
+
+    def test_a_window_is_judged_and_bad_rows_set_aside(self, tmp_path: Path, table: str) -> None:
+        times = [datetime(2024, 1, day, hour) for day in (1, 2, 3) for hour in range(20)]
+        rows = pl.DataFrame({"t": times, "x": list(range(60))})
+        rows.write_delta(table)
+        suite = {
+            "type": "expect_column_values_to_not_be_in_set",
+            "kwargs": {"column": "x", "value_set": [25]},
+        }
+        spec = {
+            "dataset": table,
+            "suite": {"name": "s", "expectations": [suite]},
+            "time_column": "t",
+            "window": {"start": "2024-01-02T00:00:00Z", "end": "2024-01-03T00:00:00Z"},
+            "quarantine": {"table": f"{table}_quarantine", "budget": 0.1},
+        }
+        result = run_step("validate", spec, Services())
+        assert (result["success"], result["row_count"]) == (True, 20)
+        assert content(table)["x"] == [x for x in range(60) if x != 25]
+        assert content(f"{table}_quarantine")["x"] == [25]
+
+
+def decimals(*texts: str) -> pl.Series:
+    scale = max(len(text.partition(".")[2]) for text in texts)
+    return pl.Series([Decimal(text) for text in texts], dtype=pl.Decimal(38, scale))
+
+
+class TestDecimals:
+    """A query's decimals have the scale that was seen, which may be larger the next day."""
+
+    def test_a_larger_scale_widens_the_table(self, tmp_path: Path, table: str) -> None:
+        ingest(land(tmp_path, "1.parquet", x=decimals("1.5", "-2.0")), table)
+        more = land(tmp_path, "2.parquet", x=decimals("1.25", "3.00"))
+        with pytest.raises(
+            SchemaMismatchError, match=r"widen' takes it, or in a query CAST\(x AS NUMERIC\(38,1\)\)"
+        ):
+            ingest(more, table, mode="append")
+        for _ in range(2):
+            ingest(more, table, mode="append", schema_policy="widen")
+        assert content(table)["x"] == [Decimal(text) for text in ("-2.00", "1.25", "1.50", "3.00")]
+        assert delta.read_table(table).collect_schema()["x"] == pl.Decimal(38, 2)
+        ingest(land(tmp_path, "3.parquet", x=decimals("7.5")), table, mode="append", schema_policy="widen")
+        assert content(table)["x"][-1] == Decimal("7.50")
+
+    def test_precision_grows_with_the_scale_where_there_is_room(self, tmp_path: Path, table: str) -> None:
+        price = pl.Series([Decimal("12345678.25")], dtype=pl.Decimal(10, 2))
+        ingest(land(tmp_path, "1.parquet", x=price), table)
+        finer = pl.Series([Decimal("1.12345")], dtype=pl.Decimal(6, 5))
+        ingest(land(tmp_path, "2.parquet", x=finer), table, mode="append", schema_policy="widen")
+        assert delta.read_table(table).collect_schema()["x"] == pl.Decimal(13, 5)
+        assert content(table)["x"] == [Decimal("1.12345"), Decimal("12345678.25000")]
+
+    @pytest.mark.parametrize(("held", "new"), [("9" * 37, "0.25"), ("0.25", "9" * 37)])
+    def test_values_that_would_need_more_digits_than_there_are(
+        self, tmp_path: Path, table: str, held: str, new: str
+    ) -> None:
+        ingest(land(tmp_path, "1.parquet", x=decimals(held)), table)
+        before = delta.newest_version(table), content(table)
+        source = land(tmp_path, "2.parquet", x=decimals(new))
+        with pytest.raises(SchemaMismatchError, match=r"too many digits|conversion from `decimal"):
+            ingest(source, table, mode="append", schema_policy="widen")
+        assert (delta.newest_version(table), content(table)) == before

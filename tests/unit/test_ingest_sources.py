@@ -398,7 +398,7 @@ class TestDownload:
 
     def test_a_file_that_is_no_such_file(self, web: str, table: str) -> None:
         Web.files["a.parquet"] = b"<html>Sign in</html>"
-        with pytest.raises(DatasetNotFoundError, match=rf"no readable file matches {web}/file/a.parquet"):
+        with pytest.raises(DatasetNotFoundError, match=rf"^{web}/file/a.parquet is there and can't be read"):
             ingest(table, source=f"{web}/file/a.parquet")
 
     def test_a_file_of_which_a_part_is_broken(self, web: str, tmp_path: Path, table: str) -> None:

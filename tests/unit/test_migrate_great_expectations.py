@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pendulum
 import polars as pl
 import pytest
 from airflow.sdk import DAG
+from airflow.timetables.trigger import CronTriggerTimetable as Ticking
 
 from airflow_mlops.exceptions import DataQualityError
 from airflow_mlops.integrations import delta
@@ -88,13 +90,25 @@ def test_a_data_frame(snippets: dict[str, Any]) -> None:
 
 
 def test_a_batch(snippets: dict[str, Any]) -> None:
-    january = {"window_start": "2019-01-01", "window_end": "2019-02-01"}
-    ingested = run(snippets["ingest_month"], **january)
-    assert run(snippets["validate_month"], dataset=ingested, **january)["success"]
-    february = {"window_start": "2019-02-01", "window_end": "2019-03-01"}
-    ingested = run(snippets["ingest_month"], **february)
+    schedule = snippets["ingest_month"].dag.timetable
+    ticks = Ticking(schedule.expression, timezone=schedule.timezone, interval=schedule.interval)
+
+    tasks = [snippets["ingest_month"], snippets["validate_month"]]
+    templates = [(task.window_start, task.window_end) for task in tasks]
+
+    def judge(due: str) -> dict[str, Any]:
+        """Run both as in the run that is due then, with the interval that Airflow's scheduler gives it."""
+        interval = ticks.infer_manual_data_interval(run_after=pendulum.parse(due))
+        told = {"data_interval_start": interval.start, "data_interval_end": interval.end}
+        result: dict[str, Any] = {}
+        for task, template in zip(tasks, templates, strict=True):
+            start, end = task.render_template(template, told)
+            result = run(task, window_start=start, window_end=end, **({"dataset": result} if result else {}))
+        return result
+
+    assert (judge("2019-02-01")["success"], judge("2019-02-01")["row_count"]) == (True, 28)
     with pytest.raises(DataQualityError, match="passenger_count"):
-        run(snippets["validate_month"], dataset=ingested, **february)
+        judge("2019-03-01")
 
 
 def test_a_checkpoint_and_a_suite_of_the_old_kind(snippets: dict[str, Any], lake: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pendulum
 import polars as pl
 import pytest
+from airflow.configuration import conf
 from airflow.sdk import DAG, CronPartitionTimetable
+from airflow.timetables.trigger import CronTriggerTimetable
 from deltalake import DeltaTable
 
 from airflow_mlops.core.data.partitions import Partition, PartitionUnit, partition_window
@@ -305,6 +307,27 @@ class TestTimetable:
             "start": "2024-03-01T00:00:00+00:00",
             "end": "2024-04-01T00:00:00+00:00",
         }
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [
+        (IngestDatasetOperator, {"source": "a.csv", "table": "t"}),
+        (ValidateDatasetOperator, {"dataset": "t", "suite": {}}),
+    ],
+)
+def test_the_empty_interval_of_a_daily_dag_is_refused_with_what_to_write(
+    operator: type, arguments: dict[str, Any]
+) -> None:
+    assert not conf.getboolean("scheduler", "create_cron_data_intervals")  # so schedule="@daily" is this:
+    timetable = CronTriggerTimetable("@daily", timezone="UTC")
+    day = timetable.infer_manual_data_interval(run_after=pendulum.datetime(2024, 1, 2))
+    task = operator(task_id="t", time_column="at", **arguments)
+    task.render_template_fields({"data_interval_start": day.start, "data_interval_end": day.end})
+    with pytest.raises(
+        ValueError, match=r"CronTriggerTimetable\(.*interval=.*CronPartitionTimetable.*window_start"
+    ):
+        task.build_spec(context(None))
 
 
 @pytest.mark.parametrize(

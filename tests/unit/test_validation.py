@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import great_expectations as gx
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings, strategies as st
@@ -438,3 +439,81 @@ def test_a_column_whose_name_is_a_pattern_is_itself() -> None:
     rows = pl.LazyFrame({"^n$": [1.0, 2.0], "n": [7.0, 8.0]})
     (result,) = validate_frame(rows, suite_of("expect_column_max_to_be_between", column="^n$", max_value=2))["results"]  # fmt: skip
     assert (result["success"], result["result"]["observed_value"]) == (True, 2.0)
+
+
+def untouched(values: pl.Series) -> pl.Series:
+    if len(values):
+        raise AssertionError(f"column {values.name} was loaded")
+    return values
+
+
+NAMED = ["n", "m", "ü x", "big"]
+ROWS_OF_THREE = pl.LazyFrame({"n": [1, 2, 3], "m": [3, 2, 1], "ü x": ["a", "b", "b"], "big": [0.1, 0.2, 0.3]})
+OF_NAMES = [
+    ("table_columns_to_match_set", {"column_set": [*reversed(NAMED)]}, True),
+    ("table_columns_to_match_set", {"column_set": ["n", "big"]}, False),
+    ("table_columns_to_match_set", {"column_set": ["n", "big"], "exact_match": False}, True),
+    ("table_columns_to_match_ordered_list", {"column_list": NAMED}, True),
+    ("table_columns_to_match_ordered_list", {"column_list": ["m", "n", "gone"]}, False),
+]
+WITH_CONDITION = [
+    ("column_values_to_be_between", {"column": "n", "max_value": 1, "row_condition": "m > 2"}, True),
+    ("column_values_to_be_between", {"column": "n", "max_value": 2, "row_condition": '`ü x` == "b"'}, False),
+    ("table_row_count_to_equal", {"value": 2, "row_condition": "n < 3"}, True),
+    (
+        "column_values_to_be_between",
+        {
+            "column": "n",
+            "max_value": 1,
+            "row_condition": {
+                "type": "comparison",
+                "column": {"name": "ü x"},
+                "operator": "==",
+                "parameter": "a",
+            },
+        },
+        True,
+    ),
+]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.* row_condition:DeprecationWarning", "ignore:The condition_parser:DeprecationWarning"
+)
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("kind", "kwargs", "success"), OF_NAMES + WITH_CONDITION)
+def test_great_expectations_is_given_the_columns_that_are_asked_for(
+    kind: str, kwargs: dict[str, Any], success: bool, together: bool
+) -> None:
+    more = {"condition_parser": "pandas"} if isinstance(kwargs.get("row_condition"), str) else {}
+    asked = [{"type": f"expect_{kind}", "kwargs": kwargs | more}]
+    if together:  # with one that needs rows
+        asked.append({"type": "expect_column_quantile_values_to_be_between", "kwargs": {"column": "n", "quantile_ranges": {"quantiles": [0.5], "value_ranges": [[2, 2]]}}})  # fmt: skip
+    suite = {"name": "s", "expectations": asked}
+    guarded = ROWS_OF_THREE.with_columns(pl.col("big").map_batches(untouched, return_dtype=pl.Float64))
+    report = validate_frame(guarded, suite)
+    assert [result["success"] for result in report["results"]] == [success, True][: len(asked)]
+    # What it says of all rows, in the order of its own sets.
+    assert in_order(report["results"]) == in_order(_whole(ROWS_OF_THREE, suite))
+
+
+def in_order(results: list[dict[str, Any]]) -> list[Any]:
+    def sorted_lists(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: sorted_lists(item) for key, item in value.items()}
+        return sorted(map(repr, value)) if isinstance(value, list) else value
+
+    return [sorted_lists(result["result"]) for result in results]
+
+
+def _whole(frame: pl.LazyFrame, suite: dict[str, Any]) -> list[dict[str, Any]]:
+    """Great Expectations by itself, on all columns and rows."""
+    context = gx.get_context(mode="ephemeral")
+    asset = context.data_sources.add_pandas("whole").add_dataframe_asset("rows")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch(
+        {"dataframe": frame.collect().to_pandas()}
+    )
+    return [
+        batch.validate(gx.ExpectationSuite(name="s", expectations=[item]).expectations[0]).to_json_dict()
+        for item in suite["expectations"]
+    ]

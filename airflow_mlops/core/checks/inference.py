@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.data.dataset import row_count
@@ -73,6 +74,8 @@ def infer_expectations(frame: pl.LazyFrame, policy: InferencePolicy) -> list[Exp
     :param frame: reference rows; read twice, in a stream.
     :raises InsufficientDataError: fewer than :data:`MIN_ROWS` rows.
     """
+    from polars.selectors import by_name  # of names as they are: select() takes ^a$ for a pattern
+
     schema = frame.collect_schema()
     seen = _measure(frame, schema)
     rows = seen["rows"]
@@ -80,9 +83,13 @@ def infer_expectations(frame: pl.LazyFrame, policy: InferencePolicy) -> list[Exp
         raise InsufficientDataError(
             f"expectations can't be inferred from {rows} rows; take a reference of at least {MIN_ROWS}"
         )
-    few = [name for name in schema if 0 < seen.get(f"distinct:{name}", math.inf) <= policy.max_categories]
+    few = [
+        name
+        for name, dtype in schema.items()
+        if _is_listed(dtype) and 0 < seen[f"distinct:{name}"] <= policy.max_categories
+    ]
     values = {
-        name: _without_nan(frame.select(name), schema[name])
+        name: _without_nan(frame.select(by_name(name)), schema[name])
         .drop_nulls()
         .unique()
         .collect()[name]
@@ -104,37 +111,74 @@ def _without_nan(frame: pl.LazyFrame, dtype: pl.DataType) -> pl.LazyFrame:
     return frame.fill_nan(None) if dtype.is_float() else frame
 
 
+def columns_unsaid(expectations: Sequence[Expectation]) -> list[str]:
+    """Find the columns of whose values an inferred suite says nothing but how many are missing."""
+    kinds: dict[str, set[str]] = {}
+    for item in expectations:
+        if "column" in item["kwargs"]:
+            kinds.setdefault(item["kwargs"]["column"], set()).add(item["type"])
+    return [column for column, told in kinds.items() if len(told) == 2]
+
+
 def _is_number(dtype: pl.DataType) -> bool:
+    """Tell whether a column holds numbers that can be told in JSON."""
+    return _is_measured(dtype) or dtype.is_decimal()
+
+
+def _is_measured(dtype: pl.DataType) -> bool:
     """Tell whether a column holds numbers that polars judges as Great Expectations does."""
     import polars as pl
 
     return dtype.is_float() or (dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128))
 
 
+def _is_listed(dtype: pl.DataType) -> bool:
+    """Tell whether values of a column can be in a set: of decimals the floats of JSON are others."""
+    import polars as pl
+
+    return _is_measured(dtype) or dtype == pl.String
+
+
 def _measure(frame: pl.LazyFrame, schema: pl.Schema) -> dict[str, Any]:
     import polars as pl
+    from polars.selectors import by_name
 
     wanted = {"rows": row_count()}
     for name, dtype in schema.items():
-        value = pl.col(name)
+        value = by_name(name).as_expr()
         wanted[f"missing:{name}"] = value.is_null().sum()
         if dtype.is_float():
             value = value.cast(pl.Float64).fill_nan(None)
             wanted[f"missing:{name}"] = value.is_null().sum()
             wanted[f"infinite:{name}"] = value.is_infinite().sum()
         if _is_number(dtype):
+            finite = pl.when(value.is_finite()).then(value) if dtype.is_float() else value
             wanted |= {
-                f"least:{name}": value.min(),
-                f"most:{name}": value.max(),
+                f"least:{name}": finite.min(),
+                f"most:{name}": finite.max(),
                 f"zero:{name}": (value == 0).sum(),
                 f"negative:{name}": (value < 0).sum(),
+            }
+        if _is_measured(dtype):
+            wanted |= {
                 f"median:{name}": value.median(),
                 f"mean:{name}": value.mean(),
                 f"spread:{name}": value.std(),
             }
+        if dtype == pl.Boolean:
+            wanted[f"true:{name}"] = value.sum()
         if _is_number(dtype) or dtype == pl.String:
             wanted[f"distinct:{name}"] = value.drop_nulls().n_unique()
-    return frame.select(**wanted).collect(engine="streaming").row(0, named=True)
+    seen = frame.select(**wanted).collect(engine="streaming").row(0, named=True)
+    return {key: _outward(key, value) if isinstance(value, Decimal) else value for key, value in seen.items()}
+
+
+def _outward(key: str, value: Decimal) -> float:
+    """Give the float that is no less extreme than a decimal: the nearest may be inside of it, and the value itself beyond."""
+    near = float(value)
+    if key.startswith("least:"):
+        return near if Decimal(near) <= value else math.nextafter(near, -math.inf)
+    return near if Decimal(near) >= value else math.nextafter(near, math.inf)
 
 
 def _of_column(
@@ -145,33 +189,52 @@ def _of_column(
     )
     yield from _missing(name, seen, policy)
     there = seen["rows"] - seen["missing"]
-    if not there or "distinct" not in seen or seen.get("infinite"):
+    if not there:
         return
+    if "true" in seen:
+        yield from _truths(name, seen["true"] / there, there, policy)
+    elif seen.get("infinite"):
+        yield from _finite(name, seen, there, policy)
+    elif "distinct" in seen:
+        yield from _of_values(name, dtype, seen, values, policy)
+
+
+def _of_values(
+    name: str, dtype: pl.DataType, seen: Mapping[str, Any], values: list[Any] | None, policy: InferencePolicy
+) -> Iterator[Expectation]:
+    there = seen["rows"] - seen["missing"]
     if values is not None:
         slack = policy.slack(0.0, there)
         yield _expect(
             "column_values_to_be_in_set",
             name,
-            f"REVIEW: {_brief(values[0])} is the only value of all rows: may others come, as in a column that names the month? "
-            f"As it stands {slack:.2%} may"
+            _only(values[0], slack)
             if len(values) == 1
             else f"the {len(values)} values seen; {slack:.2%} of others may come, as rare ones are missing from a sample",
             value_set=values,
             mostly=_mostly(slack),
         )
-    elif seen["distinct"] == there and not dtype.is_float():
+    elif seen["distinct"] == there and not dtype.is_float() and getattr(dtype, "scale", 0) == 0:
         yield _expect("column_values_to_be_unique", name, f"no value was repeated in {there} rows")
         return  # it names rows, and a name has no size
-    if _is_number(dtype) and max(abs(seen["least"]), abs(seen["most"])) < _LARGEST:
-        yield from _zeros(name, seen, there, policy)
-        if values is None:
-            yield from _range(name, seen, there, policy)
-        if (
-            values is None or dtype.is_float()
-        ):  # few whole numbers are codes, which have no size: 99 often means unknown
-            yield from _signs(name, seen, there, policy)
-            yield from _outliers(name, seen, policy)
+    if not _is_number(dtype) or max(abs(seen["least"]), abs(seen["most"])) >= _LARGEST:
+        return
+    yield from _zeros(name, seen, there, policy)
+    if values is None:
+        yield from _range(name, seen, there, policy)
+    if values is None or dtype.is_float():
+        # Few whole numbers are codes, which have no size: 99 often means unknown.
+        yield from _signs(name, seen, there, policy)
+        yield from _outliers(name, seen, policy)
+    if _is_measured(dtype):  # Great Expectations has no mean of decimals of which one is missing
         yield from _levels(name, seen, there, policy)
+
+
+def _only(value: Any, slack: float) -> str:
+    return (
+        f"REVIEW: {_brief(value)} is the only value of all rows: may others come, as in a column that names the month? "
+        f"As it stands {slack:.2%} may"
+    )
 
 
 def _missing(name: str, seen: Mapping[str, Any], policy: InferencePolicy) -> Iterator[Expectation]:
@@ -187,17 +250,55 @@ def _missing(name: str, seen: Mapping[str, Any], policy: InferencePolicy) -> Ite
 
 
 def _zeros(name: str, seen: Mapping[str, Any], there: int, policy: InferencePolicy) -> Iterator[Expectation]:
-    share = seen["zero"] / there
+    return _share_of(name, 0, "zero", seen["zero"] / there, there, policy)
+
+
+def _truths(name: str, share: float, there: int, policy: InferencePolicy) -> Iterator[Expectation]:
+    if 0 < share < 1:
+        yield from _share_of(name, True, "true", share, there, policy)
+        return
+    slack = policy.slack(0.0, there)
+    yield _expect(
+        "column_values_to_be_in_set",
+        name,
+        _only(share == 1, slack),
+        value_set=[share == 1],
+        mostly=_mostly(slack),
+    )
+
+
+def _share_of(
+    name: str, value: Any, told: str, share: float, there: int, policy: InferencePolicy
+) -> Iterator[Expectation]:
     if not 0 < share < 1:
         return
     slack = policy.slack(share, there)
-    note = f"{share:.2%} were zero; that may move by {slack:.2%} of the values either way"
+    note = f"{share:.2%} were {told}; that may move by {slack:.2%} of the values either way"
     if share + slack < 1:
         yield _expect(
-            "column_values_to_not_be_in_set", name, note, value_set=[0], mostly=_mostly(share + slack)
+            "column_values_to_not_be_in_set", name, note, value_set=[value], mostly=_mostly(share + slack)
         )
     if share > slack:
-        yield _expect("column_values_to_be_in_set", name, note, value_set=[0], mostly=_down(share - slack))
+        yield _expect(
+            "column_values_to_be_in_set", name, note, value_set=[value], mostly=_down(share - slack)
+        )
+
+
+def _finite(name: str, seen: Mapping[str, Any], there: int, policy: InferencePolicy) -> Iterator[Expectation]:
+    """Say of a column with infinities what its other values are: means, and sizes, are infinite there."""
+    share = seen["infinite"] / there
+    slack = policy.slack(share, there)
+    if seen["least"] is None or share + slack >= 1:
+        return
+    yield _expect(
+        "column_values_to_be_between",
+        name,
+        f"REVIEW: {seen['infinite']} of {there} values were infinite, the others from {seen['least']} to {seen['most']}: can they be? "
+        f"As it stands {share + slack:.2%} may be beyond",
+        min_value=seen["least"],
+        max_value=seen["most"],
+        mostly=_mostly(share + slack),
+    )
 
 
 def _range(name: str, seen: Mapping[str, Any], there: int, policy: InferencePolicy) -> Iterator[Expectation]:

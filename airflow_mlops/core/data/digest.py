@@ -81,7 +81,8 @@ class RowDigest:
 
     def update(self, frame: pl.DataFrame) -> None:
         """Add a batch."""
-        columns = [(_seed(name), *self._words(frame[name])) for name in self.columns]
+        # Without its name: what polars does to a series called ^a$ it does to all columns that match.
+        columns = [(_seed(name), *self._words(frame[name].alias(""))) for name in self.columns]
         size = min(frame.height, _BLOCK)
         word, scratch, row = (np.empty(size, np.uint64) for _ in range(3))
         sums = [0, 0]

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+#: Decimal digits that a table can hold.
+_DIGITS = 38
+
 SchemaPolicy = Literal["strict", "add_columns", "widen"]
 
 
@@ -53,7 +56,7 @@ def fit_schema(
             continue
         wider = _holds_both(dtype, rows[name])
         if policy != "widen" or wider is None:
-            hint = "; schema_policy='widen' takes it" if wider is not None else ""
+            hint = _hint(name, dtype, rows[name], wider)
             problems.append(f"{name} is {rows[name]}, the table has {dtype}{hint}")
             continue
         fitted[name] = wider
@@ -64,10 +67,28 @@ def fit_schema(
     return SchemaFit(rows=fitted, added=added, widened=widened)
 
 
-def _holds_both(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
-    """Find the narrowest type that holds every value of both, exactly; ``None`` when there is none."""
+def _hint(name: str, table: pl.DataType, rows: pl.DataType, wider: pl.DataType | None) -> str:
+    """Say what would take such a column."""
     import polars as pl
 
+    hint = "; schema_policy='widen' takes it" if wider is not None else ""
+    if isinstance(table, pl.Decimal) and isinstance(rows, pl.Decimal):
+        hint += f"{', or in' if hint else '; in'} a query CAST({name} AS NUMERIC({table.precision},{table.scale})) rounds it"
+    return hint
+
+
+def _holds_both(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
+    """Find the narrowest type that holds every value of both, exactly; ``None`` when there is none.
+
+    Of decimals that would need more than 38 digits it is the one with all digits after the point. A value that has too many
+    before it is refused when it is written.
+    """
+    import polars as pl
+
+    if isinstance(one, pl.Decimal) and isinstance(other, pl.Decimal):
+        scale = max(one.scale, other.scale)
+        whole = max((dtype.precision or _DIGITS) - dtype.scale for dtype in (one, other))
+        return pl.Decimal(min(_DIGITS, whole + scale), scale)
     wider: dict[type[pl.DataType], tuple[type[pl.DataType], ...]] = {
         pl.Int8: (pl.Int16, pl.Int32, pl.Int64, pl.Float32, pl.Float64),
         pl.Int16: (pl.Int32, pl.Int64, pl.Float32, pl.Float64),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def in_window(
 ) -> str | None:
     """Say that a row is in a window; ``None``: every row is.
 
-    :param schema: of the table; a date is its midnight in UTC.
+    :param schema: of the table; a date is its midnight in UTC, a time without a zone is UTC.
     """
     if window is None:
         return None
@@ -31,9 +31,33 @@ def bound(time_column: str, instant: datetime, schema: Mapping[str, pl.DataType]
     """Write an instant that times of a column are compared with."""
     import polars as pl
 
-    if schema.get(time_column) == pl.Date:
+    dtype = schema.get(time_column)
+    if dtype == pl.Date:
         instant = _next_midnight(instant)  # delta-rs takes the hour off the bound
-    return instant.isoformat()
+    return comparable(instant, dtype).isoformat()
+
+
+def comparable(instant: datetime, dtype: pl.DataType | None) -> datetime:
+    """Give an instant as times of such a column are compared with it: those without a zone are UTC."""
+    import polars as pl
+
+    zoneless = isinstance(dtype, pl.Datetime) and dtype.time_zone is None
+    return instant.astimezone(UTC).replace(tzinfo=None) if zoneless else instant
+
+
+def inside(time_column: str, window: Window, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    """Say like :func:`in_window`, to polars, that a row is in a window."""
+    import polars as pl
+
+    start, end = (comparable(instant, schema[time_column]) for instant in (window.start, window.end))
+    return pl.col(time_column).is_between(start, end, closed="left")
+
+
+def as_instant(time: Any) -> Any:
+    """Give a time of a table in UTC: a date is its midnight, a time without a zone is there already."""
+    if isinstance(time, datetime):
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    return datetime(time.year, time.month, time.day, tzinfo=UTC) if isinstance(time, date) else time
 
 
 def _next_midnight(instant: datetime) -> datetime:

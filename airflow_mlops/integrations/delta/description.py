@@ -6,14 +6,17 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.data.batches import stream_batches
-from airflow_mlops.core.data.dataset import DatasetVersion, row_count
+from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
 from airflow_mlops.core.data.digest import RowDigest, RowSum
+from airflow_mlops.integrations.delta.conditions import as_instant
+from airflow_mlops.integrations.delta.extremes import find_extremes
 from airflow_mlops.integrations.delta.file_sums import FileSum, remember_sums, sum_table
 from airflow_mlops.integrations.delta.reading import read_table
 from airflow_mlops.integrations.delta.tables import data_files, open_table, scan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     import polars as pl
     from deltalake import DeltaTable
@@ -46,10 +49,7 @@ def describe(
         total, parts = _sum_rows(frame), []
     if remember and parts:
         remember_sums(uri, parts)
-    found = {}
-    if time_column is not None and time_column in schema:
-        told = _times(time_column, schema)
-        found = frame.select(told).collect(engine="streaming").row(0, named=True)
+    first, last = _times(table, time_column, schema)
     columns = {name: str(dtype) for name, dtype in schema.items()}
     return DatasetVersion(
         uri=uri,
@@ -58,19 +58,19 @@ def describe(
         row_count=total.row_count,
         columns=columns,
         time_column=time_column,
-        time_min=found.get("_first"),
-        time_max=found.get("_last"),
+        time_min=first,
+        time_max=last,
     )
 
 
-def _times(time_column: str, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
-    """Ask for the first and the last time; a date is its midnight in UTC."""
-    import polars as pl
-
-    time = pl.col(time_column)
-    if schema[time_column] == pl.Date:
-        time = time.cast(pl.Datetime("us", "UTC"))
-    return [time.min().alias("_first"), time.max().alias("_last")]
+def _times(
+    table: DeltaTable, time_column: str | None, schema: Mapping[str, pl.DataType]
+) -> tuple[datetime | None, datetime | None]:
+    """Find the first and the last time, in UTC: a date is its midnight."""
+    if time_column is None or time_column not in schema:
+        return None, None
+    first, last = (as_instant(time) for time in find_extremes(table, time_column))
+    return first, last
 
 
 def _known(
@@ -100,20 +100,17 @@ def describe_files(uri: str, *, version: int | None = None, time_column: str | N
     schema = frame.collect_schema()
     actions = pl.DataFrame(table.get_add_actions())
     files = sorted(actions.select("path", "size_bytes").rows()) if actions.height else []
-    told = [row_count().alias("_count")]
-    if time_column is not None and time_column in schema:
-        told += _times(time_column, schema)
-    found = frame.select(told).collect(engine="streaming").row(0, named=True)
+    first, last = _times(table, time_column, schema)
     text = f"files-v1;{sorted((name, str(dtype)) for name, dtype in schema.items())};{files}"
     return DatasetVersion(
         uri=uri,
         version=table.version(),
         dataset_digest="sha256:" + hashlib.sha256(text.encode()).hexdigest(),
-        row_count=found["_count"],
+        row_count=count_rows(frame),
         columns={name: str(dtype) for name, dtype in schema.items()},
         time_column=time_column,
-        time_min=found.get("_first"),
-        time_max=found.get("_last"),
+        time_min=first,
+        time_max=last,
     )
 
 

@@ -102,6 +102,7 @@ def _read(
 ) -> Iterator[tuple[str, RowSum]]:
     import polars as pl
     import pyarrow as pa
+    from polars.selectors import by_name  # of names as they are: select() takes ^a$ for a pattern
 
     if not files:
         return
@@ -115,7 +116,7 @@ def _read(
         )
         for batch in batches:
             frame = pl.DataFrame(pa.Table.from_batches([batch]))
-            digest.update(frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items()))
+            digest.update(frame.select(by_name(name).cast(dtype) for name, dtype in schema.items()))
         yield file, digest.total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deltalake import DeltaTable
+
+logger = logging.getLogger(__name__)
+
+#: So many marks are asked of delta-rs one by one.
+_FEW = 4
 
 
 def version_as_of(uri: str, as_of: str) -> int:
@@ -90,8 +96,8 @@ def _paths(table: DeltaTable) -> set[str]:
 
 def standing_marks(uri: str, table: DeltaTable, names: Sequence[str]) -> dict[str, int]:
     """Find marks that stand. Delta keeps those of commits whose rows are gone because an earlier version was restored."""
-    told = {name: table.transaction_version(name) for name in names}
-    found = {name: number for name, number in told.items() if number is not None}
+    told = _logged_marks(uri, table, names)
+    found = {name: told[name] for name in names if name in told}
     restored = _last_restored(uri, table.version()) if found else None
     if restored is None:
         return found
@@ -103,6 +109,50 @@ def standing_marks(uri: str, table: DeltaTable, names: Sequence[str]) -> dict[st
     for version in range(at + 1, table.version() + 1):
         standing |= _marks_of(uri, version)
     return {name: standing[name] for name in found if name in standing}
+
+
+def _logged_marks(uri: str, table: DeltaTable, names: Sequence[str]) -> dict[str, int]:
+    """Find marks of any commit of a version's log.
+
+    delta-rs reads the log once for each name, so for more than a few it is read here.
+    """
+    if len(names) > _FEW:
+        try:
+            return _all_marks(uri, table)
+        except (OSError, LookupError, ValueError) as err:  # not written as it mostly is, or just cleaned up
+            logger.debug("the marks of %s are asked for one by one: %s", uri, err)
+    told = {name: table.transaction_version(name) for name in names}
+    return {name: number for name, number in told.items() if number is not None}
+
+
+def _all_marks(uri: str, table: DeltaTable) -> dict[str, int]:
+    """Read the marks of the last checkpoint and of the commits since.
+
+    :raises LookupError: the checkpoint is of a kind, or the table has a setting, that only delta-rs knows what to make of.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    store = ObjectStore(uri)
+    if "delta.setTransactionRetentionDuration" in table.metadata().configuration:
+        raise LookupError("marks of this table expire")
+    marks: dict[str, int] = {}
+    version = -1
+    try:
+        last = json.loads(store.read("_delta_log/_last_checkpoint"))
+    except FileNotFoundError:
+        last = None
+    if last is not None:
+        version = int(last["version"])
+        if version > table.version() or last.get("parts") or last.get("v2Checkpoint"):
+            raise LookupError("the last checkpoint is not this version's, or in several files")
+        content = pa.BufferReader(store.read(f"_delta_log/{version:020}.checkpoint.parquet"))
+        for row in parquet.read_table(content, columns=["txn"]).column("txn").to_pylist():
+            if row is not None and row.get("appId") is not None:
+                marks[row["appId"]] = int(row["version"])
+    for number in range(version + 1, table.version() + 1):
+        marks |= _marks_of(uri, number)
+    return marks
 
 
 def _last_restored(uri: str, newest: int) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from airflow_mlops.exceptions import SchemaMismatchError
-from airflow_mlops.integrations.delta.conditions import in_window
+from airflow_mlops.integrations.delta.conditions import in_window, inside
 from airflow_mlops.integrations.delta.tables import open_table, scan, table_exists
 
 if TYPE_CHECKING:
@@ -30,22 +30,22 @@ def read_table(
     :param uri: table URI.
     :param version: Delta version; default the newest.
     :param columns: columns to keep, in this order; default all.
-    :param window: keep rows whose ``time_column`` is inside.
+    :param window: keep rows whose ``time_column`` is inside; a date is its midnight in UTC, a time without a zone is UTC.
     :param time_column: needed with ``window``.
     :raises DatasetNotFoundError: no such table or version.
     :raises SchemaMismatchError: naming a column the table does not have.
     """
-    import polars as pl
+    from polars.selectors import by_name  # of names as they are: select() takes ^a$ for a pattern
 
     frame = scan(open_table(uri, version))
-    known = frame.collect_schema().names()
+    schema = frame.collect_schema()
     wanted = [*(columns or ()), *([time_column] if window is not None and time_column else [])]
-    require_columns(wanted, known, uri)
+    require_columns(wanted, list(schema), uri)
     if window is not None:
         if time_column is None:
             raise ValueError(f"reading a window of {uri} needs time_column")
-        frame = frame.filter(pl.col(time_column).is_between(window.start, window.end, closed="left"))
-    return frame.select(columns) if columns is not None else frame
+        frame = frame.filter(inside(time_column, window, schema))
+    return frame.select(by_name(*columns)) if columns is not None else frame
 
 
 def stream_table(
@@ -65,6 +65,7 @@ def stream_table(
     """
     import polars as pl
     import pyarrow as pa
+    from polars.selectors import by_name
 
     table = open_table(uri, version)
     schema = scan(table).collect_schema()
@@ -75,7 +76,7 @@ def stream_table(
 
     def framed(batches: list[pa.RecordBatch]) -> pl.DataFrame:
         frame = pl.from_arrow(pa.Table.from_batches(batches))
-        return cast("pl.DataFrame", frame).select(pl.col(name).cast(dtype) for name, dtype in types.items())
+        return cast("pl.DataFrame", frame).select(by_name(name).cast(dtype) for name, dtype in types.items())
 
     waiting: list[pa.RecordBatch] = []
     reader = table.scan(list(columns), predicate=in_window(time_column, window, schema))

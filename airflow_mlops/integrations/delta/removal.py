@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError
-from airflow_mlops.integrations.delta.conditions import bound, quoted
+from airflow_mlops.integrations.delta.conditions import bound, comparable, quoted
 from airflow_mlops.integrations.delta.history import require_readable
 from airflow_mlops.integrations.delta.reading import read_table
 from airflow_mlops.integrations.delta.tables import data_files, open_table, scan, write_errors
@@ -42,7 +42,8 @@ def drop_before(uri: str, first: datetime, *, time_column: str) -> int:
     import polars as pl
 
     table = open_table(uri, None)
-    old = pl.col(time_column) < first
+    schema = scan(table).collect_schema()
+    old = pl.col(time_column) < comparable(first, schema[time_column])
     dropped, kept = (
         scan(table).select(old.sum(), (~old).sum().alias("kept")).collect(engine="streaming").row(0)
     )
@@ -53,7 +54,7 @@ def drop_before(uri: str, first: datetime, *, time_column: str) -> int:
             f"all {dropped} rows of {uri} are older than {first.isoformat()}: is drop_before meant so? Nothing was dropped"
         )
     with write_errors(uri):
-        table.delete(f"{quoted(time_column)} < '{bound(time_column, first, scan(table).collect_schema())}'")
+        table.delete(f"{quoted(time_column)} < '{bound(time_column, first, schema)}'")
     return int(dropped)
 
 

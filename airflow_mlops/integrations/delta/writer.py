@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.data.batches import stream_batches
-from airflow_mlops.exceptions import CommitConflictError
+from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError
 from airflow_mlops.integrations.delta.commits import WINDOW, place_of
 from airflow_mlops.integrations.delta.conditions import equals, in_window, quoted
+from airflow_mlops.integrations.delta.extremes import find_extremes
 from airflow_mlops.integrations.delta.history import standing_marks
 from airflow_mlops.integrations.delta.tables import open_table, scan, table_exists
 from airflow_mlops.integrations.delta.writing import create_table, streamed
@@ -63,6 +64,10 @@ class TableWriter:
     def scan(self) -> pl.LazyFrame | None:
         """Read the table; ``None`` when it is not there."""
         return None if self._table is None else scan(self._table)
+
+    def highest(self, column: str) -> Any:
+        """Find the highest value of a column; ``None`` where there is none."""
+        return None if self._table is None else find_extremes(self._table, column)[1]
 
     def replace(
         self,
@@ -154,22 +159,33 @@ class TableWriter:
         return table.version()
 
     def widen(self, types: Mapping[str, pl.DataType]) -> None:
-        """Write the whole table again, the same rows with other types, in a commit of its own."""
+        """Write the whole table again, the same rows with other types, in a commit of its own.
+
+        :raises SchemaMismatchError: a value does not fit, as a decimal of too many digits.
+        """
         import polars as pl
         from deltalake import write_deltalake
+        from polars.selectors import by_name
 
         if self._table is None or not types:
             return
-        rows = scan(self._table).with_columns(pl.col(name).cast(dtype) for name, dtype in types.items())
+        rows = scan(self._table).with_columns(by_name(name).cast(dtype) for name, dtype in types.items())
         schema = rows.collect_schema()
-        with streamed(self.uri, stream_batches(rows), schema) as reader:
-            write_deltalake(
-                self._table,
-                reader,
-                mode="overwrite",
-                schema_mode="overwrite",
-                commit_properties=self._properties({_WIDENING: 1}),
-            )
+        try:
+            with streamed(self.uri, stream_batches(rows), schema) as reader:
+                write_deltalake(
+                    self._table,
+                    reader,
+                    mode="overwrite",
+                    schema_mode="overwrite",
+                    commit_properties=self._properties({_WIDENING: 1}),
+                )
+        except pl.exceptions.PolarsError as err:
+            told = ", ".join(f"{name} to {dtype}" for name, dtype in types.items())
+            raise SchemaMismatchError(
+                f"{self.uri} can't be widened ({told}): some of its values have too many digits. Nothing was written. Round the new ones "
+                "at the source, in a query with CAST(... AS NUMERIC(precision, scale))"
+            ) from err
 
     def _opened(self, schema: Mapping[str, pl.DataType], *, partition_by: str | None = None) -> DeltaTable:
         """Give the table; of two that make it, both write into the same one."""

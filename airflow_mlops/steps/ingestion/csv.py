@@ -2,24 +2,124 @@
 
 from __future__ import annotations
 
+import codecs
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_mlops.exceptions import SchemaMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import polars as pl
 
 #: Rows of each file that polars guesses a type from.
 _GUESSED_ROWS = 100
 
+#: What columns may be declared to be, beside ``Decimal(10,2)``.
+_DECLARED = ("String", "Boolean", "Int8", "Int16", "Int32", "Int64", "Float32", "Float64", "Date")
 
-def csv_types(
+#: What separates values in files that are not separated by commas.
+_OTHERS = ";\t|"
+
+
+class CsvFormat(NamedTuple):
+    """How CSV files are written.
+
+    :param separator: between values; ``None``: a comma, and a header that has none and looks as if it had another is refused.
+    :param encoding: as Python names it.
+    :param types: what columns are, by name; those that are not named are what all of their texts read as.
+    """
+
+    separator: str | None = None
+    encoding: str = "utf-8"
+    types: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def comma(self) -> str:
+        """What separates values."""
+        return self.separator or ","
+
+    @property
+    def recoded(self) -> bool:
+        """Tell whether the files have to be written anew, as polars reads UTF-8 only."""
+        return codecs.lookup(self.encoding).name not in ("utf-8", "utf-8-sig", "ascii")
+
+    def require(self) -> None:
+        """Check each for itself.
+
+        :raises ValueError: one can't be.
+        """
+        if len(self.comma) != 1 or not self.comma.isascii() or self.comma in '"\r\n':
+            raise ValueError(
+                f"csv_separator {self.separator!r} separates nothing: give one ASCII character, such as ';' or a tab"
+            )
+        try:
+            "".encode(self.encoding)
+        except LookupError as err:
+            raise ValueError(
+                f"csv_encoding {self.encoding!r} is none that Python knows: give one such as utf-8, latin-1, cp1252 or utf-16"
+            ) from err
+        for column, told in self.types.items():
+            _declared(column, told)
+
+
+def _declared(column: str, told: str) -> pl.DataType:
+    """Read how a type is spelled.
+
+    :raises ValueError: there is none such.
+    """
+    import polars as pl
+
+    if told in _DECLARED:
+        dtype: pl.DataType = getattr(pl, told)()
+        return dtype
+    digits = re.fullmatch(r"Decimal\((\d+), ?(\d+)\)", told)
+    if digits and 1 <= int(digits[1]) <= 38 and int(digits[2]) <= int(digits[1]):
+        return pl.Decimal(int(digits[1]), int(digits[2]))
+    raise ValueError(
+        f"column_types[{column!r}] is {told!r}: give one of {', '.join(_DECLARED)}, or Decimal(precision,scale) such as Decimal(10,2). "
+        "Texts of times are read with time_column"
+    )
+
+
+def find_columns(
     files: Sequence[str],
     scan: Callable[..., pl.LazyFrame],
     *,
+    written: CsvFormat,
+    shown: Callable[[str], str],
+) -> dict[str, dict[str, pl.DataType]]:
+    """Find the columns of each file, with a first guess of their types; a file without a line has none, and no rows.
+
+    :param shown: what a file is called in messages.
+    :raises SchemaMismatchError: a header has another separator.
+    """
+    import polars as pl
+
+    found: dict[str, dict[str, pl.DataType]] = {}
+    for file in files:
+        try:
+            found[file] = dict(scan([file]).collect_schema())
+        except pl.exceptions.NoDataError:
+            continue
+        header = next(iter(found[file]))
+        other = next((mark for mark in _OTHERS if mark in header), None)
+        if written.separator is None and other is not None and len(found[file]) == 1:
+            raise SchemaMismatchError(
+                f"{shown(file)} has one column, {header!r}: are its values separated by {other!r}? Then give csv_separator={other!r}, "
+                "and csv_separator=',' if that is the column's name"
+            )
+    return found
+
+
+def csv_types(
+    columns: Mapping[str, Mapping[str, pl.DataType]],
+    scan: Callable[..., pl.LazyFrame],
+    *,
+    written: CsvFormat,
     name: str,
     table: Mapping[str, pl.DataType],
     texts: Sequence[str],
@@ -28,19 +128,26 @@ def csv_types(
 
     Rows are looked at where the guess is not the table's type, so of a table with the same types no more than the first ones are.
 
+    :param columns: of each file, as :func:`find_columns` found them.
     :param scan: of files, with options of ``polars.scan_csv``.
     :param name: what the files were found by, for messages.
     :param table: types of the table that the rows are for, by column.
     :param texts: columns that are taken as they stand.
-    :raises SchemaMismatchError: two columns have the same name.
+    :raises SchemaMismatchError: two columns have the same name; one that is declared is not there, or has texts that are none such.
     """
     import polars as pl
 
-    guessed = _guess(files, scan)
+    files = list(columns)
+    guessed = _guess(columns, scan)
     _require_names(guessed, name)
+    declared = {column: _declared(column, told) for column, told in written.types.items()}
+    _require_declared(files, scan, declared, guessed, name)
     types: dict[str, pl.DataType] = {}
     wanted: dict[str, list[pl.DataType]] = {}
     for column, dtype in guessed.items():
+        if column in declared:
+            types[column] = declared[column]
+            continue
         types[column] = known = pl.String() if column in texts else table.get(column, pl.String())
         if column in texts or known == dtype or (column in table and known == pl.String):
             continue
@@ -59,13 +166,60 @@ def _require_names(columns: Iterable[str], name: str) -> None:
         )
 
 
-def _guess(files: Sequence[str], scan: Callable[..., pl.LazyFrame]) -> dict[str, pl.DataType]:
+def _require_declared(
+    files: Sequence[str],
+    scan: Callable[..., pl.LazyFrame],
+    declared: Mapping[str, pl.DataType],
+    known: Iterable[str],
+    name: str,
+) -> None:
+    """Check that the columns are there, and all of their texts are what they are declared to be.
+
+    :raises SchemaMismatchError: naming those that are not.
+    """
+    import polars as pl
+    from polars.selectors import by_name
+
+    missing = [column for column in declared if column not in {*known}]
+    if missing:
+        raise SchemaMismatchError(
+            f"{name} has no column {', '.join(missing)}, which column_types names; it has {', '.join(known)}"
+        )
+    read = {column: dtype for column, dtype in declared.items() if dtype != pl.String}
+    if not read:
+        return
+    rows = scan(files, infer_schema=False)
+    counts = rows.select(_undeclared(by_name(column), dtype).sum() for column, dtype in read.items())
+    for (column, dtype), count in zip(read.items(), counts.collect(engine="streaming").row(0), strict=True):
+        if count:
+            raise SchemaMismatchError(
+                f"{name}: {count} texts of column {column!r} are no {dtype}, which column_types says. "
+                "Correct them at the source, or give another type; String takes all"
+            )
+
+
+def _undeclared(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Tell which texts are no value of a type, or one only when it is rounded."""
+    import polars as pl
+
+    if dtype == pl.Date:
+        return text.str.to_date("%Y-%m-%d", strict=False).is_null() & (text != "")
+    if dtype == pl.Boolean:
+        return ~text.str.to_lowercase().is_in(["", "true", "false"])
+    unread = text.cast(dtype, strict=False).is_null()
+    if isinstance(dtype, pl.Decimal):
+        unread |= ~text.str.contains(rf"^[+-]?\d*(\.\d{{0,{dtype.scale}}})?$")
+    return unread & (text != "")
+
+
+def _guess(
+    columns: Mapping[str, Mapping[str, pl.DataType]], scan: Callable[..., pl.LazyFrame]
+) -> dict[str, pl.DataType]:
     """Guess by the first rows of each file; a column without any value there is ``Null``."""
     import polars as pl
 
     guessed: dict[str, pl.DataType] = {}
-    for file in files:
-        schema = scan([file]).collect_schema()
+    for file, schema in columns.items():
         # As texts: polars reads on beyond the first rows, and those after them may not be what it guessed.
         first = scan([file], infer_schema=False).head(_GUESSED_ROWS)
         counts = first.select(pl.all().count()).collect().row(0, named=True)
@@ -92,7 +246,7 @@ def _wider(dtype: pl.DataType) -> list[pl.DataType]:
 def _readable(dtype: pl.DataType) -> bool:
     import polars as pl
 
-    return dtype == pl.Boolean or (dtype.is_numeric() and not isinstance(dtype, pl.Decimal))
+    return dtype in (pl.Boolean, pl.Date) or dtype.is_numeric()
 
 
 def _first_that_reads(
@@ -126,10 +280,7 @@ def _unread(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Count the texts that are no value of a type; null where there is no text at all."""
     import polars as pl
 
-    if dtype == pl.Boolean:
-        unread = ~text.str.to_lowercase().is_in(["", "true", "false"])
-    else:
-        unread = text.cast(dtype, strict=False).is_null() & (text != "")
+    unread = _undeclared(text, dtype)
     if (
         dtype == pl.Float64
     ):  # which would take the last digits of a whole number that is too large for 64 bits

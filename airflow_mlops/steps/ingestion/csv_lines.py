@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     _Numbers: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
-_QUOTE, _COMMA, _NEWLINE, _RETURN = b'",\n\r'
+_QUOTE, _NEWLINE, _RETURN = b'"\n\r'
 #: Bytes of a row beyond which a quote is taken for one that is never closed.
 _LONGEST = 64 * 1024**2
 
@@ -59,7 +59,13 @@ class _Short(NamedTuple):
 
 
 def require_full_lines(
-    files: Sequence[str], scan: Callable[..., pl.LazyFrame], columns: Sequence[str], *, name: str
+    files: Sequence[str],
+    scan: Callable[..., pl.LazyFrame],
+    columns: Sequence[str],
+    *,
+    name: str,
+    separator: str = ",",
+    shown: Callable[[str], str] = str,
 ) -> None:
     """Find the first line with fewer values than there are columns.
 
@@ -68,6 +74,8 @@ def require_full_lines(
 
     :param scan: of files, with options of ``polars.scan_csv``.
     :param name: what the files were found by.
+    :param separator: between values.
+    :param shown: what a file is called in messages.
     :raises SchemaMismatchError: naming file and line.
     """
     import polars as pl
@@ -81,21 +89,17 @@ def require_full_lines(
             return  # something else is wrong, which is said when the rows are read
         if not nulls.any():
             continue
-        short = _find_short(_rows(read_chunks(file, name)), nulls, len(columns))
+        rows = _rows(read_chunks(file, name), separator)
+        short = _find_short(rows, nulls, len(columns), separator)
         if short.too_short and short.rows == len(nulls) + 1:
             raise SchemaMismatchError(
-                f"{_shown(file, name)}, line {short.line}: {short.values} values where there are {len(columns)} columns "
-                f"(lines with too few: {short.too_short}). Which ones are missing can't be told: write their commas at the source, "
+                f"{shown(file)}, line {short.line}: {short.values} values where there are {len(columns)} columns "
+                f"(lines with too few: {short.too_short}). Which ones are missing can't be told: write their separators at the source, "
                 "or remove the lines"
             )
 
 
-def _shown(file: str, name: str) -> str:
-    """Give what a file is called: what was downloaded from an address by that, not by where it is for now."""
-    return name if name.startswith(("http://", "https://")) else file
-
-
-def _find_short(parts: Iterable[_Rows], nulls: pl.Series, width: int) -> _Short:
+def _find_short(parts: Iterable[_Rows], nulls: pl.Series, width: int, separator: str) -> _Short:
     """Compare the rows of a file with where polars finds null in their last column."""
     found = _Short(rows=0)
     for part in parts:
@@ -112,40 +116,40 @@ def _find_short(parts: Iterable[_Rows], nulls: pl.Series, width: int) -> _Short:
             break  # more rows than polars finds
         suspected = null & (values > 0) & ((values < width) | part.unsure[skipped:])
         for row in (np.flatnonzero(suspected) + skipped).tolist():
-            count = _count_values(part, row)
+            count = _count_values(part, row, separator)
             if count < width:
                 first = {} if found.too_short else {"line": int(part.lines[row]), "values": count}
                 found = found._replace(too_short=found.too_short + 1, **first)
     return found
 
 
-def _count_values(rows: _Rows, row: int) -> int:
+def _count_values(rows: _Rows, row: int, separator: str) -> int:
     """Count the values of a row; one that is not whole has more than any."""
     if not rows.unsure[row]:
         return int(rows.values[row])
     text = rows.text[rows.starts[row] : rows.ends[row]].decode("latin-1")
     try:
-        return len(next(csv.reader([text])))
+        return len(next(csv.reader([text], delimiter=separator)))
     except csv.Error:  # a value that is too long, or a line break where none may be
         return sys.maxsize
 
 
-def _rows(chunks: Iterable[bytes]) -> Iterator[_Rows]:
+def _rows(chunks: Iterable[bytes], separator: str) -> Iterator[_Rows]:
     """Count the values of each row, in the order of the file."""
     rest, line = b"", 0
     for chunk in chunks:
         text = rest + chunk
-        rows, size = _counted(text, line)
+        rows, size = _counted(text, line, separator)
         rest = text[size:]
         yield rows
         line += text.count(b"\n", 0, size)
         if len(rest) > _LONGEST:
             return
     if rest:
-        yield _counted(rest + b"\n", line)[0]
+        yield _counted(rest + b"\n", line, separator)[0]
 
 
-def _counted(text: bytes, line: int) -> tuple[_Rows, int]:
+def _counted(text: bytes, line: int, separator: str) -> tuple[_Rows, int]:
     """Count in the whole rows of a text, and tell how long these are.
 
     A row ends where polars ends it, at a line break after an even number of quotes.
@@ -154,7 +158,7 @@ def _counted(text: bytes, line: int) -> tuple[_Rows, int]:
     """
     read = np.frombuffer(text, dtype=np.uint8)
     breaks = np.flatnonzero(read == _NEWLINE)
-    ends, commas, bare = breaks, np.flatnonzero(read == _COMMA), np.empty(0, dtype=np.int64)
+    ends, commas, bare = breaks, np.flatnonzero(read == ord(separator)), np.empty(0, dtype=np.int64)
     if b'"' in text:
         quotes = read == _QUOTE
         quoted = np.cumsum(quotes, dtype=np.uint8) % 2 == 1  # 256 is even: it may run over
@@ -162,7 +166,7 @@ def _counted(text: bytes, line: int) -> tuple[_Rows, int]:
         opening = np.flatnonzero(quotes & quoted)
         opening = opening[opening > 0]
         # A quote opens a value at its start, and goes on with it after the quote before.
-        bare = opening[~np.isin(read[opening - 1], (_QUOTE, _COMMA, _NEWLINE))]
+        bare = opening[~np.isin(read[opening - 1], (_QUOTE, ord(separator), _NEWLINE))]
     values = np.diff(np.searchsorted(commas, ends), prepend=0) + 1
     starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
     blank = (starts == ends) | ((starts + 1 == ends) & (read[starts] == _RETURN))

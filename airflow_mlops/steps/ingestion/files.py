@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.data.batches import stream_batches
-from airflow_mlops.exceptions import DatasetNotFoundError, MLOpsError, SchemaMismatchError, StorageError
-from airflow_mlops.integrations.object_store import file_marks
+from airflow_mlops.exceptions import (
+    DatasetNotFoundError,
+    InsufficientDataError,
+    MLOpsError,
+    SchemaMismatchError,
+    StorageError,
+)
+from airflow_mlops.integrations.object_store import file_marks, read_chunks
 from airflow_mlops.integrations.storage import locate
-from airflow_mlops.steps.ingestion.csv import csv_types
+from airflow_mlops.steps.ingestion.csv import CsvFormat, csv_types, find_columns
 from airflow_mlops.steps.ingestion.csv_lines import require_full_lines
 
 if TYPE_CHECKING:
@@ -22,6 +30,8 @@ if TYPE_CHECKING:
 #: Endings of the files that polars reads where they are.
 SCANNED = (".parquet", ".csv", ".jsonl")
 
+_PLAIN = CsvFormat()
+
 
 def scan_files(
     files: Sequence[str],
@@ -29,6 +39,8 @@ def scan_files(
     name: str,
     texts: Sequence[str] = (),
     table: Mapping[str, pl.DataType] | None = None,
+    written: CsvFormat = _PLAIN,
+    originals: Mapping[str, str] = MappingProxyType({}),
 ) -> pl.LazyFrame:
     """Scan files where they are.
 
@@ -36,19 +48,22 @@ def scan_files(
     :param name: what they were found by, for messages and with the connection.
     :param texts: columns that a CSV file's text is taken of as it is: ``007`` is not 7.
     :param table: types of the table that the rows are for: of what stands there as text, those are tried first.
-    :raises DatasetNotFoundError: one can't be read.
-    :raises SchemaMismatchError: they have other columns than the first one, or values of types that don't go together.
+    :param written: how CSV files are written.
+    :param originals: of files that are copies, for messages.
+    :raises DatasetNotFoundError: one is gone, or can't be read.
+    :raises InsufficientDataError: none of them has a line.
+    :raises SchemaMismatchError: they have other columns than the first one, values of types that don't go together, or are written otherwise.
     :raises StorageError: the store does not answer.
     """
     import polars as pl
 
     place = locate(name)
     given: dict[str, Any] = {}
-    if place.options is not None:
+    if place.options is not None and not originals:
         given = {"storage_options": place.options, "credential_provider": None}
     scanners: dict[str, Callable[..., pl.LazyFrame]] = {
         ".parquet": pl.scan_parquet,
-        ".csv": pl.scan_csv,
+        ".csv": partial(pl.scan_csv, separator=written.comma),
         ".jsonl": partial(pl.scan_ndjson, infer_schema_length=None),
     }
     suffix = next(suffix for suffix in scanners if name.endswith(suffix))
@@ -56,27 +71,109 @@ def scan_files(
     def scan(some: Sequence[str], **options: Any) -> pl.LazyFrame:
         return scanners[suffix]([glob.escape(file) for file in some], **given, **options)
 
+    def shown(file: str) -> str:
+        # What was downloaded has the address it came from, not the place where it is for now.
+        return name if name.startswith(("http://", "https://")) else originals.get(file, file)
+
     try:
         if suffix == ".jsonl":
             return scan(files, schema=_json_types(files, scan, name, table or {}))
+        if suffix == ".csv":
+            return _scan_csv(
+                files, scan, name=name, texts=texts, table=table or {}, written=written, shown=shown
+            )
         frame = scan(files)
         frame.collect_schema()
+    except FileNotFoundError as err:
+        raise DatasetNotFoundError(f"a file of {name} is not there any more: {err}") from err
+    except (PermissionError, pl.exceptions.PolarsError) as err:
         if suffix == ".csv":
-            types = csv_types(files, scan, name=name, table=table or {}, texts=texts)
-            frame = scan(files, schema_overrides=types)
-            if len(types) > 1:
-                require_full_lines(files, scan, list(types), name=name)
-                # A blank line is a row of nulls to polars.
-                frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
-            frame.collect_schema()
-    except (FileNotFoundError, PermissionError, pl.exceptions.PolarsError) as err:
+            _require_utf8(files, name, shown)
         _require_same_columns(files, scan, name)
-        raise DatasetNotFoundError(f"no readable file matches {name}: {err}") from err
+        raise _broken(files, scan, name, shown, err) from err
     except OSError as err:
         raise StorageError(
             f"could not read {name}: {str(err).splitlines()[0]}. Check that the store answers and its address"
         ) from err
     return frame
+
+
+def _scan_csv(
+    files: Sequence[str],
+    scan: Callable[..., pl.LazyFrame],
+    *,
+    name: str,
+    texts: Sequence[str],
+    table: Mapping[str, pl.DataType],
+    written: CsvFormat,
+    shown: Callable[[str], str],
+) -> pl.LazyFrame:
+    import polars as pl
+
+    columns = find_columns(files, scan, written=written, shown=shown)
+    if not columns:
+        raise _no_line(name)
+    if any("\N{REPLACEMENT CHARACTER}" in column for known in columns.values() for column in known):
+        _require_utf8(list(columns), name, shown)
+    types = csv_types(columns, scan, written=written, name=name, table=table, texts=texts)
+    frame = scan(list(columns), schema_overrides=types)
+    if len(types) > 1:
+        require_full_lines(list(columns), scan, list(types), name=name, separator=written.comma, shown=shown)
+        # A blank line is a row of nulls to polars.
+        frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
+    frame.collect_schema()
+    return frame
+
+
+def _no_line(name: str) -> InsufficientDataError:
+    return InsufficientDataError(f"{name} has no rows, and no line that names columns: has its data arrived?")
+
+
+def _require_utf8(files: Sequence[str], name: str, shown: Callable[[str], str] = str) -> None:
+    """Find the first of some texts that is not UTF-8, which polars does not name.
+
+    :raises SchemaMismatchError: there is one.
+    """
+    for file in files:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        line = 1
+        try:
+            for chunk in read_chunks(file, name):
+                text = decoder.decode(chunk)
+                line += text.count("\n")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as err:
+            line += err.object.count(b"\n", 0, err.start)
+            raise SchemaMismatchError(
+                f"{shown(file)} is not UTF-8, in line {line}. Give csv_encoding, such as 'latin-1' or 'cp1252' (of Windows), or convert it "
+                "at the source"
+            ) from None  # it shows what is in the file
+        except OSError:
+            return  # that it can't be read is said
+
+
+def _broken(
+    files: Sequence[str],
+    scan: Callable[..., pl.LazyFrame],
+    name: str,
+    shown: Callable[[str], str],
+    err: Exception,
+) -> DatasetNotFoundError:
+    """Name the first file that can't be read by itself, or where each can all of them, and say why."""
+    import polars as pl
+
+    for file in files:
+        try:
+            scan([file]).head(1).collect()
+        except pl.exceptions.NoDataError:
+            continue
+        except (OSError, pl.exceptions.PolarsError) as own:
+            return DatasetNotFoundError(f"{shown(file)} is there and can't be read: {_first_line(own)}")
+    return DatasetNotFoundError(f"{name} can't be read: {_first_line(err)}")
+
+
+def _first_line(err: Exception) -> str:
+    return next(iter(str(err).splitlines()), type(err).__name__)
 
 
 def _json_types(
@@ -93,15 +190,13 @@ def _json_types(
 
     types: dict[str, pl.DataType] = {}
     where: dict[str, str] = {}
-    problem: Exception | None = None
     for file in files:
         try:
             schema = scan([file]).collect_schema()
         except pl.exceptions.ComputeError as err:
             if "empty reader" not in str(err):
                 raise
-            problem = err  # a file without a line has no rows
-            continue
+            continue  # a file without a line has no rows
         for column, dtype in schema.items():
             known = types.get(column, pl.Null())
             if known in (dtype, pl.Null()):
@@ -113,8 +208,8 @@ def _json_types(
                     f"{name} can't be read as one table: column {column!r} is {known} in {where[column]} and {dtype} in {file}. "
                     "Make them one type at the source"
                 )
-    if problem is not None and not types:
-        raise problem
+    if not types:
+        raise _no_line(name)
     # 2 is how JSON writes 2.0, too.
     floats = {
         column for column, dtype in types.items() if dtype == pl.Int64 and table.get(column) == pl.Float64
@@ -170,6 +265,7 @@ def reading(source: str) -> Iterator[None]:
     except UnreadableValueError as err:
         raise SchemaMismatchError(str(err).partition("\n")[0]) from err  # polars adds where it came from
     except pl.exceptions.PolarsError as err:
+        _require_same_encoding(source, err)
         _require_same_types(source)
         raise SchemaMismatchError(
             f"{source} can't be read as one table: {_unreadable(source)}{str(err).splitlines()[0]}. Fix what it names at the source"
@@ -180,6 +276,17 @@ def reading(source: str) -> Iterator[None]:
         raise StorageError(
             f"could not read {source}: {str(err).splitlines()[0]}. Check that the store answers and its address"
         ) from err
+
+
+def _require_same_encoding(source: str, err: Exception) -> None:
+    """Name the CSV file that is not UTF-8, where that is what polars stumbled over.
+
+    :raises SchemaMismatchError: there is one.
+    """
+    if not source.endswith(".csv") or "utf-8" not in str(err):
+        return
+    web = source.startswith(("http://", "https://"))
+    _require_utf8([] if web else list(file_marks(source)), source)
 
 
 def _require_same_types(source: str) -> None:
@@ -221,4 +328,6 @@ def _unreadable(source: str) -> str:
             scan_files([file], name=source)
         except DatasetNotFoundError:
             return f"{file}: "
+        except MLOpsError:
+            continue  # it may be read otherwise
     return ""

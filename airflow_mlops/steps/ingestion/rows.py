@@ -237,8 +237,9 @@ class PassingDigest:
     def _widen(self, times: pl.Series) -> None:
         import polars as pl
 
-        if times.dtype == pl.Date:
-            times = times.cast(pl.Datetime("us", "UTC"))  # as a dataset's description tells them
+        times = times.cast(
+            pl.Datetime("us", "UTC")
+        )  # as a dataset's description tells dates, and times without a zone
         first: Any = times.min()
         last: Any = times.max()
         if first is None:

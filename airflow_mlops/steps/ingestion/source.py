@@ -14,8 +14,9 @@ from airflow_mlops.exceptions import ConnectionConfigError, DatasetNotFoundError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.download import download, plain_url
 from airflow_mlops.integrations.object_store import copy_to_disk, file_marks
+from airflow_mlops.steps.ingestion.csv import CsvFormat
 from airflow_mlops.steps.ingestion.files import SCANNED, UnreadableValueError, scan_files
-from airflow_mlops.steps.ingestion.spool import CONVERTED, Spool, spool_files, spool_query
+from airflow_mlops.steps.ingestion.spool import CONVERTED, Spool, spool_files, spool_query, spool_texts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,12 +35,14 @@ class Wanted(NamedTuple):
     :param watermark: rows up to it are not wanted; a source that can't tell gives them too.
     :param table: types of the table the rows are for; ``None``: it is not there yet.
     :param texts: columns that are taken as they stand in a text file.
+    :param written: how CSV files are written.
     """
 
     parts: Sequence[str] | None
     watermark: Any = None
     table: dict[str, pl.DataType] | None = None
     texts: Sequence[str] = ()
+    written: CsvFormat = CsvFormat()
 
 
 class Source(Protocol):
@@ -84,7 +87,7 @@ class FileSource:
         # The files are always those of marks(): polars' own pattern takes hidden ones, too.
         files = list(self.marks() if wanted.parts is None else wanted.parts)
         if not self.name.endswith(CONVERTED):
-            return scan_files(files, name=self.name, texts=wanted.texts, table=wanted.table)
+            return _scan(files, wanted, self.name, self._spool)
         local = (copy_to_disk(file, self.name, self._spool.folder) for file in files)
         return spool_files(local, self._spool.folder, self.name)
 
@@ -143,7 +146,7 @@ class WebSource:
         self._fetched()
         if self._file.suffix in CONVERTED:
             return spool_files([self._file], self._spool.folder, self.name)
-        return scan_files([str(self._file)], name=self.name, texts=wanted.texts, table=wanted.table)
+        return _scan([str(self._file)], wanted, self.name, self._spool)
 
     @property
     def _file(self) -> Path:
@@ -160,6 +163,22 @@ class WebSource:
             )
             self._part = f"{self.name}#{digest}"
         return self._part
+
+
+def _scan(files: Sequence[str], wanted: Wanted, name: str, spool: Spool) -> pl.LazyFrame:
+    """Scan files, or of texts that are not UTF-8 their copies that are."""
+    copies: dict[str, str] = {}
+    if name.endswith(".csv") and wanted.written.recoded:
+        copies = spool_texts(files, name, spool.folder, encoding=wanted.written.encoding)
+        files = list(copies)
+    return scan_files(
+        files,
+        name=name,
+        texts=wanted.texts,
+        table=wanted.table,
+        written=wanted.written,
+        originals=copies,
+    )
 
 
 def find_source(
@@ -218,7 +237,7 @@ def cut_rows(
     """Put times into UTC and leave rows outside the window out; nothing but the schema is read.
 
     :param needed: columns that must be there.
-    :param table: types of the table the rows are for: dates stay dates where it has dates.
+    :param table: types of the table the rows are for: dates stay dates where it has dates, and times have no zone where its have none.
     :raises SchemaMismatchError: a column is missing, or the time column holds no times.
     """
     import polars as pl
@@ -228,15 +247,21 @@ def cut_rows(
     if time_column is None:
         return frame
     times = _utc(time_column, schema, source)
-    time = pl.col(time_column)
-    if schema[time_column] == pl.Date and (table or {}).get(time_column) == pl.Date:
+    time, stored = pl.col(time_column), (table or {}).get(time_column)
+    zoneless = stored == pl.Datetime("us")
+    if zoneless:
+        times = times.dt.replace_time_zone(None)
+    if schema[time_column] == pl.Date and stored == pl.Date:
         time = times
     else:
         frame = frame.with_columns(times)
     if window is None:
         return frame
     # Rows without a time are kept: they are in no window, so they would be missing from all of them unnoticed.
-    return frame.filter(time.is_between(window.start, window.end, closed="left") | time.is_null())
+    start, end = (
+        instant.replace(tzinfo=None) if zoneless else instant for instant in (window.start, window.end)
+    )
+    return frame.filter(time.is_between(start, end, closed="left") | time.is_null())
 
 
 def _utc(column: str, schema: pl.Schema, source: str) -> pl.Expr:

@@ -6,11 +6,13 @@ import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 from airflow_mlops.core.data.cleaning import Cleaning
 from airflow_mlops.core.data.partitions import Partition
 from airflow_mlops.core.data.schema_policy import SchemaPolicy
 from airflow_mlops.core.windows import Window
+from airflow_mlops.steps.ingestion.csv import CsvFormat
 from airflow_mlops.steps.ingestion.retention import Retention
 
 IngestMode = Literal["replace", "append", "upsert", "incremental"]
@@ -27,6 +29,9 @@ class IngestSpec:
     :param sql: a query instead of a source; ``:watermark`` in it is the table's highest ``watermark_column``, less ``overlap``.
     :param source_conn_id: connection of the query, or of the web server.
     :param source_version: version of the Delta table that is the source; default its newest.
+    :param csv_separator: between the values of CSV files; default a comma.
+    :param csv_encoding: of CSV files, as Python names it.
+    :param column_types: what columns of CSV files are, by name; default what all of their texts read as.
     :param table: URI of the Delta table; created when missing.
     :param time_column: places a row in a window; naive times are UTC, dates their midnight. Needed with ``window``.
     :param window: only these rows; ``replace`` replaces what the table has there, ``None`` means the whole table.
@@ -51,6 +56,9 @@ class IngestSpec:
     sql: str | None = None
     source_conn_id: str | None = None
     source_version: int | None = None
+    csv_separator: str | None = None
+    csv_encoding: str = "utf-8"
+    column_types: dict[str, str] = field(default_factory=dict)
     time_column: str | None = None
     window: Window | None = None
     partition: Partition | None = None
@@ -65,6 +73,11 @@ class IngestSpec:
     new_categories: dict[str, int] = field(default_factory=dict)
     cleaning: Cleaning = field(default_factory=Cleaning)
     retention: Retention = field(default_factory=Retention)
+
+    @property
+    def written(self) -> CsvFormat:
+        """How CSV files are written."""
+        return CsvFormat(self.csv_separator, self.csv_encoding, self.column_types)
 
 
 def replaces_all(spec: IngestSpec) -> bool:
@@ -109,6 +122,7 @@ def require_arguments(spec: IngestSpec) -> None:
     :raises ValueError: naming them, and what to give instead.
     """
     _require_source(spec)
+    _require_csv(spec)
     if spec.window is not None and spec.time_column is None:
         raise ValueError(
             f"a window of {spec.table} needs time_column, which places a row in it; "
@@ -154,6 +168,19 @@ def _require_source(spec: IngestSpec) -> None:
             f"source_conn_id belongs to sql and to http(s) addresses; a store's connection is in its address: "
             f"s3://{spec.source_conn_id}@bucket/key"
         )
+
+
+def _require_csv(spec: IngestSpec) -> None:
+    if spec.written == CsvFormat(types={}):
+        return
+    if not urlsplit(str(spec.source)).path.endswith(".csv"):
+        raise ValueError(
+            f"csv_separator, csv_encoding and column_types belong to .csv files: the source of {spec.table} has types of its own"
+        )
+    spec.written.require()
+    both = [name for name in spec.cleaning.hash_columns if name in spec.column_types]
+    if both:
+        raise ValueError(f"column {both[0]!r} is hashed as the text it is: take it out of column_types")
 
 
 def _require_values(spec: IngestSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import shutil
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.data.row_values import RowColumns
-from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError
+from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError, SchemaMismatchError
+from airflow_mlops.integrations.object_store import read_chunks
 from airflow_mlops.integrations.sql import run_query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import polars as pl
 
@@ -78,6 +80,7 @@ def spool_query(
     :raises SchemaMismatchError: values of a column don't go together.
     """
     import polars as pl
+    from polars.selectors import by_name  # of names as they are: select() takes ^a$ for a pattern
 
     alike: dict[tuple[pl.DataType, ...], list[Path]] = {}
     with run_query(url, sql, source=source, parameters={"watermark": watermark}) as rows:
@@ -94,7 +97,7 @@ def spool_query(
             )
         return pl.LazyFrame(schema={name: table.get(name, pl.Null()) for name in rows.names})
     types = columns.fitted(table)
-    casts = [pl.col(name).cast(dtype) for name, dtype in types.items()]
+    casts = [by_name(name).cast(dtype) for name, dtype in types.items()]
     return pl.concat([pl.scan_parquet(files).select(casts) for files in alike.values()])
 
 
@@ -116,6 +119,31 @@ def spool_files(files: Iterable[Path], folder: Path, source: str) -> pl.LazyFram
                 f"{source}: {file.name} is no readable {file.suffix[1:]} file: {err}"
             ) from err
     return pl.scan_parquet(parts)
+
+
+def spool_texts(files: Sequence[str], name: str, folder: Path, *, encoding: str) -> dict[str, str]:
+    """Write texts as UTF-8, some megabytes at a time.
+
+    :param name: what the files were found by.
+    :returns: by each copy, what it is of.
+    :raises SchemaMismatchError: one is not written so.
+    """
+    copies: dict[str, str] = {}
+    for file in files:
+        copy = folder / f"text-{len(copies):06}.csv"
+        decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            with copy.open("w", encoding="utf-8", newline="") as text:
+                for chunk in read_chunks(file, name):
+                    text.write(decoder.decode(chunk))
+                text.write(decoder.decode(b"", final=True))
+        except UnicodeError as err:
+            raise SchemaMismatchError(
+                f"{name if name.startswith(('http://', 'https://')) else file} is not {encoding}, which csv_encoding says: "
+                f"{getattr(err, 'reason', 'it has other bytes')}. Give the encoding it was written in"
+            ) from None  # it shows what is in the file
+        copies[str(copy)] = file
+    return copies
 
 
 def _orc(file: Path) -> Iterator[pl.DataFrame]:

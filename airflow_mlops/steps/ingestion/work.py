@@ -121,6 +121,7 @@ def _open(
         # What is hashed has its own type until it is.
         table=writer.schema and {name: dtype for name, dtype in writer.schema.items() if name not in hashed},
         texts=hashed,
+        written=spec.written,
     )
     frame = cut_rows(
         source.frame(wanted),
@@ -169,13 +170,11 @@ def _floor(spec: IngestSpec, writer: delta.TableWriter) -> Any:
 
 def highest_watermark(writer: delta.TableWriter, spec: IngestSpec) -> Any:
     """Give the table's highest value of the watermark column, from the table itself; ``None`` when it has no rows."""
-    import polars as pl
-
-    rows, column = writer.scan(), spec.watermark_column
-    if rows is None or column is None:
+    schema, column = writer.schema, spec.watermark_column
+    if schema is None or column is None:
         return None
-    delta.require_columns([column], rows.collect_schema().names(), spec.table)
-    return rows.select(pl.col(column).max()).collect(engine="streaming").item()
+    delta.require_columns([column], list(schema), spec.table)
+    return writer.highest(column)
 
 
 def require_watermark(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
