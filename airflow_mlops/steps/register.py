@@ -27,7 +27,7 @@ from airflow_mlops.ledger import Ledger
 from airflow_mlops.ledger.lineage import CHAMPION
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.registry.aliases import point_to_newest, require_movable
+from airflow_mlops.steps.registry.aliases import point_to_newest, require_movable, resolve_alias
 from airflow_mlops.steps.registry.provenance import is_package_of, require_noted
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
             "without allow_pickle"
         )
     training = registry.training_run(spec.run_id)
-    changes = _changes(spec, registry, training)
+    changes = _changes(spec, registry, training, services)
     card = describe_model(
         manifest,
         model_name=spec.model_name,
@@ -209,14 +209,16 @@ def _require_own(spec: RegisterSpec, registry: Registry, services: Services) -> 
     )
 
 
-def _changes(spec: RegisterSpec, registry: Registry, training: TrainingRun) -> tuple[Change, ...]:
+def _changes(
+    spec: RegisterSpec, registry: Registry, training: TrainingRun, services: Services
+) -> tuple[Change, ...]:
     """Compare the parameters of the training with those of the champion's."""
-    champion = registry.find_alias(spec.model_name, CHAMPION)
-    if champion is None or champion.run_id == spec.run_id:
-        return ()
     try:
+        champion = resolve_alias(registry, services, spec.model_name, CHAMPION)
         before = registry.training_run(champion.run_id).params
-    except ModelVersionNotFoundError:  # old runs get deleted
+    except ModelVersionNotFoundError:  # there is none yet; and old runs get deleted
+        return ()
+    if champion.run_id == spec.run_id:
         return ()
     names = sorted({*before, *training.params})
     changed = [

@@ -101,6 +101,19 @@ def show_aliases(registry: Registry, ledger: Ledger, model_name: str) -> None:
         wanted = newest
 
 
+def resolve_alias(registry: Registry, services: Services, model_name: str, alias: str) -> RegisteredVersion:
+    """Give the version an alias points at: what the ledger says where it owns the alias, whatever MLflow shows, or else MLflow.
+
+    :raises ModelVersionNotFoundError: it points at none, or MLflow does not have the one the ledger names.
+    """
+    if services.ledger_url is not None:
+        with Ledger.open(services.ledger_url) as ledger:
+            pointers = aliases_to_show(ledger, model_name)
+        if alias in pointers:
+            return _version_there(registry, model_name, alias, pointers[alias])
+    return registry.version_by_alias(model_name, alias)
+
+
 def find_rival(
     registry: Registry, services: Services, model_name: str, alias: str
 ) -> RegisteredVersion | None:
@@ -108,15 +121,22 @@ def find_rival(
 
     :raises ModelVersionNotFoundError: the ledger has one and MLflow does not: that is no first model.
     """
-    if services.ledger_url is None:
-        return registry.find_alias(model_name, alias)
-    with Ledger.open(services.ledger_url) as ledger:
-        show_aliases(registry, ledger, model_name)
-        found, version = registry.find_alias(model_name, alias), ledger.aliases(model_name).get(alias)
-    if found is None and version is not None:
+    if services.ledger_url is not None:
+        with Ledger.open(services.ledger_url) as ledger:
+            show_aliases(registry, ledger, model_name)
+            pointers = aliases_to_show(ledger, model_name)
+        if alias in pointers:
+            return _version_there(registry, model_name, alias, pointers[alias])
+    return registry.find_alias(model_name, alias)
+
+
+def _version_there(registry: Registry, model_name: str, alias: str, version: str) -> RegisteredVersion:
+    """Look up the version that the ledger names."""
+    try:
+        return registry.version(model_name, version)
+    except ModelVersionNotFoundError as err:
         raise ModelVersionNotFoundError(
-            f"{alias} of {model_name} is version {version} in the ledger, and MLflow has no such version any more, so there is "
-            "nothing to compare with. Roll back to a version that is there (RollBackModelOperator with model_version), or "
-            f'promote one by hand: evaluation={{"champion_version": "{version}", "reason": "<why>"}}'
-        )
-    return found
+            f"{alias} of {model_name} is version {version} in the ledger, and MLflow has no such version any more. Roll back to a "
+            "version that is there (RollBackModelOperator with model_version), or promote one by hand: "
+            f'evaluation={{"champion_version": "{version}", "reason": "<why>"}}'
+        ) from err
