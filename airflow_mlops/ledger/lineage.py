@@ -60,12 +60,25 @@ def _versions(ledger: Ledger, model_name: str) -> Iterator[tuple[str, str]]:
     """Give versions with the alias each is kept for."""
     pointers = aliases_to_show(ledger, model_name)
     yield from sorted(pointers.items())
-    found = ledger.entries(kind=EntryKind.REGISTRATION, model_name=model_name, limit=_CANDIDATES)
-    for version in dict.fromkeys(str(entry.subject) for entry in found):
+    for version in _newest(ledger, model_name):
         if version == pointers.get(CHAMPION):
             return
         if version not in pointers.values():
             yield "challenger", version
+
+
+def _newest(ledger: Ledger, model_name: str) -> list[str]:
+    """List the versions that came last, the last one first: one that is signed or evaluated again came when it did the first time."""
+    package = entries.c.payload["package_digest"].as_string()
+    query = (
+        sa.select(entries.c.subject)
+        .where(entries.c.kind == str(EntryKind.REGISTRATION), entries.c.model_name == model_name)
+        .group_by(entries.c.subject, package)
+        .order_by(sa.func.min(entries.c.entry_id).desc())
+        .limit(_CANDIDATES)
+    )
+    with ledger._reading() as connection:
+        return list(dict.fromkeys(str(version) for version in connection.execute(query).scalars()))
 
 
 def _learned_from(ledger: Ledger, model_name: str, version: str) -> dict[str, Any] | None:

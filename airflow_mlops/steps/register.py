@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from airflow_mlops.exceptions import (
     ModelVersionNotFoundError,
 )
 from airflow_mlops.integrations.mlflow import (
+    CARD_TAG,
     DESCRIPTION_CHARACTERS,
+    METRIC_TAGS,
     RECIPE_TAG,
     SIGNATURE_TAG,
     TAG_CHARACTERS,
@@ -78,6 +81,7 @@ class RegisterResult:
     :param version_url: its page in MLflow.
     :param card_url: its model card.
     :param changes: parameters of the training that were others for the champion, at most 40.
+    :param evaluation_digest: of the evaluation it was registered with; ``None``: without one.
     """
 
     model_name: str
@@ -89,6 +93,7 @@ class RegisterResult:
     version_url: str
     card_url: str
     changes: tuple[Change, ...]
+    evaluation_digest: str | None = None
 
 
 def run(spec: RegisterSpec, services: Services) -> RegisterResult:
@@ -126,8 +131,11 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         changes=changes,
         signed_by=signature.key_id if signature else None,
     )
-    # Before the version: whoever sees the version finds its card.
-    _upload(registry, spec.run_id, card, spec.evaluation)
+    # Without an evaluation nothing is known that a version which is there does not say already.
+    keep = spec.evaluation is None
+    if not (keep and registry.find_package(spec.model_name, spec.package_digest)):
+        # Before the version: whoever sees the version finds its card.
+        _upload(registry, spec.run_id, card, spec.evaluation)
     card_url = _artifact_url(registry, training, spec.run_id, PAGE_FILE)
     version = registry.register(
         spec.model_name,
@@ -136,11 +144,14 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         package_digest=spec.package_digest,
         tags={
             **_facts(manifest),
-            **_verdict(spec.evaluation, _artifact_url(registry, training, spec.run_id, VERDICT_FILE)),
-            "airflow_mlops.model_card": card_url,
             **({SIGNATURE_TAG: signature.to_text()} if signature else {}),
         },
+        verdict={
+            **_verdict(spec.evaluation, _artifact_url(registry, training, spec.run_id, VERDICT_FILE)),
+            CARD_TAG: card_url,
+        },
         description=card.to_markdown(DESCRIPTION_CHARACTERS),
+        keep_verdict=keep,
     )
     if spec.alias is not None:
         _point(spec, spec.alias, version.model_version, registry, services)
@@ -153,8 +164,9 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         signed_by=signed.key_id if signed else None,
         vouched_by=spec.vouched_by,
         version_url=registry.version_url(version),
-        card_url=card_url,
+        card_url=version.card_url or card_url,
         changes=changes,
+        evaluation_digest=_digest(spec.evaluation),
     )
 
 
@@ -264,15 +276,20 @@ def _verdict(evaluation: dict[str, Any] | None, url: str) -> dict[str, str]:
         return {"airflow_mlops.verdict": "none"}
     report = evaluation.get("report") or {}
     measured = [item for item in (report.get("deciding"), *(report.get("others") or ())) if item]
-    values = {
-        f"airflow_mlops.metric.{item['metric']}": f"{item['challenger']['value']:.6g}" for item in measured
-    }
+    values = {f"{METRIC_TAGS}{item['metric']}": f"{item['challenger']['value']:.6g}" for item in measured}
     return {
         "airflow_mlops.verdict": str(evaluation.get("verdict") or "none"),
         "airflow_mlops.verdict_reason": str(evaluation.get("reason") or ""),
         "airflow_mlops.evaluation": url,
         **values,
     }
+
+
+def _digest(evaluation: dict[str, Any] | None) -> str | None:
+    """Name an evaluation."""
+    if evaluation is None:
+        return None
+    return f"sha256:{hashlib.sha256(canonical_json(evaluation).encode()).hexdigest()}"
 
 
 def _upload(registry: Registry, run_id: str, card: Page, evaluation: dict[str, Any] | None) -> None:
