@@ -51,13 +51,14 @@ class Aliases(Entries):
             this = (aliases.c.model_name == model_name, aliases.c.alias == alias)
             row = connection.execute(sa.select(aliases).where(*this)).one_or_none()
             current = row.model_version if row else None
-            if row is not None and current == model_version:
-                return Recorded(entry=entry_of(_last_move(connection, row)), created=False)
+            last = entry_of(_last_move(connection, row)) if row is not None else None
+            if last is not None and current == model_version and _same_package(last, entry):
+                return Recorded(entry=last, created=False)
             revision = row.revision + 1 if row else 1
             keyed = replace(entry, key=f"{entry.key}|{request or revision}")
             carried_out = standing_entry(connection, keyed) if request else None
-            if row is not None and carried_out is not None:
-                raise _undone(entry_of(carried_out), entry_of(_last_move(connection, row)), alias)
+            if last is not None and carried_out is not None:
+                raise _undone(entry_of(carried_out), last, alias)
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
             recorded = append(connection, keyed)
@@ -165,6 +166,12 @@ def _moves(model_name: str, alias: str) -> sa.Select[Any]:
 def _last_move(connection: sa.Connection, pointer: Any) -> Any:
     """Give the entry of the move that put the pointer where it is."""
     return connection.execute(sa.select(entries).where(entries.c.entry_id == pointer.entry_id)).one()
+
+
+def _same_package(last: LedgerEntry, new: LedgerEntry) -> bool:
+    """Tell whether two moves to one number are to one version: those of a model that was deleted are given again."""
+    digests = {move.payload.get("package_digest") for move in (last, new)}
+    return None in digests or len(digests) == 1
 
 
 def _conflict(

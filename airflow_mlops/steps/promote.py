@@ -257,7 +257,12 @@ def _adopt(ledger: Ledger, registry: Registry, spec: PromoteSpec) -> None:
             window=None,
             subject=spec.expected_version,
             summary=f"version {spec.expected_version} was {spec.alias} in MLflow before the ledger began",
-            payload={"alias": spec.alias, "model_version": spec.expected_version, "previous_version": None},
+            payload={
+                "alias": spec.alias,
+                "model_version": spec.expected_version,
+                "package_digest": current.package_digest,
+                "previous_version": None,
+            },
             actor=spec.actor,
             recorded_at=spec.now,
         ),

@@ -12,6 +12,7 @@ from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.model.model_card import Change, describe_model
 from airflow_mlops.core.model.signing import PackageSignature, SigningKey
 from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
     ConnectionConfigError,
     ModelVersionNotFoundError,
 )
@@ -36,6 +37,7 @@ from airflow_mlops.steps.registry.provenance import is_package_of, require_noted
 if TYPE_CHECKING:
     from airflow_mlops.core.model.package import PackageManifest
     from airflow_mlops.core.page import Page
+    from airflow_mlops.integrations.mlflow import RegisteredVersion
     from airflow_mlops.services import Services
 
 #: Folder of the run's artifacts with the card and the verdict it was registered on.
@@ -154,7 +156,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         keep_verdict=keep,
     )
     if spec.alias is not None:
-        _point(spec, spec.alias, version.model_version, registry, services)
+        _point(spec, spec.alias, version, registry, services)
     signed = version.package_signature()
     return RegisterResult(
         model_name=spec.model_name,
@@ -170,7 +172,9 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
     )
 
 
-def _point(spec: RegisterSpec, alias: str, version: str, registry: Registry, services: Services) -> None:
+def _point(
+    spec: RegisterSpec, alias: str, version: RegisteredVersion, registry: Registry, services: Services
+) -> None:
     """Set the alias where its owner is: in the ledger, once it was promoted there, or else in MLflow."""
     if services.ledger_url is not None:
         with Ledger.open(services.ledger_url) as ledger:
@@ -178,7 +182,7 @@ def _point(spec: RegisterSpec, alias: str, version: str, registry: Registry, ser
                 registry, ledger, model_name=spec.model_name, alias=alias, version=version, actor=spec.actor
             ):
                 return
-    registry.set_alias(spec.model_name, alias, version)
+    registry.set_alias(spec.model_name, alias, version.model_version)
 
 
 def _sign(spec: RegisterSpec, services: Services) -> PackageSignature | None:
@@ -228,7 +232,8 @@ def _changes(
     try:
         champion = resolve_alias(registry, services, spec.model_name, CHAMPION)
         before = registry.training_run(champion.run_id).params
-    except ModelVersionNotFoundError:  # there is none yet; and old runs get deleted
+    # There is none yet, its run was deleted, or so was all of the model.
+    except (ModelVersionNotFoundError, ArtifactIntegrityError):
         return ()
     if champion.run_id == spec.run_id:
         return ()

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from airflow_mlops.exceptions import ModelVersionNotFoundError
+from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.services import Services
@@ -80,6 +80,58 @@ def test_a_champion_that_mlflow_lost_is_said(services: Services, model: str) -> 
             ModelVersionNotFoundError, match=r"is version 1 in the ledger, .* promote one by hand"
         ):
             ask(registry, services, model, "champion")
+
+
+def test_a_model_made_anew_inherits_no_champion(
+    services: Services, model: str, packages: list[dict[str, str]], runs: Runs
+) -> None:
+    """MLflow gives the number 1 again, to a package that nobody evaluated."""
+    registry = Registry.connect(services)
+    promote(services, model, "2", "1")
+    registry.client.delete_registered_model(model)
+    for package in (packages[2], packages[1]):
+        run_step("register", {"model_name": model, **package}, services)
+    back = {"model_name": model, "actor": "anna", "now": "2026-03-02T00:00:00Z"}
+    with pytest.raises(
+        ArtifactIntegrityError, match=r"the model was deleted and made anew\. Name model_version"
+    ):
+        run_step("roll-back", back, services)  # to what is version 1 by now
+    assert resolve_alias(registry, services, model, "champion").model_version == "2"  # the same package
+    with pytest.raises(ArtifactIntegrityError, match=r"previous of .* holds .* promote one by hand"):
+        resolve_alias(registry, services, model, "previous")
+    promote(services, model, "1", "2")
+    assert registry.aliases(model) == {"champion": "1", "previous": "2", "challenger": "2"}
+
+    registry.client.delete_registered_model(model)
+    run_step("register", {"model_name": model, **packages[0]}, services)
+    for ask in (resolve_alias, find_rival):
+        with pytest.raises(ArtifactIntegrityError, match=r"champion of .* holds .* promote one by hand"):
+            ask(registry, services, model, "champion")
+    assert registry.aliases(model) == {"challenger": "1"}
+    promote(services, model, "1", "1", reason="made anew")  # the remedy, also for the same number
+    assert (
+        resolve_alias(registry, services, model, "champion").package_digest == packages[0]["package_digest"]
+    )
+    assert registry.aliases(model) == {"champion": "1", "challenger": "1"}
+
+
+def test_previous_is_where_one_step_back_leads(
+    services: Services, model: str, packages: list[dict[str, str]]
+) -> None:
+    registry = Registry.connect(services)
+    run_step("register", {"model_name": model, **packages[2]}, services)
+    promote(services, model, "2", "1")
+    promote(services, model, "3", "2")
+    shown = [registry.aliases(model)]
+    for day in (2, 3):
+        asked = {"model_name": model, "actor": "anna", "now": f"2026-03-0{day}T12:00:00Z"}
+        run_step("roll-back", asked, services)
+        shown.append(registry.aliases(model))
+    assert [(found["champion"], found.get("previous")) for found in shown] == [
+        ("3", "2"),
+        ("2", "1"),
+        ("1", None),
+    ]
 
 
 def test_no_step_takes_mlflows_word_for_an_alias() -> None:

@@ -159,7 +159,7 @@ class TestKilled:
     def test_a_rollback_goes_back_from_what_was_decided(self, killed: str, services: Services) -> None:
         back = run_step("roll-back", {"model_name": killed, "actor": "anna", "now": NOW}, services)
         assert (back["previous_version"], back["model_version"]) == ("2", "1")
-        assert aliases(services, killed) == {"champion": "1", "previous": "2"}
+        assert aliases(services, killed) == {"champion": "1"}
 
 
 def test_killed_before_the_ledger_decided_nothing_happened(
@@ -341,7 +341,7 @@ class TestTakenBack:
             later = promotion(model, "2", "1", now="2026-03-02T00:00:00Z", **more)
             with pytest.raises((PromotionConflictError, PromotionRejectedError), match=r"anna .*complaints"):
                 run_step("promote", later, services)
-            assert aliases(services, model) == {"champion": "1", "previous": "2"}
+            assert aliases(services, model) == {"champion": "1"}
 
     def test_it_is_refused_also_when_no_rollback_but_a_promotion_undid_it(
         self, services: Services, model: str, evaluated: dict[str, Any]
