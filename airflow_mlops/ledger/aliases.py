@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -13,6 +13,9 @@ from airflow_mlops.ledger.appending import Entries, append, entry_of, standing_e
 from airflow_mlops.ledger.database import lock
 from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded
 from airflow_mlops.ledger.tables import aliases, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Aliases(Entries):
@@ -33,6 +36,7 @@ class Aliases(Entries):
         expected_version: str | None,
         entry: LedgerEntry,
         request: str | None = None,
+        clock: Callable[[], datetime] | None = None,
     ) -> Recorded:
         """Point an alias at a version if it still points where the caller believes; entry and pointer change together.
 
@@ -43,6 +47,8 @@ class Aliases(Entries):
             four entries.
         :param request: names what is asked for, by whom. It is carried out once: asked for again after somebody moved the
             alias on, it is refused, also when the alias is back where the caller believes.
+        :param clock: tells the time of the move, once no other can come before it; default: that of the entry. It is never before
+            that of the move before, whose clock may be ahead.
         :raises PromotionConflictError: somebody else moved the alias; the message says who and where to.
         """
         with self._writing() as connection:
@@ -61,7 +67,10 @@ class Aliases(Entries):
                 raise _undone(entry_of(carried_out), last, alias)
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
-            recorded = append(connection, keyed)
+            moved_at = clock() if clock else entry.recorded_at
+            if last is not None:
+                moved_at = max(_aware(moved_at), last.recorded_at)
+            recorded = append(connection, replace(keyed, recorded_at=moved_at))
             pointer = {
                 "model_version": model_version,
                 "revision": revision,
@@ -166,6 +175,10 @@ def _moves(model_name: str, alias: str) -> sa.Select[Any]:
 def _last_move(connection: sa.Connection, pointer: Any) -> Any:
     """Give the entry of the move that put the pointer where it is."""
     return connection.execute(sa.select(entries).where(entries.c.entry_id == pointer.entry_id)).one()
+
+
+def _aware(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _same_package(last: LedgerEntry, new: LedgerEntry) -> bool:

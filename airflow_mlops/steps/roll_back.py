@@ -12,7 +12,7 @@ from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.ledger.lineage import Pointer, pointer_of
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.registry.aliases import require_movable, show_aliases
+from airflow_mlops.steps.registry.aliases import move_clock, require_movable, show_aliases
 from airflow_mlops.steps.registry.packages import require_signed
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ class RollBackSpec:
     :param alias: the alias to move.
     :param reason: sentence for the ledger.
     :param actor: who rolls back.
-    :param now: time of the rollback.
-    :param request: names this rollback, so that a retry is no second step back; default its time.
+    :param requested_at: when it was asked for; ``None``: not known.
+    :param now: time of the rollback; ``None``: when the ledger carries it out.
+    :param request: names this rollback, so that a retry is no second step back; default ``now``, or else when it was asked for.
     """
 
     model_name: str
@@ -40,7 +41,8 @@ class RollBackSpec:
     alias: str = "champion"
     reason: str = "rolled back"
     actor: str
-    now: datetime
+    requested_at: datetime | None = None
+    now: datetime | None = None
     request: str | None = None
 
 
@@ -62,12 +64,12 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
     :raises ArtifactIntegrityError: signatures are asked for, and the version has none that is trusted; or the number of the one
         before has another package by now.
     :raises PromotionConflictError: somebody moved the alias meanwhile, or since this very rollback was carried out.
-    :raises ValueError: ``alias`` is ``previous``, which is never moved by itself.
+    :raises ValueError: ``alias`` is ``previous``, which is never moved by itself; or nothing names the rollback.
     """
     require_movable(spec.alias)
     registry = Registry.connect(services)
     ledger = Ledger.open(services.require("ledger_url"))
-    request = hashlib.sha256(spec.request.encode()).hexdigest()[:32] if spec.request else spec.now.isoformat()
+    request = _request(spec)
     key = f"{spec.model_name}|{spec.alias}"
     try:
         # What a former try of the same task wrote.
@@ -102,11 +104,13 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
                     "package_digest": version.package_digest,
                     "previous_version": current,
                     "reason": spec.reason,
+                    "requested_at": spec.requested_at.isoformat() if spec.requested_at else None,
                 },
                 actor=spec.actor,
-                recorded_at=spec.now,
+                recorded_at=move_clock(spec.now)(),
             ),
             request=request,
+            clock=move_clock(spec.now),
         )
         show_aliases(registry, ledger, spec.model_name)
     finally:
@@ -118,6 +122,15 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
         alias=spec.alias,
         version_url=registry.version_url(version),
     )
+
+
+def _request(spec: RollBackSpec) -> str:
+    if spec.request:
+        return hashlib.sha256(spec.request.encode()).hexdigest()[:32]
+    asked_at = spec.now or spec.requested_at
+    if asked_at is None:
+        raise ValueError("a rollback needs a name that a retry has, too: give request, requested_at or now")
+    return asked_at.isoformat()
 
 
 def _there(registry: Registry, spec: RollBackSpec, target: Pointer) -> RegisteredVersion:

@@ -11,9 +11,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError
+from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError, PromotionRejectedError
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.ledger import Ledger
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.registry.aliases import find_rival, resolve_alias
@@ -132,6 +133,33 @@ def test_previous_is_where_one_step_back_leads(
         ("2", "1"),
         ("1", None),
     ]
+
+
+def test_a_move_is_made_when_the_ledger_makes_it(
+    services: Services, model: str, packages: list[dict[str, str]]
+) -> None:
+    """The rollback's task began long before its pod did; an approval of meanwhile knew nothing of it."""
+    asked_at, approved_at = (datetime(2026, 3, day, tzinfo=UTC).isoformat() for day in (2, 5))
+    promote(services, model, "2", "1", now="2026-03-04T00:00:00Z")
+    began = datetime.now(UTC)
+    back = {"model_name": model, "actor": "anna", "requested_at": asked_at, "request": "back"}
+    run_step("roll-back", back, services)
+    with Ledger.open(str(services.ledger_url)) as ledger:
+        (promotion, rollback) = ledger.moves(model)[1:]
+        told = ledger.who_was_champion(model, datetime(2026, 3, 6, tzinfo=UTC))
+    assert rollback.payload["requested_at"] == asked_at
+    assert rollback.recorded_at >= began > promotion.recorded_at
+    assert (told.model_version, told.until) == ("2", rollback.recorded_at) if told else False
+    evaluated = {"verdict": "promote", "evaluated_run_id": packages[1]["run_id"], "actor": "later"}
+    with pytest.raises(PromotionRejectedError, match="anna took it back"):
+        promote(services, model, "2", "1", approved_at=approved_at, **evaluated)
+
+
+def test_a_promotion_that_moved_nothing_names_whom_it_found(services: Services, model: str) -> None:
+    promote(services, model, "2", "1")
+    asked = {"model_name": model, "model_version": "2", "expected_version": "99", "actor": "bob"}
+    result = run_step("promote", asked | {"requested_at": "2026-03-02T00:00:00Z"}, services)
+    assert (result["moved"], result["previous_version"]) == (False, "1")
 
 
 def test_no_step_takes_mlflows_word_for_an_alias() -> None:

@@ -12,13 +12,15 @@ from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.ledger.lineage import CHAMPION, PREVIOUS, Pointer, aliases_to_show
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
     from airflow_mlops.services import Services
 
 log = logging.getLogger(__name__)
 
-#: What MLflow takes for an alias, and what of it names versions already.
-_SPELLING, _TAKEN = re.compile(r"[\w-]{1,255}"), re.compile(r"latest|[vV]\d+")
+#: What MLflow takes for an alias, and what of it names versions already. It takes longer ones, too; the ledger does not.
+_SPELLING, _TAKEN = re.compile(r"[\w-]{1,100}"), re.compile(r"latest|[vV]\d+")
 
 
 def require_movable(alias: str, *, registering: bool = False) -> None:
@@ -28,7 +30,7 @@ def require_movable(alias: str, *, registering: bool = False) -> None:
     """
     if _TAKEN.fullmatch(alias) or not _SPELLING.fullmatch(alias):
         raise ValueError(
-            f"alias {alias!r} is refused by MLflow: give letters, digits, - and _, 255 at most, and neither 'latest' nor the "
+            f"alias {alias!r} is refused by MLflow or the ledger: give letters, digits, - and _, 100 at most, and neither 'latest' nor the "
             "number of a version such as 'v7'"
         )
     if alias == PREVIOUS:
@@ -132,6 +134,14 @@ def resolve_alias(registry: Registry, services: Services, model_name: str, alias
         if alias in pointers:
             return _version_there(registry, model_name, alias, pointers[alias])
     return registry.version_by_alias(model_name, alias)
+
+
+def move_clock(given: datetime | None) -> Callable[[], datetime]:
+    """Give the clock of a move: a task may wait long for its pod, so a move is made when the ledger makes it.
+
+    :param given: another time instead, such as that of a past that is lived through again.
+    """
+    return (lambda: datetime.now(UTC)) if given is None else (lambda: given)
 
 
 def find_rival(
