@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -13,6 +13,9 @@ from airflow_mlops.ledger.appending import Entries, append, entry_of, standing_e
 from airflow_mlops.ledger.database import lock
 from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry, Recorded
 from airflow_mlops.ledger.tables import aliases, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Aliases(Entries):
@@ -33,6 +36,7 @@ class Aliases(Entries):
         expected_version: str | None,
         entry: LedgerEntry,
         request: str | None = None,
+        clock: Callable[[], datetime] | None = None,
     ) -> Recorded:
         """Point an alias at a version if it still points where the caller believes; entry and pointer change together.
 
@@ -43,6 +47,8 @@ class Aliases(Entries):
             four entries.
         :param request: names what is asked for, by whom. It is carried out once: asked for again after somebody moved the
             alias on, it is refused, also when the alias is back where the caller believes.
+        :param clock: tells the time of the move, once no other can come before it; default: that of the entry. It is never before
+            that of the move before, whose clock may be ahead.
         :raises PromotionConflictError: somebody else moved the alias; the message says who and where to.
         """
         with self._writing() as connection:
@@ -51,16 +57,20 @@ class Aliases(Entries):
             this = (aliases.c.model_name == model_name, aliases.c.alias == alias)
             row = connection.execute(sa.select(aliases).where(*this)).one_or_none()
             current = row.model_version if row else None
-            if row is not None and current == model_version:
-                return Recorded(entry=entry_of(_last_move(connection, row)), created=False)
+            last = entry_of(_last_move(connection, row)) if row is not None else None
+            if last is not None and current == model_version and _same_package(last, entry):
+                return Recorded(entry=last, created=False)
             revision = row.revision + 1 if row else 1
             keyed = replace(entry, key=f"{entry.key}|{request or revision}")
             carried_out = standing_entry(connection, keyed) if request else None
-            if row is not None and carried_out is not None:
-                raise _undone(entry_of(carried_out), entry_of(_last_move(connection, row)), alias)
+            if last is not None and carried_out is not None:
+                raise _undone(entry_of(carried_out), last, alias)
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
-            recorded = append(connection, keyed)
+            moved_at = clock() if clock else entry.recorded_at
+            if last is not None:
+                moved_at = max(_aware(moved_at), last.recorded_at)
+            recorded = append(connection, replace(keyed, recorded_at=moved_at))
             pointer = {
                 "model_version": model_version,
                 "revision": revision,
@@ -165,6 +175,16 @@ def _moves(model_name: str, alias: str) -> sa.Select[Any]:
 def _last_move(connection: sa.Connection, pointer: Any) -> Any:
     """Give the entry of the move that put the pointer where it is."""
     return connection.execute(sa.select(entries).where(entries.c.entry_id == pointer.entry_id)).one()
+
+
+def _aware(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _same_package(last: LedgerEntry, new: LedgerEntry) -> bool:
+    """Tell whether two moves to one number are to one version: those of a model that was deleted are given again."""
+    digests = {move.payload.get("package_digest") for move in (last, new)}
+    return None in digests or len(digests) == 1
 
 
 def _conflict(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -13,10 +13,11 @@ from airflow_mlops.ledger.tables import aliases, entries
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from airflow_mlops.ledger.entries import LedgerEntry
     from airflow_mlops.ledger.store import Ledger
 
 CHAMPION = "champion"
-#: Points at the version that was champion before; it follows from the ledger and is never moved by itself.
+#: Points at the version that one step back leads to; it follows from the ledger and is never moved by itself.
 PREVIOUS = "previous"
 #: Of a model, so many of the versions registered last may become champion.
 _CANDIDATES = 20
@@ -43,13 +44,30 @@ def versions_in_use(ledger: Ledger) -> list[VersionInUse]:
     ]
 
 
-def aliases_to_show(ledger: Ledger, model_name: str) -> dict[str, str]:
-    """Give a model's aliases and their versions, the last one to be written first: who sees the new champion finds the previous one."""
-    wanted: dict[str, str] = {}
-    move = ledger.last_move(model_name, CHAMPION)
-    if move is not None and move.payload.get("previous_version"):
-        wanted[PREVIOUS] = str(move.payload["previous_version"])
-    return wanted | ledger.aliases(model_name)
+class Pointer(NamedTuple):
+    """What an alias names.
+
+    :param package_digest: of the package that was moved there; ``None``: the move does not say.
+    """
+
+    model_version: str
+    package_digest: str | None = None
+
+
+def aliases_to_show(ledger: Ledger, model_name: str) -> dict[str, Pointer]:
+    """Give a model's aliases and what they name, the last one to be written first: who sees the new champion finds the previous one."""
+    before = ledger.standing_moves(model_name, CHAMPION)[:-1]
+    wanted = {PREVIOUS: pointer_of(before[-1])} if before else {}
+    for alias in ledger.aliases(model_name):
+        move = ledger.last_move(model_name, alias)
+        if move is not None:
+            wanted[alias] = pointer_of(move)
+    return wanted
+
+
+def pointer_of(move: LedgerEntry) -> Pointer:
+    """Tell where a move put its alias."""
+    return Pointer(str(move.payload["model_version"]), move.payload.get("package_digest"))
 
 
 def _registered() -> sa.Select[tuple[str]]:
@@ -58,14 +76,29 @@ def _registered() -> sa.Select[tuple[str]]:
 
 def _versions(ledger: Ledger, model_name: str) -> Iterator[tuple[str, str]]:
     """Give versions with the alias each is kept for."""
-    pointers = aliases_to_show(ledger, model_name)
+    pointers = {
+        alias: pointer.model_version for alias, pointer in aliases_to_show(ledger, model_name).items()
+    }
     yield from sorted(pointers.items())
-    found = ledger.entries(kind=EntryKind.REGISTRATION, model_name=model_name, limit=_CANDIDATES)
-    for version in dict.fromkeys(str(entry.subject) for entry in found):
+    for version in _newest(ledger, model_name):
         if version == pointers.get(CHAMPION):
             return
         if version not in pointers.values():
             yield "challenger", version
+
+
+def _newest(ledger: Ledger, model_name: str) -> list[str]:
+    """List the versions that came last, the last one first: one that is signed or evaluated again came when it did the first time."""
+    package = entries.c.payload["package_digest"].as_string()
+    query = (
+        sa.select(entries.c.subject)
+        .where(entries.c.kind == str(EntryKind.REGISTRATION), entries.c.model_name == model_name)
+        .group_by(entries.c.subject, package)
+        .order_by(sa.func.min(entries.c.entry_id).desc())
+        .limit(_CANDIDATES)
+    )
+    with ledger._reading() as connection:
+        return list(dict.fromkeys(str(version) for version in connection.execute(query).scalars()))
 
 
 def _learned_from(ledger: Ledger, model_name: str, version: str) -> dict[str, Any] | None:

@@ -40,7 +40,7 @@ class CompareChallengersOperator(StepOperator):
     """
 
     step = "challengers"
-    needs = frozenset({"mlflow"})
+    needs = frozenset({"mlflow", "ledger"})
     template_fields: Sequence[str] = (
         "model_name",
         "dataset",

@@ -42,7 +42,7 @@ class CheckSkewOperator(StepOperator):
     """
 
     step = "skew"
-    needs: ClassVar[frozenset[str]] = frozenset({"mlflow", "bentoml"})
+    needs: ClassVar[frozenset[str]] = frozenset({"mlflow", "bentoml", "ledger"})
     template_fields: Sequence[str] = (
         "model_name",
         "suite",

@@ -47,7 +47,7 @@ class CheckDriftOperator(StepOperator):
     """
 
     step = "drift"
-    needs = frozenset({"mlflow", "bentoml"})
+    needs = frozenset({"mlflow", "bentoml", "ledger"})
     operator_extra_links = (ReportLink(),)
     template_fields: Sequence[str] = (
         "model_name",

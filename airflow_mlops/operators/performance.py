@@ -52,7 +52,7 @@ class CheckPerformanceOperator(StepOperator):
     """
 
     step = "performance"
-    needs = frozenset({"mlflow", "bentoml"})
+    needs = frozenset({"mlflow", "bentoml", "ledger"})
     template_fields: Sequence[str] = (
         "model_name",
         "labels",

@@ -109,7 +109,7 @@ class PromoteModelOperator(StepOperator):
             "approved_at": answer["responded_at"] if answer else None,
             "decision_key": self.decision_key or None,
             "actor": actor(context),
-            "now": timezone.utcnow().isoformat(),
+            "requested_at": timezone.utcnow().isoformat(),
         }
 
     def _evaluated(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class RollBackModelOperator(StepOperator):
             "alias": self.alias,
             "reason": self.reason,
             "actor": actor(context),
-            "now": timezone.utcnow().isoformat(),
+            "requested_at": timezone.utcnow().isoformat(),
             "request": actor(context),
         }
 

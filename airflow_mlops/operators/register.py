@@ -62,12 +62,13 @@ class RegisterModelOperator(StepOperator):
         from airflow_mlops.ledger import EntryKind
 
         self.note_link(ModelVersionLink, result["version_url"])
-        key = f"{result['model_name']}|{result['model_version']}"
+        # A number may be given again, and a version signed or evaluated again: each is an entry of its own.
+        about = ("model_name", "model_version", "package_digest", "signed_by", "evaluation_digest")
         vouched = f", vouched for by {result['vouched_by']}" if result["vouched_by"] else ""
         self.write_entry(
             context,
             kind=EntryKind.REGISTRATION,
-            key=f"{key}|{result['signed_by']}" if vouched else key,
+            key="|".join(str(result.get(name)) for name in about),
             model_name=result["model_name"],
             window=None,
             subject=result["model_version"],

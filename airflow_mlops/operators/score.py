@@ -33,7 +33,7 @@ class ScoreBatchOperator(StepOperator):
     """
 
     step = "score"
-    needs = frozenset({"mlflow"})
+    needs = frozenset({"mlflow", "ledger"})
     template_fields: Sequence[str] = (
         "dataset",
         "table",

@@ -29,6 +29,7 @@ from airflow_mlops.integrations.object_store import ObjectStore
 from airflow_mlops.serving.bundled import BUNDLE_FOLDER, bundle
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.registry.aliases import resolve_alias
 
 if TYPE_CHECKING:
     from airflow_mlops.core.model.package import ServingForm
@@ -109,7 +110,7 @@ def run(spec: BuildSpec, services: Services) -> BuildResult:
     version = (
         registry.version(spec.model_name, spec.model_version)
         if spec.model_version
-        else registry.version_by_alias(spec.model_name, spec.alias)
+        else resolve_alias(registry, services, spec.model_name, spec.alias)
     )
     with tempfile.TemporaryDirectory(prefix="build-") as temporary:
         package = registry.download_version(version, Path(temporary) / "package")

@@ -22,6 +22,7 @@ from airflow_mlops.exceptions import (
 from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, read_rows, resolve_dataset, with_target
+from airflow_mlops.steps.registry.aliases import resolve_alias
 from airflow_mlops.steps.registry.packages import load_version
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def run(spec: ChallengersSpec, services: Services) -> ChallengersResult:
     :raises ModelVersionNotFoundError: there is no champion.
     """
     registry = Registry.connect(services)
-    champion = registry.version_by_alias(spec.model_name, spec.champion_alias)
+    champion = resolve_alias(registry, services, spec.model_name, spec.champion_alias)
     versions = _unseen(registry, spec, champion)
     models = {version.model_version: _load(registry, version, services) for version in versions}
     first = models[champion.model_version]

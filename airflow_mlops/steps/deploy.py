@@ -19,6 +19,7 @@ from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 from airflow_mlops.steps.base import Step
+from airflow_mlops.steps.registry.aliases import resolve_alias
 from airflow_mlops.steps.rollouts.history import version_of_request
 from airflow_mlops.steps.rollouts.quality import QualitySpec
 from airflow_mlops.steps.rollouts.rollout import Rollout, RolloutSpec, rollout_name
@@ -151,7 +152,7 @@ def _version(spec: DeploySpec, services: Services, endpoint: LocalEndpoint) -> S
     version = (
         registry.version(spec.model_name, asked)
         if asked
-        else registry.version_by_alias(spec.model_name, spec.alias)
+        else resolve_alias(registry, services, spec.model_name, spec.alias)
     )
     return ServedVersion(model_version=version.model_version, package_digest=version.package_digest)
 

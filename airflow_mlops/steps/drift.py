@@ -128,7 +128,7 @@ def run(spec: DriftSpec, services: Services) -> DriftResult:
     :raises InsufficientDataError: nothing was predicted in the window, or too little to judge.
     """
     registry = Registry.connect(services)
-    manifest, trained = champion_profile(registry, spec.model_name, spec.champion_alias)
+    manifest, trained = champion_profile(registry, services, spec.model_name, spec.champion_alias)
     sides = DriftSides(
         log=Path(services.require("serving_dir")) / "inference_log",
         model_name=spec.model_name,

@@ -35,6 +35,7 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, pin_dataset
 from airflow_mlops.steps.monitoring.estimation import GradingPackage, answers_of, estimate, load_for_grading
 from airflow_mlops.steps.monitoring.labels import as_trained, labelled_predictions
+from airflow_mlops.steps.registry.aliases import resolve_alias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,7 +158,7 @@ def run(spec: PerformanceSpec, services: Services) -> PerformanceResult:
     version = (
         registry.version(spec.model_name, spec.model_version)
         if spec.model_version
-        else registry.version_by_alias(spec.model_name, spec.champion_alias)
+        else resolve_alias(registry, services, spec.model_name, spec.champion_alias)
     )
     metric = resolve_metric(spec.metric)
     package = load_for_grading(registry, version, metric, services)

@@ -14,7 +14,7 @@ from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.ledger.lineage import CHAMPION
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.registry.aliases import require_movable, show_aliases
+from airflow_mlops.steps.registry.aliases import move_clock, require_movable, show_aliases
 from airflow_mlops.steps.registry.packages import require_signed
 from airflow_mlops.steps.registry.provenance import is_package_of
 
@@ -40,7 +40,8 @@ class PromoteSpec:
     :param reason: sentence for the ledger; default is what its evaluation concluded, or that there was none.
     :param decision_key: retraining decision this promotion answers; it is closed when the version serves.
     :param actor: who promotes (Dag, run and task, or a person).
-    :param now: time of the promotion.
+    :param requested_at: when it was asked for; ``None``: not known.
+    :param now: time of the promotion; ``None``: when the ledger carries it out.
     """
 
     model_name: str
@@ -54,7 +55,8 @@ class PromoteSpec:
     reason: str | None = None
     decision_key: str | None = None
     actor: str
-    now: datetime
+    requested_at: datetime | None = None
+    now: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,13 +103,14 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
             expected_version=spec.expected_version,
             entry=_entry(spec, version),
             request=_request(spec),
+            clock=move_clock(spec.now),
         )
         # The ledger has decided; from here on every step may be repeated, by anybody.
         show_aliases(registry, ledger, spec.model_name)
     return PromoteResult(
         model_name=spec.model_name,
         model_version=spec.model_version,
-        previous_version=spec.expected_version,
+        previous_version=recorded.entry.payload["previous_version"],
         alias=spec.alias,
         moved=recorded.created,
         version_url=registry.version_url(version),
@@ -115,8 +118,8 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
 
 
 def _request(spec: PromoteSpec) -> str:
-    """Name what is asked for: all but the time, so that a retry asks for the same."""
-    asked = {name: value for name, value in to_dict(spec).items() if name != "now"}
+    """Name what is asked for: all but the times, so that a retry asks for the same."""
+    asked = {name: value for name, value in to_dict(spec).items() if name not in {"now", "requested_at"}}
     return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:32]
 
 
@@ -143,9 +146,10 @@ def _entry(spec: PromoteSpec, version: RegisteredVersion) -> LedgerEntry:
             "evaluated_run_id": spec.evaluated_run_id,
             "approved_at": spec.approved_at.isoformat() if spec.approved_at else None,
             "decision_key": spec.decision_key,
+            "requested_at": spec.requested_at.isoformat() if spec.requested_at else None,
         },
         actor=spec.actor,
-        recorded_at=spec.now,
+        recorded_at=move_clock(spec.now)(),
     )
 
 
@@ -212,7 +216,7 @@ def _give_up(spec: PromoteSpec, services: Services, why: str) -> None:
                 summary=f"the {spec.alias} of {spec.model_name} stays: {why}",
                 payload={"outcome": "rejected", "reason": why, "model_version": spec.model_version},
                 actor=spec.actor,
-                recorded_at=spec.now,
+                recorded_at=move_clock(spec.now)(),
             )
         )
 
@@ -257,9 +261,14 @@ def _adopt(ledger: Ledger, registry: Registry, spec: PromoteSpec) -> None:
             window=None,
             subject=spec.expected_version,
             summary=f"version {spec.expected_version} was {spec.alias} in MLflow before the ledger began",
-            payload={"alias": spec.alias, "model_version": spec.expected_version, "previous_version": None},
+            payload={
+                "alias": spec.alias,
+                "model_version": spec.expected_version,
+                "package_digest": current.package_digest,
+                "previous_version": None,
+            },
             actor=spec.actor,
-            recorded_at=spec.now,
+            recorded_at=move_clock(spec.now)(),
         ),
     )
 

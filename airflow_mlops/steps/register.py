@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from airflow_mlops.core.codec import canonical_json
 from airflow_mlops.core.model.model_card import Change, describe_model
 from airflow_mlops.core.model.signing import PackageSignature, SigningKey
 from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
     ConnectionConfigError,
     ModelVersionNotFoundError,
 )
 from airflow_mlops.integrations.mlflow import (
+    CARD_TAG,
     DESCRIPTION_CHARACTERS,
+    METRIC_TAGS,
     RECIPE_TAG,
     SIGNATURE_TAG,
     TAG_CHARACTERS,
@@ -27,12 +31,13 @@ from airflow_mlops.ledger import Ledger
 from airflow_mlops.ledger.lineage import CHAMPION
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.registry.aliases import point_to_newest, require_movable
+from airflow_mlops.steps.registry.aliases import point_to_newest, require_movable, resolve_alias
 from airflow_mlops.steps.registry.provenance import is_package_of, require_noted
 
 if TYPE_CHECKING:
     from airflow_mlops.core.model.package import PackageManifest
     from airflow_mlops.core.page import Page
+    from airflow_mlops.integrations.mlflow import RegisteredVersion
     from airflow_mlops.services import Services
 
 #: Folder of the run's artifacts with the card and the verdict it was registered on.
@@ -78,6 +83,7 @@ class RegisterResult:
     :param version_url: its page in MLflow.
     :param card_url: its model card.
     :param changes: parameters of the training that were others for the champion, at most 40.
+    :param evaluation_digest: of the evaluation it was registered with; ``None``: without one.
     """
 
     model_name: str
@@ -89,6 +95,7 @@ class RegisterResult:
     version_url: str
     card_url: str
     changes: tuple[Change, ...]
+    evaluation_digest: str | None = None
 
 
 def run(spec: RegisterSpec, services: Services) -> RegisterResult:
@@ -115,7 +122,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
             "without allow_pickle"
         )
     training = registry.training_run(spec.run_id)
-    changes = _changes(spec, registry, training)
+    changes = _changes(spec, registry, training, services)
     card = describe_model(
         manifest,
         model_name=spec.model_name,
@@ -126,8 +133,11 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         changes=changes,
         signed_by=signature.key_id if signature else None,
     )
-    # Before the version: whoever sees the version finds its card.
-    _upload(registry, spec.run_id, card, spec.evaluation)
+    # Without an evaluation nothing is known that a version which is there does not say already.
+    keep = spec.evaluation is None
+    if not (keep and registry.find_package(spec.model_name, spec.package_digest)):
+        # Before the version: whoever sees the version finds its card.
+        _upload(registry, spec.run_id, card, spec.evaluation)
     card_url = _artifact_url(registry, training, spec.run_id, PAGE_FILE)
     version = registry.register(
         spec.model_name,
@@ -136,14 +146,17 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         package_digest=spec.package_digest,
         tags={
             **_facts(manifest),
-            **_verdict(spec.evaluation, _artifact_url(registry, training, spec.run_id, VERDICT_FILE)),
-            "airflow_mlops.model_card": card_url,
             **({SIGNATURE_TAG: signature.to_text()} if signature else {}),
         },
+        verdict={
+            **_verdict(spec.evaluation, _artifact_url(registry, training, spec.run_id, VERDICT_FILE)),
+            CARD_TAG: card_url,
+        },
         description=card.to_markdown(DESCRIPTION_CHARACTERS),
+        keep_verdict=keep,
     )
     if spec.alias is not None:
-        _point(spec, spec.alias, version.model_version, registry, services)
+        _point(spec, spec.alias, version, registry, services)
     signed = version.package_signature()
     return RegisterResult(
         model_name=spec.model_name,
@@ -153,12 +166,15 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
         signed_by=signed.key_id if signed else None,
         vouched_by=spec.vouched_by,
         version_url=registry.version_url(version),
-        card_url=card_url,
+        card_url=version.card_url or card_url,
         changes=changes,
+        evaluation_digest=_digest(spec.evaluation),
     )
 
 
-def _point(spec: RegisterSpec, alias: str, version: str, registry: Registry, services: Services) -> None:
+def _point(
+    spec: RegisterSpec, alias: str, version: RegisteredVersion, registry: Registry, services: Services
+) -> None:
     """Set the alias where its owner is: in the ledger, once it was promoted there, or else in MLflow."""
     if services.ledger_url is not None:
         with Ledger.open(services.ledger_url) as ledger:
@@ -166,7 +182,7 @@ def _point(spec: RegisterSpec, alias: str, version: str, registry: Registry, ser
                 registry, ledger, model_name=spec.model_name, alias=alias, version=version, actor=spec.actor
             ):
                 return
-    registry.set_alias(spec.model_name, alias, version)
+    registry.set_alias(spec.model_name, alias, version.model_version)
 
 
 def _sign(spec: RegisterSpec, services: Services) -> PackageSignature | None:
@@ -209,14 +225,17 @@ def _require_own(spec: RegisterSpec, registry: Registry, services: Services) -> 
     )
 
 
-def _changes(spec: RegisterSpec, registry: Registry, training: TrainingRun) -> tuple[Change, ...]:
+def _changes(
+    spec: RegisterSpec, registry: Registry, training: TrainingRun, services: Services
+) -> tuple[Change, ...]:
     """Compare the parameters of the training with those of the champion's."""
-    champion = registry.find_alias(spec.model_name, CHAMPION)
-    if champion is None or champion.run_id == spec.run_id:
-        return ()
     try:
+        champion = resolve_alias(registry, services, spec.model_name, CHAMPION)
         before = registry.training_run(champion.run_id).params
-    except ModelVersionNotFoundError:  # old runs get deleted
+    # There is none yet, its run was deleted, or so was all of the model.
+    except (ModelVersionNotFoundError, ArtifactIntegrityError):
+        return ()
+    if champion.run_id == spec.run_id:
         return ()
     names = sorted({*before, *training.params})
     changed = [
@@ -262,15 +281,20 @@ def _verdict(evaluation: dict[str, Any] | None, url: str) -> dict[str, str]:
         return {"airflow_mlops.verdict": "none"}
     report = evaluation.get("report") or {}
     measured = [item for item in (report.get("deciding"), *(report.get("others") or ())) if item]
-    values = {
-        f"airflow_mlops.metric.{item['metric']}": f"{item['challenger']['value']:.6g}" for item in measured
-    }
+    values = {f"{METRIC_TAGS}{item['metric']}": f"{item['challenger']['value']:.6g}" for item in measured}
     return {
         "airflow_mlops.verdict": str(evaluation.get("verdict") or "none"),
         "airflow_mlops.verdict_reason": str(evaluation.get("reason") or ""),
         "airflow_mlops.evaluation": url,
         **values,
     }
+
+
+def _digest(evaluation: dict[str, Any] | None) -> str | None:
+    """Name an evaluation."""
+    if evaluation is None:
+        return None
+    return f"sha256:{hashlib.sha256(canonical_json(evaluation).encode()).hexdigest()}"
 
 
 def _upload(registry: Registry, run_id: str, card: Page, evaluation: dict[str, Any] | None) -> None:

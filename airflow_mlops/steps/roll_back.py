@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
+from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError, PromotionConflictError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger.lineage import Pointer, pointer_of
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.registry.aliases import require_movable, show_aliases
+from airflow_mlops.steps.registry.aliases import move_clock, require_movable, show_aliases
 from airflow_mlops.steps.registry.packages import require_signed
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ class RollBackSpec:
     :param alias: the alias to move.
     :param reason: sentence for the ledger.
     :param actor: who rolls back.
-    :param now: time of the rollback.
-    :param request: names this rollback, so that a retry is no second step back; default its time.
+    :param requested_at: when it was asked for; ``None``: not known.
+    :param now: time of the rollback; ``None``: when the ledger carries it out.
+    :param request: names this rollback, so that a retry is no second step back; default ``now``, or else when it was asked for.
     """
 
     model_name: str
@@ -39,7 +41,8 @@ class RollBackSpec:
     alias: str = "champion"
     reason: str = "rolled back"
     actor: str
-    now: datetime
+    requested_at: datetime | None = None
+    now: datetime | None = None
     request: str | None = None
 
 
@@ -58,74 +61,96 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
     """Move the alias back.
 
     :raises ModelVersionNotFoundError: there is no champion, or none before it.
-    :raises ArtifactIntegrityError: signatures are asked for, and the version has none that is trusted.
+    :raises ArtifactIntegrityError: signatures are asked for, and the version has none that is trusted; or the number of the one
+        before has another package by now.
     :raises PromotionConflictError: somebody moved the alias meanwhile, or since this very rollback was carried out.
-    :raises ValueError: ``alias`` is ``previous``, which is never moved by itself.
+    :raises ValueError: ``alias`` is ``previous``, which is never moved by itself; or nothing names the rollback.
     """
     require_movable(spec.alias)
     registry = Registry.connect(services)
     ledger = Ledger.open(services.require("ledger_url"))
-    request = hashlib.sha256(spec.request.encode()).hexdigest()[:32] if spec.request else spec.now.isoformat()
+    request = _request(spec)
     key = f"{spec.model_name}|{spec.alias}"
     try:
         # What a former try of the same task wrote.
         done = ledger.find(EntryKind.ROLLBACK, f"{key}|{request}")
         if done is not None:
-            current, target = str(done.payload["previous_version"]), str(done.payload["model_version"])
+            current, target = str(done.payload["previous_version"]), pointer_of(done)
         else:
             current = _current(ledger, spec)
             if spec.expected_version not in (None, current):
                 raise PromotionConflictError(
                     f"{spec.alias} of {spec.model_name} is version {current} by now, not {spec.expected_version}: it stays"
                 )
-            target = spec.model_version or _before(ledger, spec, current)
+            target = Pointer(spec.model_version) if spec.model_version else _before(ledger, spec, current)
         version = _there(registry, spec, target)
+        number = version.model_version
         require_signed(version, services)
         ledger.move_alias(
             model_name=spec.model_name,
             alias=spec.alias,
-            model_version=target,
+            model_version=number,
             expected_version=current,
             entry=LedgerEntry(
                 kind=EntryKind.ROLLBACK,
                 key=key,
                 model_name=spec.model_name,
                 window=None,
-                subject=target,
-                summary=f"{spec.alias} of {spec.model_name} went back from version {current} to {target}: {spec.reason}",
+                subject=number,
+                summary=f"{spec.alias} of {spec.model_name} went back from version {current} to {number}: {spec.reason}",
                 payload={
                     "alias": spec.alias,
-                    "model_version": target,
+                    "model_version": number,
+                    "package_digest": version.package_digest,
                     "previous_version": current,
                     "reason": spec.reason,
+                    "requested_at": spec.requested_at.isoformat() if spec.requested_at else None,
                 },
                 actor=spec.actor,
-                recorded_at=spec.now,
+                recorded_at=move_clock(spec.now)(),
             ),
             request=request,
+            clock=move_clock(spec.now),
         )
         show_aliases(registry, ledger, spec.model_name)
     finally:
         ledger.close()
     return RollBackResult(
         model_name=spec.model_name,
-        model_version=target,
+        model_version=number,
         previous_version=current,
         alias=spec.alias,
         version_url=registry.version_url(version),
     )
 
 
-def _there(registry: Registry, spec: RollBackSpec, target: str) -> RegisteredVersion:
+def _request(spec: RollBackSpec) -> str:
+    if spec.request:
+        return hashlib.sha256(spec.request.encode()).hexdigest()[:32]
+    asked_at = spec.now or spec.requested_at
+    if asked_at is None:
+        raise ValueError("a rollback needs a name that a retry has, too: give request, requested_at or now")
+    return asked_at.isoformat()
+
+
+def _there(registry: Registry, spec: RollBackSpec, target: Pointer) -> RegisteredVersion:
+    number = target.model_version
     try:
-        return registry.version(spec.model_name, target)
+        version = registry.version(spec.model_name, number)
     except ModelVersionNotFoundError as err:
         if spec.model_version is not None:
             raise
         raise ModelVersionNotFoundError(
-            f"{spec.alias} of {spec.model_name!r} was version {target} before, and MLflow no longer has it: name model_version, one "
+            f"{spec.alias} of {spec.model_name!r} was version {number} before, and MLflow no longer has it: name model_version, one "
             "that is there"
         ) from err
+    if target.package_digest not in {None, version.package_digest}:
+        raise ArtifactIntegrityError(
+            f"{spec.alias} of {spec.model_name!r} was version {number} with package {target.package_digest} before, and version "
+            f"{number} in MLflow holds {version.package_digest}: the model was deleted and made anew. Name model_version, one "
+            "that was evaluated"
+        )
+    return version
 
 
 def _current(ledger: Ledger, spec: RollBackSpec) -> str:
@@ -137,7 +162,7 @@ def _current(ledger: Ledger, spec: RollBackSpec) -> str:
     return current
 
 
-def _before(ledger: Ledger, spec: RollBackSpec, current: str) -> str:
+def _before(ledger: Ledger, spec: RollBackSpec, current: str) -> Pointer:
     """Find the version that was there before the current one came; going back twice goes two steps back."""
     standing = ledger.standing_moves(spec.model_name, spec.alias)
     if len(standing) < 2:  # the current one, and the one before it
@@ -145,7 +170,7 @@ def _before(ledger: Ledger, spec: RollBackSpec, current: str) -> str:
             f"version {current} is the first {spec.alias} of {spec.model_name!r}: there is none before it; "
             "name model_version"
         )
-    return str(standing[-2].payload["model_version"])
+    return pointer_of(standing[-2])
 
 
 STEP = Step(name="roll-back", spec=RollBackSpec, result=RollBackResult, run=run)

@@ -17,6 +17,7 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, model_columns, pin_dataset, work_key
+from airflow_mlops.steps.registry.aliases import resolve_alias
 from airflow_mlops.steps.registry.packages import load_version
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
     version = (
         registry.version(spec.model_name, spec.model_version)
         if spec.model_version
-        else registry.version_by_alias(spec.model_name, spec.alias)
+        else resolve_alias(registry, services, spec.model_name, spec.alias)
     )
     dataset = pin_dataset(spec.dataset, time_column=spec.time_column)
     _require_columns(spec, dataset)

@@ -131,7 +131,9 @@ def run(spec: SkewSpec, services: Services) -> SkewResult:
     :raises InsufficientDataError: nothing was predicted in it, or none of it is in the table.
     :raises ExpectationError: an expectation could not be evaluated.
     """
-    manifest, trained = champion_profile(Registry.connect(services), spec.model_name, spec.champion_alias)
+    manifest, trained = champion_profile(
+        Registry.connect(services), services, spec.model_name, spec.champion_alias
+    )
     _require_known(spec, manifest)
     root = Path(services.require("serving_dir")) / "inference_log"
     asked = newest_answers(read_inference_log(root, spec.model_name, spec.window))

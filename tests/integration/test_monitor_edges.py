@@ -158,7 +158,7 @@ class TestDrift:
         assert not result["drifted"]
         assert result["reference"] == f"predictions in {before}"
         registry = Registry.connect(claims.services)
-        manifest, trained = champion_profile(registry, MODEL, "champion")
+        manifest, trained = champion_profile(registry, claims.services, MODEL, "champion")
         sides = DriftSides(
             log=Path(claims.services.require("serving_dir")) / "inference_log",
             model_name=MODEL,

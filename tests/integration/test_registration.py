@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.core.model.signing import PackageSignature, SigningKey
+from airflow_mlops.integrations.mlflow import SIGNATURE_TAG, Registry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.packages import build_package
@@ -133,6 +135,34 @@ def test_the_same_package_of_another_run_is_the_same_version(runs: Runs) -> None
         "2",
     ]
     assert runs.register("same", first)["run_id"] == first["run_id"]
+
+
+def test_registered_again_a_version_keeps_its_verdict_or_gets_a_new_one(runs: Runs) -> None:
+    """As a replaced key wants it: without an evaluation only the signature is new."""
+    training, twin = runs.add(), runs.add()
+    evaluation = runs.evaluated("again", training, EVERYTHING)
+    first = runs.register("again", training, evaluation=evaluation)
+    before = runs.client.get_model_version("again", "1")
+    key = SigningKey.generate()
+    runs.services = replace(runs.services, signing_key=key.to_text(), signing_public_keys=key.public_text())
+    for once_more in (training, twin):
+        signed = runs.register("again", once_more, vouched_by="anna")
+        assert signed["card_url"] == first["card_url"]
+    after = runs.client.get_model_version("again", "1")
+    tags = dict(after.tags)
+    assert PackageSignature.from_text(tags.pop(SIGNATURE_TAG)).key_id == signed["signed_by"]
+    assert (tags, after.description) == (before.tags, before.description)
+    path = "model_card/evaluation.json"
+    assert json.loads(runs.artifact(training["run_id"], path)) == evaluation
+    assert "Groups of sex" in runs.artifact(training["run_id"], "model_card/model_card.html")
+
+    other = runs.evaluated("again", training, ONE_METRIC)
+    evaluated = runs.register("again", training, evaluation=other, vouched_by="anna")
+    metrics = {name for name in runs.client.get_model_version("again", "1").tags if ".metric." in name}
+    assert metrics == {"airflow_mlops.metric.mae"}
+    digests = {result["evaluation_digest"] for result in (first, signed, evaluated)}
+    assert len(digests) == 3
+    assert signed["evaluation_digest"] is None
 
 
 def test_of_processes_that_register_at_once_all_get_one_version(runs: Runs, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from airflow_mlops.integrations.mlflow.leases import (
 )
 from airflow_mlops.integrations.mlflow.runs import PACKAGE_DIGEST_TAG, STEP_KEY_TAG, TrainingRun
 from airflow_mlops.integrations.mlflow.versions import (
+    CARD_TAG,
     DESCRIPTION_CHARACTERS,
+    METRIC_TAGS,
     RECIPE_TAG,
     RUN_ID_TAG,
     SIGNATURE_TAG,
@@ -25,9 +27,11 @@ from airflow_mlops.integrations.mlflow.versions import (
 )
 
 __all__ = [
+    "CARD_TAG",
     "COPY_DIGEST_TAG",
     "DESCRIPTION_CHARACTERS",
     "LEASE_VARIABLE",
+    "METRIC_TAGS",
     "PACKAGE_DIGEST_TAG",
     "PACKAGE_FOLDER",
     "RECIPE_TAG",

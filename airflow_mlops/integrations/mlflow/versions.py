@@ -31,6 +31,11 @@ TRAINED_UNTIL_TAG = "airflow_mlops.trained_until"
 DESCRIPTION_CHARACTERS = 5000
 TAG_CHARACTERS = 5000
 
+#: Tags of a model version: the values its evaluation measured, by metric.
+METRIC_TAGS = "airflow_mlops.metric."
+#: Tag of a model version: the address of its model card.
+CARD_TAG = "airflow_mlops.model_card"
+
 # Source of a version that has a copy for MLflow's own loaders.
 _COPY = "models:/"
 
@@ -46,6 +51,7 @@ class RegisteredVersion:
     :param model_id: the copy for MLflow's own loaders; ``None`` when it has none.
     :param recipe: how it was made; ``None`` when it is no model of a recipe.
     :param trained_until: first instant after its training rows; ``None`` without a recipe.
+    :param card_url: its model card; ``None`` when it has none.
     """
 
     model_name: str
@@ -56,6 +62,7 @@ class RegisteredVersion:
     model_id: str | None = None
     recipe: str | None = None
     trained_until: datetime | None = None
+    card_url: str | None = None
 
     def package_signature(self) -> PackageSignature | None:
         """Read the signature.
@@ -83,7 +90,9 @@ class Versions(Artifacts):
         model_id: str | None,
         package_digest: str,
         tags: Mapping[str, str],
+        verdict: Mapping[str, str] | None = None,
         description: str,
+        keep_verdict: bool = False,
     ) -> RegisteredVersion:
         """Create a version, or find the one that already holds this package, and write its tags and description.
 
@@ -92,9 +101,11 @@ class Versions(Artifacts):
 
         :param model_id: the copy for MLflow's own loaders; without one the version's source is the run's package.
         :param tags: facts about it; a value longer than MLflow stores is cut off.
+        :param verdict: tags of how it was judged, in place of those of an earlier verdict.
+        :param keep_verdict: a version that is there keeps its verdict and description.
         """
-        facts = {_tag_name(name): value[:TAG_CHARACTERS] for name, value in tags.items()}
-        wanted = {PACKAGE_DIGEST_TAG: package_digest, RUN_ID_TAG: run_id, **facts}
+        facts, judged = _storable(tags), _storable(verdict or {})
+        wanted = {PACKAGE_DIGEST_TAG: package_digest, RUN_ID_TAG: run_id, **facts, **judged}
         text = description[:DESCRIPTION_CHARACTERS]
         with translated(f"register {model_name!r}"):
             self._ensure_model(model_name)
@@ -112,13 +123,31 @@ class Versions(Artifacts):
                 standing = self._holding(model_name, package_digest)
                 if str(standing[0].version) != str(created.version):
                     _written(self.client.delete_model_version, model_name, created.version)
-            number, current = str(standing[0].version), standing[0]
-            for name, value in facts.items():
-                if current.tags.get(name) != value:
-                    _written(self.client.set_model_version_tag, model_name, number, name, value)
-            if current.description != text:
-                _written(self.client.update_model_version, model_name, number, text)
+            number = str(standing[0].version)
+            if keep_verdict:
+                self._bring_up_to_date(standing[0], facts)
+            else:
+                self._bring_up_to_date(standing[0], facts | judged)
+                for name in standing[0].tags:
+                    if name.startswith(METRIC_TAGS) and name not in judged:
+                        self._remove_tag(model_name, number, name)
+                if standing[0].description != text:
+                    _written(self.client.update_model_version, model_name, number, text)
             return _registered(self.client.get_model_version(model_name, number))
+
+    def _bring_up_to_date(self, version: Any, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            if version.tags.get(name) != value:
+                _written(self.client.set_model_version_tag, version.name, str(version.version), name, value)
+
+    def _remove_tag(self, model_name: str, number: str, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            _written(self.client.delete_model_version_tag, model_name, number, name)
+        except MlflowException as err:  # somebody else was faster
+            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
     def download_version(self, version: RegisteredVersion, destination: Path) -> Path:
         """Download the package of a version, with its signature beside it.
@@ -256,7 +285,12 @@ def _registered(version: Any) -> RegisteredVersion:
         trained_until=datetime.fromisoformat(until)
         if (until := version.tags.get(TRAINED_UNTIL_TAG))
         else None,
+        card_url=version.tags.get(CARD_TAG),
     )
+
+
+def _storable(tags: Mapping[str, str]) -> dict[str, str]:
+    return {_tag_name(name): value[:TAG_CHARACTERS] for name, value in tags.items()}
 
 
 def _tag_name(name: str) -> str:

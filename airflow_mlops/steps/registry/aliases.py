@@ -7,18 +7,20 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError
+from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError, PromotionConflictError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
-from airflow_mlops.ledger.lineage import CHAMPION, PREVIOUS, aliases_to_show
+from airflow_mlops.ledger.lineage import CHAMPION, PREVIOUS, Pointer, aliases_to_show
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
     from airflow_mlops.services import Services
 
 log = logging.getLogger(__name__)
 
-#: What MLflow takes for an alias, and what of it names versions already.
-_SPELLING, _TAKEN = re.compile(r"[\w-]{1,255}"), re.compile(r"latest|[vV]\d+")
+#: What MLflow takes for an alias, and what of it names versions already. It takes longer ones, too; the ledger does not.
+_SPELLING, _TAKEN = re.compile(r"[\w-]{1,100}"), re.compile(r"latest|[vV]\d+")
 
 
 def require_movable(alias: str, *, registering: bool = False) -> None:
@@ -28,7 +30,7 @@ def require_movable(alias: str, *, registering: bool = False) -> None:
     """
     if _TAKEN.fullmatch(alias) or not _SPELLING.fullmatch(alias):
         raise ValueError(
-            f"alias {alias!r} is refused by MLflow: give letters, digits, - and _, 255 at most, and neither 'latest' nor the "
+            f"alias {alias!r} is refused by MLflow or the ledger: give letters, digits, - and _, 100 at most, and neither 'latest' nor the "
             "number of a version such as 'v7'"
         )
     if alias == PREVIOUS:
@@ -42,12 +44,13 @@ def require_movable(alias: str, *, registering: bool = False) -> None:
 
 
 def point_to_newest(
-    registry: Registry, ledger: Ledger, *, model_name: str, alias: str, version: str, actor: str
+    registry: Registry, ledger: Ledger, *, model_name: str, alias: str, version: RegisteredVersion, actor: str
 ) -> bool:
     """Point an alias that the ledger owns at the version registered last; it owns those that were ever promoted.
 
     :returns: whether the ledger owns it; MLflow alone says where the others point.
     """
+    number = version.model_version
     while True:
         current = ledger.aliases(model_name).get(alias)
         if current is None:
@@ -56,16 +59,21 @@ def point_to_newest(
             ledger.move_alias(
                 model_name=model_name,
                 alias=alias,
-                model_version=version,
+                model_version=number,
                 expected_version=current,
                 entry=LedgerEntry(
                     kind=EntryKind.PROMOTION,
-                    key=f"{model_name}|{alias}|{current}|{version}",
+                    key=f"{model_name}|{alias}|{current}|{number}",
                     model_name=model_name,
                     window=None,
-                    subject=version,
-                    summary=f"version {version} became {alias} of {model_name}: it was registered last",
-                    payload={"alias": alias, "model_version": version, "previous_version": current},
+                    subject=number,
+                    summary=f"version {number} became {alias} of {model_name}: it was registered last",
+                    payload={
+                        "alias": alias,
+                        "model_version": number,
+                        "package_digest": version.package_digest,
+                        "previous_version": current,
+                    },
                     actor=actor,
                     recorded_at=datetime.now(UTC),
                 ),
@@ -85,20 +93,55 @@ def show_aliases(registry: Registry, ledger: Ledger, model_name: str) -> None:
     wanted = aliases_to_show(ledger, model_name)
     while True:
         shown = registry.aliases(model_name) if wanted else {}
-        for alias, version in wanted.items():
-            if shown.get(alias) == version:
-                continue
-            try:
-                registry.set_alias(model_name, alias, version)
-            except ModelVersionNotFoundError:
-                log.warning("%s of %s is version %s, which MLflow no longer has", alias, model_name, version)
-                # It would name a version that is not the one to go back to.
-                if alias == PREVIOUS and alias in shown:
-                    registry.remove_alias(model_name, alias)
+        for alias, pointer in wanted.items():
+            _show(registry, model_name, alias, pointer, shown.get(alias))
+        if CHAMPION in wanted and PREVIOUS in shown and PREVIOUS not in wanted:
+            registry.remove_alias(model_name, PREVIOUS)
         newest = aliases_to_show(ledger, model_name)
         if newest == wanted:
             return
         wanted = newest
+
+
+def _show(registry: Registry, model_name: str, alias: str, pointer: Pointer, shown: str | None) -> None:
+    """Point one alias of MLflow at what it names, or at nothing where that is gone."""
+    try:
+        _version_there(registry, model_name, alias, pointer)
+        if shown != pointer.model_version:
+            registry.set_alias(model_name, alias, pointer.model_version)
+    except ModelVersionNotFoundError:
+        log.warning(
+            "%s of %s is version %s, which MLflow no longer has", alias, model_name, pointer.model_version
+        )
+        # It would name a version that is not the one to go back to.
+        if alias == PREVIOUS and shown is not None:
+            registry.remove_alias(model_name, alias)
+    except ArtifactIntegrityError as err:
+        log.warning("%s is not shown: %s", alias, err)
+        if shown is not None:
+            registry.remove_alias(model_name, alias)
+
+
+def resolve_alias(registry: Registry, services: Services, model_name: str, alias: str) -> RegisteredVersion:
+    """Give the version an alias points at: what the ledger says where it owns the alias, whatever MLflow shows, or else MLflow.
+
+    :raises ModelVersionNotFoundError: it points at none, or MLflow does not have the one the ledger names.
+    :raises ArtifactIntegrityError: the version of that number in MLflow is another one than got the alias.
+    """
+    if services.ledger_url is not None:
+        with Ledger.open(services.ledger_url) as ledger:
+            pointers = aliases_to_show(ledger, model_name)
+        if alias in pointers:
+            return _version_there(registry, model_name, alias, pointers[alias])
+    return registry.version_by_alias(model_name, alias)
+
+
+def move_clock(given: datetime | None) -> Callable[[], datetime]:
+    """Give the clock of a move: a task may wait long for its pod, so a move is made when the ledger makes it.
+
+    :param given: another time instead, such as that of a past that is lived through again.
+    """
+    return (lambda: datetime.now(UTC)) if given is None else (lambda: given)
 
 
 def find_rival(
@@ -107,16 +150,38 @@ def find_rival(
     """Give the version an alias points at, after completing a promotion that was cut short; ``None`` when there is none yet.
 
     :raises ModelVersionNotFoundError: the ledger has one and MLflow does not: that is no first model.
+    :raises ArtifactIntegrityError: the version of that number in MLflow is another one than got the alias.
     """
-    if services.ledger_url is None:
-        return registry.find_alias(model_name, alias)
-    with Ledger.open(services.ledger_url) as ledger:
-        show_aliases(registry, ledger, model_name)
-        found, version = registry.find_alias(model_name, alias), ledger.aliases(model_name).get(alias)
-    if found is None and version is not None:
+    if services.ledger_url is not None:
+        with Ledger.open(services.ledger_url) as ledger:
+            show_aliases(registry, ledger, model_name)
+            pointers = aliases_to_show(ledger, model_name)
+        if alias in pointers:
+            return _version_there(registry, model_name, alias, pointers[alias])
+    return registry.find_alias(model_name, alias)
+
+
+def _version_there(registry: Registry, model_name: str, alias: str, pointer: Pointer) -> RegisteredVersion:
+    """Look up the version that the ledger names, and see that it is the one that got the alias."""
+    number = pointer.model_version
+    try:
+        version = registry.version(model_name, number)
+    except ModelVersionNotFoundError as err:
         raise ModelVersionNotFoundError(
-            f"{alias} of {model_name} is version {version} in the ledger, and MLflow has no such version any more, so there is "
-            "nothing to compare with. Roll back to a version that is there (RollBackModelOperator with model_version), or "
-            f'promote one by hand: evaluation={{"champion_version": "{version}", "reason": "<why>"}}'
+            f"{alias} of {model_name} is version {number} in the ledger, and MLflow has no such version any more. "
+            f"{_another(number)}"
+        ) from err
+    if pointer.package_digest not in {None, version.package_digest}:
+        raise ArtifactIntegrityError(
+            f"{alias} of {model_name} is version {number} with package {pointer.package_digest} in the ledger, and version {number} "
+            f"in MLflow holds {version.package_digest}: the model was deleted and made anew, or its tag was changed. "
+            f"{_another(number)}"
         )
-    return found
+    return version
+
+
+def _another(number: str) -> str:
+    return (
+        "Roll back to a version that is there (RollBackModelOperator with model_version), or promote one by hand: "
+        f'evaluation={{"champion_version": "{number}", "reason": "<why>"}}'
+    )

@@ -13,6 +13,7 @@ from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.integrations.mlflow import PACKAGE_FOLDER
 from airflow_mlops.serving.model import ServedModel, load_model, open_model
 from airflow_mlops.serving.package import read_package, read_verified, write_signature
+from airflow_mlops.steps.registry.aliases import resolve_alias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,9 +103,11 @@ def version_manifest(registry: Registry, version: RegisteredVersion) -> PackageM
         return read_package(folder, expected_digest=version.package_digest)
 
 
-def champion_profile(registry: Registry, model_name: str, alias: str) -> tuple[PackageManifest, Profile]:
+def champion_profile(
+    registry: Registry, services: Services, model_name: str, alias: str
+) -> tuple[PackageManifest, Profile]:
     """Read manifest and reference profile of the version an alias points at."""
-    version = registry.version_by_alias(model_name, alias)
+    version = resolve_alias(registry, services, model_name, alias)
     with tempfile.TemporaryDirectory() as temporary:
         folder = registry.download_package(version.run_id, Path(temporary))
         manifest = read_package(folder, expected_digest=version.package_digest)
