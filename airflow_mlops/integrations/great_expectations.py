@@ -182,12 +182,9 @@ def _ask(
     schema = frame.collect_schema()
     for source, expectation, names in zip(expectations, built, of_names, strict=True):
         raw: dict[str, Any] = {}
+        judged: Any = names_only if names else batch
         try:
-            raw = (
-                (names_only if names else batch)
-                .validate(expectation, result_format=result_format)
-                .to_json_dict()
-            )
+            raw = judged.validate(expectation, result_format=result_format).to_json_dict()
             cause = _raised(raw.get("exception_info", {}))
         except Exception as err:  # noqa: BLE001 - a parameter without a value, or a value that it can't write as JSON
             cause = str(err)  # raised below: an exception's cause shows values, also of private columns
