@@ -174,8 +174,8 @@ def _ask(
     of_names = [_is_of_names(item) for item in expectations]
     of_rows = [item for item, names in zip(expectations, of_names, strict=True) if not names]
     own = any(not type(item).__module__.startswith("great_expectations.") for item in built)
-    names_only = batch_of(frame.head(0).collect()) if any(of_names) else None
-    batch = None
+    names_only: Any = batch_of(frame.head(0).collect()) if any(of_names) else None
+    batch: Any = None
     if of_rows:
         batch = batch_of(frame.collect() if own else _columns_of(frame, of_rows, also))
     answers = []
