@@ -27,6 +27,7 @@ from airflow_mlops.core.comparison.evaluation import (
     MetricInterval,
     compare_models,
     repeat_last,
+    require_known_labels,
 )
 from airflow_mlops.core.comparison.metrics import (
     DEFAULT_METRICS,
@@ -46,7 +47,7 @@ from airflow_mlops.core.comparison.promotion import (
 from airflow_mlops.core.comparison.resampling import common_factor, cut_clusters
 from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, cut_column, find_worse_slices
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations.fairlearn import compare_groups
 from airflow_mlops.serving.probe import time_answers
 from airflow_mlops.steps.evaluate import EvaluateSpec
@@ -851,6 +852,82 @@ class TestLabels:
         answers = Predictions(values=np.array([str(label) for label in truth[[0, 1, 0, 0]].tolist()]))
         metric = resolve_metric("sklearn.metrics:accuracy_score")
         assert evaluate_metric(metric, target=truth, prediction=answers).value == 0.75
+
+    @pytest.mark.parametrize(
+        ("kind", "spelled"),
+        [(float, ("0", "1")), (int, ("0.0", "1.0")), (bool, ("0", "1")), (int, ("False", "True"))],
+    )
+    def test_the_same_labels_spelled_otherwise_are_the_same(
+        self, kind: type, spelled: tuple[str, str]
+    ) -> None:
+        """A column that became another type since the champion was trained: a good champion stays one."""
+        random = np.random.default_rng(0)
+        truth = random.integers(0, 2, 600).astype(kind)
+        own = tuple(str(label) for label in np.unique(truth))
+        good, bad = (
+            np.clip(0.5 + reach * (truth.astype(float) - 0.5) + random.normal(0, 0.15, 600), 0.01, 0.99)
+            for reach in (0.8, 0.2)
+        )
+
+        def answers(score: np.ndarray, classes: tuple[str, ...]) -> Predictions:
+            return Predictions(
+                values=np.array(classes, dtype=object)[(score > 0.5).astype(int)],
+                probabilities=np.column_stack([1 - score, score]),
+                classes=classes,
+            )
+
+        for metric in DEFAULT_METRICS["classification"]:
+            if metric == "calibration_error":
+                continue
+            held = compare_models(
+                target=truth,
+                challenger=answers(bad, own),
+                champion=answers(good, spelled),
+                baselines={"before": repeat_last(truth, truth[:1], classes=spelled, shares=(0.5, 0.5))},
+                metrics=[metric],
+            )
+            alike = compare_models(
+                target=truth,
+                challenger=answers(bad, own),
+                champion=answers(good, own),
+                baselines={"before": repeat_last(truth, truth[:1], classes=own, shares=(0.5, 0.5))},
+                metrics=[metric],
+            )
+            assert held == alike, metric
+            assert decide_promotion(held, PromotionPolicy()).verdict is Verdict.REJECT, metric
+        rates = [
+            compare_groups(
+                "sex",
+                np.array(["m", "w"] * 300),
+                target=truth,
+                predicted=answers(good, spelled).values,
+                losses=np.zeros(600),
+                labels=labels,
+            ).groups
+            for labels in (own, spelled)
+        ]
+        assert rates[0] == rates[1]
+
+    def test_a_champion_whose_labels_were_renamed_is_no_bad_champion(self) -> None:
+        truth = np.array(["yes", "no"] * 50, dtype=object)
+        with pytest.raises(
+            SchemaMismatchError,
+            match=r"the champion answers 0, 1, and the rows to judge on hold no, yes: they",
+        ):
+            require_known_labels("champion", ("0", "1"), truth)
+        require_known_labels("champion", ("no", "perhaps"), truth)
+        require_known_labels("champion", ("0.0", "1.0"), truth == "yes")
+
+    def test_texts_of_one_meaning_that_stand_side_by_side_are_different_labels(self) -> None:
+        truth = np.array(["1", "1.0"] * 50, dtype=object)
+        known = Predictions(values=truth, classes=("1", "1.0"))
+        assert evaluate_metric(resolve_metric("accuracy"), target=truth, prediction=known).value == 1.0
+        assert Graded(truth, known).label_count == 2
+
+    def test_a_users_metric_gets_whole_numbers_to_the_last_digit(self) -> None:
+        truth = np.array([10**18 + 1, 10**18 + 2, 10**18 + 3])
+        answers = Predictions(values=truth.astype(str).astype(object), classes=tuple(truth.astype(str)))
+        assert Graded(truth, answers).native_answers.tolist() == truth.tolist()
 
 
 class TestGroups:
