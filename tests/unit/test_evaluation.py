@@ -44,7 +44,7 @@ from airflow_mlops.core.comparison.promotion import (
     Verdict,
     decide_promotion,
 )
-from airflow_mlops.core.comparison.resampling import common_factor, cut_clusters
+from airflow_mlops.core.comparison.resampling import Blocks, common_factor, cut_clusters
 from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, cut_column, find_worse_slices
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
@@ -327,6 +327,46 @@ class TestComparison:
         report = compare(TARGET + 0.5, TARGET + 1.0, metrics=["sklearn.metrics:median_absolute_error"])
         assert report.deciding.challenger == MetricInterval(
             value=pytest.approx(0.5), low=pytest.approx(0.5), high=pytest.approx(0.5)
+        )
+
+    @pytest.mark.parametrize("name", ["roc_auc", "pr_auc"])
+    @pytest.mark.parametrize("count", [3, 40])
+    def test_ranks_of_several_labels_vary_as_the_exact_metric_does(self, name: str, count: int) -> None:
+        """Against the metric computed anew on the same resamples; the mean of 40 labels is binned coarser."""
+        random, metric = np.random.default_rng(1), resolve_metric(name)
+        classes = tuple(f"c{number:02d}" for number in range(count))
+        truth = np.array(classes)[random.integers(0, count, 1_200)]
+        scores = random.normal(0, 1, (1_200, count)) + 1.5 * (truth[:, None] == np.array(classes))
+        given = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        answers = Predictions(
+            values=np.array(classes)[given.argmax(axis=1)], probabilities=given, classes=classes
+        )
+        graded, blocks = Graded(truth, answers), Blocks.draw(1_200, resamples=40)
+        drawn = blocks.resample(metric, graded, measure(metric, graded)).values
+        exact = blocks._score_again(metric, graded)
+        assert np.std(drawn - exact) < 0.25 * np.std(exact)
+        assert np.std(drawn) == pytest.approx(np.std(exact), rel=0.05)
+
+    def test_hundreds_of_labels_fit_into_memory(self) -> None:
+        random = np.random.default_rng(0)
+        classes = tuple(f"c{number:03d}" for number in range(200))
+        truth = np.array(classes)[random.integers(0, 200, 1_000)]
+        given = random.dirichlet(np.ones(200), 1_000)
+        answers = Predictions(
+            values=np.array(classes)[given.argmax(axis=1)], probabilities=given, classes=classes
+        )
+        tracemalloc.start()
+        report = compare_models(
+            target=truth, challenger=answers, champion=None, baselines={}, metrics=["f1", "brier"]
+        )
+        blocks = Blocks.draw(1_000, resamples=50)
+        graded = Graded(truth, answers)
+        blocks.resample(resolve_metric("roc_auc"), graded, 0.5)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 100e6
+        assert report.deciding.challenger.value == pytest.approx(
+            oracle.f1_score(truth, answers.values, average="macro", labels=classes, zero_division=0)
         )
 
     def test_what_can_not_be_measured_is_said_and_hinders_nobody(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from airflow_mlops.core.data.categories import number_text
 from airflow_mlops.core.profiles.counting import LARGEST
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 _TRUTH_VALUES = {"True": "1", "False": "0"}
 _WHOLE, _NUMBER = re.compile(r"-?\d+"), re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
@@ -88,9 +89,27 @@ class Graded:
     def __init__(self, target: Array, answers: Predictions) -> None:
         self.target = target
         self.answers = answers
+        self._found: dict[Callable[[Graded], Any], Any] = {}
+
+    def once(self, work: Callable[[Graded], T]) -> T:
+        """Give what is worked out from it; that is done once."""
+        if work not in self._found:
+            self._found[work] = work(self)
+        found: T = self._found[work]
+        return found
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def where_all_are(self, label: Any, number: int) -> Graded:
+        """Give the same answers beside one label in every row.
+
+        :param label: as the target has it.
+        :param number: its number among the classes.
+        """
+        case = Graded(np.full(len(self), label), self.answers)
+        case._coded = (np.full(len(self), number), self.answered, self.label_count)
+        return case
 
     def take(self, rows: Array) -> Graded:
         """Give some rows, by number or mask; labels are not numbered again, where the model knows them all."""
