@@ -665,6 +665,15 @@ def slices_by(
     )
 
 
+def campaigns(random: np.random.Generator, count: int, length: int) -> np.ndarray:
+    """Number eleven stretches of rows, that do not overlap; all other rows are 0."""
+    part = np.zeros(count)
+    starts = np.sort(random.choice(count // length - 1, 11, replace=False)) * length
+    for number, start in enumerate(starts + random.integers(0, length)):
+        part[start : start + length] = number + 1
+    return part
+
+
 def broken_slice() -> SliceReport:
     random = np.random.default_rng(8)
     shop = random.choice(np.array(list("abc")), 6_000, p=[0.6, 0.1, 0.3])
@@ -758,7 +767,8 @@ class TestSlices:
                 math.sqrt(np.square(sums - mean * counts).sum() * len(starts) / (len(starts) - 1))
                 / counts.sum()
             )
-            raw.append(stats.t.sf(mean / error, len(starts) - 1))
+            effective = counts.sum() ** 2 / np.square(counts).sum()
+            raw.append(stats.t.sf(mean / error, effective - 1))
         adjusted = multipletests(raw, method="holm")[1]
         assert [item.p_value for item in report.worst] == pytest.approx(adjusted, rel=1e-6)
 
@@ -775,6 +785,26 @@ class TestSlices:
             new, old = (np.abs(related(random, 4_000, 0.5)) for _ in range(2))
             alarms += bool(slices_of(columns, new, old).broken)
         assert alarms <= 27
+
+    def test_blocks_of_unequal_size_raise_no_more_alarms_than_was_asked_for(self) -> None:
+        """A slice of two long blocks and two slivers; taken for four equal ones, 24 alarms of 700 instead of 7 at most."""
+        random, alarms = np.random.default_rng(0), 0
+        part, starts = np.array(["now"] * 400 + ["later"] * 200), np.array([0, 10, 200, 390, 400, 500])
+        policy = SlicePolicy(minimum_rows=300, maximum_regression=0.0, significance=0.01)
+        for _ in range(700):
+            new, old = (np.abs(random.normal(size=600)) for _ in range(2))
+            alarms += bool(find_worse_slices({"part": part}, new, old, starts, policy).broken)
+        assert alarms <= 7
+
+    def test_a_campaign_that_got_worse_is_found(self) -> None:
+        random = np.random.default_rng(0)
+        columns = {"campaign": campaigns(random, 20_000, 1_000)}
+        new, old = (
+            (random.random(20_000) < 0.2 + 0.2 * (columns["campaign"] == 3)),
+            random.random(20_000) < 0.2,
+        )
+        found = slices_of(columns, new.astype(float), old.astype(float)).broken
+        assert [item.where for item in found] == [{"campaign": "3"}]
 
     def test_a_slice_that_is_wholly_wrong_is_certain(self) -> None:
         """No spread at all: every row of the slice is wrong now and was right before."""
