@@ -299,7 +299,7 @@ def _of_rows(mean: float, squares: float, count: int) -> float:
     return _tail(mean, math.sqrt(variance / count), count - 1)
 
 
-def _tail(mean: float, error: float, freedom: int) -> float:
+def _tail(mean: float, error: float, freedom: float) -> float:
     """Give the p-value; without any spread a worsening is certain."""
     if error <= abs(mean) * 1e-12:
         return 0.0 if mean > 0.0 else 1.0

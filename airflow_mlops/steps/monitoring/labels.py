@@ -137,6 +137,8 @@ def _as_numbers(labels: pl.Series) -> pl.Series:
     """Give labels of a regression as numbers; text may hold them, times are none."""
     import polars as pl
 
+    if labels.dtype.is_decimal():
+        return labels.cast(pl.Float64)
     if labels.dtype.is_numeric() or labels.dtype == pl.Boolean:
         return labels
     numbers = labels.cast(pl.Float64, strict=False) if labels.dtype == pl.String else None
