@@ -26,6 +26,7 @@ from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.comparison.promotion import Check, PromotionPolicy, Verdict, decide_promotion
 from airflow_mlops.core.comparison.resampling import cut_clusters
 from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, find_worse_slices
+from airflow_mlops.core.data.categories import as_text
 from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.model.model_card import describe_evaluation
 from airflow_mlops.core.model.simple_guess import simple_guess
@@ -321,13 +322,13 @@ def _slice_column(column: pl.Series) -> NDArray[Any]:
         return column.cast(float).to_numpy()
     if isinstance(column.dtype, pl.Datetime | pl.Date):
         return column.cast(pl.Datetime("us")).to_numpy()
-    return column.cast(str).fill_null("").to_numpy()
+    return as_text(column).fill_null("").to_numpy()
 
 
 def _group_column(column: pl.Series) -> NDArray[Any]:
     """Give the groups as text; all that are missing are one group, be they null or no number."""
     known = column.fill_nan(None) if column.dtype.is_float() else column
-    return known.cast(str).fill_null("").to_numpy()
+    return as_text(known).fill_null("").to_numpy()
 
 
 def _unseen(spec: EvaluateSpec, challenger: ServedModel, champion: ServedModel | None) -> Window:
