@@ -1,5 +1,7 @@
 """What a comparison costs: 1,000,000 rows, 1,000 paired resamples, challenger, champion and a simple guess.
 
+Also of 3 labels (20,000 rows) and of 200 (2,000 rows). A part of a name as argument runs only the lines that have it.
+
 Beside it, in turn, each in a fresh process of one thread: the same test by scipy.stats.bootstrap on the rows (a peer; at 1,000,000
 rows it takes minutes, so it gets 50 resamples and is shown per 1,000), and scikit-learn's metrics computed once without any resampling
 (about the physical limit: every row is read once per metric). Wall and CPU seconds, peak memory.
@@ -31,6 +33,23 @@ LABELS = """
 from airflow_mlops.core.comparison.metrics import DEFAULT_METRICS
 from airflow_mlops.core.comparison.predictions import Predictions
 def answers(p): return Predictions(values=(p > 0.5).astype(int), probabilities=np.column_stack([1 - p, p]), classes=("0", "1"))
+"""
+
+SEVERAL = """
+from airflow_mlops.core.comparison.evaluation import compare_models
+from airflow_mlops.core.comparison.metrics import DEFAULT_METRICS
+from airflow_mlops.core.comparison.predictions import Predictions
+import scipy.special, scipy.fft
+def several(rows, count):
+    names = np.array([f"c{number:03d}" for number in range(count)], dtype=object)
+    truth = rng.integers(0, count, rows)
+    def model():
+        scores = rng.normal(size=(rows, count))
+        scores[np.arange(rows), truth] += 1.5
+        given = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        return Predictions(values=names[given.argmax(axis=1)], probabilities=given, classes=tuple(names))
+    guess = Predictions(values=np.full(rows, names[0]), probabilities=np.full((rows, count), 1.0 / count), classes=tuple(names))
+    return dict(target=names[truth], challenger=model(), champion=model(), baselines={"guess": guess})
 """
 
 BEGIN = """
@@ -75,6 +94,18 @@ for answers in (new, old, np.full(n, 16.0)):
 compare_models(target=label, challenger=answers(p_new), champion=answers(p_old), baselines={"guess": answers(np.full(n, 0.3))},
     metrics=DEFAULT_METRICS["classification"])
 """,
+    "3 labels, 20,000 rows: ours, 10 metrics": SEVERAL
+    + "asked = several(20_000, 3)\n"
+    + BEGIN
+    + """
+compare_models(**asked, metrics=DEFAULT_METRICS["classification"])
+""",
+    "200 labels, 2,000 rows: ours, 10 metrics": SEVERAL
+    + "asked = several(2_000, 200)\n"
+    + BEGIN
+    + """
+compare_models(**asked, metrics=DEFAULT_METRICS["classification"])
+""",
     "labels: scikit-learn, once, 9 metrics": "from sklearn import metrics\n"
     + BEGIN
     + """
@@ -96,10 +127,11 @@ found = find_worse_slices(columns, np.abs(new - target), np.abs(old - target), B
 
 def main() -> None:
     """Run every variant in turn and print medians."""
+    chosen = {name: code for name, code in VARIANTS.items() if all(part in name for part in sys.argv[1:])}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    costs: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
+    costs: dict[str, list[list[float]]] = {name: [] for name in chosen}
     for _ in range(ROUNDS):
-        for name, code in VARIANTS.items():
+        for name, code in chosen.items():
             done = subprocess.run(
                 [sys.executable, "-c", DATA + code + COST],
                 env=environment,

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.comparison.fairness import FairnessReport, GroupRates
-from airflow_mlops.core.comparison.predictions import text_codes
+from airflow_mlops.core.comparison.predictions import spelled_as, text_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -134,9 +134,7 @@ def _frame(
         truth = answers = np.zeros(len(groups), dtype=int)
         rates: dict[str, Any] = {}
     else:
-        truth, answers = (
-            np.asarray(labels.astype(str) == positive, dtype=int) for labels in (target, predicted)
-        )
+        truth, answers = (_are(positive, labels) for labels in (target, predicted))
         rates = {
             "selection_rate": metrics.selection_rate,
             "true_positive_rate": _where(1),
@@ -149,6 +147,15 @@ def _frame(
         sensitive_features=np.where(groups == "", "(empty)", groups),
         sample_params={"mean_loss": {"losses": losses}},
     )
+
+
+def _are(label: str, labels: NDArray[Any]) -> NDArray[Any]:
+    """Tell which rows have a label, however it is spelled there."""
+    import numpy as np
+
+    texts, places = text_codes(labels)
+    spelled = spelled_as(texts, (label,))
+    return np.array([int(spelled[text] == label) for text in texts])[places]
 
 
 def _mean_loss(_truth: Any, _answers: Any, *, losses: Any) -> float:

@@ -104,7 +104,7 @@ def with_target(rows: pl.DataFrame, target: str, *, where: str) -> pl.DataFrame:
     :param where: dataset and window, for the error.
     :raises InsufficientDataError: there are none.
     """
-    known = rows.drop_nulls(target)
+    known = with_float_target(rows.drop_nulls(target), target)
     if rows.schema[target].is_float():
         known = known.drop_nans(target)
     if known.height == 0:
@@ -112,3 +112,12 @@ def with_target(rows: pl.DataFrame, target: str, *, where: str) -> pl.DataFrame:
             f"none of the {rows.height} rows of {where} has a {target!r}: wait for the labels"
         )
     return known
+
+
+def with_float_target(rows: pl.DataFrame, target: str) -> pl.DataFrame:
+    """Give decimal targets as floats: estimators and metrics, a user's among them, compute with those."""
+    import polars as pl
+
+    if not rows.schema[target].is_decimal():
+        return rows
+    return rows.with_columns(pl.col(target).cast(pl.Float64))

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.codec import canonical_json, to_dict
 from airflow_mlops.core.comparison.artifact import ArtifactFacts, ArtifactLimits
-from airflow_mlops.core.comparison.evaluation import EvaluationReport, compare_models, repeat_last
+from airflow_mlops.core.comparison.evaluation import (
+    EvaluationReport,
+    compare_models,
+    repeat_last,
+    require_known_labels,
+)
 from airflow_mlops.core.comparison.fairness import FairnessReport
 from airflow_mlops.core.comparison.metrics import (
     DEFAULT_METRICS,
@@ -21,6 +26,7 @@ from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.comparison.promotion import Check, PromotionPolicy, Verdict, decide_promotion
 from airflow_mlops.core.comparison.resampling import cut_clusters
 from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, find_worse_slices
+from airflow_mlops.core.data.categories import as_text
 from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.model.model_card import describe_evaluation
 from airflow_mlops.core.model.simple_guess import simple_guess
@@ -139,7 +145,7 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
     :raises ArtifactIntegrityError: a package is not the one it should be, or the twin is of another training.
     :raises InsufficientDataError: no rows in the window, or a metric that can't be measured on them.
     :raises ModelVersionNotFoundError: the run has no package; or MLflow no longer has the champion of the ledger.
-    :raises SchemaMismatchError: a column that is not there, or a champion that answers something else.
+    :raises SchemaMismatchError: a column that is not there, or a model that answers something else than the rows hold.
     :raises ValueError: ``decision_key`` names no decision to retrain this model.
     """
     registry = Registry.connect(services)
@@ -248,6 +254,9 @@ def _judge(
     target = rows[spec.target or manifest.target].to_numpy()
     metric = resolve_metric(spec.metric)
     require_decisive(metric, len(manifest.classes or ()))
+    for who, model in (("challenger", challenger), ("champion", champion)):
+        if model is not None:
+            require_known_labels(who, model.manifest.classes or (), target)
     answers = challenger.answer(model_columns(rows, manifest.signature))
     rival = champion.answer(model_columns(rows, champion.manifest.signature)) if champion else None
     graded = Graded(target, answers)
@@ -313,13 +322,13 @@ def _slice_column(column: pl.Series) -> NDArray[Any]:
         return column.cast(float).to_numpy()
     if isinstance(column.dtype, pl.Datetime | pl.Date):
         return column.cast(pl.Datetime("us")).to_numpy()
-    return column.cast(str).fill_null("").to_numpy()
+    return as_text(column).fill_null("").to_numpy()
 
 
 def _group_column(column: pl.Series) -> NDArray[Any]:
     """Give the groups as text; all that are missing are one group, be they null or no number."""
     known = column.fill_nan(None) if column.dtype.is_float() else column
-    return known.cast(str).fill_null("").to_numpy()
+    return as_text(known).fill_null("").to_numpy()
 
 
 def _unseen(spec: EvaluateSpec, challenger: ServedModel, champion: ServedModel | None) -> Window:

@@ -68,7 +68,7 @@ def run(spec: SelectSpec, services: Services) -> SelectResult:
 
 
 def _require_same_rows(trainings: Sequence[TrainResult]) -> None:
-    """Refuse scores of different rows: the better one may only have had the easier ones.
+    """Refuse scores of different rows, also those of other folds: the better one may only have had the easier ones.
 
     A table that grew meanwhile is no other one, as long as the windows hold as many rows.
     """
@@ -76,21 +76,23 @@ def _require_same_rows(trainings: Sequence[TrainResult]) -> None:
         apart = [
             (ours, theirs)
             for ours, theirs in zip(_learned(trainings[0]), _learned(one), strict=True)
-            if ours != theirs
+            if ours != theirs and ours is not None and theirs is not None
         ]
         if apart:
             raise ValueError(
                 f"runs {trainings[0].run_id} and {one.run_id} can't be compared, as one is of {apart[0][0]} and the other of "
-                f"{apart[0][1]}: give all candidates the same model_name, dataset version and window"
+                f"{apart[0][1]}: give all candidates the same model_name, dataset version, window and number of folds"
             )
 
 
-def _learned(training: TrainResult) -> tuple[str, ...]:
+def _learned(training: TrainResult) -> tuple[str | None, ...]:
+    """Say of what rows a score is; ``None`` where that was not noted."""
     return (
         f"model {training.model_name!r}",
         f"table {training.dataset.uri}",
         f"{training.training_rows} training rows in {training.training}",
         f"{training.holdout_rows} held-out rows in {training.holdout}",
+        f"{training.folds} folds" if training.folds is not None else None,
     )
 
 

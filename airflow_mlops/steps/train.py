@@ -32,7 +32,7 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import resolve_dataset, work_key
 from airflow_mlops.steps.registry.provenance import note_package, noted_trainings
 from airflow_mlops.steps.training.code_version import code_version
-from airflow_mlops.steps.training.fit import Made, Work, choose_metric, search_and_fit
+from airflow_mlops.steps.training.fit import Made, Work, choose_metric, require_measurable, search_and_fit
 from airflow_mlops.steps.training.model_package import FittedModel, refused_types, write_package
 from airflow_mlops.steps.training.record import TRAINING_FOLDER, Clock, flat_params, row_facts, write_evidence
 from airflow_mlops.steps.training.rows import choose_window, require_instants, split_rows
@@ -91,6 +91,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
             return replace(done, reused=True)
         split = split_rows(dataset, columns, window, spec.holdout_share, spec.holdout_start)
         metric = choose_metric(spec, columns, split.training[spec.target])
+        require_measurable(spec, columns, metric, split)
         name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
         with (
             suppress(HeldElsewhereError),  # one that began at once was first: wait for what it makes
@@ -251,6 +252,7 @@ def _result(work: Work, made: Made, stored: _Stored) -> TrainResult:
         estimator_params=made.winner.params,
         validation_value=made.search.value if made.search else None,
         trials=len(made.search.trials) if made.search else 0,
+        folds=settings.folds if made.search and (settings := work.spec.how_to_search()) else None,
         metric=score.metric,
         metric_value=score.value,
         recipe=work.spec.recipe,

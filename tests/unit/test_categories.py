@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import polars as pl
 import pytest
 
+from airflow_mlops.core.data.categories import category_texts
 from airflow_mlops.core.model.columns import ColumnRoles
 from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.profiles.counting import category_counts
-from airflow_mlops.exceptions import SignatureMismatchError
+from airflow_mlops.exceptions import SchemaMismatchError, SignatureMismatchError
 from airflow_mlops.integrations.sklearn import to_features
 from airflow_mlops.serving.arrow import decode_arrow
 from airflow_mlops.serving.requests import RequestDecoder
@@ -81,3 +84,17 @@ def test_what_is_no_number_is_no_category() -> None:
     for value in (float("inf"), float("nan"), [12]):
         with pytest.raises(SignatureMismatchError, match=r"rows\[0\]\.code: expected string"):
             SIGNATURE.columns_from_records([{"code": value}])
+
+
+@pytest.mark.parametrize(
+    ("held", "kind"),
+    [
+        (pl.Series("x", [b"\xff"]), "Binary"),
+        (pl.Series("x", [[1]]), "List(Int64)"),
+        (pl.Series("x", [timedelta(1)]), "Duration"),
+    ],
+    ids=["bytes", "lists", "durations"],
+)
+def test_what_has_no_text_is_refused_by_name_and_type(held: pl.Series, kind: str) -> None:
+    with pytest.raises(SchemaMismatchError, match=re.escape(f"column 'x' holds {kind}")):
+        category_texts(held)

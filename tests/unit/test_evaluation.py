@@ -27,6 +27,7 @@ from airflow_mlops.core.comparison.evaluation import (
     MetricInterval,
     compare_models,
     repeat_last,
+    require_known_labels,
 )
 from airflow_mlops.core.comparison.metrics import (
     DEFAULT_METRICS,
@@ -43,10 +44,10 @@ from airflow_mlops.core.comparison.promotion import (
     Verdict,
     decide_promotion,
 )
-from airflow_mlops.core.comparison.resampling import common_factor, cut_clusters
+from airflow_mlops.core.comparison.resampling import Blocks, common_factor, cut_clusters
 from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, cut_column, find_worse_slices
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations.fairlearn import compare_groups
 from airflow_mlops.serving.probe import time_answers
 from airflow_mlops.steps.evaluate import EvaluateSpec
@@ -326,6 +327,46 @@ class TestComparison:
         report = compare(TARGET + 0.5, TARGET + 1.0, metrics=["sklearn.metrics:median_absolute_error"])
         assert report.deciding.challenger == MetricInterval(
             value=pytest.approx(0.5), low=pytest.approx(0.5), high=pytest.approx(0.5)
+        )
+
+    @pytest.mark.parametrize("name", ["roc_auc", "pr_auc"])
+    @pytest.mark.parametrize("count", [3, 40])
+    def test_ranks_of_several_labels_vary_as_the_exact_metric_does(self, name: str, count: int) -> None:
+        """Against the metric computed anew on the same resamples; the mean of 40 labels is binned coarser."""
+        random, metric = np.random.default_rng(1), resolve_metric(name)
+        classes = tuple(f"c{number:02d}" for number in range(count))
+        truth = np.array(classes)[random.integers(0, count, 1_200)]
+        scores = random.normal(0, 1, (1_200, count)) + 1.5 * (truth[:, None] == np.array(classes))
+        given = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        answers = Predictions(
+            values=np.array(classes)[given.argmax(axis=1)], probabilities=given, classes=classes
+        )
+        graded, blocks = Graded(truth, answers), Blocks.draw(1_200, resamples=40)
+        drawn = blocks.resample(metric, graded, measure(metric, graded)).values
+        exact = blocks._score_again(metric, graded)
+        assert np.std(drawn - exact) < 0.25 * np.std(exact)
+        assert np.std(drawn) == pytest.approx(np.std(exact), rel=0.05)
+
+    def test_hundreds_of_labels_fit_into_memory(self) -> None:
+        random = np.random.default_rng(0)
+        classes = tuple(f"c{number:03d}" for number in range(200))
+        truth = np.array(classes)[random.integers(0, 200, 1_000)]
+        given = random.dirichlet(np.ones(200), 1_000)
+        answers = Predictions(
+            values=np.array(classes)[given.argmax(axis=1)], probabilities=given, classes=classes
+        )
+        tracemalloc.start()
+        report = compare_models(
+            target=truth, challenger=answers, champion=None, baselines={}, metrics=["f1", "brier"]
+        )
+        blocks = Blocks.draw(1_000, resamples=50)
+        graded = Graded(truth, answers)
+        blocks.resample(resolve_metric("roc_auc"), graded, 0.5)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 100e6
+        assert report.deciding.challenger.value == pytest.approx(
+            oracle.f1_score(truth, answers.values, average="macro", labels=classes, zero_division=0)
         )
 
     def test_what_can_not_be_measured_is_said_and_hinders_nobody(self) -> None:
@@ -624,6 +665,15 @@ def slices_by(
     )
 
 
+def campaigns(random: np.random.Generator, count: int, length: int) -> np.ndarray:
+    """Number eleven stretches of rows, that do not overlap; all other rows are 0."""
+    part = np.zeros(count)
+    starts = np.sort(random.choice(count // length - 1, 11, replace=False)) * length
+    for number, start in enumerate(starts + random.integers(0, length)):
+        part[start : start + length] = number + 1
+    return part
+
+
 def broken_slice() -> SliceReport:
     random = np.random.default_rng(8)
     shop = random.choice(np.array(list("abc")), 6_000, p=[0.6, 0.1, 0.3])
@@ -717,7 +767,8 @@ class TestSlices:
                 math.sqrt(np.square(sums - mean * counts).sum() * len(starts) / (len(starts) - 1))
                 / counts.sum()
             )
-            raw.append(stats.t.sf(mean / error, len(starts) - 1))
+            effective = counts.sum() ** 2 / np.square(counts).sum()
+            raw.append(stats.t.sf(mean / error, effective - 1))
         adjusted = multipletests(raw, method="holm")[1]
         assert [item.p_value for item in report.worst] == pytest.approx(adjusted, rel=1e-6)
 
@@ -734,6 +785,26 @@ class TestSlices:
             new, old = (np.abs(related(random, 4_000, 0.5)) for _ in range(2))
             alarms += bool(slices_of(columns, new, old).broken)
         assert alarms <= 27
+
+    def test_blocks_of_unequal_size_raise_no_more_alarms_than_was_asked_for(self) -> None:
+        """A slice of two long blocks and two slivers; taken for four equal ones, 24 alarms of 700 instead of 7 at most."""
+        random, alarms = np.random.default_rng(0), 0
+        part, starts = np.array(["now"] * 400 + ["later"] * 200), np.array([0, 10, 200, 390, 400, 500])
+        policy = SlicePolicy(minimum_rows=300, maximum_regression=0.0, significance=0.01)
+        for _ in range(700):
+            new, old = (np.abs(random.normal(size=600)) for _ in range(2))
+            alarms += bool(find_worse_slices({"part": part}, new, old, starts, policy).broken)
+        assert alarms <= 7
+
+    def test_a_campaign_that_got_worse_is_found(self) -> None:
+        random = np.random.default_rng(0)
+        columns = {"campaign": campaigns(random, 20_000, 1_000)}
+        new, old = (
+            (random.random(20_000) < 0.2 + 0.2 * (columns["campaign"] == 3)),
+            random.random(20_000) < 0.2,
+        )
+        found = slices_of(columns, new.astype(float), old.astype(float)).broken
+        assert [item.where for item in found] == [{"campaign": "3"}]
 
     def test_a_slice_that_is_wholly_wrong_is_certain(self) -> None:
         """No spread at all: every row of the slice is wrong now and was right before."""
@@ -851,6 +922,82 @@ class TestLabels:
         answers = Predictions(values=np.array([str(label) for label in truth[[0, 1, 0, 0]].tolist()]))
         metric = resolve_metric("sklearn.metrics:accuracy_score")
         assert evaluate_metric(metric, target=truth, prediction=answers).value == 0.75
+
+    @pytest.mark.parametrize(
+        ("kind", "spelled"),
+        [(float, ("0", "1")), (int, ("0.0", "1.0")), (bool, ("0", "1")), (int, ("False", "True"))],
+    )
+    def test_the_same_labels_spelled_otherwise_are_the_same(
+        self, kind: type, spelled: tuple[str, str]
+    ) -> None:
+        """A column that became another type since the champion was trained: a good champion stays one."""
+        random = np.random.default_rng(0)
+        truth = random.integers(0, 2, 600).astype(kind)
+        own = tuple(str(label) for label in np.unique(truth))
+        good, bad = (
+            np.clip(0.5 + reach * (truth.astype(float) - 0.5) + random.normal(0, 0.15, 600), 0.01, 0.99)
+            for reach in (0.8, 0.2)
+        )
+
+        def answers(score: np.ndarray, classes: tuple[str, ...]) -> Predictions:
+            return Predictions(
+                values=np.array(classes, dtype=object)[(score > 0.5).astype(int)],
+                probabilities=np.column_stack([1 - score, score]),
+                classes=classes,
+            )
+
+        for metric in DEFAULT_METRICS["classification"]:
+            if metric == "calibration_error":
+                continue
+            held = compare_models(
+                target=truth,
+                challenger=answers(bad, own),
+                champion=answers(good, spelled),
+                baselines={"before": repeat_last(truth, truth[:1], classes=spelled, shares=(0.5, 0.5))},
+                metrics=[metric],
+            )
+            alike = compare_models(
+                target=truth,
+                challenger=answers(bad, own),
+                champion=answers(good, own),
+                baselines={"before": repeat_last(truth, truth[:1], classes=own, shares=(0.5, 0.5))},
+                metrics=[metric],
+            )
+            assert held == alike, metric
+            assert decide_promotion(held, PromotionPolicy()).verdict is Verdict.REJECT, metric
+        rates = [
+            compare_groups(
+                "sex",
+                np.array(["m", "w"] * 300),
+                target=truth,
+                predicted=answers(good, spelled).values,
+                losses=np.zeros(600),
+                labels=labels,
+            ).groups
+            for labels in (own, spelled)
+        ]
+        assert rates[0] == rates[1]
+
+    def test_a_champion_whose_labels_were_renamed_is_no_bad_champion(self) -> None:
+        truth = np.array(["yes", "no"] * 50, dtype=object)
+        with pytest.raises(
+            SchemaMismatchError,
+            match=r"the champion answers 0, 1, and the rows to judge on hold no, yes: they",
+        ):
+            require_known_labels("champion", ("0", "1"), truth)
+        require_known_labels("champion", ("no", "perhaps"), truth)
+        require_known_labels("champion", ("0.0", "1.0"), truth == "yes")
+
+    def test_texts_of_one_meaning_that_stand_side_by_side_are_different_labels(self) -> None:
+        truth = np.array(["1", "1.0"] * 50, dtype=object)
+        known = Predictions(values=truth, classes=("1", "1.0"))
+        assert evaluate_metric(resolve_metric("accuracy"), target=truth, prediction=known).value == 1.0
+        assert Graded(truth, known).label_count == 2
+
+    def test_a_users_metric_gets_whole_numbers_to_the_last_digit(self) -> None:
+        truth = np.array([10**18 + 1, 10**18 + 2, 10**18 + 3])
+        answers = Predictions(values=truth.astype(str).astype(object), classes=tuple(truth.astype(str)))
+        assert Graded(truth, answers).native_answers.tolist() == truth.tolist()
 
 
 class TestGroups:

@@ -81,6 +81,9 @@ def test_labels_that_contradict_each_other_name_one(log: Path) -> None:
         ([1, 0], ("0", "1"), [1, 0]),
         ([1, 2], ("0", "1"), [1, 2]),  # a new label is a mistake, not another type
         ([True, False], ("False", "True"), [True, False]),
+        ([True, False], ("0", "1"), [1, 0]),
+        ([True, False], ("0.0", "1.0"), [1.0, 0.0]),
+        ([1.0, 0.0], ("False", "True"), [True, False]),
         (["a", "b"], ("a", "c"), ["a", "b"]),
         ([1.5, 2.5], None, [1.5, 2.5]),
     ],

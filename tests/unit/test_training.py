@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ from airflow_mlops.core.model.simple_guess import best_constant
 from airflow_mlops.core.model.tuning import Candidate, Range, Search, Trial, best_of, time_ordered_folds
 from airflow_mlops.core.profiles.profile_format import REFERENCE_PROFILE_FILE, profile_from_json
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import TransientError, UnsafeModelError
+from airflow_mlops.exceptions import InsufficientDataError, TransientError, UnsafeModelError
 from airflow_mlops.integrations import halving, onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
 from airflow_mlops.integrations.sklearn.candidates import _distribution
@@ -47,9 +48,10 @@ from airflow_mlops.services import Services
 from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import select
+from airflow_mlops.steps.common import with_target
 from airflow_mlops.steps.training import model_package, spec as training_spec
 from airflow_mlops.steps.training.code_version import code_version
-from airflow_mlops.steps.training.fit import choose_metric
+from airflow_mlops.steps.training.fit import choose_metric, require_measurable
 from airflow_mlops.steps.training.rows import Split, row_weights, simple_prediction
 from airflow_mlops.steps.training.spec import TrainResult, TrainSpec
 from tests.unit.test_requests import Caller
@@ -576,6 +578,7 @@ def test_the_best_of_mapped_candidates() -> None:
     ("more", "words"),
     [
         ({"training_rows": 90}, "one is of 100 training rows in .* and the other of 90 training rows"),
+        ({"folds": 9}, "one is of 3 folds and the other of 9 folds: give .* number of folds"),
         ({"model_name": "tips"}, "one is of model 'fares' and the other of model 'tips'"),
     ],
 )
@@ -599,6 +602,7 @@ def test_candidates_of_different_rows_are_not_compared(more: dict[str, Any], wor
         estimator_params={},
         validation_value=1.0,
         trials=1,
+        folds=3,
         metric="mae",
         metric_value=1.0,
         reused=False,
@@ -907,6 +911,66 @@ def test_a_training_by_recall_says_that_the_evaluation_will_ask_for_another_metr
     )
     assert choose_metric(spec, spec.columns(), pl.Series([0, 1, 1])).name == metric
     assert ("evaluation will need a metric of its own" in caplog.text) is noted
+
+
+def split_of(training: dict[str, list[Any]], holdout: dict[str, list[Any]]) -> Split:
+    day = datetime(2024, 1, 1, tzinfo=UTC)
+    known, later = (
+        pl.DataFrame(columns).with_columns(
+            t=pl.Series([start + timedelta(hours=hour) for hour in range(len(columns["y"]))])
+        )
+        for columns, start in ((training, day), (holdout, day + timedelta(days=1)))
+    )
+    until = day + timedelta(days=1)
+    return Split(
+        known, later, Window(start=day, end=until), Window(start=until, end=until + timedelta(days=1))
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "training", "holdout", "words"),
+    [
+        ("roc_auc", ["a", "b"], ["a", "a"], "none of the 2 held-out rows has 'y' b: hold out more rows"),
+        ("roc_auc", ["a", "b", "c"], ["a", "b"], "has 'y' c"),
+        ("pr_auc", ["a", "b"], ["a", "a"], "has 'y' b"),
+        ("mape", [1.0, 2.0], [0.0, 2.0], "'y' of the held-out rows is zero in 1 of 2 rows"),
+    ],
+)
+def test_held_out_rows_that_can_not_be_measured_are_said_before_the_search(
+    metric: str, training: list[Any], holdout: list[Any], words: str
+) -> None:
+    spec = TrainSpec(
+        dataset="t", model_name="m", target="y", numeric=("x",), time_column="t", estimator="e.E"
+    )
+    with pytest.raises(InsufficientDataError, match=words):
+        require_measurable(
+            spec, spec.columns(), resolve_metric(metric), split_of({"y": training}, {"y": holdout})
+        )
+    require_measurable(
+        spec, spec.columns(), resolve_metric(metric), split_of({"y": training}, {"y": training})
+    )
+
+
+def test_weights_of_held_out_rows_are_looked_at_before_a_model_is_fitted_on_them() -> None:
+    spec = TrainSpec(
+        dataset="t",
+        model_name="m",
+        target="y",
+        numeric=("x",),
+        weight_column="w",
+        time_column="t",
+        estimator="e.E",
+        refit=True,
+    )
+    split = split_of({"y": [1.0, 2.0], "w": [1.0, 1.0]}, {"y": [1.0, 2.0], "w": [1.0, None]})
+    with pytest.raises(ValueError, match="weight column 'w' has missing"):
+        require_measurable(spec, spec.columns(), resolve_metric("mae"), split)
+    require_measurable(replace(spec, refit=False), spec.columns(), resolve_metric("mae"), split)
+
+
+def test_decimal_targets_are_numbers_to_compute_with() -> None:
+    rows = pl.DataFrame({"y": pl.Series([Decimal("1.5"), Decimal("2.5")], dtype=pl.Decimal(10, 2))})
+    assert with_target(rows, "y", where="t")["y"].to_numpy().tolist() == [1.5, 2.5]
 
 
 def test_a_simple_guess_is_the_best_label() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airflow_mlops.core.comparison.metrics import measure, resolve_metric, value_range
-from airflow_mlops.core.comparison.predictions import Graded, Predictions, text_codes
+from airflow_mlops.core.comparison.predictions import Graded, Predictions, spelled_as, text_codes
 from airflow_mlops.core.comparison.resampling import (
     Blocks,
     Resampled,
@@ -19,7 +19,7 @@ from airflow_mlops.core.comparison.resampling import (
     t_quantile,
     upper_tail,
 )
-from airflow_mlops.exceptions import InsufficientDataError
+from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 
 if TYPE_CHECKING:
     from airflow_mlops.core.comparison.metric import Metric
@@ -28,6 +28,8 @@ Array = NDArray[Any]
 
 #: Power at which the minimum detectable difference is stated, and the one-sided level it is stated for.
 POWER, LEVEL = 0.8, 0.05
+#: Labels an error names.
+_NAMED = 5
 #: Share of a label that never turned up.
 _RARE = 1e-9
 
@@ -192,7 +194,10 @@ def repeat_last(
     right = np.asarray(values == target, dtype=np.float64)
     same = (np.cumsum(right) - right + 1.0) / (np.arange(len(target)) + 2.0)
     texts, numbers = text_codes(values)
-    place = np.array([classes.index(text) if text in classes else -1 for text in texts])[numbers]
+    known_as = spelled_as(texts, classes)
+    place = np.array([classes.index(known_as[text]) if known_as[text] in classes else -1 for text in texts])[
+        numbers
+    ]
     known = np.flatnonzero(place >= 0)
     weights = np.asarray(shares) if sum(shares) > 0.0 else np.ones(len(classes))
     given = np.tile(np.maximum(weights, _RARE), (len(target), 1))
@@ -207,7 +212,26 @@ def _labels(target: Array, models: Sequence[Predictions]) -> list[str]:
     if not any(model.classes for model in models):
         return []
     texts, _ = text_codes(target)
-    return list(dict.fromkeys([*(label for model in models for label in model.classes), *texts]))
+    labels: list[str] = []
+    for further in (*(model.classes for model in models), texts):
+        labels = list(dict.fromkeys([*labels, *spelled_as(further, labels).values()]))
+    return labels
+
+
+def require_known_labels(who: str, classes: Sequence[str], target: Array) -> None:
+    """Refuse a model that can't be right in any row, as its labels are called otherwise.
+
+    :param who: what the model is called.
+    :param classes: its labels; empty for numbers.
+    :param target: what turned out, shape ``(n,)``.
+    :raises SchemaMismatchError: they have no label in common.
+    """
+    texts, _ = text_codes(target)
+    if classes and not {*spelled_as(texts, classes).values()} & {*classes}:
+        raise SchemaMismatchError(
+            f"the {who} answers {', '.join(classes[:_NAMED])}, and the rows to judge on hold {', '.join(texts[:_NAMED])}: they have no "
+            "label in common, so every answer would be wrong. Keep the names of the labels, or give the new model a name of its own"
+        )
 
 
 def normal_tail(z: float) -> float:

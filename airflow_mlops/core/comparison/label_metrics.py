@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 #: Bins of confidence in the calibration error.
 CALIBRATION_BINS = 15
 
-#: Bins of the score in the resampling of ranking metrics; their value itself is exact.
-RANKING_BINS = 512
+#: Bins of the score in the resampling of ranking metrics; their value itself is exact. Many labels share them, down to a few each.
+RANKING_BINS, FEWEST_BINS = 512, 32
 
 
 def mistakes(graded: Graded) -> Array:
@@ -33,15 +32,17 @@ def mistakes(graded: Graded) -> Array:
 
 
 def _confusion_cells(graded: Graded) -> tuple[Array, int, None]:
+    """Count per label the rows that are it and were found, that are it and were not, and that were given it."""
     size = graded.label_count
-    return graded.truth * size + graded.answered, size * size, None
+    missed = graded.truth != graded.answered
+    return np.column_stack([graded.truth + size * missed, graded.answered + 2 * size]), 3 * size, None
 
 
 def _confusion(sums: Array) -> tuple[Array, Array, Array]:
     """Give true positives, actual and predicted rows per label, each of shape ``(..., labels)``."""
-    size = math.isqrt(sums.shape[-1] - 1)
-    table = sums[..., :-1].reshape(*sums.shape[:-1], size, size)
-    return np.einsum("...ii->...i", table), table.sum(axis=-1), table.sum(axis=-2)
+    size = sums.shape[-1] // 3
+    hits, missed, predicted = (sums[..., part * size : (part + 1) * size] for part in range(3))
+    return hits, hits + missed, predicted
 
 
 def _ratio(part: Array, whole: Array) -> Array:
@@ -125,25 +126,58 @@ def _roc_auc(graded: Graded) -> float:
 
     Source: Hanley and McNeil, "The meaning and use of the area under a ROC curve", Radiology 143, 1982.
     """
-    return _one_against_rest(graded, _rank_auc_of_counts)
+    if graded.label_count != 2:
+        return float(np.mean(graded.once(_against_rest).roc_areas))
+    _, _, counts = graded.ranked
+    return float(_rank_auc_of_counts(counts[:, 1], counts[:, 0]))
 
 
 def _pr_auc(graded: Graded) -> float:
     """Average precision: the step-wise area under precision over recall, as scikit-learn has it."""
-    return _one_against_rest(graded, _average_precision_of_counts)
+    if graded.label_count != 2:
+        return float(np.mean(graded.once(_against_rest).pr_areas))
+    _, _, counts = graded.ranked
+    return float(_average_precision_of_counts(counts[:, 1], counts[:, 0]))
 
 
-def _one_against_rest(graded: Graded, area: Callable[[Array, Array], Array]) -> float:
-    given = graded.probabilities
-    if given.shape[1] == 2:
-        _, _, counts = graded.ranked
-        return float(area(counts[:, 1], counts[:, 0]))
-    areas = []
-    for label in range(given.shape[1]):
-        _, places = np.unique(given[:, label], return_inverse=True)
-        positive = graded.truth == label
-        areas.append(area(np.bincount(places, weights=positive), np.bincount(places, weights=~positive)))
-    return float(np.mean(areas))
+class _AgainstRest(NamedTuple):
+    """Each of several labels against the rest.
+
+    :param roc_areas: area under the ROC curve, exact, shape ``(labels,)``.
+    :param pr_areas: average precision, exact.
+    :param bins: each row's bin of the label's score, shape ``(labels, n)``.
+    :param size: bins per label.
+    """
+
+    roc_areas: Array
+    pr_areas: Array
+    bins: Array
+    size: int
+
+
+def _against_rest(graded: Graded) -> _AgainstRest:
+    given, labels = graded.probabilities, graded.label_count
+    size = max(FEWEST_BINS, min(RANKING_BINS, 3 * RANKING_BINS // labels))
+    found = _AgainstRest(
+        np.empty(labels), np.empty(labels), np.empty((labels, len(graded)), dtype=np.uint16), size
+    )
+    for label in range(labels):
+        distinct, places = np.unique(given[:, label], return_inverse=True)
+        counted = np.bincount(places * 2 + (graded.truth == label), minlength=2 * len(distinct))
+        counts = counted.reshape(-1, 2).astype(np.float64)
+        found.roc_areas[label] = _rank_auc_of_counts(counts[:, 1], counts[:, 0])
+        found.pr_areas[label] = _average_precision_of_counts(counts[:, 1], counts[:, 0])
+        # As much of the label as of the rest in every bin: of a rare label all rows would lie in the few highest otherwise.
+        middle = (np.cumsum(counts, axis=0) - counts / 2.0) / np.maximum(counts.sum(axis=0), 1.0)
+        bins = np.minimum((middle.mean(axis=1) * size).astype(np.uint16), size - 1)
+        found.bins[label] = bins[places]
+    return found
+
+
+def _against_rest_cells(graded: Graded, label: int) -> tuple[Array, int]:
+    """Count rows with the label and without in bins of its score."""
+    found = graded.once(_against_rest)
+    return found.bins[label] * np.int64(2) + (graded.truth == label), 2 * found.size
 
 
 def _rank_auc_of_counts(hits: Array, misses: Array) -> Array:
@@ -162,10 +196,8 @@ def _average_precision_of_counts(hits: Array, misses: Array) -> Array:
         return np.asarray((precision * hits[..., ::-1]).sum(axis=-1) / hits.sum(axis=-1))
 
 
-def _ranking_cells(graded: Graded) -> tuple[Array, int, None] | None:
-    """Count positive and negative rows in bins of the score that hold equally many rows; two labels only."""
-    if graded.label_count != 2:
-        return None
+def _ranking_cells(graded: Graded) -> tuple[Array, int, None]:
+    """Count positive and negative rows in bins of the score that hold equally many rows; of two labels."""
     _, places, counts = graded.ranked
     rows = counts.sum(axis=1)
     middle = np.cumsum(rows) - rows / 2.0
@@ -197,6 +229,7 @@ LABEL_METRICS = (
         greater_is_better=True,
         score=_roc_auc,
         cells=_ranking_cells,
+        label_cells=_against_rest_cells,
         of_sums=_ranking(_rank_auc_of_counts),
         needs_probabilities=True,
     ),
@@ -205,6 +238,7 @@ LABEL_METRICS = (
         greater_is_better=True,
         score=_pr_auc,
         cells=_ranking_cells,
+        label_cells=_against_rest_cells,
         of_sums=_ranking(_average_precision_of_counts),
         needs_probabilities=True,
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +19,12 @@ SMALLEST_SHARE = float(np.finfo(np.float64).eps)
 #: ``rows(graded) -> (n, k)``: what each row adds to the sums.
 RowTerms = Callable[[Graded], Array]
 
-#: ``cells(graded) -> ((n,) cell numbers, number of cells, (n,) weights)``: which sum each row adds its weight to (one when
-#: the weights are ``None``); ``None`` where that won't do.
-RowCells = Callable[[Graded], tuple[Array, int, Array | None] | None]
+#: ``cells(graded) -> (cell numbers, number of cells, (n,) weights)``: which sum each row adds its weight to, shape ``(n,)``, or
+#: which ones it adds one to, shape ``(n, m)``, where the weights are ``None``.
+RowCells = Callable[[Graded], tuple[Array, int, Array | None]]
+
+#: ``cells(graded, label) -> ((n,) cell numbers, number of cells)``: which sum each row adds one to, of one label against the rest.
+LabelCells = Callable[[Graded, int], tuple[Array, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +36,8 @@ class Metric:
     :param score: ``score(graded) -> float``, exact.
     :param terms: what each row adds to the sums; ``None`` when rows are counted in ``cells``, or for a metric that is only
         a number.
-    :param cells: which count each row adds one to.
+    :param cells: which counts each row adds one to.
+    :param label_cells: the same for one label against the rest; of more than two labels the metric is the mean over them.
     :param of_sums: turns sums of shape ``(..., k + 1)`` into values of shape ``(...)``; the last sum is the row count.
     :param losses: per-row losses of shape ``(n,)``, smaller is better, whose mean orders models as the metric does;
         ``None`` where the metric is no mean over rows.
@@ -49,6 +52,7 @@ class Metric:
     score: Callable[[Graded], float]
     terms: RowTerms | None = None
     cells: RowCells | None = None
+    label_cells: LabelCells | None = None
     of_sums: Callable[[Array], Array] | None = None
     losses: Callable[[Graded], Array] | None = None
     mean_loss: Callable[[float], float] | None = None
@@ -56,23 +60,37 @@ class Metric:
     of_mean_loss: Callable[[float], float] | None = None
     needs_probabilities: bool = False
 
-    def block_sums(self, graded: Graded, starts: Array) -> Array | None:
+    def block_sums(self, graded: Graded, starts: Array) -> Array:
         """Sum what the rows add, block by block.
 
         :param starts: first row of each block, ascending, shape ``(blocks,)``.
-        :returns: shape ``(blocks, k + 1)``, row counts last; ``None`` for a metric that is only a number.
+        :returns: shape ``(blocks, k + 1)``, row counts last.
+        :raises ValueError: the metric is only a number.
         """
         ends = np.append(starts[1:], len(graded))
         counts = (ends - starts).astype(np.float64)[:, None]
         if self.terms is not None:
             return np.hstack([np.add.reduceat(self.terms(graded), starts, axis=0), counts])
-        counted = self.cells(graded) if self.cells else None
-        if counted is None:
-            return None
-        numbers, size, weights = counted
-        blocks = np.repeat(np.arange(len(starts)), ends - starts)
-        table = np.bincount(blocks * size + numbers, weights=weights, minlength=len(starts) * size)
-        return np.hstack([table.reshape(len(starts), size).astype(np.float64), counts])
+        if self.cells is None:
+            raise ValueError(f"{self.name} is no function of sums over rows")
+        numbers, size, weights = self.cells(graded)
+        return np.hstack([_by_block(numbers, size, weights, starts), counts])
+
+    def label_sums(self, graded: Graded, starts: Array, label: int) -> Array:
+        """Count rows block by block, of one label against the rest; see :meth:`block_sums`."""
+        if self.label_cells is None:
+            raise ValueError(f"{self.name} is no mean over labels")
+        numbers, size = self.label_cells(graded, label)
+        rows = np.diff(np.append(starts, len(graded))).astype(np.float64)
+        return np.column_stack([_by_block(numbers, size, None, starts), rows])
+
+
+def _by_block(numbers: Array, size: int, weights: Array | None, starts: Array) -> Array:
+    """Count cells block by block, shape ``(blocks, size)``."""
+    blocks = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(numbers)))) * size
+    places = (blocks + numbers.T).ravel()
+    table = np.bincount(places, weights=weights, minlength=len(starts) * size)
+    return table.reshape(len(starts), size).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,11 +153,9 @@ def count_metric(
     """Make a metric of counts of rows by cell."""
 
     def score(graded: Graded) -> float:
-        counted = cells(graded)
-        if counted is None:
-            return math.nan
-        numbers, size, weights = counted
-        return float(of_sums(np.append(np.bincount(numbers, weights=weights, minlength=size), len(graded))))
+        numbers, size, weights = cells(graded)
+        counts = np.bincount(numbers.ravel(), weights=weights, minlength=size)
+        return float(of_sums(np.append(counts, len(graded))))
 
     return Metric(
         name=name,

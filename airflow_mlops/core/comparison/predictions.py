@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airflow_mlops.core.data.categories import number_text
 from airflow_mlops.core.profiles.counting import LARGEST
 
 Array = NDArray[Any]
+T = TypeVar("T")
+
+_TRUTH_VALUES = {"True": "1", "False": "0"}
+_WHOLE, _NUMBER = re.compile(r"-?\d+"), re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,15 +63,20 @@ class Predictions:
     def among(self, classes: Sequence[str]) -> Predictions:
         """Give the same answers as those of a model that knows these labels; the ones it does not know it holds impossible.
 
-        :param classes: all of its own, and more; in any order.
+        :param classes: all of its own, however they are spelled, and more; in any order.
         """
-        if not self.classes:
+        if not self.classes or self.classes == tuple(classes):
             return self
-        given = None
+        spelled = spelled_as(self.classes, classes)
+        values, given = self.values, None
+        if any(label != own for own, label in spelled.items()):
+            texts, places = text_codes(values)
+            values = np.array([spelled.get(text, text) for text in texts], dtype=object)[places]
         if self.probabilities is not None:
+            place = {label: number for number, label in enumerate(classes)}
             given = np.zeros((len(self), len(classes)))
-            given[:, [list(classes).index(label) for label in self.classes]] = self.probabilities
-        return Predictions(values=self.values, probabilities=given, classes=tuple(classes))
+            given[:, [place[spelled[label]] for label in self.classes]] = self.probabilities
+        return Predictions(values=values, probabilities=given, classes=tuple(classes))
 
 
 class Graded:
@@ -77,13 +89,36 @@ class Graded:
     def __init__(self, target: Array, answers: Predictions) -> None:
         self.target = target
         self.answers = answers
+        self._found: dict[Callable[[Graded], Any], Any] = {}
+
+    def once(self, work: Callable[[Graded], T]) -> T:
+        """Give what is worked out from it; that is done once."""
+        if work not in self._found:
+            self._found[work] = work(self)
+        found: T = self._found[work]
+        return found
 
     def __len__(self) -> int:
         return len(self.target)
 
+    def where_all_are(self, label: Any, number: int) -> Graded:
+        """Give the same answers beside one label in every row.
+
+        :param label: as the target has it.
+        :param number: its number among the classes.
+        """
+        case = Graded(np.full(len(self), label), self.answers)
+        case._coded = (np.full(len(self), number), self.answered, self.label_count)
+        return case
+
     def take(self, rows: Array) -> Graded:
-        """Give some rows, by number or mask."""
-        return Graded(self.target[rows], self.answers.take(rows))
+        """Give some rows, by number or mask; labels are not numbered again, where the model knows them all."""
+        part = Graded(self.target[rows], self.answers.take(rows))
+        if "native_answers" in self.__dict__:
+            part.native_answers = self.native_answers[rows]
+        if "_coded" in self.__dict__ and self.label_count == len(self.answers.classes):
+            part._coded = (self.truth[rows], self.answered[rows], self.label_count)
+        return part
 
     @cached_property
     def errors(self) -> Array:
@@ -109,9 +144,9 @@ class Graded:
         values = self.answers.values
         if values.dtype.kind in "biuf" or self.target.dtype.kind not in "biuf":
             return values
-        if self.target.dtype.kind == "b":
-            return np.asarray(values.astype(str) == "True")
-        return values.astype(np.float64).astype(self.target.dtype)
+        texts, places = text_codes(values)
+        kind = self.target.dtype.kind
+        return np.array([_native(text, kind) for text in texts]).astype(self.target.dtype)[places]
 
     @property
     def label_count(self) -> int:
@@ -153,6 +188,43 @@ class Graded:
         return truth, answered, len(labels)
 
 
+def spelled_as(labels: Sequence[str], known: Collection[str]) -> dict[str, str]:
+    """Give each label as the known ones spell it: a number or truth value is the same one however a table holds it.
+
+    What no known label means stays as it is. So do labels that mean the same and are different ones all the same, such as texts
+    1 and 1.0 side by side.
+
+    >>> spelled_as(("0.0", "1.0", "2.5"), ("0", "1")), spelled_as(("1", "1.0"), ("True",))
+    ({'0.0': '0', '1.0': '1', '2.5': '2.5'}, {'1': '1', '1.0': '1.0'})
+    """
+    exact = frozenset(known)
+    strange = [label for label in labels if label not in exact]
+    if not strange:
+        return {label: label for label in labels}
+    own = Counter(map(_meaning, labels))
+    means: dict[str, str] = {}
+    for label in known:
+        means.setdefault(_meaning(label), label)
+    spelled = {label: label for label in labels}
+    for label in strange:
+        if own[_meaning(label)] == 1:
+            spelled[label] = means.get(_meaning(label), label)
+    return spelled
+
+
+def _native(label: str, kind: str) -> float | int:
+    """Give a label as the number or truth value it is; whole numbers to the last digit, where a column holds those."""
+    meant = _meaning(label)
+    return int(meant) if kind in "biu" and _WHOLE.fullmatch(meant) else float(meant)
+
+
+def _meaning(label: str) -> str:
+    """Give a number or truth value as one text, and any other label as it is."""
+    if label in _TRUTH_VALUES or _WHOLE.fullmatch(label):
+        return _TRUTH_VALUES.get(label, label)
+    return number_text(float(label)) if _NUMBER.fullmatch(label) else label
+
+
 def valid_values(values: Array) -> Array:
     """Tell which values are no numbers at all, or finite ones whose squares are, shape ``(n,)``.
 
@@ -183,6 +255,7 @@ def text_codes(values: Array) -> tuple[list[str], Array]:
 def _codes(values: Array, labels: dict[str, int]) -> Array:
     """Give each value the number of its label; new labels are added, in the order of their texts."""
     texts, places = text_codes(values)
+    spelled = spelled_as(texts, labels)
     for text in texts:
-        labels.setdefault(text, len(labels))
-    return np.array([labels[text] for text in texts], dtype=np.int64)[places]
+        labels.setdefault(spelled[text], len(labels))
+    return np.array([labels[spelled[text]] for text in texts], dtype=np.int64)[places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -122,29 +123,45 @@ class Blocks:
         :param value: the metric on all rows.
         :returns: fewer resamples for a metric that is only a number.
         """
-        sums = self._sums(metric, graded)
-        if sums is None or metric.of_sums is None:
+        if metric.of_sums is None:
             return Resampled(self._score_again(metric, graded), self._losses(metric, graded))
+        if metric.label_cells is None or graded.label_count == 2:
+            drawn, whole = self._again(metric.of_sums, self._sums(metric, graded))
+        else:
+            drawn, whole = self._again_by_label(metric, metric.of_sums, graded)
+        return Resampled(drawn.values + (value - whole), drawn.shares)
+
+    def _again(self, of_sums: Callable[[Array], Array], sums: Array) -> tuple[Resampled, float]:
+        """Give a function of sums on every resample, what each block adds to it, and what it is on all rows."""
         total = sums.sum(axis=0)
-        whole = float(metric.of_sums(total))
+        whole = float(of_sums(total))
         with np.errstate(invalid="ignore", divide="ignore"):
-            shares = whole - np.asarray(metric.of_sums(total - sums))
-        return Resampled(np.asarray(metric.of_sums(self.weights @ sums) + (value - whole)), shares)
+            shares = whole - np.asarray(of_sums(total - sums))
+        return Resampled(np.asarray(of_sums(self.weights @ sums)), shares), whole
+
+    def _again_by_label(
+        self, metric: Metric, of_sums: Callable[[Array], Array], graded: Graded
+    ) -> tuple[Resampled, float]:
+        """Give the mean over labels, one after the other: the sums of hundreds would not fit into memory."""
+        values, shares, whole = np.zeros(len(self.weights)), np.zeros(self.count), 0.0
+        for label in range(graded.label_count):
+            drawn, part = self._again(of_sums, metric.label_sums(graded, self.starts, label))
+            values += drawn.values / graded.label_count
+            shares += drawn.shares / graded.label_count
+            whole += part / graded.label_count
+        return Resampled(values, shares), whole
 
     def _losses(self, metric: Metric, graded: Graded) -> Array:
         """Sum the losses of each block, in the direction of the metric."""
         losses = row_losses(metric, graded).values
         return np.add.reduceat(losses, self.starts) * (-1.0 if metric.greater_is_better else 1.0)
 
-    def _sums(self, metric: Metric, graded: Graded) -> Array | None:
+    def _sums(self, metric: Metric, graded: Graded) -> Array:
         if metric.cells is None:
             return metric.block_sums(graded, self.starts)
         key = (metric.cells, id(graded))
         if key not in self._counted:
-            sums = metric.block_sums(graded, self.starts)
-            if sums is None:
-                return None
-            self._counted[key] = sums
+            self._counted[key] = metric.block_sums(graded, self.starts)
         return self._counted[key]
 
     def _score_again(self, metric: Metric, graded: Graded) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -208,11 +208,9 @@ def _expected(
         some = np.sort(random.choice(some, _DRAWN_ROWS, replace=False))
     shrink = math.sqrt(len(some) / len(answers))
     if metric.name in _RANKING and likely.shape[1] > 2:
-        value = float(
-            np.mean([_against_rest(metric, answers, likely, place) for place in range(likely.shape[1])])
-        )
-        _, deviation = _simulated(metric, answers.take(some), likely[some], label_kind, random)
-        return _finite(metric, value), deviation * shrink
+        value, _ = _against_rest(metric, answers, likely)
+        part = _against_rest(metric, answers.take(some), likely[some], random)
+        return _finite(metric, value), part[1] * shrink
     value = float(metric.of_sums(_Sums(metric, answers, label_kind).expected(likely)))
     drawn = np.asarray(
         metric.of_sums(_Sums(metric, answers.take(some), label_kind).drawn(likely[some], random))
@@ -231,59 +229,89 @@ class _Sums:
     """What rows add to a metric's sums, label by label.
 
     :param terms: what each row adds when a label turns out, shape ``(labels, n, k)``; or ``None``, and
-    :param cells: which sum it adds one to, shape ``(labels, n)``, of ``size``.
+    :param cells: which sums it adds one to, shape ``(labels, n, m)``, of ``size``.
     """
 
     def __init__(self, metric: Metric, answers: Predictions, label_kind: LabelKind) -> None:
         self.count = len(answers)
         self.terms: Array | None = None
-        self.cells, self.size = np.empty(0, dtype=np.int64), 0
+        self.size = 0
+        self.cells: Array = np.empty(0, dtype=np.int64)
         if metric.name in _RANKING and answers.probabilities is not None:
             self._rank(answers.probabilities[:, 1])
             return
-        cases = [
-            Graded(np.full(len(answers), label), answers) for label in _labels(answers.classes, label_kind)
-        ]
+        labels = _labels(answers.classes, label_kind)
+        known = Graded(np.full(len(answers), labels[0]), answers)
+        cases = (known.where_all_are(label, number) for number, label in enumerate(labels))
         if metric.terms is not None:
             self.terms = np.stack([metric.terms(case) for case in cases])
-            return
-        counted = [metric.cells(case) for case in cases] if metric.cells else []
-        found = [case for case in counted if case is not None]
-        self.cells, self.size = np.stack([case[0] for case in found]), found[0][1]
+        elif metric.cells is not None:
+            counted = [metric.cells(case) for case in cases]
+            self.cells, self.size = np.stack([numbers for numbers, _, _ in counted]), counted[0][1]
+            self.cells = self.cells.reshape(len(counted), self.count, -1)
 
     def _rank(self, scores: Array) -> None:
         """Count by score, negatives before positives: exact, where the metric's own cells are coarser."""
         distinct, places = np.unique(scores, return_inverse=True)
-        self.cells, self.size = np.stack([2 * places, 2 * places + 1]), 2 * len(distinct)
+        self.cells, self.size = np.stack([2 * places, 2 * places + 1])[:, :, None], 2 * len(distinct)
 
     def expected(self, likely: Array) -> Array:
         if self.terms is not None:
             return np.append(np.einsum("lnk,nl->k", self.terms, likely), self.count)
-        counts = np.bincount(self.cells.ravel(), weights=likely.T.ravel(), minlength=self.size)
+        counts = np.zeros(self.size)
+        for part in np.moveaxis(self.cells, 2, 0):
+            counts += np.bincount(part.ravel(), weights=likely.T.ravel(), minlength=self.size)
         return np.append(counts, self.count)
 
     def drawn(self, likely: Array, random: np.random.Generator) -> Array:
         """Give the sums for labels drawn again and again, shape ``(draws, k + 1)``."""
-        rows = np.arange(self.count)
         limits = np.cumsum(likely, axis=1)[:, :-1]
+        return self.of((random.random(self.count)[:, None] > limits).sum(axis=1) for _ in range(_DRAWS))
+
+    def of(self, draws: Iterable[Array]) -> Array:
+        """Give the sums for labels that turn out, shape ``(draws, k + 1)``.
+
+        :param draws: number of each row's label.
+        """
+        rows = np.arange(self.count)
         sums = []
-        for _ in range(_DRAWS):
-            labels = (random.random(self.count)[:, None] > limits).sum(axis=1)
+        for labels in draws:
             if self.terms is not None:
                 sums.append(self.terms[labels, rows].sum(axis=0))
             else:
-                sums.append(np.bincount(self.cells[labels, rows], minlength=self.size))
-        return np.column_stack([np.array(sums, dtype=np.float64), np.full(_DRAWS, float(self.count))])
+                sums.append(np.bincount(self.cells[labels, rows].ravel(), minlength=self.size))
+        return np.column_stack([np.array(sums, dtype=np.float64), np.full(len(sums), float(self.count))])
 
 
-def _against_rest(metric: Metric, answers: Predictions, likely: Array, place: int) -> float:
-    """Give a ranking metric of one label against the rest."""
+def _against_rest(
+    metric: Metric, answers: Predictions, likely: Array, random: np.random.Generator | None = None
+) -> tuple[float, float]:
+    """Give the expected mean of a ranking metric of each label against the rest, and its deviation over labels that are drawn.
+
+    One label after the other: the scores of hundreds would not fit into memory.
+
+    :param random: of the draws; ``None``: none, the deviation is 0.
+    """
     if answers.probabilities is None or metric.of_sums is None:
         raise ValueError(f"{metric.name} needs probabilities")
-    scores, chance = answers.probabilities[:, place], likely[:, place]
-    two = Predictions(values=answers.values, probabilities=np.column_stack([1.0 - scores, scores]))
-    sums = _Sums(metric, two, "text").expected(np.column_stack([1.0 - chance, chance]))
-    return float(metric.of_sums(sums))
+    count, labels = likely.shape
+    limits = np.cumsum(likely, axis=1)[:, :-1]
+    draws = _SLOW_DRAWS if random is not None else 0
+    drawn = np.empty((draws, count), dtype=np.int64)
+    if random is not None:
+        for draw in drawn:
+            draw[:] = (random.random((count, 1)) > limits).sum(axis=1)
+    value = 0.0
+    values: Array = np.zeros(max(draws, 1))
+    for place in range(labels):
+        scores, chance = answers.probabilities[:, place], likely[:, place]
+        two = Predictions(values=answers.values, probabilities=np.column_stack([1.0 - scores, scores]))
+        ranked = _Sums(metric, two, "text")
+        value += float(metric.of_sums(ranked.expected(np.column_stack([1.0 - chance, chance])))) / labels
+        if draws:
+            values += metric.of_sums(ranked.of((drawn == place).astype(np.int64))) / labels
+    known = values[np.isfinite(values)]
+    return value, float(np.std(known)) if len(known) else math.nan
 
 
 def _simulated(

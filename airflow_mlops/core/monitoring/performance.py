@@ -405,10 +405,13 @@ def _weighted(metric: Metric, graded: Graded, weights: Array) -> float | None:
     if metric.terms is not None:
         sums = (metric.terms(graded) * weights[:, None]).sum(axis=0)
     else:
-        counted = metric.cells(graded) if metric.cells else None
-        if counted is None or counted[2] is not None:
+        if metric.cells is None or (metric.label_cells is not None and graded.label_count != 2):
             return None
-        sums = np.bincount(counted[0], weights=weights, minlength=counted[1])
+        numbers, size, own = metric.cells(graded)
+        if own is not None:
+            return None
+        each = weights if numbers.ndim == 1 else np.repeat(weights, numbers.shape[1])
+        sums = np.bincount(numbers.ravel(), weights=each, minlength=size)
     return float(metric.of_sums(np.append(sums, weights.sum())))
 
 

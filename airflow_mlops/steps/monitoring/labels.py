@@ -126,11 +126,13 @@ def as_trained(labels: pl.Series, classes: Sequence[str] | None) -> pl.Series:
         return labels
     if not classes:
         return _as_numbers(labels)
-    for kind in (labels.dtype, pl.Int64, pl.Float64):
-        if kind != labels.dtype and not labels.dtype.is_numeric():
+    known, numbers = set(classes), labels.cast(pl.Int8) if labels.dtype == pl.Boolean else labels
+    for kind in (labels.dtype, pl.Int64, pl.Float64, pl.Boolean):
+        if kind != labels.dtype and not numbers.dtype.is_numeric():
             continue
         cast = labels.cast(kind, strict=False)
-        if set(_texts(cast.unique())) & set(classes) and (cast == labels).all():
+        same = cast.cast(numbers.dtype) if kind == pl.Boolean else cast
+        if set(_texts(cast.unique())) & known and (same == numbers).all():
             return cast
     shown = ", ".join(sorted(_texts(labels.unique()))[:5])
     raise SchemaMismatchError(
@@ -143,6 +145,8 @@ def _as_numbers(labels: pl.Series) -> pl.Series:
     """Give labels of a regression as numbers; text may hold them, times are none."""
     import polars as pl
 
+    if labels.dtype.is_decimal():
+        return labels.cast(pl.Float64)
     if labels.dtype.is_numeric() or labels.dtype == pl.Boolean:
         return labels
     numbers = labels.cast(pl.Float64, strict=False) if labels.dtype == pl.String else None

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Labels an error names.
+_NAMED = 5
+
 
 class Work(NamedTuple):
     """What one training has at hand."""
@@ -111,6 +114,28 @@ def choose_metric(spec: TrainSpec, columns: ColumnRoles, target: pl.Series) -> M
             "metric of labels"
         )
     return metric
+
+
+def require_measurable(spec: TrainSpec, columns: ColumnRoles, metric: Metric, split: Split) -> None:
+    """See before a search is paid for that its winner can be measured on the held-out rows, and fitted again on them.
+
+    :raises InsufficientDataError: held-out rows without a label that is to be ranked, or with a target of zero to divide by.
+    :raises ValueError: a model that is fitted again on rows of which some have no sound weight.
+    """
+    known, held_out = split.training[spec.target], split.holdout[spec.target]
+    if metric.name == "mape":
+        require_nonzero(f"{spec.target!r} of the held-out rows", held_out.to_numpy())
+    if metric.name in {"roc_auc", "pr_auc"}:
+        labels, found = sorted({*known.unique(), *held_out.unique()}), {*held_out.unique()}
+        ranked = labels[-1:] if metric.name == "pr_auc" and len(labels) == 2 else labels
+        absent = [str(label) for label in ranked if label not in found]
+        if absent:
+            raise InsufficientDataError(
+                f"{metric.name} ranks every label, and none of the {len(held_out)} held-out rows has {spec.target!r} "
+                f"{', '.join(absent[:_NAMED])}: hold out more rows, or choose log_loss"
+            )
+    if spec.refit:
+        row_weights(split.whole.training, columns, spec.half_life_days)
 
 
 def _note_undecisive(metric: Metric, label_count: int) -> None:

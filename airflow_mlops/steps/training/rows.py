@@ -11,7 +11,7 @@ import numpy as np
 from airflow_mlops.core.model.simple_guess import best_constant
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
-from airflow_mlops.steps.common import read_rows
+from airflow_mlops.steps.common import read_rows, with_float_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,6 +113,7 @@ def split_rows(
         raise ValueError(f"holdout_share is {holdout_share}; it must be in (0, 0.5]")
     rows = read_rows(dataset, columns=list(columns.all), time_column=columns.time, window=window)
     rows = rows.drop_nulls([columns.target, columns.time]).sort(columns.time, maintain_order=True)
+    rows = with_float_target(rows, columns.target)
     if rows.schema[columns.target].is_float():
         rows = rows.drop_nans(columns.target)
         infinite = rows[columns.target].is_infinite().sum()
