@@ -656,6 +656,52 @@ def test_feature_selection_keeps_what_matters(method: Any) -> None:
     assert parity.passed, parity.reason
 
 
+@pytest.mark.parametrize("method", ["rfe", "l1", "importance"])
+@pytest.mark.parametrize(
+    ("estimator", "params"),
+    [
+        ("sklearn.ensemble.HistGradientBoosting", {"max_iter": 5}),
+        ("sklearn.ensemble.RandomForest", {"n_estimators": 5}),
+        ("sklearn.linear_model.Ridge", {}),
+        ("xgboost.XGB", {"n_estimators": 5}),
+        ("lightgbm.LGBM", {"n_estimators": 5, "verbose": -1}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Regressor", "Classifier"])
+def test_feature_selection_with_a_missing_number(
+    method: Any, estimator: str, params: dict[str, Any], kind: str
+) -> None:
+    pytest.importorskip(estimator.partition(".")[0])
+    frame = rows(120).with_columns(b=pl.when(pl.int_range(pl.len()) == 7).then(None).otherwise(pl.col("a")))
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",))
+    name = estimator if estimator.endswith("Ridge") and kind == "Regressor" else estimator + kind
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator=name, params=params),
+        columns,
+        selection=sklearn.FeatureSelection(method=method, keep=2),
+        seed=0,
+    )
+    features = sklearn.to_features(frame, columns)
+    target = frame["y"].to_numpy()
+    sklearn.fit(pipeline, features, (target > 0).astype(int) if kind == "Classifier" else target, None)
+    unseen = features.assign(a=np.nan, b=np.nan)
+    assert len(sklearn.predict(pipeline, unseen).values) == 120
+
+
+def test_selection_by_l1_of_a_table_with_gaps_says_what_to_do() -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator="sklearn.ensemble.HistGradientBoostingRegressor"),
+        columns,
+        preprocessing="none",
+        selection=sklearn.FeatureSelection(method="l1", keep=1),
+        seed=0,
+    )
+    frame = rows().with_columns(b=pl.when(pl.int_range(pl.len()) == 7).then(None).otherwise(pl.col("a")))
+    with pytest.raises(ValueError, match="l1 takes no missing numbers.*select by rfe or importance"):
+        sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
+
+
 @pytest.mark.parametrize(
     ("numeric", "categorical"),
     [

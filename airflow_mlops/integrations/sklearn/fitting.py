@@ -27,8 +27,8 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
     """Fit, handing row weights to the estimator, and codes of the labels to XGBoost where it takes no others.
 
     :raises ValueError: weights are wanted and the estimator takes none, or it refuses the rows: naming columns with infinite
-        values or with none at all, how many features there are to select from, or labels that it
-        does not answer with.
+        values or with none at all, how many features there are to select from, a selection that takes no missing numbers,
+        or labels that it does not answer with.
     """
     arguments = {} if weights is None else {_weight_argument(pipeline): weights}
     _fill_empty(pipeline, features)
@@ -41,7 +41,7 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
             raise
         raise ValueError(_no_weights(estimator)) from err
     except ValueError as err:
-        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline)]
+        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline), *_gaps(err)]
         if str(err).startswith("Invalid classes inferred"):
             hints.append(
                 "XGBoost in a part of the pipeline takes only labels that are numbered 0, 1, 2 and so on: number them when the data "
@@ -141,6 +141,14 @@ def _too_few(pipeline: Any) -> Iterator[str]:
         count = len(pipeline[:1].get_feature_names_out())
         if wanted is not None and wanted >= count:
             yield f"feature_selection keeps {wanted} of {count} features: leave it out, or keep fewer"
+
+
+def _gaps(err: ValueError) -> Iterator[str]:
+    if "SelectFromModel does not accept missing values" in str(err):
+        yield (
+            "feature_selection by l1 takes no missing numbers, and with preprocessing 'none' nothing fills them: select by rfe or "
+            "importance, or leave preprocessing out"
+        )
 
 
 def predict(pipeline: Any, features: pd.DataFrame) -> Predictions:

@@ -21,7 +21,7 @@ _TREE_PACKAGES = ("xgboost", "lightgbm", "catboost")
 TEXT_FEATURES = 256
 
 #: ``codes``: categories as ordinal codes, missing numbers filled with the median unless the estimator learns from
-#: them (histogram boosting); ``scaled``: missing numbers filled with the median and standardized, categories
+#: them (histogram boosting) and no selection by L1 stands before it; ``scaled``: missing numbers filled with the median and standardized, categories
 #: one-hot; ``none``: the estimator gets the table; ``auto``: codes for trees, else scaled.
 Preprocessing = Literal["auto", "codes", "scaled", "none"]
 
@@ -31,7 +31,8 @@ class FeatureSelection:
     """A pipeline stage that keeps the most useful features.
 
     :param method: ``rfe`` (drop the least important fifth again and again), ``l1`` (largest weights of a linear model
-        with L1 penalty) or ``importance`` (of 100 extremely randomized trees).
+        with L1 penalty, which knows no missing numbers: they are filled with the median, also for estimators that
+        learn from them) or ``importance`` (of 100 extremely randomized trees).
     :param keep: how many to keep, counted after preprocessing.
 
     Source: Guyon et al., "Gene selection for cancer classification using support vector machines", Machine Learning
@@ -68,7 +69,8 @@ def build_pipeline(
     estimator = _estimator(candidate, seed)
     steps: list[tuple[str, Any]] = []
     if preprocessing != "none":
-        steps.append(("columns", _preprocessor(columns, preprocessing, estimator)))
+        fill = selection is not None and selection.method == "l1"
+        steps.append(("columns", _preprocessor(columns, preprocessing, estimator, fill=fill)))
     if selection is not None:
         steps.append(("selection", _selector(selection, is_classification(estimator), seed)))
     return Pipeline([*steps, (ESTIMATOR_STEP, estimator)])
@@ -141,7 +143,8 @@ def _seeded(estimator: Any, seed: int) -> Any:
     return estimator
 
 
-def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator: Any) -> Any:
+def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator: Any, *, fill: bool) -> Any:
+    """Give the stage that makes numbers of the columns; with ``fill`` no number is missing behind it."""
     from sklearn.compose import ColumnTransformer
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.impute import SimpleImputer
@@ -157,7 +160,7 @@ def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator:
     else:
         # Forests take missing values too, but their ONNX form sends them to another branch than scikit-learn's.
         learns_missing = family[0] in _TREE_PACKAGES or "_hist_gradient_boosting" in family
-        numbers = "passthrough" if learns_missing else median
+        numbers = "passthrough" if learns_missing and not fill else median
         categories = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     parts = [
         ("numeric", numbers, list(columns.numeric)),
