@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,6 +14,9 @@ from airflow_mlops.services import Services
 
 if TYPE_CHECKING:
     from airflow_mlops.integrations.mlflow import Registry
+
+_MODELS = "api/2.0/mlflow/registered-models/search?max_results=1"
+_REFUSED = "MLflow refuses the login ({}): check Login and Password, or the token in Extra"
 
 
 class MLflowHook(BaseHook):
@@ -58,10 +62,19 @@ class MLflowHook(BaseHook):
         return Registry.connect(self.services())
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask MLflow for its health."""
+        """Ask MLflow for its health and for a model: health may be open where everything else needs the login."""
         try:
-            answer = httpx.get(f"{self.services().require('tracking_uri')}/health", timeout=10)
-            answer.raise_for_status()
+            services = self.services()
+            uri = services.require("tracking_uri").rstrip("/")
+            with httpx.Client(headers=services.tracking_headers(), timeout=10) as client:
+                for path in ("health", _MODELS):
+                    answer = client.get(f"{uri}/{path}")
+                    if answer.status_code in {401, 403}:
+                        return False, _REFUSED.format(answer.status_code)
+                    answer.raise_for_status()
+            answer.json()
+        except json.JSONDecodeError:
+            return False, f"what answers at {uri} is no MLflow, or a page to log in: check the address"
         except (httpx.HTTPError, ValueError) as err:
             return False, str(err)
         return True, "MLflow answers"

@@ -698,7 +698,7 @@ def test_selection_by_l1_of_a_table_with_gaps_says_what_to_do() -> None:
         seed=0,
     )
     frame = rows().with_columns(b=pl.when(pl.int_range(pl.len()) == 7).then(None).otherwise(pl.col("a")))
-    with pytest.raises(ValueError, match="l1 takes no missing numbers.*select by rfe or importance"):
+    with pytest.raises(ValueError, match=r"l1 takes no missing numbers.*select by rfe or importance"):
         sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
 
 
