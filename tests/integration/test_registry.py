@@ -227,7 +227,7 @@ class TestBehindALogin:
             worked, said = hook.test_connection()
             assert not worked
             assert said.startswith("MLflow refuses the login (401): check Login and Password")
-            with pytest.raises(ConnectionConfigError, match="login|Login and Password"):
+            with pytest.raises(ConnectionConfigError, match=r"login|Login and Password"):
                 hook.get_conn().version_by_alias(MODEL, "champion")
 
     def test_a_page_instead_of_mlflow(self, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
