@@ -656,6 +656,14 @@ def test_feature_selection_keeps_what_matters(method: Any) -> None:
     assert parity.passed, parity.reason
 
 
+def test_text_columns_of_any_name(tmp_path: Path) -> None:
+    frame = rows().rename({"note": "my__note"}).with_columns(pl.col("my__note").alias("numeric"))
+    columns = replace(COLUMNS, text=("my__note", "numeric"))
+    model, served = packaged(Candidate(estimator="sklearn.linear_model.Ridge"), columns, frame, tmp_path)
+    assert served.manifest.serving_form == "onnx"
+    assert model.pipeline["columns"].named_transformers_["text_0"].vocabulary_
+
+
 @pytest.mark.parametrize("method", ["rfe", "l1", "importance"])
 @pytest.mark.parametrize(
     ("estimator", "params"),

@@ -166,7 +166,11 @@ def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator:
         ("numeric", numbers, list(columns.numeric)),
         ("categorical", categories, list(columns.categorical)),
     ]
-    texts = [(f"text_{name}", TfidfVectorizer(max_features=TEXT_FEATURES), name) for name in columns.text]
+    # Numbered, as scikit-learn takes no __ in the name of a part, and a column's name may have it.
+    texts = [
+        (f"text_{number}", TfidfVectorizer(max_features=TEXT_FEATURES), name)
+        for number, name in enumerate(columns.text)
+    ]
     return ColumnTransformer(
         [*(part for part in parts if part[2]), *texts],
         sparse_threshold=0.0,  # trees take dense tables only
