@@ -19,11 +19,14 @@ import polars as pl
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import ColumnTransformer
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
+from sklearn.ensemble import AdaBoostRegressor, BaggingRegressor, StackingRegressor, VotingRegressor
 from sklearn.feature_selection import SelectFromModel
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.tree import DecisionTreeRegressor
 
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.comparison.metric import MetricValue
@@ -631,6 +634,42 @@ def test_columns_reach_the_estimator_as_it_needs_them(estimator: str, expected: 
         pipeline.predict(sklearn.to_features(rows(seed=1), COLUMNS)) - rows(seed=1)["y"].to_numpy()
     )
     assert error.mean() < 1.3
+
+
+TREE, LINE = DecisionTreeRegressor(), LinearRegression()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "codes"),
+    [
+        (BaggingRegressor(), True),
+        (AdaBoostRegressor(), True),
+        (BaggingRegressor(LINE), False),
+        (AdaBoostRegressor(BaggingRegressor(LINE)), False),
+        (VotingRegressor([("a", TREE), ("b", BaggingRegressor(TREE))]), True),
+        (VotingRegressor([("a", TREE), ("b", LINE)]), False),
+        (VotingRegressor([("a", TREE), ("b", "drop")]), True),
+        (StackingRegressor([("a", TREE)]), True),
+        (StackingRegressor([("a", TREE)], passthrough=True), False),
+        (StackingRegressor([("a", TREE)], final_estimator=TREE, passthrough=True), True),
+        (TransformedTargetRegressor(TREE), True),
+        (TransformedTargetRegressor(), False),
+        (make_pipeline(PCA(), TREE), False),
+    ],
+    ids=repr,
+)
+def test_columns_reach_estimators_of_estimators_as_all_of_them_need_them(
+    estimator: Any, codes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.voting_factory", lambda: clone(estimator))
+    candidate = Candidate(estimator=f"{__name__}:voting_factory")
+    pipeline = sklearn.build_pipeline(candidate, replace(COLUMNS, text=()), seed=0)
+    parts = {name: type(part).__name__ for name, part, _ in pipeline["columns"].transformers}
+    assert parts["categorical"] == ("OrdinalEncoder" if codes else "OneHotEncoder")
+    frame = rows()
+    features = sklearn.to_features(frame, COLUMNS)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    assert len(sklearn.predict(pipeline, features).values) == frame.height
 
 
 @pytest.mark.parametrize("method", ["rfe", "l1", "importance"])

@@ -22,7 +22,8 @@ TEXT_FEATURES = 256
 
 #: ``codes``: categories as ordinal codes, missing numbers filled with the median unless the estimator learns from
 #: them (histogram boosting) and no selection by L1 stands before it; ``scaled``: missing numbers filled with the median and standardized, categories
-#: one-hot; ``none``: the estimator gets the table; ``auto``: codes for trees, else scaled.
+#: one-hot; ``none``: the estimator gets the table; ``auto``: codes where only trees see the columns, also within
+#: scikit-learn's votes, stacks, bags and the like, else scaled.
 Preprocessing = Literal["auto", "codes", "scaled", "none"]
 
 
@@ -122,7 +123,10 @@ def _estimator(candidate: Candidate, seed: int) -> Any:
         estimator = factory(**arguments)
     except TypeError as err:
         raise ValueError(f"estimator {candidate.estimator!r} does not take these params: {err}") from err
-    if not hasattr(estimator, "fit") or not hasattr(estimator, "predict"):
+    # A stack without a last estimator of its own can predict only once it is fitted; its class says that it will.
+    if not hasattr(estimator, "fit") or not (
+        hasattr(estimator, "predict") or hasattr(type(estimator), "predict")
+    ):
         raise ValueError(
             f"estimator {candidate.estimator!r} gave {type(estimator).__name__}, which has no fit and predict"
         )
@@ -151,14 +155,13 @@ def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-    family = type(estimator).__module__.split(".")
-    trees = family[0] in _TREE_PACKAGES or family[:2] in (["sklearn", "ensemble"], ["sklearn", "tree"])
     median = SimpleImputer(strategy="median", keep_empty_features=True)
-    if preprocessing == "scaled" or (preprocessing == "auto" and not trees):
+    if preprocessing == "scaled" or (preprocessing == "auto" and not _is_of_trees(estimator)):
         numbers: Any = make_pipeline(median, StandardScaler())
         categories: Any = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     else:
         # Forests take missing values too, but their ONNX form sends them to another branch than scikit-learn's.
+        family = type(estimator).__module__.split(".")
         learns_missing = family[0] in _TREE_PACKAGES or "_hist_gradient_boosting" in family
         numbers = "passthrough" if learns_missing and not fill else median
         categories = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
@@ -175,6 +178,31 @@ def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator:
         [*(part for part in parts if part[2]), *texts],
         sparse_threshold=0.0,  # trees take dense tables only
     )
+
+
+def _is_of_trees(estimator: Any) -> bool:
+    """Tell whether only trees see the columns, to whom neither scale nor a far-fetched order of codes does harm."""
+    family = type(estimator).__module__.split(".")
+    if family[0] in _TREE_PACKAGES:
+        return getattr(estimator, "booster", None) != "gblinear"
+    if inner := _seeing_columns(estimator):
+        return all(_is_of_trees(one) for one in inner)
+    # Bagging and boosting without an estimator given are of trees.
+    return family[:2] in (["sklearn", "ensemble"], ["sklearn", "tree"])
+
+
+def _seeing_columns(estimator: Any) -> list[Any]:
+    """Give the estimators that one of scikit-learn's hands its columns on to."""
+    from sklearn.linear_model import LinearRegression
+
+    if library_of(estimator) != "sklearn":
+        return []
+    parts = estimator.get_params(deep=False)
+    inner = [parts.get("estimator"), parts.get("regressor")]
+    inner += [one for _, one in parts.get("estimators") or ()]
+    if parts.get("passthrough") is True:  # of a stack, whose last estimator is a linear one if none is given
+        inner.append(parts["final_estimator"] or LinearRegression())
+    return [one for one in inner if one is not None and one != "drop"]
 
 
 def _selector(selection: FeatureSelection, classification: bool, seed: int) -> Any:
