@@ -46,6 +46,23 @@ def test_a_version_that_native_rendering_made_a_number(cls: Any) -> None:
     assert from_dict(load_step(cls.step).spec, task.build_spec(context)).model_version == "3"
 
 
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_version_that_a_parameter_leaves_open(nothing: str | None, native: bool) -> None:
+    by_hand = {"champion_version": "{{ params.version }}", "reason": "the first one"}
+    with DAG("open", render_template_as_native_obj=native):
+        back = RollBackModelOperator(task_id="back", model_name="m", model_version=VERSION)
+        promote = PromoteModelOperator(
+            task_id="promote", model_name="m", model_version="1", evaluation=by_hand
+        )
+    instance = SimpleNamespace(dag_id="open", run_id="run", task_id="task")
+    context: Any = {"params": {"version": nothing}, "ti": instance}
+    for task in (back, promote):
+        task.render_template_fields(context)
+    assert back.build_spec(context)["model_version"] is None
+    assert promote.build_spec(context)["expected_version"] is None
+
+
 def test_a_training_of_an_older_release_is_evaluated_itself() -> None:
     window = {"start": "2024-01-01T00:00:00Z", "end": "2024-02-01T00:00:00Z"}
     training = {
