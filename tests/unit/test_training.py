@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import scipy.sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
@@ -24,7 +25,7 @@ from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import AdaBoostRegressor, BaggingRegressor, StackingRegressor, VotingRegressor
 from sklearn.feature_selection import SelectFromModel
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.tree import DecisionTreeRegressor
 
@@ -43,6 +44,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import TransientError, UnsafeModelError
 from airflow_mlops.integrations import halving, onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
+from airflow_mlops.integrations.sklearn import fitting
 from airflow_mlops.integrations.sklearn.candidates import _distribution
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.operators.train import TrainModelOperator
@@ -672,6 +674,76 @@ def test_columns_reach_estimators_of_estimators_as_all_of_them_need_them(
     assert len(sklearn.predict(pipeline, features).values) == frame.height
 
 
+def many_categories(count: int) -> tuple[pl.DataFrame, ColumnRoles]:
+    """As many rows as categories; one-hot and dense, 24,000 take 4.3 GiB."""
+    frame = rows(count).with_columns(user="user " + pl.int_range(pl.len()).cast(pl.String))
+    return frame, ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("user", "kind"))
+
+
+def test_many_categories_stay_sparse_and_are_served_as_they_were_trained(tmp_path: Path) -> None:
+    frame, columns = many_categories(24_200)
+    model, served = packaged(Candidate(estimator="sklearn.linear_model.Ridge"), columns, frame, tmp_path)
+    assert scipy.sparse.issparse(model.pipeline[:-1].transform(model.features.head(5)))
+    assert served.manifest.serving_form == "onnx"
+
+
+@pytest.mark.parametrize("selection", [None, sklearn.FeatureSelection(method="l1", keep=2)])
+def test_categories_that_would_take_gigabytes_are_refused_beforehand(
+    selection: sklearn.FeatureSelection | None,
+) -> None:
+    frame, columns = many_categories(24_000)
+    name = "linear_model.Ridge" if selection else "neighbors.KNeighborsRegressor"
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator=f"sklearn.{name}"), columns, selection=selection, seed=0
+    )
+    words = r"made of 'user' \(24,000\), 'kind' .* take 4\.3 GiB in 24,000 rows.*preprocessing 'codes'"
+    with pytest.raises(ValueError, match=words):
+        sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        "sklearn.linear_model.Ridge",
+        "sklearn.linear_model.Lasso",
+        "sklearn.linear_model.SGDRegressor",
+        "sklearn.neural_network.MLPRegressor",
+        "sklearn.linear_model.LogisticRegression",
+        "sklearn.linear_model.SGDClassifier",
+        f"{__name__}:logarithmic_ridge",
+    ],
+)
+def test_sparse_columns_give_the_same_model(
+    estimator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = rows().with_columns(shop=pl.int_range(pl.len()).mod(40).cast(pl.String))
+    columns = replace(COLUMNS, categorical=("kind", "shop"))
+    features = sklearn.to_features(frame, columns)
+    signature = replace(
+        SIGNATURE, inputs=(*SIGNATURE.inputs[:3], FieldSpec(name="shop", type="string"), SIGNATURE.inputs[3])
+    )
+    target = frame["y"].to_numpy()
+    answers = []
+    for limit in (2**28, 0):
+        monkeypatch.setattr(fitting, "_SPARSE_FROM", limit)
+        pipeline = sklearn.build_pipeline(Candidate(estimator=estimator), columns, seed=0)
+        learned = (target > 0).astype(int) if sklearn.is_classification(pipeline) else target
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unfinished descent
+            sklearn.fit(pipeline, features, learned, None)
+        assert scipy.sparse.issparse(pipeline[:-1].transform(features)) == (limit == 0)
+        answers.append(sklearn.predict(pipeline, features).values)
+        assert model_package.refused_types(sklearn.save_skops(pipeline, tmp_path / "model.skops")) == []
+    if sklearn.is_classification(pipeline):
+        assert np.mean(answers[1] == answers[0]) > 0.97
+    else:
+        assert answers[1] == pytest.approx(answers[0], abs=0.02)
+    hard, _ = onnx.hard_rows(pipeline, features, signature)
+    if onnx.has_converter(pipeline[-1]) and not estimator.endswith(":logarithmic_ridge"):
+        parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, hard, signature, LIMITS)
+        assert parity.passed, parity.reason
+
+
 @pytest.mark.parametrize("method", ["rfe", "l1", "importance"])
 def test_feature_selection_keeps_what_matters(method: Any) -> None:
     rng = np.random.default_rng(0)
@@ -828,6 +900,10 @@ def logarithmic_factory() -> Any:
 
     line = make_pipeline(LinearRegression())
     return TransformedTargetRegressor(line, func=np.sinh, inverse_func=np.arcsinh, check_inverse=False)
+
+
+def logarithmic_ridge() -> Any:
+    return TransformedTargetRegressor(Ridge(), func=np.sinh, inverse_func=np.arcsinh, check_inverse=False)
 
 
 def test_what_a_factory_left_to_chance_is_seeded() -> None:

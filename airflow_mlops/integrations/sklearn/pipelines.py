@@ -158,7 +158,7 @@ def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator:
     median = SimpleImputer(strategy="median", keep_empty_features=True)
     if preprocessing == "scaled" or (preprocessing == "auto" and not _is_of_trees(estimator)):
         numbers: Any = make_pipeline(median, StandardScaler())
-        categories: Any = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+        categories: Any = OneHotEncoder(handle_unknown="ignore")
     else:
         # Forests take missing values too, but their ONNX form sends them to another branch than scikit-learn's.
         family = type(estimator).__module__.split(".")
@@ -176,7 +176,7 @@ def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator:
     ]
     return ColumnTransformer(
         [*(part for part in parts if part[2]), *texts],
-        sparse_threshold=0.0,  # trees take dense tables only
+        sparse_threshold=0.0,  # trees take dense tables only; a fit may raise it for what takes others
     )
 
 
@@ -189,6 +189,19 @@ def _is_of_trees(estimator: Any) -> bool:
         return all(_is_of_trees(one) for one in inner)
     # Bagging and boosting without an estimator given are of trees.
     return family[:2] in (["sklearn", "ensemble"], ["sklearn", "tree"])
+
+
+def takes_sparse(estimator: Any) -> bool:
+    """Tell whether it learns a weight per column, also from a sparse table.
+
+    Neighbors and kernels do as well, but keep its rows, and have no ONNX form then.
+    """
+    from sklearn.utils import get_tags
+
+    if inner := _seeing_columns(estimator):
+        return all(takes_sparse(one) for one in inner)
+    weighing = type(estimator).__module__.startswith(("sklearn.linear_model.", "sklearn.neural_network."))
+    return weighing and bool(get_tags(estimator).input_tags.sparse)
 
 
 def _seeing_columns(estimator: Any) -> list[Any]:
