@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -66,15 +65,18 @@ class MLflowHook(BaseHook):
         try:
             services = self.services()
             uri = services.require("tracking_uri").rstrip("/")
-            with httpx.Client(headers=services.tracking_headers(), timeout=10) as client:
-                for path in ("health", _MODELS):
-                    answer = client.get(f"{uri}/{path}")
-                    if answer.status_code in {401, 403}:
-                        return False, _REFUSED.format(answer.status_code)
-                    answer.raise_for_status()
-            answer.json()
-        except json.JSONDecodeError:
-            return False, f"what answers at {uri} is no MLflow, or a page to log in: check the address"
-        except (httpx.HTTPError, ValueError) as err:
+        except ValueError as err:
             return False, str(err)
+        try:
+            with httpx.Client(headers=services.tracking_headers(), timeout=10) as client:
+                client.get(f"{uri}/health").raise_for_status()
+                answer = client.get(f"{uri}/{_MODELS}").raise_for_status()
+            answer.json()
+        except httpx.HTTPStatusError as err:
+            status = err.response.status_code
+            return False, _REFUSED.format(status) if status in {401, 403} else str(err)
+        except httpx.HTTPError as err:
+            return False, str(err)
+        except ValueError:
+            return False, f"what answers at {uri} is no MLflow, or a page to log in: check the address"
         return True, "MLflow answers"
