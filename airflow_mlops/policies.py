@@ -21,6 +21,12 @@ MLOPS_RETRY_POLICY = ExceptionRetryPolicy(
         RetryRule(
             exception=f"{_ERRORS}.MLOpsError", action=RetryAction.FAIL, reason="trying again changes nothing"
         ),
+        # A person's no to ApproveModelOperator(fail_on_reject=True): nobody wants to be asked the same again.
+        RetryRule(
+            exception="airflow.providers.standard.exceptions.HITLRejectException",
+            action=RetryAction.FAIL,
+            reason="a person said no",
+        ),
         RetryRule(exception="builtins.ValueError", action=RetryAction.FAIL, reason="wrong input"),
         RetryRule(exception="builtins.TypeError", action=RetryAction.FAIL, reason="wrong input"),
     ]

@@ -6,6 +6,7 @@ An operator builds it from Airflow connections, ``python -m airflow_mlops.steps`
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from dataclasses import dataclass, field
@@ -66,6 +67,13 @@ class Services:
         values = {variable: getattr(self, name) for name, variable in _VARIABLES.items()}
         given = {variable: value for variable, value in values.items() if value is not None}
         return given | ({_CONNECTIONS: json.dumps(self.connections)} if self.connections else {})
+
+    def tracking_headers(self) -> dict[str, str]:
+        """Give the headers that MLflow's own client logs in with: user and password, else the token."""
+        if self.tracking_username and self.tracking_password:
+            login = f"{self.tracking_username}:{self.tracking_password}".encode()
+            return {"Authorization": f"Basic {base64.b64encode(login).decode()}"}
+        return {"Authorization": f"Bearer {self.tracking_token}"} if self.tracking_token else {}
 
     def require(self, name: str) -> str:
         """Give the field, or say which one is missing and how to set it.

@@ -1,4 +1,6 @@
-"""What RegisterModelOperator's step costs beside uploading the package: a small one and one of 200 MB, signed, on a real MLflow server.
+"""What RegisterModelOperator's step costs beside uploading the package: a small one, one of 200 MB, one of a model with 1,000 versions.
+
+Signed, on a real MLflow server.
 
 The package is uploaded as training does it. Then it is registered in the same process, registered once more (nothing is new then), and
 once in a fresh process, imports included.
@@ -19,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 ROUNDS = 5
-SIZES = {"small": 20_000, "200 MB": 200_000_000}
+MANY = 1_000
+
+#: Bytes of the package, and how many versions the model has before.
+CASES = {"small": (20_000, 0), "200 MB": (200_000_000, 0), f"{MANY:,} versions": (20_000, MANY)}
 
 MANIFEST: dict[str, Any] = {
     "task": "regression",
@@ -41,7 +46,6 @@ MANIFEST: dict[str, Any] = {
 }
 MEASURED = {"value": 1.0, "low": 0.9, "high": 1.1}
 EVALUATION = {
-    "model_name": "bench",
     "verdict": "promote",
     "reason": "better",
     "champion_version": None,
@@ -72,20 +76,39 @@ def main() -> None:
         try:
             wait_for(f"http://127.0.0.1:{port}/health")
             print(
-                f"{'median of ' + str(ROUNDS):<14}{'upload s':>10}{'register s':>12}{'again s':>10}{'fresh s':>10}"
+                f"{'median of ' + str(ROUNDS):<16}{'upload s':>10}{'register s':>12}{'again s':>10}{'fresh s':>10}"
             )
-            for label, size in SIZES.items():
-                rounds = [measure(f"http://127.0.0.1:{port}", folder, size) for _ in range(ROUNDS)]
+            for label, (size, versions) in CASES.items():
+                model = f"bench_{versions}"
+                fill(f"http://127.0.0.1:{port}", model, versions)
+                rounds = [measure(f"http://127.0.0.1:{port}", folder, size, model) for _ in range(ROUNDS)]
                 medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
                 print(
-                    f"{label:<14}{medians[0]:>10.2f}{medians[1]:>12.2f}{medians[2]:>10.2f}{medians[3]:>10.2f}"
+                    f"{label:<16}{medians[0]:>10.2f}{medians[1]:>12.2f}{medians[2]:>10.2f}{medians[3]:>10.2f}"
                 )
         finally:
             server.terminate()
             server.wait()
 
 
-def measure(uri: str, folder: Path, size: int) -> tuple[float, float, float, float]:
+def fill(uri: str, model: str, versions: int) -> None:
+    """Give a model versions with tags and a description as long as those of a registration."""
+    from mlflow import MlflowClient
+
+    if not versions:
+        return
+    client = MlflowClient(uri)
+    client.create_registered_model(model)
+    run_id = client.create_run("0").info.run_id
+    tags = {f"airflow_mlops.metric.m{number}": "x" * 100 for number in range(20)}
+    for number in range(versions):
+        digest = {"airflow_mlops.package_digest": f"sha256:{number}", "airflow_mlops.run_id": run_id}
+        client.create_model_version(
+            model, f"runs:/{run_id}/package", run_id, tags=tags | digest, description="d" * 5000
+        )
+
+
+def measure(uri: str, folder: Path, size: int, model: str) -> tuple[float, float, float, float]:
     """Upload a package of fresh random bytes, then register it three times."""
     from mlflow import MlflowClient
 
@@ -103,8 +126,8 @@ def measure(uri: str, folder: Path, size: int) -> tuple[float, float, float, flo
         manifest = from_dict(PackageManifest, MANIFEST | {"files": hash_files(package)})
         digest = write_manifest(package, manifest)
         upload = timed(lambda: client.log_artifacts(run_id, package, "package"))
-    evaluation = EVALUATION | {"run_id": run_id}
-    spec = {"model_name": "bench", "run_id": run_id, "package_digest": digest, "evaluation": evaluation}
+    evaluation = EVALUATION | {"run_id": run_id, "model_name": model}
+    spec = {"model_name": model, "run_id": run_id, "package_digest": digest, "evaluation": evaluation}
     key = SigningKey.generate()
     services = Services(tracking_uri=uri, signing_key=key.to_text(), signing_public_keys=key.public_text())
     first = timed(lambda: run_step("register", spec, services))

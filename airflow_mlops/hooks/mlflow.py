@@ -14,6 +14,9 @@ from airflow_mlops.services import Services
 if TYPE_CHECKING:
     from airflow_mlops.integrations.mlflow import Registry
 
+_MODELS = "api/2.0/mlflow/registered-models/search?max_results=1"
+_REFUSED = "MLflow refuses the login ({}): check Login and Password, or the token in Extra"
+
 
 class MLflowHook(BaseHook):
     """Turn an MLflow connection into an address, credentials and a registry client.
@@ -58,10 +61,22 @@ class MLflowHook(BaseHook):
         return Registry.connect(self.services())
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask MLflow for its health."""
+        """Ask MLflow for its health and for a model: health may be open where everything else needs the login."""
         try:
-            answer = httpx.get(f"{self.services().require('tracking_uri')}/health", timeout=10)
-            answer.raise_for_status()
-        except (httpx.HTTPError, ValueError) as err:
+            services = self.services()
+            uri = services.require("tracking_uri").rstrip("/")
+        except ValueError as err:
             return False, str(err)
+        try:
+            with httpx.Client(headers=services.tracking_headers(), timeout=10) as client:
+                client.get(f"{uri}/health").raise_for_status()
+                answer = client.get(f"{uri}/{_MODELS}").raise_for_status()
+            answer.json()
+        except httpx.HTTPStatusError as err:
+            status = err.response.status_code
+            return False, _REFUSED.format(status) if status in {401, 403} else str(err)
+        except httpx.HTTPError as err:
+            return False, str(err)
+        except ValueError:
+            return False, f"what answers at {uri} is no MLflow, or a page to log in: check the address"
         return True, "MLflow answers"

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 
     from airflow_mlops.core.model.explanation import Score, Table
 
+#: How often the model is asked about a row at least, each time with all of the background.
+_EVALUATIONS = 500
+
+#: Cells of the table that SHAP makes of one row at most: of one permutation, with each row of the background.
+_CELLS = 25_000_000
+
 
 def explain_rows(
     score: Score, rows: Table, background: Table, *, seed: int = 0
@@ -25,19 +31,23 @@ def explain_rows(
 
     :param score: of the model.
     :param rows: rows to explain, ``n`` of them.
-    :param background: rows that stand for "not knowing the feature"; fifty do.
+    :param background: rows that stand for "not knowing the feature"; fifty do. Of more than 500 features fewer are drawn, as
+        what has to be in memory at once grows with the square of the features.
     :returns: contributions of shape ``(n, features)``, and the mean score on the background: a row's score is the
         mean plus its contributions.
     """
     import shap
 
     coder = _Coder(rows, background)
+    # One permutation there and back asks twice per feature and once for none; with fewer SHAP refuses.
+    once = 2 * len(rows) + 1
+    known = min(len(next(iter(background.values()))), max(1, _CELLS // (once * len(rows))))
     explainer = shap.explainers.Permutation(
         lambda coded: np.asarray(score(coder.decode(coded)), dtype=np.float64),
-        shap.maskers.Independent(coder.encode(background), max_samples=len(next(iter(background.values())))),
+        shap.maskers.Independent(coder.encode(background), max_samples=known),
         seed=seed,
     )
-    found = explainer(coder.encode(rows), silent=True)
+    found = explainer(coder.encode(rows), max_evals=max(_EVALUATIONS, once), silent=True)
     return np.asarray(found.values), float(np.mean(found.base_values))
 
 

@@ -184,8 +184,8 @@ class PromoteModelOperator(StepOperator):
 
 
 def _version(given: Any) -> str | None:
-    """Give a version as text: rendering may have made it a number."""
-    return None if given is None else str(given)
+    """Give a version as text: rendering may have made it a number, and text of nothing."""
+    return None if given in (None, "", "None") else str(given)
 
 
 class RollBackModelOperator(StepOperator):
@@ -221,7 +221,7 @@ class RollBackModelOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.roll_back.RollBackSpec`; it is named after the task, so a retry is no second step back."""
         return {
             "model_name": self.model_name,
-            "model_version": str(self.model_version) if self.model_version else None,
+            "model_version": _version(self.model_version),
             "alias": self.alias,
             "reason": self.reason,
             "actor": actor(context),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import MLflowRunLink
@@ -39,16 +40,18 @@ class SelectModelOperator(StepOperator):
         from airflow_mlops.ledger import EntryKind
 
         training = result["training"]
+        run_ids = sorted(one["run_id"] for one in self.trainings)
         self.note_link(MLflowRunLink, training["run_url"])
         self.write_entry(
             context,
             kind=EntryKind.SELECTION,
-            key="|".join(sorted(one["run_id"] for one in self.trainings)),
+            # A ledger's key has an end, and there may be any number of candidates.
+            key=hashlib.sha256("|".join(run_ids).encode()).hexdigest(),
             model_name=training["model_name"],
             window=training["training"],
             subject=training["run_id"],
             summary=f"chose a challenger for {training['model_name']}: {result['reason']}",
-            payload={"run_id": training["run_id"], "reason": result["reason"]},
+            payload={"run_id": training["run_id"], "run_ids": run_ids, "reason": result["reason"]},
         )
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:

@@ -136,13 +136,10 @@ def model_version(
     """Look where an alias points, over plain REST: importing MLflow costs seconds."""
     services = MLflowHook(mlflow_conn_id=mlflow_conn_id).services()
     url = f"{services.require('tracking_uri').rstrip('/')}/api/2.0/mlflow/registered-models/alias"
-    headers = {"Authorization": f"Bearer {services.tracking_token}"} if services.tracking_token else {}
-    login = (services.tracking_username or "", services.tracking_password or "")
     try:
         answer = httpx.get(
             f"{url}?{urlencode({'name': model_name, 'alias': alias})}",
-            headers=headers,
-            auth=login if services.tracking_username else None,
+            headers=services.tracking_headers(),
             timeout=10,
         )
     except httpx.HTTPError as err:

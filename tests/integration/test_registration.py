@@ -15,10 +15,12 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from mlflow import MlflowClient
 
+from airflow_mlops.core.model.model_card import describe_request
 from airflow_mlops.core.model.signing import PackageSignature, SigningKey
 from airflow_mlops.integrations.mlflow import SIGNATURE_TAG, Registry
 from airflow_mlops.services import Services
@@ -60,6 +62,24 @@ class Runs:
 @pytest.fixture
 def runs(mlflow_server: str, tmp_path: Path) -> Runs:
     return Runs(mlflow_server, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Preis #1?", "o'brien", 'so "called"', "größe m²"])
+def test_a_model_of_any_name_that_mlflow_takes(runs: Runs, name: str) -> None:
+    first, second = runs.add(), runs.add(slope=3.0)
+    results = [runs.register(name, training) for training in (first, second, first)]
+    assert [result["model_version"] for result in results] == ["1", "2", "1"]
+    address = urlsplit(results[0]["version_url"])
+    assert (address.path, address.query) == ("/", "")
+    assert unquote(address.fragment) == f"/models/{name}/versions/1"
+    question = describe_request(
+        model_name=name,
+        model_version="1",
+        evaluation=ONE_METRIC,
+        changes=[],
+        links={"This version": results[0]["version_url"]},
+    )
+    assert f"[This version]({results[0]['version_url']})" in question
 
 
 def test_the_version_says_what_it_was_registered_on(runs: Runs) -> None:

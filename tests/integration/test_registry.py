@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import socket
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +17,9 @@ from airflow_mlops.exceptions import (
     RegistryUnavailableError,
     StorageError,
 )
+from airflow_mlops.hooks.mlflow import MLflowHook
 from airflow_mlops.integrations.mlflow import PACKAGE_FOLDER, Registry
+from airflow_mlops.sensors import polls
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from tests.disks import immutable, small_disk
@@ -151,6 +156,83 @@ class TestAnswers:
             pytest.raises(error, match=str(status)),
         ):
             Registry.connect(Services(tracking_uri=proxy.url))
+
+
+class GuardedProxy(StallingProxy):
+    """Passes on only what comes with the right login; health may be open to everybody."""
+
+    def __init__(self, target: str, login: str, *, open_health: bool = False) -> None:
+        super().__init__(target, lambda method, text: False)
+        self.login, self.open_health = login, open_health
+
+    def pass_on(self, request: BaseHTTPRequestHandler) -> None:
+        is_open = self.open_health and request.path == "/health"
+        if is_open or request.headers.get("Authorization") == self.login:
+            return super().pass_on(request)
+        request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        request.send_response(401)
+        request.send_header("Content-Length", "0")
+        return request.end_headers()
+
+
+USER_AND_PASSWORD = "Basic " + base64.b64encode("anna:grün".encode()).decode()
+LOGINS = {
+    USER_AND_PASSWORD: {"login": "anna", "password": "grün"},
+    "Bearer secret-token": {"extra": {"token": "secret-token"}},
+}
+
+
+class TestBehindALogin:
+    """MLflow behind a proxy that lets nothing through without a login, the health check least of all."""
+
+    @pytest.fixture(autouse=True)
+    def _no_login_of_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # MLflow's client takes it from the environment, where a connection leaves it.
+        for name in ("USERNAME", "PASSWORD", "TOKEN"):
+            monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+
+    def hook(self, monkeypatch: pytest.MonkeyPatch, url: str, **login: Any) -> MLflowHook:
+        extra = {"tracking_uri": url, **login.pop("extra", {})}
+        connection = {"conn_type": "mlflow", **login, "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(connection))
+        return MLflowHook()
+
+    @pytest.mark.parametrize("login", LOGINS)
+    @pytest.mark.usefixtures("run_id")
+    def test_the_right_one(
+        self, registry: Registry, login: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        with GuardedProxy(registry.tracking_uri, login).serving() as proxy:
+            hook = self.hook(monkeypatch, proxy.url, **LOGINS[login])
+            assert hook.test_connection() == (True, "MLflow answers")
+            through = hook.get_conn()
+            version = through.version(MODEL, "1")
+            assert (through.download_version(version, tmp_path) / "model.onnx").stat().st_size == 800_000
+            through.set_alias(MODEL, "guarded", "1")
+            seen = polls.model_version(
+                model_name=MODEL, alias="guarded", not_version=None, mlflow_conn_id="mlflow_default"
+            )
+            assert seen is not None
+            assert seen["model_version"] == "1"
+
+    @pytest.mark.parametrize("open_health", [False, True])
+    @pytest.mark.parametrize("given", [{}, {"login": "anna", "password": "wrong"}])
+    def test_a_wrong_one(
+        self, registry: Registry, given: dict[str, str], open_health: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with GuardedProxy(
+            registry.tracking_uri, USER_AND_PASSWORD, open_health=open_health
+        ).serving() as proxy:
+            hook = self.hook(monkeypatch, proxy.url, **given)
+            worked, said = hook.test_connection()
+            assert not worked
+            assert said.startswith("MLflow refuses the login (401): check Login and Password")
+            with pytest.raises(ConnectionConfigError, match=r"login|Login and Password"):
+                hook.get_conn().version_by_alias(MODEL, "champion")
+
+    def test_a_page_instead_of_mlflow(self, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+        worked, said = self.hook(monkeypatch, f"{registry.tracking_uri}/health?").test_connection()
+        assert (worked, "is no MLflow" in said) == (False, True)
 
 
 @pytest.mark.parametrize("uri", ["http://mlflow:port", "mlflow:5000", "http://http://mlflow:5000", "http://"])

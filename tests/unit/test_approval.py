@@ -7,14 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.standard.exceptions import HITLTriggerEventError
-from airflow.sdk import DAG, Param
+from airflow.providers.standard.exceptions import HITLRejectException, HITLTriggerEventError
+from airflow.sdk import DAG, Param, RetryAction
 
 from airflow_mlops.core.model.model_card import Change, describe_request
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.operators.approval import ApproveModelOperator
 from airflow_mlops.operators.promotion import NOT_ASKED, PromoteModelOperator
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
 from tests.unit.test_model_card import EVERYTHING, HOSTILE, ONE_METRIC, rendered
 
 REGISTRATION = {
@@ -115,6 +116,12 @@ class TestAnswer:
         assert approval.summary == "anna rejected version 5 of fare: fine"
         assert (outcome.kind, outcome.key) == (EntryKind.RETRAINING_OUTCOME, "decision")
         assert outcome.payload["outcome"] == "rejected"
+
+    def test_a_no_that_fails_the_task_is_not_asked_again(self, ledger_url: str) -> None:
+        with pytest.raises(HITLRejectException) as no:
+            asking(fail_on_reject=True).execute_complete(context(), event("Reject"))  # type: ignore[arg-type]
+        assert MLOPS_RETRY_POLICY.evaluate(no.value, try_number=1, max_tries=3).action is RetryAction.FAIL
+        assert [entry.payload["approved"] for entry in written(ledger_url)] == [False]
 
     def test_each_question_has_its_answer(self, ledger_url: str) -> None:
         for number, option in ((1, "Reject"), (1, "Reject"), (2, "Approve")):  # the second one is a repeat

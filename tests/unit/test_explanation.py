@@ -104,6 +104,21 @@ def test_contributions_add_up_to_the_answer(table: Table) -> None:
     assert rank_contributions(list(table), values)[0][0] == "a"
 
 
+@pytest.mark.parametrize(("inputs", "background"), [(260, 5), (600, 40)])
+def test_contributions_of_hundreds_of_inputs(inputs: int, background: int) -> None:
+    rng = np.random.default_rng(0)
+    wide = {f"x{number}": rng.normal(size=background) for number in range(inputs)}
+    rows = {name: column[:1] for name, column in wide.items()}
+
+    def first_two(table: Table) -> Any:
+        return table["x0"] - 2 * table["x1"]
+
+    values, mean = shap.explain_rows(first_two, rows, wide)
+    assert mean + values.sum(axis=1) == pytest.approx(first_two(rows))
+    assert values[0, :2].all()
+    assert not values[0, 2:].any()
+
+
 def test_a_counterfactual_of_several_labels_is_another_label() -> None:
     """A model of three regions on a line: a from 0, b from 1, c from 2."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +11,13 @@ import pytest
 from airflow.sdk import DAG, timezone
 
 from airflow_mlops.core.codec import from_dict
+from airflow_mlops.hooks.ledger import LedgerHook
+from airflow_mlops.ledger import EntryKind
 from airflow_mlops.operators.deploy import DeployModelOperator
 from airflow_mlops.operators.evaluate import EvaluateModelOperator
 from airflow_mlops.operators.promotion import PromoteModelOperator, RollBackModelOperator
 from airflow_mlops.operators.score import ScoreBatchOperator
+from airflow_mlops.operators.select import SelectModelOperator
 from airflow_mlops.steps.base import load_step
 
 VERSION = "{{ params.version }}"
@@ -41,6 +46,23 @@ def test_a_version_that_native_rendering_made_a_number(cls: Any) -> None:
     assert from_dict(load_step(cls.step).spec, task.build_spec(context)).model_version == "3"
 
 
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_version_that_a_parameter_leaves_open(nothing: str | None, native: bool) -> None:
+    by_hand = {"champion_version": "{{ params.version }}", "reason": "the first one"}
+    with DAG("open", render_template_as_native_obj=native):
+        back = RollBackModelOperator(task_id="back", model_name="m", model_version=VERSION)
+        promote = PromoteModelOperator(
+            task_id="promote", model_name="m", model_version="1", evaluation=by_hand
+        )
+    instance = SimpleNamespace(dag_id="open", run_id="run", task_id="task")
+    context: Any = {"params": {"version": nothing}, "ti": instance}
+    for task in (back, promote):
+        task.render_template_fields(context)
+    assert back.build_spec(context)["model_version"] is None
+    assert promote.build_spec(context)["expected_version"] is None
+
+
 def test_a_training_of_an_older_release_is_evaluated_itself() -> None:
     window = {"start": "2024-01-01T00:00:00Z", "end": "2024-02-01T00:00:00Z"}
     training = {
@@ -53,3 +75,23 @@ def test_a_training_of_an_older_release_is_evaluated_itself() -> None:
     }
     task = EvaluateModelOperator(task_id="evaluate", training=training)
     assert task.build_spec({})["twin_digest"] is None  # type: ignore[typeddict-item]
+
+
+def test_a_choice_among_many_candidates_is_recorded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = {"conn_type": "mlops_ledger", "extra": {"url": f"sqlite:///{tmp_path}/ledger.db"}}
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps(connection))
+    window = {"start": "2024-01-01T00:00:00Z", "end": "2024-02-01T00:00:00Z"}
+    trainings = [
+        {"run_id": f"{number:032x}", "run_url": "", "model_name": "m", "training": window}
+        for number in range(40)
+    ]
+    context: Any = {"ti": SimpleNamespace(dag_id="dag", run_id="run", task_id="select")}
+    for given in (trainings, trainings[::-1], trainings[1:]):
+        task = SelectModelOperator(task_id="select", trainings=given)
+        task.record({"training": trainings[7], "reason": "the best"}, context)
+    with LedgerHook().get_conn() as ledger:
+        found = ledger.entries(kind=EntryKind.SELECTION)
+    assert sorted(len(one.payload["run_ids"]) for one in found) == [39, 40]
+    assert {one.payload["run_id"] for one in found} == {trainings[7]["run_id"]}

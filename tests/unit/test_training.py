@@ -18,13 +18,17 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import scipy.sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import ColumnTransformer
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
+from sklearn.ensemble import AdaBoostRegressor, BaggingRegressor, StackingRegressor, VotingRegressor
 from sklearn.feature_selection import SelectFromModel
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.tree import DecisionTreeRegressor
 
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.comparison.metric import MetricValue
@@ -41,6 +45,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, TransientError, UnsafeModelError
 from airflow_mlops.integrations import halving, onnx, optuna, sklearn
 from airflow_mlops.integrations.mlflow.copies import pinned_requirements
+from airflow_mlops.integrations.sklearn import fitting
 from airflow_mlops.integrations.sklearn.candidates import _distribution
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.operators.train import TrainModelOperator
@@ -638,6 +643,112 @@ def test_columns_reach_the_estimator_as_it_needs_them(estimator: str, expected: 
     assert error.mean() < 1.3
 
 
+TREE, LINE = DecisionTreeRegressor(), LinearRegression()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "codes"),
+    [
+        (BaggingRegressor(), True),
+        (AdaBoostRegressor(), True),
+        (BaggingRegressor(LINE), False),
+        (AdaBoostRegressor(BaggingRegressor(LINE)), False),
+        (VotingRegressor([("a", TREE), ("b", BaggingRegressor(TREE))]), True),
+        (VotingRegressor([("a", TREE), ("b", LINE)]), False),
+        (VotingRegressor([("a", TREE), ("b", "drop")]), True),
+        (StackingRegressor([("a", TREE)]), True),
+        (StackingRegressor([("a", TREE)], passthrough=True), False),
+        (StackingRegressor([("a", TREE)], final_estimator=TREE, passthrough=True), True),
+        (TransformedTargetRegressor(TREE), True),
+        (TransformedTargetRegressor(), False),
+        (make_pipeline(PCA(), TREE), False),
+    ],
+    ids=repr,
+)
+def test_columns_reach_estimators_of_estimators_as_all_of_them_need_them(
+    estimator: Any, codes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.voting_factory", lambda: clone(estimator))
+    candidate = Candidate(estimator=f"{__name__}:voting_factory")
+    pipeline = sklearn.build_pipeline(candidate, replace(COLUMNS, text=()), seed=0)
+    parts = {name: type(part).__name__ for name, part, _ in pipeline["columns"].transformers}
+    assert parts["categorical"] == ("OrdinalEncoder" if codes else "OneHotEncoder")
+    frame = rows()
+    features = sklearn.to_features(frame, COLUMNS)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    assert len(sklearn.predict(pipeline, features).values) == frame.height
+
+
+def many_categories(count: int) -> tuple[pl.DataFrame, ColumnRoles]:
+    """As many rows as categories; one-hot and dense, 24,000 take 4.3 GiB."""
+    frame = rows(count).with_columns(user="user " + pl.int_range(pl.len()).cast(pl.String))
+    return frame, ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("user", "kind"))
+
+
+def test_many_categories_stay_sparse_and_are_served_as_they_were_trained(tmp_path: Path) -> None:
+    frame, columns = many_categories(24_200)
+    model, served = packaged(Candidate(estimator="sklearn.linear_model.Ridge"), columns, frame, tmp_path)
+    assert scipy.sparse.issparse(model.pipeline[:-1].transform(model.features.head(5)))
+    assert served.manifest.serving_form == "onnx"
+
+
+@pytest.mark.parametrize("selection", [None, sklearn.FeatureSelection(method="l1", keep=2)])
+def test_categories_that_would_take_gigabytes_are_refused_beforehand(
+    selection: sklearn.FeatureSelection | None,
+) -> None:
+    frame, columns = many_categories(24_000)
+    name = "linear_model.Ridge" if selection else "neighbors.KNeighborsRegressor"
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator=f"sklearn.{name}"), columns, selection=selection, seed=0
+    )
+    words = r"made of 'user' \(24,000\), 'kind' .* take 4\.3 GiB in 24,000 rows.*preprocessing 'codes'"
+    with pytest.raises(ValueError, match=words):
+        sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        "sklearn.linear_model.Ridge",
+        "sklearn.linear_model.Lasso",
+        "sklearn.linear_model.SGDRegressor",
+        "sklearn.neural_network.MLPRegressor",
+        "sklearn.linear_model.LogisticRegression",
+        "sklearn.linear_model.SGDClassifier",
+        f"{__name__}:logarithmic_ridge",
+    ],
+)
+def test_sparse_columns_give_the_same_model(
+    estimator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = rows().with_columns(shop=pl.int_range(pl.len()).mod(40).cast(pl.String))
+    columns = replace(COLUMNS, categorical=("kind", "shop"))
+    features = sklearn.to_features(frame, columns)
+    signature = replace(
+        SIGNATURE, inputs=(*SIGNATURE.inputs[:3], FieldSpec(name="shop", type="string"), SIGNATURE.inputs[3])
+    )
+    target = frame["y"].to_numpy()
+    answers = []
+    for limit in (2**28, 0):
+        monkeypatch.setattr(fitting, "_SPARSE_FROM", limit)
+        pipeline = sklearn.build_pipeline(Candidate(estimator=estimator), columns, seed=0)
+        learned = (target > 0).astype(int) if sklearn.is_classification(pipeline) else target
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unfinished descent
+            sklearn.fit(pipeline, features, learned, None)
+        assert scipy.sparse.issparse(pipeline[:-1].transform(features)) == (limit == 0)
+        answers.append(sklearn.predict(pipeline, features).values)
+        assert model_package.refused_types(sklearn.save_skops(pipeline, tmp_path / "model.skops")) == []
+    if sklearn.is_classification(pipeline):
+        assert np.mean(answers[1] == answers[0]) > 0.97
+    else:
+        assert answers[1] == pytest.approx(answers[0], abs=0.02)
+    hard, _ = onnx.hard_rows(pipeline, features, signature)
+    if onnx.has_converter(pipeline[-1]) and not estimator.endswith(":logarithmic_ridge"):
+        parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, hard, signature, LIMITS)
+        assert parity.passed, parity.reason
+
+
 @pytest.mark.parametrize("method", ["rfe", "l1", "importance"])
 def test_feature_selection_keeps_what_matters(method: Any) -> None:
     rng = np.random.default_rng(0)
@@ -659,6 +770,60 @@ def test_feature_selection_keeps_what_matters(method: Any) -> None:
     )
     parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, features, signature, LIMITS)
     assert parity.passed, parity.reason
+
+
+def test_text_columns_of_any_name(tmp_path: Path) -> None:
+    frame = rows().rename({"note": "my__note"}).with_columns(pl.col("my__note").alias("numeric"))
+    columns = replace(COLUMNS, text=("my__note", "numeric"))
+    model, served = packaged(Candidate(estimator="sklearn.linear_model.Ridge"), columns, frame, tmp_path)
+    assert served.manifest.serving_form == "onnx"
+    assert model.pipeline["columns"].named_transformers_["text_0"].vocabulary_
+
+
+@pytest.mark.parametrize("method", ["rfe", "l1", "importance"])
+@pytest.mark.parametrize(
+    ("estimator", "params"),
+    [
+        ("sklearn.ensemble.HistGradientBoosting", {"max_iter": 5}),
+        ("sklearn.ensemble.RandomForest", {"n_estimators": 5}),
+        ("sklearn.linear_model.Ridge", {}),
+        ("xgboost.XGB", {"n_estimators": 5}),
+        ("lightgbm.LGBM", {"n_estimators": 5, "verbose": -1}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Regressor", "Classifier"])
+def test_feature_selection_with_a_missing_number(
+    method: Any, estimator: str, params: dict[str, Any], kind: str
+) -> None:
+    pytest.importorskip(estimator.partition(".")[0])
+    frame = rows(120).with_columns(b=pl.when(pl.int_range(pl.len()) == 7).then(None).otherwise(pl.col("a")))
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"), categorical=("kind",))
+    name = estimator if estimator.endswith("Ridge") and kind == "Regressor" else estimator + kind
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator=name, params=params),
+        columns,
+        selection=sklearn.FeatureSelection(method=method, keep=2),
+        seed=0,
+    )
+    features = sklearn.to_features(frame, columns)
+    target = frame["y"].to_numpy()
+    sklearn.fit(pipeline, features, (target > 0).astype(int) if kind == "Classifier" else target, None)
+    unseen = features.assign(a=np.nan, b=np.nan)
+    assert len(sklearn.predict(pipeline, unseen).values) == 120
+
+
+def test_selection_by_l1_of_a_table_with_gaps_says_what_to_do() -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator="sklearn.ensemble.HistGradientBoostingRegressor"),
+        columns,
+        preprocessing="none",
+        selection=sklearn.FeatureSelection(method="l1", keep=1),
+        seed=0,
+    )
+    frame = rows().with_columns(b=pl.when(pl.int_range(pl.len()) == 7).then(None).otherwise(pl.col("a")))
+    with pytest.raises(ValueError, match=r"l1 takes no missing numbers.*select by rfe or importance"):
+        sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
 
 
 @pytest.mark.parametrize(
@@ -762,6 +927,10 @@ def logarithmic_factory() -> Any:
 
     line = make_pipeline(LinearRegression())
     return TransformedTargetRegressor(line, func=np.sinh, inverse_func=np.arcsinh, check_inverse=False)
+
+
+def logarithmic_ridge() -> Any:
+    return TransformedTargetRegressor(Ridge(), func=np.sinh, inverse_func=np.arcsinh, check_inverse=False)
 
 
 def test_what_a_factory_left_to_chance_is_seeded() -> None:

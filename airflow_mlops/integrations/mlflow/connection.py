@@ -46,7 +46,8 @@ class Connected:
 
         uri = require_http_url(services.require("tracking_uri"), purpose="MLflow")
         try:
-            answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=10)
+            # Behind a proxy that asks for a login, the health check needs it as well.
+            answer = httpx.get(f"{uri.rstrip('/')}/health", headers=services.tracking_headers(), timeout=10)
             if 300 <= answer.status_code < 500 and answer.status_code != 429:
                 raise ConnectionConfigError(
                     f"{uri} answered {answer.status_code} to MLflow's health check: it is no MLflow, or its path or login "

@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.integrations.mlflow.connection import Connected, translated
@@ -169,7 +170,7 @@ class Runs(Connected):
     def run_url(self, experiment_id: str, run_id: str, artifact: str | None = None) -> str:
         """Page of a run, or of one of its artifacts."""
         page = f"{self.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}"
-        return f"{page}/artifacts/{artifact}" if artifact else page
+        return f"{page}/artifacts/{quote(artifact)}" if artifact else page
 
     def _fail(self, experiment_id: str, run_id: str) -> None:
         """End a run as failed, and with it the models it logged: nobody may take one of them for finished."""

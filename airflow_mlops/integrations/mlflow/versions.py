@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow_mlops.core.model.signing import SIGNATURE_FILE, PackageSignature
 from airflow_mlops.exceptions import ArtifactIntegrityError, ModelVersionNotFoundError
@@ -173,9 +174,11 @@ class Versions(Artifacts):
 
     def _holding(self, model_name: str, package_digest: str) -> list[Any]:
         """List the versions with this package, lowest number first."""
-        found = self.client.search_model_versions(f"name = '{model_name}'")
-        same = [item for item in found if item.tags.get(PACKAGE_DIGEST_TAG) == package_digest]
-        return sorted(same, key=lambda item: int(item.version))
+        # The server looks for it: a model may have thousands of versions, each with all of its tags.
+        found = self.client.search_model_versions(
+            f"name = {_quoted(model_name)} and tags.`{PACKAGE_DIGEST_TAG}` = {_quoted(package_digest)}"
+        )
+        return sorted(found, key=lambda item: int(item.version))
 
     def find_package(self, model_name: str, package_digest: str) -> RegisteredVersion | None:
         """Find the version that holds a package; ``None`` when there is none."""
@@ -210,7 +213,7 @@ class Versions(Artifacts):
         """List the newest versions that were made by a recipe, newest first."""
         with translated(f"versions of {model_name!r}"):
             found = self.client.search_model_versions(
-                f"name = '{model_name}'", max_results=limit, order_by=["version_number DESC"]
+                f"name = {_quoted(model_name)}", max_results=limit, order_by=["version_number DESC"]
             )
         return [_registered(version) for version in found if version.tags.get(RECIPE_TAG)]
 
@@ -240,7 +243,8 @@ class Versions(Artifacts):
 
     def version_url(self, version: RegisteredVersion) -> str:
         """Page of a model version."""
-        return f"{self.tracking_uri}/#/models/{version.model_name}/versions/{version.model_version}"
+        name = quote(version.model_name, safe="")
+        return f"{self.tracking_uri}/#/models/{name}/versions/{version.model_version}"
 
 
 def _written(write: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -291,6 +295,11 @@ def _registered(version: Any) -> RegisteredVersion:
 
 def _storable(tags: Mapping[str, str]) -> dict[str, str]:
     return {_tag_name(name): value[:TAG_CHARACTERS] for name, value in tags.items()}
+
+
+def _quoted(text: str) -> str:
+    """Quote a text for one of MLflow's filters, which know no escape."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def _tag_name(name: str) -> str:

@@ -14,6 +14,7 @@ from airflow_mlops.integrations.sklearn.pipelines import (
     gives_probabilities,
     is_classification,
     library_of,
+    takes_sparse,
 )
 
 if TYPE_CHECKING:
@@ -22,16 +23,23 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+#: Bytes of one-hot columns and weights of words from which on they stay sparse, where the estimator takes that.
+_SPARSE_FROM = 2**28
+
+#: Bytes of them at most where they have to be dense.
+_DENSE_AT_MOST = 2**32
+
 
 def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any] | None) -> Any:
     """Fit, handing row weights to the estimator, and codes of the labels to XGBoost where it takes no others.
 
     :raises ValueError: weights are wanted and the estimator takes none, or it refuses the rows: naming columns with infinite
-        values or with none at all, how many features there are to select from, or labels that it
-        does not answer with.
+        values or with none at all, how many features there are to select from, a selection that takes no missing numbers,
+        labels that it does not answer with, or columns that would take gigabytes.
     """
     arguments = {} if weights is None else {_weight_argument(pipeline): weights}
     _fill_empty(pipeline, features)
+    _bound_memory(pipeline, features)
     estimator = final_estimator(pipeline)[1]
     _code_labels(pipeline, target)
     try:
@@ -41,7 +49,7 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
             raise
         raise ValueError(_no_weights(estimator)) from err
     except ValueError as err:
-        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline)]
+        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline), *_gaps(err)]
         if str(err).startswith("Invalid classes inferred"):
             hints.append(
                 "XGBoost in a part of the pipeline takes only labels that are numbered 0, 1, 2 and so on: number them when the data "
@@ -116,6 +124,45 @@ def _fill_empty(pipeline: Any, features: pd.DataFrame) -> None:
     columns.set_params(transformers=[part for part in parts if len(part[2])])
 
 
+def _bound_memory(pipeline: Any, features: pd.DataFrame) -> None:
+    """Keep one-hot columns and weights of words sparse where they are many and the estimator takes that.
+
+    :raises ValueError: they have to be dense, and would take gigabytes.
+    """
+    stages = getattr(pipeline, "named_steps", {})
+    if "columns" not in stages:
+        return
+    widths = dict(_widths(stages["columns"], features))
+    size = 8 * len(features) * sum(widths.values())
+    estimator = final_estimator(pipeline)[1]
+    if size > _SPARSE_FROM and "selection" not in stages and takes_sparse(estimator):
+        stages["columns"].set_params(sparse_threshold=1.0)
+    elif size > _DENSE_AT_MOST:
+        widest = sorted(widths, key=lambda name: -widths[name])[:5]
+        told = ", ".join(f"{name!r} ({widths[name]:,})" for name in widest)
+        raise ValueError(
+            f"the {sum(widths.values()):,} columns that are made of {told} take {size / 2**30:.1f} GiB in {len(features):,} rows, "
+            f"as {type(estimator).__name__}{' behind feature_selection' * ('selection' in stages)} needs them all at once: "
+            "group rare values when the data is ingested, leave the column out, train on fewer rows, choose preprocessing "
+            "'codes' (categories only), or a linear model without feature_selection"
+        )
+
+
+def _widths(columns: Any, features: pd.DataFrame) -> Iterator[tuple[str, int]]:
+    """Give how many columns are made of each category and text, at least."""
+    from sklearn.base import clone
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.preprocessing import OneHotEncoder
+
+    for _, how, names in columns.transformers:
+        if isinstance(how, OneHotEncoder):
+            yield from ((name, int(features[name].nunique())) for name in names)
+        elif isinstance(how, TfidfVectorizer) and 8 * len(features) * how.max_features > _SPARSE_FROM // 10:
+            with suppress(ValueError):  # no words: the fit says so
+                some = features[names].iloc[:: max(1, len(features) // 10_000)]
+                yield names, len(clone(how).fit(some).vocabulary_)
+
+
 def _empty(features: pd.DataFrame) -> Iterator[str]:
     """Name what no row has a value of: numbers that are missing, texts without a letter."""
     for name in features:
@@ -141,6 +188,14 @@ def _too_few(pipeline: Any) -> Iterator[str]:
         count = len(pipeline[:1].get_feature_names_out())
         if wanted is not None and wanted >= count:
             yield f"feature_selection keeps {wanted} of {count} features: leave it out, or keep fewer"
+
+
+def _gaps(err: ValueError) -> Iterator[str]:
+    if "SelectFromModel does not accept missing values" in str(err):
+        yield (
+            "feature_selection by l1 takes no missing numbers, and with preprocessing 'none' nothing fills them: select by rfe or "
+            "importance, or leave preprocessing out"
+        )
 
 
 def predict(pipeline: Any, features: pd.DataFrame) -> Predictions:

@@ -21,8 +21,9 @@ _TREE_PACKAGES = ("xgboost", "lightgbm", "catboost")
 TEXT_FEATURES = 256
 
 #: ``codes``: categories as ordinal codes, missing numbers filled with the median unless the estimator learns from
-#: them (histogram boosting); ``scaled``: missing numbers filled with the median and standardized, categories
-#: one-hot; ``none``: the estimator gets the table; ``auto``: codes for trees, else scaled.
+#: them (histogram boosting) and no selection by L1 stands before it; ``scaled``: missing numbers filled with the median and standardized, categories
+#: one-hot; ``none``: the estimator gets the table; ``auto``: codes where only trees see the columns, also within
+#: scikit-learn's votes, stacks, bags and the like, else scaled.
 Preprocessing = Literal["auto", "codes", "scaled", "none"]
 
 
@@ -31,7 +32,8 @@ class FeatureSelection:
     """A pipeline stage that keeps the most useful features.
 
     :param method: ``rfe`` (drop the least important fifth again and again), ``l1`` (largest weights of a linear model
-        with L1 penalty) or ``importance`` (of 100 extremely randomized trees).
+        with L1 penalty, which knows no missing numbers: they are filled with the median, also for estimators that
+        learn from them) or ``importance`` (of 100 extremely randomized trees).
     :param keep: how many to keep, counted after preprocessing.
 
     Source: Guyon et al., "Gene selection for cancer classification using support vector machines", Machine Learning
@@ -68,7 +70,8 @@ def build_pipeline(
     estimator = _estimator(candidate, seed)
     steps: list[tuple[str, Any]] = []
     if preprocessing != "none":
-        steps.append(("columns", _preprocessor(columns, preprocessing, estimator)))
+        fill = selection is not None and selection.method == "l1"
+        steps.append(("columns", _preprocessor(columns, preprocessing, estimator, fill=fill)))
     if selection is not None:
         steps.append(("selection", _selector(selection, is_classification(estimator), seed)))
     return Pipeline([*steps, (ESTIMATOR_STEP, estimator)])
@@ -120,7 +123,10 @@ def _estimator(candidate: Candidate, seed: int) -> Any:
         estimator = factory(**arguments)
     except TypeError as err:
         raise ValueError(f"estimator {candidate.estimator!r} does not take these params: {err}") from err
-    if not hasattr(estimator, "fit") or not hasattr(estimator, "predict"):
+    # A stack without a last estimator of its own can predict only once it is fitted; its class says that it will.
+    if not hasattr(estimator, "fit") or not (
+        hasattr(estimator, "predict") or hasattr(type(estimator), "predict")
+    ):
         raise ValueError(
             f"estimator {candidate.estimator!r} gave {type(estimator).__name__}, which has no fit and predict"
         )
@@ -141,33 +147,75 @@ def _seeded(estimator: Any, seed: int) -> Any:
     return estimator
 
 
-def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator: Any) -> Any:
+def _preprocessor(columns: ColumnRoles, preprocessing: Preprocessing, estimator: Any, *, fill: bool) -> Any:
+    """Give the stage that makes numbers of the columns; with ``fill`` no number is missing behind it."""
     from sklearn.compose import ColumnTransformer
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-    family = type(estimator).__module__.split(".")
-    trees = family[0] in _TREE_PACKAGES or family[:2] in (["sklearn", "ensemble"], ["sklearn", "tree"])
     median = SimpleImputer(strategy="median", keep_empty_features=True)
-    if preprocessing == "scaled" or (preprocessing == "auto" and not trees):
+    if preprocessing == "scaled" or (preprocessing == "auto" and not _is_of_trees(estimator)):
         numbers: Any = make_pipeline(median, StandardScaler())
-        categories: Any = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+        categories: Any = OneHotEncoder(handle_unknown="ignore")
     else:
         # Forests take missing values too, but their ONNX form sends them to another branch than scikit-learn's.
+        family = type(estimator).__module__.split(".")
         learns_missing = family[0] in _TREE_PACKAGES or "_hist_gradient_boosting" in family
-        numbers = "passthrough" if learns_missing else median
+        numbers = "passthrough" if learns_missing and not fill else median
         categories = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     parts = [
         ("numeric", numbers, list(columns.numeric)),
         ("categorical", categories, list(columns.categorical)),
     ]
-    texts = [(f"text_{name}", TfidfVectorizer(max_features=TEXT_FEATURES), name) for name in columns.text]
+    # Numbered, as scikit-learn takes no __ in the name of a part, and a column's name may have it.
+    texts = [
+        (f"text_{number}", TfidfVectorizer(max_features=TEXT_FEATURES), name)
+        for number, name in enumerate(columns.text)
+    ]
     return ColumnTransformer(
         [*(part for part in parts if part[2]), *texts],
-        sparse_threshold=0.0,  # trees take dense tables only
+        sparse_threshold=0.0,  # trees take dense tables only; a fit may raise it for what takes others
     )
+
+
+def _is_of_trees(estimator: Any) -> bool:
+    """Tell whether only trees see the columns, to whom neither scale nor a far-fetched order of codes does harm."""
+    family = type(estimator).__module__.split(".")
+    if family[0] in _TREE_PACKAGES:
+        return getattr(estimator, "booster", None) != "gblinear"
+    if inner := _seeing_columns(estimator):
+        return all(_is_of_trees(one) for one in inner)
+    # Bagging and boosting without an estimator given are of trees.
+    return family[:2] in (["sklearn", "ensemble"], ["sklearn", "tree"])
+
+
+def takes_sparse(estimator: Any) -> bool:
+    """Tell whether it learns a weight per column, also from a sparse table.
+
+    Neighbors and kernels do as well, but keep its rows, and have no ONNX form then.
+    """
+    from sklearn.utils import get_tags
+
+    if inner := _seeing_columns(estimator):
+        return all(takes_sparse(one) for one in inner)
+    weighing = type(estimator).__module__.startswith(("sklearn.linear_model.", "sklearn.neural_network."))
+    return weighing and bool(get_tags(estimator).input_tags.sparse)
+
+
+def _seeing_columns(estimator: Any) -> list[Any]:
+    """Give the estimators that one of scikit-learn's hands its columns on to."""
+    from sklearn.linear_model import LinearRegression
+
+    if library_of(estimator) != "sklearn":
+        return []
+    parts = estimator.get_params(deep=False)
+    inner = [parts.get("estimator"), parts.get("regressor")]
+    inner += [one for _, one in parts.get("estimators") or ()]
+    if parts.get("passthrough") is True:  # of a stack, whose last estimator is a linear one if none is given
+        inner.append(parts["final_estimator"] or LinearRegression())
+    return [one for one in inner if one is not None and one != "drop"]
 
 
 def _selector(selection: FeatureSelection, classification: bool, seed: int) -> Any:
