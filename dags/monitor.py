@@ -16,6 +16,7 @@ here: it is graded, or graded again. (Where another Dag fills the table of label
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task
@@ -33,6 +34,7 @@ from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
 MODEL = "trip_fare"
 DATA = "{{ var.value.mlops_data_root }}"
+MATURITY_DAYS = 90  # labels that come later change nothing any more
 SUITE = str(Path(__file__).parent / "suites" / "trips.json")
 
 # [START monitor]
@@ -57,7 +59,8 @@ with DAG(
     def oldest_unfinished_month(data_interval_start=None):
         """Give the first instant of the oldest month whose labels are late; when there is none, of this one."""
         with LedgerHook().get_conn() as ledger:
-            late = ledger.unfinished_windows(MODEL, before=data_interval_start)
+            given_up = datetime.now(UTC) - 2 * timedelta(days=MATURITY_DAYS)
+            late = ledger.unfinished_windows(MODEL, before=data_interval_start, checked_after=given_up)
         return (late[0].start if late else data_interval_start).isoformat()
 
     since = oldest_unfinished_month()
@@ -83,6 +86,7 @@ with DAG(
         labels=validate.output,
         id_column="trip_id",
         target="total_ex_tip",
+        maturity_days=MATURITY_DAYS,
         maximum_relative_change="{{ params.tolerance }}",
     )
     compare_challengers = CompareChallengersOperator(

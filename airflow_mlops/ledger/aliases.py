@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -16,6 +16,9 @@ from airflow_mlops.ledger.tables import aliases, entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+#: A move from further in the future was made by a wrong clock, and does not date those after it.
+CLOCK_SKEW = timedelta(hours=1)
 
 
 class Aliases(Entries):
@@ -47,8 +50,8 @@ class Aliases(Entries):
             four entries.
         :param request: names what is asked for, by whom. It is carried out once: asked for again after somebody moved the
             alias on, it is refused, also when the alias is back where the caller believes.
-        :param clock: tells the time of the move, once no other can come before it; default: that of the entry. It is never before
-            that of the move before, whose clock may be ahead.
+        :param clock: tells the time of the move, once no other can come before it; default: that of the entry. It is not before
+            that of the move before, whose clock may be ahead, unless that one was wrong by more than an hour.
         :raises PromotionConflictError: somebody else moved the alias; the message says who and where to.
         """
         with self._writing() as connection:
@@ -68,7 +71,7 @@ class Aliases(Entries):
             if current != expected_version:
                 raise _conflict(connection, row, model_name, alias, model_version, expected_version)
             moved_at = clock() if clock else entry.recorded_at
-            if last is not None:
+            if last is not None and last.recorded_at - _aware(moved_at) <= CLOCK_SKEW:
                 moved_at = max(_aware(moved_at), last.recorded_at)
             recorded = append(connection, replace(keyed, recorded_at=moved_at))
             pointer = {

@@ -91,12 +91,17 @@ class Grades(Windows):
         )
         return self._windows(query)
 
-    def unfinished_windows(self, model_name: str, *, before: datetime) -> list[Window]:
+    def unfinished_windows(
+        self, model_name: str, *, before: datetime, checked_after: datetime | None = None
+    ) -> list[Window]:
         """List the windows whose labels are still awaited, oldest first: not graded yet, or graded on a part of them.
 
         :param before: only those that ended by then.
+        :param checked_after: of those graded on a part of their labels only the ones whose first check is younger: nobody grades the
+            others any more.
         """
-        maturing = {grade.window for grade in self.unfinished_grades(model_name, before=before)}
+        found = self.unfinished_grades(model_name, before=before, checked_after=checked_after)
+        maturing = {grade.window for grade in found}
         return sorted(maturing | set(self.ungraded_windows(model_name, before=before)))
 
     def record_grade(self, entry: LedgerEntry, *, standing: LedgerEntry | None) -> Recorded | None:

@@ -67,13 +67,13 @@ class Windows(Entries):
         kinds: Sequence[EntryKind],
         *,
         ended_by: datetime | None = None,
-        started_from: datetime | None = None,
+        decided_from: datetime | None = None,
         limit: int,
     ) -> list[Window]:
-        """List the newest windows that have one of these checks, decided or not, oldest first.
+        """List the newest windows that have one of these checks, oldest first.
 
         :param ended_by: only those that ended by then.
-        :param started_from: only those that started then or later.
+        :param decided_from: only those that started then or later, and were decided.
         :param limit: at most so many.
         """
         query = sa.select(entries.c.window_start, entries.c.window_end).where(
@@ -83,8 +83,8 @@ class Windows(Entries):
         )
         if ended_by is not None:
             query = query.where(entries.c.window_end <= ended_by)
-        if started_from is not None:
-            query = query.where(entries.c.window_start >= started_from)
+        if decided_from is not None:
+            query = query.where(entries.c.window_start >= decided_from, decided(entries))
         newest = query.distinct().order_by(entries.c.window_start.desc(), entries.c.window_end.desc())
         return self._windows(newest.limit(limit))[::-1]
 

@@ -234,7 +234,7 @@ class DeployModelOperator(StepOperator):
             "alias": self.alias,
             "reason": f"it did not pass its rollout: {result['reason']}"[:500],
             "actor": actor(context),
-            "now": datetime.now(UTC).isoformat(),
+            "requested_at": datetime.now(UTC).isoformat(),
             "request": f"{instance_of(context)}|{result['revision']}",
         }
         try:

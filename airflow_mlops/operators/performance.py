@@ -168,7 +168,7 @@ class CheckPerformanceOperator(StepOperator):
             with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
                 past = ledger.grades(self.model_name, before=window.start)
                 own = next(iter(ledger.grades(self.model_name, window=window)), None)
-                version = self._who_answered(ledger, window, own.entry) if own is not None else None
+                version = self._who_answered(ledger, window, own.entry if own is not None else None)
             first = own.first_checked_at if own is not None else timezone.utcnow()
             spec = (
                 {"model_version": version}
@@ -200,14 +200,14 @@ class CheckPerformanceOperator(StepOperator):
                     return checked.entry.payload
                 standing = checked.entry if checked is not None and checked.measured else None
                 recorded = ledger.record_grade(
-                    self._entry(ledger, standing, result, context), standing=standing
+                    self._entry(ledger, checked, result, context), standing=standing
                 )
                 if recorded is not None:
                     self.log_recorded(recorded)
                     return recorded.entry.payload
 
     def _entry(
-        self, ledger: Ledger, standing: LedgerEntry | None, result: dict[str, Any], context: Context
+        self, ledger: Ledger, checked: WindowGrade | None, result: dict[str, Any], context: Context
     ) -> LedgerEntry:
         """Give a grade as it is written beside the one that stands."""
         from airflow_mlops.core.codec import from_dict
@@ -215,7 +215,8 @@ class CheckPerformanceOperator(StepOperator):
 
         key = check_key(result)
         late = "|final" if result["final"] else ""
-        if standing is not None:
+        if checked is not None and checked.measured:
+            standing = checked.entry
             decided = ledger.find(EntryKind.RETRAINING_DECISION, key)
             result = graded_again(standing, result, decided.payload.get("outcome") if decided else None)
             key += f"|{labelled_count(result)} labelled{late}"
@@ -223,6 +224,8 @@ class CheckPerformanceOperator(StepOperator):
                 key += f"|labels {result['labels']['version']}"
         elif not result["measured"]:
             key += f"|version {result['model_version']}|{labelled_count(result)} labelled{late}"
+            if checked is not None:  # news beside the same labels, such as another estimate
+                key += f"|after {checked.entry.entry_id}"
         return LedgerEntry(
             kind=EntryKind.PERFORMANCE_CHECK,
             key=key,

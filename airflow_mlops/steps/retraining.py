@@ -425,7 +425,7 @@ def _previous(ledger: Ledger, spec: RetrainingSpec, undecided: list[Window]) -> 
         spec.model_name, CHECKS, ended_by=newest.start, limit=LOOK_BACK + len(undecided)
     )
     earlier = [window for window in before if window not in set(undecided)][-LOOK_BACK:]
-    newer = ledger.checked_windows(spec.model_name, CHECKS, started_from=newest.end, limit=LOOK_BACK)
+    newer = ledger.checked_windows(spec.model_name, CHECKS, decided_from=newest.end, limit=LOOK_BACK)
     return _evidence(ledger, spec, [*earlier, *newer])
 
 

@@ -241,7 +241,9 @@ def test_of_a_window_that_was_looked_at_often_one_check_of_each_kind_is_read(url
         assert found[window(0)].first_checked_at == drift.recorded_at
         assert ledger.checked_windows("m", kinds, limit=1) == [window(1)]
         assert ledger.checked_windows("m", kinds, ended_by=window(0).end, limit=9) == [window(0)]
-        assert ledger.checked_windows("m", kinds, started_from=window(0).end, limit=9) == [window(1)]
+        assert ledger.checked_windows("m", kinds, decided_from=window(0).end, limit=9) == []
+        ledger.record_all([decision(0), decision(1)])
+        assert ledger.checked_windows("m", kinds, decided_from=window(0).end, limit=9) == [window(1)]
 
 
 def test_a_window_is_ungraded_until_it_is_measured_or_decided(url: str) -> None:
