@@ -24,6 +24,8 @@ from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
 MODEL, ENDPOINT = "trip_fare", "bentoml_drill"
 DATA = "{{ var.value.mlops_data_root }}"
+# A retraining for production is over when production serves its version, and not before.
+HOW = {"model_name": MODEL, "bentoml_conn_id": ENDPOINT, "closes_retraining": False}
 
 # [START rollback_drill]
 with DAG(
@@ -41,12 +43,7 @@ with DAG(
     },
     tags=["mlops", "reference"],
 ):
-    serve = DeployModelOperator(
-        task_id="serve",
-        model_name=MODEL,
-        bentoml_conn_id=ENDPOINT,
-        closes_retraining=False,  # production's is over when production serves its version
-    )
+    serve = DeployModelOperator(task_id="serve", **HOW)
     spoil = TrainModelOperator(
         task_id="spoil",
         dataset=f"{DATA}/trips",
@@ -70,14 +67,12 @@ with DAG(
     register = RegisterModelOperator(task_id="register", training=spoil.output, alias=None)
     drill = DeployModelOperator(
         task_id="drill",
-        model_name=MODEL,
         model_version=register.output,
         strategy="canary",
         shares=[0.2],
         phase_minutes="{{ params.phase_minutes }}",
         on_reject="return",
-        bentoml_conn_id=ENDPOINT,
-        closes_retraining=False,
+        **HOW,
     )
 
     @task

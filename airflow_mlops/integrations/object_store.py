@@ -21,6 +21,9 @@ _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ad
 #: Bytes that are read at a time.
 _CHUNK = 4 * 1024**2
 
+#: Number of a file of no bytes: there is nothing in it yet.
+EMPTY_FILE = 0
+
 
 class ObjectStore:
     """Read and write whole files under a URI.
@@ -104,7 +107,8 @@ class ObjectStore:
 def file_marks(pattern: str) -> dict[str, int]:
     """Find the files that match a path, glob or URI, each with a number that changes when the file does.
 
-    The number is made of size and time of change, or of what the store calls the content's tag; the file is not read.
+    The number is made of size and time of change, or of what the store calls the content's tag, and is :data:`EMPTY_FILE` where there is
+    no byte; the file is not read.
     A file is named without its connection: another one to the same store finds the same files. Hidden files are left out.
     """
     files, root = _file_system(pattern)
@@ -160,6 +164,8 @@ def _file_system(uri: str) -> tuple[Any, str]:
 
 
 def _mark(facts: Mapping[str, Any]) -> int:
+    if facts.get("size") == 0:
+        return EMPTY_FILE
     content, times = ("ETag", "etag", "md5Hash"), ("mtime", "LastModified", "updated")
     tagged = any(facts.get(name) for name in content)
     # S3 tells a listing's times in milliseconds and a file's own in seconds; where there is a tag they say nothing new.

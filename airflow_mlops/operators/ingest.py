@@ -204,7 +204,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
             "source_conn_id": self.source_conn_id,
             "source_version": None if self.source_version in _NOTHING else int(self.source_version),
             "csv_separator": self.csv_separator or None,
-            "csv_encoding": self.csv_encoding,
+            "csv_encoding": self.csv_encoding or "utf-8",
             "column_types": dict(self.column_types or {}),
             "time_column": self.time_column,
             "id_column": self.id_column,

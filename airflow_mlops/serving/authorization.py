@@ -33,6 +33,7 @@ class Authorization:
         self._last = (accepted, b"")
         #: State of the file that was read last.
         self.read: FileState | None = None
+        self._failing = False
         if path is not None:
             try:
                 self._read(path)
@@ -54,13 +55,19 @@ class Authorization:
 
         :returns: whether there was something new.
         """
-        if self._path is None or file_state(self._path) == self.read:
+        if self._path is None:
             return False
         try:
+            if file_state(self._path) == self.read:
+                self._failing = False
+                return False
             self._read(self._path)
         except (OSError, ValueError):
-            logger.exception("the tokens in %s can't be read: those of before stay accepted", self._path)
+            if not self._failing:  # once, and not at every look
+                logger.exception("the tokens in %s can't be read: those of before stay accepted", self._path)
+            self._failing = True
             return False
+        self._failing = False
         logger.info("other tokens are accepted from now on")
         return True
 

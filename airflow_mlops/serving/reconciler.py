@@ -147,10 +147,10 @@ class Reconciler:
 
     def reconcile(self) -> None:
         """Look once: whether other tokens are accepted, somebody steers what is served, and something else is desired."""
-        if self._authorization is not None and self._authorization.refresh():
-            self._tell(self._refusal)
         if self.routes is not None:
             self._swap(self._steered(self.routes))
+        if self._authorization is not None and self._authorization.refresh():
+            self._tell(self._refusal)
         try:
             routes = self._desired()
             if routes is not None:

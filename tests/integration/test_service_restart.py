@@ -89,6 +89,8 @@ def test_a_kill_while_it_is_started_again_leaves_it_serving(
     number: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # As long as the old process still answers those who ask, the new one has not taken its place: long enough to be killed in.
+    monkeypatch.setenv("AIRFLOW_MLOPS_SERVICE_DRAIN_SECONDS", "8")
     before = endpoints.deploy(server, *packages["1"])
     monkeypatch.setenv("AIRFLOW_MLOPS_SERVICE_CACHE_ROWS", "5")
     task = deploying(server, packages["2"], "2")

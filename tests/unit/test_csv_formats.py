@@ -109,6 +109,15 @@ class TestFilesWithoutALine:
         for mode in ("replace", "append"):
             assert ingest(tmp_path, mode=mode, table=str(tmp_path / mode)) == {"a": [1], "b": ["x"]}
 
+    def test_what_comes_into_it_later_is_appended(self, tmp_path: Path) -> None:
+        (tmp_path / "1.csv").write_text("a\n1\n")
+        (tmp_path / "2.csv").touch()
+        for _ in range(2):
+            assert ingest(tmp_path, mode="append") == {"a": [1]}
+        (tmp_path / "2.csv").write_text("a\n2\n")
+        for _ in range(2):
+            assert sorted(ingest(tmp_path, mode="append")["a"]) == [1, 2]
+
 
 class TestDeclaredTypes:
     TEXT = "zip,day,price,small,flag,share\n00123,2024-01-31,1.25,5,TRUE,100000000000000000000\n,,,,,\n"

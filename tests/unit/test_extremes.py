@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[pl.DataType, st.SearchStrategy[Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_they_are_those_of_all_rows(kind: str, data: st.DataObject) -> None:
     dtype, values = KINDS[kind]
@@ -84,3 +84,10 @@ def test_a_column_that_names_folders(tmp_path: Path) -> None:
     write_deltalake(uri, pl.DataFrame({"day": days, "x": [1, 2, 3]}).to_arrow(), partition_by="day")
     told = delta.describe(uri, time_column="day")
     assert (told.time_min, told.time_max) == (START, START + timedelta(days=2))
+
+
+def test_the_ends_of_time_and_names_that_look_like_patterns(tmp_path: Path) -> None:
+    uri, end = str(tmp_path / "table"), datetime.max.replace(tzinfo=UTC)
+    write_deltalake(uri, pl.DataFrame({"^a$": [1, 5], "a": [7, 9], "until": [end] * 2}).to_arrow())
+    table = DeltaTable(uri)
+    assert [find_extremes(table, name) for name in ("^a$", "a", "until")] == [(1, 5), (7, 9), (end, end)]

@@ -25,7 +25,7 @@ def one_by_one(table: DeltaTable) -> dict[str, int]:
     return {name: number for name, number in told.items() if number is not None}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(st.one_of(COMMIT, st.sampled_from(["checkpoint", "restore"])), max_size=8))
 def test_they_are_those_that_delta_tells(steps: list[dict[str, int] | str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -297,6 +297,26 @@ class TestOverwrittenLabels:
         assert found.noise is not None
         assert (found.noise.share, found.noise.interval) == (None, (0.0, 1.0))
 
+    def test_many_wrong_labels_are_held_though_a_rare_class_is_gone(self) -> None:
+        def drawn(seed: int, *, wrong: float = 0.0, rare: bool = True) -> pl.DataFrame:
+            random = np.random.default_rng(seed)
+            x = random.normal(random.uniform(-1.2, 1.2), 1.0, 1_000)
+            y = (x + random.normal(0.0, 0.2, 1_000) > 0.0).astype(int)
+            flipped = random.choice(1_000, round(wrong * 1_000), replace=False)
+            y[flipped] = 1 - y[flipped]
+            if rare:
+                y[random.integers(1_000)] = 2
+            return pl.DataFrame({"x": x, "y": y, "t": range(1_000)})
+
+        found = screen_partitions(
+            drawn(99, wrong=0.3, rare=False), [drawn(seed) for seed in range(1, 31)],
+            features=["x"], target="y", time_column="t", policy=POLICY,
+        )  # fmt: skip
+        assert found.verdict == "held", found.reason
+        assert found.noise is not None
+        assert found.noise.interval[0] > 0.1
+        assert found.noise.interval[1] == 1.0
+
     def test_labels_that_a_model_answered(self) -> None:
         """Their shares are as usual; that no row contradicts them is not."""
         rows = day(CLEAN)

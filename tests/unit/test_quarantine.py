@@ -194,7 +194,7 @@ class TestSchemaOfAQuarantine:
         narrow = pl.col("people").cast(pl.Int16)
         self.write(uri, month(JANUARY, bad=3, zone=["a"] * ROWS).with_columns(narrow))
         validate(uri, FARE)
-        self.write(uri, month(FEBRUARY, bad=4, tip=[0.5] * ROWS))
+        self.write(uri, month(FEBRUARY, bad=4, tip=[0.5] * ROWS, **{"^tip$": [0.25] * ROWS}))
         february = {"window": to_dict(FEBRUARY)}
         validate(uri, FARE, **february)
         self.write(uri, month(JANUARY, bad=5).with_columns(narrow))  # and is narrower than what was set aside
@@ -204,6 +204,7 @@ class TestSchemaOfAQuarantine:
         assert aside["people"].to_list() == [None, 1, None, 1, 1, None, 1, 1, 1]
         assert aside["zone"].to_list() == ["a"] * 2 + [None] * 7
         assert aside["tip"].to_list() == [None] * 2 + [0.5] * 3 + [None] * 4
+        assert aside["^tip$"].to_list() == [None] * 2 + [0.25] * 3 + [None] * 4
         assert aside["id"].to_list()[:5] == ["01-0", "01-1", "02-0", "02-1", "02-2"]
         assert aside["quarantine_reasons"].null_count() == 0
 

@@ -468,7 +468,9 @@ class TestApp:
         assert asked == [200, 200, 401, 401]
         assert caller.ask("/readyz")[0] == 200
 
-    def test_tokens_of_a_file_are_taken_when_it_changes(self, package: Path, tmp_path: Path) -> None:
+    def test_tokens_of_a_file_are_taken_when_it_changes(
+        self, package: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         path = tmp_path / "tokens.json"
         with pytest.raises(ValueError, match="can't be read"):  # without it everybody would come in
             Caller(tmp_path, package, token_file=path)
@@ -497,6 +499,7 @@ class TestApp:
             assert asked() == [401, 200, 401]
         path.unlink()
         assert asked() == [401, 200, 401]
+        assert caplog.text.count("can't be read: those of before") == 1  # and not at every look
 
     def test_who_may_ask_may_not_steer(self, package: Path, tmp_path: Path) -> None:
         caller = Caller(tmp_path, package, tokens=("asks",), steering_tokens=("new", "old"))

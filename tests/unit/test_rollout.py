@@ -279,6 +279,7 @@ class TestPlan:
             ({"strategy": "canary", "shares": [0.5, 0.2]}, "each larger than the one before"),
             ({"strategy": "canary", "shares": [0.5, 1.0]}, "below 1"),
             ({"strategy": "ab", "shares": []}, "above 0"),
+            ({"strategy": "ab", "shares": [0.01]}, "share 0.01 of an A/B test: from 0.03"),
             ({"strategy": "canary", "looks": 0}, "looks=0"),
             ({"strategy": "canary", "patience": 0.5}, "patience=0.5"),
         ],

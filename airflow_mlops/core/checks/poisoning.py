@@ -388,7 +388,7 @@ def judge_noise(
         trusted_rate=usual,
         p_value=conformal_p_value(rate, trusted),
         share=max(0.0, wrong_share(rate, usual, directions[0].gain)) if told else None,
-        interval=(min(least, 1.0), max(least, *most)) if told else (0.0, 1.0),
+        interval=(min(least, 1.0), max(least, *most)) if told else (min(least, 1.0) if gains else 0.0, 1.0),
         confidence=max(0.0, 1.0 - steps / (count + 1)),
         detectable_share=max(asked) if gains else math.nan,
         detectable_by=needs,

@@ -81,7 +81,7 @@ def plan_rollout(
 
     :param strategy: ``recreate``: at once. ``blue_green``: at once, with the old version loaded and answering unseen beside it until it has
         proved itself. ``shadow``: the new version answers unseen, and is not served at the end. ``canary``: it answers a growing
-        share. ``ab``: it answers the first of the shares, always the same callers.
+        share. ``ab``: it answers the first of the shares, from .03 to .97, always the same callers.
     :param shares: of a canary's phases, ascending; of ``ab`` one.
     :param seconds: of each phase.
     :raises ValueError: shares out of order, or times that are none.
@@ -97,6 +97,11 @@ def plan_rollout(
         not steps or steps != sorted({*steps}) or not 0.0 < steps[0] <= steps[-1] < 1.0
     ):
         raise ValueError(f"shares {list(shares)}: above 0 and below 1, each larger than the one before")
+    if strategy == "ab" and not 0.03 <= steps[0] <= 0.97:
+        raise ValueError(
+            f"share {steps[0]:g} of an A/B test: from 0.03 to 0.97, as of many callers 8,192 to 16,384 are kept for the comparison, and "
+            "each version needs some hundreds of them"
+        )
     phases: dict[Strategy, tuple[Phase, ...]] = {
         "recreate": (),
         "blue_green": (Phase(name="both loaded", share=1.0, mirror="old", seconds=seconds),),

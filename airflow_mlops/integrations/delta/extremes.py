@@ -37,7 +37,7 @@ def find_extremes(table: DeltaTable, column: str) -> tuple[Any, Any]:
     elif known.height:
         first: Any = known["low"].min()
         last: Any = known["high"].max()
-        near = (known["low"] <= first + _ROUNDED) | (known["high"] >= last - _ROUNDED)
+        near = (known["low"] - first <= _ROUNDED) | (last - known["high"] <= _ROUNDED)
         unknown = unknown.vstack(known.filter(near))
     for low, high in _read(table, column, set(unknown["path"])):
         lows.append(low)
@@ -70,7 +70,8 @@ def _told_by_file(table: DeltaTable, column: str) -> pl.DataFrame | None:
     told = actions.select(
         "path",
         pl.col("num_records"),
-        *(pl.col(part).struct.field(column).alias(name) for name, part in parts.items()),
+        # Not by struct.field(), which takes a name such as ^a$ for a pattern.
+        *(actions[part].struct.unnest()[column].alias(name) for name, part in parts.items()),
     )
     if told.schema["low"] != dtype or told.schema["high"] != dtype:
         return None

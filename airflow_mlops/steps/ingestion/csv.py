@@ -58,7 +58,7 @@ class CsvFormat(NamedTuple):
             )
         try:
             "".encode(self.encoding)
-        except LookupError as err:
+        except (LookupError, UnicodeError) as err:
             raise ValueError(
                 f"csv_encoding {self.encoding!r} is none that Python knows: give one such as utf-8, latin-1, cp1252 or utf-16"
             ) from err

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.object_store import EMPTY_FILE
 from airflow_mlops.steps.ingestion.partition import rows_of
 from airflow_mlops.steps.ingestion.source import Source, Wanted, cut_rows
 from airflow_mlops.steps.ingestion.spec import filled_columns
@@ -91,11 +92,14 @@ def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -
                 f"{file} was appended to {spec.table} before and is another file now: appending it would write its "
                 "rows twice. Give new rows a file of their own, or use mode 'upsert', or name the work with work_key"
             )
-        if not numbers:
+        # A file of no bytes may be one that is still being written: it is not done with.
+        if not numbers and (files[file] != EMPTY_FILE or writer.schema is None):
             new[marks[0]] = file
     return Work(
         frame=_open(spec, writer, source, list(new.values())) if new else None,
-        marks={mark: files[file] for file in new.values() for mark in names[file]},
+        marks={
+            mark: files[file] for file in new.values() if files[file] != EMPTY_FILE for mark in names[file]
+        },
         source_marks=files,
     )
 

@@ -150,6 +150,7 @@ class SetAside:
     def _write_quarantine(self, key: str, judged: str) -> None:
         """Write the bad rows under the work's own key: two attempts at once replace each other's rows, and nobody else's."""
         import polars as pl
+        from polars.selectors import by_name  # names as they are: of columns, ^a$ is a pattern
 
         schema = delta.read_table(self.dataset.uri, version=self.dataset.version).collect_schema()
         taken = [name for name in (REASONS, VERSION, WORK) if name in schema]
@@ -176,7 +177,7 @@ class SetAside:
                 self.table, {**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()}
             )
             columns = [
-                pl.col(name).cast(dtype)
+                by_name(name).cast(dtype)
                 if name in schema or name in added
                 else pl.lit(None, dtype=dtype).alias(name)
                 for name, dtype in types.items()
