@@ -44,14 +44,23 @@ class Airflow:
         return self.client.trigger(dag_id, window=Window.parse("2018-06-01", f"2018-08-{day:02}"))
 
     def question(self, run: DagRun) -> dict[str, Any]:
-        """Wait until the task waits: SQLite has no row locks, so an answer that comes while it is parked may get lost."""
+        """Wait until the task waits, and the scheduler knows: one that is answered before that passes for killed, and asks anew."""
         deadline = time.monotonic() + 120
         while {task.task_id: task.state for task in self.client.tasks(run)}["approve"] != "awaiting_input":
             assert self.client.run(run.dag_id, run.dag_run_id).state != "failed", self.client.failure(run)
             assert time.monotonic() < deadline, self.client.tasks(run)
             time.sleep(0.5)
+        while not self.parked(run):
+            assert time.monotonic() < deadline, self.client.tasks(run)
+            time.sleep(0.1)
         (asked,) = self.request("GET", f"{run.dag_id}/dagRuns/{run.dag_run_id}/hitlDetails")["hitl_details"]
         return dict(asked)
+
+    def parked(self, run: DagRun) -> bool:
+        """Tell whether the scheduler has taken note that the task's process ended; only its log says so."""
+        lines = (self.stack.workspace / "logs" / "scheduler.log").read_text(errors="replace").splitlines()
+        ended = f"TaskInstance Finished: dag_id={run.dag_id}, task_id=approve, run_id={run.dag_run_id},"
+        return any(ended in line and "state=awaiting_input" in line for line in lines)
 
     def answer(self, run: DagRun, option: str, comment: str) -> None:
         path = f"{run.dag_id}/dagRuns/{run.dag_run_id}/taskInstances/approve/-1/hitlDetails"

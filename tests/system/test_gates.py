@@ -50,7 +50,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict:
         ("behind_the_gate", "upstream_failed", 0, ""),
         ("nothing_to_ingest", "failed", 1, "has no rows in window [2024-03-01, 2024-04-01)"),
         ("nothing_to_validate", "failed", 1, "has no rows: nothing to validate"),
-        ("labels", "failed", 1, "waiting for labels: nothing was predicted"),
+        ("labels", "failed", 1, "waiting for labels: no Delta table at"),
         ("behind_the_labels", "upstream_failed", 0, ""),
         ("no_address", "failed", 1, "AIRFLOW_CONN_GARBLED is set, but holds neither"),
         ("nobody_answers", "failed", 2, "MLflow at http://127.0.0.1:9 does not answer"),
