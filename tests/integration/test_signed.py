@@ -89,7 +89,7 @@ class Models:
     def promote(self, name: str, services: Services, version: str = "1") -> None:
         run_step("promote", {"model_name": name, "model_version": version, **ACTOR}, services)
 
-    def score(self, name: str, services: Services) -> dict[str, Any]:
+    def score(self, name: str, services: Services, **more: Any) -> dict[str, Any]:
         spec = {
             "dataset": self.table,
             "table": str(self.folder / f"predictions_{name}"),
@@ -98,7 +98,7 @@ class Models:
             "time_column": stream.TIME,
             "window": WINDOW,
         }
-        return run_step("score", spec, services)
+        return run_step("score", spec | more, services)
 
     def evaluate(self, name: str, services: Services, **more: Any) -> dict[str, Any]:
         spec = {
@@ -226,9 +226,16 @@ def test_who_may_write_to_mlflow_can_not_replace_a_model(models: Models, tmp_pat
 
     digest = package_digest((package / "package.json").read_bytes())
     client.set_model_version_tag("tampered", "1", PACKAGE_DIGEST_TAG, digest)
-    assert models.score("tampered", models.open)["row_count"] > 100  # digests alone are satisfied
+    with pytest.raises(
+        ArtifactIntegrityError, match="its tag was changed"
+    ):  # the ledger knows the champion's
+        models.score("tampered", models.open)
+    by_number = {"model_version": "1"}
+    assert (
+        models.score("tampered", models.open, **by_number)["row_count"] > 100
+    )  # digests alone are satisfied
     with pytest.raises(ArtifactIntegrityError, match="carries a signature for 'tampered'"):
-        models.score("tampered", trusting)
+        models.score("tampered", trusting, **by_number)
 
 
 class TestForged:
