@@ -131,6 +131,7 @@ class EndpointApp:
         self.reconciler.stop()
         self.mirror.stop()
         self._publish()
+        self.observer.flush()
         self.log.stop()
 
     @property
@@ -169,7 +170,7 @@ class EndpointApp:
 
     def _publish(self) -> None:
         try:
-            self.observer.flush()
+            self.observer.flush_when_due()
             self.publish_metrics()
         except Exception:  # serving without metrics is better than not serving
             logger.exception("what was counted can't be published")

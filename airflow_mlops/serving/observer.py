@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,6 +44,9 @@ OBSERVED_FOLDER = "observed"
 MAXIMUM_EVENTS = 200_000
 MAXIMUM_BYTES = 128_000_000
 
+#: How often the requests that were drawn from callers are written at most: up to half a megabyte, where everything else is a few kilobytes.
+WRITE_DRAWN_SECONDS = 5.0
+
 
 class _Event(NamedTuple):
     """One request, as one version answered it.
@@ -64,7 +69,7 @@ class _Event(NamedTuple):
 class Observer:
     """Count, while a rollout is under way; otherwise do nothing.
 
-    A crash loses at most what came since the last flush.
+    A crash loses at most what came since the last flush; while callers are drawn, of :data:`WRITE_DRAWN_SECONDS`.
 
     :param serving_dir: serving folder.
     :param callers: gives digests of sticky keys.
@@ -80,6 +85,7 @@ class Observer:
         self._events: list[_Event] = []
         self._bytes = 0
         self._shed = 0
+        self._unwritten, self._written_at = False, -math.inf
         self._random = np.random.default_rng()
         self._flushing = threading.Lock()
 
@@ -132,9 +138,16 @@ class Observer:
     def flush(self) -> None:
         """Add up what came in, and write it."""
         with self._flushing:
-            events, self._events, self._bytes = self._events, [], 0
-            if events or self._shed:
-                self._add(events)
+            self._add_up()
+            if self._unwritten:
+                self._write()
+
+    def flush_when_due(self) -> None:
+        """Add up what came in, and write it, unless drawn requests were written a moment ago."""
+        with self._flushing:
+            self._add_up()
+            rests = self._seen.drawn is not None and time.monotonic() < self._written_at + WRITE_DRAWN_SECONDS
+            if self._unwritten and not rests:
                 self._write()
 
     def read(self) -> Observations:
@@ -161,6 +174,12 @@ class Observer:
         if len(self._events) < MAXIMUM_EVENTS and self._bytes < MAXIMUM_BYTES:
             self._events.append(event)
             self._bytes += ROW_BYTES + VALUE_BYTES * (len(event.answers or ()) + len(event.returned or ()))
+
+    def _add_up(self) -> None:
+        events, self._events, self._bytes = self._events, [], 0
+        if events or self._shed:
+            self._add(events)
+            self._unwritten = True
 
     def _add(self, events: list[_Event]) -> None:
         versions, drawn = dict(self._seen.versions), self._seen.drawn
@@ -195,6 +214,7 @@ class Observer:
         )
 
     def _write(self) -> None:
+        self._unwritten, self._written_at = False, time.monotonic()
         try:
             self.folder.mkdir(exist_ok=True)
             write_whole(self.folder / self._file, canonical_json(to_dict(self._seen)).encode())

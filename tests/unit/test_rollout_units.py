@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,6 +149,22 @@ class TestRequestsOfACaller:
         seen = merge_observations([worker._seen for worker in workers])
         assert (seen.of("1").requests, seen.of_callers("1").requests) == (8_000, 2_000)
         assert seen.of_callers("1").answers[1] / 2_000 == pytest.approx(0.25, abs=0.03)
+
+    def test_what_they_drew_is_written_now_and_then(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def written() -> int:
+            (file,) = (tmp_path / "observed").glob("*.json")
+            return from_dict(Observations, json.loads(file.read_text())).of("1").requests
+
+        for sticky, at_once in ((False, 1), (True, 0)):
+            observer = observing(tmp_path, 0.5, sticky=sticky, revision=2 if sticky else 1)
+            observer.answered("1", 2 if sticky else 1, 0.001, ["no"], b"ann")
+            observer.flush_when_due()
+            assert written() == at_once
+        monkeypatch.setattr("airflow_mlops.serving.observer.WRITE_DRAWN_SECONDS", 0.0)
+        observer.flush_when_due()  # nothing new came in
+        assert written() == 1
 
     def test_who_gives_no_key_is_a_caller_each_time(self, tmp_path: Path) -> None:
         observer = observing(tmp_path, 0.5, sticky=True)
