@@ -206,9 +206,19 @@ def instance_of(context: Context) -> str:
     return f"{actor(context)}/{index}" if index is not None and index >= 0 else actor(context)
 
 
+def optional(value: Any) -> Any:
+    """Give a value, or none: a template of nothing renders to ``None``, an empty text or "None"."""
+    return None if value in (None, "", "None") else value
+
+
+def optional_text(value: Any) -> str | None:
+    """Give a value as text, as rendering may have made it a number; none as :func:`optional` does."""
+    return None if optional(value) is None else str(value)
+
+
 def optional_number(value: Any) -> float | None:
-    """Read a number that may have been rendered to text; empty, ``None`` and "None" mean none."""
-    return None if value in (None, "", "None") else float(value)
+    """Read a number that may have been rendered to text; none as :func:`optional` does."""
+    return None if optional(value) is None else float(value)
 
 
 def names(value: str | Sequence[str]) -> list[str]:
@@ -233,7 +243,7 @@ def dataset_ref(dataset: Any, as_of: Any) -> Any:
     :raises ValueError: ``as_of`` with what is a version already.
     """
     dataset = part_of(dataset, "dataset")
-    if as_of in (None, "", "None"):
+    if optional(as_of) is None:
         return dataset
     if isinstance(dataset, Mapping):
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_mlops.operators.base import StepOperator, names, part_of
+from airflow_mlops.operators.base import StepOperator, names, optional, optional_text, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,15 +62,14 @@ class BuildBentoOperator(StepOperator):
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.build.BuildSpec`."""
-        version = part_of(self.model_version, "model_version")
         return {
             "model_name": self.model_name,
-            "model_version": str(version) if version else None,
+            "model_version": optional_text(part_of(self.model_version, "model_version")),
             "alias": self.alias,
             "destination": self.destination,
             "form": self.form,
             "requirements": names(self.requirements),
-            "base_image": self.base_image or None,
+            "base_image": optional(self.base_image),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

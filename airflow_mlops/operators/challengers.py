@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import MLOpsError, TransientError
 from airflow_mlops.hooks.ledger import LedgerHook
-from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref
+from airflow_mlops.operators.base import StepOperator, check_key, dataset_ref, optional
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class CompareChallengersOperator(StepOperator):
             "model_name": self.model_name,
             "window": window_spec(self.window_start, self.window_end, context),
             "time_column": self.time_column,
-            "target": self.target or None,
+            "target": optional(self.target),
             "metric": self.metric,
             "champion_alias": self.champion_alias,
             "earlier": self._former_champions(),

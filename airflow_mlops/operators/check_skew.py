@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import DataQualityError
-from airflow_mlops.operators.base import StepOperator, actor, names, part_of
+from airflow_mlops.operators.base import StepOperator, actor, names, optional, part_of
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class CheckSkewOperator(StepOperator):
             "suite": self.suite or None,
             "share": float(self.share),
             "table": part_of(self.table, "dataset") or None,
-            "id_column": self.id_column or None,
+            "id_column": optional(self.id_column),
             "tolerance": float(self.tolerance),
             "different_share": float(self.different_share),
             "private_columns": names(self.private_columns),

@@ -16,7 +16,7 @@ from airflow_mlops.exceptions import (
 )
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import EndpointLink
-from airflow_mlops.operators.base import Recording, StepOperator, actor, instance_of, part_of
+from airflow_mlops.operators.base import Recording, StepOperator, actor, instance_of, optional_text, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,10 +128,9 @@ class DeployModelOperator(StepOperator):
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.deploy.DeploySpec`."""
-        version = part_of(self.model_version, "model_version")
         return {
             "model_name": self.model_name,
-            "model_version": str(version) if version else None,
+            "model_version": optional_text(part_of(self.model_version, "model_version")),
             "alias": self.alias,
             "strategy": self.strategy,
             "shares": [float(share) for share in _listed(self.shares)],

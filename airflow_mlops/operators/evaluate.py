@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.links import MLflowRunLink
-from airflow_mlops.operators.base import StepOperator, dataset_ref
+from airflow_mlops.operators.base import StepOperator, dataset_ref, optional, optional_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,12 +111,12 @@ class EvaluateModelOperator(StepOperator):
             "metrics": self.metrics,
             "last_value": self.last_value,
             "slices": self.slices,
-            "decision_key": self.decision_key or None,
+            "decision_key": optional(self.decision_key),
             "groups": list(self.groups),
             "policy": {
-                "minimum_uplift": _number(self.minimum_uplift),
-                "significance": _number(self.significance),
-                "maximum_group_difference": _number(self.maximum_group_difference),
+                "minimum_uplift": optional_number(self.minimum_uplift),
+                "significance": optional_number(self.significance),
+                "maximum_group_difference": optional_number(self.maximum_group_difference),
             },
             "slice_policy": dict(self.slice_policy or {}),
             "artifact_limits": dict(self.artifact_limits or {}),
@@ -171,8 +171,3 @@ class EvaluateModelOperator(StepOperator):
 def _digest(spec: dict[str, Any]) -> str:
     """Name what was asked: asked otherwise, or of a newer dataset, it is another verdict."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _number(value: float | str | None) -> float | None:
-    """Read a threshold; a template that renders to nothing means none."""
-    return None if value in {None, "", "None"} else float(str(value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import ReportLink
-from airflow_mlops.operators.base import StepOperator, optional_number
+from airflow_mlops.operators.base import StepOperator, optional_number, optional_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,7 @@ class ExplainModelOperator(StepOperator):
             "window": training["holdout"],
             "time_column": training["dataset"]["time_column"],
             "metric": self.metric or training["metric"],
-            "explained_label": self.explained_label or None,
+            "explained_label": optional_text(self.explained_label),
             "maximum_rows": int(self.maximum_rows),
             "explained_rows": int(self.explained_rows),
             "counterfactual_shift": optional_number(self.counterfactual_shift),

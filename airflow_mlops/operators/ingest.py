@@ -9,7 +9,7 @@ from airflow_mlops.hooks.databases import database_of
 from airflow_mlops.hooks.hashing import HashingHook
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.hooks.web import web_of
-from airflow_mlops.operators.base import StepOperator, names, optional_number
+from airflow_mlops.operators.base import StepOperator, names, optional, optional_number
 from airflow_mlops.operators.dataset import RecordingDatasets
 from airflow_mlops.run_windows import RUN_WINDOW, as_spec, run_partition_window, window_spec
 
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from airflow_mlops.core.data.schema_policy import SchemaPolicy
     from airflow_mlops.services import Services
     from airflow_mlops.steps.ingestion.spec import IngestMode
-
-
-#: What an optional argument is rendered to where it was not given.
-_NOTHING = (None, "", "None")
 
 
 class IngestDatasetOperator(RecordingDatasets, StepOperator):
@@ -197,13 +193,14 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give an :class:`~airflow_mlops.steps.ingestion.spec.IngestSpec`."""
+        version = optional(self.source_version)
         return {
             "source": self.source,
             "table": self.table,
             "sql": self.sql,
             "source_conn_id": self.source_conn_id,
-            "source_version": None if self.source_version in _NOTHING else int(self.source_version),
-            "csv_separator": self.csv_separator or None,
+            "source_version": int(version) if version is not None else None,
+            "csv_separator": optional(self.csv_separator),
             "csv_encoding": self.csv_encoding or "utf-8",
             "column_types": dict(self.column_types or {}),
             "time_column": self.time_column,
@@ -219,7 +216,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
             "schema_policy": self.schema_policy,
             "new_categories": dict(self.new_categories or {}),
             "cleaning": {
-                "keep_where": self.keep_where or None,
+                "keep_where": optional(self.keep_where),
                 "deduplicate_by": names(self.deduplicate_by),
                 "deduplicate_order": names(self.deduplicate_order),
                 "deduplicate_keep": self.deduplicate_keep,
@@ -232,7 +229,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
     def _retention(self) -> dict[str, Any]:
         days = optional_number(self.vacuum_days)
         return {
-            "drop_before": None if self.drop_before in _NOTHING else self.drop_before,
+            "drop_before": optional(self.drop_before),
             "vacuum_days": days,
             "in_use": self._versions_in_use() if days is not None else [],
             "keep_in_use": self.keep_trained_versions,

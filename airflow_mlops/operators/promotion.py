@@ -10,7 +10,7 @@ from airflow.sdk import timezone
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import ModelVersionLink
-from airflow_mlops.operators.base import StepOperator, actor, part_of
+from airflow_mlops.operators.base import StepOperator, actor, optional, optional_text, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +107,7 @@ class PromoteModelOperator(StepOperator):
             + (f"; approved by {answer['responded_by']['name']}" if answer else ""),
             "package_digest": answer["package_digest"] if answer else self._registered(),
             "approved_at": answer["responded_at"] if answer else None,
-            "decision_key": self.decision_key or None,
+            "decision_key": optional(self.decision_key),
             "actor": actor(context),
             "requested_at": timezone.utcnow().isoformat(),
         }
@@ -125,7 +125,7 @@ class PromoteModelOperator(StepOperator):
         if not by_hand:
             self._require_own("evaluation", given)
         return {
-            "expected_version": _version(given["champion_version"]),
+            "expected_version": optional_text(given["champion_version"]),
             "reason": f"by hand: {given['reason']}" if by_hand else given["reason"],
             "verdict": None if by_hand else given.get("verdict") or "none",
             "evaluated_run_id": given.get("run_id"),
@@ -157,7 +157,11 @@ class PromoteModelOperator(StepOperator):
             )
             raise self._not_approved(version, why, {"approval": str(answer)[:80]})
         who = answer["responded_by"]["name"] if answer["responded_by"] else None
-        asked = answer["model_name"], _version(answer["model_version"]), _version(answer["champion_version"])
+        asked = (
+            answer["model_name"],
+            optional_text(answer["model_version"]),
+            optional_text(answer["champion_version"]),
+        )
         if answer["approved"] is not True or who is None:
             why = f"{who} said no" if who else "nobody said yes in time"
         elif asked != (self.model_name, version, champion):
@@ -181,11 +185,6 @@ class PromoteModelOperator(StepOperator):
             "%s of %s is version %s", result["alias"], result["model_name"], result["model_version"]
         )
         self.fill_outlets(context, {"model_version": result["model_version"], "alias": result["alias"]})
-
-
-def _version(given: Any) -> str | None:
-    """Give a version as text: rendering may have made it a number, and text of nothing."""
-    return None if given in (None, "", "None") else str(given)
 
 
 class RollBackModelOperator(StepOperator):
@@ -221,7 +220,7 @@ class RollBackModelOperator(StepOperator):
         """Give a :class:`~airflow_mlops.steps.roll_back.RollBackSpec`; it is named after the task, so a retry is no second step back."""
         return {
             "model_name": self.model_name,
-            "model_version": _version(self.model_version),
+            "model_version": optional_text(self.model_version),
             "alias": self.alias,
             "reason": self.reason,
             "actor": actor(context),

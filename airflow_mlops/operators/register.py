@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import ModelVersionLink
-from airflow_mlops.operators.base import StepOperator, actor
+from airflow_mlops.operators.base import StepOperator, actor, optional
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,9 +51,9 @@ class RegisterModelOperator(StepOperator):
             "run_id": training["run_id"],
             "package_digest": training["package_digest"],
             "model_id": training["model_id"],
-            "alias": None if self.alias in {None, "", "None"} else self.alias,
+            "alias": optional(self.alias),
             "evaluation": self.evaluation or None,
-            "vouched_by": None if self.vouched_by in {None, "", "None"} else self.vouched_by,
+            "vouched_by": optional(self.vouched_by),
             "actor": actor(context),
         }
 

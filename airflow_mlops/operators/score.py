@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.operators.base import StepOperator, dataset_ref
+from airflow_mlops.operators.base import StepOperator, dataset_ref, optional, optional_text
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ class ScoreBatchOperator(StepOperator):
             "dataset": dataset_ref(self.dataset, self.as_of),
             "table": self.table,
             "model_name": self.model_name,
-            "model_version": str(self.model_version) if self.model_version else None,
+            "model_version": optional_text(self.model_version),
             "alias": self.alias,
             "id_column": self.id_column,
             "time_column": self.time_column,
             "window": window_spec(self.window_start, self.window_end, context),
-            "partition": self.partition or None,
+            "partition": optional(self.partition),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:

@@ -7,16 +7,21 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import MLflowRunLink
-from airflow_mlops.operators.base import StepOperator, dataset_ref, names, optional_number, part_of
+from airflow_mlops.operators.base import (
+    StepOperator,
+    dataset_ref,
+    names,
+    optional,
+    optional_number,
+    optional_text,
+    part_of,
+)
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.sdk import Context
-
-#: What a template that gives nothing renders to.
-_NO_VALUE: tuple[Any, ...] = (None, "", "None")
 
 
 class TrainModelOperator(StepOperator):
@@ -196,7 +201,7 @@ class TrainModelOperator(StepOperator):
         return {
             "dataset": dataset_ref(self.dataset, self.as_of),
             "model_name": self.model_name,
-            "estimator": self.estimator or None,
+            "estimator": optional(self.estimator),
             "estimator_params": dict(self.estimator_params or {}),
             "candidates": [dict(candidate) for candidate in self.candidates],
             "search": dict(self.search) if self.search else None,
@@ -205,8 +210,8 @@ class TrainModelOperator(StepOperator):
             "categorical": names(self.categorical),
             "text": names(self.text),
             "time_column": self.time_column,
-            "id_column": self.id_column or None,
-            "weight_column": self.weight_column or None,
+            "id_column": optional(self.id_column),
+            "weight_column": optional(self.weight_column),
             "preprocessing": self.preprocessing,
             "feature_selection": dict(self.feature_selection) if self.feature_selection else None,
             "window": window_spec(self.window_start, self.window_end, context) if not plan else None,
@@ -214,14 +219,14 @@ class TrainModelOperator(StepOperator):
             "trailing_days": optional_number(self.trailing_days),
             "half_life_days": optional_number(self.half_life_days),
             "holdout_share": float(self.holdout_share),
-            "holdout_start": _instant(self.holdout_start),
+            "holdout_start": optional_text(self.holdout_start),
             "refit": str(self.refit).lower() == "true",
             "keep_twin": str(self.keep_twin).lower() == "true",
             "mlflow_copy": str(self.mlflow_copy).lower() == "true",
             "recipe": None if self.recipe in {None, "", "None"} else self.recipe,
-            "metric": self.metric or None,
+            "metric": optional(self.metric),
             "parity": dict(self.parity or {}),
-            "quantize": self.quantize or None,
+            "quantize": optional(self.quantize),
             "allow_pickle": str(self.allow_pickle).lower() == "true",
             "background_rows": int(self.background_rows),
             "seed": int(self.seed),
@@ -254,7 +259,7 @@ def _plan(value: Any) -> dict[str, Any]:
     """
     from airflow_mlops.core.decision.retraining import TrainingPlan
 
-    if value in _NO_VALUE:
+    if optional(value) is None:
         return {}
     plan = part_of(value, "plan")
     if plan is None:
@@ -272,8 +277,3 @@ def _plan(value: Any) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"plan holds {', '.join(unknown)}: a plan says only {', '.join(known)}")
     return dict(plan)
-
-
-def _instant(value: Any) -> str | None:
-    """Read a time; a template that renders to nothing means none."""
-    return None if value in _NO_VALUE else str(value)

@@ -27,20 +27,19 @@ TASKS = {
     PromoteModelOperator: {"evaluation": {"champion_version": None, "reason": "better"}},
     ScoreBatchOperator: {"dataset": "rows", "table": "predictions", "id_column": "id", "time_column": "t"},
 }
+CONTEXT = {
+    "data_interval_start": "2024-01-01",
+    "data_interval_end": "2024-02-01",
+    "ti": SimpleNamespace(dag_id="dag", run_id="run", task_id="task"),
+    "dag_run": SimpleNamespace(run_after=timezone.utcnow()),
+}
 
 
 @pytest.mark.parametrize("cls", TASKS, ids=lambda cls: cls.__name__)
 def test_a_version_that_native_rendering_made_a_number(cls: Any) -> None:
     with DAG("native", render_template_as_native_obj=True):
         task = cls(task_id="task", model_name="m", model_version=VERSION, **TASKS[cls])
-    now = timezone.utcnow()
-    context = {
-        "params": {"version": "3"},
-        "data_interval_start": "2024-01-01",
-        "data_interval_end": "2024-02-01",
-        "ti": SimpleNamespace(dag_id="native", run_id="run", task_id="task"),
-        "dag_run": SimpleNamespace(run_after=now),
-    }
+    context: Any = CONTEXT | {"params": {"version": "3"}}
     task.render_template_fields(context)
     assert task.model_version == 3
     assert from_dict(load_step(cls.step).spec, task.build_spec(context)).model_version == "3"
@@ -51,15 +50,17 @@ def test_a_version_that_native_rendering_made_a_number(cls: Any) -> None:
 def test_a_version_that_a_parameter_leaves_open(nothing: str | None, native: bool) -> None:
     by_hand = {"champion_version": "{{ params.version }}", "reason": "the first one"}
     with DAG("open", render_template_as_native_obj=native):
-        back = RollBackModelOperator(task_id="back", model_name="m", model_version=VERSION)
+        latest = [
+            cls(task_id=cls.__name__, model_name="m", model_version=VERSION, **TASKS[cls])
+            for cls in (RollBackModelOperator, DeployModelOperator, ScoreBatchOperator)
+        ]
         promote = PromoteModelOperator(
             task_id="promote", model_name="m", model_version="1", evaluation=by_hand
         )
-    instance = SimpleNamespace(dag_id="open", run_id="run", task_id="task")
-    context: Any = {"params": {"version": nothing}, "ti": instance}
-    for task in (back, promote):
+    context: Any = CONTEXT | {"params": {"version": nothing}}
+    for task in (*latest, promote):
         task.render_template_fields(context)
-    assert back.build_spec(context)["model_version"] is None
+    assert [task.build_spec(context)["model_version"] for task in latest] == [None] * 3
     assert promote.build_spec(context)["expected_version"] is None
 
 
