@@ -48,6 +48,8 @@ def point_to_newest(
 ) -> bool:
     """Point an alias that the ledger owns at the version registered last; it owns those that were ever promoted.
 
+    A retry that comes late, and an old version that is signed again, leave it where it is.
+
     :returns: whether the ledger owns it; MLflow alone says where the others point.
     """
     number = version.model_version
@@ -55,6 +57,9 @@ def point_to_newest(
         current = ledger.aliases(model_name).get(alias)
         if current is None:
             return False
+        if _is_newer(current, number) and _is_there(registry, ledger, model_name, alias):
+            show_aliases(registry, ledger, model_name)
+            return True
         try:
             ledger.move_alias(
                 model_name=model_name,
@@ -82,6 +87,25 @@ def point_to_newest(
             continue
         show_aliases(registry, ledger, model_name)
         return True
+
+
+def set_to_newest(registry: Registry, alias: str, version: RegisteredVersion) -> None:
+    """Point an alias of MLflow's own at the version registered last, and not back from a newer one."""
+    current = registry.aliases(version.model_name).get(alias)
+    if current is None or not _is_newer(current, version.model_version):
+        registry.set_alias(version.model_name, alias, version.model_version)
+
+
+def _is_newer(current: str, number: str) -> bool:
+    return int(current) > int(number)
+
+
+def _is_there(registry: Registry, ledger: Ledger, model_name: str, alias: str) -> bool:
+    try:
+        _version_there(registry, model_name, alias, aliases_to_show(ledger, model_name)[alias])
+    except (ModelVersionNotFoundError, ArtifactIntegrityError):
+        return False
+    return True
 
 
 def show_aliases(registry: Registry, ledger: Ledger, model_name: str) -> None:
