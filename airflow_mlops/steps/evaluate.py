@@ -186,7 +186,7 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
             groups=judged.groups,
             further=[artifact],
         )
-    experiment_id = registry.client.get_run(spec.run_id).info.experiment_id
+    experiment_id = registry.training_run(spec.run_id).experiment_id
     result = EvaluateResult(
         model_name=spec.model_name,
         run_id=spec.run_id,

@@ -12,7 +12,7 @@ from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.ledger.lineage import CHAMPION, PREVIOUS, Pointer, aliases_to_show
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
     from airflow_mlops.services import Services
@@ -149,12 +149,14 @@ def _show(registry: Registry, model_name: str, alias: str, pointer: Pointer, sho
 def resolve_alias(registry: Registry, services: Services, model_name: str, alias: str) -> RegisteredVersion:
     """Give the version an alias points at: what the ledger says where it owns the alias, whatever MLflow shows, or else MLflow.
 
-    :raises ModelVersionNotFoundError: it points at none, or MLflow does not have the one the ledger names.
+    :raises ModelVersionNotFoundError: it points at none, or MLflow does not have the one the ledger names; or it is ``previous``, and
+        the ledger knows of no way back.
     :raises ArtifactIntegrityError: the version of that number in MLflow is another one than got the alias.
     """
     if services.ledger_url is not None:
         with Ledger.open(services.ledger_url) as ledger:
             pointers = aliases_to_show(ledger, model_name)
+        _require_way_back(model_name, alias, pointers)
         if alias in pointers:
             return _version_there(registry, model_name, alias, pointers[alias])
     return registry.version_by_alias(model_name, alias)
@@ -173,16 +175,40 @@ def find_rival(
 ) -> RegisteredVersion | None:
     """Give the version an alias points at, after completing a promotion that was cut short; ``None`` when there is none yet.
 
-    :raises ModelVersionNotFoundError: the ledger has one and MLflow does not: that is no first model.
+    :raises ModelVersionNotFoundError: the ledger has one and MLflow does not, or not even the model: that is no first model.
     :raises ArtifactIntegrityError: the version of that number in MLflow is another one than got the alias.
     """
     if services.ledger_url is not None:
         with Ledger.open(services.ledger_url) as ledger:
-            show_aliases(registry, ledger, model_name)
             pointers = aliases_to_show(ledger, model_name)
+            try:
+                show_aliases(registry, ledger, model_name)
+            except ModelVersionNotFoundError as err:
+                raise _model_gone(model_name, pointers) from err
+            pointers = aliases_to_show(ledger, model_name)
+        _require_way_back(model_name, alias, pointers)
         if alias in pointers:
             return _version_there(registry, model_name, alias, pointers[alias])
     return registry.find_alias(model_name, alias)
+
+
+def _require_way_back(model_name: str, alias: str, pointers: Mapping[str, Pointer]) -> None:
+    """Refuse what somebody called ``previous`` in MLflow: where the ledger has a champion, it alone knows the one before."""
+    if alias == PREVIOUS and CHAMPION in pointers and PREVIOUS not in pointers:
+        raise ModelVersionNotFoundError(
+            f"{PREVIOUS} of {model_name} is no version: version {pointers[CHAMPION].model_version} is the first {CHAMPION} in the "
+            "ledger, or all before it were taken back, whatever MLflow shows. Name a version"
+        )
+
+
+def _model_gone(model_name: str, pointers: Mapping[str, Pointer]) -> ModelVersionNotFoundError:
+    champion = pointers.get(CHAMPION)
+    number = f'"{champion.model_version}"' if champion else "None"
+    return ModelVersionNotFoundError(
+        f"MLflow has no model {model_name!r}, and the ledger knows versions of it: it was deleted or renamed. Give it its name back; "
+        "or, to begin anew, register the training without an evaluation, promote that version by hand "
+        f'(evaluation={{"champion_version": {number}, "reason": "<why>"}}), and deploy'
+    )
 
 
 def _version_there(registry: Registry, model_name: str, alias: str, pointer: Pointer) -> RegisteredVersion:
