@@ -226,7 +226,7 @@ def _conflict(
     if row is None:
         return PromotionConflictError(
             f"{alias} of {model_name} was believed to be {believed}, but the ledger has none; "
-            f"version {wanted} was not promoted. Evaluate against the present {alias} again"
+            f"version {wanted} was not promoted. Evaluate again, or, by hand, give champion_version=None: nobody is replaced"
         )
     winner = _last_move(connection, row)
     return PromotionConflictError(
