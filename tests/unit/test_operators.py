@@ -18,6 +18,7 @@ from airflow_mlops.operators.evaluate import EvaluateModelOperator
 from airflow_mlops.operators.promotion import PromoteModelOperator, RollBackModelOperator
 from airflow_mlops.operators.register import RegisterModelOperator
 from airflow_mlops.operators.score import ScoreBatchOperator
+from airflow_mlops.operators.screen_dataset import ScreenDatasetOperator
 from airflow_mlops.operators.select import SelectModelOperator
 from airflow_mlops.steps.base import load_step
 
@@ -87,9 +88,17 @@ def test_a_ticket_number_is_a_reason() -> None:
             training={"model_name": "m", "run_id": "r", "package_digest": "sha256:1"},  # written by hand
             vouched_by="{{ params.ticket }}",
         )
+        screen = ScreenDatasetOperator(
+            task_id="screen",
+            dataset={"uri": "rows"},
+            target="y",
+            time_column="t",
+            released_by="{{ params.ticket }}",
+        )
     context: Any = CONTEXT | {"params": {"ticket": "4711"}}
-    for task in (back, register):
+    for task in (back, register, screen):
         task.render_template_fields(context)
+    assert screen.build_spec(context)["released_by"] == "4711"
     assert from_dict(load_step("roll-back").spec, back.build_spec(context)).reason == "4711"
     assert from_dict(load_step("register").spec, register.build_spec(context)).vouched_by == "4711"
 
