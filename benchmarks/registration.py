@@ -1,9 +1,10 @@
 """What RegisterModelOperator's step costs beside uploading the package: a small one, one of 200 MB, one of a model with 1,000 versions.
 
-Signed, on a real MLflow server.
+Signed, on a real MLflow server, with a ledger, a champion to compare parameters with, and the result of a real evaluation.
 
-The package is uploaded as training does it. Then it is registered in the same process, registered once more (nothing is new then), and
-once in a fresh process, imports included.
+The package is uploaded as training does it. Then it is registered in the same process ("register s": the number that answers the target, at
+most 1 s beyond the upload), registered once more (nothing is new then), and once in a fresh process, imports included. An argument sets the
+rounds, and a second one the many versions, for a look whether it runs.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ import sys
 import tempfile
 import time
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ROUNDS = 5
-MANY = 1_000
+if TYPE_CHECKING:
+    from airflow_mlops.services import Services
+
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+MANY = int(sys.argv[2]) if len(sys.argv) > 2 else 1_000
+
+#: Of the table that the evaluated models learn from.
+ROWS = 4_000
 
 #: Bytes of the package, and how many versions the model has before.
 CASES = {"small": (20_000, 0), "200 MB": (200_000_000, 0), f"{MANY:,} versions": (20_000, MANY)}
@@ -44,14 +52,6 @@ MANIFEST: dict[str, Any] = {
     },
     "holdout": {"metric": "mae", "value": 0.1, "row_count": 1},
 }
-MEASURED = {"value": 1.0, "low": 0.9, "high": 1.1}
-EVALUATION = {
-    "verdict": "promote",
-    "reason": "better",
-    "champion_version": None,
-    "report": {"metric": "mae", "challenger": MEASURED, "baseline": MEASURED},
-}
-
 FRESH = """
 import json, sys
 from airflow_mlops.services import Services
@@ -62,6 +62,9 @@ run_step("register", json.loads(sys.argv[1]), Services.from_environment())
 
 def main() -> None:
     """Print the table."""
+    from airflow_mlops.core.model.signing import SigningKey
+    from airflow_mlops.services import Services
+
     os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -75,13 +78,23 @@ def main() -> None:
             server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             wait_for(f"http://127.0.0.1:{port}/health")
+            key = SigningKey.generate()
+            services = Services(
+                tracking_uri=f"http://127.0.0.1:{port}",
+                ledger_url=f"sqlite:///{folder}/ledger.db",
+                signing_key=key.to_text(),
+                signing_public_keys=key.public_text(),
+            )
+            evaluation = evaluated(services, folder)
             print(
                 f"{'median of ' + str(ROUNDS):<16}{'upload s':>10}{'register s':>12}{'again s':>10}{'fresh s':>10}"
             )
             for label, (size, versions) in CASES.items():
-                model = f"bench_{versions}"
-                fill(f"http://127.0.0.1:{port}", model, versions)
-                rounds = [measure(f"http://127.0.0.1:{port}", folder, size, model) for _ in range(ROUNDS)]
+                model = f"bench_{size}_{versions}"
+                fill(str(services.tracking_uri), model, versions)
+                champion, _ = upload(services, folder, 20_000, model, evaluation["run_id"])
+                crown(services, champion)
+                rounds = [measure(services, folder, size, model, evaluation) for _ in range(ROUNDS)]
                 medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
                 print(
                     f"{label:<16}{medians[0]:>10.2f}{medians[1]:>12.2f}{medians[2]:>10.2f}{medians[3]:>10.2f}"
@@ -108,34 +121,99 @@ def fill(uri: str, model: str, versions: int) -> None:
         )
 
 
-def measure(uri: str, folder: Path, size: int, model: str) -> tuple[float, float, float, float]:
-    """Upload a package of fresh random bytes, then register it three times."""
+def evaluated(services: Services, folder: Path) -> dict[str, Any]:
+    """Train two models and evaluate the second against the first: the result, as a registration is given it."""
+    import numpy as np
+    import polars as pl
+
+    from airflow_mlops.integrations import delta
+    from airflow_mlops.steps.base import run_step
+
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(ROWS, 20))
+    columns = {f"x{number}": values[:, number] for number in range(20)}
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    times = [start + timedelta(minutes=row) for row in range(ROWS)]
+    target = values[:, 0] + 0.5 * values[:, 1] + rng.normal(scale=0.5, size=ROWS)
+    table = str(folder / "table")
+    delta.replace_window(
+        table, pl.DataFrame({"t": times, **columns, "y": target}), time_column="t", window=None
+    )
+    trainings = [
+        run_step(
+            "train",
+            {
+                "dataset": table,
+                "model_name": "evaluated",
+                "estimator": "sklearn.linear_model.Ridge",
+                "target": "y",
+                "numeric": names,
+                "time_column": "t",
+            },
+            services,
+        )
+        for names in (list(columns)[10:], list(columns))  # the target follows the first two
+    ]
+    crown(services, trainings[0])
+    challenger = trainings[1]
+    asked = {name: challenger[name] for name in ("dataset", "model_name", "run_id", "package_digest")}
+    asked |= {"window": challenger["holdout"], "time_column": "t", "metric": challenger["metric"]}
+    return run_step("evaluate", asked, services)
+
+
+def crown(services: Services, training: dict[str, Any]) -> None:
+    """Register a model and make it the first champion."""
+    from airflow_mlops.steps.base import run_step
+
+    spec = {name: training[name] for name in ("model_name", "run_id", "package_digest")}
+    version = run_step("register", spec | {"vouched_by": "benchmark"}, services)["model_version"]
+    promotion = {"model_name": training["model_name"], "model_version": version, "actor": "benchmark"}
+    run_step("promote", promotion, services)
+
+
+def upload(
+    services: Services, folder: Path, size: int, model: str, like: str
+) -> tuple[dict[str, Any], float]:
+    """Make a run with a package of fresh random bytes, as training does; give it, and the seconds the upload took.
+
+    :param like: the run whose parameters it has.
+    """
     from mlflow import MlflowClient
+    from mlflow.entities import Param
 
     from airflow_mlops.core.codec import from_dict
     from airflow_mlops.core.model.package import PackageManifest
-    from airflow_mlops.core.model.signing import SigningKey
-    from airflow_mlops.services import Services
     from airflow_mlops.serving.package import hash_files, write_manifest
-    from airflow_mlops.steps.base import run_step
+    from airflow_mlops.steps.registry.provenance import note_package
 
-    client = MlflowClient(uri)
+    client = MlflowClient(services.tracking_uri)
     run_id = client.create_run("0").info.run_id
+    given = client.get_run(like).data.params
+    client.log_batch(run_id, params=[Param(name, value) for name, value in given.items()])
     with tempfile.TemporaryDirectory(dir=folder) as package:
         (Path(package) / "model.onnx").write_bytes(os.urandom(size))
         manifest = from_dict(PackageManifest, MANIFEST | {"files": hash_files(package)})
         digest = write_manifest(package, manifest)
-        upload = timed(lambda: client.log_artifacts(run_id, package, "package"))
-    evaluation = EVALUATION | {"run_id": run_id, "model_name": model}
-    spec = {"model_name": model, "run_id": run_id, "package_digest": digest, "evaluation": evaluation}
-    key = SigningKey.generate()
-    services = Services(tracking_uri=uri, signing_key=key.to_text(), signing_public_keys=key.public_text())
+        seconds = timed(lambda: client.log_artifacts(run_id, package, "package"))
+    training = {"model_name": model, "run_id": run_id, "package_digest": digest}
+    note_package(services, step_key=run_id, training=training)
+    return training, seconds
+
+
+def measure(
+    services: Services, folder: Path, size: int, model: str, evaluation: dict[str, Any]
+) -> tuple[float, float, float, float]:
+    """Upload a package, then register it three times."""
+    from airflow_mlops.steps.base import run_step
+
+    training, uploaded = upload(services, folder, size, model, evaluation["run_id"])
+    spec = {**training, "evaluation": evaluation | {"run_id": training["run_id"], "model_name": model}}
     first = timed(lambda: run_step("register", spec, services))
     again = timed(lambda: run_step("register", spec, services))
     environment = {**os.environ, **services.to_environment()}
     command = [sys.executable, "-W", "ignore", "-c", FRESH, json.dumps(spec)]
     fresh = timed(lambda: subprocess.run(command, env=environment, check=True))
-    return upload, first, again, fresh
+    return uploaded, first, again, fresh
 
 
 def timed(work: Any) -> float:

@@ -10,6 +10,10 @@ from urllib.parse import quote
 
 #: Characters that mean something in Markdown, or begin HTML in it.
 _MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]<>|#~&!])")
+#: What renderers make a link of by themselves, whatever is escaped: addresses with a scheme, of www and of mail.
+_ADDRESS_BEGINNINGS = re.compile(r"(?i)(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=mailto)(?=:)|(?<=xmpp)(?=:)")
+#: Joins words without being seen.
+_WORD_JOINER = "\N{WORD JOINER}"
 #: White space, control characters, and marks that turn the direction of text around.
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
@@ -139,12 +143,12 @@ def _plain(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    r"""Escape for Markdown, also in a table.
+    r"""Escape for Markdown, also in a table; an address stays text.
 
     >>> markdown("<b>[x](y)|")
     '\\<b\\>\\[x\\](y)\\|'
     """
-    return _MARKDOWN_SIGNS.sub(r"\\\1", _plain(text))
+    return _ADDRESS_BEGINNINGS.sub(_WORD_JOINER, _MARKDOWN_SIGNS.sub(r"\\\1", _plain(text)))
 
 
 def _html(text: str) -> str:

@@ -15,7 +15,7 @@ from airflow_mlops.ledger.entries import ChampionPeriod, EntryKind, LedgerEntry,
 from airflow_mlops.ledger.tables import aliases, entries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 #: A move from further in the future was made by a wrong clock, and does not date those after it.
 CLOCK_SKEW = timedelta(hours=1)
@@ -40,6 +40,7 @@ class Aliases(Entries):
         entry: LedgerEntry,
         request: str | None = None,
         clock: Callable[[], datetime] | None = None,
+        guard: Callable[[Sequence[LedgerEntry]], None] | None = None,
     ) -> Recorded:
         """Point an alias at a version if it still points where the caller believes; entry and pointer change together.
 
@@ -52,6 +53,8 @@ class Aliases(Entries):
             alias on, it is refused, also when the alias is back where the caller believes.
         :param clock: tells the time of the move, once no other can come before it; default: that of the entry. It is not before
             that of the move before, whose clock may be ahead, unless that one was wrong by more than an hour.
+        :param guard: gets the moves so far, the first one first, and raises what speaks against this one. Nobody moves the alias
+            between what it saw and the move.
         :raises PromotionConflictError: somebody else moved the alias; the message says who and where to.
         """
         with self._writing() as connection:
@@ -63,6 +66,9 @@ class Aliases(Entries):
             last = entry_of(_last_move(connection, row)) if row is not None else None
             if last is not None and current == model_version and _same_package(last, entry):
                 return Recorded(entry=last, created=False)
+            if guard is not None:
+                moves = connection.execute(_moves(model_name, alias).order_by(entries.c.entry_id))
+                guard([entry_of(move) for move in moves])
             revision = row.revision + 1 if row else 1
             keyed = replace(entry, key=f"{entry.key}|{request or revision}")
             carried_out = standing_entry(connection, keyed) if request else None
@@ -167,6 +173,29 @@ class Aliases(Entries):
         )
 
 
+def standing_rollback(
+    moves: Sequence[LedgerEntry], model_version: str, package_digest: str | None
+) -> LedgerEntry | None:
+    """Find the rollback that took a package back; ``None`` when none did, or it came back since.
+
+    A package that is registered anew has another number, and a number that is given anew another package. Only an entry of an
+    older release, which does not say what package it left, is told by its number.
+
+    :param moves: those of the alias, the first one first.
+    """
+    for move in reversed(moves):
+        payload = move.payload
+        for number, package, left in (
+            (payload["model_version"], payload.get("package_digest"), False),
+            (payload.get("previous_version"), payload.get("previous_package_digest"), True),
+        ):
+            known = package is not None and package_digest is not None
+            same = package == package_digest if known else number == model_version
+            if same and (not left or move.kind is EntryKind.ROLLBACK):
+                return move if left else None
+    return None
+
+
 def _moves(model_name: str, alias: str) -> sa.Select[Any]:
     return sa.select(entries).where(
         entries.c.model_name == model_name,
@@ -197,7 +226,7 @@ def _conflict(
     if row is None:
         return PromotionConflictError(
             f"{alias} of {model_name} was believed to be {believed}, but the ledger has none; "
-            f"version {wanted} was not promoted. Evaluate against the present {alias} again"
+            f"version {wanted} was not promoted. Evaluate again, or, by hand, give champion_version=None: nobody is replaced"
         )
     winner = _last_move(connection, row)
     return PromotionConflictError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from contextlib import contextmanager
@@ -40,6 +41,25 @@ _READS_ONLY = "airflow_mlops_reads_only"
 
 #: What SQLite says when waiting does not help, as the driver has no error classes for it.
 _STORAGE_TROUBLE = ("readonly", "disk is full", "unable to open", "not a database", "malformed")
+
+#: What Postgres says when waiting does not help, by SQLSTATE, and the remedy.
+_REFUSED = {
+    "42501": "its user lacks a right: it must be allowed to read and write the ledger's tables, and, when the ledger is made or "
+    "brought up to date, to create tables in the schema (GRANT USAGE, CREATE ON SCHEMA ... TO ...)",
+    "28P01": "the password is wrong: check the connection's",
+    "28000": "the login is refused: check user and password, that the user may log in, and the server's pg_hba.conf",
+    "3D000": "there is no such database: create it, or check its name",
+}
+
+#: The same by text: an error of connecting has no SQLSTATE.
+_REFUSED_TEXTS = {
+    "password authentication failed": "28P01",
+    "no password supplied": "28P01",
+    "no pg_hba.conf entry": "28000",
+    "is not permitted to log in": "28000",
+    "permission denied for database": "42501",
+}
+_MISSING = re.compile(r'FATAL:\s+(role|database) "[^"]*" does not exist')
 
 _DRIVERS = {"sqlite": "", "postgresql": "pip install psycopg2-binary"}
 
@@ -200,6 +220,7 @@ def _schema(connection: sa.Connection) -> str | None:
 def translated(engine: sa.Engine) -> Iterator[None]:
     """Say what the database says in our words.
 
+    :raises ConnectionConfigError: it refuses the login, its user lacks a right, or there is no such database.
     :raises LedgerUnavailableError: it does not answer or stays locked.
     :raises StorageError: its file or disk can't be used.
     :raises ValueError: it can't store the entry.
@@ -214,8 +235,26 @@ def translated(engine: sa.Engine) -> Iterator[None]:
             raise StorageError(
                 f"the ledger at {engine.url!r} can't be used: {text}; check the file, its permissions and the disk"
             ) from err
+        remedy = _remedy(err.orig)
+        if remedy is not None:
+            raise ConnectionConfigError(
+                f"the ledger at {engine.url!r} can't be used ({text.strip()}): {remedy}"
+            ) from err
         raise LedgerUnavailableError(f"the ledger at {engine.url!r} does not answer: {text}") from err
     except PendingRollbackError as err:  # what is said of a block that a lost connection ended
         raise LedgerUnavailableError(f"the ledger at {engine.url!r} ended the connection") from err
     except StatementError as err:  # before the database saw it: a value that has no JSON form
         raise ValueError(f"the ledger can't store this entry: {err.orig}") from err
+
+
+def _remedy(refusal: BaseException | None) -> str | None:
+    """Say what to do about a refusal of Postgres; ``None``: it may answer later."""
+    code = getattr(refusal, "pgcode", None) or getattr(refusal, "sqlstate", None)
+    if code is not None:
+        return _REFUSED.get(code)
+    text = str(refusal)
+    missing = _MISSING.search(text)
+    if missing is not None:
+        return _REFUSED["3D000" if missing[1] == "database" else "28000"]
+    found = next((state for words, state in _REFUSED_TEXTS.items() if words in text), None)
+    return _REFUSED[found] if found else None

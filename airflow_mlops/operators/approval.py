@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
@@ -70,15 +70,16 @@ class ApproveModelOperator(ApprovalOperator):
         """Ask, then wait without a worker."""
         name, version = self.registration["model_name"], self.registration["model_version"]
         self.subject = f"Promote {name} version {version}?"
-        self.body = self._question()
+        self.body = self._question(self._taken_back())
         return dict(super().execute(context))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Write the answer down, then let what follows run, or skip it.
 
-        :returns: ``approved``, ``responded_by``, ``responded_at``, ``comment``, ``timed_out`` and the version.
+        :returns: ``approved``, ``responded_by``, ``responded_at``, ``comment``, ``timed_out``, the version, and who took it back
+            before (``taken_back``; ``None``: nobody).
         """
-        answer = self._answer(event) if "error" not in event else {}
+        answer = self._answer(event, self._taken_back()) if "error" not in event else {}
         if answer:
             self.validate_chosen_options(event["chosen_options"])
             self.validate_params_input(event.get("params_input") or {})
@@ -86,7 +87,24 @@ class ApproveModelOperator(ApprovalOperator):
         super().execute_complete(context, event)
         return answer
 
-    def _question(self) -> str:
+    def _taken_back(self) -> dict[str, Any] | None:
+        """Find who took this very package back and why; nothing, once it came back."""
+        from airflow_mlops.ledger.aliases import standing_rollback
+
+        name, version = self.registration["model_name"], str(self.registration["model_version"])
+        alias = self.evaluation.get("champion_alias") or "champion"
+        with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            back = standing_rollback(ledger.moves(name, alias), version, self.registration["package_digest"])
+        if back is None:
+            return None
+        return {
+            "model_version": str(back.payload["previous_version"]),
+            "actor": back.actor,
+            "at": back.recorded_at.isoformat(),
+            "reason": back.payload.get("reason"),
+        }
+
+    def _question(self, taken_back: Mapping[str, Any] | None = None) -> str:
         """Compose the text from the evaluation."""
         from airflow_mlops.core.codec import from_dict
         from airflow_mlops.core.model.model_card import Change, describe_request
@@ -105,9 +123,10 @@ class ApproveModelOperator(ApprovalOperator):
                 "Model card": registration["card_url"],
                 "Evaluation": self.evaluation.get("evaluation_url", ""),
             },
+            taken_back=_told(taken_back) if taken_back else None,
         )
 
-    def _answer(self, event: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer(self, event: Mapping[str, Any], taken_back: Mapping[str, Any] | None) -> dict[str, Any]:
         user = event.get("responded_by_user") or {}
         return {
             "approved": event["chosen_options"] == [self.APPROVE] and bool(user),
@@ -119,6 +138,7 @@ class ApproveModelOperator(ApprovalOperator):
             "responded_at": event["responded_at"].isoformat(),
             "comment": (event.get("params_input") or {}).get("comment") or None,
             "timed_out": bool(event.get("timedout")) or not user,
+            "taken_back": dict(taken_back) if taken_back else None,
         }
 
     def _record(self, answer: dict[str, Any], context: Context) -> None:
@@ -164,6 +184,14 @@ class ApproveModelOperator(ApprovalOperator):
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
             ledger.record_all(new)
         self.found_links = {str(ModelVersionLink.name): self.registration["version_url"]}
+
+
+def _told(taken_back: Mapping[str, Any]) -> str:
+    at = datetime.fromisoformat(taken_back["at"])
+    return (
+        f"{taken_back['actor']} took version {taken_back['model_version']}, which is this package, back at "
+        f"{at:%Y-%m-%d %H:%M} UTC: {taken_back['reason'] or 'no reason was given'}"
+    )
 
 
 def _question_id(context: Context) -> str:

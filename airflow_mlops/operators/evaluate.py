@@ -39,6 +39,8 @@ class EvaluateModelOperator(StepOperator):
     :param groups: columns with groups of people whose selection and error rates are compared. (templated)
     :param maximum_group_difference: largest difference between their rates; default: reported only. (templated)
     :param artifact_limits: fields of :class:`~airflow_mlops.core.comparison.artifact.ArtifactLimits` that differ from its defaults.
+    :param champion_alias: alias of the version to beat, such as ``shadow``; the evaluation promotes to this alias only.
+        (templated)
     :param decision_key: retraining decision that is being carried out; a rejection closes it, and one that was taken on
         predecessors is the verdict. (templated)
     :param on_reject: ``fail`` the task (a gate), or ``skip`` what follows: not every retraining has to win.
@@ -57,6 +59,7 @@ class EvaluateModelOperator(StepOperator):
         "slices",
         "groups",
         "maximum_group_difference",
+        "champion_alias",
         "decision_key",
     )
 
@@ -75,6 +78,7 @@ class EvaluateModelOperator(StepOperator):
         groups: Sequence[str] = (),
         maximum_group_difference: float | str | None = None,
         artifact_limits: Mapping[str, Any] | None = None,
+        champion_alias: str = "champion",
         decision_key: str | None = None,
         on_reject: Literal["fail", "skip"] = "fail",
         **kwargs: Any,
@@ -92,6 +96,7 @@ class EvaluateModelOperator(StepOperator):
         self.groups = groups
         self.maximum_group_difference = maximum_group_difference
         self.artifact_limits = artifact_limits
+        self.champion_alias = champion_alias
         self.decision_key = decision_key
         self.on_reject = on_reject
 
@@ -111,6 +116,7 @@ class EvaluateModelOperator(StepOperator):
             "metrics": self.metrics,
             "last_value": self.last_value,
             "slices": self.slices,
+            "champion_alias": self.champion_alias,
             "decision_key": optional(self.decision_key),
             "groups": list(self.groups),
             "policy": {

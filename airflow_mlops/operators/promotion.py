@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: that was marked as success, is not this, and promotes nothing.
 NOT_ASKED = "not asked"
 
+CHAMPION = "champion"
+
 #: All that a person who promotes without an evaluation says.
 BY_HAND = frozenset({"champion_version", "reason"})
 
@@ -49,7 +51,8 @@ class PromoteModelOperator(StepOperator):
     :param evaluation: what the evaluation task returned: a "promote" for this very package, whom it beat, and why. By hand,
         without an evaluation: ``{"champion_version": ..., "reason": ...}`` and nothing else. Where an earlier champion comes back:
         what the decision returned. (templated)
-    :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``. (templated)
+    :param alias: the alias to move, the one the evaluation compared with; the version that ``champion`` leaves gets ``previous``.
+        (templated)
     :param decision_key: retraining decision that this promotion answers; the deployment closes it. (templated)
     :param approval: what the approval task returned, where a person is asked; without a yes for this model, version, package and
         champion nothing is promoted, least of all when nothing comes out. Leave it out where nobody is asked. (templated)
@@ -124,9 +127,10 @@ class PromoteModelOperator(StepOperator):
         self._require_own("model_version", self.model_version)
         if not by_hand:
             self._require_own("evaluation", given)
+            self._require_alias(given)
         return {
             "expected_version": optional_text(given["champion_version"]),
-            "reason": f"by hand: {given['reason']}" if by_hand else given["reason"],
+            "reason": f"by hand: {given['reason']}" if by_hand else str(given["reason"]),
             "verdict": None if by_hand else given.get("verdict") or "none",
             "evaluated_run_id": given.get("run_id"),
         }
@@ -138,6 +142,17 @@ class PromoteModelOperator(StepOperator):
                 f"{argument} is about {given.get('model_name')!r}, and {self.model_name!r} is to be promoted; the {self.alias} "
                 "stays. Give the results of this model's own tasks",
                 evidence={argument: {name: given.get(name) for name in ("model_name", "run_id")}},
+            )
+
+    def _require_alias(self, evaluation: Mapping[str, Any]) -> None:
+        """Refuse what beat the version of another alias: it says nothing of this one's."""
+        compared = evaluation.get("champion_alias") or CHAMPION  # an older release knew no other
+        if compared != self.alias:
+            raise PromotionRejectedError(
+                f"the evaluation compared with the {compared} of {self.model_name}, and {self.alias!r} is to be moved; it stays. "
+                f"Evaluate with champion_alias={self.alias!r}, or move it by hand: "
+                'evaluation={"champion_version": "<whom it replaces, or None>", "reason": "<why>"}',
+                evidence={"champion_alias": compared, "alias": self.alias},
             )
 
     def _registered(self) -> str | None:
@@ -222,7 +237,7 @@ class RollBackModelOperator(StepOperator):
             "model_name": self.model_name,
             "model_version": optional_text(self.model_version),
             "alias": self.alias,
-            "reason": self.reason,
+            "reason": str(self.reason),  # native rendering makes a number of a ticket's
             "actor": actor(context),
             "requested_at": timezone.utcnow().isoformat(),
             "request": actor(context),

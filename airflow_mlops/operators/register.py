@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import ModelVersionLink
-from airflow_mlops.operators.base import StepOperator, actor, optional
+from airflow_mlops.operators.base import StepOperator, actor, optional, optional_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,8 @@ class RegisterModelOperator(StepOperator):
     :param training: what the training task returned. (templated)
     :param evaluation: what the evaluation task returned; its verdict and numbers go to the version and its
         model card. (templated)
-    :param alias: alias to set on the version; ``None`` sets none; ``champion`` is promoted instead. (templated)
+    :param alias: alias to set on the version, unless a newer one has it; ``None`` sets none; ``champion`` is promoted instead.
+        (templated)
     :param vouched_by: your name, to sign a package of which the ledger does not know that a training made it. (templated)
     """
 
@@ -50,10 +52,10 @@ class RegisterModelOperator(StepOperator):
             "model_name": training["model_name"],
             "run_id": training["run_id"],
             "package_digest": training["package_digest"],
-            "model_id": training["model_id"],
+            "model_id": training.get("model_id"),
             "alias": optional(self.alias),
             "evaluation": self.evaluation or None,
-            "vouched_by": optional(self.vouched_by),
+            "vouched_by": optional_text(self.vouched_by),
             "actor": actor(context),
         }
 
@@ -62,13 +64,13 @@ class RegisterModelOperator(StepOperator):
         from airflow_mlops.ledger import EntryKind
 
         self.note_link(ModelVersionLink, result["version_url"])
-        # A number may be given again, and a version signed or evaluated again: each is an entry of its own.
+        # A number may be given again, and a version signed, evaluated or vouched for again: each is an entry of its own.
         about = ("model_name", "model_version", "package_digest", "signed_by", "evaluation_digest")
         vouched = f", vouched for by {result['vouched_by']}" if result["vouched_by"] else ""
         self.write_entry(
             context,
             kind=EntryKind.REGISTRATION,
-            key="|".join(str(result.get(name)) for name in about),
+            key="|".join([*(str(result.get(name)) for name in about), *_voucher(result["vouched_by"])]),
             model_name=result["model_name"],
             window=None,
             subject=result["model_version"],
@@ -76,3 +78,8 @@ class RegisterModelOperator(StepOperator):
             f"(run {result['run_id']}){vouched}",
             payload=result,
         )
+
+
+def _voucher(name: str | None) -> list[str]:
+    """Name who vouched, in few characters: a ledger's key has an end."""
+    return [hashlib.sha256(name.encode()).hexdigest()[:16]] if name else []

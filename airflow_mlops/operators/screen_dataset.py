@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import InsufficientDataError, PartitionHeldError
-from airflow_mlops.operators.base import StepOperator, names, optional, part_of
+from airflow_mlops.operators.base import StepOperator, names, optional_text, part_of
 from airflow_mlops.operators.dataset import RecordingDatasets
 from airflow_mlops.run_windows import RUN_WINDOW, run_time_zone, window_spec
 
@@ -120,7 +120,7 @@ class ScreenDatasetOperator(RecordingDatasets, StepOperator):
             "id_column": self.id_column,
             "policy": dict(self.policy or {}),
             "quarantine": place if self.action == "quarantine" else None,
-            "released_by": optional(self.released_by),
+            "released_by": optional_text(self.released_by),
             "private_columns": names(self.private_columns),
         }
 

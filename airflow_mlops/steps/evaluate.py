@@ -118,6 +118,7 @@ class EvaluateResult:
     :param evaluation_url: page of the whole evaluation on the challenger's run.
     :param checks: everything that was looked at, each with its outcome and a sentence.
     :param report: ``None`` where the model's predecessors were tested instead.
+    :param champion_alias: alias of ``champion_version``, the one this evaluation may promote to.
     :param measured: what the numbers are of: the ``model``, its ``twin``, or its ``predecessors``.
     :param artifact: what the packaged model costs; ``None`` when it did not answer.
     """
@@ -136,6 +137,7 @@ class EvaluateResult:
     slices: SliceReport | None
     groups: tuple[FairnessReport, ...]
     artifact: ArtifactFacts | None
+    champion_alias: str = "champion"
     measured: Measured = "model"
 
 
@@ -184,13 +186,14 @@ def run(spec: EvaluateSpec, services: Services) -> EvaluateResult:
             groups=judged.groups,
             further=[artifact],
         )
-    experiment_id = registry.client.get_run(spec.run_id).info.experiment_id
+    experiment_id = registry.training_run(spec.run_id).experiment_id
     result = EvaluateResult(
         model_name=spec.model_name,
         run_id=spec.run_id,
         run_url=registry.run_url(experiment_id, spec.run_id),
         evaluation_url=registry.run_url(experiment_id, spec.run_id, f"{EVALUATION_FOLDER}/evaluation.html"),
         champion_version=rival,
+        champion_alias=spec.champion_alias,
         dataset=dataset,
         window=window,
         verdict=decision.verdict,

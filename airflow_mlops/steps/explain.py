@@ -148,7 +148,7 @@ def run(spec: ExplainSpec, services: Services) -> ExplainResult:
         _write(folder / "partial_dependence.json", [to_dict(curve) for curve in curves])
         _write(folder / "rows.json", _rows(names, explained, contributions, mean, counterfactuals))
         registry.upload(spec.run_id, folder, EXPLANATION_FOLDER)
-    experiment_id = registry.client.get_run(spec.run_id).info.experiment_id
+    experiment_id = registry.training_run(spec.run_id).experiment_id
     return ExplainResult(
         model_name=spec.model_name,
         run_id=spec.run_id,

@@ -215,10 +215,7 @@ def _run(model_name: str, champion: str | None, services: Services) -> RunFacts:
 
 
 def _read_run(registry: Registry, run_id: str) -> RunFacts:
-    from airflow_mlops.integrations.mlflow.connection import translated
-
-    with translated(f"run {run_id}"):
-        tags = registry.client.get_run(run_id).data.tags
+    tags = registry.run_tags(run_id)
     importances = _artifact(registry, run_id, "importance.json")
     rows = _artifact(registry, run_id, "rows.json")
     commit = tags.get("airflow_mlops.git_commit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import canonical_json, to_dict
@@ -12,6 +13,7 @@ from airflow_mlops.core.decision.retraining import Outcome
 from airflow_mlops.exceptions import ModelVersionNotFoundError, PromotionConflictError, PromotionRejectedError
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
+from airflow_mlops.ledger.aliases import standing_rollback
 from airflow_mlops.ledger.lineage import CHAMPION
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.registry.aliases import move_clock, require_movable, show_aliases
@@ -19,6 +21,8 @@ from airflow_mlops.steps.registry.packages import require_signed
 from airflow_mlops.steps.registry.provenance import is_package_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow_mlops.integrations.mlflow import RegisteredVersion
     from airflow_mlops.services import Services
 
@@ -95,7 +99,6 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
     with Ledger.open(services.require("ledger_url")) as ledger:
         show_aliases(registry, ledger, spec.model_name)
         _adopt(ledger, registry, spec)
-        _require_not_taken_back(ledger, spec)
         recorded = ledger.move_alias(
             model_name=spec.model_name,
             alias=spec.alias,
@@ -104,6 +107,7 @@ def run(spec: PromoteSpec, services: Services) -> PromoteResult:
             entry=_entry(spec, version),
             request=_request(spec),
             clock=move_clock(spec.now),
+            guard=partial(_require_not_taken_back, spec, version.package_digest),
         )
         # The ledger has decided; from here on every step may be repeated, by anybody.
         show_aliases(registry, ledger, spec.model_name)
@@ -221,22 +225,19 @@ def _give_up(spec: PromoteSpec, services: Services, why: str) -> None:
         )
 
 
-def _require_not_taken_back(ledger: Ledger, spec: PromoteSpec) -> None:
+def _require_not_taken_back(spec: PromoteSpec, package_digest: str, moves: Sequence[LedgerEntry]) -> None:
     """Refuse what somebody took back and nobody has approved since: that it does well on held-out rows was known before, and a person saw more."""
-    if spec.verdict is None:
+    back = standing_rollback(moves, spec.model_version, package_digest) if spec.verdict is not None else None
+    if back is None or (spec.approved_at is not None and spec.approved_at > back.recorded_at):
         return
-    for move in reversed(ledger.moves(spec.model_name, spec.alias)):
-        if move.payload["model_version"] == spec.model_version:  # it is there, or came back since
-            return
-        if move.kind is EntryKind.ROLLBACK and move.payload["previous_version"] == spec.model_version:
-            if spec.approved_at is not None and spec.approved_at > move.recorded_at:
-                return
-            raise PromotionRejectedError(
-                f"version {spec.model_version} of {spec.model_name} was not promoted: {move.actor} took it back at "
-                f"{move.recorded_at:%Y-%m-%d %H:%M} ({move.summary}), and an evaluation alone does not undo that. Ask a "
-                "person (ApproveModelOperator), or promote by hand, without an evaluation",
-                evidence={"rolled_back_by": move.actor, "reason": move.payload.get("reason")},
-            )
+    left = back.payload["previous_version"]
+    same = "" if left == spec.model_version else f", which has the package of version {left},"
+    raise PromotionRejectedError(
+        f"version {spec.model_version} of {spec.model_name}{same} was not promoted: {back.actor} took it back at "
+        f"{back.recorded_at:%Y-%m-%d %H:%M} ({back.summary}), and an evaluation alone does not undo that. Ask a "
+        "person (ApproveModelOperator), or promote by hand, without an evaluation",
+        evidence={"rolled_back_by": back.actor, "reason": back.payload.get("reason")},
+    )
 
 
 def _adopt(ledger: Ledger, registry: Registry, spec: PromoteSpec) -> None:

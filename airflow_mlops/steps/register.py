@@ -31,7 +31,12 @@ from airflow_mlops.ledger import Ledger
 from airflow_mlops.ledger.lineage import CHAMPION
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.steps.base import Step
-from airflow_mlops.steps.registry.aliases import point_to_newest, require_movable, resolve_alias
+from airflow_mlops.steps.registry.aliases import (
+    point_to_newest,
+    require_movable,
+    resolve_alias,
+    set_to_newest,
+)
 from airflow_mlops.steps.registry.provenance import is_package_of, require_noted
 
 if TYPE_CHECKING:
@@ -57,7 +62,7 @@ class RegisterSpec:
     :param package_digest: digest the package must have.
     :param model_id: MLflow logged model of the same run, which ``mlflow.pyfunc`` loads; ``None``: the run has none, and the
         version's source is its package.
-    :param alias: set on the version; ``None`` sets none. ``champion`` and ``previous`` are not set here.
+    :param alias: set on the version, unless a newer one has it; ``None`` sets none. ``champion`` and ``previous`` are not set here.
     :param evaluation: result of the evaluation, for the tags and the model card.
     :param vouched_by: who vouches for a package of which the ledger does not know that a training made it, such as one from
         another Airflow; only what is vouched for is signed.
@@ -175,14 +180,14 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
 def _point(
     spec: RegisterSpec, alias: str, version: RegisteredVersion, registry: Registry, services: Services
 ) -> None:
-    """Set the alias where its owner is: in the ledger, once it was promoted there, or else in MLflow."""
+    """Set the alias where its owner is: in the ledger, once it was promoted there, or else in MLflow; never back to an older version."""
     if services.ledger_url is not None:
         with Ledger.open(services.ledger_url) as ledger:
             if point_to_newest(
                 registry, ledger, model_name=spec.model_name, alias=alias, version=version, actor=spec.actor
             ):
                 return
-    registry.set_alias(spec.model_name, alias, version.model_version)
+    set_to_newest(registry, alias, version)
 
 
 def _sign(spec: RegisterSpec, services: Services) -> PackageSignature | None:

@@ -75,9 +75,11 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
         # What a former try of the same task wrote.
         done = ledger.find(EntryKind.ROLLBACK, f"{key}|{request}")
         if done is not None:
-            current, target = str(done.payload["previous_version"]), pointer_of(done)
+            left = Pointer(str(done.payload["previous_version"]), done.payload.get("previous_package_digest"))
+            current, target = left.model_version, pointer_of(done)
         else:
-            current = _current(ledger, spec)
+            left = _current(ledger, spec)
+            current = left.model_version
             if spec.expected_version not in (None, current):
                 raise PromotionConflictError(
                     f"{spec.alias} of {spec.model_name} is version {current} by now, not {spec.expected_version}: it stays"
@@ -103,6 +105,7 @@ def run(spec: RollBackSpec, services: Services) -> RollBackResult:
                     "model_version": number,
                     "package_digest": version.package_digest,
                     "previous_version": current,
+                    "previous_package_digest": left.package_digest,
                     "reason": spec.reason,
                     "requested_at": spec.requested_at.isoformat() if spec.requested_at else None,
                 },
@@ -153,13 +156,13 @@ def _there(registry: Registry, spec: RollBackSpec, target: Pointer) -> Registere
     return version
 
 
-def _current(ledger: Ledger, spec: RollBackSpec) -> str:
-    current = ledger.aliases(spec.model_name).get(spec.alias)
-    if current is None:
+def _current(ledger: Ledger, spec: RollBackSpec) -> Pointer:
+    move = ledger.last_move(spec.model_name, spec.alias)
+    if move is None:
         raise ModelVersionNotFoundError(
             f"model {spec.model_name!r} has no {spec.alias} in the ledger: nothing to roll back"
         )
-    return current
+    return pointer_of(move)
 
 
 def _before(ledger: Ledger, spec: RollBackSpec, current: str) -> Pointer:

@@ -54,9 +54,8 @@ def run(spec: SelectSpec, services: Services) -> SelectResult:
     chosen = spec.trainings[best_of(results, greater_is_better=metric.greater_is_better)]
     registry = Registry.connect(services)
     for training in spec.trainings:
-        registry.client.set_tag(
-            training.run_id, "airflow_mlops.selected", str(training.run_id == chosen.run_id).lower()
-        )
+        selected = str(training.run_id == chosen.run_id).lower()
+        registry.tag_run(training.run_id, "airflow_mlops.selected", selected)
     ranked = sorted(
         spec.trainings, key=lambda one: one.validation_value or 0.0, reverse=metric.greater_is_better
     )

@@ -135,6 +135,41 @@ def test_previous_is_where_one_step_back_leads(
     ]
 
 
+def test_previous_is_not_what_mlflow_says_where_there_is_no_way_back(services: Services, model: str) -> None:
+    registry = Registry.connect(services)
+    registry.set_alias(model, "previous", "2")
+    for ask in (resolve_alias, find_rival):
+        with pytest.raises(ModelVersionNotFoundError, match="version 1 is the first champion in the ledger"):
+            ask(registry, services, model, "previous")
+
+
+def test_a_model_that_was_deleted_is_begun_anew_as_the_error_says(
+    services: Services, model: str, packages: list[dict[str, str]]
+) -> None:
+    registry = Registry.connect(services)
+    promote(services, model, "2", "1")
+    registry.client.delete_registered_model(model)
+    words = r'deleted or renamed\. .* register the training without an evaluation, .*"champion_version": "2"'
+    with pytest.raises(ModelVersionNotFoundError, match=words):
+        find_rival(registry, services, model, "champion")
+    run_step("register", {"model_name": model, **packages[2]}, services)
+    promote(services, model, "1", "2", reason="the model was deleted")
+    rival = find_rival(registry, services, model, "champion")
+    assert rival is not None
+    assert rival.package_digest == packages[2]["package_digest"]
+
+
+def test_a_model_that_was_renamed_gets_its_name_back(services: Services, model: str) -> None:
+    registry = Registry.connect(services)
+    registry.client.rename_registered_model(model, f"{model}_renamed")
+    with pytest.raises(ModelVersionNotFoundError, match="Give it its name back"):
+        find_rival(registry, services, model, "champion")
+    registry.client.rename_registered_model(f"{model}_renamed", model)
+    rival = find_rival(registry, services, model, "champion")
+    assert rival is not None
+    assert rival.model_version == "1"
+
+
 def test_a_move_is_made_when_the_ledger_makes_it(
     services: Services, model: str, packages: list[dict[str, str]]
 ) -> None:

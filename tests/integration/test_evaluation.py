@@ -7,6 +7,7 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,17 @@ import pytest
 from sklearn import metrics as oracle
 
 from airflow_mlops.core.windows import Window
-from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, SchemaMismatchError
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    InsufficientDataError,
+    PromotionRejectedError,
+    SchemaMismatchError,
+)
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.mlflow import Registry
+from airflow_mlops.operators.evaluate import EvaluateModelOperator
+from airflow_mlops.operators.promotion import PromoteModelOperator
+from airflow_mlops.operators.register import RegisterModelOperator
 from airflow_mlops.services import Services
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.steps.base import run_step
@@ -539,3 +548,47 @@ def test_a_model_of_all_rows_is_held_against_the_champion_by_its_twin(
     assert (told["measured"], expected["measured"]) == ("twin", "model")
     with pytest.raises(ArtifactIntegrityError):
         evaluate(services, whole, twin_digest=whole["package_digest"])
+
+
+def test_through_the_operators_a_challenger_takes_the_place_of_the_shadow(
+    electricity: tuple[str, pl.DataFrame], services: Services
+) -> None:
+    """What is champion is another version, which it is not held against and which stays."""
+    table, _ = electricity
+    name, context = "electricity_shadow", task_context()
+    crown(services, train(services, table, name))
+    weak = train(services, table, name, numeric=["nswprice"], estimator_params={"max_iter": 3})
+    shadow = RegisterModelOperator(task_id="shadow", training=weak, alias="shadow")
+    run_step("register", shadow.build_spec(context), services)
+
+    strong = train(services, table, name, estimator_params={"max_iter": 40})
+    told = {
+        alias: run_step(
+            "evaluate",
+            EvaluateModelOperator(
+                task_id="evaluate", training=strong, champion_alias=alias, slices=[]
+            ).build_spec(context),
+            services,
+        )
+        for alias in ("champion", "shadow")
+    }
+    found = {alias: (one["champion_alias"], one["champion_version"]) for alias, one in told.items()}
+    assert found == {"champion": ("champion", "1"), "shadow": ("shadow", "2")}
+    register = RegisterModelOperator(
+        task_id="register", training=strong, evaluation=told["shadow"], alias=None
+    )
+    version = run_step("register", register.build_spec(context), services)
+
+    def promoting(evaluation: dict[str, Any]) -> PromoteModelOperator:
+        return PromoteModelOperator(
+            task_id="promote", model_name=name, model_version=version, evaluation=evaluation, alias="shadow"
+        )
+
+    with pytest.raises(PromotionRejectedError, match=r"compared with the champion .*champion_alias='shadow'"):
+        promoting(told["champion"]).build_spec(context)
+    assert run_step("promote", promoting(told["shadow"]).build_spec(context), services)["moved"]
+    assert Registry.connect(services).aliases(name) == {"champion": "1", "challenger": "1", "shadow": "3"}
+
+
+def task_context() -> Any:
+    return {"ti": SimpleNamespace(dag_id="dag", run_id="run", task_id="task", map_index=-1)}

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from airflow_mlops.exceptions import LedgerUnavailableError, PromotionConflictError
+from airflow_mlops.exceptions import ConnectionConfigError, LedgerUnavailableError, PromotionConflictError
 from airflow_mlops.ledger import EntryKind, Ledger, database
 from airflow_mlops.ledger.appending import append
 from airflow_mlops.ledger.timeline import read_overview, read_timeline
@@ -45,6 +45,9 @@ from tests.unit.test_ledger import (
 from tests.unit.test_timeline import lived
 
 pytestmark = pytest.mark.integration
+
+#: The user whom the throw-away server asks for a password; it trusts all others.
+ASKED = "asked_for_a_password"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,8 @@ def _throw_away(programs: Path, folder: Path) -> Iterator[sa.URL]:
     start = ["start", "-D", data, "-l", log, "-w", "-t", "60", "-o", options]
     stop = ["stop", "-D", data, "-m", "immediate", "-w", "-t", "60"]
     _run([*user, programs / "initdb", "-D", data, "-U", "ledger", "--auth=trust", "--no-sync"])
+    rules = data / "pg_hba.conf"
+    rules.write_text(f"host all {ASKED} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
     _run([*user, programs / "pg_ctl", *start])
     try:
         yield sa.make_url(f"postgresql+psycopg2://ledger@127.0.0.1:{port}/postgres")
@@ -342,6 +347,51 @@ def test_a_server_that_does_not_answer_is_said_without_the_password(server: sa.U
     with pytest.raises(LedgerUnavailableError, match="does not answer") as caught:
         Ledger.open(nobody.render_as_string(hide_password=False))
     assert "s3cret" not in str(caught.value)
+
+
+def test_who_may_not_is_told_which_right_is_missing(url: str) -> None:
+    """Waiting helps none of these."""
+    user, admin = f"user_{secrets.token_hex(4)}", sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"CREATE ROLE {user} LOGIN"))
+        connection.execute(sa.text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
+    mine = sa.make_url(url).set(username=user)
+    try:
+        refused = [
+            (mine, "lacks a right: .* to create tables in the schema"),
+            (mine.set(username="nobody_at_all"), "the login is refused"),
+            (mine.set(database="no_such_ledger"), "there is no such database"),
+        ]
+        for given, words in refused:
+            with pytest.raises(ConnectionConfigError, match=words):
+                Ledger.open(given.render_as_string(hide_password=False))
+        with Ledger.open(url), admin.connect() as connection:  # there is one now, which may only be read
+            connection.execute(sa.text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {user}"))
+        with (
+            Ledger.open(mine.render_as_string(hide_password=False)) as ledger,
+            pytest.raises(ConnectionConfigError, match=r"permission denied for table .* read and write"),
+        ):
+            ledger.record(entry(EntryKind.TRAINING, "key"))
+    finally:
+        with admin.connect() as connection:
+            connection.execute(sa.text(f"DROP OWNED BY {user}"))
+            connection.execute(sa.text(f"DROP ROLE {user}"))
+        admin.dispose()
+
+
+@pytest.mark.parametrize("password", [None, "wrong"])
+def test_a_wrong_password_is_no_outage(server: sa.URL, password: str | None) -> None:
+    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"CREATE ROLE {ASKED} LOGIN PASSWORD 'right'"))
+    try:
+        asked = server.set(username=ASKED, password=password)
+        with pytest.raises(ConnectionConfigError, match="the password is wrong"):
+            Ledger.open(asked.render_as_string(hide_password=False))
+    finally:
+        with admin.connect() as connection:
+            connection.execute(sa.text(f"DROP ROLE {ASKED}"))
+        admin.dispose()
 
 
 def test_schedulers_that_look_at_incidents_at_once_write_each_event_once(url: str) -> None:

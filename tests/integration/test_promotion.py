@@ -364,6 +364,61 @@ class TestTakenBack:
         assert run_step("promote", anew | {"approved_at": "2026-03-03T00:00:00Z"}, services)["moved"]
         assert aliases(services, model) == {"champion": "2", "previous": "1"}
 
+    def test_registered_anew_it_is_still_taken_back(
+        self, services: Services, model: str, evaluated: dict[str, Any], trainings: list[dict[str, Any]]
+    ) -> None:
+        """Its number is another one, and its package the same."""
+        run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        self.back(services, model)
+        Registry.connect(services).client.delete_model_version(model, "2")
+        anew = run_step("register", {"model_name": model, **trainings[1]}, services)["model_version"]
+        assert anew == "4"
+        words = r"version 4 .* package of version 2, was not promoted: anna took it back .*complaints"
+        with pytest.raises(PromotionRejectedError, match=words):
+            run_step("promote", promotion(model, anew, "1", **evaluated), services)
+        assert aliases(services, model) == {"champion": "1"}
+
+    def test_another_package_under_its_number_is_another_model(
+        self, services: Services, model: str, trainings: list[dict[str, Any]], evaluated: dict[str, Any]
+    ) -> None:
+        run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        self.back(services, model)
+        Registry.connect(services).client.delete_registered_model(model)
+        for training in (trainings[0], trainings[2]):
+            run_step("register", {"model_name": model, **training}, services)
+        about = {"verdict": "promote", "evaluated_run_id": trainings[2]["run_id"]}
+        assert run_step("promote", promotion(model, "2", "1", **about), services)["moved"]
+
+    def test_a_rollback_just_before_the_ledger_decides_counts(
+        self, services: Services, model: str, evaluated: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two Dags promote one package: it was there when the second began, and is taken back before it writes."""
+        run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        move, waiting = Ledger.move_alias, [self.back]
+
+        def moved(ledger: Ledger, **asked: Any) -> Any:
+            while waiting:
+                waiting.pop()(services, model)
+            return move(ledger, **asked)
+
+        monkeypatch.setattr(Ledger, "move_alias", moved)
+        with pytest.raises(PromotionRejectedError, match="anna took it back"):
+            run_step("promote", promotion(model, "2", "1", actor="another Dag", **evaluated), services)
+        assert aliases(services, model) == {"champion": "1"}
+
+    def test_what_an_older_release_wrote_is_told_by_its_number(
+        self, services: Services, model: str, evaluated: dict[str, Any]
+    ) -> None:
+        run_step("promote", promotion(model, "2", "1", **evaluated), services)
+        older = {"alias": "champion", "model_version": "1", "previous_version": "2", "reason": "complaints"}
+        with Ledger.open(str(services.ledger_url)) as ledger:
+            entry = replace(ledger.moves(model)[-1], kind=EntryKind.ROLLBACK, payload=older, actor="anna")
+            ledger.move_alias(
+                model_name=model, alias="champion", model_version="1", expected_version="2", entry=entry
+            )
+        with pytest.raises(PromotionRejectedError, match="anna took it back"):
+            run_step("promote", promotion(model, "2", "1", actor="dag/next/promote", **evaluated), services)
+
     def test_by_hand_it_comes_back_and_is_promoted_as_any_other(
         self, services: Services, model: str, evaluated: dict[str, Any]
     ) -> None:
@@ -481,6 +536,21 @@ def test_an_alias_has_one_owner(
     with Ledger.open(str(services.ledger_url)) as ledger:
         moves = [(move.actor, move.subject) for move in ledger.moves(model, "challenger")]
     assert moves == [("dag/run/promote_1", "1"), ("dag/run/register", "3")]
+
+
+@pytest.mark.parametrize("owner", ["mlflow", "ledger"])
+def test_an_older_version_that_is_registered_again_takes_no_alias_from_a_newer_one(
+    services: Services, model: str, trainings: list[dict[str, Any]], owner: str
+) -> None:
+    """A retry that comes late, or a version that is signed again; once the newer one is gone it takes it."""
+    if owner == "ledger":
+        run_step("promote", promotion(model, "3", None, alias="challenger"), services)
+    registry = Registry.connect(services)
+    run_step("register", {"model_name": model, **trainings[1]}, services)
+    assert registry.aliases(model)["challenger"] == "3"
+    registry.client.delete_model_version(model, "3")
+    run_step("register", {"model_name": model, **trainings[1]}, services)
+    assert registry.aliases(model)["challenger"] == "2"
 
 
 def test_aliases_that_are_moved_by_others_are_refused(

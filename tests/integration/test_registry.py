@@ -182,6 +182,24 @@ LOGINS = {
 }
 
 
+class TestRuns:
+    def test_a_run_that_is_gone_is_named(self, registry: Registry) -> None:
+        gone = "0" * 32
+        for asked in (
+            lambda: registry.tag_run(gone, "airflow_mlops.selected", "true"),
+            lambda: registry.run_tags(gone),
+            lambda: registry.training_run(gone),
+        ):
+            with pytest.raises(ModelVersionNotFoundError, match=f"MLflow has no run {gone}"):
+                asked()
+
+    def test_no_step_asks_mlflows_client_itself(self) -> None:
+        """Its errors would be MLflow's own, which no retry rule knows."""
+        steps = list(Path(run_step.__code__.co_filename).parent.rglob("*.py"))
+        assert len(steps) > 20
+        assert not [step.name for step in steps if "registry.client." in step.read_text()]
+
+
 class TestBehindALogin:
     """MLflow behind a proxy that lets nothing through without a login, the health check least of all."""
 

@@ -90,6 +90,7 @@ class TestAnswer:
             "responded_at": "2026-03-01T00:00:00+00:00",
             "comment": "fine",
             "timed_out": False,
+            "taken_back": None,
         }
         (entry,) = written(ledger_url)
         assert (entry.kind, entry.actor) == (EntryKind.APPROVAL, "anna")
@@ -230,6 +231,15 @@ class TestPromotion:
         with pytest.raises(PromotionRejectedError, match="model_version is about 'tip'"):
             self.spec(NOT_ASKED, model_version=REGISTRATION | {"model_name": "tip"})
 
+    def test_an_evaluation_moves_only_the_alias_it_compared_with(self) -> None:
+        shadow = EVALUATION | {"champion_alias": "shadow", "champion_version": "9"}
+        assert self.spec(NOT_ASKED, evaluation=shadow, alias="shadow")["expected_version"] == "9"
+        for evaluation, alias in ((EVALUATION, "shadow"), (shadow, "champion")):
+            with pytest.raises(PromotionRejectedError, match=f"Evaluate with champion_alias='{alias}'"):
+                self.spec(NOT_ASKED, evaluation=evaluation, alias=alias)
+        by_hand = {"champion_version": None, "reason": "the first one"}
+        assert self.spec(NOT_ASKED, evaluation=by_hand, alias="shadow")["alias"] == "shadow"
+
     def test_an_evaluation_without_a_verdict_is_none(self) -> None:
         without = {name: value for name, value in EVALUATION.items() if name not in {"verdict", "run_id"}}
         assert self.spec(NOT_ASKED, evaluation=without)["verdict"] == "none"
@@ -265,6 +275,48 @@ class TestQuestion:
             assert words in shown, words
         (link,) = [given["href"] for tag, given in rendered(text).tags if tag == "a"]
         assert link == "http://mlflow/#/models/my%20fare%281%29/versions/5"
+
+    @pytest.mark.parametrize(("version", "package"), [("5", "sha256:1"), ("3", "sha256:1")])
+    def test_that_it_was_rolled_back_comes_first(self, ledger_url: str, version: str, package: str) -> None:
+        """Under this number, or under another one and the same package; the answer keeps it."""
+        with Ledger.open(ledger_url) as ledger:
+            for kind, to, digest, before in (
+                (EntryKind.PROMOTION, "4", "sha256:0", None),
+                (EntryKind.PROMOTION, version, package, "4"),
+                (EntryKind.ROLLBACK, "4", "sha256:0", version),
+            ):
+                left = package if kind is EntryKind.ROLLBACK else None
+                ledger.move_alias(
+                    model_name="fare",
+                    alias="champion",
+                    model_version=to,
+                    expected_version=before,
+                    entry=LedgerEntry(
+                        kind=kind,
+                        key=f"fare|{to}",
+                        model_name="fare",
+                        window=None,
+                        subject=to,
+                        summary="",
+                        payload={
+                            "alias": "champion",
+                            "model_version": to,
+                            "package_digest": digest,
+                            "previous_version": before,
+                            "previous_package_digest": left,
+                            "reason": "complaints <b>",
+                        },
+                        actor="bob",
+                        recorded_at=datetime(2026, 2, 3, 4, 5, tzinfo=UTC),
+                    ),
+                )
+        task = asking()
+        shown = rendered(task._question(task._taken_back())).text.strip()
+        assert shown.startswith("It was rolled back: bob took version " + version)
+        assert "at 2026-02-03 04:05 UTC: complaints <b>" in shown
+        answer = task.execute_complete(context(), event("Approve"))  # type: ignore[arg-type]
+        assert answer["taken_back"]["actor"] == "bob"
+        assert written(ledger_url)[-1].payload["taken_back"] == answer["taken_back"]
 
     def test_names_from_outside_are_text(self) -> None:
         text = describe_request(

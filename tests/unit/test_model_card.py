@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from markdown_it import MarkdownIt
 
-from airflow_mlops.core.model.model_card import describe_evaluation, describe_model, describe_request
+from airflow_mlops.core.model.model_card import Change, describe_evaluation, describe_model, describe_request
 from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
+from airflow_mlops.core.page import markdown
 from airflow_mlops.serving.package import read_package
 from tests.packages import build_package
 
@@ -101,6 +103,27 @@ class Seen(HTMLParser):
 def rendered(markdown: str) -> Seen:
     """As a renderer that lets raw HTML through shows it: the worst case."""
     return Seen(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
+
+
+#: What GitHub's dialect, which Airflow's pages show, makes a link of in any text: remark-gfm's two patterns.
+AUTOLINKS = re.compile(r"(?i)(https?://|www(?=\.))[-.\w]+|[-.\w+]+@[-\w]+(\.[-\w]+)+|(mailto|xmpp):\S")
+
+
+def test_an_address_in_a_text_is_no_link() -> None:
+    addresses = "https://evil.example/login HTTP://evil.example www.evil.example me@evil.example mailto:me@evil.example"
+    assert all(AUTOLINKS.search(address) for address in addresses.split())
+    assert not AUTOLINKS.search(rendered(markdown(addresses)).text)
+    asked = describe_request(
+        model_name="m",
+        model_version="1",
+        evaluation=ONE_METRIC | {"reason": addresses},
+        changes=[Change(name=addresses, champion=addresses, challenger=None)],
+        links={"Evaluation": "https://mlflow.example/run"},
+        taken_back=addresses,
+    )
+    seen = rendered(asked)
+    assert not AUTOLINKS.search(seen.text)
+    assert [given["href"] for tag, given in seen.tags if tag == "a"] == ["https://mlflow.example/run"]
 
 
 def test_it_says_what_was_measured(manifest: PackageManifest) -> None:

@@ -16,7 +16,9 @@ from airflow_mlops.ledger import EntryKind
 from airflow_mlops.operators.deploy import DeployModelOperator
 from airflow_mlops.operators.evaluate import EvaluateModelOperator
 from airflow_mlops.operators.promotion import PromoteModelOperator, RollBackModelOperator
+from airflow_mlops.operators.register import RegisterModelOperator
 from airflow_mlops.operators.score import ScoreBatchOperator
+from airflow_mlops.operators.screen_dataset import ScreenDatasetOperator
 from airflow_mlops.operators.select import SelectModelOperator
 from airflow_mlops.steps.base import load_step
 
@@ -76,6 +78,29 @@ def test_a_training_of_an_older_release_is_evaluated_itself() -> None:
     }
     task = EvaluateModelOperator(task_id="evaluate", training=training)
     assert task.build_spec({})["twin_digest"] is None  # type: ignore[typeddict-item]
+
+
+def test_a_ticket_number_is_a_reason() -> None:
+    with DAG("native", render_template_as_native_obj=True):
+        back = RollBackModelOperator(task_id="back", model_name="m", reason="{{ params.ticket }}")
+        register = RegisterModelOperator(
+            task_id="register",
+            training={"model_name": "m", "run_id": "r", "package_digest": "sha256:1"},  # written by hand
+            vouched_by="{{ params.ticket }}",
+        )
+        screen = ScreenDatasetOperator(
+            task_id="screen",
+            dataset={"uri": "rows"},
+            target="y",
+            time_column="t",
+            released_by="{{ params.ticket }}",
+        )
+    context: Any = CONTEXT | {"params": {"ticket": "4711"}}
+    for task in (back, register, screen):
+        task.render_template_fields(context)
+    assert screen.build_spec(context)["released_by"] == "4711"
+    assert from_dict(load_step("roll-back").spec, back.build_spec(context)).reason == "4711"
+    assert from_dict(load_step("register").spec, register.build_spec(context)).vouched_by == "4711"
 
 
 def test_a_choice_among_many_candidates_is_recorded_once(

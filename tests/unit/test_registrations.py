@@ -43,13 +43,27 @@ def test_what_is_new_about_a_version_is_an_entry(ledger_url: str) -> None:
         {"signed_by": "old"},
         {"signed_by": "new"},
         {"signed_by": "new", "evaluation_digest": "sha256:e"},
+        {"signed_by": "new", "vouched_by": "anna"},
+        {"signed_by": "new", "vouched_by": "bob"},
+        {"signed_by": "new", "vouched_by": "bob"},
         {"package_digest": "sha256:of a model that was deleted and made anew"},
     ):
         register("1", **more)
     with LedgerHook().get_conn() as ledger:
         written = ledger.entries(kind=EntryKind.REGISTRATION, newest_first=False)
-    told = [tuple(entry.payload[name] for name in ("signed_by", "evaluation_digest")) for entry in written]
-    assert told == [(None, None), ("old", None), ("new", None), ("new", "sha256:e"), (None, None)]
+    told = [
+        tuple(entry.payload[name] for name in ("signed_by", "evaluation_digest", "vouched_by"))
+        for entry in written
+    ]
+    assert told == [
+        (None, None, None),
+        ("old", None, None),
+        ("new", None, None),
+        ("new", "sha256:e", None),
+        ("new", None, "anna"),
+        ("new", None, "bob"),
+        (None, None, None),
+    ]
 
 
 def test_a_champion_that_is_signed_again_is_no_newer_than_its_candidates(ledger_url: str) -> None:

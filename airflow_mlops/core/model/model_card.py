@@ -102,12 +102,14 @@ def describe_request(
     evaluation: Mapping[str, Any],
     changes: Sequence[Change],
     links: Mapping[str, str],
+    taken_back: str | None = None,
 ) -> str:
     """Write what a person who approves a version wants to see, as Markdown.
 
     :param evaluation: as :func:`describe_model` takes it.
     :param changes: what was done differently for the champion.
     :param links: label to address.
+    :param taken_back: who took the version back, when and why, which comes first; ``None``: nobody did.
     """
     found = _Evaluation(evaluation)
     pages = [
@@ -116,6 +118,7 @@ def describe_request(
         if url.startswith(("http://", "https://"))
     ]
     parts = [
+        *([f"**It was rolled back:** {markdown(taken_back)}\n"] if taken_back else []),
         f"Shall version {markdown(model_version)} of **{markdown(model_name)}** become champion?\n",
         *(section_markdown(section) for section in (_compared(found), _slices(found)) if not section.empty),
         "\n".join(f"* {markdown(note)}" for note in _unmeasured(found)),

@@ -87,14 +87,28 @@ class Runs(Connected):
             run = self.client.get_run(run_id)
         return TrainingRun(experiment_id=str(run.info.experiment_id), params=dict(run.data.params))
 
+    def tag_run(self, run_id: str, name: str, value: str) -> None:
+        """Write a tag of a run.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        with translated(f"run {run_id}"):
+            self.client.set_tag(run_id, name, value)
+
+    def run_tags(self, run_id: str) -> dict[str, str]:
+        """Read the tags of a run.
+
+        :raises ModelVersionNotFoundError: there is no such run.
+        """
+        with translated(f"run {run_id}"):
+            return dict(self.client.get_run(run_id).data.tags)
+
     def run_digest(self, run_id: str) -> str | None:
         """Give the digest of the package a run holds, as its training noted it.
 
         :raises ModelVersionNotFoundError: there is no such run.
         """
-        with translated(f"run {run_id}"):
-            digest: str | None = self.client.get_run(run_id).data.tags.get(PACKAGE_DIGEST_TAG)
-        return digest
+        return self.run_tags(run_id).get(PACKAGE_DIGEST_TAG)
 
     @contextmanager
     def run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:

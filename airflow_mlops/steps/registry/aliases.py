@@ -12,7 +12,7 @@ from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.ledger.lineage import CHAMPION, PREVIOUS, Pointer, aliases_to_show
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from airflow_mlops.integrations.mlflow import RegisteredVersion, Registry
     from airflow_mlops.services import Services
@@ -48,6 +48,8 @@ def point_to_newest(
 ) -> bool:
     """Point an alias that the ledger owns at the version registered last; it owns those that were ever promoted.
 
+    A retry that comes late, and an old version that is signed again, leave it where it is.
+
     :returns: whether the ledger owns it; MLflow alone says where the others point.
     """
     number = version.model_version
@@ -55,6 +57,9 @@ def point_to_newest(
         current = ledger.aliases(model_name).get(alias)
         if current is None:
             return False
+        if _is_newer(current, number) and _is_there(registry, ledger, model_name, alias):
+            show_aliases(registry, ledger, model_name)
+            return True
         try:
             ledger.move_alias(
                 model_name=model_name,
@@ -82,6 +87,25 @@ def point_to_newest(
             continue
         show_aliases(registry, ledger, model_name)
         return True
+
+
+def set_to_newest(registry: Registry, alias: str, version: RegisteredVersion) -> None:
+    """Point an alias of MLflow's own at the version registered last, and not back from a newer one."""
+    current = registry.aliases(version.model_name).get(alias)
+    if current is None or not _is_newer(current, version.model_version):
+        registry.set_alias(version.model_name, alias, version.model_version)
+
+
+def _is_newer(current: str, number: str) -> bool:
+    return int(current) > int(number)
+
+
+def _is_there(registry: Registry, ledger: Ledger, model_name: str, alias: str) -> bool:
+    try:
+        _version_there(registry, model_name, alias, aliases_to_show(ledger, model_name)[alias])
+    except (ModelVersionNotFoundError, ArtifactIntegrityError):
+        return False
+    return True
 
 
 def show_aliases(registry: Registry, ledger: Ledger, model_name: str) -> None:
@@ -125,12 +149,14 @@ def _show(registry: Registry, model_name: str, alias: str, pointer: Pointer, sho
 def resolve_alias(registry: Registry, services: Services, model_name: str, alias: str) -> RegisteredVersion:
     """Give the version an alias points at: what the ledger says where it owns the alias, whatever MLflow shows, or else MLflow.
 
-    :raises ModelVersionNotFoundError: it points at none, or MLflow does not have the one the ledger names.
+    :raises ModelVersionNotFoundError: it points at none, or MLflow does not have the one the ledger names; or it is ``previous``, and
+        the ledger knows of no way back.
     :raises ArtifactIntegrityError: the version of that number in MLflow is another one than got the alias.
     """
     if services.ledger_url is not None:
         with Ledger.open(services.ledger_url) as ledger:
             pointers = aliases_to_show(ledger, model_name)
+        _require_way_back(model_name, alias, pointers)
         if alias in pointers:
             return _version_there(registry, model_name, alias, pointers[alias])
     return registry.version_by_alias(model_name, alias)
@@ -149,16 +175,40 @@ def find_rival(
 ) -> RegisteredVersion | None:
     """Give the version an alias points at, after completing a promotion that was cut short; ``None`` when there is none yet.
 
-    :raises ModelVersionNotFoundError: the ledger has one and MLflow does not: that is no first model.
+    :raises ModelVersionNotFoundError: the ledger has one and MLflow does not, or not even the model: that is no first model.
     :raises ArtifactIntegrityError: the version of that number in MLflow is another one than got the alias.
     """
     if services.ledger_url is not None:
         with Ledger.open(services.ledger_url) as ledger:
-            show_aliases(registry, ledger, model_name)
             pointers = aliases_to_show(ledger, model_name)
+            try:
+                show_aliases(registry, ledger, model_name)
+            except ModelVersionNotFoundError as err:
+                raise _model_gone(model_name, pointers) from err
+            pointers = aliases_to_show(ledger, model_name)
+        _require_way_back(model_name, alias, pointers)
         if alias in pointers:
             return _version_there(registry, model_name, alias, pointers[alias])
     return registry.find_alias(model_name, alias)
+
+
+def _require_way_back(model_name: str, alias: str, pointers: Mapping[str, Pointer]) -> None:
+    """Refuse what somebody called ``previous`` in MLflow: where the ledger has a champion, it alone knows the one before."""
+    if alias == PREVIOUS and CHAMPION in pointers and PREVIOUS not in pointers:
+        raise ModelVersionNotFoundError(
+            f"{PREVIOUS} of {model_name} is no version: version {pointers[CHAMPION].model_version} is the first {CHAMPION} in the "
+            "ledger, or all before it were taken back, whatever MLflow shows. Name a version"
+        )
+
+
+def _model_gone(model_name: str, pointers: Mapping[str, Pointer]) -> ModelVersionNotFoundError:
+    champion = pointers.get(CHAMPION)
+    number = f'"{champion.model_version}"' if champion else "None"
+    return ModelVersionNotFoundError(
+        f"MLflow has no model {model_name!r}, and the ledger knows versions of it: it was deleted or renamed. Give it its name back; "
+        "or, to begin anew, register the training without an evaluation, promote that version by hand "
+        f'(evaluation={{"champion_version": {number}, "reason": "<why>"}}), and deploy'
+    )
 
 
 def _version_there(registry: Registry, model_name: str, alias: str, pointer: Pointer) -> RegisteredVersion:
