@@ -16,6 +16,7 @@ from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import sklearn
 from airflow_mlops.integrations.mlflow import (
+    MODEL_NAME_TAG,
     PACKAGE_DIGEST_TAG,
     PACKAGE_FOLDER,
     TASK_KEY_TAG,
@@ -95,6 +96,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
         with (
             suppress(HeldElsewhereError),  # one that began at once was first: wait for what it makes
+            registry.closing_dead_runs(experiment_id, spec.model_name),
             registry.leased_run(
                 experiment_id, name, step_key=key, what=spec.model_name, tags=_tags(spec, dataset)
             ) as run_id,
@@ -117,7 +119,7 @@ def _done_meanwhile(
 def _tags(spec: TrainSpec, dataset: DatasetVersion) -> dict[str, str]:
     sources = [file for path in own_code(spec) if (file := sklearn.source_file(path))]
     return {
-        "airflow_mlops.model_name": spec.model_name,
+        MODEL_NAME_TAG: spec.model_name,
         "airflow_mlops.dataset_digest": dataset.dataset_digest,
         TASK_KEY_TAG: _task_key(spec),
         **{f"airflow_mlops.{name}": value for name, value in code_version(sources).items()},
@@ -172,7 +174,7 @@ def _train(work: Work, services: Services) -> TrainResult:
     registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
     registry.log(
         work.run_id,
-        params=flat_params(work.spec, made.winner) | row_facts(work.dataset, work.split),
+        params=flat_params(work.spec, made.winner) | row_facts(work.dataset, made.split, measured=work.split),
         metrics=clock.laps
         | {
             f"holdout_{result.metric}": result.metric_value,

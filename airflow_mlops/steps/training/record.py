@@ -57,9 +57,17 @@ def flat_params(spec: TrainSpec, winner: Candidate) -> dict[str, Any]:
     return values | {"estimator": winner.estimator} | params
 
 
-def row_facts(dataset: DatasetVersion, split: Split) -> dict[str, Any]:
-    """Say which rows it learned from and was measured on."""
-    return {
+def row_facts(dataset: DatasetVersion, split: Split, *, measured: Split) -> dict[str, Any]:
+    """Say which rows it learned from and was measured on.
+
+    :param split: of the model.
+    :param measured: of the model that was measured: its twin's, where it was fitted again on all rows.
+    """
+    twin = {
+        "twin_training_window": str(measured.training_window),
+        "twin_training_rows": measured.training.height,
+    }
+    return (twin if measured is not split else {}) | {
         "dataset_version": dataset.version,
         "training_window": str(split.training_window),
         "training_rows": split.training.height,
