@@ -24,6 +24,7 @@ from airflow_mlops.integrations.mlflow import (
     HeldElsewhereError,
     ModelCopy,
     Registry,
+    patiently,
     wait_seconds,
 )
 from airflow_mlops.serving.model import PICKLED_MODELS_VARIABLE, TRUSTED_TYPES_VARIABLE
@@ -170,9 +171,12 @@ def _train(work: Work, services: Services) -> TrainResult:
     with tempfile.TemporaryDirectory() as temporary:
         stored = _store(work, made, Path(temporary), clock)
     result = _result(work, made, stored)
-    registry.require_running(work.run_id)  # a run that was closed shall not say that it holds a package
-    registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
-    registry.log(
+    patiently(
+        registry.require_running, work.run_id
+    )  # a run that was closed shall not say that it holds a package
+    patiently(registry.write_text, work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
+    patiently(
+        registry.log,
         work.run_id,
         params=flat_params(work.spec, made.winner) | row_facts(work.dataset, made.split, measured=work.split),
         metrics=clock.laps
@@ -203,10 +207,10 @@ def _store(work: Work, made: Made, temporary: Path, clock: Clock) -> _Stored:
                 "loaded for the test against the champion: train without keep_twin and refit"
             )
     clock.lap("package_seconds")
-    registry.upload(work.run_id, temporary / PACKAGE_FOLDER, PACKAGE_FOLDER)
+    patiently(registry.upload, work.run_id, temporary / PACKAGE_FOLDER, PACKAGE_FOLDER)
     if twin_digest is not None:
-        registry.upload(work.run_id, temporary / TWIN_FOLDER, TWIN_FOLDER)
-    registry.upload(work.run_id, write_evidence(temporary, made.search), TRAINING_FOLDER)
+        patiently(registry.upload, work.run_id, temporary / TWIN_FOLDER, TWIN_FOLDER)
+    patiently(registry.upload, work.run_id, write_evidence(temporary, made.search), TRAINING_FOLDER)
     copy = _log_copy(work, made.model, manifest.serving_form, temporary)
     clock.lap("upload_seconds")
     return _Stored(manifest, digest, twin_digest, copy)
@@ -288,7 +292,8 @@ def _log_copy(work: Work, fitted: FittedModel, form: ServingForm, temporary: Pat
             TRUSTED_TYPES_VARIABLE,
         )
         return None
-    return work.registry.log_model(
+    return patiently(
+        work.registry.log_model,
         work.experiment_id,
         work.run_id,
         pipeline,

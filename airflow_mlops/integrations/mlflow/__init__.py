@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from airflow_mlops.integrations.mlflow.artifacts import PACKAGE_FOLDER, TWIN_FOLDER
+from airflow_mlops.integrations.mlflow.connection import patiently
 from airflow_mlops.integrations.mlflow.copies import COPY_DIGEST_TAG, Copies, ModelCopy
 from airflow_mlops.integrations.mlflow.leases import (
     LEASE_VARIABLE,
@@ -50,6 +51,7 @@ __all__ = [
     "RegisteredVersion",
     "Registry",
     "TrainingRun",
+    "patiently",
     "wait_seconds",
 ]
 

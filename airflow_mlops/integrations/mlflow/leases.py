@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import TransientError
-from airflow_mlops.integrations.mlflow.connection import translated
+from airflow_mlops.integrations.mlflow.connection import patiently, translated
 from airflow_mlops.integrations.mlflow.runs import STEP_KEY_TAG, Runs
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Leases(Runs):
         ):
             self.require_first(experiment_id, step_key, run_id, what)
             yield run_id
-            self.require_running(run_id)
+            patiently(self.require_running, run_id)
 
     def take_over_dead_runs(
         self,

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import to_dict
+from airflow_mlops.exceptions import TransientError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_mlops.core.data.dataset import DatasetVersion
-    from airflow_mlops.core.model.tuning import Candidate, SearchResult
+    from airflow_mlops.core.model.tuning import Candidate, SearchResult, Trial
+    from airflow_mlops.integrations.mlflow import Registry
     from airflow_mlops.steps.training.rows import Split
     from airflow_mlops.steps.training.spec import TrainSpec
+
+log = logging.getLogger(__name__)
 
 #: Folder of the run's artifacts with the trials, the environment and the result.
 TRAINING_FOLDER = "training"
@@ -34,6 +39,33 @@ def write_evidence(folder: Path, found: SearchResult | None) -> Path:
     if found is not None:
         (target / "trials.json").write_text(json.dumps([to_dict(trial) for trial in found.trials], indent=1))
     return target
+
+
+class TrialChart:
+    """The metric of every trial in MLflow, while the search goes on: nothing that a search is given up for.
+
+    What can't be sent while MLflow is away is sent with a later trial.
+
+    :param metric: name of the metric.
+    """
+
+    def __init__(self, registry: Registry, run_id: str, metric: str) -> None:
+        self._registry, self._run_id, self._metric = registry, run_id, metric
+        self._unsent: list[tuple[int, float | None]] = []
+        self._warned = False
+
+    def tell(self, number: int, trial: Trial) -> None:
+        """Send the point of one trial, and those before it that were not sent."""
+        self._unsent.append((number, trial.value))
+        try:
+            while self._unsent:
+                step, value = self._unsent[0]
+                self._registry.log_step(self._run_id, f"trial_{self._metric}", value, step)
+                del self._unsent[0]
+        except TransientError as err:
+            if not self._warned:
+                log.warning("training: the search goes on without its chart in MLflow: %s", err)
+            self._warned = True
 
 
 class Clock:
