@@ -258,6 +258,7 @@ def _result(work: Work, made: Made, stored: _Stored) -> TrainResult:
         estimator_params=made.winner.params,
         validation_value=made.search.value if made.search else None,
         trials=len(made.search.trials) if made.search else 0,
+        untried=made.search.untried if made.search else (),
         folds=settings.folds if made.search and (settings := work.spec.how_to_search()) else None,
         metric=score.metric,
         metric_value=score.value,

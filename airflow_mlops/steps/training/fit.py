@@ -174,6 +174,11 @@ def search_and_fit(work: Work, services: Services, clock: Clock) -> Made:
     weights = row_weights(split.training, work.columns, spec.half_life_days)
     clock.lap("prepare_seconds")
     found = _search(work, features, services)
+    if found and found.untried:
+        log.warning(
+            "training: %s was never tried: raise the search's timeout_seconds, or leave candidates out",
+            ", ".join(found.untried),
+        )
     clock.lap("search_seconds")
     winner = found.best if found else spec.to_try()[0]
     fitted = _fit(work, winner, features, weights)

@@ -37,7 +37,9 @@ def write_evidence(folder: Path, found: SearchResult | None) -> Path:
     ]
     (target / "environment.txt").write_text("\n".join(lines) + "\n")
     if found is not None:
-        (target / "trials.json").write_text(json.dumps([to_dict(trial) for trial in found.trials], indent=1))
+        trials = [to_dict(trial) for trial in found.trials]
+        trials += [{"candidate": path, "untried": True} for path in found.untried]
+        (target / "trials.json").write_text(json.dumps(trials, indent=1))
     return target
 
 

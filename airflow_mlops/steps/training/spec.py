@@ -170,6 +170,7 @@ class TrainResult:
     :param estimator_params: its arguments; the winning ones after a search.
     :param validation_value: the metric in cross-validation on the training rows; ``None`` without a search.
     :param trials: parameter sets that were tried.
+    :param untried: import paths of candidates that the search's time limit left no trial for.
     :param folds: of the cross-validation; ``None`` without a search, or of a training of an older release.
     :param metric_value: the metric on the held-out rows.
     :param recipe: name of the way it was made; ``None``: it has none.
@@ -201,6 +202,7 @@ class TrainResult:
     twin_digest: str | None = None
     training_digest: str | None = None
     folds: int | None = None
+    untried: tuple[str, ...] = ()
     reused: bool
 
 
