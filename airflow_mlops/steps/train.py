@@ -123,7 +123,10 @@ def _tags(spec: TrainSpec, dataset: DatasetVersion) -> dict[str, str]:
         MODEL_NAME_TAG: spec.model_name,
         "airflow_mlops.dataset_digest": dataset.dataset_digest,
         TASK_KEY_TAG: _task_key(spec),
-        **{f"airflow_mlops.{name}": value for name, value in code_version(sources).items()},
+        **{
+            f"airflow_mlops.{name}": value
+            for name, value in (spec.dag_code | code_version(sources, spec.dag_code)).items()
+        },
     }
 
 
@@ -145,14 +148,14 @@ def _key(spec: TrainSpec, dataset: DatasetVersion, window: Window | None) -> str
     """Digest of all that decides the model: what was asked for, the rows, and the code that fits and judges them."""
     code = [sklearn.code_of(path) for path in own_code(spec)]
     return work_key(
-        "train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest, window, code, sklearn.libraries()
+        "train", spec.asked() | {"dataset": None}, dataset.dataset_digest, window, code, sklearn.libraries()
     )
 
 
 def _task_key(spec: TrainSpec) -> str:
     """Digest of what was asked for, whatever rows, code and libraries it finds: what a retry has in common with the attempt."""
     table = spec.dataset.uri if isinstance(spec.dataset, DatasetVersion) else spec.dataset
-    return work_key("train task", to_dict(spec) | {"dataset": table})
+    return work_key("train task", spec.asked() | {"dataset": table})
 
 
 class _Stored(NamedTuple):

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,8 +56,9 @@ from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, loa
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import select
 from airflow_mlops.steps.common import with_target
+from airflow_mlops.steps.train import _task_key
 from airflow_mlops.steps.training import model_package, spec as training_spec
-from airflow_mlops.steps.training.code_version import code_version
+from airflow_mlops.steps.training.code_version import code_version, dag_code_version
 from airflow_mlops.steps.training.fit import choose_metric, require_measurable
 from airflow_mlops.steps.training.record import write_evidence
 from airflow_mlops.steps.training.rows import Split, row_weights, simple_prediction
@@ -1916,11 +1918,59 @@ def test_the_code_version_is_that_of_the_estimators_checkout(
 
     nothing = {"git_commit": "unknown", "git_dirty": "unknown"}
     assert code_version([elsewhere / "my_models.py"]) == nothing
-    # An installed estimator: the working directory says whose code this is.
+    # An installed estimator: not the worker's working directory, but the Dag file says whose code decides.
     installed = tmp_path / "site-packages" / "sklearn" / "base.py"
-    assert code_version([installed]) == nothing
     monkeypatch.chdir(checkout)
-    assert code_version([installed])["git_commit"] == known["git_commit"]
+    assert code_version([installed]) == nothing
+    git(checkout, "checkout", "-q", "models/my_models.py")
+    dag = dag_code_version(model, None)
+    assert dag == known
+    assert code_version([installed], dag) == known
+    assert code_version([model], dag) == known
+    assert dag_code_version(elsewhere / "dag.py", None) == {}
+    assert dag_code_version(elsewhere / "dag.py", "abc") == {
+        "git_commit": "abc",
+        "git_dirty": "unknown",
+        "bundle_version": "abc",
+    }
+
+
+def test_the_dag_files_commit_travels_with_the_training_and_decides_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "dag.py"
+    file.write_text("one = 1\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    operator = TrainModelOperator(
+        task_id="train",
+        dataset="t",
+        model_name="m",
+        estimator="e.E",
+        target="y",
+        time_column="t",
+        numeric=["x"],
+    )
+    operator.window_start = operator.window_end = None
+    bundle = SimpleNamespace(version="v7")
+    context: Any = {"dag": SimpleNamespace(fileloc=str(file)), "ti": SimpleNamespace(bundle_instance=bundle)}
+    spec = from_dict(TrainSpec, operator.build_spec(context))
+    assert len(spec.dag_code["git_commit"]) == 40
+    assert (spec.dag_code["git_dirty"], spec.dag_code["bundle_version"]) == ("false", "v7")
+    assert _task_key(spec) == _task_key(replace(spec, dag_code={}))
+
+
+def test_infinity_is_another_argument_than_none() -> None:
+    def keys(tol: Any) -> tuple[str, str, str]:
+        asked = spec_of(estimator_params={"tol": tol, "sizes": [[1, tol]]})
+        tried = spec_of(
+            estimator=None,
+            candidates=[{"estimator": "e.E", "params": {"tol": tol}, "space": {"x": [1.0, tol]}}],
+        )
+        space = spec_of(estimator=None, candidates=[{"estimator": "e.E", "space": {"x": [1.0, tol]}}])
+        return _task_key(asked), _task_key(tried), _task_key(space)
+
+    known = [keys(tol) for tol in (None, float("inf"), float("-inf"), float("nan"), 1.0)]
+    assert all(len({*column}) == 5 for column in zip(*known, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["Regressor", "Classifier"])

@@ -48,10 +48,17 @@ class Runs(Connected):
 
         :raises ValueError: it was deleted; MLflow keeps its name.
         """
+        from mlflow.exceptions import MlflowException
+
         with translated(f"experiment {name!r}"):
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                return str(self.client.create_experiment(name))
+                try:
+                    return str(self.client.create_experiment(name))
+                except MlflowException as err:  # somebody else was faster
+                    if err.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    return self.experiment_id(name)
         if found.lifecycle_stage == "deleted":
             raise ValueError(
                 f"experiment {name!r} was deleted in MLflow: restore it (mlflow experiments restore -x {found.experiment_id}), "

@@ -84,7 +84,7 @@ class Clock:
 
 def flat_params(spec: TrainSpec, winner: Candidate) -> dict[str, Any]:
     """Parameters as MLflow shows them: one level, the estimator's own under ``estimator.``."""
-    values = to_dict(spec)
+    values = spec.asked()
     for name in ("dataset", "estimator_params", "candidates"):
         values.pop(name)
     params = {f"estimator.{name}": value for name, value in winner.params.items()}
