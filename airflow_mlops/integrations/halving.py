@@ -140,6 +140,7 @@ class _Work:
         self.settings, self.folds, self.sign, self.on_trial = settings, folds, sign, on_trial
         self.finished: list[tuple[Candidate, Trial]] = []
         self._score = score
+        self._families = families
         self._planned, self._done = sum(_planned(len(sets)) for sets in families), 0.0
         self._began = self._begun = time.monotonic()
         self._values: list[float] = []
@@ -208,7 +209,15 @@ class _Work:
             last = f"{type(self._error).__name__}: {str(self._error)[:500]}" if self._error else "no number"
             raise ValueError(f"tuning: every parameter set failed, the last with {last}")
         best, value = max(measured, key=lambda pair: self.sign * pair[1])
-        return SearchResult(best=best, value=value, trials=tuple(trial for _, trial in self.finished))
+        known = [one for one, _ in self.finished]
+        return SearchResult(
+            best=best,
+            value=value,
+            trials=tuple(trial for _, trial in self.finished),
+            untried=tuple(
+                sets[0].estimator for sets in self._families if not any(one in known for one in sets)
+            ),
+        )
 
 
 def _spread(rows: Rows, share: float) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -17,6 +18,7 @@ from airflow_mlops.exceptions import (
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import EndpointLink
 from airflow_mlops.operators.base import Recording, StepOperator, actor, instance_of, optional_text, part_of
+from airflow_mlops.runners.base import StepCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -183,7 +185,8 @@ class DeployModelOperator(StepOperator):
 
     def on_kill(self) -> None:
         """Stop steering: what is under way is rolled back on the way out, which being killed again does not keep from its end."""
-        super().on_kill()
+        with suppress(StepCancelled):  # it is the rollout that ends, and in its own words
+            super().on_kill()
         if not self._taking_back:
             raise RolloutError("the task was killed")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.links import MLflowRunLink
@@ -230,6 +231,7 @@ class TrainModelOperator(StepOperator):
             "allow_pickle": str(self.allow_pickle).lower() == "true",
             "background_rows": int(self.background_rows),
             "seed": int(self.seed),
+            "dag_code": _dag_code(context),
             **plan,
         }
 
@@ -250,6 +252,15 @@ class TrainModelOperator(StepOperator):
             f"{result['metric_value']:.4g} on {result['holdout_rows']} held-out rows; served as {result['serving_form']}",
             payload=result,
         )
+
+
+def _dag_code(context: Context) -> dict[str, str]:
+    """Say which version of the Dag file trains: it names the estimator, the columns and the rows."""
+    from airflow_mlops.steps.training.code_version import dag_code_version
+
+    file = getattr(context.get("dag"), "fileloc", None)
+    bundle = getattr(context.get("ti"), "bundle_instance", None)
+    return dag_code_version(Path(file) if file else None, getattr(bundle, "version", None))
 
 
 def _plan(value: Any) -> dict[str, Any]:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from airflow_mlops.services import Services
 
 
+class StepCancelled(BaseException):
+    """The task was killed: a step in its process unwinds; like KeyboardInterrupt no error that anything may catch by accident."""
+
+
 class Runner(Protocol):
     """Carries a step's spec to where it runs and its result back."""
 

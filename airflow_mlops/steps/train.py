@@ -16,6 +16,7 @@ from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.exceptions import UnsafeModelError
 from airflow_mlops.integrations import sklearn
 from airflow_mlops.integrations.mlflow import (
+    MODEL_NAME_TAG,
     PACKAGE_DIGEST_TAG,
     PACKAGE_FOLDER,
     TASK_KEY_TAG,
@@ -23,6 +24,7 @@ from airflow_mlops.integrations.mlflow import (
     HeldElsewhereError,
     ModelCopy,
     Registry,
+    patiently,
     wait_seconds,
 )
 from airflow_mlops.serving.model import PICKLED_MODELS_VARIABLE, TRUSTED_TYPES_VARIABLE
@@ -95,6 +97,7 @@ def run(spec: TrainSpec, services: Services) -> TrainResult:
         name = f"{spec.model_name} {split.training_window.end:%Y-%m-%d}"
         with (
             suppress(HeldElsewhereError),  # one that began at once was first: wait for what it makes
+            registry.closing_dead_runs(experiment_id, spec.model_name),
             registry.leased_run(
                 experiment_id, name, step_key=key, what=spec.model_name, tags=_tags(spec, dataset)
             ) as run_id,
@@ -117,10 +120,13 @@ def _done_meanwhile(
 def _tags(spec: TrainSpec, dataset: DatasetVersion) -> dict[str, str]:
     sources = [file for path in own_code(spec) if (file := sklearn.source_file(path))]
     return {
-        "airflow_mlops.model_name": spec.model_name,
+        MODEL_NAME_TAG: spec.model_name,
         "airflow_mlops.dataset_digest": dataset.dataset_digest,
         TASK_KEY_TAG: _task_key(spec),
-        **{f"airflow_mlops.{name}": value for name, value in code_version(sources).items()},
+        **{
+            f"airflow_mlops.{name}": value
+            for name, value in (spec.dag_code | code_version(sources, spec.dag_code)).items()
+        },
     }
 
 
@@ -142,14 +148,14 @@ def _key(spec: TrainSpec, dataset: DatasetVersion, window: Window | None) -> str
     """Digest of all that decides the model: what was asked for, the rows, and the code that fits and judges them."""
     code = [sklearn.code_of(path) for path in own_code(spec)]
     return work_key(
-        "train", to_dict(spec) | {"dataset": None}, dataset.dataset_digest, window, code, sklearn.libraries()
+        "train", spec.asked() | {"dataset": None}, dataset.dataset_digest, window, code, sklearn.libraries()
     )
 
 
 def _task_key(spec: TrainSpec) -> str:
     """Digest of what was asked for, whatever rows, code and libraries it finds: what a retry has in common with the attempt."""
     table = spec.dataset.uri if isinstance(spec.dataset, DatasetVersion) else spec.dataset
-    return work_key("train task", to_dict(spec) | {"dataset": table})
+    return work_key("train task", spec.asked() | {"dataset": table})
 
 
 class _Stored(NamedTuple):
@@ -168,11 +174,14 @@ def _train(work: Work, services: Services) -> TrainResult:
     with tempfile.TemporaryDirectory() as temporary:
         stored = _store(work, made, Path(temporary), clock)
     result = _result(work, made, stored)
-    registry.require_running(work.run_id)  # a run that was closed shall not say that it holds a package
-    registry.write_text(work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
-    registry.log(
+    patiently(
+        registry.require_running, work.run_id
+    )  # a run that was closed shall not say that it holds a package
+    patiently(registry.write_text, work.run_id, _RESULT_FILE, canonical_json(to_dict(result)))
+    patiently(
+        registry.log,
         work.run_id,
-        params=flat_params(work.spec, made.winner) | row_facts(work.dataset, work.split),
+        params=flat_params(work.spec, made.winner) | row_facts(work.dataset, made.split, measured=work.split),
         metrics=clock.laps
         | {
             f"holdout_{result.metric}": result.metric_value,
@@ -201,10 +210,10 @@ def _store(work: Work, made: Made, temporary: Path, clock: Clock) -> _Stored:
                 "loaded for the test against the champion: train without keep_twin and refit"
             )
     clock.lap("package_seconds")
-    registry.upload(work.run_id, temporary / PACKAGE_FOLDER, PACKAGE_FOLDER)
+    patiently(registry.upload, work.run_id, temporary / PACKAGE_FOLDER, PACKAGE_FOLDER)
     if twin_digest is not None:
-        registry.upload(work.run_id, temporary / TWIN_FOLDER, TWIN_FOLDER)
-    registry.upload(work.run_id, write_evidence(temporary, made.search), TRAINING_FOLDER)
+        patiently(registry.upload, work.run_id, temporary / TWIN_FOLDER, TWIN_FOLDER)
+    patiently(registry.upload, work.run_id, write_evidence(temporary, made.search), TRAINING_FOLDER)
     copy = _log_copy(work, made.model, manifest.serving_form, temporary)
     clock.lap("upload_seconds")
     return _Stored(manifest, digest, twin_digest, copy)
@@ -252,6 +261,7 @@ def _result(work: Work, made: Made, stored: _Stored) -> TrainResult:
         estimator_params=made.winner.params,
         validation_value=made.search.value if made.search else None,
         trials=len(made.search.trials) if made.search else 0,
+        untried=made.search.untried if made.search else (),
         folds=settings.folds if made.search and (settings := work.spec.how_to_search()) else None,
         metric=score.metric,
         metric_value=score.value,
@@ -286,7 +296,8 @@ def _log_copy(work: Work, fitted: FittedModel, form: ServingForm, temporary: Pat
             TRUSTED_TYPES_VARIABLE,
         )
         return None
-    return work.registry.log_model(
+    return patiently(
+        work.registry.log_model,
         work.experiment_id,
         work.run_id,
         pipeline,

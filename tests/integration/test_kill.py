@@ -78,7 +78,7 @@ def start(spec: dict[str, Any], services: Services, folder: Path, **variables: s
     )
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 120
     while not what():
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -141,6 +141,72 @@ def test_killed_while_it_fits(table: str, services: Services, tmp_path: Path) ->
     output, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors[-3000:]
     assert_one_training(services, json.loads(output), failed=2)
+
+
+AS_A_TASK = """
+import json, signal, sys
+from airflow.sdk import DAG
+from airflow_mlops.operators.train import TrainModelOperator
+from airflow_mlops.services import Services
+
+spec = json.loads(open(sys.argv[1]).read())
+with DAG("dag", schedule=None):
+    train = TrainModelOperator(task_id="train", **spec)
+signal.signal(signal.SIGTERM, lambda *_: train.on_kill())  # what Airflow's task runner does
+train._runner.run("train", spec, Services.from_environment())
+"""
+
+
+def test_a_task_that_is_cancelled_leaves_no_run_open(table: str, services: Services, tmp_path: Path) -> None:
+    """Marked as failed, cleared or out of time: Airflow sends SIGTERM, and SIGKILL five seconds later."""
+    (tmp_path / "blocking_model.py").write_text(BLOCKING_MODEL)
+    (tmp_path / "spec.json").write_text(
+        json.dumps(training(table, "cancelled", estimator="blocking_model.Blocking"))
+    )
+    environment = {
+        **os.environ,
+        **services.to_environment(),
+        "FITTING": str(tmp_path / "fitting"),
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "AIRFLOW_MLOPS_TRUSTED_TYPES": "blocking_model.Blocking",
+    }
+    output = tmp_path / "output.log"  # a pipe that nobody reads would be full of Airflow's log soon
+    with output.open("w") as file:
+        task = subprocess.Popen(
+            [sys.executable, "-c", AS_A_TASK, str(tmp_path / "spec.json")],
+            env=environment,
+            stdout=file,
+            stderr=file,
+        )
+    wait_for((tmp_path / "fitting").exists, task)
+    task.send_signal(signal.SIGTERM)
+    task.send_signal(signal.SIGTERM)  # a pod's end is passed on as well: it must not cut the way out short
+    assert task.wait(timeout=60) == 1, output.read_text()[-3000:]
+    assert output.read_text().rstrip().endswith("StepCancelled: the task was killed")
+    registry = Registry.connect(services)
+    (run,) = registry.client.search_runs([registry.experiment_id("cancelled")])
+    assert run.info.status == "FAILED"
+
+
+def test_a_training_of_the_next_window_closes_what_a_killed_one_left(
+    table: str, services: Services, tmp_path: Path
+) -> None:
+    def of_day(day: int) -> dict[str, Any]:
+        window = {"start": START.isoformat(), "end": (START + timedelta(days=day)).isoformat()}
+        return training(table, "next_window", window=window)
+
+    registry = Registry.connect(services)
+    with StallingProxy(str(services.tracking_uri), nth(1, "PUT", "/artifacts/package/")).serving() as proxy:
+        killed = start(of_day(20), replace(services, tracking_uri=proxy.url), tmp_path)
+        wait_for(proxy.held.is_set, killed)
+        run_step("train", of_day(21), services)
+        experiment = registry.experiment_id("next_window")
+        statuses = sorted(run.info.status for run in registry.client.search_runs([experiment]))
+        assert statuses == ["FINISHED", "RUNNING"]  # it lives, and is at other rows
+        kill(killed)
+    run_step("train", of_day(22), services)
+    statuses = sorted(run.info.status for run in registry.client.search_runs([experiment]))
+    assert statuses == ["FAILED", "FINISHED", "FINISHED"]
 
 
 def nth(count: int, method: str, part: str) -> Callable[[str, str], bool]:

@@ -258,3 +258,18 @@ def test_an_address_that_is_none(uri: str) -> None:
     with pytest.raises(ConnectionConfigError, match="is no address such as http://localhost:5000") as refused:
         Registry.connect(Services(tracking_uri=uri))
     assert uri in str(refused.value)
+
+
+def test_an_experiment_that_another_task_makes_meanwhile_is_taken(
+    mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry.connect(Services(tracking_uri=mlflow_server))
+    create = registry.client.create_experiment
+    first: list[str] = []
+
+    def beaten(name: str) -> str:
+        first.append(create(name))
+        return create(name)
+
+    monkeypatch.setattr(registry.client, "create_experiment", beaten)
+    assert registry.experiment_id("made twice") == first[0]

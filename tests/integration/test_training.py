@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import mlflow
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ import polars as pl
 import pytest
 import yaml
 
+from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.comparison.metrics import DEFAULT_METRICS
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
@@ -29,11 +32,18 @@ from airflow_mlops.exceptions import (
     UnsafeModelError,
 )
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.mlflow import COPY_DIGEST_TAG, PACKAGE_FOLDER, TWIN_FOLDER, Registry
+from airflow_mlops.integrations.mlflow import (
+    COPY_DIGEST_TAG,
+    PACKAGE_FOLDER,
+    TWIN_FOLDER,
+    Registry,
+    connection,
+)
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
 from airflow_mlops.serving.model import ALLOWED_TYPES, ServedModel, load_model
 from airflow_mlops.steps.base import run_step
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -152,6 +162,158 @@ def test_a_search_that_is_killed_goes_on(table: str, services: Services, tmp_pat
     statuses = sorted(run.info.status for run in registry.client.search_runs([experiment]))
     assert statuses == ["FAILED", "FINISHED"]
     assert len(registry.client.search_logged_models([experiment])) == 1
+
+
+class ServerThatRestarts:
+    """A real MLflow server on a port and a store of its own, which is ended and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", f"{self.folder}/artifacts"]
+        with (self.folder / "server.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 120
+        while not self._answers():
+            assert time.monotonic() < deadline, (self.folder / "server.log").read_text()[-3000:]
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5).is_success
+        except httpx.HTTPError:
+            return False
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=30)
+            self.process = None
+
+
+#: Tells of each fit, so that the server can be ended and started in the middle.
+RESTARTING_MODEL = """
+from sklearn.linear_model import Ridge
+
+FITS = []
+ON_FIT = []
+
+def make(alpha=1.0):
+    return Watched(alpha=alpha)
+
+class Watched(Ridge):
+    def fit(self, X, y, sample_weight=None):
+        FITS.append(self.alpha)
+        for told in ON_FIT:
+            told(len(FITS))
+        return super().fit(X, y, sample_weight)
+"""
+
+
+def test_an_mlflow_that_is_away_costs_neither_search_nor_model(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is away during the first three trials, and again when the model is to be stored."""
+    (tmp_path / "restarting_model.py").write_text(RESTARTING_MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "restarting_model.Watched")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(connection, "_PAUSE_SECONDS", 0.5)
+    model = importlib.import_module("restarting_model")
+    server = ServerThatRestarts(tmp_path)
+
+    def on_fit(count: int) -> None:
+        if count in {1, 9}:  # the first of four trials of two folds, and the winner's own
+            server.stop()
+        if count == 7:
+            server.start()
+            server.wait()
+        if count == 9:
+            threading.Timer(3.0, server.start).start()
+
+    try:
+        server.start()
+        server.wait()
+        services = Services(tracking_uri=server.url, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
+        model.ON_FIT.append(on_fit)
+        asked = spec(
+            table,
+            "away",
+            estimator=None,
+            candidates=[{"estimator": "restarting_model:make", "space": {"alpha": [1.0, 2.0, 3.0, 4.0]}}],
+            search={"trials": 4, "folds": 2, "prune": False},
+        )
+        with caplog.at_level("WARNING"):
+            told = run_step("train", asked, services)
+        assert (told["trials"], len(model.FITS)) == (4, 9)
+        registry = Registry.connect(services)
+        run = registry.client.get_run(told["run_id"])
+        history = registry.client.get_metric_history(told["run_id"], "trial_mae")
+        assert [point.step for point in history] == [0, 1, 2, 3]  # the points it missed came later
+        assert run.info.status == "FINISHED"
+        messages = [record.message for record in caplog.records]
+        assert sum("without its chart" in message for message in messages) == 1
+        assert sum("trying again, up to 600 s" in message for message in messages) >= 1
+        (logged,) = registry.client.search_logged_models([run.info.experiment_id])
+        assert str(logged.status) == "READY"
+    finally:
+        server.stop()
+
+
+def test_a_run_states_the_rows_of_its_model_and_of_its_twin(table: str, services: Services) -> None:
+    told = run_step("train", spec(table, "stated", refit=True, keep_twin=True), services)
+    params = Registry.connect(services).client.get_run(told["run_id"]).data.params
+    assert int(params["training_rows"]) == told["training_rows"] == 1800
+    assert int(params["twin_training_rows"]) == 1800 - told["holdout_rows"]
+    training, holdout = (from_dict(Window, told[part]) for part in ("training", "holdout"))
+    assert params["training_window"] == str(training)
+    assert params["twin_training_window"] == str(Window(start=training.start, end=holdout.start))
+
+
+PLAIN_CLASSIFIER = """
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+class Plain(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        return self
+    def predict(self, X):
+        return np.full(len(X), self.classes_[0])
+    def predict_proba(self, X):
+        return np.full((len(X), 2), 0.5)
+"""
+
+
+def test_the_order_of_candidates_decides_nothing(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels that are fractions: a model of scikit-learn learns their texts, one of a user's own the numbers."""
+    (tmp_path / "plain_classifier.py").write_text(PLAIN_CLASSIFIER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "plain_classifier.Plain")
+    x = np.random.default_rng(0).normal(size=300)
+    times = [START + timedelta(hours=hour) for hour in range(300)]
+    uri = str(tmp_path / "labels")
+    frame = pl.DataFrame({"t": times, "id": range(300), "x": x, "y": (x > 0).astype(float)})
+    delta.replace_window(uri, frame, time_column="t", window=None)
+    candidates = [{"estimator": LOGISTIC}, {"estimator": "plain_classifier.Plain"}]
+    told = [
+        run_step("train", spec(uri, f"order{place}", estimator=None, candidates=listed), services)
+        for place, listed in enumerate((candidates, candidates[::-1]))
+    ]
+    assert [one["estimator"] for one in told] == [LOGISTIC, LOGISTIC]
+    assert [one["serving_form"] for one in told] == ["onnx", "onnx"]
+    assert told[0]["validation_value"] == told[1]["validation_value"]
 
 
 def test_halving_compares_families(table: str, services: Services) -> None:

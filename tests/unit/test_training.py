@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,9 +56,11 @@ from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, loa
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import select
 from airflow_mlops.steps.common import with_target
+from airflow_mlops.steps.train import _task_key
 from airflow_mlops.steps.training import model_package, spec as training_spec
-from airflow_mlops.steps.training.code_version import code_version
+from airflow_mlops.steps.training.code_version import code_version, dag_code_version
 from airflow_mlops.steps.training.fit import choose_metric, require_measurable
+from airflow_mlops.steps.training.record import write_evidence
 from airflow_mlops.steps.training.rows import Split, row_weights, simple_prediction
 from airflow_mlops.steps.training.spec import TrainResult, TrainSpec
 from tests.unit.test_requests import Caller
@@ -557,6 +561,93 @@ def test_nothing_to_search_tries_each_candidate_once() -> None:
         on_trial=lambda *_: None,
     )
     assert (len(found.trials), found.value) == (2, 4.0)
+
+
+SMALL = (
+    Candidate(estimator="m.Ridge", space={"alpha": (0.1, 1, 10)}),
+    Candidate(estimator="m.Tree", space={"depth": Range(low=1, high=4, integer=True), "kind": ("a", ("b",))}),
+    Candidate(estimator="m.Mean", space={"x": Range(low=3, high=3)}),
+)
+
+
+def small(candidate: Candidate, fold: int) -> float:
+    """Ridge is best by far, so that the sampler would draw it again and again."""
+    return 0.01 * fold + (0.1 if candidate.name == "Ridge" else 2.0) + candidate.params.get("alpha", 0)
+
+
+def search_small(
+    storage: str | None, score: Any = small, candidates: Any = SMALL, **settings: Any
+) -> tuple[Any, list[str]]:
+    fitted: list[str] = []
+
+    def counted(candidate: Candidate, fold: int) -> float:
+        value = score(candidate, fold)
+        fitted.append(f"{candidate.name} {candidate.params} {fold}")
+        return float(value)
+
+    found = optuna.search(
+        candidates,
+        Search(**{"trials": 30, "folds": 2, **settings}),
+        counted,
+        greater_is_better=False,
+        study_name="small",
+        storage_url=storage,
+        seed=0,
+        on_trial=lambda _, trial: None,
+    )
+    return found, fitted
+
+
+def test_no_parameter_set_is_fitted_twice_and_a_small_space_is_tried_in_full(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO"):
+        found, fitted = search_small(None, prune=False)
+    assert len(fitted) == len({*fitted}) == 2 * 12
+    assert len(found.trials) == 12
+    assert "the space holds 12 parameter sets, and all are tried" in caplog.text
+    assert found.best.params == {"alpha": 0.1}
+    endless = (SMALL[0], Candidate(estimator="m.Line", space={"x": Range(low=0.0, high=1.0)}))
+    found, fitted = search_small(None, candidates=endless, prune=False)
+    assert len(fitted) == len({*fitted}) == 2 * 30  # three of them Ridge: the others are of the endless part
+    assert found.best.name == "Ridge"
+
+
+@pytest.mark.parametrize("last_fit", [6, 20])
+def test_a_small_search_that_is_killed_ends_as_one_that_ran_through(last_fit: int, tmp_path: Path) -> None:
+    whole, _ = search_small(f"sqlite:///{tmp_path}/whole.db", prune=False)
+    calls = 0
+
+    def dies(candidate: Candidate, fold: int) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == last_fit:
+            raise KeyboardInterrupt
+        return small(candidate, fold)
+
+    storage = f"sqlite:///{tmp_path}/cut.db"
+    with pytest.raises(KeyboardInterrupt):
+        search_small(storage, dies, prune=False)
+    resumed, _ = search_small(storage, prune=False)
+    assert [(one.candidate, one.params) for one in resumed.trials] == [
+        (one.candidate, one.params) for one in whole.trials
+    ]
+    assert resumed.best == whole.best
+
+
+def test_candidates_that_time_left_no_trial_for_are_named(tmp_path: Path) -> None:
+    found, _ = search_small(None, timeout_seconds=0.0)
+    assert found.untried == ("m.Tree", "m.Mean")
+    evidence = write_evidence(tmp_path, found)
+    assert json.loads((evidence / "trials.json").read_text())[1:] == [
+        {"candidate": "m.Tree", "untried": True},
+        {"candidate": "m.Mean", "untried": True},
+    ]
+    assert search_small(None)[0].untried == ()
+    families = [[replace(CANDIDATES[0], params={"level": level})] for level in (2.0, 4.0)]
+    assert halve(lambda candidate, learn, check: 1.0, families, timeout_seconds=0.0)[0].untried == (
+        "fake.Flat",
+    )
 
 
 def test_time_is_up() -> None:
@@ -1827,11 +1918,59 @@ def test_the_code_version_is_that_of_the_estimators_checkout(
 
     nothing = {"git_commit": "unknown", "git_dirty": "unknown"}
     assert code_version([elsewhere / "my_models.py"]) == nothing
-    # An installed estimator: the working directory says whose code this is.
+    # An installed estimator: not the worker's working directory, but the Dag file says whose code decides.
     installed = tmp_path / "site-packages" / "sklearn" / "base.py"
-    assert code_version([installed]) == nothing
     monkeypatch.chdir(checkout)
-    assert code_version([installed])["git_commit"] == known["git_commit"]
+    assert code_version([installed]) == nothing
+    git(checkout, "checkout", "-q", "models/my_models.py")
+    dag = dag_code_version(model, None)
+    assert dag == known
+    assert code_version([installed], dag) == known
+    assert code_version([model], dag) == known
+    assert dag_code_version(elsewhere / "dag.py", None) == {}
+    assert dag_code_version(elsewhere / "dag.py", "abc") == {
+        "git_commit": "abc",
+        "git_dirty": "unknown",
+        "bundle_version": "abc",
+    }
+
+
+def test_the_dag_files_commit_travels_with_the_training_and_decides_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "dag.py"
+    file.write_text("one = 1\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    operator = TrainModelOperator(
+        task_id="train",
+        dataset="t",
+        model_name="m",
+        estimator="e.E",
+        target="y",
+        time_column="t",
+        numeric=["x"],
+    )
+    operator.window_start = operator.window_end = None
+    bundle = SimpleNamespace(version="v7")
+    context: Any = {"dag": SimpleNamespace(fileloc=str(file)), "ti": SimpleNamespace(bundle_instance=bundle)}
+    spec = from_dict(TrainSpec, operator.build_spec(context))
+    assert len(spec.dag_code["git_commit"]) == 40
+    assert (spec.dag_code["git_dirty"], spec.dag_code["bundle_version"]) == ("false", "v7")
+    assert _task_key(spec) == _task_key(replace(spec, dag_code={}))
+
+
+def test_infinity_is_another_argument_than_none() -> None:
+    def keys(tol: Any) -> tuple[str, str, str]:
+        asked = spec_of(estimator_params={"tol": tol, "sizes": [[1, tol]]})
+        tried = spec_of(
+            estimator=None,
+            candidates=[{"estimator": "e.E", "params": {"tol": tol}, "space": {"x": [1.0, tol]}}],
+        )
+        space = spec_of(estimator=None, candidates=[{"estimator": "e.E", "space": {"x": [1.0, tol]}}])
+        return _task_key(asked), _task_key(tried), _task_key(space)
+
+    known = [keys(tol) for tol in (None, float("inf"), float("-inf"), float("nan"), 1.0)]
+    assert all(len({*column}) == 5 for column in zip(*known, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["Regressor", "Classifier"])

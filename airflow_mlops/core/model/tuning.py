@@ -157,11 +157,13 @@ class SearchResult:
     :param best: candidate with the parameters that won, none left to search.
     :param value: its cross-validated metric.
     :param trials: every one, in order.
+    :param untried: import paths of candidates that the time limit left no trial for.
     """
 
     best: Candidate
     value: float
     trials: tuple[Trial, ...]
+    untried: tuple[str, ...] = ()
 
 
 #: ``score(candidate, fold) -> metric``: fit on the fold's training rows, score on the rows after them.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from airflow_mlops.integrations.mlflow.artifacts import PACKAGE_FOLDER, TWIN_FOLDER
+from airflow_mlops.integrations.mlflow.connection import patiently
 from airflow_mlops.integrations.mlflow.copies import COPY_DIGEST_TAG, Copies, ModelCopy
 from airflow_mlops.integrations.mlflow.leases import (
     LEASE_VARIABLE,
+    MODEL_NAME_TAG,
     TASK_KEY_TAG,
     WAIT_VARIABLE,
     HeldElsewhereError,
@@ -32,6 +34,7 @@ __all__ = [
     "DESCRIPTION_CHARACTERS",
     "LEASE_VARIABLE",
     "METRIC_TAGS",
+    "MODEL_NAME_TAG",
     "PACKAGE_DIGEST_TAG",
     "PACKAGE_FOLDER",
     "RECIPE_TAG",
@@ -48,6 +51,7 @@ __all__ = [
     "RegisteredVersion",
     "Registry",
     "TrainingRun",
+    "patiently",
     "wait_seconds",
 ]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from airflow_mlops.core.addresses import require_http_url
 from airflow_mlops.exceptions import (
@@ -14,14 +16,40 @@ from airflow_mlops.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mlflow import MlflowClient
 
     from airflow_mlops.services import Services
 
+log = logging.getLogger(__name__)
+
 # MLflow's own defaults retry for about four minutes; a task should fail soon and let Airflow retry it.
 _HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+
+#: What a training made is stored again and again for so long while MLflow is away: hours of work may be in it.
+PATIENCE_SECONDS = 600.0
+_PAUSE_SECONDS = 5.0
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def patiently(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call, and while MLflow is away call again, for ten minutes (:data:`PATIENCE_SECONDS`).
+
+    :raises TransientError: it stayed away.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return call(*args, **kwargs)
+        except RegistryUnavailableError as err:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("%s; trying again, up to %.0f s", err, PATIENCE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)
 
 
 class Connected:
@@ -62,6 +90,11 @@ class Connected:
         from mlflow import MlflowClient
 
         return cls(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+
+    def _fail_models(self, experiment_id: str, run_id: str) -> None:
+        """End the models that a run logged as failed."""
+        for model in self.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+            self.client.finalize_logged_model(model.model_id, "FAILED")
 
 
 def _configure_process(services: Services) -> None:

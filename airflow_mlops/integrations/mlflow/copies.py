@@ -74,6 +74,7 @@ class Copies(Connected):
             )
             digest = _folder_digest(folder)
             with translated(f"log model to run {run_id}"):
+                self._fail_models(experiment_id, run_id)  # of a former try, while MLflow was going away
                 logged = self.client.create_logged_model(
                     experiment_id, name=name, source_run_id=run_id, tags={COPY_DIGEST_TAG: digest}
                 )

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.exceptions import TransientError
-from airflow_mlops.integrations.mlflow.connection import translated
+from airflow_mlops.integrations.mlflow.connection import patiently, translated
 from airflow_mlops.integrations.mlflow.runs import STEP_KEY_TAG, Runs
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ HEARTBEAT_TAG = "airflow_mlops.heartbeat"
 
 #: Tag of a run: digest of what was asked for, without the inputs it found.
 TASK_KEY_TAG = "airflow_mlops.task_key"
+#: Tag of a run: the model it makes.
+MODEL_NAME_TAG = "airflow_mlops.model_name"
 #: Tag of a run: its place among runs that began the same work.
 TURN_TAG = "airflow_mlops.turn"
 
@@ -31,6 +33,12 @@ TURN_TAG = "airflow_mlops.turn"
 LEASE_SECONDS = 10.0
 LEASE_VARIABLE = "AIRFLOW_MLOPS_LEASE_SECONDS"
 _BEATS_PER_LEASE = 5
+
+#: Of a run at other work than one's own it takes so many leases: nobody waits for that one, and to close one that lives, with
+#: its signs of life lost, would throw a training away.
+_LEASES_OF_OTHERS = 3
+#: So many runs of a model are looked at, those that began first.
+_MOST_OTHERS = 50
 
 #: A task whose work another process is at waits so long for that one, and then fails for a retry. The variable sets another.
 WAIT_SECONDS = 3600.0
@@ -113,7 +121,7 @@ class Leases(Runs):
         ):
             self.require_first(experiment_id, step_key, run_id, what)
             yield run_id
-            self.require_running(run_id)
+            patiently(self.require_running, run_id)
 
     def take_over_dead_runs(
         self,
@@ -154,6 +162,36 @@ class Leases(Runs):
                 break  # the same asked of other inputs, and in good hands
             time.sleep(lease / (2 * _BEATS_PER_LEASE))
         return watch.any
+
+    @contextmanager
+    def closing_dead_runs(self, experiment_id: str, model_name: str) -> Iterator[None]:
+        """Mark as failed what killed trainings of a model left, whatever their window; those that live are left alone.
+
+        They are looked at before and after the block, so that a block of half a minute costs no waiting, nor do runs that live.
+        After a block that raises nothing is closed.
+        """
+        watch = _Watch(_LEASES_OF_OTHERS * _lease_seconds())
+        there = self._running_of(experiment_id, model_name)
+        watch.look(there)
+        yield
+        try:
+            self._close_dead(experiment_id, model_name, {run.info.run_id for run in there}, watch)
+        except TransientError as err:  # the next training looks again; what this one made is stored
+            log.warning("could not look for what killed trainings of %s left: %s", model_name, err)
+
+    def _close_dead(self, experiment_id: str, model_name: str, suspected: set[str], watch: _Watch) -> None:
+        """Look at runs until each has ended, gives a sign of life or is dead."""
+        while suspected:
+            running = [
+                run for run in self._running_of(experiment_id, model_name) if run.info.run_id in suspected
+            ]
+            for run_id in watch.look(running):
+                log.warning("run %s of %s gives no sign of life: it is marked as failed", run_id, model_name)
+                with translated("close interrupted runs"):
+                    self._fail(experiment_id, run_id)
+            suspected = {run.info.run_id for run in running} - watch.alive
+            if suspected:
+                time.sleep(_lease_seconds() / (2 * _BEATS_PER_LEASE))
 
     def require_first(self, experiment_id: str, step_key: str, run_id: str, what: str) -> None:
         """See that of runs at the same work this one is the first. No clocks are compared: each takes a turn after those it sees.
@@ -231,6 +269,16 @@ class Leases(Runs):
                 )
             found |= {run.info.run_id: run for run in runs}
         return list(found.values())
+
+    def _running_of(self, experiment_id: str, model_name: str) -> list[Any]:
+        with translated("search runs"):
+            found: list[Any] = self.client.search_runs(
+                [experiment_id],
+                f"tags.`{MODEL_NAME_TAG}` = '{model_name}' and attributes.status = 'RUNNING'",
+                max_results=_MOST_OTHERS,
+                order_by=["attributes.start_time ASC"],
+            )
+        return found
 
 
 def _turn(run: Any) -> int | None:

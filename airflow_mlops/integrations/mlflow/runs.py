@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow_mlops.exceptions import ModelVersionNotFoundError
-from airflow_mlops.integrations.mlflow.connection import Connected, translated
+from airflow_mlops.integrations.mlflow.connection import Connected, patiently, translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,10 +48,17 @@ class Runs(Connected):
 
         :raises ValueError: it was deleted; MLflow keeps its name.
         """
+        from mlflow.exceptions import MlflowException
+
         with translated(f"experiment {name!r}"):
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                return str(self.client.create_experiment(name))
+                try:
+                    return str(self.client.create_experiment(name))
+                except MlflowException as err:  # somebody else was faster
+                    if err.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    return self.experiment_id(name)
         if found.lifecycle_stage == "deleted":
             raise ValueError(
                 f"experiment {name!r} was deleted in MLflow: restore it (mlflow experiments restore -x {found.experiment_id}), "
@@ -124,8 +131,7 @@ class Runs(Connected):
             with suppress(MlflowException):
                 self._fail(experiment_id, run_id)
             raise
-        with translated("end run"):
-            self.client.set_terminated(run_id, status="FINISHED")
+        patiently(self._finish, run_id)
 
     def log(
         self,
@@ -186,11 +192,14 @@ class Runs(Connected):
         page = f"{self.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}"
         return f"{page}/artifacts/{quote(artifact)}" if artifact else page
 
+    def _finish(self, run_id: str) -> None:
+        with translated("end run"):
+            self.client.set_terminated(run_id, status="FINISHED")
+
     def _fail(self, experiment_id: str, run_id: str) -> None:
         """End a run as failed, and with it the models it logged: nobody may take one of them for finished."""
         self.client.set_terminated(run_id, status="FAILED")
-        for model in self.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
-            self.client.finalize_logged_model(model.model_id, "FAILED")
+        self._fail_models(experiment_id, run_id)
 
 
 def _colspec(columns: Mapping[str, str]) -> str | None:

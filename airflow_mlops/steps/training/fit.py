@@ -12,11 +12,12 @@ from airflow_mlops.core.comparison.metrics import (
     resolve_metric,
 )
 from airflow_mlops.core.comparison.number_metrics import require_nonzero
-from airflow_mlops.core.model.tuning import Candidate, SearchResult, Trial, time_ordered_folds
+from airflow_mlops.core.model.tuning import Candidate, SearchResult, time_ordered_folds
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations import halving, optuna, sklearn
 from airflow_mlops.ledger.studies import making_studies
 from airflow_mlops.steps.training.model_package import FittedModel, require_safe_form
+from airflow_mlops.steps.training.record import TrialChart
 from airflow_mlops.steps.training.rows import Split, row_weights
 
 if TYPE_CHECKING:
@@ -170,13 +171,17 @@ def search_and_fit(work: Work, services: Services, clock: Clock) -> Made:
     """Search, fit and measure."""
     spec, split = work.spec, work.split
     features = sklearn.to_features(split.training, work.columns)
-    target = sklearn.to_target(split.training[spec.target], _pipeline(work, spec.to_try()[0].example()))
     weights = row_weights(split.training, work.columns, spec.half_life_days)
     clock.lap("prepare_seconds")
-    found = _search(work, features, target, services)
+    found = _search(work, features, services)
+    if found and found.untried:
+        log.warning(
+            "training: %s was never tried: raise the search's timeout_seconds, or leave candidates out",
+            ", ".join(found.untried),
+        )
     clock.lap("search_seconds")
     winner = found.best if found else spec.to_try()[0]
-    fitted = _fit(work, winner, features, target, weights)
+    fitted = _fit(work, winner, features, weights)
     made = Made(winner, found, fitted, split)
     if spec.refit:
         made = Made(winner, found, _refit(work, winner, fitted, split.whole), split.whole, twin=fitted)
@@ -187,18 +192,18 @@ def search_and_fit(work: Work, services: Services, clock: Clock) -> Made:
 def _search(
     work: Work,
     features: pd.DataFrame,
-    target: NDArray[Any],
     services: Services,
 ) -> SearchResult | None:
     """Compare the candidates inside the training rows, oldest to newest."""
     spec, settings = work.spec, work.spec.how_to_search()
     if settings is None:
         return None
+    known = work.split.training[spec.target]
     folds = time_ordered_folds(work.split.training[spec.time_column].to_numpy(), settings.folds)
     if sklearn.is_classification(_pipeline(work, spec.to_try()[0].example())):
         _require_labels(
             spec.target,
-            target[folds[0][0]],
+            known[folds[0][0]].to_numpy(),
             "rows of the first fold",
             remedy="use fewer folds, or a longer window",
         )
@@ -208,13 +213,12 @@ def _search(
     def score(candidate: Candidate, learn: NDArray[Any], check: NDArray[Any]) -> float:
         weights = row_weights(work.split.training[learn], work.columns, spec.half_life_days)
         pipeline = _pipeline(work, candidate)
+        target = sklearn.to_target(known, pipeline)  # as this one learns it: candidates differ in that
         sklearn.fit(pipeline, features.iloc[learn], target[learn], weights)
         predictions = sklearn.predict(pipeline, features.iloc[check])
         return evaluate_metric(work.metric, target=target[check], prediction=predictions).value
 
-    def tell(number: int, trial: Trial) -> None:
-        work.registry.log_step(work.run_id, f"trial_{work.metric.name}", trial.value, number)
-
+    tell = TrialChart(work.registry, work.run_id, work.metric.name).tell
     if settings.method == "halving":
         each = max(1, settings.trials // len(spec.to_try()))
         return halving.search(
@@ -261,11 +265,11 @@ def _fit(
     work: Work,
     candidate: Candidate,
     features: pd.DataFrame,
-    target: NDArray[Any],
     weights: NDArray[Any] | None,
 ) -> FittedModel:
     """Fit on all training rows and score on the held-out ones."""
     pipeline = _pipeline(work, candidate)
+    target = sklearn.to_target(work.split.training[work.spec.target], pipeline)
     sklearn.fit(pipeline, features, target, weights)
     log.info("training: fitted %s on %d rows", candidate.name, len(features))
     holdout = sklearn.to_features(work.split.holdout, work.columns)

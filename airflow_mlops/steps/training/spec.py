@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -29,7 +31,7 @@ _LONGEST_NAME = 250
 _NO_METHOD = {
     *(part.name for part in fields(TrainingPlan)),
     *("dataset", "trailing_days", "holdout_share", "model_name", "id_column"),
-    *("parity", "quantize", "allow_pickle", "background_rows", "experiment"),
+    *("parity", "quantize", "allow_pickle", "background_rows", "experiment", "dag_code"),
 }
 
 
@@ -75,6 +77,7 @@ class TrainSpec:
         and nothing is explained there. Whoever may read the package reads these rows.
     :param seed: random state.
     :param experiment: MLflow experiment.
+    :param dag_code: which version of the Dag file asks, for the run's tags; decides nothing.
     :raises ValueError: ``keep_twin`` without ``refit``, or too many background rows.
     """
 
@@ -110,6 +113,7 @@ class TrainSpec:
     background_rows: int = 0
     seed: int = 0
     experiment: str | None = None
+    dag_code: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.keep_twin and not self.refit:
@@ -125,6 +129,15 @@ class TrainSpec:
         if start is not None:  # one instant is one text, as the text decides whether it was trained already
             start = start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
             object.__setattr__(self, "holdout_start", start)
+
+    def asked(self) -> dict[str, Any]:
+        """Give all that decides the model, as JSON: the same training of another commit is the same training."""
+        values = {name: value for name, value in to_dict(self).items() if name != "dag_code"}
+        values["estimator_params"] = _told_apart(values["estimator_params"], self.estimator_params)
+        for known, candidate in zip(values["candidates"], self.candidates, strict=True):
+            known["params"] = _told_apart(known["params"], candidate.params)
+            known["space"] = _told_apart(known["space"], candidate.space)
+        return values
 
     def columns(self) -> ColumnRoles:
         """Give the roles.
@@ -170,6 +183,7 @@ class TrainResult:
     :param estimator_params: its arguments; the winning ones after a search.
     :param validation_value: the metric in cross-validation on the training rows; ``None`` without a search.
     :param trials: parameter sets that were tried.
+    :param untried: import paths of candidates that the search's time limit left no trial for.
     :param folds: of the cross-validation; ``None`` without a search, or of a training of an older release.
     :param metric_value: the metric on the held-out rows.
     :param recipe: name of the way it was made; ``None``: it has none.
@@ -201,7 +215,19 @@ class TrainResult:
     twin_digest: str | None = None
     training_digest: str | None = None
     folds: int | None = None
+    untried: tuple[str, ...] = ()
     reused: bool
+
+
+def _told_apart(value: Any, raw: Any) -> Any:
+    """Put back into JSON what has no place there: infinity is another argument than ``None``."""
+    if isinstance(raw, float) and not math.isfinite(raw):
+        return {"float": str(raw)}
+    if isinstance(value, dict) and isinstance(raw, Mapping):
+        return {name: _told_apart(value[name], part) for name, part in raw.items()}
+    if isinstance(value, list) and isinstance(raw, list | tuple):
+        return [_told_apart(*pair) for pair in zip(value, raw, strict=True)]
+    return value
 
 
 def require_model_name(name: str) -> None:
@@ -222,7 +248,7 @@ def require_model_name(name: str) -> None:
 
 def method_digest(spec: TrainSpec) -> str:
     """Digest of how a model is made of whatever rows: what was asked for besides them, and the code that fits."""
-    asked = {name: value for name, value in to_dict(spec).items() if name not in _NO_METHOD}
+    asked = {name: value for name, value in spec.asked().items() if name not in _NO_METHOD}
     code = [sklearn.code_of(path) for path in own_code(spec)]
     return f"sha256:{file_digest(canonical_json([asked, code]).encode())}"
 
