@@ -34,6 +34,9 @@ TARGET_OPSET = {"": 18, "ai.onnx.ml": 3}
 #: Locale in which a served model makes letters small, and words of two letters or more as scikit-learn has them.
 _LOCALE, _WORD = "C.UTF-8", r"[\p{L}\p{N}_][\p{L}\p{N}_]+"
 
+#: What computes with 16-bit floats: products with learned weights, and what stands between them. Weights lie nowhere else.
+_HALF_OPERATORS = frozenset({"MatMul", "Gemm", "Add", "Relu", "Tanh"})
+
 #: Kinds of odd values that are made of every input.
 _ODD_VALUES = 3
 
@@ -60,7 +63,7 @@ def convert(pipeline: Any, signature: ModelSignature) -> bytes:
         (field.name, (FloatTensorType if field.type == "number" else StringTensorType)([None, 1]))
         for field in signature.inputs
     ]
-    converters, shapes = _integer_attribute_converters()
+    converters, shapes = _own_converters()
     options: dict[int, dict[str, Any]] = _text_options(pipeline)
     if gives_probabilities(pipeline):
         options[id(pipeline)] = {"zipmap": False}
@@ -134,13 +137,17 @@ def has_converter(estimator: Any) -> bool:
     """Tell whether skl2onnx knows this very class, or the estimator brings its own conversion."""
     from skl2onnx._supported_operators import sklearn_operator_name_map
 
-    return type(estimator) in sklearn_operator_name_map or hasattr(estimator, "onnx_converter")
+    from airflow_mlops.integrations.feature_selector import FeatureSelector
+
+    return type(estimator) in {*sklearn_operator_name_map, FeatureSelector} or hasattr(
+        estimator, "onnx_converter"
+    )
 
 
 def quantize(model: bytes, how: Quantization) -> bytes:
     """Make the model smaller: 16-bit floats, or 8-bit integers in matrix products.
 
-    Trees stay as they are in both; the parity gate judges the result like any other form.
+    Preprocessing keeps its 32 bits: texts and categories have no others, and scaling would lose what it is for. Trees stay as they are in both; the parity gate judges the result like any other form.
     """
     import onnx
 
@@ -148,7 +155,9 @@ def quantize(model: bytes, how: Quantization) -> bytes:
     if how == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        smaller = convert_float_to_float16(parsed, keep_io_types=True)
+        exact = {node.op_type for node in parsed.graph.node} - _HALF_OPERATORS
+        smaller = convert_float_to_float16(parsed, keep_io_types=True, op_block_list=sorted(exact))
+        _drop_repeated(smaller.graph)
     else:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -158,6 +167,14 @@ def quantize(model: bytes, how: Quantization) -> bytes:
             smaller = onnx.load(path)
     serialized: bytes = smaller.SerializeToString()
     return serialized
+
+
+def _drop_repeated(graph: Any) -> None:
+    """Keep one node of those that make the same value: the converter adds the same cast for everyone who reads it."""
+    first = {output: place for place, node in reversed([*enumerate(graph.node)]) for output in node.output}
+    for place, node in reversed([*enumerate(graph.node)]):
+        if first[node.output[0]] != place:
+            del graph.node[place]
 
 
 def check_parity(
@@ -281,6 +298,37 @@ def _takes(pipeline: Any, rows: pd.DataFrame) -> bool:
     except Exception:  # noqa: BLE001 - a user's own transformer raises anything
         return False
     return True
+
+
+def _own_converters() -> tuple[dict[type, Any], dict[type, Any]]:
+    """Give the converters that skl2onnx does not have, or has with an error."""
+    from skl2onnx.common._registration import get_shape_calculator
+
+    from airflow_mlops.integrations.feature_selector import FeatureSelector
+
+    converters, shapes = _integer_attribute_converters()
+    # Not the converter: it takes a selection of the first feature alone for an empty one.
+    return (
+        {**converters, FeatureSelector: _convert_selector},
+        {**shapes, FeatureSelector: get_shape_calculator("SklearnSelectFromModel")},
+    )
+
+
+def _convert_selector(scope: Any, operator: Any, container: Any) -> None:
+    import onnx
+
+    places = operator.raw_operator.get_support(indices=True)
+    if len(places) == 0:
+        raise ValueError("no feature was selected")
+    name = scope.get_unique_variable_name("selected")
+    container.add_initializer(name, onnx.TensorProto.INT64, [len(places)], places)
+    container.add_node(
+        "ArrayFeatureExtractor",
+        [operator.inputs[0].full_name, name],
+        operator.outputs[0].full_name,
+        op_domain="ai.onnx.ml",
+        name=scope.get_unique_operator_name("selected"),
+    )
 
 
 def _integer_attribute_converters() -> tuple[dict[type, Any], dict[type, Any]]:

@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
 from airflow_mlops.links import MLflowRunLink
 from airflow_mlops.operators.base import (
     StepOperator,
@@ -36,7 +38,8 @@ class TrainModelOperator(StepOperator):
     :param as_of: with a table URI, read it as it was: a version number or an instant such as ``2024-03-01T00:00:00Z``. (templated)
     :param model_name: name of the model to be, and of the MLflow experiment. (templated)
     :param estimator: import path of an estimator or of a factory function; or give ``candidates``. (templated)
-    :param estimator_params: its arguments; ``a__b`` reaches into a nested estimator. (templated)
+    :param estimator_params: its arguments; ``a__b`` reaches into a nested estimator. Numbers, texts, lists and the like; for
+        an object name a factory function in ``estimator``. (templated)
     :param candidates: estimators to try, ``{"estimator": .., "params": .., "space": ..}``, the fields of
         a :class:`~airflow_mlops.core.model.tuning.Candidate`. (templated)
     :param search: how candidates are compared, the fields of a :class:`~airflow_mlops.core.model.tuning.Search`; default with
@@ -199,6 +202,9 @@ class TrainModelOperator(StepOperator):
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.training.spec.TrainSpec`."""
         plan = _plan(self.plan)
+        _require_plain(self.estimator_params, "estimator_params")
+        for number, candidate in enumerate(self.candidates):
+            _require_plain(candidate, f"candidates[{number}]")
         return {
             "dataset": dataset_ref(self.dataset, self.as_of),
             "model_name": self.model_name,
@@ -261,6 +267,27 @@ def _dag_code(context: Context) -> dict[str, str]:
     file = getattr(context.get("dag"), "fileloc", None)
     bundle = getattr(context.get("ti"), "bundle_instance", None)
     return dag_code_version(Path(file) if file else None, getattr(bundle, "version", None))
+
+
+def _require_plain(value: Any, name: str) -> None:
+    """See that parameters can be handed to the process that trains.
+
+    :raises ValueError: naming the first that is an object.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_plain(item, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple | set | frozenset):
+        for number, item in enumerate(value):
+            _require_plain(item, f"{name}[{number}]")
+    else:
+        try:
+            to_jsonable_python(value)
+        except PydanticSerializationError as err:
+            raise ValueError(
+                f"{name} is an object ({type(value).__name__}), which can't be handed to the process that trains: name a function by "
+                'its import path, estimator="my_models:make_estimator", that makes the estimator with the object in it'
+            ) from err
 
 
 def _plan(value: Any) -> dict[str, Any]:

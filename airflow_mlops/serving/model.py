@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 #: leaves tree nodes out because a crafted file could crash the process; ours are loaded only after their
 #: digest was found to be the registered one.
 ALLOWED_TYPES = (
+    "airflow_mlops.integrations.feature_selector.FeatureSelector",  # so must the selector in it
     "airflow_mlops.integrations.label_codes.LabelCodedClassifier",  # the classifier in it must be on a list itself
     "functools.partial",  # binds arguments to a function that must be on a list itself
     "numpy.dtype",

@@ -813,6 +813,8 @@ def test_boosting_of_other_libraries(
     rows = [{"x": -1.0}, {"x": 0.0}, {"x": 1.0}, {"x": None}]
     low, middle, high, _ = model.predict_records(rows)
     assert low < middle < high  # type: ignore[operator]
+    again = run_step("train", args | {"experiment": f"{library} again"}, services)
+    assert (again["reused"], again["package_digest"]) == (False, told["package_digest"])
     assert run_step("train", args | {"seed": 1}, services)["package_digest"] != told["package_digest"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,13 +23,20 @@ import pandas as pd
 import polars as pl
 import pytest
 import scipy.sparse
+import skops.io
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
-from sklearn.ensemble import AdaBoostRegressor, BaggingRegressor, StackingRegressor, VotingRegressor
-from sklearn.feature_selection import SelectFromModel
+from sklearn.ensemble import (
+    AdaBoostRegressor,
+    BaggingRegressor,
+    ExtraTreesRegressor,
+    StackingRegressor,
+    VotingRegressor,
+)
+from sklearn.feature_selection import RFE, SelectFromModel
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.tree import DecisionTreeRegressor
@@ -52,7 +61,7 @@ from airflow_mlops.integrations.sklearn.candidates import _distribution
 from airflow_mlops.ledger.studies import studies_url
 from airflow_mlops.operators.train import TrainModelOperator
 from airflow_mlops.services import Services
-from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, load_model
+from airflow_mlops.serving.model import TRUSTED_TYPES_VARIABLE, ServedModel, allowed_types, load_model
 from airflow_mlops.serving.package import write_manifest
 from airflow_mlops.steps import select
 from airflow_mlops.steps.common import with_target
@@ -903,7 +912,7 @@ def test_feature_selection_with_a_missing_number(
     assert len(sklearn.predict(pipeline, unseen).values) == 120
 
 
-def test_selection_by_l1_of_a_table_with_gaps_says_what_to_do() -> None:
+def test_selection_by_l1_of_a_table_with_gaps() -> None:
     columns = ColumnRoles(target="y", time="t", numeric=("a", "b"))
     pipeline = sklearn.build_pipeline(
         Candidate(estimator="sklearn.ensemble.HistGradientBoostingRegressor"),
@@ -912,9 +921,82 @@ def test_selection_by_l1_of_a_table_with_gaps_says_what_to_do() -> None:
         selection=sklearn.FeatureSelection(method="l1", keep=1),
         seed=0,
     )
-    frame = rows().with_columns(b=pl.when(pl.int_range(pl.len()) == 7).then(None).otherwise(pl.col("a")))
-    with pytest.raises(ValueError, match=r"l1 takes no missing numbers.*select by rfe or importance"):
-        sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
+    frame = rows().with_columns(b=pl.when(pl.int_range(pl.len()) == 7).then(None).otherwise(pl.col("b")))
+    sklearn.fit(pipeline, sklearn.to_features(frame, columns), frame["y"].to_numpy(), None)
+    assert pipeline["selection"].get_support().tolist() == [True, False]
+
+
+def changed_world(count: int = 1200) -> tuple[pl.DataFrame, ColumnRoles]:
+    """Old rows follow x0 and weigh nothing; the newest quarter follows x1."""
+    x = np.random.default_rng(0).normal(size=(count, 4))
+    new = np.arange(count) >= 0.75 * count
+    frame = pl.DataFrame({f"x{i}": x[:, i] for i in range(4)}).with_columns(
+        y=pl.Series(3.0 * np.where(new, x[:, 1], x[:, 0])),
+        w=pl.Series(new.astype(float)),
+        t=pl.Series([datetime(2024, 1, 1, tzinfo=UTC) + timedelta(hours=i) for i in range(count)]),
+    )
+    return frame, ColumnRoles(target="y", time="t", numeric=("x0", "x1", "x2", "x3"))
+
+
+@pytest.mark.parametrize("method", ["rfe", "l1", "importance"])
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize(("weight", "half_life_days"), [("w", None), (None, 2.0)])
+def test_features_are_selected_by_the_weights_of_rows(
+    method: Any, labels: bool, weight: str | None, half_life_days: float | None
+) -> None:
+    frame, columns = changed_world()
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator=f"sklearn.linear_model.{'LogisticRegression' if labels else 'Ridge'}"),
+        columns,
+        selection=sklearn.FeatureSelection(method=method, keep=1),
+        seed=0,
+    )
+    features = sklearn.to_features(frame, columns)
+    target = (frame["y"].to_numpy() > 0).astype(int) if labels else frame["y"].to_numpy()
+    sklearn.fit(pipeline, features, target, None)
+    assert pipeline["selection"].get_support().tolist() == [True, False, False, False]
+    weights = row_weights(frame, replace(columns, weight=weight), half_life_days)
+    sklearn.fit(pipeline, features, target, weights)
+    assert pipeline["selection"].get_support().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("method", ["rfe", "l1", "importance"])
+def test_a_selection_is_stored_without_what_ranked_the_features(method: Any, tmp_path: Path) -> None:
+    frame, columns = changed_world(3000)
+    pipeline = sklearn.build_pipeline(
+        Candidate(estimator="sklearn.linear_model.Ridge"),
+        columns,
+        selection=sklearn.FeatureSelection(method=method, keep=1),
+        seed=0,
+    )
+    features = sklearn.to_features(frame, columns)
+    sklearn.fit(pipeline, features, frame["y"].to_numpy(), None)
+    path = tmp_path / "model.skops"
+    assert model_package.refused_types(sklearn.save_skops(pipeline, path)) == []
+    assert path.stat().st_size < 200_000
+    expected = sklearn.predict(pipeline, features).values
+    loaded = skops.io.load(path, trusted=[*allowed_types()])
+    assert (sklearn.predict(loaded, features).values == expected).all()
+    again = sklearn.fit(clone(loaded), features.tail(700), frame["y"].to_numpy()[-700:], None)
+    assert again["selection"].get_support().tolist() == [False, True, False, False]  # it selects anew
+    # The very first feature alone, of which skl2onnx makes zeros.
+    signature = ModelSignature(
+        inputs=tuple(FieldSpec(name=name, type="number") for name in columns.inputs), output="y"
+    )
+    parity = onnx.check_parity(onnx.convert(pipeline, signature), pipeline, features, signature, LIMITS)
+    assert parity.passed, parity.reason
+
+
+def test_selections_that_were_stored_with_their_forest_are_loaded(tmp_path: Path) -> None:
+    """By the versions before this one."""
+    frame, columns = changed_world(300)
+    features, target = sklearn.to_features(frame, columns), frame["y"].to_numpy()
+    trees = ExtraTreesRegressor(n_estimators=3, random_state=0)
+    for selector in (RFE(trees), SelectFromModel(trees)):
+        pipeline = Pipeline([("selection", selector), ("estimator", Ridge())]).fit(features, target)
+        sklearn.save_skops(pipeline, tmp_path / "model.skops")
+        loaded = skops.io.load(tmp_path / "model.skops", trusted=[*allowed_types()])
+        assert (loaded.predict(features) == pipeline.predict(features)).all()
 
 
 @pytest.mark.parametrize(
@@ -1861,6 +1943,116 @@ def test_a_smaller_form_passes_the_same_gate_or_is_not_used(how: Any, tmp_path: 
     _, smaller = model_package._write_model(tmp_path / "model", model, signature, loose, how)
     assert smaller.startswith(f"{how}, ")
     assert (tmp_path / "model.onnx").stat().st_size < 0.8 * exact_size
+
+
+@pytest.mark.parametrize("estimator", ["MLPRegressor", "MLPClassifier"])
+@pytest.mark.parametrize("inputs", [{"categorical": ("kind",)}, {"text": ("note",)}])
+def test_half_floats_go_with_categories_and_texts(
+    estimator: str, inputs: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    columns = ColumnRoles(target="y", time="t", numeric=("a",), **inputs)  # type: ignore[arg-type]
+    fields = [FieldSpec(name=n, type="number" if n == "a" else "string") for n in columns.inputs]
+    signature = ModelSignature(inputs=tuple(fields), output="y")
+    params = {"hidden_layer_sizes": [64, 64], "max_iter": 40}
+    candidate = Candidate(estimator=f"sklearn.neural_network.{estimator}", params=params)
+    pipeline = sklearn.build_pipeline(candidate, columns, seed=0)
+    frame = rows()
+    features, target = sklearn.to_features(frame, columns), frame["y"].to_numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sklearn.fit(
+            pipeline, features, (target > 0).astype(int) if "Classifier" in estimator else target, None
+        )
+    limits = ParityLimits(label_flips=0.01, maximum_difference=0.03, p999_difference=0.03)
+    _, reason = model_package._write_model(
+        tmp_path / "model", fitted(pipeline, features), signature, limits, "float16"
+    )
+    assert reason.startswith("float16, "), reason
+
+
+_WRITES_A_MODEL = """
+import sys
+from pathlib import Path
+import lightgbm, numpy as np
+from sklearn.neighbors import RadiusNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from airflow_mlops.integrations import sklearn
+from tests.unit.test_training import WordList
+x = np.random.default_rng(0).normal(size=(300, 3))
+last = {
+    "lightgbm": lightgbm.LGBMRegressor(n_estimators=5, verbose=-1, random_state=0),
+    "neighbors": RadiusNeighborsRegressor(5.0),
+}[sys.argv[1]]
+scale = float(sys.argv[2])
+sklearn.save_skops(make_pipeline(WordList(), last).fit(x, scale * x[:, 0]), Path(sys.argv[3]))
+"""
+
+
+class WordList(TransformerMixin, BaseEstimator):
+    """A user's own transformer, with a set, shared arrays and bytes."""
+
+    def fit(self, features: Any, target: Any = None) -> WordList:
+        self.words_ = {"late", "early", "on time"}
+        self.mean_ = self.again_ = np.asarray(features).mean(axis=0)
+        self.key_ = bytearray(b"key")
+        self.fitted_ = True
+        return self
+
+    def transform(self, features: Any) -> Any:
+        return np.asarray(features, dtype=float) - self.mean_
+
+
+@pytest.mark.parametrize("last", ["lightgbm", "neighbors"])
+def test_the_scikit_learn_form_has_the_same_bytes_in_every_process(last: str, tmp_path: Path) -> None:
+    pytest.importorskip("lightgbm")
+    digests = []
+    for number, scale in enumerate((1.0, 1.0, 2.0)):
+        path = tmp_path / f"{number}.skops"
+        subprocess.run(
+            [sys.executable, "-c", _WRITES_A_MODEL, last, str(scale), str(path)],
+            check=True,
+            timeout=120,
+            env=os.environ | {"PYTHONHASHSEED": str(number)},
+        )
+        digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert digests[0] == digests[1] != digests[2]
+    loaded = skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
+    words = loaded[0]
+    assert (words.words_, bytes(words.key_)) == ({"late", "early", "on time"}, b"key")
+    assert words.mean_ is words.again_
+    x = np.random.default_rng(0).normal(size=(300, 3))
+    assert len(loaded.predict(x)) == 300
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (
+            {"estimator_params": {"estimator": Ridge()}},
+            r"estimator_params\['estimator'\] is an object \(Ridge\)",
+        ),
+        (
+            {"candidates": [{"estimator": "a.B", "params": {"estimators": [["one", Ridge()]]}}]},
+            r"candidates\[0\]\['params'\]\['estimators'\]\[0\]\[1\] is an object",
+        ),
+    ],
+)
+def test_an_object_as_a_parameter_is_refused_by_name(given: dict[str, Any], named: str) -> None:
+    operator = TrainModelOperator(
+        task_id="train", dataset="t", model_name="m", target="y", time_column="t", **given
+    )
+    with pytest.raises(ValueError, match=named + ".*make_estimator"):
+        operator.build_spec({})
+
+
+def test_a_package_that_nothing_would_load_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_package, "MAXIMUM_PACKAGE_BYTES", 1000)
+    with pytest.raises(
+        ValueError, match=r"package of the model has .* at most 1,000 are loaded\. Train a smaller"
+    ):
+        packaged(Candidate(estimator="sklearn.linear_model.Ridge"), COLUMNS, rows(), tmp_path)
 
 
 @pytest.mark.parametrize(("how", "categories"), [("int8", ("kind",)), ("float16", ())])

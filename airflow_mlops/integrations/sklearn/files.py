@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import tempfile
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.extension import load_object
 from airflow_mlops.core.model.installed import packages_of
+from airflow_mlops.integrations.sklearn.skops_archive import write_repeatable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,12 +79,14 @@ def untrusted_types(pipeline: Any) -> list[str]:
 
 
 def save_skops(pipeline: Any, path: Path) -> list[str]:
-    """Save without pickle.
+    """Save without pickle; equal models give equal bytes.
 
     :returns: names of the types in the file that a reader must trust explicitly.
     """
     import skops.io
 
-    skops.io.dump(pipeline, path)
+    with tempfile.TemporaryFile() as dumped:
+        skops.io.dump(pipeline, dumped)
+        write_repeatable(dumped, path)
     untrusted: list[str] = skops.io.get_untrusted_types(file=path)
     return untrusted

@@ -10,6 +10,7 @@ import numpy as np
 
 from airflow_mlops.core.comparison.predictions import Predictions
 from airflow_mlops.integrations.sklearn.pipelines import (
+    SELECTION_STEP,
     final_estimator,
     gives_probabilities,
     is_classification,
@@ -31,13 +32,12 @@ _DENSE_AT_MOST = 2**32
 
 
 def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any] | None) -> Any:
-    """Fit, handing row weights to the estimator, and codes of the labels to XGBoost where it takes no others.
+    """Fit, handing row weights to the estimator and what selects its features, and codes of the labels to XGBoost where it takes no others.
 
     :raises ValueError: weights are wanted and the estimator takes none, or it refuses the rows: naming columns with infinite
-        values or with none at all, how many features there are to select from, a selection that takes no missing numbers,
-        labels that it does not answer with, or columns that would take gigabytes.
+        values or with none at all, how many features there are to select from, labels that it does not answer with, or columns that would take gigabytes.
     """
-    arguments = {} if weights is None else {_weight_argument(pipeline): weights}
+    arguments = {} if weights is None else dict.fromkeys(_weight_arguments(pipeline), weights)
     _fill_empty(pipeline, features)
     _bound_memory(pipeline, features)
     estimator = final_estimator(pipeline)[1]
@@ -49,7 +49,7 @@ def fit(pipeline: Any, features: pd.DataFrame, target: Any, weights: NDArray[Any
             raise
         raise ValueError(_no_weights(estimator)) from err
     except ValueError as err:
-        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline), *_gaps(err)]
+        hints = [*_infinite(features), *_empty(features), *_too_few(pipeline)]
         if str(err).startswith("Invalid classes inferred"):
             hints.append(
                 "XGBoost in a part of the pipeline takes only labels that are numbered 0, 1, 2 and so on: number them when the data "
@@ -135,14 +135,14 @@ def _bound_memory(pipeline: Any, features: pd.DataFrame) -> None:
     widths = dict(_widths(stages["columns"], features))
     size = 8 * len(features) * sum(widths.values())
     estimator = final_estimator(pipeline)[1]
-    if size > _SPARSE_FROM and "selection" not in stages and takes_sparse(estimator):
+    if size > _SPARSE_FROM and SELECTION_STEP not in stages and takes_sparse(estimator):
         stages["columns"].set_params(sparse_threshold=1.0)
     elif size > _DENSE_AT_MOST:
         widest = sorted(widths, key=lambda name: -widths[name])[:5]
         told = ", ".join(f"{name!r} ({widths[name]:,})" for name in widest)
         raise ValueError(
             f"the {sum(widths.values()):,} columns that are made of {told} take {size / 2**30:.1f} GiB in {len(features):,} rows, "
-            f"as {type(estimator).__name__}{' behind feature_selection' * ('selection' in stages)} needs them all at once: "
+            f"as {type(estimator).__name__}{' behind feature_selection' * (SELECTION_STEP in stages)} needs them all at once: "
             "group rare values when the data is ingested, leave the column out, train on fewer rows, choose preprocessing "
             "'codes' (categories only), or a linear model without feature_selection"
         )
@@ -182,20 +182,14 @@ def _infinite(features: pd.DataFrame) -> Iterator[str]:
 
 
 def _too_few(pipeline: Any) -> Iterator[str]:
-    selector = getattr(pipeline, "named_steps", {}).get("selection")
-    wanted = getattr(selector, "n_features_to_select", None)  # the other methods keep all there are
+    stage = getattr(pipeline, "named_steps", {}).get(SELECTION_STEP)
+    wanted = getattr(
+        getattr(stage, "selector", None), "n_features_to_select", None
+    )  # the other methods keep all there are
     with suppress(Exception):  # not fitted so far, or a stage without names
         count = len(pipeline[:1].get_feature_names_out())
         if wanted is not None and wanted >= count:
             yield f"feature_selection keeps {wanted} of {count} features: leave it out, or keep fewer"
-
-
-def _gaps(err: ValueError) -> Iterator[str]:
-    if "SelectFromModel does not accept missing values" in str(err):
-        yield (
-            "feature_selection by l1 takes no missing numbers, and with preprocessing 'none' nothing fills them: select by rfe or "
-            "importance, or leave preprocessing out"
-        )
 
 
 def predict(pipeline: Any, features: pd.DataFrame) -> Predictions:
@@ -218,6 +212,15 @@ def in_one_thread() -> Iterator[None]:
 
     with joblib.parallel_config(backend="sequential"):
         yield
+
+
+def _weight_arguments(pipeline: Any) -> list[str]:
+    """Name the fit arguments that take row weights: those of the estimator and of our own selection of features."""
+    from airflow_mlops.integrations.feature_selector import FeatureSelector
+
+    selection = getattr(pipeline, "named_steps", {}).get(SELECTION_STEP)
+    ranking = [f"{SELECTION_STEP}__sample_weight"] if isinstance(selection, FeatureSelector) else []
+    return [_weight_argument(pipeline), *ranking]
 
 
 def _weight_argument(pipeline: Any) -> str:

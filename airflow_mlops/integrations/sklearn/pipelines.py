@@ -17,6 +17,11 @@ ESTIMATOR_STEP = "estimator"
 #: Libraries of trees beside scikit-learn's, by the first part of their module names.
 _TREE_PACKAGES = ("xgboost", "lightgbm", "catboost")
 
+SELECTION_STEP = "selection"
+
+#: Smallest share of the rows in a leaf of the trees that rank features: a thousand leaves at most, however many rows there are.
+_RANKING_LEAF = 0.001
+
 #: Words a text column is turned into at most; a factory of your own can do better.
 TEXT_FEATURES = 256
 
@@ -29,11 +34,12 @@ Preprocessing = Literal["auto", "codes", "scaled", "none"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureSelection:
-    """A pipeline stage that keeps the most useful features.
+    """A pipeline stage that keeps the most useful features, by the weights of the rows where these have any.
 
     :param method: ``rfe`` (drop the least important fifth again and again), ``l1`` (largest weights of a linear model
         with L1 penalty, which knows no missing numbers: they are filled with the median, also for estimators that
-        learn from them) or ``importance`` (of 100 extremely randomized trees).
+        learn from them) or ``importance`` (of 100 extremely randomized trees, with a thousandth of the rows or more in
+        each leaf; so are those of ``rfe``).
     :param keep: how many to keep, counted after preprocessing.
 
     Source: Guyon et al., "Gene selection for cancer classification using support vector machines", Machine Learning
@@ -73,7 +79,7 @@ def build_pipeline(
         fill = selection is not None and selection.method == "l1"
         steps.append(("columns", _preprocessor(columns, preprocessing, estimator, fill=fill)))
     if selection is not None:
-        steps.append(("selection", _selector(selection, is_classification(estimator), seed)))
+        steps.append((SELECTION_STEP, _selector(selection, is_classification(estimator), seed)))
     return Pipeline([*steps, (ESTIMATOR_STEP, estimator)])
 
 
@@ -227,6 +233,8 @@ def _selector(selection: FeatureSelection, classification: bool, seed: int) -> A
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
+    from airflow_mlops.integrations.feature_selector import FeatureSelector
+
     if selection.method == "l1":
         # The linear model ranks only; what it needs (no gaps, one scale) stays inside it.
         # So does the unit of the target: rates of a thousandth would leave no weight.
@@ -239,18 +247,19 @@ def _selector(selection: FeatureSelection, classification: bool, seed: int) -> A
             )
         )
         ranker = Pipeline([("fill", SimpleImputer()), ("scale", StandardScaler()), ("linear", linear)])
-        return SelectFromModel(
+        largest = SelectFromModel(
             ranker,
             max_features=selection.keep,
             threshold=1e-10,
             importance_getter=f"named_steps.linear.{weights}",
         )
+        return FeatureSelector(largest, weights_argument="linear__sample_weight")
     trees = (ExtraTreesClassifier if classification else ExtraTreesRegressor)(
-        n_estimators=100, random_state=seed
+        n_estimators=100, min_samples_leaf=_RANKING_LEAF, random_state=seed
     )
     if selection.method == "rfe":
-        return RFE(trees, n_features_to_select=selection.keep, step=0.2)
-    return SelectFromModel(trees, max_features=selection.keep, threshold=-float("inf"))
+        return FeatureSelector(RFE(trees, n_features_to_select=selection.keep, step=0.2))
+    return FeatureSelector(SelectFromModel(trees, max_features=selection.keep, threshold=-float("inf")))
 
 
 def final_estimator(pipeline: Any) -> tuple[str, Any]:

@@ -14,7 +14,14 @@ from airflow_mlops.core.codec import canonical_json, json_safe, to_dict
 from airflow_mlops.core.comparison.metrics import resolve_metric
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.model.background import BACKGROUND_FILE, Background
-from airflow_mlops.core.model.package import Holdout, PackageManifest, SafeForm, ServingForm, TrainedOn
+from airflow_mlops.core.model.package import (
+    MAXIMUM_PACKAGE_BYTES,
+    Holdout,
+    PackageManifest,
+    SafeForm,
+    ServingForm,
+    TrainedOn,
+)
 from airflow_mlops.core.model.parity import ParityLimits
 from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.monitoring.estimation import ESTIMATION_FILE, Estimation, learn_labels_estimation
@@ -102,6 +109,7 @@ def write_package(
     :param background_rows: training rows to store for explanations by the service; 0: none.
     :param seed: of their draw.
     :raises UnsafeModelError: the model converts to no safe form.
+    :raises ValueError: the files are larger than a package that is loaded.
     """
     signature = ModelSignature(
         inputs=(
@@ -120,6 +128,7 @@ def write_package(
     if background_rows:
         background = _draw_background(split.training, columns, background_rows, seed)
         (folder / BACKGROUND_FILE).write_text(background.to_json())
+    _require_loadable_size(folder)
     classes = tuple(str(name) for name in fitted.pipeline.classes_) if fitted.classification else None
     known = fitted.features.head(KNOWN_ROWS)
     return PackageManifest(
@@ -163,6 +172,18 @@ def write_package(
         environment={"python": platform.python_version()}
         | {name: version(name) for name in ("scikit-learn", "skl2onnx", "onnxruntime", "numpy")},
     )
+
+
+def _require_loadable_size(folder: Path) -> None:
+    """Refuse what no service, evaluation or registration would load, before it is stored."""
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    largest = max(sizes, key=sizes.__getitem__)
+    if sum(sizes.values()) > MAXIMUM_PACKAGE_BYTES:
+        raise ValueError(
+            f"the package of the model has {sum(sizes.values()):,} bytes, {sizes[largest]:,} of them in {largest}; at most "
+            f"{MAXIMUM_PACKAGE_BYTES:,} are loaded. Train a smaller model: bound the depth or the leaves of trees, take fewer of "
+            "them, or an estimator that does not keep the training rows"
+        )
 
 
 def refused_types(untrusted: Iterable[str]) -> list[str]:
