@@ -814,9 +814,11 @@ class TestSlices:
         assert [item.where for item in report.broken] == [{"kind": "electric"}]
         assert report.broken[0].regression is None
 
-    def test_a_slice_of_one_day_is_doubtful(self) -> None:
-        random = np.random.default_rng(0)
-        kind = np.where(np.arange(6_000) < 380, "first", "later")  # rows of one block and a bit
+    @pytest.mark.parametrize("elsewhere", [[], [450, 2_000, 2_500, 5_000]])
+    def test_a_slice_of_one_day_is_doubtful(self, elsewhere: list[int]) -> None:
+        """Rows of one block and a bit, and single ones of others."""
+        random, rows = np.random.default_rng(0), np.arange(6_000)
+        kind = np.where((rows < 380) | np.isin(rows, elsewhere), "first", "later")
         old, new = np.abs(random.normal(0, 1, 6_000)), np.abs(random.normal(0, 0.9, 6_000))
         new[:380] += 50.0
         report = find_worse_slices(

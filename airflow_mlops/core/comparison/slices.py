@@ -22,8 +22,6 @@ NUMBER_PARTS, NAMED_PARTS = 5, 12
 PAIRED_COLUMNS = 20
 #: Rows of fewer blocks of neighbors say nothing about other times.
 FEWEST_BLOCKS = 3
-#: Degrees of freedom at least, where one block holds nearly all rows: no worsening is beyond chance by them.
-FEWEST_FREEDOM = 0.1
 #: Slices a report shows.
 SHOWN_SLICES = 10
 
@@ -64,7 +62,7 @@ class Slice:
     :param regression: how much worse the challenger is, relative to the size of the champion's; below zero is better;
         ``None`` where that is zero.
     :param p_value: probability of so large a worsening by chance, adjusted for the number of slices looked at.
-    :param block_count: blocks of neighbors its rows lie in.
+    :param block_count: blocks of neighbors that its rows are worth: unequal ones count as fewer equal ones, rounded down.
     """
 
     where: dict[str, str]
@@ -88,8 +86,8 @@ class SliceReport:
     :param looked_at: slices with enough rows.
     :param worst: the ones that got worst, relative to the champion.
     :param broken: those of them that got worse beyond tolerance and beyond chance.
-    :param doubtful: those that got worse beyond tolerance, and beyond chance if all their rows were independent; but they lie in
-        fewer than three blocks of neighbors, so that nobody can tell.
+    :param doubtful: those that got worse beyond tolerance, and beyond chance if all their rows were independent; but they are
+        worth fewer than three blocks of neighbors, so that nobody can tell.
     :param unmeasured: columns without a single part that has enough rows.
     :param minimum_rows: how many are enough.
     """
@@ -263,7 +261,7 @@ def _slices(
         count, mean = int(counts[cell]), float(worse[:, cell].sum() / counts[cell])
         before = float(old[cell] / count)
         names = np.unravel_index(cell, sizes)
-        in_blocks = int(np.count_nonzero(rows[:, cell]))
+        worth = _equal_blocks(rows[:, cell])
         found.append(
             Slice(
                 where={name: parts[name].names[int(part)] for name, part in zip(group, names, strict=True)},
@@ -271,26 +269,33 @@ def _slices(
                 challenger=before + mean,
                 champion=before,
                 regression=mean / abs(before) if before else None,
-                p_value=_of_blocks(worse[:, cell], rows[:, cell], mean)
-                if in_blocks >= FEWEST_BLOCKS
+                p_value=_of_blocks(worse[:, cell], rows[:, cell], mean, worth)
+                if worth >= FEWEST_BLOCKS
                 else _of_rows(mean, float(squares[cell]), count),
-                block_count=in_blocks,
+                block_count=int(worth),
             )
         )
     return found
 
 
-def _of_blocks(worse: Array, rows: Array, mean: float) -> float:
-    """Judge a mean whose rows come in clusters: unequal ones know no more of other times than fewer equal ones.
+def _equal_blocks(rows: Array) -> float:
+    """Give the number of equal blocks that know as much of other times as these.
 
     Source: Carter, Schnepel and Steigerwald, "Asymptotic behavior of a t-test robust to cluster heterogeneity", Review of Economics
     and Statistics 99, 2017 (the effective number of clusters, for rows of a cluster that are all alike).
+
+    >>> _equal_blocks(np.array([100, 100, 100, 0])), round(_equal_blocks(np.array([100, 100, 1, 1])), 1)
+    (3.0, 2.0)
     """
+    return float(rows.sum()) ** 2 / float(np.sum(np.square(rows, dtype=np.float64)))
+
+
+def _of_blocks(worse: Array, rows: Array, mean: float, worth: float) -> float:
+    """Judge a mean whose rows come in clusters that are worth so many equal ones."""
     clusters = int(np.count_nonzero(rows))
     residuals = worse - mean * rows
     error = math.sqrt(float(np.sum(np.square(residuals))) * clusters / (clusters - 1.0)) / float(rows.sum())
-    effective = float(rows.sum()) ** 2 / float(np.sum(np.square(rows, dtype=np.float64)))
-    return _tail(mean, error, max(effective - 1.0, FEWEST_FREEDOM))
+    return _tail(mean, error, worth - 1.0)
 
 
 def _of_rows(mean: float, squares: float, count: int) -> float:
