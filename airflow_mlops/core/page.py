@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 #: Characters that mean something in Markdown, or begin HTML in it.
 _MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]<>|#~&!])")
-#: What renderers make a link of by themselves, whatever is escaped: addresses with a scheme, of www and of mail.
-_ADDRESS_BEGINNINGS = re.compile(r"(?i)(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=mailto)(?=:)|(?<=xmpp)(?=:)")
+#: What renderers make a link of by themselves, whatever is escaped: addresses of the web and of mail.
+_ADDRESS_BEGINNINGS = re.compile(r"(?i)(?<=http:)(?=//)|(?<=https:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=mailto)(?=:)|(?<=xmpp)(?=:)")
 #: Joins words without being seen.
 _WORD_JOINER = "\N{WORD JOINER}"
 #: White space, control characters, and marks that turn the direction of text around.
