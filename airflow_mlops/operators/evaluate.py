@@ -38,6 +38,8 @@ class EvaluateModelOperator(StepOperator):
     :param slice_policy: fields of :class:`~airflow_mlops.core.comparison.slices.SlicePolicy` that differ from its defaults.
     :param groups: columns with groups of people whose selection and error rates are compared. (templated)
     :param maximum_group_difference: largest difference between their rates; default: reported only. (templated)
+    :param minimum_group_rows: a group of fewer rows is not measured, nor is a rate that is a share of fewer, such as the true
+        positive rate where few are truly positive; with ``maximum_group_difference`` that is no verdict. (templated)
     :param artifact_limits: fields of :class:`~airflow_mlops.core.comparison.artifact.ArtifactLimits` that differ from its defaults.
     :param champion_alias: alias of the version to beat, such as ``shadow``; the evaluation promotes to this alias only.
         (templated)
@@ -59,6 +61,7 @@ class EvaluateModelOperator(StepOperator):
         "slices",
         "groups",
         "maximum_group_difference",
+        "minimum_group_rows",
         "champion_alias",
         "decision_key",
     )
@@ -77,6 +80,7 @@ class EvaluateModelOperator(StepOperator):
         slice_policy: Mapping[str, Any] | None = None,
         groups: Sequence[str] = (),
         maximum_group_difference: float | str | None = None,
+        minimum_group_rows: int | str = 50,
         artifact_limits: Mapping[str, Any] | None = None,
         champion_alias: str = "champion",
         decision_key: str | None = None,
@@ -95,6 +99,7 @@ class EvaluateModelOperator(StepOperator):
         self.slice_policy = slice_policy
         self.groups = groups
         self.maximum_group_difference = maximum_group_difference
+        self.minimum_group_rows = minimum_group_rows
         self.artifact_limits = artifact_limits
         self.champion_alias = champion_alias
         self.decision_key = decision_key
@@ -123,6 +128,7 @@ class EvaluateModelOperator(StepOperator):
                 "minimum_uplift": optional_number(self.minimum_uplift),
                 "significance": optional_number(self.significance),
                 "maximum_group_difference": optional_number(self.maximum_group_difference),
+                "minimum_group_rows": int(self.minimum_group_rows),
             },
             "slice_policy": dict(self.slice_policy or {}),
             "artifact_limits": dict(self.artifact_limits or {}),
