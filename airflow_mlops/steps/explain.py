@@ -268,7 +268,9 @@ def _headline(importances: tuple[Importance, ...], metric: str) -> str:
     idle = sum(item.increase <= 2.0 * item.standard_deviation for item in importances)
     if not top:
         return f"no feature changes {metric.upper()} beyond chance"
-    parts = ", ".join(f"{item.name} ({metric.upper()} {item.increase:+.3g} without it)" for item in top)
+    parts = ", ".join(
+        f"{item.name} ({metric.upper()} gets worse by {item.increase:.3g} without it)" for item in top
+    )
     return f"most important: {parts}" + (
         f"; {idle} of {len(importances)} features change nothing" if idle else ""
     )
