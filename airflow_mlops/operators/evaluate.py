@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.links import MLflowRunLink
-from airflow_mlops.operators.base import StepOperator, dataset_ref, optional, optional_number
+from airflow_mlops.operators.base import StepOperator, dataset_ref, names, optional, optional_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,8 @@ class EvaluateModelOperator(StepOperator):
     :param as_of: judge on the training's table as it was at another time: a version number or an instant such as
         ``2024-03-01T00:00:00Z``; default the version it was trained on. (templated)
     :param metric: name of a built-in metric, or import path of one; default the training's. It decides. (templated)
-    :param metrics: further metrics to report; default the usual ones of the task. (templated)
+    :param metrics: further metrics to report; default the usual ones of the task; these, slices and groups may also be one
+        comma-separated text. (templated)
     :param last_value: whether the target of the row before is a guess to beat as well; for one time series.
     :param minimum_uplift: relative improvement the challenger has to show, 0.01 is one percent; ``None`` asks for none.
         (templated)
@@ -72,13 +73,13 @@ class EvaluateModelOperator(StepOperator):
         training: Any,
         as_of: str | int | None = None,
         metric: str | None = None,
-        metrics: Sequence[str] | None = None,
+        metrics: str | Sequence[str] | None = None,
         last_value: bool = False,
         minimum_uplift: float | str | None = 0.0,
         significance: float | str | None = 0.05,
-        slices: Sequence[str] | None = None,
+        slices: str | Sequence[str] | None = None,
         slice_policy: Mapping[str, Any] | None = None,
-        groups: Sequence[str] = (),
+        groups: str | Sequence[str] = (),
         maximum_group_difference: float | str | None = None,
         minimum_group_rows: int | str = 50,
         artifact_limits: Mapping[str, Any] | None = None,
@@ -118,12 +119,12 @@ class EvaluateModelOperator(StepOperator):
             "window": training["holdout"],
             "time_column": training["dataset"]["time_column"],
             "metric": self.metric or training["metric"],
-            "metrics": self.metrics,
+            "metrics": _optional_names(self.metrics),
             "last_value": self.last_value,
-            "slices": self.slices,
+            "slices": _optional_names(self.slices),
             "champion_alias": self.champion_alias,
             "decision_key": optional(self.decision_key),
-            "groups": list(self.groups),
+            "groups": names(self.groups),
             "policy": {
                 "minimum_uplift": optional_number(self.minimum_uplift),
                 "significance": optional_number(self.significance),
@@ -178,6 +179,11 @@ class EvaluateModelOperator(StepOperator):
             f"{result['verdict']}: {result['reason']}; the champion stays",
             evidence={"checks": result["checks"], "evaluation": result["evaluation_url"]},
         )
+
+
+def _optional_names(value: str | Sequence[str] | None) -> list[str] | None:
+    found = optional(value)
+    return None if found is None else names(found)
 
 
 def _digest(spec: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, find_
 from airflow_mlops.core.data.categories import as_text
 from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.model.model_card import describe_evaluation
-from airflow_mlops.core.model.simple_guess import simple_guess
+from airflow_mlops.core.model.simple_guess import as_in, simple_guess
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, SchemaMismatchError
 from airflow_mlops.integrations.mlflow import TWIN_FOLDER, Registry
@@ -312,7 +312,7 @@ def _guesses(spec: EvaluateSpec, challenger: ServedModel, target: NDArray[Any]) 
     if spec.last_value:
         classes = challenger.manifest.classes or ()
         shares = [challenger.manifest.trained_on.class_shares.get(label, 0.0) for label in classes]
-        first = simple.values[:1].astype(target.dtype)
+        first = as_in(target, simple.values[:1].tolist()[0])
         guesses["the value before"] = repeat_last(target, first, classes=classes, shares=shares)
     return guesses
 

@@ -47,6 +47,7 @@ from airflow_mlops.core.comparison.promotion import (
 )
 from airflow_mlops.core.comparison.resampling import Blocks, common_factor, cut_clusters
 from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, cut_column, find_worse_slices
+from airflow_mlops.core.model.simple_guess import as_in
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
 from airflow_mlops.serving.probe import time_answers
@@ -1218,6 +1219,23 @@ class TestLastValue:
         assert guess.probabilities.sum(axis=1) == pytest.approx(1.0)
         assert guess.probabilities[1].tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-6)
 
+    @pytest.mark.parametrize(
+        ("target", "label", "first"),
+        [
+            (np.array([True, False]), "False", False),
+            (np.array([0, 1]), "1.0", 1),
+            (np.array([0.0, 1.0]), "1", 1.0),
+            (np.array(["1", "0"], dtype=object), "1.0", "1"),
+            (np.array([0, 1]), "rare", "rare"),
+            (np.array([3, 4]), 3.5, 3.5),
+        ],
+    )
+    def test_its_first_answer_is_spelled_as_the_rows_do(self, target: Any, label: Any, first: Any) -> None:
+        given = as_in(target, label)
+        assert given.tolist() == [first]
+        guess = repeat_last(target, given, classes=(label, "0") if isinstance(label, str) else ())
+        assert guess.values.tolist() == [first, target.tolist()[0]]
+
     def test_numbers_have_no_probabilities(self) -> None:
         guess = repeat_last(np.array([1.0, 2.0, 3.0]), np.array([9.0]))
         assert guess.values.tolist() == [9.0, 1.0, 2.0]
@@ -1240,6 +1258,10 @@ class TestProbe:
 
     def test_a_fast_one_on_all(self) -> None:
         assert len(time_answers(lambda rows: rows, [{"x": 1}])) == 450
+
+    @pytest.mark.parametrize(("limit", "waits"), [(0.5, 120.0), (300.0, 390.0), (None, 3_600.0)])
+    def test_a_start_that_is_allowed_is_waited_for(self, limit: float | None, waits: float) -> None:
+        assert ArtifactLimits(cold_start_seconds=limit).timeout_seconds == waits
 
     def test_of_how_many_answers_is_said(self) -> None:
         facts = ArtifactFacts(

@@ -177,4 +177,25 @@ def test_a_counterfactual_of_several_labels_is_another_label() -> None:
     for own, other in zip(before, found, strict=True):
         assert other is not None
         _, after = other.changes["x"]
-        assert labels({"x": np.array([after])})[0] != own
+        assert other.answer_before == own
+        assert other.answer_after == labels({"x": np.array([after])})[0] != own
+
+
+def test_the_pool_is_asked_once_however_many_rows_are_explained() -> None:
+    asked: list[int] = []
+
+    def predict(table: Table) -> list[float]:
+        asked.append(len(table["x"]))
+        return [2.0 * value for value in table["x"]]
+
+    model: Any = SimpleNamespace(
+        manifest=SimpleNamespace(classes=None), probabilities=None, predict_columns=predict
+    )
+    pool = {"x": np.linspace(0.0, 3.0, 301)}
+    spec: Any = SimpleNamespace(counterfactual_shift=1.0)
+    found = _counterfactuals(spec, model, {"x": pool["x"][:100]}, pool)
+    assert sorted(asked)[-2:] == [100, 301]
+    assert all(item and item.answer_after == pytest.approx(item.score_after) for item in found)
+    assert all(
+        float(str(item.answer_after)) >= float(str(item.answer_before)) + 1.0 for item in found if item
+    )
