@@ -1092,6 +1092,14 @@ class TestGroups:
         assert [str(item) for item in report.unmeasured] == ["the true positive rate of b in w (1 row)"]
         assert decision.verdict is Verdict.NO_VERDICT
 
+    def test_thousands_of_small_groups_are_counted_and_the_largest_named(self) -> None:
+        names = np.array([f"n{number}" for number in range(2_000)] + ["m"] * 100 + ["n7"] * 9)
+        truth = np.where(np.arange(len(names)) % 2 == 0, "a", "b")
+        report, decision = self.limited(names, truth, truth)
+        assert (report.unmeasured_count, len(report.unmeasured)) == (2_000, 20)
+        assert "n7 (10 rows), n0 (1 row)" in decision.reason
+        assert "and 1995 more" in decision.reason
+
     def test_a_failure_of_those_measured_needs_no_others(self) -> None:
         groups = np.array(["m", "w"] * 300 + ["x"] * 3)
         truth = np.array(["a", "a", "b", "b"] * 150 + ["b"] * 3)

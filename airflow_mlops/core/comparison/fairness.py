@@ -153,7 +153,7 @@ def compare_groups(
     compared = list(labels[-1:] if len(labels) == 2 else labels)
     rates = _rates(numbers, rows, target, predicted, compared, minimum_rows)
     found = _furthest(rates, measured)
-    unmeasured = _unmeasured(names, rows, rates, compared, minimum_rows)
+    unmeasured, unmeasured_count = _unmeasured(names, rows, rates, compared, minimum_rows)
     least_loss = float(losses.min()) if len(losses) else 0.0
     return FairnessReport(
         column=column,
@@ -181,8 +181,8 @@ def compare_groups(
         loss=loss,
         group_count=len(measured),
         minimum_rows=minimum_rows,
-        unmeasured=tuple(unmeasured[:MOST_GROUPS]),
-        unmeasured_count=len(unmeasured),
+        unmeasured=tuple(unmeasured),
+        unmeasured_count=unmeasured_count,
     )
 
 
@@ -267,30 +267,36 @@ def _shown(measured: Array, rows: Array, means: Array, rates: _Rates, found: int
 
 def _unmeasured(
     names: Sequence[str], rows: Array, rates: _Rates, compared: Sequence[str], minimum_rows: int
-) -> list[UnmeasuredGroup]:
-    """Give the groups with too few rows, then the rates with too few; of a label that nobody has there is no rate."""
-    small = np.flatnonzero(rows < minimum_rows)
-    left_out = [UnmeasuredGroup(group=names[group], row_count=int(rows[group])) for group in small.tolist()]
+) -> tuple[list[UnmeasuredGroup], int]:
+    """Give the groups with too few rows, then the rates with too few, and how many they are in all.
+
+    Of several labels, one that nobody truly has is not asked for.
+    """
+    small, count = _largest((rows < minimum_rows)[:, None], rows[:, None])
+    groups = [UnmeasuredGroup(group=names[group], row_count=int(rows[group])) for group, _ in small]
+    asked = rates.positives.any(axis=0) | (len(compared) == 1)
     few = []
-    several = len(compared) > 1
     for rate, of, name in (
         (rates.true_positive, rates.positives, "true positive rate"),
         (rates.false_positive, rows[:, None] - rates.positives, "false positive rate"),
     ):
-        there = np.isnan(rate) & (rows >= minimum_rows)[:, None]
-        if several:
-            there &= rates.positives.any(axis=0)
+        found, number = _largest(np.isnan(rate) & (rows >= minimum_rows)[:, None] & asked, of)
+        count += number
         few += [
             UnmeasuredGroup(
                 group=names[group], row_count=int(of[group, label]), rate=f"{name} of {compared[label]}"
             )
-            for group, label in np.argwhere(there).tolist()
+            for group, label in found
         ]
-    return [*sorted(left_out, key=_by_size), *sorted(few, key=_by_size)]
+    few.sort(key=lambda item: -item.row_count)
+    return [*groups, *few][:MOST_GROUPS], count
 
 
-def _by_size(item: UnmeasuredGroup) -> int:
-    return -item.row_count
+def _largest(chosen: Array, counts: Array) -> tuple[list[list[int]], int]:
+    """Give the places of the chosen with the largest counts, at most as many as are shown, and how many are chosen."""
+    places = np.argwhere(chosen)
+    order = np.argsort(-counts[chosen], kind="stable")[:MOST_GROUPS]
+    return places[order].tolist(), len(places)
 
 
 def _loss_ratio(means: Array, of_mean: Callable[[float], float]) -> float:
