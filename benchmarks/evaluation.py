@@ -117,6 +117,13 @@ for p in (p_new, p_old, np.full(n, 0.3)):
     for metric in (metrics.roc_auc_score, metrics.average_precision_score, metrics.log_loss, metrics.brier_score_loss):
         metric(label, p)
 """,
+    "groups: ours, 3 of them, 2 labels": LABELS
+    + "from airflow_mlops.core.comparison.fairness import compare_groups\nimport polars\n"
+    + "people, given = np.array(['a', 'b', 'c'], dtype=object)[rng.integers(0, 3, n)], answers(p_new).values.astype(str).astype(object)\n"
+    + BEGIN
+    + """
+compare_groups("sex", people, target=label, predicted=given, losses=(p_new - label) ** 2, labels=("0", "1"))
+""",
     "slices: ours, 9 columns and 36 pairs": "from airflow_mlops.core.comparison.resampling import Blocks\nfrom airflow_mlops.core.comparison.slices import SlicePolicy, find_worse_slices\nimport scipy.special\n"
     + BEGIN
     + """

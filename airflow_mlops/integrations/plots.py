@@ -22,13 +22,13 @@ def draw_importances(importances: Sequence[Importance], metric: str, path: Path)
     shown = list(importances[:MOST_FEATURES])[::-1]
     figure, axes = _figure(7.0, 1.2 + 0.32 * len(shown))
     axes.barh(
-        [item.name for item in shown],
+        [_literal(item.name) for item in shown],
         [item.increase for item in shown],
         xerr=[item.standard_deviation for item in shown],
         color=_BLUE,
         ecolor=_GRAY,
     )
-    axes.set_xlabel(f"{metric} gets worse by, when the feature is shuffled")
+    axes.set_xlabel(f"{_literal(metric)} gets worse by, when the feature is shuffled")
     figure.savefig(path)
 
 
@@ -41,14 +41,14 @@ def draw_partial_dependences(curves: Sequence[PartialDependence], output: str, p
     flat = list(panels.flat) if hasattr(panels, "flat") else [panels]
     for panel, curve in zip(flat, shown, strict=False):
         if isinstance(curve.values[0], str):
-            panel.bar(curve.values, curve.scores, color=_BLUE)
+            panel.bar([_literal(str(value)) for value in curve.values], curve.scores, color=_BLUE)
             panel.tick_params(axis="x", rotation=45)
         else:
             panel.plot(curve.values, curve.scores, color=_BLUE)
-        panel.set_title(curve.name, fontsize=10)
+        panel.set_title(_literal(curve.name), fontsize=10)
     for panel in flat[len(shown) :]:
         panel.set_axis_off()
-    figure.supylabel(f"mean {output}", fontsize=10)
+    figure.supylabel(f"mean {_literal(output)}", fontsize=10)
     figure.savefig(path)
 
 
@@ -73,13 +73,18 @@ def draw_contributions(
         )
         jitter = level + rng.uniform(-0.18, 0.18, len(values))
         axes.scatter(values, jitter, c=ranks / max(1, ranks.max()), cmap="coolwarm", s=9, linewidths=0)
-    axes.set_yticks(range(len(shown)), shown)
+    axes.set_yticks(range(len(shown)), [_literal(name) for name in shown])
     axes.axvline(0.0, color=_GRAY, linewidth=0.8)
     axes.set_xlabel("contribution to the answer (SHAP)")
     bar = figure.colorbar(ScalarMappable(cmap="coolwarm"), ax=axes, ticks=[0, 1])
     bar.ax.set_yticklabels(["low", "high"])
     bar.set_label("value of the feature")
     figure.savefig(path)
+
+
+def _literal(text: str) -> str:
+    """Give a name as it is to be drawn: what stands between two dollar signs would be read as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:

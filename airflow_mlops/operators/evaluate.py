@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.exceptions import PromotionRejectedError
 from airflow_mlops.links import MLflowRunLink
-from airflow_mlops.operators.base import StepOperator, dataset_ref, optional, optional_number
+from airflow_mlops.operators.base import StepOperator, dataset_ref, names, optional, optional_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,8 @@ class EvaluateModelOperator(StepOperator):
     :param as_of: judge on the training's table as it was at another time: a version number or an instant such as
         ``2024-03-01T00:00:00Z``; default the version it was trained on. (templated)
     :param metric: name of a built-in metric, or import path of one; default the training's. It decides. (templated)
-    :param metrics: further metrics to report; default the usual ones of the task. (templated)
+    :param metrics: further metrics to report; default the usual ones of the task; these, slices and groups may also be one
+        comma-separated text. (templated)
     :param last_value: whether the target of the row before is a guess to beat as well; for one time series.
     :param minimum_uplift: relative improvement the challenger has to show, 0.01 is one percent; ``None`` asks for none.
         (templated)
@@ -38,6 +39,8 @@ class EvaluateModelOperator(StepOperator):
     :param slice_policy: fields of :class:`~airflow_mlops.core.comparison.slices.SlicePolicy` that differ from its defaults.
     :param groups: columns with groups of people whose selection and error rates are compared. (templated)
     :param maximum_group_difference: largest difference between their rates; default: reported only. (templated)
+    :param minimum_group_rows: a group of fewer rows is not measured, nor is a rate that is a share of fewer, such as the true
+        positive rate where few are truly positive; with ``maximum_group_difference`` that is no verdict. (templated)
     :param artifact_limits: fields of :class:`~airflow_mlops.core.comparison.artifact.ArtifactLimits` that differ from its defaults.
     :param champion_alias: alias of the version to beat, such as ``shadow``; the evaluation promotes to this alias only.
         (templated)
@@ -59,6 +62,7 @@ class EvaluateModelOperator(StepOperator):
         "slices",
         "groups",
         "maximum_group_difference",
+        "minimum_group_rows",
         "champion_alias",
         "decision_key",
     )
@@ -69,14 +73,15 @@ class EvaluateModelOperator(StepOperator):
         training: Any,
         as_of: str | int | None = None,
         metric: str | None = None,
-        metrics: Sequence[str] | None = None,
+        metrics: str | Sequence[str] | None = None,
         last_value: bool = False,
         minimum_uplift: float | str | None = 0.0,
         significance: float | str | None = 0.05,
-        slices: Sequence[str] | None = None,
+        slices: str | Sequence[str] | None = None,
         slice_policy: Mapping[str, Any] | None = None,
-        groups: Sequence[str] = (),
+        groups: str | Sequence[str] = (),
         maximum_group_difference: float | str | None = None,
+        minimum_group_rows: int | str = 50,
         artifact_limits: Mapping[str, Any] | None = None,
         champion_alias: str = "champion",
         decision_key: str | None = None,
@@ -95,6 +100,7 @@ class EvaluateModelOperator(StepOperator):
         self.slice_policy = slice_policy
         self.groups = groups
         self.maximum_group_difference = maximum_group_difference
+        self.minimum_group_rows = minimum_group_rows
         self.artifact_limits = artifact_limits
         self.champion_alias = champion_alias
         self.decision_key = decision_key
@@ -113,16 +119,17 @@ class EvaluateModelOperator(StepOperator):
             "window": training["holdout"],
             "time_column": training["dataset"]["time_column"],
             "metric": self.metric or training["metric"],
-            "metrics": self.metrics,
+            "metrics": _optional_names(self.metrics),
             "last_value": self.last_value,
-            "slices": self.slices,
+            "slices": _optional_names(self.slices),
             "champion_alias": self.champion_alias,
             "decision_key": optional(self.decision_key),
-            "groups": list(self.groups),
+            "groups": names(self.groups),
             "policy": {
                 "minimum_uplift": optional_number(self.minimum_uplift),
                 "significance": optional_number(self.significance),
                 "maximum_group_difference": optional_number(self.maximum_group_difference),
+                "minimum_group_rows": int(self.minimum_group_rows),
             },
             "slice_policy": dict(self.slice_policy or {}),
             "artifact_limits": dict(self.artifact_limits or {}),
@@ -172,6 +179,11 @@ class EvaluateModelOperator(StepOperator):
             f"{result['verdict']}: {result['reason']}; the champion stays",
             evidence={"checks": result["checks"], "evaluation": result["evaluation_url"]},
         )
+
+
+def _optional_names(value: str | Sequence[str] | None) -> list[str] | None:
+    found = optional(value)
+    return None if found is None else names(found)
 
 
 def _digest(spec: dict[str, Any]) -> str:

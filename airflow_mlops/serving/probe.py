@@ -38,7 +38,7 @@ def check_artifact(
     folder: Path,
     limits: ArtifactLimits,
     *,
-    timeout_seconds: float = 120.0,
+    timeout_seconds: float | None = None,
     signed_as: str | None = None,
     public_keys: str | None = None,
 ) -> tuple[Check, ArtifactFacts | None]:
@@ -46,11 +46,12 @@ def check_artifact(
 
     :param folder: a verified package folder.
     :param limits: what it may cost.
-    :param timeout_seconds: it is ended then, which is a failure.
+    :param timeout_seconds: it is ended then, which is a failure; default as the limits allow.
     :param signed_as: model as which the package must be signed; ``None`` asks for no signature.
     :param public_keys: keys that may have signed it.
     :returns: what follows, and what was measured; ``None`` when the model did not answer.
     """
+    patience = limits.timeout_seconds if timeout_seconds is None else timeout_seconds
     environment = bare_environment() | {"OMP_NUM_THREADS": "1", _STARTED: str(time.time())}
     command = [sys.executable, "-m", "airflow_mlops.serving.probe", str(folder)]
     if signed_as is not None:
@@ -62,11 +63,11 @@ def check_artifact(
             env=environment,
             capture_output=True,
             text=True,
-            timeout=timeout_seconds,
+            timeout=patience,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return _failed(f"the packaged model did not answer within {timeout_seconds:g} s in a new process")
+        return _failed(f"the packaged model did not answer within {patience:g} s in a new process")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
         hint = (

@@ -15,7 +15,7 @@ from airflow_mlops.core.comparison.evaluation import (
     repeat_last,
     require_known_labels,
 )
-from airflow_mlops.core.comparison.fairness import FairnessReport
+from airflow_mlops.core.comparison.fairness import FairnessReport, compare_groups
 from airflow_mlops.core.comparison.metrics import (
     DEFAULT_METRICS,
     require_decisive,
@@ -29,10 +29,9 @@ from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, find_
 from airflow_mlops.core.data.categories import as_text
 from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.model.model_card import describe_evaluation
-from airflow_mlops.core.model.simple_guess import simple_guess
+from airflow_mlops.core.model.simple_guess import as_in, simple_guess
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, SchemaMismatchError
-from airflow_mlops.integrations import fairlearn
 from airflow_mlops.integrations.mlflow import TWIN_FOLDER, Registry
 from airflow_mlops.serving.probe import check_artifact
 from airflow_mlops.steps.base import Step
@@ -290,7 +289,7 @@ def _judge(
             of_mean=losses.of_mean,
         )
     groups = tuple(
-        fairlearn.compare_groups(
+        compare_groups(
             name,
             _group_column(rows[name]),
             target=target,
@@ -299,6 +298,7 @@ def _judge(
             labels=manifest.classes or (),
             loss=losses.name,
             of_mean=losses.of_mean,
+            minimum_rows=spec.policy.minimum_group_rows,
         )
         for name in spec.groups
     )
@@ -312,7 +312,7 @@ def _guesses(spec: EvaluateSpec, challenger: ServedModel, target: NDArray[Any]) 
     if spec.last_value:
         classes = challenger.manifest.classes or ()
         shares = [challenger.manifest.trained_on.class_shares.get(label, 0.0) for label in classes]
-        first = simple.values[:1].astype(target.dtype)
+        first = as_in(target, simple.values[:1].tolist()[0])
         guesses["the value before"] = repeat_last(target, first, classes=classes, shares=shares)
     return guesses
 

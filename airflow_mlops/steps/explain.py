@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,32 +203,43 @@ def _counterfactuals(
         return []
     count = len(next(iter(explained.values())))
     rows = [{name: column[number] for name, column in explained.items()} for number in range(count)]
-    answers = model.predict_columns(explained)
-    if model.manifest.classes is not None:
-        return [
-            find_counterfactual(_lead_of(model, str(own)), row, pool, lambda lead: lead < 0.0)
-            for row, own in zip(rows, answers, strict=True)
-        ]
-    return [
-        find_counterfactual(
-            lambda table: np.asarray(model.predict_columns(table)), row, pool, _beyond(float(str(own)), shift)
+    known = _ask(model, pool)  # once, whatever row is explained
+
+    def find(row: Mapping[str, Any], own: float | str) -> Counterfactual | None:
+        other = find_counterfactual(
+            lambda table: _scores(model, _ask(model, table), own),
+            row,
+            pool,
+            _other_label if isinstance(own, str) else _beyond(own, shift),
+            pool_scores=_scores(model, known, own),
         )
-        for row, own in zip(rows, answers, strict=True)
-    ]
+        if other is None:
+            return None
+        after = {**row, **{name: value for name, (_, value) in other.changes.items()}}
+        changed = {name: np.array([after[name]], dtype=column.dtype) for name, column in pool.items()}
+        return replace(other, answer_before=own, answer_after=model.predict_columns(changed)[0])
+
+    answers: Sequence[float | str] = model.predict_columns(explained)
+    return [find(row, own) for row, own in zip(rows, answers, strict=True)]
 
 
-def _lead_of(model: ServedModel, label: str) -> Score:
-    """Give how far a label is ahead of the best other one; below zero another is answered."""
-    classes, probabilities = model.manifest.classes or (), model.probabilities
-    if probabilities is None:
-        return lambda table: np.where(np.asarray(model.predict_columns(table)) == label, 1.0, -1.0)
-    place = classes.index(label)
+def _ask(model: ServedModel, table: Table) -> NDArray[Any]:
+    """Give the probabilities of the classes, or the bare answers of a model that has none."""
+    return np.asarray(model.probabilities(table) if model.probabilities else model.predict_columns(table))
 
-    def lead(table: Table) -> NDArray[Any]:
-        given = np.asarray(probabilities(table))
-        return np.asarray(given[:, place] - np.delete(given, place, axis=1).max(axis=1))
 
-    return lead
+def _scores(model: ServedModel, given: NDArray[Any], own: float | str) -> NDArray[Any]:
+    """Give numbers as they are; of labels how far its own is ahead of the best other one."""
+    if not isinstance(own, str):
+        return given
+    if given.ndim == 1:
+        return np.where(given == own, 1.0, -1.0)
+    place = (model.manifest.classes or ()).index(own)
+    return np.asarray(given[:, place] - np.delete(given, place, axis=1).max(axis=1))
+
+
+def _other_label(leads: NDArray[Any]) -> NDArray[np.bool_]:
+    return leads < 0.0
 
 
 def _beyond(own: float, shift: float) -> Callable[[NDArray[Any]], NDArray[np.bool_]]:
@@ -268,7 +279,9 @@ def _headline(importances: tuple[Importance, ...], metric: str) -> str:
     idle = sum(item.increase <= 2.0 * item.standard_deviation for item in importances)
     if not top:
         return f"no feature changes {metric.upper()} beyond chance"
-    parts = ", ".join(f"{item.name} ({metric.upper()} {item.increase:+.3g} without it)" for item in top)
+    parts = ", ".join(
+        f"{item.name} ({metric.upper()} gets worse by {item.increase:.3g} without it)" for item in top
+    )
     return f"most important: {parts}" + (
         f"; {idle} of {len(importances)} features change nothing" if idle else ""
     )

@@ -298,9 +298,12 @@ def test_labels_that_stay_are_a_guess_to_beat_by_any_metric(services: Services, 
         assert set(result["report"]["deciding"]["baselines"]) == {"a simple guess", "the value before"}
         assert result["verdict"] == "reject", metric
         assert "for the value before" in result["reason"]
-    grouped = evaluate(services, training, metric="accuracy", groups=["code"])["groups"][0]["groups"]
+    policy = {"minimum_group_rows": 200}
+    (grouped,) = evaluate(services, training, metric="accuracy", groups=["code"], policy=policy)["groups"]
     # Null and not a number are both missing.
-    assert {(group["group"], group["row_count"]) for group in grouped} == {("(empty)", 200), ("1.0", 200)}
+    counts = {(group["group"], group["row_count"]) for group in grouped["groups"]}
+    assert counts == {("(empty)", 200), ("1.0", 200)}
+    assert grouped["minimum_rows"] == 200
 
 
 @pytest.mark.parametrize("decides", ["rmse", "quantile_loss@0.9", "f1"])

@@ -29,6 +29,7 @@ from airflow_mlops.core.comparison.evaluation import (
     repeat_last,
     require_known_labels,
 )
+from airflow_mlops.core.comparison.fairness import FairnessReport, compare_groups
 from airflow_mlops.core.comparison.metrics import (
     DEFAULT_METRICS,
     evaluate_metric,
@@ -46,9 +47,9 @@ from airflow_mlops.core.comparison.promotion import (
 )
 from airflow_mlops.core.comparison.resampling import Blocks, common_factor, cut_clusters
 from airflow_mlops.core.comparison.slices import SlicePolicy, SliceReport, cut_column, find_worse_slices
+from airflow_mlops.core.model.simple_guess import as_in
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, SchemaMismatchError
-from airflow_mlops.integrations.fairlearn import compare_groups
 from airflow_mlops.serving.probe import time_answers
 from airflow_mlops.steps.evaluate import EvaluateSpec
 
@@ -516,6 +517,7 @@ class TestPromotion:
             {"minimum_uplift": -1.0},
             {"minimum_uplift": math.nan},
             {"maximum_group_difference": -0.1},
+            {"minimum_group_rows": 0},
         ],
     )
     def test_a_policy_that_tests_nothing_is_refused(self, wrong: dict[str, float]) -> None:
@@ -1027,6 +1029,99 @@ class TestGroups:
             assert group.row_count == inside.sum()
             assert group.mean_loss == pytest.approx((TRUTH[inside] != ANSWERS.values[inside]).mean())
 
+    def test_rates_of_several_labels_are_fairlearns(self) -> None:
+        from fairlearn import metrics as fairness
+
+        truth, answers = labels(3_000, "abcd")
+        groups = np.random.default_rng(0).choice(np.array(["x", "y", "z"]), len(truth))
+        report = compare_groups(
+            "sex", groups, target=truth, predicted=answers.values, losses=np.zeros(len(truth)), labels="abcd"
+        )
+        assert not report.unmeasured
+        frames = {
+            label: fairness.MetricFrame(
+                metrics={
+                    "selection_rate": fairness.selection_rate,
+                    "true_positive_rate": fairness.true_positive_rate,
+                    "false_positive_rate": fairness.false_positive_rate,
+                },
+                y_true=truth == label,
+                y_pred=answers.values == label,
+                sensitive_features=groups,
+            )
+            for label in "abcd"
+        }
+        spreads = {label: float(frame.difference().max()) for label, frame in frames.items()}
+        assert report.positive == max(spreads, key=lambda label: spreads[label])
+        assert report.largest_difference == pytest.approx(max(spreads.values()))
+        rates = frames[report.positive].by_group
+        for group in report.groups:
+            for name, value in rates.loc[group.group].items():
+                assert getattr(group, name) == pytest.approx(value), name
+
+    def test_a_group_too_small_to_measure_is_named_and_no_pass(self) -> None:
+        groups, truth = (
+            np.array(["m", "w"] * 300 + ["x"] * 49),
+            np.array(["a", "a", "b", "b"] * 150 + ["b"] * 49),
+        )
+        report, decision = self.limited(groups, truth, np.where(groups == "x", "a", truth))
+        assert [str(item) for item in report.unmeasured] == ["x (49 rows)"]
+        assert decision.verdict is Verdict.NO_VERDICT
+        assert "not measured, as of fewer than 50 rows: x (49 rows)" in decision.reason
+        _, told = self.limited(groups, truth, np.where(groups == "x", "a", truth), minimum_rows=49)
+        assert told.verdict is Verdict.REJECT
+
+    def test_every_group_is_judged_however_many_there_are(self) -> None:
+        """Thirty groups of growing size; the smallest is never given the label, and is shown."""
+        names = np.repeat([f"g{number}" for number in range(30)], [100 + 2 * number for number in range(30)])
+        truth = np.where(np.arange(len(names)) % 2 == 0, "a", "b")
+        report, decision = self.limited(names, truth, np.where(names == "g0", "a", truth))
+        assert decision.verdict is Verdict.REJECT
+        assert (report.group_count, len(report.groups)) == (30, 20)
+        assert report.groups[-1].group == "g0"
+
+    def test_a_rate_of_few_rows_is_neither_a_failure_nor_a_pass(self) -> None:
+        """Of one group a single row is truly positive, and missed; of the other all sixty are found."""
+        groups = np.repeat(["m", "w"], 500)
+        truth = np.array(["b"] * 60 + ["a"] * 440 + ["b"] + ["a"] * 499)
+        answers = np.where(groups == "m", truth, "a")
+        answers[500:560] = "b"
+        answers[500] = "a"
+        report, decision = self.limited(groups, truth, answers, limit=0.2)
+        assert report.equalized_odds_difference == pytest.approx(59 / 499)
+        assert [str(item) for item in report.unmeasured] == ["the true positive rate of b in w (1 row)"]
+        assert decision.verdict is Verdict.NO_VERDICT
+
+    def test_thousands_of_small_groups_are_counted_and_the_largest_named(self) -> None:
+        names = np.array([f"n{number}" for number in range(2_000)] + ["m"] * 100 + ["n7"] * 9)
+        truth = np.where(np.arange(len(names)) % 2 == 0, "a", "b")
+        report, decision = self.limited(names, truth, truth)
+        assert (report.unmeasured_count, len(report.unmeasured)) == (2_000, 20)
+        assert "n7 (10 rows), n0 (1 row)" in decision.reason
+        assert "and 1995 more" in decision.reason
+
+    def test_a_failure_of_those_measured_needs_no_others(self) -> None:
+        groups = np.array(["m", "w"] * 300 + ["x"] * 3)
+        truth = np.array(["a", "a", "b", "b"] * 150 + ["b"] * 3)
+        _, decision = self.limited(groups, truth, np.where(groups == "m", "a", truth))
+        assert decision.verdict is Verdict.REJECT
+
+    @staticmethod
+    def limited(
+        groups: np.ndarray, truth: np.ndarray, answers: np.ndarray, limit: float = 0.1, minimum_rows: int = 50
+    ) -> tuple[FairnessReport, PromotionDecision]:
+        report = compare_groups(
+            "sex",
+            groups,
+            target=truth,
+            predicted=answers,
+            losses=np.zeros(len(truth)),
+            labels="ab",
+            minimum_rows=minimum_rows,
+        )
+        policy = PromotionPolicy(maximum_group_difference=limit)
+        return report, decide_promotion(compare(NEAR, FAR), policy, groups=[report])
+
     @pytest.mark.parametrize(
         ("limit", "outcome"), [(None, Outcome.PASS), (0.9, Outcome.PASS), (0.01, Outcome.FAIL)]
     )
@@ -1094,13 +1189,6 @@ class TestGroups:
             == "groups by sex: the rmse of the worst group is 100% above the best's (limit 0.50)"
         )
 
-    def test_without_fairlearn_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "fairlearn", None)
-        with pytest.raises(ValueError, match=r"'sex' fairlearn is needed: install airflow-mlops\[fairness\]"):
-            compare_groups(
-                "sex", TRUTH, target=TRUTH, predicted=TRUTH, losses=np.zeros(len(TRUTH)), labels="ab"
-            )
-
     def test_one_group_is_nothing_to_compare(self) -> None:
         groups = np.array(["x"] * 690 + ["y"] * 10)
         report = compare_groups(
@@ -1139,6 +1227,23 @@ class TestLastValue:
         assert guess.probabilities.sum(axis=1) == pytest.approx(1.0)
         assert guess.probabilities[1].tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-6)
 
+    @pytest.mark.parametrize(
+        ("target", "label", "first"),
+        [
+            (np.array([True, False]), "False", False),
+            (np.array([0, 1]), "1.0", 1),
+            (np.array([0.0, 1.0]), "1", 1.0),
+            (np.array(["1", "0"], dtype=object), "1.0", "1"),
+            (np.array([0, 1]), "rare", "rare"),
+            (np.array([3, 4]), 3.5, 3.5),
+        ],
+    )
+    def test_its_first_answer_is_spelled_as_the_rows_do(self, target: Any, label: Any, first: Any) -> None:
+        given = as_in(target, label)
+        assert given.tolist() == [first]
+        guess = repeat_last(target, given, classes=(label, "0") if isinstance(label, str) else ())
+        assert guess.values.tolist() == [first, target.tolist()[0]]
+
     def test_numbers_have_no_probabilities(self) -> None:
         guess = repeat_last(np.array([1.0, 2.0, 3.0]), np.array([9.0]))
         assert guess.values.tolist() == [9.0, 1.0, 2.0]
@@ -1161,6 +1266,10 @@ class TestProbe:
 
     def test_a_fast_one_on_all(self) -> None:
         assert len(time_answers(lambda rows: rows, [{"x": 1}])) == 450
+
+    @pytest.mark.parametrize(("limit", "waits"), [(0.5, 120.0), (300.0, 390.0), (None, 3_600.0)])
+    def test_a_start_that_is_allowed_is_waited_for(self, limit: float | None, waits: float) -> None:
+        assert ArtifactLimits(cold_start_seconds=limit).timeout_seconds == waits
 
     def test_of_how_many_answers_is_said(self) -> None:
         facts = ArtifactFacts(

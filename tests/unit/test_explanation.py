@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from airflow_mlops.core.model.explanation import (
+    Importance,
+    PartialDependence,
     find_counterfactual,
     partial_dependence,
     permutation_importance,
     rank_contributions,
 )
-from airflow_mlops.integrations import shap
-from airflow_mlops.steps.explain import _counterfactuals
+from airflow_mlops.integrations import plots, shap
+from airflow_mlops.steps.explain import _counterfactuals, _headline
 
 Table = dict[str, Any]
 
@@ -83,6 +88,36 @@ def test_a_counterfactual_changes_little_and_reaches_the_answer(table: Table) ->
     assert find_counterfactual(score, row, table, lambda scores: scores > 0.0) is None
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "mae"])
+def test_without_a_feature_any_metric_gets_worse(metric: str) -> None:
+    found = Importance(name="x", increase=0.5, standard_deviation=0.01)
+    idle = Importance(name="z", increase=0.0, standard_deviation=0.0)
+    assert _headline((found, idle), metric) == (
+        f"most important: x ({metric.upper()} gets worse by 0.5 without it); 1 of 2 features change nothing"
+    )
+
+
+def drawn(text: str, **how: Any) -> bytes:
+    figure = Figure(figsize=(4, 1))
+    canvas = FigureCanvasAgg(figure)
+    figure.text(0.1, 0.5, text, **how)
+    canvas.draw()
+    return bytes(canvas.buffer_rgba())
+
+
+@pytest.mark.parametrize("name", ["cost_$_per_$", "Amount ($) vs. budget ($)", "a$\\b$", r"\$^2$ $x_$"])
+def test_names_with_dollar_signs_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
+    importances = [Importance(name=name, increase=1.0, standard_deviation=0.1)]
+    curves = [PartialDependence(name=name, values=(name, "$5%-$10%"), scores=(1.0, 2.0))]
+    table = {name: np.array([name, "b"], dtype=object)}
+    pictures = [tmp_path / f"{number}.png" for number in range(3)]
+    plots.draw_importances(importances, name, pictures[0])
+    plots.draw_partial_dependences(curves, f"share of {name}", pictures[1])
+    plots.draw_contributions([name], np.array([[1.0], [2.0]]), table, [name], pictures[2])
+    assert all(picture.stat().st_size > 1_000 for picture in pictures)
+    assert drawn(plots._literal(name)) == drawn(name, parse_math=False)
+
+
 def test_a_missing_value_is_far_from_every_other(table: Table) -> None:
     row = {"a": 0.0, "b": float("nan"), "kind": "y", "idle": 0.0}
     found = find_counterfactual(
@@ -142,4 +177,25 @@ def test_a_counterfactual_of_several_labels_is_another_label() -> None:
     for own, other in zip(before, found, strict=True):
         assert other is not None
         _, after = other.changes["x"]
-        assert labels({"x": np.array([after])})[0] != own
+        assert other.answer_before == own
+        assert other.answer_after == labels({"x": np.array([after])})[0] != own
+
+
+def test_the_pool_is_asked_once_however_many_rows_are_explained() -> None:
+    asked: list[int] = []
+
+    def predict(table: Table) -> list[float]:
+        asked.append(len(table["x"]))
+        return [2.0 * value for value in table["x"]]
+
+    model: Any = SimpleNamespace(
+        manifest=SimpleNamespace(classes=None), probabilities=None, predict_columns=predict
+    )
+    pool = {"x": np.linspace(0.0, 3.0, 301)}
+    spec: Any = SimpleNamespace(counterfactual_shift=1.0)
+    found = _counterfactuals(spec, model, {"x": pool["x"][:100]}, pool)
+    assert sorted(asked)[-2:] == [100, 301]
+    assert all(item and item.answer_after == pytest.approx(item.score_after) for item in found)
+    assert all(
+        float(str(item.answer_after)) >= float(str(item.answer_before)) + 1.0 for item in found if item
+    )

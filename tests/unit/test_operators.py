@@ -66,18 +66,34 @@ def test_a_version_that_a_parameter_leaves_open(nothing: str | None, native: boo
     assert promote.build_spec(context)["expected_version"] is None
 
 
+EVALUATED = {
+    "dataset": {"uri": "rows", "time_column": "t"},
+    "model_name": "m",
+    "run_id": "r",
+    "package_digest": "sha256:1",
+    "holdout": {"start": "2024-01-01T00:00:00Z", "end": "2024-02-01T00:00:00Z"},
+    "metric": "mae",
+}
+
+
 def test_a_training_of_an_older_release_is_evaluated_itself() -> None:
-    window = {"start": "2024-01-01T00:00:00Z", "end": "2024-02-01T00:00:00Z"}
-    training = {
-        "dataset": {"uri": "rows", "time_column": "t"},
-        "model_name": "m",
-        "run_id": "r",
-        "package_digest": "sha256:1",
-        "holdout": window,
-        "metric": "mae",
-    }
-    task = EvaluateModelOperator(task_id="evaluate", training=training)
+    task = EvaluateModelOperator(task_id="evaluate", training=EVALUATED)
     assert task.build_spec({})["twin_digest"] is None  # type: ignore[typeddict-item]
+
+
+def test_one_column_may_be_given_as_text() -> None:
+    spec = EvaluateModelOperator(
+        task_id="named",
+        training=EVALUATED,
+        groups="sex",
+        slices="borough, hour",
+        metrics="f1",
+        minimum_group_rows="20",
+    ).build_spec({})  # type: ignore[typeddict-item]
+    assert (spec["groups"], spec["slices"], spec["metrics"]) == (["sex"], ["borough", "hour"], ["f1"])
+    assert spec["policy"]["minimum_group_rows"] == 20
+    plain = EvaluateModelOperator(task_id="plain", training=EVALUATED).build_spec({})  # type: ignore[typeddict-item]
+    assert plain["slices"] is plain["metrics"] is None
 
 
 def test_a_ticket_number_is_a_reason() -> None:

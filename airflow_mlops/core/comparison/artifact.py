@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 from airflow_mlops.core.comparison.promotion import Check, Outcome
 
+#: Seconds measuring may take: at least, after the longest start allowed, and where any is.
+_LEAST_SECONDS, _AFTER_START_SECONDS, _NO_LIMIT_SECONDS = 120.0, 90.0, 3_600.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArtifactLimits:
     """What a packaged model may cost; ``None`` is no limit.
 
     :param size_mb: all files together, in 10^6 bytes.
-    :param cold_start_seconds: from the start of a new process to the first answer, imports and verification included.
+    :param cold_start_seconds: from the start of a new process to the first answer, imports and verification included. A model
+        that has not been measured 90 s after it (two minutes at least, without a limit an hour) fails.
     :param p99_milliseconds: 99th percentile of answering one row.
     :param memory_mb: peak resident memory of that process, in 10^6 bytes.
     """
@@ -21,6 +25,17 @@ class ArtifactLimits:
     cold_start_seconds: float | None = 30.0
     p99_milliseconds: float | None = 100.0
     memory_mb: float | None = 4_000.0
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long measuring may take.
+
+        >>> ArtifactLimits().timeout_seconds, ArtifactLimits(cold_start_seconds=300.0).timeout_seconds
+        (120.0, 390.0)
+        """
+        if self.cold_start_seconds is None:
+            return _NO_LIMIT_SECONDS
+        return max(_LEAST_SECONDS, self.cold_start_seconds + _AFTER_START_SECONDS)
 
 
 #: Answers a 99th percentile is taken of, unless they take too long.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from airflow_mlops.core.comparison.fairness import MINIMUM_ROWS
 from airflow_mlops.core.comparison.resampling import FEWEST_ROWS, describe_p, require_level
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_mlops.core.comparison.slices import SliceReport
 
 
-#: Columns that a reason names.
+#: Columns, or groups, that a reason names.
 _SHOWN_COLUMNS = 5
 
 
@@ -44,11 +45,14 @@ class PromotionPolicy:
     :param significance: largest p-value, the rate at which an equally good challenger would be promoted; ``None`` takes the
         numbers as they are, however few rows they come from.
     :param maximum_group_difference: largest difference of selection or error rates between groups; ``None``: reported only.
+    :param minimum_group_rows: a group of fewer rows is not measured, nor is a rate that is a share of fewer; with a limit that is
+        no pass.
     """
 
     minimum_uplift: float | None = 0.0
     significance: float | None = 0.05
     maximum_group_difference: float | None = None
+    minimum_group_rows: int = MINIMUM_ROWS
 
     def __post_init__(self) -> None:
         if self.significance is not None:
@@ -59,6 +63,8 @@ class PromotionPolicy:
                 raise ValueError(
                     f"{name} is {value}: give a share from 0 on, such as 0.01 for one percent, or None"
                 )
+        if self.minimum_group_rows < 1:
+            raise ValueError(f"minimum_group_rows is {self.minimum_group_rows}: give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,22 +261,34 @@ def _no_worse(slices: SliceReport, *, named: bool) -> Check:
 def _groups(report: FairnessReport, limit: float | None) -> Check:
     name = f"groups by {report.column}"
     apart = report.largest_difference
+    shown = _apart(report, apart) if apart is not None else _incomparable(report)
+    left_out = f"; {_left_out(report)}" if report.unmeasured else ""
     if limit is None:
-        shown = _apart(report, apart) if apart is not None else _incomparable(report)
-        return Check(name=name, outcome=Outcome.PASS, reason=f"{name}: {shown}; no limit is set")
-    if apart is None:
+        return Check(name=name, outcome=Outcome.PASS, reason=f"{name}: {shown}{left_out}; no limit is set")
+    if apart is not None and apart > limit:
+        return Check(name=name, outcome=Outcome.FAIL, reason=f"{name}: {shown} (limit {limit:.2f})")
+    if apart is None or report.unmeasured:
         return Check(
             name=name,
             outcome=Outcome.NOT_MEASURED,
-            reason=f"{name}: {_incomparable(report)}",
+            reason=f"{name}: {shown}{left_out}. Judge on a longer window, lower minimum_group_rows, join small groups, "
+            "or set no limit",
         )
-    words = f"{name}: {_apart(report, apart)} (limit {limit:.2f})"
-    return Check(name=name, outcome=Outcome.FAIL if apart > limit else Outcome.PASS, reason=words)
+    return Check(name=name, outcome=Outcome.PASS, reason=f"{name}: {shown} (limit {limit:.2f})")
+
+
+def _left_out(report: FairnessReport) -> str:
+    shown = ", ".join(str(item) for item in report.unmeasured[:_SHOWN_COLUMNS])
+    hidden = report.unmeasured_count - len(report.unmeasured[:_SHOWN_COLUMNS])
+    more = f" and {hidden} more" if hidden > 0 else ""
+    return f"not measured, as of fewer than {report.minimum_rows} rows: {shown}{more}"
 
 
 def _incomparable(report: FairnessReport) -> str:
     if len(report.groups) < 2:
         return "fewer than two groups with enough rows to compare"
+    if report.positive is not None:
+        return "no rate of two groups has enough rows to compare"
     return f"{report.loss} may be below zero, so no group's is so many times another's: let a metric of errors decide"
 
 

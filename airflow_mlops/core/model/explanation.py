@@ -53,11 +53,15 @@ class Counterfactual:
     :param changes: feature to its value before and after.
     :param score_before: score of the row.
     :param score_after: score of the changed row.
+    :param answer_before: what the model answers the row; ``None`` where only scores are known.
+    :param answer_after: what it answers the changed row.
     """
 
     changes: dict[str, tuple[Any, Any]]
     score_before: float
     score_after: float
+    answer_before: float | str | None = None
+    answer_after: float | str | None = None
 
 
 def permutation_importance(
@@ -113,7 +117,12 @@ def partial_dependence(score: Score, table: Table, name: str, *, points: int = 2
 
 
 def find_counterfactual(
-    score: Score, row: Mapping[str, Any], pool: Table, wanted: Callable[[Array], NDArray[np.bool_]]
+    score: Score,
+    row: Mapping[str, Any],
+    pool: Table,
+    wanted: Callable[[Array], NDArray[np.bool_]],
+    *,
+    pool_scores: Array | None = None,
 ) -> Counterfactual | None:
     """Find few changes after which the model answers as wanted, made of values that occur.
 
@@ -127,11 +136,12 @@ def find_counterfactual(
     :param row: the row to explain.
     :param pool: real rows.
     :param wanted: scores in, whether each is as wanted out.
+    :param pool_scores: scores of the pool, where they are known already.
     :returns: ``None`` when no row of the pool has the wanted answer, or the row itself has it.
     """
     own = {name: np.array([row[name]], dtype=column.dtype) for name, column in pool.items()}
     before = float(score(own)[0])
-    good = wanted(np.asarray(score(pool)))
+    good = wanted(np.asarray(score(pool) if pool_scores is None else pool_scores))
     if bool(wanted(np.array([before]))[0]) or not good.any():
         return None
     distances = {name: _distances(column, own[name][0]) for name, column in pool.items()}

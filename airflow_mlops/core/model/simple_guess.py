@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from airflow_mlops.core.comparison.metrics import measure
-from airflow_mlops.core.comparison.predictions import Graded, Predictions
+from airflow_mlops.core.comparison.predictions import Graded, Predictions, spelled_as, text_codes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,22 @@ def best_constant(
 
     best: float | str = max(answers, key=gain)
     return best
+
+
+def as_in(target: NDArray[Any], answer: Any) -> NDArray[Any]:
+    """Give an answer as the target spells it, shape ``(1,)``; one that does not occur there stays as it is.
+
+    >>> as_in(np.array([True, False]), "False").tolist(), as_in(np.array([0, 1]), "1.0").tolist()
+    ([False], [1])
+    """
+    if not isinstance(answer, str):
+        return np.array([answer])
+    texts, places = text_codes(target)
+    spelled = spelled_as(texts, (answer,))
+    for number, text in enumerate(texts):
+        if spelled[text] == answer:
+            return np.asarray(target[places == number][:1])
+    return np.array([answer], dtype=object)
 
 
 def simple_guess(manifest: PackageManifest, target: NDArray[Any], metric: Metric) -> Predictions:
