@@ -11,7 +11,9 @@ from urllib.parse import quote
 #: Characters that mean something in Markdown, or begin HTML in it.
 _MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]<>|#~&!])")
 #: What renderers make a link of by themselves, whatever is escaped: addresses of the web and of mail.
-_ADDRESS_BEGINNINGS = re.compile(r"(?i)(?<=http:)(?=//)|(?<=https:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=mailto)(?=:)|(?<=xmpp)(?=:)")
+_ADDRESS_BEGINNINGS = re.compile(
+    r"(?i)(?<=http:)(?=//)|(?<=https:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=mailto)(?=:)|(?<=xmpp)(?=:)"
+)
 #: Joins words without being seen.
 _WORD_JOINER = "\N{WORD JOINER}"
 #: White space, control characters, and marks that turn the direction of text around.
