@@ -68,6 +68,14 @@ def labels(count: int, classes: str, seed: int = 5) -> tuple[np.ndarray, Predict
     return truth, Predictions(values=names[given.argmax(axis=1)], probabilities=given, classes=tuple(classes))
 
 
+def said(yes: np.ndarray) -> Predictions:
+    """Give the answers of a model that says ``b`` to some rows and ``a`` to the others."""
+    sure = np.where(yes, 0.9, 0.1)
+    return Predictions(
+        values=np.where(yes, "b", "a"), probabilities=np.column_stack([1.0 - sure, sure]), classes=("a", "b")
+    )
+
+
 TRUTH, ANSWERS = labels(700, "ab")
 TRUTH3, ANSWERS3 = labels(700, "abc")
 
@@ -369,6 +377,50 @@ class TestComparison:
             oracle.f1_score(truth, answers.values, average="macro", labels=classes, zero_division=0)
         )
 
+    @pytest.mark.parametrize("metric", ["f1", "precision", "recall", "balanced_accuracy"])
+    @pytest.mark.parametrize("found", [1, 4])
+    def test_a_ratio_of_a_few_rows_promotes_nobody(self, metric: str, found: int) -> None:
+        positive = np.isin(np.arange(1_000), [100, 300, 500, 900][:found])
+        report = compare_models(
+            target=np.where(positive, "b", "a"),
+            challenger=said(positive),
+            champion=said(np.zeros(1_000, dtype=bool)),
+            baselines={},
+            metrics=[metric],
+        )
+        assert report.deciding.champion is not None
+        assert report.deciding.champion.difference.value > 0.0
+        assert report.deciding.champion.p_value is None
+        check = decide_promotion(report, PromotionPolicy()).checks[0]
+        assert (check.outcome, "several of a rare label" in check.reason) == (Outcome.NOT_MEASURED, True)
+
+    @pytest.mark.parametrize("metric", ["f1", "precision", "balanced_accuracy"])
+    def test_a_champion_that_never_says_yes_is_beaten_by_one_that_finds_many(self, metric: str) -> None:
+        positive = np.arange(1_000) % 10 == 3
+        report = compare_models(
+            target=np.where(positive, "b", "a"),
+            challenger=said(positive & (np.arange(1_000) % 3 > 0)),
+            champion=said(np.zeros(1_000, dtype=bool)),
+            baselines={},
+            metrics=[metric],
+        )
+        assert report.deciding.champion is not None
+        assert report.deciding.champion.p_value is not None
+        assert report.deciding.champion.p_value < 0.001
+
+    def test_a_rare_label_among_many_leaves_the_others_measured(self) -> None:
+        truth = np.array([f"{place:02}" for place in [*range(1, 21)] * 50 + [0]])
+        classes = tuple(sorted({*truth}))
+        report = compare_models(
+            target=truth,
+            challenger=Predictions(values=truth, classes=classes),
+            champion=Predictions(values=np.roll(truth, 1), classes=classes),
+            baselines={},
+            metrics=["f1"],
+        )
+        assert report.deciding.champion is not None
+        assert report.deciding.champion.p_value is not None
+
     def test_what_can_not_be_measured_is_said_and_hinders_nobody(self) -> None:
         report = compare(TARGET + 0.5, TARGET + 1.0, metrics=["mae", "log_loss", "r2"])
         assert [item.metric for item in report.metrics] == ["mae", "r2"]
@@ -499,7 +551,7 @@ class TestPromotion:
         decision = decide_promotion(report, PromotionPolicy())
         assert decision.verdict is Verdict.NO_VERDICT
         assert (
-            "too few rows to tell it from chance (20 at least, and several of a rare label), judge on a longer window"
+            "too few rows to tell it from chance (20 at least, and several of a rare label and of answers with it), judge on a longer window"
             in decision.reason
         )
         worse = decide_promotion(

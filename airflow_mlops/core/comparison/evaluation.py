@@ -56,7 +56,7 @@ class Rival:
     :param uplift: relative improvement of the challenger, above zero is better; ``None`` when the rival's value is zero.
     :param difference: improvement in units of the metric, above zero is better, with its interval.
     :param p_value: probability of an improvement this large if both were equally good (one-sided, paired); ``None`` where
-        that can't be told: fewer than 20 rows, or a metric that hangs on one of them.
+        that can't be told: fewer than 20 rows, or a metric that hangs on one block of them, or on a ratio of fewer than five.
     :param minimum_detectable_difference: improvement that these rows find with 80 % power at one-sided 5 %; ``None`` where
         there is no p-value.
     """

@@ -55,6 +55,11 @@ def _of_labels(values: Array) -> Array:
     return values[..., -1] if values.shape[-1] == 2 else values.mean(axis=-1)
 
 
+def _ratios(wholes: Array) -> Array:
+    """Give the ratios' wholes that a metric is taken of: of two labels the positive one's, of more all."""
+    return wholes[..., -1:] if wholes.shape[-1] == 2 else wholes
+
+
 def _balanced_accuracy_of_sums(sums: Array) -> Array:
     """Mean recall over the labels that occur.
 
@@ -220,10 +225,30 @@ LABEL_METRICS = (
         mean_loss=lambda value: 1.0 - value,
         loss_name="error rate",
     ),
-    count_metric("balanced_accuracy", _confusion_cells, _balanced_accuracy_of_sums),
-    count_metric("precision", _confusion_cells, _precision_of_sums),
-    count_metric("recall", _confusion_cells, _recall_of_sums),
-    count_metric("f1", _confusion_cells, _f1_of_sums),
+    count_metric(
+        "balanced_accuracy",
+        _confusion_cells,
+        _balanced_accuracy_of_sums,
+        bases=lambda sums: _confusion(sums)[1],
+    ),
+    count_metric(
+        "precision",
+        _confusion_cells,
+        _precision_of_sums,
+        bases=lambda sums: _ratios(_confusion(sums)[2]),
+    ),
+    count_metric(
+        "recall",
+        _confusion_cells,
+        _recall_of_sums,
+        bases=lambda sums: _ratios(_confusion(sums)[1]),
+    ),
+    count_metric(
+        "f1",
+        _confusion_cells,
+        _f1_of_sums,
+        bases=lambda sums: _ratios(np.add(*_confusion(sums)[1:])),
+    ),
     Metric(
         name="roc_auc",
         greater_is_better=True,

@@ -39,6 +39,8 @@ class Metric:
     :param cells: which counts each row adds one to.
     :param label_cells: the same for one label against the rest; of more than two labels the metric is the mean over them.
     :param of_sums: turns sums of shape ``(..., k + 1)`` into values of shape ``(...)``; the last sum is the row count.
+    :param bases: turns sums of shape ``(..., k + 1)`` into the rows that each ratio in the metric is taken of, shape
+        ``(..., ratios)``: what hangs on a few of them is not measured; ``None`` where the metric has no such ratios.
     :param losses: per-row losses of shape ``(n,)``, smaller is better, whose mean orders models as the metric does;
         ``None`` where the metric is no mean over rows.
     :param mean_loss: turns the metric's value into the mean of ``losses``; ``None`` where that can't be done.
@@ -54,6 +56,7 @@ class Metric:
     cells: RowCells | None = None
     label_cells: LabelCells | None = None
     of_sums: Callable[[Array], Array] | None = None
+    bases: Callable[[Array], Array] | None = None
     losses: Callable[[Graded], Array] | None = None
     mean_loss: Callable[[float], float] | None = None
     loss_name: str | None = None
@@ -147,6 +150,7 @@ def count_metric(
     cells: RowCells,
     of_sums: Callable[[Array], Array],
     *,
+    bases: Callable[[Array], Array] | None = None,
     greater_is_better: bool = True,
     needs_probabilities: bool = False,
 ) -> Metric:
@@ -163,5 +167,6 @@ def count_metric(
         score=score,
         cells=cells,
         of_sums=of_sums,
+        bases=bases,
         needs_probabilities=needs_probabilities,
     )

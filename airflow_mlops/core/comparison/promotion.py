@@ -185,7 +185,7 @@ def _judge(
         return Check(
             name=name,
             outcome=Outcome.NOT_MEASURED,
-            reason=f"too few rows to tell it from chance ({FEWEST_ROWS} at least, and several of a rare label), judge on a longer window: {numbers}",
+            reason=f"too few rows to tell it from chance ({FEWEST_ROWS} at least, and several of a rare label and of answers with it), judge on a longer window: {numbers}",
         )
     if significance is not None and rival.p_value is not None and rival.p_value > significance:
         return Check(name=name, outcome=Outcome.FAIL, reason=f"not beyond chance: {numbers}")
