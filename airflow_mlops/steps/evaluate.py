@@ -273,6 +273,7 @@ def _judge(
         baselines=guesses,
         metrics=[spec.metric, *further],
         seed=spec.seed,
+        significance=spec.policy.significance,
     )
     losses = row_losses(metric, graded)
     slices = None

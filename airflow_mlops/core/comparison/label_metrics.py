@@ -172,11 +172,21 @@ def _against_rest(graded: Graded) -> _AgainstRest:
         counts = counted.reshape(-1, 2).astype(np.float64)
         found.roc_areas[label] = _rank_auc_of_counts(counts[:, 1], counts[:, 0])
         found.pr_areas[label] = _average_precision_of_counts(counts[:, 1], counts[:, 0])
-        # As much of the label as of the rest in every bin: of a rare label all rows would lie in the few highest otherwise.
-        middle = (np.cumsum(counts, axis=0) - counts / 2.0) / np.maximum(counts.sum(axis=0), 1.0)
-        bins = np.minimum((middle.mean(axis=1) * size).astype(np.uint16), size - 1)
-        found.bins[label] = bins[places]
+        found.bins[label] = _bins(counts, size)[places]
     return found
+
+
+def _bins(counts: Array, size: int) -> Array:
+    """Give the bin of each score, with as much of the label as of the rest in all bins together before it.
+
+    By rows alone, those of a rare label would lie in the few highest bins, and their order be lost.
+
+    :param counts: rows without the label and with it, by ascending score, shape ``(scores, 2)``.
+    :param size: bins.
+    """
+    there = counts[:, counts.sum(axis=0) > 0.0]
+    middle = ((np.cumsum(there, axis=0) - there / 2.0) / there.sum(axis=0)).mean(axis=1)
+    return np.asarray(np.minimum((middle * size).astype(np.int64), size - 1))
 
 
 def _against_rest_cells(graded: Graded, label: int) -> tuple[Array, int]:
@@ -202,12 +212,9 @@ def _average_precision_of_counts(hits: Array, misses: Array) -> Array:
 
 
 def _ranking_cells(graded: Graded) -> tuple[Array, int, None]:
-    """Count positive and negative rows in bins of the score that hold equally many rows; of two labels."""
+    """Count positive and negative rows in bins of the score; of two labels."""
     _, places, counts = graded.ranked
-    rows = counts.sum(axis=1)
-    middle = np.cumsum(rows) - rows / 2.0
-    bins = np.minimum((middle * (RANKING_BINS / len(graded))).astype(np.int64), RANKING_BINS - 1)
-    return bins[places] * 2 + (graded.truth == 1), 2 * RANKING_BINS, None
+    return _bins(counts, RANKING_BINS)[places] * 2 + (graded.truth == 1), 2 * RANKING_BINS, None
 
 
 def _ranking(area: Callable[[Array, Array], Array]) -> Callable[[Array], Array]:
