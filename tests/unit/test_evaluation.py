@@ -35,6 +35,7 @@ from airflow_mlops.core.comparison.metrics import (
     measure,
     resolve_metric,
     row_losses,
+    slice_losses,
 )
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.comparison.promotion import (
@@ -760,7 +761,7 @@ def slices_of(columns: dict[str, np.ndarray], new: np.ndarray, old: np.ndarray, 
 def slices_by(
     metric: str, columns: dict[str, np.ndarray], target: np.ndarray, new: Predictions, old: Predictions
 ) -> SliceReport:
-    losses, before = (row_losses(resolve_metric(metric), Graded(target, both)) for both in (new, old))
+    losses, before = (slice_losses(resolve_metric(metric), Graded(target, both)) for both in (new, old))
     return find_worse_slices(
         columns,
         losses.values,
@@ -796,6 +797,28 @@ class TestSlices:
         assert report.broken[0].regression == pytest.approx(0.6, abs=0.25)
         assert all("b" in item.where.values() for item in report.broken)
         assert report.looked_at == 3 + 5 + len("ac") * 5  # shop b by size has fewer than 200 rows each
+
+    @pytest.mark.parametrize(
+        ("metric", "loss"),
+        [("f1", "error rate by label"), ("recall", "error rate by label"), ("pr_auc", "log loss by label")],
+    )
+    def test_a_group_whose_positives_are_all_missed_is_found_though_false_alarms_fell(
+        self, metric: str, loss: str
+    ) -> None:
+        random = np.random.default_rng(0)
+        positive, missed = random.random(20_000) < 0.03, random.random(20_000) < 0.3
+        old = said(np.where(positive, random.random(20_000) < 0.75, random.random(20_000) < 0.05))
+        found = ~missed & (random.random(20_000) < 0.95)
+        new = said(np.where(positive, found, random.random(20_000) < 0.01))
+        columns = {"group": np.where(missed, "b", "a")}
+        report = slices_by(metric, columns, np.where(positive, "b", "a"), new, old)
+        assert [(item.where, report.loss) for item in report.broken] == [({"group": "b"}, loss)]
+
+    def test_the_error_rate_by_label_is_that_of_the_balanced_accuracy(self) -> None:
+        for truth, answers in ((TRUTH, ANSWERS), (TRUTH3, ANSWERS3)):
+            losses = slice_losses(resolve_metric("balanced_accuracy"), Graded(truth, answers))
+            expected = 1.0 - oracle.balanced_accuracy_score(truth, answers.values)
+            assert float(np.mean(losses.values)) == pytest.approx(expected)
 
     def test_a_pair_of_columns_hides_what_neither_shows(self) -> None:
         random = np.random.default_rng(9)
@@ -834,7 +857,7 @@ class TestSlices:
         assert (report.looked_at, report.unmeasured) == (2, ("few",))
         for slices, named, outcome, words in (
             (report, True, Outcome.NOT_MEASURED, r"none of 2 slices .*; not measured by few: no part .* 200"),
-            (report, False, Outcome.PASS, "none of 2 slices got worse beyond tolerance and chance$"),
+            (report, False, Outcome.PASS, "none of 2 slices got worse by mae beyond tolerance and chance$"),
             (
                 slices_of({"few": few}, same, same),
                 False,

@@ -26,9 +26,19 @@ CALIBRATION_BINS = 15
 RANKING_BINS, FEWEST_BINS = 512, 32
 
 
+#: Metrics that count a rare label as much as a frequent one: of answers, and of rankings.
+BY_LABEL, RANKINGS = ("balanced_accuracy", "precision", "recall", "f1"), ("roc_auc", "pr_auc")
+
+
 def mistakes(graded: Graded) -> Array:
     """Give 1 for each wrong label and 0 for each right one, shape ``(n,)``."""
     return np.asarray(graded.truth != graded.answered, dtype=np.float64)
+
+
+def label_weights(graded: Graded) -> Array:
+    """Give each row a weight with which every label that occurs weighs as much, and the mean is one, shape ``(n,)``."""
+    counts = np.bincount(graded.truth)
+    return np.asarray(len(graded) / (np.count_nonzero(counts) * counts[graded.truth]))
 
 
 def _confusion_cells(graded: Graded) -> tuple[Array, int, None]:
@@ -88,7 +98,7 @@ def _f1_of_sums(sums: Array) -> Array:
     return _of_labels(_ratio(2.0 * hits, actual + predicted))
 
 
-def _log_losses(graded: Graded) -> Array:
+def log_losses(graded: Graded) -> Array:
     """Minus the logarithm of what was given to what happened.
 
     Source: Good, "Rational decisions", JRSS B 14, 1952.
@@ -274,7 +284,7 @@ LABEL_METRICS = (
         of_sums=_ranking(_average_precision_of_counts),
         needs_probabilities=True,
     ),
-    mean_metric("log_loss", _log_losses, needs_probabilities=True),
+    mean_metric("log_loss", log_losses, needs_probabilities=True),
     mean_metric("brier", _brier_losses, needs_probabilities=True),
     count_metric(
         "calibration_error",

@@ -234,7 +234,9 @@ def _slices(slices: SliceReport, *, named: bool) -> Check:
 def _no_worse(slices: SliceReport, *, named: bool) -> Check:
     told = []
     if slices.looked_at:
-        told.append(f"none of {slices.looked_at} slices got worse beyond tolerance and chance")
+        told.append(
+            f"none of {slices.looked_at} slices got worse by {slices.loss} beyond tolerance and chance"
+        )
     if slices.unmeasured and (named or not told):
         shown = ", ".join(slices.unmeasured[:_SHOWN_COLUMNS])
         more = (
