@@ -464,6 +464,24 @@ class TestComparison:
         )
         assert power == pytest.approx(0.8, abs=0.03)
 
+    def test_the_interval_of_a_calibration_error_holds_it(self) -> None:
+        """A well calibrated model's is mostly chance, and resampling adds chance once more."""
+        random = np.random.default_rng(4)
+        sure = random.uniform(0.0, 1.0, 300)
+        truth = np.where(random.random(300) < sure, "b", "a")
+        values, both = np.where(sure > 0.5, "b", "a"), np.column_stack([1.0 - sure, sure])
+        report = compare_models(
+            target=truth,
+            challenger=Predictions(values=values, probabilities=both, classes=("a", "b")),
+            champion=None,
+            baselines={},
+            metrics=["calibration_error"],
+        )
+        found = report.deciding.challenger
+        assert found.low is not None
+        assert found.high is not None
+        assert 0.0 <= found.low < found.value < found.high
+
     def test_a_rare_label_among_many_leaves_the_others_measured(self) -> None:
         truth = np.array([f"{place:02}" for place in [*range(1, 21)] * 50 + [0]])
         classes = tuple(sorted({*truth}))

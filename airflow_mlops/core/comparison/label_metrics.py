@@ -292,5 +292,6 @@ LABEL_METRICS = (
         _calibration_of_sums,
         greater_is_better=False,
         needs_probabilities=True,
+        biased=True,
     ),
 )

@@ -47,6 +47,7 @@ class Metric:
     :param loss_name: what a mean of ``losses`` is called when it is told; default the metric's own name.
     :param of_mean_loss: turns a mean of ``losses`` into what is told; default as it is.
     :param needs_probabilities: whether bare labels are not enough.
+    :param biased: whether chance alone makes it larger, as the sum of absolute differences, and so once more on every resample.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Metric:
     loss_name: str | None = None
     of_mean_loss: Callable[[float], float] | None = None
     needs_probabilities: bool = False
+    biased: bool = False
 
     def block_sums(self, graded: Graded, starts: Array) -> Array:
         """Sum what the rows add, block by block.
@@ -153,6 +155,7 @@ def count_metric(
     bases: Callable[[Array], Array] | None = None,
     greater_is_better: bool = True,
     needs_probabilities: bool = False,
+    biased: bool = False,
 ) -> Metric:
     """Make a metric of counts of rows by cell."""
 
@@ -169,4 +172,5 @@ def count_metric(
         of_sums=of_sums,
         bases=bases,
         needs_probabilities=needs_probabilities,
+        biased=biased,
     )

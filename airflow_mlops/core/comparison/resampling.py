@@ -122,7 +122,8 @@ class Blocks:
         """Give the metric on every resample, and what each block adds to it.
 
         Metrics that are functions of sums over rows cost one pass over the rows and one matrix product. Where the sums are
-        coarser than the metric (ranking, in bins of the score), the resamples are moved by what the binning takes.
+        coarser than the metric (ranking, in bins of the score), the resamples are moved by what the binning takes; so are those of a metric
+        that chance makes larger, by what resampling adds.
 
         :param value: the metric on all rows.
         :returns: fewer resamples for a metric that is only a number.
@@ -136,6 +137,8 @@ class Blocks:
                 drawn = Resampled(drawn.values, np.where(_hang_on(metric.bases, sums), np.nan, drawn.shares))
         else:
             drawn, whole = self._again_by_label(metric, metric.of_sums, graded)
+        if metric.biased:
+            whole = float(np.mean(drawn.values))
         return Resampled(drawn.values + (value - whole), drawn.shares)
 
     def _again(self, of_sums: Callable[[Array], Array], sums: Array) -> tuple[Resampled, float]:
@@ -366,7 +369,7 @@ def percentile_interval(
     :param resampled: on the resamples.
     :param freedom: degrees of freedom.
     :param tail: probability left out on either side, such as 0.025.
-    :returns: lower and upper end; ``None`` with too few rows to say.
+    :returns: lower and upper end, with the value between them; ``None`` with too few rows to say.
     """
     known = resampled.values[np.isfinite(resampled.values)]
     factor = common_factor(resampled.shares)
@@ -374,7 +377,7 @@ def percentile_interval(
         return None
     stretch = factor * t_quantile(1.0 - tail, freedom) / _normal_quantile(1.0 - tail)
     low, high = value + stretch * (np.quantile(known, [tail, 1.0 - tail]) - value)
-    return float(low), float(high)
+    return min(float(low), value), max(float(high), value)
 
 
 def require_level(name: str, value: float) -> None:
