@@ -78,15 +78,19 @@ def of_numbers(kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     return ours / TRIALS, rows / TRIALS
 
 
-def of_labels(metric: str, count: int, level: float) -> float:
-    """Compare two classifiers that are right equally often."""
+def of_labels(metric: str, count: int, level: float, positive: float = 0.2, apart: float = 1.5) -> float:
+    """Compare two classifiers that are right equally often.
+
+    :param positive: share of rows with the positive label.
+    :param apart: how much higher those score.
+    """
     random, ours = np.random.default_rng(2), 0.0
     for _ in range(TRIALS):
-        truth = random.random(count) < 0.2
+        truth = random.random(count) < positive
         shared = random.normal(0, 1, count)
         both = []
         for _ in range(2):
-            score = 1.0 / (1.0 + np.exp(-(1.5 * truth - 1.8 + shared + random.normal(0, 0.5, count))))
+            score = 1.0 / (1.0 + np.exp(-(apart * truth - 1.8 + shared + random.normal(0, 0.5, count))))
             label = np.where(score > 0.5, "b", "a")
             both.append(
                 Predictions(
@@ -165,6 +169,9 @@ def main() -> None:
     print(f"\n{'equal classifiers':24} {'rows':>6} {'level':>6} {'ours':>7}")
     for metric in ("accuracy", "f1", "roc_auc", "log_loss"):
         print(f"{metric:24} {2_000:6} {0.05:6.2f} {of_labels(metric, 2_000, 0.05):7.3f}", flush=True)
+    for metric in ("pr_auc", "f1"):
+        rate = of_labels(metric, 20_000, 0.05, positive=0.01, apart=4.0)
+        print(f"{metric + ', 1 % positive':24} {20_000:6} {0.05:6.2f} {rate:7.3f}", flush=True)
     print(
         f"\npower at the detectable difference: {power(1_000):.3f} with 1,000 rows, {power(10_000):.3f} with 10,000 rows"
     )

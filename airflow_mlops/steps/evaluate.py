@@ -21,6 +21,7 @@ from airflow_mlops.core.comparison.metrics import (
     require_decisive,
     resolve_metric,
     row_losses,
+    slice_losses,
 )
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.comparison.promotion import Check, PromotionPolicy, Verdict, decide_promotion
@@ -272,21 +273,22 @@ def _judge(
         baselines=guesses,
         metrics=[spec.metric, *further],
         seed=spec.seed,
+        significance=spec.policy.significance,
     )
     losses = row_losses(metric, graded)
     slices = None
     columns = manifest.signature.names if spec.slices is None else spec.slices
     if old is not None and columns:
         cut = {name: _slice_column(rows[name]) for name in columns}
-        before = row_losses(metric, old)
+        after, before = slice_losses(metric, graded), slice_losses(metric, old)
         slices = find_worse_slices(
             cut,
-            losses.values,
+            after.values,
             before.values,
-            cut_clusters(len(target), losses.values - before.values),
+            cut_clusters(len(target), after.values - before.values),
             spec.slice_policy,
-            loss=losses.name,
-            of_mean=losses.of_mean,
+            loss=after.name,
+            of_mean=after.of_mean,
         )
     groups = tuple(
         compare_groups(

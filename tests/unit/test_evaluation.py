@@ -36,6 +36,7 @@ from airflow_mlops.core.comparison.metrics import (
     measure,
     resolve_metric,
     row_losses,
+    slice_losses,
 )
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.comparison.promotion import (
@@ -67,6 +68,14 @@ def labels(count: int, classes: str, seed: int = 5) -> tuple[np.ndarray, Predict
     given = np.round(given[:, :-1], 3)  # ties
     given = np.column_stack([given, 1.0 - given.sum(axis=1)])
     return truth, Predictions(values=names[given.argmax(axis=1)], probabilities=given, classes=tuple(classes))
+
+
+def said(yes: np.ndarray) -> Predictions:
+    """Give the answers of a model that says ``b`` to some rows and ``a`` to the others."""
+    sure = np.where(yes, 0.9, 0.1)
+    return Predictions(
+        values=np.where(yes, "b", "a"), probabilities=np.column_stack([1.0 - sure, sure]), classes=("a", "b")
+    )
 
 
 TRUTH, ANSWERS = labels(700, "ab")
@@ -370,6 +379,123 @@ class TestComparison:
             oracle.f1_score(truth, answers.values, average="macro", labels=classes, zero_division=0)
         )
 
+    @pytest.mark.parametrize("metric", ["f1", "precision", "recall", "balanced_accuracy"])
+    @pytest.mark.parametrize("found", [1, 4])
+    def test_a_ratio_of_a_few_rows_promotes_nobody(self, metric: str, found: int) -> None:
+        positive = np.isin(np.arange(1_000), [100, 300, 500, 900][:found])
+        report = compare_models(
+            target=np.where(positive, "b", "a"),
+            challenger=said(positive),
+            champion=said(np.zeros(1_000, dtype=bool)),
+            baselines={},
+            metrics=[metric],
+        )
+        assert report.deciding.champion is not None
+        assert report.deciding.champion.difference.value > 0.0
+        assert report.deciding.champion.p_value is None
+        check = decide_promotion(report, PromotionPolicy()).checks[0]
+        assert (check.outcome, "several of a rare label" in check.reason) == (Outcome.NOT_MEASURED, True)
+
+    @pytest.mark.parametrize("metric", ["f1", "precision", "balanced_accuracy"])
+    def test_a_champion_that_never_says_yes_is_beaten_by_one_that_finds_many(self, metric: str) -> None:
+        positive = np.arange(1_000) % 10 == 3
+        report = compare_models(
+            target=np.where(positive, "b", "a"),
+            challenger=said(positive & (np.arange(1_000) % 3 > 0)),
+            champion=said(np.zeros(1_000, dtype=bool)),
+            baselines={},
+            metrics=[metric],
+        )
+        assert report.deciding.champion is not None
+        assert report.deciding.champion.p_value is not None
+        assert report.deciding.champion.p_value < 0.001
+
+    def test_the_error_of_a_ranking_is_right_where_positives_are_rare(self) -> None:
+        """Beside resamples that are ranked anew; in bins of equally many rows it was several times as large."""
+        random, metric = np.random.default_rng(3), resolve_metric("pr_auc")
+        positive = np.isin(np.arange(50_000), random.choice(50_000, 50, replace=False))
+        shared, graded = random.normal(0, 0.7, 50_000), []
+        for _ in range(2):
+            sure = 1.0 / (1.0 + np.exp(4.0 - 5.5 * positive - shared - random.normal(0, 0.7, 50_000)))
+            answers = said(sure > 0.5)
+            graded.append(
+                Graded(
+                    np.where(positive, "b", "a"),
+                    Predictions(
+                        values=answers.values,
+                        probabilities=np.column_stack([1.0 - sure, sure]),
+                        classes=("a", "b"),
+                    ),
+                )
+            )
+        blocks = Blocks.draw(50_000)
+        new, old = (blocks.resample(metric, one, metric.score(one)) for one in graded)
+        orders = [np.argsort(-one.probabilities[:, 1]) for one in graded]
+        exact = []
+        for _ in range(100):
+            times = random.poisson(1.0, 50_000)
+            areas = []
+            for order in orders:
+                drawn, hits = times[order], times[order] * positive[order]
+                found = np.cumsum(hits) / np.maximum(np.cumsum(drawn), 1)
+                areas.append(float(found @ hits) / hits.sum())
+            exact.append(areas[0] - areas[1])
+        # A hundred resamples tell a spread to 7 %.
+        assert float(np.std((new - old).values)) == pytest.approx(float(np.std(exact)), rel=0.4)
+
+    @pytest.mark.parametrize("level", [0.05, 0.01])
+    def test_the_detectable_difference_is_found_four_times_out_of_five_at_the_level_asked_for(
+        self, level: float
+    ) -> None:
+        report = compare_models(
+            target=TARGET,
+            challenger=Predictions(values=GUESS),
+            champion=Predictions(values=GUESS[::-1]),
+            baselines={},
+            metrics=["mae"],
+            significance=level,
+        )
+        rival, freedom = report.deciding.champion, Blocks.draw(500).freedom
+        assert rival is not None
+        assert rival.p_value is not None
+        assert rival.minimum_detectable_difference is not None
+        error = rival.difference.value / stats.t.isf(rival.p_value, freedom)
+        power = stats.nct.sf(
+            stats.t.isf(level, freedom), freedom, rival.minimum_detectable_difference / error
+        )
+        assert power == pytest.approx(0.8, abs=0.03)
+
+    def test_the_interval_of_a_calibration_error_holds_it(self) -> None:
+        """A well calibrated model's is mostly chance, and resampling adds chance once more."""
+        random = np.random.default_rng(4)
+        sure = random.uniform(0.0, 1.0, 300)
+        truth = np.where(random.random(300) < sure, "b", "a")
+        values, both = np.where(sure > 0.5, "b", "a"), np.column_stack([1.0 - sure, sure])
+        report = compare_models(
+            target=truth,
+            challenger=Predictions(values=values, probabilities=both, classes=("a", "b")),
+            champion=None,
+            baselines={},
+            metrics=["calibration_error"],
+        )
+        found = report.deciding.challenger
+        assert found.low is not None
+        assert found.high is not None
+        assert 0.0 <= found.low < found.value < found.high
+
+    def test_a_rare_label_among_many_leaves_the_others_measured(self) -> None:
+        truth = np.array([f"{place:02}" for place in [*range(1, 21)] * 50 + [0]])
+        classes = tuple(sorted({*truth}))
+        report = compare_models(
+            target=truth,
+            challenger=Predictions(values=truth, classes=classes),
+            champion=Predictions(values=np.roll(truth, 1), classes=classes),
+            baselines={},
+            metrics=["f1"],
+        )
+        assert report.deciding.champion is not None
+        assert report.deciding.champion.p_value is not None
+
     def test_what_can_not_be_measured_is_said_and_hinders_nobody(self) -> None:
         report = compare(TARGET + 0.5, TARGET + 1.0, metrics=["mae", "log_loss", "r2"])
         assert [item.metric for item in report.metrics] == ["mae", "r2"]
@@ -500,7 +626,7 @@ class TestPromotion:
         decision = decide_promotion(report, PromotionPolicy())
         assert decision.verdict is Verdict.NO_VERDICT
         assert (
-            "too few rows to tell it from chance (20 at least, and several of a rare label), judge on a longer window"
+            "too few rows to tell it from chance (20 at least, and several of a rare label and of answers with it), judge on a longer window"
             in decision.reason
         )
         worse = decide_promotion(
@@ -655,7 +781,7 @@ def slices_of(columns: dict[str, np.ndarray], new: np.ndarray, old: np.ndarray, 
 def slices_by(
     metric: str, columns: dict[str, np.ndarray], target: np.ndarray, new: Predictions, old: Predictions
 ) -> SliceReport:
-    losses, before = (row_losses(resolve_metric(metric), Graded(target, both)) for both in (new, old))
+    losses, before = (slice_losses(resolve_metric(metric), Graded(target, both)) for both in (new, old))
     return find_worse_slices(
         columns,
         losses.values,
@@ -691,6 +817,28 @@ class TestSlices:
         assert report.broken[0].regression == pytest.approx(0.6, abs=0.25)
         assert all("b" in item.where.values() for item in report.broken)
         assert report.looked_at == 3 + 5 + len("ac") * 5  # shop b by size has fewer than 200 rows each
+
+    @pytest.mark.parametrize(
+        ("metric", "loss"),
+        [("f1", "error rate by label"), ("recall", "error rate by label"), ("pr_auc", "log loss by label")],
+    )
+    def test_a_group_whose_positives_are_all_missed_is_found_though_false_alarms_fell(
+        self, metric: str, loss: str
+    ) -> None:
+        random = np.random.default_rng(0)
+        positive, missed = random.random(20_000) < 0.03, random.random(20_000) < 0.3
+        old = said(np.where(positive, random.random(20_000) < 0.75, random.random(20_000) < 0.05))
+        found = ~missed & (random.random(20_000) < 0.95)
+        new = said(np.where(positive, found, random.random(20_000) < 0.01))
+        columns = {"group": np.where(missed, "b", "a")}
+        report = slices_by(metric, columns, np.where(positive, "b", "a"), new, old)
+        assert [(item.where, report.loss) for item in report.broken] == [({"group": "b"}, loss)]
+
+    def test_the_error_rate_by_label_is_that_of_the_balanced_accuracy(self) -> None:
+        for truth, answers in ((TRUTH, ANSWERS), (TRUTH3, ANSWERS3)):
+            losses = slice_losses(resolve_metric("balanced_accuracy"), Graded(truth, answers))
+            expected = 1.0 - oracle.balanced_accuracy_score(truth, answers.values)
+            assert float(np.mean(losses.values)) == pytest.approx(expected)
 
     def test_a_pair_of_columns_hides_what_neither_shows(self) -> None:
         random = np.random.default_rng(9)
@@ -729,7 +877,7 @@ class TestSlices:
         assert (report.looked_at, report.unmeasured) == (2, ("few",))
         for slices, named, outcome, words in (
             (report, True, Outcome.NOT_MEASURED, r"none of 2 slices .*; not measured by few: no part .* 200"),
-            (report, False, Outcome.PASS, "none of 2 slices got worse beyond tolerance and chance$"),
+            (report, False, Outcome.PASS, "none of 2 slices got worse by mae beyond tolerance and chance$"),
             (
                 slices_of({"few": few}, same, same),
                 False,

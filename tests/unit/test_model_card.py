@@ -134,7 +134,10 @@ def test_it_says_what_was_measured(manifest: PackageManifest) -> None:
         assert "95% interval" in text
         assert "+19.0%" in text
         assert "version 4" in text
-        assert "A difference below 0.2 mae" in text
+        assert (
+            "An improvement of mae by 0.2 would be found with these rows four times out of five; a smaller one less often"
+            in text
+        )
         assert "key abc" in text
         assert "seed" in text
         assert "unset" not in text

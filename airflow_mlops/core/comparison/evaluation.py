@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-#: Power at which the minimum detectable difference is stated, and the one-sided level it is stated for.
+#: Power at which the minimum detectable difference is stated, and the one-sided level it is stated for where none is asked for.
 POWER, LEVEL = 0.8, 0.05
 #: Labels an error names.
 _NAMED = 5
@@ -56,8 +56,8 @@ class Rival:
     :param uplift: relative improvement of the challenger, above zero is better; ``None`` when the rival's value is zero.
     :param difference: improvement in units of the metric, above zero is better, with its interval.
     :param p_value: probability of an improvement this large if both were equally good (one-sided, paired); ``None`` where
-        that can't be told: fewer than 20 rows, or a metric that hangs on one of them.
-    :param minimum_detectable_difference: improvement that these rows find with 80 % power at one-sided 5 %; ``None`` where
+        that can't be told: fewer than 20 rows, or a metric that hangs on one block of them, or on a ratio of fewer than five.
+    :param minimum_detectable_difference: improvement that these rows find with 80 % power at the one-sided level asked for; ``None`` where
         there is no p-value.
     """
 
@@ -122,6 +122,7 @@ def compare_models(
     metrics: Sequence[str],
     seed: int = 0,
     confidence: float = 0.95,
+    significance: float | None = None,
 ) -> EvaluationReport:
     """Score all models on the same rows and test the challenger against every rival, row by row.
 
@@ -138,6 +139,7 @@ def compare_models(
     :param metrics: names or import paths; the first one decides.
     :param seed: of the resampling.
     :param confidence: of the intervals, in ``(0, 1)``.
+    :param significance: one-sided level that the minimum detectable difference is stated for; default 0.05.
     :raises InsufficientDataError: no rows, or the deciding metric is not a number on them.
     :raises ValueError: the deciding metric does not fit what the models answer.
     """
@@ -150,7 +152,12 @@ def compare_models(
     guesses = {name: Graded(target, guess.among(labels)) for name, guess in baselines.items()}
     drawn = Blocks.draw(len(target), seed=seed)
     field_of = _Field(
-        challenger=new, champion=old, baselines=guesses, blocks=drawn, tail=(1.0 - confidence) / 2.0
+        challenger=new,
+        champion=old,
+        baselines=guesses,
+        blocks=drawn,
+        tail=(1.0 - confidence) / 2.0,
+        level=LEVEL if significance is None else significance,
     )
     compared = [field_of.compare(resolve_metric(deciding))]
     not_measured = {}
@@ -254,6 +261,7 @@ class _Field:
     baselines: Mapping[str, Graded]
     blocks: Blocks
     tail: float
+    level: float
 
     def compare(self, metric: Metric) -> MetricComparison:
         value, drawn = self._measure(metric, self.challenger)
@@ -300,7 +308,7 @@ class _Field:
             uplift=gain / abs(rival) if rival else None,
             difference=self._interval(gain, gains),
             p_value=_p_value(gain, error, freedom),
-            minimum_detectable_difference=_detectable(error, freedom),
+            minimum_detectable_difference=_detectable(error, freedom, self.level),
         )
 
 
@@ -312,11 +320,11 @@ def _p_value(gain: float, error: float, freedom: float) -> float | None:
     return upper_tail(gain / error, freedom)
 
 
-def _detectable(error: float, freedom: float) -> float | None:
+def _detectable(error: float, freedom: float, level: float) -> float | None:
     """Improvement at which the test says yes with the stated power.
 
     Source: Cohen, "Statistical Power Analysis for the Behavioral Sciences", 2nd edition, 1988, chapter 2.
     """
     if not math.isfinite(error):
         return None
-    return (t_quantile(1.0 - LEVEL, freedom) + t_quantile(POWER, freedom)) * error
+    return (t_quantile(1.0 - level, freedom) + t_quantile(POWER, freedom)) * error

@@ -26,9 +26,19 @@ CALIBRATION_BINS = 15
 RANKING_BINS, FEWEST_BINS = 512, 32
 
 
+#: Metrics that count a rare label as much as a frequent one: of answers, and of rankings.
+BY_LABEL, RANKINGS = ("balanced_accuracy", "precision", "recall", "f1"), ("roc_auc", "pr_auc")
+
+
 def mistakes(graded: Graded) -> Array:
     """Give 1 for each wrong label and 0 for each right one, shape ``(n,)``."""
     return np.asarray(graded.truth != graded.answered, dtype=np.float64)
+
+
+def label_weights(graded: Graded) -> Array:
+    """Give each row a weight with which every label that occurs weighs as much, and the mean is one, shape ``(n,)``."""
+    counts = np.bincount(graded.truth)
+    return np.asarray(len(graded) / (np.count_nonzero(counts) * counts[graded.truth]))
 
 
 def _confusion_cells(graded: Graded) -> tuple[Array, int, None]:
@@ -53,6 +63,11 @@ def _ratio(part: Array, whole: Array) -> Array:
 def _of_labels(values: Array) -> Array:
     """Of two labels take the positive, last one; of more the plain mean."""
     return values[..., -1] if values.shape[-1] == 2 else values.mean(axis=-1)
+
+
+def _ratios(wholes: Array) -> Array:
+    """Give the ratios' wholes that a metric is taken of: of two labels the positive one's, of more all."""
+    return wholes[..., -1:] if wholes.shape[-1] == 2 else wholes
 
 
 def _balanced_accuracy_of_sums(sums: Array) -> Array:
@@ -83,7 +98,7 @@ def _f1_of_sums(sums: Array) -> Array:
     return _of_labels(_ratio(2.0 * hits, actual + predicted))
 
 
-def _log_losses(graded: Graded) -> Array:
+def log_losses(graded: Graded) -> Array:
     """Minus the logarithm of what was given to what happened.
 
     Source: Good, "Rational decisions", JRSS B 14, 1952.
@@ -167,11 +182,21 @@ def _against_rest(graded: Graded) -> _AgainstRest:
         counts = counted.reshape(-1, 2).astype(np.float64)
         found.roc_areas[label] = _rank_auc_of_counts(counts[:, 1], counts[:, 0])
         found.pr_areas[label] = _average_precision_of_counts(counts[:, 1], counts[:, 0])
-        # As much of the label as of the rest in every bin: of a rare label all rows would lie in the few highest otherwise.
-        middle = (np.cumsum(counts, axis=0) - counts / 2.0) / np.maximum(counts.sum(axis=0), 1.0)
-        bins = np.minimum((middle.mean(axis=1) * size).astype(np.uint16), size - 1)
-        found.bins[label] = bins[places]
+        found.bins[label] = _bins(counts, size)[places]
     return found
+
+
+def _bins(counts: Array, size: int) -> Array:
+    """Give the bin of each score, with as much of the label as of the rest in all bins together before it.
+
+    By rows alone, those of a rare label would lie in the few highest bins, and their order be lost.
+
+    :param counts: rows without the label and with it, by ascending score, shape ``(scores, 2)``.
+    :param size: bins.
+    """
+    there = counts[:, counts.sum(axis=0) > 0.0]
+    middle = ((np.cumsum(there, axis=0) - there / 2.0) / there.sum(axis=0)).mean(axis=1)
+    return np.asarray(np.minimum((middle * size).astype(np.int64), size - 1))
 
 
 def _against_rest_cells(graded: Graded, label: int) -> tuple[Array, int]:
@@ -197,12 +222,9 @@ def _average_precision_of_counts(hits: Array, misses: Array) -> Array:
 
 
 def _ranking_cells(graded: Graded) -> tuple[Array, int, None]:
-    """Count positive and negative rows in bins of the score that hold equally many rows; of two labels."""
+    """Count positive and negative rows in bins of the score; of two labels."""
     _, places, counts = graded.ranked
-    rows = counts.sum(axis=1)
-    middle = np.cumsum(rows) - rows / 2.0
-    bins = np.minimum((middle * (RANKING_BINS / len(graded))).astype(np.int64), RANKING_BINS - 1)
-    return bins[places] * 2 + (graded.truth == 1), 2 * RANKING_BINS, None
+    return _bins(counts, RANKING_BINS)[places] * 2 + (graded.truth == 1), 2 * RANKING_BINS, None
 
 
 def _ranking(area: Callable[[Array, Array], Array]) -> Callable[[Array], Array]:
@@ -220,10 +242,30 @@ LABEL_METRICS = (
         mean_loss=lambda value: 1.0 - value,
         loss_name="error rate",
     ),
-    count_metric("balanced_accuracy", _confusion_cells, _balanced_accuracy_of_sums),
-    count_metric("precision", _confusion_cells, _precision_of_sums),
-    count_metric("recall", _confusion_cells, _recall_of_sums),
-    count_metric("f1", _confusion_cells, _f1_of_sums),
+    count_metric(
+        "balanced_accuracy",
+        _confusion_cells,
+        _balanced_accuracy_of_sums,
+        bases=lambda sums: _confusion(sums)[1],
+    ),
+    count_metric(
+        "precision",
+        _confusion_cells,
+        _precision_of_sums,
+        bases=lambda sums: _ratios(_confusion(sums)[2]),
+    ),
+    count_metric(
+        "recall",
+        _confusion_cells,
+        _recall_of_sums,
+        bases=lambda sums: _ratios(_confusion(sums)[1]),
+    ),
+    count_metric(
+        "f1",
+        _confusion_cells,
+        _f1_of_sums,
+        bases=lambda sums: _ratios(np.add(*_confusion(sums)[1:])),
+    ),
     Metric(
         name="roc_auc",
         greater_is_better=True,
@@ -242,7 +284,7 @@ LABEL_METRICS = (
         of_sums=_ranking(_average_precision_of_counts),
         needs_probabilities=True,
     ),
-    mean_metric("log_loss", _log_losses, needs_probabilities=True),
+    mean_metric("log_loss", log_losses, needs_probabilities=True),
     mean_metric("brier", _brier_losses, needs_probabilities=True),
     count_metric(
         "calibration_error",
@@ -250,5 +292,6 @@ LABEL_METRICS = (
         _calibration_of_sums,
         greater_is_better=False,
         needs_probabilities=True,
+        biased=True,
     ),
 )

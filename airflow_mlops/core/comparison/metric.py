@@ -39,12 +39,15 @@ class Metric:
     :param cells: which counts each row adds one to.
     :param label_cells: the same for one label against the rest; of more than two labels the metric is the mean over them.
     :param of_sums: turns sums of shape ``(..., k + 1)`` into values of shape ``(...)``; the last sum is the row count.
+    :param bases: turns sums of shape ``(..., k + 1)`` into the rows that each ratio in the metric is taken of, shape
+        ``(..., ratios)``: what hangs on a few of them is not measured; ``None`` where the metric has no such ratios.
     :param losses: per-row losses of shape ``(n,)``, smaller is better, whose mean orders models as the metric does;
         ``None`` where the metric is no mean over rows.
     :param mean_loss: turns the metric's value into the mean of ``losses``; ``None`` where that can't be done.
     :param loss_name: what a mean of ``losses`` is called when it is told; default the metric's own name.
     :param of_mean_loss: turns a mean of ``losses`` into what is told; default as it is.
     :param needs_probabilities: whether bare labels are not enough.
+    :param biased: whether chance alone makes it larger, as the sum of absolute differences, and so once more on every resample.
     """
 
     name: str
@@ -54,11 +57,13 @@ class Metric:
     cells: RowCells | None = None
     label_cells: LabelCells | None = None
     of_sums: Callable[[Array], Array] | None = None
+    bases: Callable[[Array], Array] | None = None
     losses: Callable[[Graded], Array] | None = None
     mean_loss: Callable[[float], float] | None = None
     loss_name: str | None = None
     of_mean_loss: Callable[[float], float] | None = None
     needs_probabilities: bool = False
+    biased: bool = False
 
     def block_sums(self, graded: Graded, starts: Array) -> Array:
         """Sum what the rows add, block by block.
@@ -147,8 +152,10 @@ def count_metric(
     cells: RowCells,
     of_sums: Callable[[Array], Array],
     *,
+    bases: Callable[[Array], Array] | None = None,
     greater_is_better: bool = True,
     needs_probabilities: bool = False,
+    biased: bool = False,
 ) -> Metric:
     """Make a metric of counts of rows by cell."""
 
@@ -163,5 +170,7 @@ def count_metric(
         score=score,
         cells=cells,
         of_sums=of_sums,
+        bases=bases,
         needs_probabilities=needs_probabilities,
+        biased=biased,
     )

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from airflow_mlops.core.comparison.label_metrics import LABEL_METRICS, mistakes
+from airflow_mlops.core.comparison.label_metrics import (
+    BY_LABEL,
+    LABEL_METRICS,
+    RANKINGS,
+    label_weights,
+    log_losses,
+    mistakes,
+)
 from airflow_mlops.core.comparison.metric import Array, Metric, MetricValue, RowLosses, mean_of_sums
 from airflow_mlops.core.comparison.number_metrics import NUMBER_METRICS, absolute_errors, quantile_loss
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
@@ -133,6 +140,20 @@ def row_losses(metric: Metric, graded: Graded) -> RowLosses:
     if graded.answers.classes:
         return RowLosses(name="error rate", values=mistakes(graded))
     return RowLosses(name="mae", values=absolute_errors(graded))
+
+
+def slice_losses(metric: Metric, graded: Graded) -> RowLosses:
+    """Give a loss per row that sees in parts of the rows what the metric sees on the whole; see :func:`row_losses`.
+
+    Where the metric counts a rare label as much as a frequent one, so does the loss: each label's rows weigh as much together. It is
+    the mistakes, and for rankings the log loss; for the calibration error it is the Brier score.
+    """
+    known = graded.answers.probabilities is not None
+    if metric.name in RANKINGS and known:
+        return RowLosses(name="log loss by label", values=log_losses(graded) * label_weights(graded))
+    if metric.name in {*BY_LABEL, *RANKINGS} and graded.answers.classes:
+        return RowLosses(name="error rate by label", values=mistakes(graded) * label_weights(graded))
+    return row_losses(resolve_metric("brier") if metric.name == "calibration_error" else metric, graded)
 
 
 def require_decisive(metric: Metric, label_count: int) -> None:

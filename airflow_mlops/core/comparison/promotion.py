@@ -191,7 +191,7 @@ def _judge(
         return Check(
             name=name,
             outcome=Outcome.NOT_MEASURED,
-            reason=f"too few rows to tell it from chance ({FEWEST_ROWS} at least, and several of a rare label), judge on a longer window: {numbers}",
+            reason=f"too few rows to tell it from chance ({FEWEST_ROWS} at least, and several of a rare label and of answers with it), judge on a longer window: {numbers}",
         )
     if significance is not None and rival.p_value is not None and rival.p_value > significance:
         return Check(name=name, outcome=Outcome.FAIL, reason=f"not beyond chance: {numbers}")
@@ -240,7 +240,9 @@ def _slices(slices: SliceReport, *, named: bool) -> Check:
 def _no_worse(slices: SliceReport, *, named: bool) -> Check:
     told = []
     if slices.looked_at:
-        told.append(f"none of {slices.looked_at} slices got worse beyond tolerance and chance")
+        told.append(
+            f"none of {slices.looked_at} slices got worse by {slices.loss} beyond tolerance and chance"
+        )
     if slices.unmeasured and (named or not told):
         shown = ", ".join(slices.unmeasured[:_SHOWN_COLUMNS])
         more = (

@@ -35,6 +35,9 @@ FEWEST_PERIODS = 4
 CLUSTER_FACTOR, SAFETY_FACTOR = 3.0, 2.0
 #: Clusters at least, however long the rows remember.
 FEWEST_CLUSTERS = 10
+#: Rows that a ratio is taken of, at least: what so few show is chance. A ratio counts where it is this share of a mean of ratios or
+#: more: one rare label among dozens does not make the others' unmeasured.
+FEWEST_OF_RATIO, COUNTED_SHARE = 5, 0.1
 #: A metric that is only a number is scored again on every resample; so many are affordable.
 SLOW_RESAMPLES = 200
 
@@ -44,7 +47,8 @@ class Resampled:
     """A metric, or the difference of two, on other rows.
 
     :param values: on every resample, shape ``(resamples,)``.
-    :param shares: what each block adds to it, shape ``(blocks,)``; up to a factor for a metric that is only a number.
+    :param shares: what each block adds to it, shape ``(blocks,)``; up to a factor for a metric that is only a number. No number
+        where the metric hangs on the block.
     """
 
     values: Array
@@ -118,7 +122,8 @@ class Blocks:
         """Give the metric on every resample, and what each block adds to it.
 
         Metrics that are functions of sums over rows cost one pass over the rows and one matrix product. Where the sums are
-        coarser than the metric (ranking, in bins of the score), the resamples are moved by what the binning takes.
+        coarser than the metric (ranking, in bins of the score), the resamples are moved by what the binning takes; so are those of a metric
+        that chance makes larger, by what resampling adds.
 
         :param value: the metric on all rows.
         :returns: fewer resamples for a metric that is only a number.
@@ -126,9 +131,14 @@ class Blocks:
         if metric.of_sums is None:
             return Resampled(self._score_again(metric, graded), self._losses(metric, graded))
         if metric.label_cells is None or graded.label_count == 2:
-            drawn, whole = self._again(metric.of_sums, self._sums(metric, graded))
+            sums = self._sums(metric, graded)
+            drawn, whole = self._again(metric.of_sums, sums)
+            if metric.bases is not None:
+                drawn = Resampled(drawn.values, np.where(_hang_on(metric.bases, sums), np.nan, drawn.shares))
         else:
             drawn, whole = self._again_by_label(metric, metric.of_sums, graded)
+        if metric.biased:
+            whole = float(np.mean(drawn.values))
         return Resampled(drawn.values + (value - whole), drawn.shares)
 
     def _again(self, of_sums: Callable[[Array], Array], sums: Array) -> tuple[Resampled, float]:
@@ -172,6 +182,17 @@ class Blocks:
             drawn = np.concatenate([rows[block] for block in np.repeat(np.arange(self.count), weights)])
             values.append(metric.score(graded.take(drawn)))
         return np.array(values)
+
+
+def _hang_on(bases: Callable[[Array], Array], sums: Array) -> Array:
+    """Tell without which blocks a ratio would have no row left to be taken of, shape ``(blocks,)``; all, where it has few anyway.
+
+    A ratio that is zero of zero on all rows, such as the precision of a model that never says yes, is zero on any of them.
+    """
+    whole = bases(sums.sum(axis=0))
+    few = (whole > 0) & (whole < FEWEST_OF_RATIO)
+    lost = (whole > 0) & (bases(sums.sum(axis=0) - sums) <= 0)
+    return np.asarray((few | lost).mean(axis=-1) >= COUNTED_SHARE)
 
 
 def common_factor(shares: Array) -> float:
@@ -348,7 +369,7 @@ def percentile_interval(
     :param resampled: on the resamples.
     :param freedom: degrees of freedom.
     :param tail: probability left out on either side, such as 0.025.
-    :returns: lower and upper end; ``None`` with too few rows to say.
+    :returns: lower and upper end, with the value between them; ``None`` with too few rows to say.
     """
     known = resampled.values[np.isfinite(resampled.values)]
     factor = common_factor(resampled.shares)
@@ -356,7 +377,7 @@ def percentile_interval(
         return None
     stretch = factor * t_quantile(1.0 - tail, freedom) / _normal_quantile(1.0 - tail)
     low, high = value + stretch * (np.quantile(known, [tail, 1.0 - tail]) - value)
-    return float(low), float(high)
+    return min(float(low), value), max(float(high), value)
 
 
 def require_level(name: str, value: float) -> None:

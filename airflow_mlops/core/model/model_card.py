@@ -218,7 +218,7 @@ _MEASURED = {
 
 _HOW_MEASURED = (
     "Improvement is over the champion, or over the first guess where there is none; p is one-sided and paired; detectable is the "
-    "improvement these rows show with 80 % power at 5 %. The first metric decides."
+    "improvement these rows show with 80 % power at the level asked for (5 % where none was). The first metric decides."
 )
 
 
@@ -276,7 +276,8 @@ def _limits(manifest: PackageManifest, found: _Evaluation) -> Section:
     detectable = _rival(found.metrics[0]).get("minimum_detectable_difference") if found.metrics else None
     if _finite(detectable):
         notes.append(
-            f"A difference below {_number(detectable)} {found.metrics[0]['metric']} could not be told from chance with these rows."
+            f"An improvement of {found.metrics[0]['metric']} by {_number(detectable)} would be found with these rows four times out of five; "
+            "a smaller one less often."
         )
     notes += [
         f"{str(item.get('name', 'a check')).capitalize()}: not measured. {_told(item)}".rstrip()
