@@ -217,7 +217,7 @@ def test_the_chain_says_what_it_did(loop: Loop) -> None:
     assert results["select"]["training"]["estimator_params"] == {"max_iter": 20}
     assert results["evaluate"]["verdict"] == "promote"
     assert results["explain"]["importances"][0]["name"] == "trip_distance"
-    assert results["explain"]["headline"].startswith("most important: trip_distance (MAE +")
+    assert results["explain"]["headline"].startswith("most important: trip_distance (MAE gets worse by ")
     assert results["promote"]["moved"]
     assert results["deploy"]["model_version"] == "1"
     assert results["performance"]["measured"]
