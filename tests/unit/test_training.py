@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -209,6 +211,18 @@ def test_one_search_covers_several_estimators() -> None:
     assert all(len(trial.folds) < 3 for trial in pruned)
 
 
+def killed(score: Callable[[Candidate, int], float], *, at: int) -> Callable[[Candidate, int], float]:
+    """Give a score that ends the process, as far as a search can tell, instead of its ``at``-th fit."""
+    calls = itertools.count(1)
+
+    def dies(candidate: Candidate, fold: int) -> float:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return score(candidate, fold)
+
+    return dies
+
+
 def test_searches_with_neighboring_seeds_try_different_parameters() -> None:
     def tried(seed: int) -> set[Any]:
         found, _ = run_search(None, trials=12, seed=seed)
@@ -219,18 +233,9 @@ def test_searches_with_neighboring_seeds_try_different_parameters() -> None:
 
 def test_an_interrupted_search_goes_on_and_ends_as_one_that_ran_through(tmp_path: Path) -> None:
     whole, _ = run_search(f"sqlite:///{tmp_path}/whole.db", trials=12)
-    calls = 0
-
-    def dies(candidate: Candidate, fold: int) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 17:
-            raise KeyboardInterrupt
-        return bowl(candidate, fold)
-
     storage = f"sqlite:///{tmp_path}/cut.db"
     with pytest.raises(KeyboardInterrupt):
-        run_search(storage, dies, trials=12)
+        run_search(storage, killed(bowl, at=17), trials=12)
     resumed, told = run_search(storage, trials=12)
     assert 0 < len(told) < 12
     assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
@@ -302,18 +307,9 @@ def test_a_search_killed_in_its_first_trials_still_tries_every_candidate(
     last_fit: int, tmp_path: Path
 ) -> None:
     whole, _ = run_search(f"sqlite:///{tmp_path}/whole.db", trials=6)
-    calls = 0
-
-    def dies(candidate: Candidate, fold: int) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == last_fit:
-            raise KeyboardInterrupt
-        return bowl(candidate, fold)
-
     storage = f"sqlite:///{tmp_path}/cut.db"
     with pytest.raises(KeyboardInterrupt):
-        run_search(storage, dies, trials=6)
+        run_search(storage, killed(bowl, at=last_fit), trials=6)
     resumed, _ = run_search(storage, trials=6)
     assert [(one.candidate, one.params) for one in resumed.trials] == [
         (one.candidate, one.params) for one in whole.trials
@@ -625,18 +621,9 @@ def test_no_parameter_set_is_fitted_twice_and_a_small_space_is_tried_in_full(
 @pytest.mark.parametrize("last_fit", [6, 20])
 def test_a_small_search_that_is_killed_ends_as_one_that_ran_through(last_fit: int, tmp_path: Path) -> None:
     whole, _ = search_small(f"sqlite:///{tmp_path}/whole.db", prune=False)
-    calls = 0
-
-    def dies(candidate: Candidate, fold: int) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == last_fit:
-            raise KeyboardInterrupt
-        return small(candidate, fold)
-
     storage = f"sqlite:///{tmp_path}/cut.db"
     with pytest.raises(KeyboardInterrupt):
-        search_small(storage, dies, prune=False)
+        search_small(storage, killed(small, at=last_fit), prune=False)
     resumed, _ = search_small(storage, prune=False)
     assert [(one.candidate, one.params) for one in resumed.trials] == [
         (one.candidate, one.params) for one in whole.trials
