@@ -20,7 +20,7 @@ from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease
 from airflow_mlops.serving.log_settings import LogSettings
 from airflow_mlops.serving.model import load_model
-from airflow_mlops.serving.package import read_signature, read_verified, write_signature
+from airflow_mlops.serving.package import read_package, read_signature, write_signature
 from airflow_mlops.serving.reconciler import (
     DESIRED_FILE,
     why_refused,
@@ -247,7 +247,7 @@ def _copy_package(source: Path, destination: Path, digest: str) -> None:
     """Copy under a temporary name and rename, so that a version's folder is whole or not there; replace what was damaged."""
     if destination.exists():
         try:
-            read_verified(destination, digest)
+            read_package(destination, digest)
         except ArtifactIntegrityError as err:
             log.warning("%s is copied again: %s", destination, err)
             shutil.rmtree(destination)

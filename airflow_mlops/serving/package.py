@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from airflow_mlops.core.model.package import (
     MANIFEST_FILE,
@@ -20,7 +22,13 @@ from airflow_mlops.exceptions import ArtifactIntegrityError
 from airflow_mlops.serving.files import write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow_mlops.core.model.signing import Trust
+
+
+# Hashed at once.
+_PIECE_BYTES = 1 << 20
 
 
 def hash_files(folder: str | Path) -> dict[str, str]:
@@ -63,7 +71,13 @@ def read_package(
     :raises ArtifactIntegrityError: naming the first file that is missing, changed, unlisted, too large or a link, or
         saying what is wrong with the signature.
     """
-    manifest, _ = read_verified(folder, expected_digest, trust=trust)
+    manifest = _read_manifest(Path(folder), expected_digest, trust)
+    room = MAXIMUM_PACKAGE_BYTES
+    for name, expected in sorted(manifest.files.items()):
+        # In pieces: a large model isn't taken into memory for nothing.
+        found, size = _hash_plain(Path(folder) / name, room)
+        room -= size
+        _require_same(Path(folder) / name, found, expected)
     return manifest
 
 
@@ -72,6 +86,18 @@ def read_verified(
 ) -> tuple[PackageManifest, dict[str, bytes]]:
     """Read a package once and give the very bytes that were checked, so none can be swapped in between."""
     root = Path(folder)
+    manifest = _read_manifest(root, expected_digest, trust)
+    contents: dict[str, bytes] = {}
+    room = MAXIMUM_PACKAGE_BYTES
+    for name, expected in sorted(manifest.files.items()):
+        contents[name] = _read_plain(root / name, room)
+        room -= len(contents[name])
+        _require_same(root / name, file_digest(contents[name]), expected)
+    return manifest, contents
+
+
+def _read_manifest(root: Path, expected_digest: str | None, trust: Trust | None) -> PackageManifest:
+    """Read the manifest of a folder in which there is no file that it doesn't list."""
     if not root.is_dir():
         raise ArtifactIntegrityError(f"{root} is not a package: no such folder")
     manifest_bytes = _read_plain(root / MANIFEST_FILE, MAXIMUM_MANIFEST_BYTES)
@@ -93,7 +119,7 @@ def read_verified(
         raise ArtifactIntegrityError(
             f"{root / unlisted[0]} is not listed in {MANIFEST_FILE}: packages hold no other files"
         )
-    return manifest, _read_files(root, manifest)
+    return manifest
 
 
 def read_signature(folder: str | Path) -> PackageSignature | None:
@@ -110,21 +136,36 @@ def read_signature(folder: str | Path) -> PackageSignature | None:
         raise ArtifactIntegrityError(f"{path} is not a package signature: {err}") from err
 
 
-def _read_files(root: Path, manifest: PackageManifest) -> dict[str, bytes]:
-    contents: dict[str, bytes] = {}
-    room = MAXIMUM_PACKAGE_BYTES
-    for name, expected in sorted(manifest.files.items()):
-        contents[name] = _read_plain(root / name, room)
-        room -= len(contents[name])
-        if file_digest(contents[name]) != expected:
-            raise ArtifactIntegrityError(
-                f"{root / name} was changed after packaging: SHA-256 {file_digest(contents[name])}, manifest says {expected}"
-            )
-    return contents
+def _require_same(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ArtifactIntegrityError(
+            f"{path} was changed after packaging: SHA-256 {found}, manifest says {expected}"
+        )
 
 
 def _read_plain(path: Path, maximum_bytes: int) -> bytes:
-    """Read a regular file; a link could point anywhere and change later, a pipe would never end."""
+    """Read a file whole."""
+    with _open_plain(path, maximum_bytes) as (file, size):
+        return file.read(size)
+
+
+def _hash_plain(path: Path, maximum_bytes: int) -> tuple[str, int]:
+    """Give the SHA-256 of a file, and its size."""
+    digest = hashlib.sha256()
+    with _open_plain(path, maximum_bytes) as (file, size):
+        left = size
+        while left and (piece := file.read(min(left, _PIECE_BYTES))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest(), size
+
+
+@contextmanager
+def _open_plain(path: Path, maximum_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file; a link could point anywhere and change later, a pipe would never end.
+
+    :returns: the file and its size now. Nobody reads on, should it grow meanwhile.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as err:
@@ -135,11 +176,9 @@ def _read_plain(path: Path, maximum_bytes: int) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ArtifactIntegrityError(f"{path} is not a plain file; a package holds nothing else")
-        # The size is looked at before memory is taken, and the reading bounded, as the file may grow meanwhile.
-        data = file.read(maximum_bytes + 1) if status.st_size <= maximum_bytes else None
-    if data is None or len(data) > maximum_bytes:
-        raise ArtifactIntegrityError(
-            f"{path} makes the package larger than {MAXIMUM_PACKAGE_BYTES} bytes (the manifest: {MAXIMUM_MANIFEST_BYTES}); "
-            "it was not loaded"
-        )
-    return data
+        if status.st_size > maximum_bytes:
+            raise ArtifactIntegrityError(
+                f"{path} makes the package larger than {MAXIMUM_PACKAGE_BYTES} bytes "
+                f"(the manifest: {MAXIMUM_MANIFEST_BYTES}); it was not loaded"
+            )
+        yield file, status.st_size

@@ -33,7 +33,7 @@ from airflow_mlops.exceptions import ConnectionConfigError, EndpointUnavailableE
 from airflow_mlops.serving.inference_log import read_received_since
 from airflow_mlops.serving.lease import MAXIMUM_LEASE
 from airflow_mlops.serving.local import REFUSALS
-from airflow_mlops.serving.package import read_verified
+from airflow_mlops.serving.package import read_package
 from airflow_mlops.steps.rollouts.history import RolloutHistory
 from airflow_mlops.steps.rollouts.quality import (
     ANSWER_COLUMNS,
@@ -276,8 +276,8 @@ class Rollout:
     def _unlike(self, package: Path, current: DesiredState) -> str | None:
         """Say why answers of both versions can't be compared at all: no trial ever will, so the new one has not passed."""
         folder = self.endpoint.serving_dir / current.folder(current.stable)
-        new, _ = read_verified(package, self.new.package_digest)
-        old, _ = read_verified(folder, current.stable.package_digest)
+        new = read_package(package, self.new.package_digest)
+        old = read_package(folder, current.stable.package_digest)
         if (new.task, set(new.classes or ())) != (old.task, set(old.classes or ())):
             return (
                 f"version {self.new.model_version} answers {_answers(new)}, version {current.stable.model_version} "
@@ -467,7 +467,7 @@ class Rollout:
         if self.spec.quality is None:
             return None
         folder = self.endpoint.serving_dir / current.folder(current.stable)
-        manifest, _ = read_verified(folder, current.stable.package_digest)
+        manifest = read_package(folder, current.stable.package_digest)
         return losses_with_labels(
             self.spec.quality,
             self._answered(columns=ANSWER_COLUMNS),
