@@ -12,8 +12,9 @@ from airflow_mlops.core.codec import from_dict, to_dict, unknown_fields
 from airflow_mlops.integrations import storage
 from airflow_mlops.services import Services
 
-#: XCom and the task state store are no place for data: a result holds names, numbers and URIs.
-MAX_RESULT_BYTES = 48 * 1024
+#: XCom is no place for data: a result holds names, numbers and URIs. Those of a table of 10,000 columns fit, and into the spec
+#: of the next step as well, which is a Kubernetes secret (1 MiB at most).
+MAX_RESULT_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -153,6 +153,14 @@ class TestWindows:
             run_step("validate", judged, Services())
 
 
+def test_a_table_of_thousands_of_columns(tmp_path: Path) -> None:
+    source = land(tmp_path, **{f"measurement_of_sensor_{number}": [1.0] for number in range(3_000)})
+    result = run_step("ingest", {"source": source, "table": str(tmp_path / "table")}, Services())
+    assert len(result["dataset"]["columns"]) == 3_000
+    again = run_step("ingest", {"source": source, "table": str(tmp_path / "table")}, Services())
+    assert again["dataset"]["dataset_digest"] == result["dataset"]["dataset_digest"]
+
+
 class TestSources:
     """What is wrong with the files is said in the words of the declaration, and nothing is written."""
 
