@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, timezone
 from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.exceptions import TaskAwaitingInput
 
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import ModelVersionLink
@@ -70,16 +71,31 @@ class ApproveModelOperator(ApprovalOperator):
         """Ask, then wait without a worker."""
         name, version = self.registration["model_name"], self.registration["model_version"]
         self.subject = f"Promote {name} version {version}?"
-        self.body = self._question(self._taken_back())
-        return dict(super().execute(context))
+        # Before the ledger is read: what comes into it from now on is not in the question.
+        asked_at = timezone.utcnow().isoformat()
+        taken_back = self._taken_back()
+        self.body = self._question(taken_back)
+        try:
+            return dict(super().execute(context))
+        except TaskAwaitingInput as waiting:
+            waiting.kwargs = {**(waiting.kwargs or {}), "asked_at": asked_at, "taken_back": taken_back}
+            raise
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+    def execute_complete(
+        self,
+        context: Context,
+        event: dict[str, Any],
+        asked_at: str | None = None,
+        taken_back: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Write the answer down, then let what follows run, or skip it.
 
-        :returns: ``approved``, ``responded_by``, ``responded_at``, ``comment``, ``timed_out``, the version, and who took it back
-            before (``taken_back``; ``None``: nobody).
+        :param asked_at: when the question was composed; ``None``: by an older release.
+        :param taken_back: who had taken the package back by then, as the question says.
+        :returns: ``approved``, ``responded_by``, ``asked_at``, ``responded_at``, ``comment``, ``timed_out``, the version, and
+            ``taken_back``.
         """
-        answer = self._answer(event, self._taken_back()) if "error" not in event else {}
+        answer = self._answer(event, asked_at, taken_back) if "error" not in event else {}
         if answer:
             self.validate_chosen_options(event["chosen_options"])
             self.validate_params_input(event.get("params_input") or {})
@@ -126,7 +142,9 @@ class ApproveModelOperator(ApprovalOperator):
             taken_back=_told(taken_back) if taken_back else None,
         )
 
-    def _answer(self, event: Mapping[str, Any], taken_back: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _answer(
+        self, event: Mapping[str, Any], asked_at: str | None, taken_back: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         user = event.get("responded_by_user") or {}
         return {
             "approved": event["chosen_options"] == [self.APPROVE] and bool(user),
@@ -135,6 +153,7 @@ class ApproveModelOperator(ApprovalOperator):
             "package_digest": self.registration["package_digest"],
             "champion_version": self.evaluation["champion_version"],
             "responded_by": {"id": user["id"], "name": user["name"]} if user else None,
+            "asked_at": asked_at,
             "responded_at": event["responded_at"].isoformat(),
             "comment": (event.get("params_input") or {}).get("comment") or None,
             "timed_out": bool(event.get("timedout")) or not user,

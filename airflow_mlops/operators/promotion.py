@@ -109,6 +109,7 @@ class PromoteModelOperator(StepOperator):
             "reason": evaluated["reason"]
             + (f"; approved by {answer['responded_by']['name']}" if answer else ""),
             "package_digest": answer["package_digest"] if answer else self._registered(),
+            "asked_at": answer.get("asked_at") if answer else None,
             "approved_at": answer["responded_at"] if answer else None,
             "decision_key": optional(self.decision_key),
             "actor": actor(context),

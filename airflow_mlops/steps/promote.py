@@ -39,6 +39,7 @@ class PromoteSpec:
     :param evaluated_run_id: the run that was evaluated; it must hold this version's package. ``None``, with a verdict: an earlier
         champion comes back, as ``decision_key`` wants.
     :param package_digest: of the package that was registered, and approved; ``None``: any.
+    :param asked_at: when the person who approved it was asked; ``None``: at the time of the approval.
     :param approved_at: when a person approved it; ``None`` where nobody was asked.
     :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``.
     :param reason: sentence for the ledger; default is what its evaluation concluded, or that there was none.
@@ -54,6 +55,7 @@ class PromoteSpec:
     verdict: str | None = None
     evaluated_run_id: str | None = None
     package_digest: str | None = None
+    asked_at: datetime | None = None
     approved_at: datetime | None = None
     alias: str = "champion"
     reason: str | None = None
@@ -226,16 +228,24 @@ def _give_up(spec: PromoteSpec, services: Services, why: str) -> None:
 
 
 def _require_not_taken_back(spec: PromoteSpec, package_digest: str, moves: Sequence[LedgerEntry]) -> None:
-    """Refuse what somebody took back and nobody has approved since: that it does well on held-out rows was known before, and a person saw more."""
+    """Refuse what somebody took back and nobody has approved since: that it does well on held-out rows was known before, and a person saw more.
+
+    Who was asked before that has approved something else: the question did not say it.
+    """
     back = standing_rollback(moves, spec.model_version, package_digest) if spec.verdict is not None else None
-    if back is None or (spec.approved_at is not None and spec.approved_at > back.recorded_at):
+    asked_at = spec.asked_at or spec.approved_at
+    if back is None or (asked_at is not None and asked_at > back.recorded_at):
         return
+    remedy = (
+        "Ask a person (ApproveModelOperator), or promote by hand, without an evaluation"
+        if asked_at is None
+        else "The person who approved it was asked before that: clear the approval's task, and the question says so"
+    )
     left = back.payload["previous_version"]
     same = "" if left == spec.model_version else f", which has the package of version {left},"
     raise PromotionRejectedError(
         f"version {spec.model_version} of {spec.model_name}{same} was not promoted: {back.actor} took it back at "
-        f"{back.recorded_at:%Y-%m-%d %H:%M} ({back.summary}), and an evaluation alone does not undo that. Ask a "
-        "person (ApproveModelOperator), or promote by hand, without an evaluation",
+        f"{back.recorded_at:%Y-%m-%d %H:%M} ({back.summary}), and an evaluation alone does not undo that. {remedy}",
         evidence={"rolled_back_by": back.actor, "reason": back.payload.get("reason")},
     )
 

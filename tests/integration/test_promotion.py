@@ -361,7 +361,10 @@ class TestTakenBack:
         for before in (None, "2026-03-01T00:00:00Z"):
             with pytest.raises(PromotionRejectedError, match=r"anna took it back .*complaints"):
                 run_step("promote", anew | {"approved_at": before}, services)
-        assert run_step("promote", anew | {"approved_at": "2026-03-03T00:00:00Z"}, services)["moved"]
+        after = {"approved_at": "2026-03-03T00:00:00Z"}
+        with pytest.raises(PromotionRejectedError, match="was asked before that: clear the approval's task"):
+            run_step("promote", anew | after | {"asked_at": "2026-03-01T00:00:00Z"}, services)
+        assert run_step("promote", anew | after, services)["moved"]
         assert aliases(services, model) == {"champion": "2", "previous": "1"}
 
     def test_registered_anew_it_is_still_taken_back(

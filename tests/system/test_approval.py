@@ -124,6 +124,7 @@ def test_no_answer_in_time_is_a_no(airflow: Airflow) -> None:
     assert entry.payload["timed_out"] is True
     assert entry.payload["approved"] is False
     assert entry.payload["responded_by"] is None
+    assert entry.payload["asked_at"] < entry.payload["responded_at"]
     assert entry.summary.startswith("nobody answered in time")
     assert entry.actor == f"{HASTY}/{run.dag_run_id}/approve"
     assert Registry.connect(airflow.services).find_alias("trip_fare", "champion") is None
@@ -177,6 +178,7 @@ def test_a_no_leaves_everything_as_it_was_and_a_yes_promotes(airflow: Airflow) -
     assert set(states.values()) == {"success"}, states
     approved = entries(airflow, EntryKind.APPROVAL)[-1]
     assert (approved.payload["approved"], approved.payload["comment"]) == (True, None)
+    assert approved.payload["asked_at"] < approved.payload["responded_at"]
     champion = registry.version_by_alias("trip_fare", "champion").model_version
     assert champion == approved.payload["model_version"]
     (promotion,) = entries(airflow, EntryKind.PROMOTION)

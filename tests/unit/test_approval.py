@@ -79,7 +79,7 @@ def written(url: str) -> list[LedgerEntry]:
 class TestAnswer:
     def test_a_yes_is_written_down(self, ledger_url: str) -> None:
         task = asking(decision_key="decision")
-        answer = task.execute_complete(context(), event("Approve"))  # type: ignore[arg-type]
+        answer = task.execute_complete(context(), event("Approve"), "2026-02-28T00:00:00+00:00")  # type: ignore[arg-type]
         assert json.loads(json.dumps(answer)) == {
             "approved": True,
             "model_name": "fare",
@@ -87,6 +87,7 @@ class TestAnswer:
             "package_digest": "sha256:1",
             "champion_version": "4",
             "responded_by": {"id": "7", "name": "anna"},
+            "asked_at": "2026-02-28T00:00:00+00:00",
             "responded_at": "2026-03-01T00:00:00+00:00",
             "comment": "fine",
             "timed_out": False,
@@ -314,7 +315,8 @@ class TestQuestion:
         shown = rendered(task._question(task._taken_back())).text.strip()
         assert shown.startswith("It was rolled back: bob took version " + version)
         assert "at 2026-02-03 04:05 UTC: complaints <b>" in shown
-        answer = task.execute_complete(context(), event("Approve"))  # type: ignore[arg-type]
+        told = {"asked_at": "2026-02-04T00:00:00+00:00", "taken_back": task._taken_back()}
+        answer = task.execute_complete(context(), event("Approve"), **told)  # type: ignore[arg-type]
         assert answer["taken_back"]["actor"] == "bob"
         assert written(ledger_url)[-1].payload["taken_back"] == answer["taken_back"]
 
