@@ -68,7 +68,16 @@ EVERYTHING: dict[str, Any] = {
             {"where": {"kind": "b"}, "row_count": 200, "challenger": 3.0, "champion": 2.0, "regression": 0.5}
         ],
     },
-    "groups": [{"column": "sex", "groups": [{"group": "f", "row_count": 90, "mean_loss": 0.1}]}],
+    "groups": [
+        {
+            "column": "sex",
+            "groups": [{"group": "f", "row_count": 90, "mean_loss": 0.1}],
+            "unmeasured": [
+                {"group": "x", "row_count": 3, "rate": None},
+                {"group": "f", "row_count": 9, "rate": "true positive rate of yes"},
+            ],
+        }
+    ],
 }
 
 
@@ -143,6 +152,11 @@ def test_it_says_what_was_measured(manifest: PackageManifest) -> None:
         assert "unset" not in text
         assert manifest.files["model.onnx"] in text
         assert "Whether it treats groups of people alike was not measured." in text
+
+
+def test_it_names_the_groups_nobody_could_measure(manifest: PackageManifest) -> None:
+    words = "groups of sex, as they are of too few rows: x (3 rows), f, true positive rate of yes (9 rows)."
+    assert words in rendered(card(manifest, EVERYTHING).to_markdown()).text
 
 
 @pytest.mark.parametrize(
@@ -238,7 +252,13 @@ class TestHostileNames:
             "reason": HOSTILE,
             "checks": [{"name": HOSTILE, "outcome": HOSTILE, "reason": HOSTILE}],
             "slices": {"loss": HOSTILE, "worst": [{"where": {HOSTILE: HOSTILE}, "row_count": HOSTILE}]},
-            "groups": [{"column": HOSTILE, "groups": [{"group": HOSTILE, HOSTILE: HOSTILE}]}],
+            "groups": [
+                {
+                    "column": HOSTILE,
+                    "groups": [{"group": HOSTILE, HOSTILE: HOSTILE}],
+                    "unmeasured": [{"group": HOSTILE, "row_count": HOSTILE, "rate": HOSTILE}],
+                }
+            ],
             "report": {
                 "deciding": {"metric": HOSTILE, "challenger": INTERVAL, "baselines": {HOSTILE: GUESS}},
                 "not_measured": {HOSTILE: HOSTILE},

@@ -293,7 +293,18 @@ def _unmeasured(found: _Evaluation) -> list[str]:
         notes.append("Whether it is worse for some kinds of rows than for others was not measured.")
     if not found.groups:
         notes.append("Whether it treats groups of people alike was not measured.")
+    for group in found.groups:
+        small = [_too_few(item) for item in _mappings(group.get("unmeasured"))]
+        if small:
+            notes.append(
+                f"Not measured for groups of {group.get('column', 'people')}, as they are of too few rows: {', '.join(small)}."
+            )
     return notes
+
+
+def _too_few(group: Mapping[str, Any]) -> str:
+    rate = f", {group['rate']}" if group.get("rate") else ""
+    return f"{group.get('group', '')}{rate} ({_number(group.get('row_count'))} rows)"
 
 
 def _slices(found: _Evaluation) -> Section:
