@@ -100,8 +100,9 @@ def run(spec: ScoreSpec, services: Services) -> ScoreResult:
     _require_columns(spec, dataset)
     model = load_version(registry, version, services)
     count, windows = _partitions(spec, dataset)
-    work = work_key("score", dataset.uri, dataset.version, version.model_name, version.model_version)
-    work = work_key(work, version.package_digest, spec.id_column, spec.time_column)
+    rows_of = dataset.uri, delta.table_id(dataset.uri), dataset.version
+    answered_by = version.model_name, version.model_version, version.package_digest
+    work = work_key("score", *rows_of, *answered_by, spec.id_column, spec.time_column)
     works = {window: work_key(work, window.key if window else None) for window in windows}
     written = delta.find_written(spec.table, works)
     schema = _schema(spec, dataset, model)

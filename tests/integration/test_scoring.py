@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -182,6 +183,22 @@ def test_killed_again_and_again_every_row_is_there_once(world: World, tmp_path: 
 def committed(table: str) -> int:
     """Count commits after the one that made the table."""
     return max(0, len(list((Path(table) / "_delta_log").glob("*.json"))) - 1)
+
+
+def test_a_table_that_was_made_anew_is_scored_anew(world: World, tmp_path: Path) -> None:
+    """Its versions have the same numbers."""
+    few = world.trips.head(40)
+    source = {"dataset": str(tmp_path / "trips")}
+    delta.replace_window(source["dataset"], few.head(10), time_column=stream.TIME, window=None)
+    first = world.score("anew", **source)
+    assert first["reused"] == 0
+    assert world.score("anew", **source)["reused"] == 1
+    shutil.rmtree(source["dataset"])
+    delta.replace_window(source["dataset"], few.tail(20), time_column=stream.TIME, window=None)
+    result = world.score("anew", **source)
+    assert result["dataset"]["version"] == first["dataset"]["version"]
+    assert (result["reused"], result["row_count"]) == (0, 20)
+    assert set(world.predictions("anew")[stream.ID]) == set(few.tail(20)[stream.ID])
 
 
 def test_a_stray_time_is_one_part_more(world: World) -> None:

@@ -7,7 +7,7 @@ from airflow_mlops.integrations.delta.description import describe, describe_file
 from airflow_mlops.integrations.delta.history import require_readable, version_as_of
 from airflow_mlops.integrations.delta.reading import has_rows, read_table, require_columns, stream_table
 from airflow_mlops.integrations.delta.removal import delete_rows, drop_before, vacuum
-from airflow_mlops.integrations.delta.tables import newest_version, table_exists
+from airflow_mlops.integrations.delta.tables import newest_version, table_exists, table_id
 from airflow_mlops.integrations.delta.writer import TableWriter
 from airflow_mlops.integrations.delta.writing import (
     replace_window,
@@ -37,6 +37,7 @@ __all__ = [
     "stored_schema",
     "stream_table",
     "table_exists",
+    "table_id",
     "vacuum",
     "version_as_of",
 ]

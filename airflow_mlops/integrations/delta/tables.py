@@ -71,6 +71,14 @@ def newest_version(uri: str) -> int:
     return open_table(uri, None).version()
 
 
+def table_id(uri: str) -> str:
+    """Give what tells a table from one that was made anew in its place: versions are counted from 0 again there.
+
+    :raises DatasetNotFoundError: no such table.
+    """
+    return str(open_table(uri, None).metadata().id)
+
+
 def scan(table: DeltaTable) -> pl.LazyFrame:
     """Scan an open table; nothing is read before the frame is collected."""
     import polars as pl
