@@ -553,7 +553,7 @@ def test_labels_of_another_type_are_not_all_wrong(tmp_path: Path, mirrored: bool
     delta.replace_window(str(tmp_path / "labels"), truth, time_column="t", window=None)
     answered = answered_by(ids, {"1": ["1", "0", "1", "0"], "2": ["0", "0", "1", "0"]})
     quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="accuracy")
-    how = {"stable": "1", "new": "2", "mirrored": mirrored, "drawn_with": "request_id", "classes": ("0", "1")}
+    how = {"stable": "1", "new": "2", "mirrored": mirrored, "sticky": False, "classes": ("0", "1")}
     losses = losses_with_labels(quality, answered, **how)  # type: ignore[arg-type]
     one, other = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
     assert (one.count, one.mean) == (3, pytest.approx(1 / 3))
@@ -571,9 +571,7 @@ def test_labels_and_answers_that_are_no_finite_numbers_are_left_out_and_said(
     delta.replace_window(str(tmp_path / "labels"), truth, time_column="t", window=None)
     answered = answered_by(ids, {"1": [0.0, 1.0, 2.0, 4.0], "2": [0.0, float("nan"), 3.0, 4.0]})
     quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="mae")
-    losses = losses_with_labels(
-        quality, answered, stable="1", new="2", mirrored=mirrored, drawn_with="request_id"
-    )
+    losses = losses_with_labels(quality, answered, stable="1", new="2", mirrored=mirrored, sticky=False)
     one, other = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
     assert (one.count, one.left_out) == (2 if mirrored else 3, 1)
     assert (other.count, other.mean, other.left_out) == (2, 1.0, 2)
@@ -597,12 +595,41 @@ def test_labels_are_read_once_for_both_versions(
     monkeypatch.setattr(delta, "read_table", read_table)
     answered = answered_by(ids, {"1": [1.0, 2.0, 3.0, 4.0], "2": [2.0, 3.0, 4.0, 5.0], "0": [9.0] * 4})
     quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="mae")
-    losses = losses_with_labels(
-        quality, answered, stable="1", new="2", mirrored=mirrored, drawn_with="request_id"
-    )
+    losses = losses_with_labels(quality, answered, stable="1", new="2", mirrored=mirrored, sticky=False)
     one, other = (losses.stable, losses.new) if isinstance(losses, PairedLosses) else losses
     assert ((one.count, one.mean), (other.count, other.mean)) == ((3, 0.0), (3, 1.0))
     assert len(read) == 1
+
+
+@pytest.mark.parametrize("nobody", [None, ""])
+def test_rows_of_a_caller_or_else_of_a_request_count_once(tmp_path: Path, nobody: str | None) -> None:
+    """In an A/B test: who names no caller is drawn anew with each request, and not with each row of it."""
+    ids = [str(number) for number in range(9)]
+    truth = pl.DataFrame({"id": ids, "y": [0.0] * 9, "t": [START] * 9})
+    delta.replace_window(str(tmp_path / "labels"), truth, time_column="t", window=None)
+    asked = pl.DataFrame(
+        {
+            "prediction_id": ids,
+            "request_id": [*"aaaabbcde"],
+            "caller": [nobody] * 6 + ["anna"] * 3,
+            "received_at": START,
+        }
+    )
+    answered = pl.concat(
+        asked.with_columns(model_version=pl.lit(version), prediction=answers)
+        for version, answers in (
+            ("1", pl.Series([0.0] * 9)),
+            ("2", pl.Series([1.0] * 4 + [3.0] * 2 + [5.0] * 3)),
+        )
+    )
+    quality = QualitySpec(labels=str(tmp_path / "labels"), id_column="id", target="y", metric="mae")
+    for sticky, count in ((True, 3), (False, 5)):
+        losses = losses_with_labels(quality, answered, stable="1", new="2", mirrored=False, sticky=sticky)
+        assert not isinstance(losses, PairedLosses)
+        assert losses[1].count == count
+    assert (
+        losses_with_labels(quality, answered, stable="1", new="2", mirrored=False, sticky=True)[1].mean == 3.0
+    )  # type: ignore[index]
 
 
 class TestEstimates:

@@ -77,7 +77,7 @@ def losses_with_labels(
     stable: str,
     new: str,
     mirrored: bool,
-    drawn_with: str,
+    sticky: bool,
     classes: Sequence[str] | None = None,
 ) -> tuple[Losses, Losses] | PairedLosses:
     """Give what both versions lost on the answers whose labels have arrived.
@@ -86,7 +86,7 @@ def losses_with_labels(
     :param stable: version that was served before.
     :param new: version that is to replace it.
     :param mirrored: whether both answered every request: then they are compared in pairs.
-    :param drawn_with: column of what was drawn by lot.
+    :param sticky: whether callers were drawn by lot, who then stay with their version, and not requests.
     :param classes: what both versions answer; ``None`` for numbers.
     :raises ValueError: the metric is no mean of losses.
     :raises SchemaMismatchError: no label is one that the versions answer.
@@ -116,7 +116,7 @@ def losses_with_labels(
     (before, stable_left_out), (after, new_left_out) = labelled(stable), labelled(new)
     if not mirrored:
         one, other = (
-            losses_of(losses(rows), rows[drawn_with].to_list()) if rows.height else Losses()
+            losses_of(losses(rows), _drawn(rows, sticky=sticky).to_list()) if rows.height else Losses()
             for rows in (before, after)
         )
         return replace(one, left_out=stable_left_out), replace(other, left_out=new_left_out)
@@ -153,7 +153,7 @@ def estimated_losses(
     *,
     stable: Copy,
     new: Copy,
-    drawn_with: str,
+    sticky: bool,
     trust: Trust | None,
     grades: Sequence[WindowGrade],
     metric: str | None,
@@ -163,7 +163,7 @@ def estimated_losses(
     :param read: gives rows of the inference log; asked only when both can be estimated.
     :param stable: version that was served before.
     :param new: version that is to replace it.
-    :param drawn_with: column of what was drawn by lot; one row of each counts.
+    :param sticky: whether callers were drawn by lot, or requests; one row of each counts.
     :param trust: keys the packages must be signed with.
     :param grades: performance checks of the model, oldest first: who estimated badly is not asked.
     :param metric: the one that is wanted; ``None``: what both were trained for.
@@ -183,7 +183,7 @@ def estimated_losses(
     found: list[EstimatedLoss] = []
     for version, estimator in zip((stable, new), estimators, strict=True):
         rows = answered.filter(answered["model_version"] == version.model_version)
-        one, why = _estimated(estimator, _one_of_each(rows, drawn_with))
+        one, why = _estimated(estimator, _one_of_each(rows, sticky=sticky))
         if one is None:
             return None, f"version {version.model_version}: {why}"
         found.append(one)
@@ -242,11 +242,18 @@ def _estimated(estimator: _Estimator, rows: pl.DataFrame) -> tuple[EstimatedLoss
     )
 
 
-def _one_of_each(rows: pl.DataFrame, drawn_with: str) -> pl.DataFrame:
+def _drawn(rows: pl.DataFrame, *, sticky: bool) -> pl.Series:
+    """Name what each row was drawn with: its request, or its caller. A request of nobody in particular is drawn by itself."""
+    import polars as pl
+
+    caller = pl.when(pl.col("caller") != "").then("caller")
+    return rows.select(pl.coalesce(caller, "request_id") if sticky else "request_id").to_series()
+
+
+def _one_of_each(rows: pl.DataFrame, *, sticky: bool) -> pl.DataFrame:
     """Keep one row of what was drawn together: rows of a request are alike, and would pass for more than they are."""
-    alone = rows.filter(rows[drawn_with].fill_null("") == "")
-    together = rows.filter(rows[drawn_with].fill_null("") != "")
-    return alone.vstack(together.unique(drawn_with, keep="first", maintain_order=True))
+    drawn = _drawn(rows, sticky=sticky).fill_null("")
+    return rows.filter(drawn.is_first_distinct() | (drawn == ""))
 
 
 def _distrust(grades: Sequence[WindowGrade], model_version: str, metric: str) -> str:

@@ -474,7 +474,7 @@ class Rollout:
             stable=current.stable.model_version,
             new=self.new.model_version,
             mirrored=phase.mirror is not None,
-            drawn_with=self._drawn_with,
+            sticky=self.spec.plan.sticky,
             classes=manifest.classes,
         )
 
@@ -492,7 +492,7 @@ class Rollout:
                 lambda: self._answered(most_rows=MOST_ESTIMATED),
                 stable=copy(current.stable),
                 new=copy(self.new),
-                drawn_with=self._drawn_with,
+                sticky=self.spec.plan.sticky,
                 trust=Trust.of(self.endpoint.server.public_keys, self.model_name),
                 grades=self.ledger.grades(self.model_name),
                 metric=self.spec.quality.metric if self.spec.quality else None,
@@ -519,11 +519,6 @@ class Rollout:
             columns=columns,
             most_rows=most_rows,
         )
-
-    @property
-    def _drawn_with(self) -> str:
-        """Column of the inference log that names what was drawn by lot."""
-        return "caller" if self.spec.plan.sticky else "request_id"
 
     def _won(self, analysis: Analysis) -> bool:
         return clearly_better(analysis, self.spec.policy)
