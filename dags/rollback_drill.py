@@ -24,8 +24,8 @@ from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
 MODEL, ENDPOINT = "trip_fare", "bentoml_drill"
 DATA = "{{ var.value.mlops_data_root }}"
-# A retraining for production is over when production serves its version, and not before.
-HOW = {"model_name": MODEL, "bentoml_conn_id": ENDPOINT, "closes_retraining": False}
+# A retraining for production is over when production serves its version, and its checks read what production answered.
+HOW = {"model_name": MODEL, "bentoml_conn_id": ENDPOINT, "closes_retraining": False, "own_log": True}
 
 # [START rollback_drill]
 with DAG(

@@ -57,6 +57,8 @@ class DeployModelOperator(StepOperator):
         compared with, let it serve at once whatever the strategy; or ``return`` the result, whose ``state`` is ``rolled_back``.
     :param closes_retraining: whether a retraining ends with this deployment: set it to ``False`` for every endpoint but the one the
         retrained model is meant for, such as a staging service or a drill.
+    :param own_log: whether the inference log stays in the serving folder, wherever the worker's ``AIRFLOW_MLOPS_LOG_URI`` would have
+        it: set it for every service of a model but production's, whose log its checks read.
     :param lease_seconds: how long the shares hold when the task is gone: above 0, at most 3600. (templated)
     :param timeout_seconds: how long the service may take to answer with the new version. (templated)
     :param deferrable: wait in the triggerer; default from ``[operators] default_deferrable``.
@@ -96,6 +98,7 @@ class DeployModelOperator(StepOperator):
         quality: Mapping[str, Any] | None = None,
         on_reject: Literal["fail", "roll_back", "return"] = "fail",
         closes_retraining: bool = True,
+        own_log: bool = False,
         lease_seconds: float | str = 60.0,
         timeout_seconds: float | str = 120.0,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -114,6 +117,7 @@ class DeployModelOperator(StepOperator):
         self.quality = quality
         self.on_reject = on_reject
         self.closes_retraining = closes_retraining
+        self.own_log = own_log
         self.lease_seconds = lease_seconds
         self.timeout_seconds = timeout_seconds
         self.deferrable = deferrable
@@ -147,6 +151,7 @@ class DeployModelOperator(StepOperator):
             "actor": actor(context),
             # A comparison that can't be would fail in every run: there is nothing to go back to either.
             "first_serves": self.on_reject == "roll_back",
+            "own_log": self.own_log,
             "timeout_seconds": float(self.timeout_seconds),
         }
 

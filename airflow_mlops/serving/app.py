@@ -22,6 +22,7 @@ from airflow_mlops.serving.explanations import Explanations, encode_explanations
 from airflow_mlops.serving.inference_log import InferenceLog
 from airflow_mlops.serving.inflate import Inflater
 from airflow_mlops.serving.lease import MAXIMUM_LEASE, end_lease, renew_lease
+from airflow_mlops.serving.log_settings import LOG_FOLDER
 from airflow_mlops.serving.metrics import EndpointMetrics
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import all_finite
@@ -48,7 +49,6 @@ Scope = MutableMapping[str, Any]
 Headers = Mapping[bytes, bytes]
 _Answer = Callable[[Scope, Headers, Receive], Awaitable[Response]]
 
-LOG_FOLDER = "inference_log"
 
 #: From this size on a body is read and answered outside of the event loop, so that small requests are not held up.
 THREAD_BYTES = 8_192

@@ -18,7 +18,7 @@ from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, wait
 from airflow_mlops.integrations.signals import deferred_signals
 from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease
-from airflow_mlops.serving.log_settings import LogSettings
+from airflow_mlops.serving.log_settings import LOG_FOLDER, LogSettings
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_package, read_signature, write_signature
 from airflow_mlops.serving.reconciler import (
@@ -235,7 +235,7 @@ def _restart(server: LocalServer, running: RunningServer) -> RunningServer:
     :raises ConnectionConfigError: likewise.
     """
     ServiceSettings.from_environment()
-    LogSettings.load(server.serving_dir / "inference_log").key()
+    LogSettings.load(server.serving_dir / LOG_FOLDER).key()
     log.info(
         "starting the service of %s again: its address, keys, trusted types, accepted pickles or settings have changed",
         server.serving_dir,

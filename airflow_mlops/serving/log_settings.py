@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.exceptions import ConnectionConfigError
+from airflow_mlops.serving.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+#: Of the serving folder; holds the log, or what is not uploaded yet.
+LOG_FOLDER = "inference_log"
 SETTINGS_FILE = "settings.json"
 VARIABLE_PREFIX = "AIRFLOW_MLOPS_LOG_"
 #: Holds the key of pseudonyms; a secret, so it is in no file of ours.
@@ -66,19 +69,14 @@ class LogSettings:
 
     @classmethod
     def load(cls, folder: Path, environ: Mapping[str, str] | None = None) -> LogSettings:
-        """Read ``settings.json`` of the log's folder; a variable such as ``AIRFLOW_MLOPS_LOG_SHARE`` goes before it.
+        """Read ``settings.json`` of the log's folder; it goes before variables such as ``AIRFLOW_MLOPS_LOG_SHARE``.
+
+        The variables of a worker are those of every service it starts, and the file is this one's own.
 
         :raises ConnectionConfigError: a setting is unknown or does not fit; names it and where it is from.
         """
         path = folder / SETTINGS_FILE
-        try:
-            given = json.loads(path.read_bytes())
-            if not isinstance(given, dict):
-                raise ValueError("an object is needed")
-        except (FileNotFoundError, NotADirectoryError):
-            given = {}
-        except (OSError, ValueError) as err:
-            raise ConnectionConfigError(f"the log's settings {path} can't be read: {err}") from err
+        given = _read(path)
         source = os.environ if environ is None else environ
         known = [field.name for field in fields(cls)]
         # A mistyped "drop" must not end in personal data on disk.
@@ -93,7 +91,7 @@ class LogSettings:
             if (text := source.get(VARIABLE_PREFIX + name.upper(), ""))
         }
         try:
-            return from_dict(cls, given | from_variables)
+            return from_dict(cls, from_variables | given)
         except ValueError as err:
             raise ConnectionConfigError(
                 f"the log's settings do not fit ({path} and variables {VARIABLE_PREFIX}...): {err}"
@@ -118,6 +116,31 @@ class LogSettings:
         """Give the key of callers' pseudonyms: that of all others; ``None`` where there is none, or a short one."""
         key = (os.environ if environ is None else environ).get(KEY_VARIABLE, "").encode()
         return key if len(key) >= _SHORTEST_KEY else None
+
+
+def keep_in_folder(folder: Path) -> None:
+    """Let a log stay in its own folder, wherever the variables would have it.
+
+    :raises ConnectionConfigError: its settings can't be read.
+    :raises StorageError: or can't be written.
+    """
+    path = folder / SETTINGS_FILE
+    given = _read(path)
+    if given.get("uri", "") is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps({**given, "uri": None}, indent=2).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        given = json.loads(path.read_bytes())
+        if not isinstance(given, dict):
+            raise ValueError("an object is needed")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as err:
+        raise ConnectionConfigError(f"the log's settings {path} can't be read: {err}") from err
+    return given
 
 
 def _listed(name: str, text: str) -> Any:

@@ -18,6 +18,7 @@ from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
+from airflow_mlops.serving.log_settings import LOG_FOLDER, keep_in_folder
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.registry.aliases import resolve_alias
 from airflow_mlops.steps.rollouts.history import version_of_request
@@ -54,6 +55,7 @@ class DeploySpec:
         that a look had taken back is not tried again by a retry.
     :param abort: roll back the rollout of this name instead, for this reason.
     :param first_serves: let the version serve at once, whatever the strategy, where nothing is served that it could be compared with.
+    :param own_log: let the service's inference log stay in its serving folder, whatever the worker's variables say.
     :param timeout_seconds: how long the service may take to answer with the new version.
     """
 
@@ -74,6 +76,7 @@ class DeploySpec:
     request: str = ""
     abort: str | None = None
     first_serves: bool = False
+    own_log: bool = False
     timeout_seconds: float = 120.0
 
 
@@ -184,6 +187,8 @@ def _endpoint(spec: DeploySpec, services: Services) -> LocalEndpoint:
         steering_token=services.steering_token,
         public_keys=services.signing_public_keys,
     )
+    if spec.own_log:
+        keep_in_folder(server.serving_dir / LOG_FOLDER)
     return LocalEndpoint(server, timeout_seconds=spec.timeout_seconds)
 
 

@@ -29,7 +29,7 @@ from airflow_mlops.serving.inference_log import (
     read_received_since,
 )
 from airflow_mlops.serving.log_files import LocalFolder, LogFiles, Place, is_merged
-from airflow_mlops.serving.log_settings import LogSettings
+from airflow_mlops.serving.log_settings import LogSettings, keep_in_folder
 from airflow_mlops.serving.log_upkeep import GRACE, Upkeep, delete_hours, keep_up, merge_hours
 from airflow_mlops.serving.partition_profiles import profile_window, scan_window
 from tests.disks import small_disk
@@ -243,13 +243,26 @@ class TestRedaction:
 
 
 class TestSettings:
-    def test_the_environment_goes_before_the_file(self, tmp_path: Path) -> None:
+    def test_the_file_goes_before_the_environment(self, tmp_path: Path) -> None:
         (tmp_path / "settings.json").write_text('{"share": 0.5, "drop": ["x"], "retention_days": 30}')
         environ = {"AIRFLOW_MLOPS_LOG_SHARE": "0.1", "AIRFLOW_MLOPS_LOG_PSEUDONYMIZE": "kind, name"}
         assert LogSettings.load(tmp_path, environ) == LogSettings(
-            share=0.1, drop=("x",), pseudonymize=("kind", "name"), retention_days=30
+            share=0.5, drop=("x",), pseudonymize=("kind", "name"), retention_days=30
         )
         assert LogSettings.load(tmp_path / "none", {}) == LogSettings()
+
+    def test_a_service_beside_production_keeps_its_log_to_itself(self, tmp_path: Path) -> None:
+        """Both are started by one worker, with its variables."""
+        environ = {"AIRFLOW_MLOPS_LOG_URI": f"file://{tmp_path}/store"}
+        for given in (None, '{"share": 0.5}'):
+            folder = tmp_path / f"drill{given is None}"
+            if given:
+                folder.mkdir()
+                (folder / "settings.json").write_text(given)
+            for _ in range(2):
+                keep_in_folder(folder)
+                assert LogSettings.load(folder, environ) == LogSettings(share=0.5 if given else 1.0)
+        assert LogSettings.load(tmp_path / "production", environ).uri == environ["AIRFLOW_MLOPS_LOG_URI"]
 
     @pytest.mark.parametrize(
         ("text", "words"),

@@ -33,6 +33,7 @@ from airflow_mlops.exceptions import ConnectionConfigError, EndpointUnavailableE
 from airflow_mlops.serving.inference_log import read_received_since
 from airflow_mlops.serving.lease import MAXIMUM_LEASE
 from airflow_mlops.serving.local import REFUSALS
+from airflow_mlops.serving.log_settings import LOG_FOLDER
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.steps.rollouts.history import RolloutHistory
 from airflow_mlops.steps.rollouts.quality import (
@@ -512,7 +513,7 @@ class Rollout:
         if self.state.since is None:
             return None
         return read_received_since(
-            self.endpoint.serving_dir / "inference_log",
+            self.endpoint.serving_dir / LOG_FOLDER,
             self.model_name,
             self.state.since,
             shadow=True,
