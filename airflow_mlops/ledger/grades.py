@@ -28,26 +28,32 @@ class Grades(Windows):
         *,
         window: Window | None = None,
         before: datetime | None = None,
+        measured: bool = False,
         limit: int = 60,
     ) -> list[WindowGrade]:
         """List the performance checks that stand, one per window, oldest window first.
 
         :param window: only this window.
         :param before: only windows that ended by then.
+        :param measured: only windows whose labels have come; they count for ``limit`` then, and those that wait do not.
         :param limit: the newest so many windows at most.
         """
         mine = _performance_of(model_name, before)
+        has_labels = entries.c.payload["measured"].as_boolean()
         if window is not None:
             mine += [entries.c.window_start == window.start, entries.c.window_end == window.end]
         newest = (
             sa.select(entries.c.window_start)
-            .where(*mine, entries.c.window_start.is_not(None))
+            .where(*mine, entries.c.window_start.is_not(None), *([has_labels] if measured else []))
             .distinct()
             .order_by(entries.c.window_start.desc())
             .limit(limit)
         )
         oldest = sa.select(sa.func.min(newest.subquery().c.window_start)).scalar_subquery()
-        return self._graded(standing_checks(*mine, entries.c.window_start >= oldest))[-limit:]
+        standing = standing_checks(*mine, entries.c.window_start >= oldest)
+        if measured:
+            standing = standing.having(sa.func.max(sa.case((has_labels, 1))) == 1)
+        return self._graded(standing)[-limit:]
 
     def unfinished_grades(
         self, model_name: str, *, before: datetime, checked_after: datetime | None = None

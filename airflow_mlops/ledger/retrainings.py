@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -48,17 +48,7 @@ class Retrainings(Aliases):
 
         :param outcomes: what was decided; ``ACTING``: also to bring an earlier champion back.
         """
-        query = (
-            sa.select(entries)
-            .where(
-                entries.c.kind == str(EntryKind.RETRAINING_DECISION),
-                entries.c.model_name == model_name,
-                entries.c.payload["outcome"].as_string().in_(outcomes),
-            )
-            .order_by(entries.c.entry_id.desc())
-            .limit(limit)
-        )
-        return self._query(query)
+        return self._query(_decisions(model_name, outcomes).limit(limit))
 
     def open_retraining(self, model_name: str) -> LedgerEntry | None:
         """Find the newest decision to replace the champion, unless its outcome is written: older ones are covered by it."""
@@ -83,7 +73,12 @@ class Retrainings(Aliases):
         """
         undone: datetime | None = None
         standing = {move.payload.get("decision_key") for move in self.standing_moves(model_name)}
-        for decision in self.retrainings(model_name, outcomes=ACTING, limit=100):
+        payload = entries.c.payload
+        about_a_change = sa.or_(
+            payload["training", "change"].as_string().is_not(None),
+            payload["undoes_since"].as_string().is_not(None),
+        )
+        for decision in self._query(_decisions(model_name, ACTING).where(about_a_change)):
             change = _time((decision.payload.get("training") or {}).get("change"))
             undoes = _time(decision.payload.get("undoes_since"))
             if (undoes or change) is None or decision.key not in standing:
@@ -107,6 +102,19 @@ class Retrainings(Aliases):
         )
         found = self._query(query)
         return found[0] if found else None
+
+
+def _decisions(model_name: str, outcomes: Sequence[str]) -> sa.Select[Any]:
+    """Select a model's decisions that came out so, newest first."""
+    return (
+        sa.select(entries)
+        .where(
+            entries.c.kind == str(EntryKind.RETRAINING_DECISION),
+            entries.c.model_name == model_name,
+            entries.c.payload["outcome"].as_string().in_(outcomes),
+        )
+        .order_by(entries.c.entry_id.desc())
+    )
 
 
 def _newest_decision(connection: sa.Connection, model_name: str) -> int:

@@ -166,7 +166,7 @@ class CheckPerformanceOperator(StepOperator):
         window = Window.parse(**spec["window"]) if spec["window"] else None
         if window is not None:
             with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-                past = ledger.grades(self.model_name, before=window.start)
+                past = ledger.grades(self.model_name, before=window.start, measured=True)
                 own = next(iter(ledger.grades(self.model_name, window=window)), None)
                 version = self._who_answered(ledger, window, own.entry if own is not None else None)
             first = own.first_checked_at if own is not None else timezone.utcnow()
@@ -176,9 +176,7 @@ class CheckPerformanceOperator(StepOperator):
                 | {
                     # Losses of another metric are in other units: beside them every level looks like a change.
                     "past": [
-                        _past_grade(grade)
-                        for grade in past
-                        if grade.measured and grade.entry.payload["metric"] == self.metric
+                        _past_grade(grade) for grade in past if grade.entry.payload["metric"] == self.metric
                     ],
                     "waited_days": (timezone.utcnow() - first) / timedelta(days=1),
                 }

@@ -60,19 +60,25 @@ class DecideRetrainingOperator(StepOperator):
         self.bring_back_task_id = bring_back_task_id
 
     def build_spec(self, context: Context) -> dict[str, Any]:
-        """Give a :class:`~airflow_mlops.steps.retraining.RetrainingSpec`."""
+        """Give a :class:`~airflow_mlops.steps.retraining.RetrainingSpec`.
+
+        :raises ValueError: ``deploy_task_id`` or ``bring_back_task_id`` names no task that follows this one.
+        """
+        self._following("deploy_task_id")  # wrong is said before anything is decided
         return {
             "model_name": self.model_name,
             "policy": dict(self.policy or {}),
             "decide": self.decide_function,
             "required_checks": list(self.required_checks),
-            "may_bring_back": self.bring_back_task_id in self.downstream_task_ids,
+            "may_bring_back": self._following("bring_back_task_id") is not None,
             "actor": actor(context),
             "now": timezone.utcnow().isoformat(),
         }
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Log the decisions; the ledger was written by the step, in one transaction."""
+        decided, waiting = result["decision_count"], result["waiting_count"]
+        self.log.info("%s windows decided, %s wait; the newest are:", decided, waiting)
         for decision in result["decisions"]:
             self.log.info("%s: %s: %s", decision["window"], decision["outcome"], decision["reason"])
         for window in result["waiting"]:
@@ -85,20 +91,40 @@ class DecideRetrainingOperator(StepOperator):
         if result["retrain"] or result["bring_back"]:
             self.fill_outlets(context, {"decision_key": result["decision_key"], "reason": result["reason"]})
             return self._go_on(result, context)
-        if result["deploy"] and self.deploy_task_id in self.downstream_task_ids:
-            self.log.info("%s: going on with %s", result["reason"], self.deploy_task_id)
+        deploy = self._following("deploy_task_id")
+        if result["deploy"] and deploy is not None:
+            self.log.info("%s: going on with %s", result["reason"], deploy)
             return self._go_on(result, context)
         raise AirflowSkipException(result["reason"])
 
     def _go_on(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Skip the ways that are not taken: a training and what follows, that an earlier champion comes back, or both."""
         following = set(self.downstream_task_ids)
-        taken = {self.deploy_task_id}
+        bring_back = self._following("bring_back_task_id")
+        taken = {self._following("deploy_task_id")}
         if result["bring_back"]:
-            taken.add(self.bring_back_task_id)
-        left = following & {self.bring_back_task_id} if result["retrain"] else following - taken
+            taken.add(bring_back)
+        left = following & {bring_back} if result["retrain"] else following - taken
         if not left:
             return result
         # Who skips returns nothing, and those that go on read the result.
         context["ti"].xcom_push(key=BaseXCom.XCOM_RETURN_KEY, value=result)
         raise DownstreamTasksSkipped(tasks=sorted(left))
+
+    def _following(self, argument: str) -> str | None:
+        """Give the id of the task that an argument names: as it is given, or in this task's own group; ``None``: it names none.
+
+        :raises ValueError: no task of that name follows this one.
+        """
+        named = getattr(self, argument)
+        if named is None:
+            return None
+        groups = self.task_id.split(".")[:-1]
+        for depth in range(len(groups), -1, -1):
+            task_id = ".".join([*groups[:depth], named])
+            if task_id in self.downstream_task_ids:
+                return task_id
+        raise ValueError(
+            f"{argument}={named!r} of task {self.task_id!r} names no task that follows it directly; those are "
+            f"{', '.join(sorted(self.downstream_task_ids)) or 'none'}. Correct the id, or set the task downstream of this one"
+        )

@@ -236,12 +236,8 @@ class Replay:
     def _past_grades(self, window: Window) -> list[dict[str, Any]]:
         """Give the grades of earlier windows, as the operator does: a slow change shows in several of them together."""
         with self.steps.ledger() as ledger:
-            grades = ledger.grades(self.stream.config.name, before=window.start)
-        return [
-            {name: grade.entry.payload[name] for name in PastGrade.__slots__}
-            for grade in grades
-            if grade.measured
-        ]
+            grades = ledger.grades(self.stream.config.name, before=window.start, measured=True)
+        return [{name: grade.entry.payload[name] for name in PastGrade.__slots__} for grade in grades]
 
     def _decide(self, window: Window) -> tuple[dict[str, Any], str | None]:
         """Decide as the Dag does, and carry it out."""

@@ -139,14 +139,21 @@ def collect_findings(ledger: Ledger, spec: IncidentsSpec) -> list[Finding]:
     """Read the ledger: the check of each window that stands, and the newest decisions to retrain."""
     pages: dict[str, str | None] = {}
     found: list[Finding] = []
-    for grade in ledger.grades(spec.model_name, limit=LOOK_BACK):
+    newest = ledger.grades(spec.model_name, limit=LOOK_BACK)
+    # Labels are overdue after days, and in those there may be any number of windows.
+    waiting = ledger.unfinished_grades(spec.model_name, before=spec.now)
+    labelled = ledger.grades(spec.model_name, measured=True, limit=LOOK_BACK)
+    by_window = {grade.window: grade for grade in (*waiting, *labelled, *newest)}
+    looked_back_on = {grade.window for grade in newest}
+    for window, grade in sorted(by_window.items()):
         waited = (spec.now - grade.first_checked_at) / timedelta(days=1)
         links = _version_link(ledger, spec.model_name, grade.entry.subject, pages)
         found += [
             replace(finding, links=links, found_by=grade.entry.actor)
             for finding in findings_of_grade(
-                grade.window, grade.entry.payload, waited_days=waited, policy=spec.policy
+                window, grade.entry.payload, waited_days=waited, policy=spec.policy
             )
+            if finding.cause is Cause.LABELS or window in looked_back_on
         ]
     overdue = [finding for finding in found if finding.cause is Cause.LABELS]
     found = [finding for finding in found if finding.cause is not Cause.LABELS]

@@ -36,6 +36,8 @@ LOOK_BACK = 24
 #: Retrainings that a policy may count.
 _REMEMBERED = 100
 
+#: Windows in the result, of those decided and of those that wait: there may be thousands of an hour each.
+_SHOWN = 100
 #: Who loses a race reads again what the winner decided. Somebody wins every round, so this ends long before.
 _ROUNDS = 100
 
@@ -80,8 +82,10 @@ class RetrainingResult:
     :param deploy: its version was promoted, but does not serve yet: it only has to be deployed.
     :param held_out: what is trained or deployed earns its promotion on rows held out of one window, and on no other: a trial before
         it serves can tell more. Not where it has passed one (a rollout in the shadow) since it was promoted.
-    :param decisions: what was decided now, window by window.
-    :param waiting: windows that stay undecided for now, and why.
+    :param decisions: what was decided now, window by window; the newest 100, as the ledger has them all.
+    :param decision_count: how many they are.
+    :param waiting: windows that stay undecided for now, and why; the newest 100.
+    :param waiting_count: how many they are.
     """
 
     model_name: str
@@ -96,7 +100,9 @@ class RetrainingResult:
     deploy: bool = False
     held_out: bool = False
     decisions: tuple[dict[str, Any], ...] = ()
+    decision_count: int = 0
     waiting: tuple[dict[str, Any], ...] = ()
+    waiting_count: int = 0
 
 
 def run(spec: RetrainingSpec, services: Services) -> RetrainingResult:
@@ -259,9 +265,12 @@ def _result(
         retrain=False,
         reason=_idle(spec, decided, waiting),
         decisions=tuple(
-            {"window": entry.window.key if entry.window else None, **_brief(entry)} for entry in decided
+            {"window": entry.window.key if entry.window else None, **_brief(entry)}
+            for entry in decided[-_SHOWN:]
         ),
-        waiting=tuple({"window": item.window.key, "reason": item.reason} for item in waiting),
+        decision_count=len(decided),
+        waiting=tuple({"window": item.window.key, "reason": item.reason} for item in waiting[-_SHOWN:]),
+        waiting_count=len(waiting),
     )
     opened = ledger.open_retraining(spec.model_name)
     if opened is None:

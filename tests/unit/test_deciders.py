@@ -177,6 +177,17 @@ class TestRipe:
         assert "[2024-01-21, 2024-01-31) is not degraded" in told["decisions"][0]["reason"]
 
 
+def test_of_thousands_of_windows_the_newest_are_in_the_result(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        for index in range(130):
+            check(ledger, index)
+    told = decide(url, window(131).end)
+    assert (told["decision_count"], len(told["decisions"])) == (130, 100)
+    assert told["decisions"][-1]["window"] == window(129).key
+    with Ledger.open(url) as ledger:
+        assert len(ledger.entries(kind=EntryKind.RETRAINING_DECISION, limit=200)) == 130
+
+
 class TestBlackout:
     FREEZE: ClassVar = {
         "blackouts": [

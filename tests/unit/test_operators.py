@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, timezone
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, TaskGroup, timezone
+from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.hooks.ledger import LedgerHook
@@ -17,6 +20,7 @@ from airflow_mlops.operators.deploy import DeployModelOperator
 from airflow_mlops.operators.evaluate import EvaluateModelOperator
 from airflow_mlops.operators.promotion import PromoteModelOperator, RollBackModelOperator
 from airflow_mlops.operators.register import RegisterModelOperator
+from airflow_mlops.operators.retraining import DecideRetrainingOperator
 from airflow_mlops.operators.score import ScoreBatchOperator
 from airflow_mlops.operators.screen_dataset import ScreenDatasetOperator
 from airflow_mlops.operators.select import SelectModelOperator
@@ -137,3 +141,38 @@ def test_a_choice_among_many_candidates_is_recorded_once(
         found = ledger.entries(kind=EntryKind.SELECTION)
     assert sorted(len(one.payload["run_ids"]) for one in found) == [39, 40]
     assert {one.payload["run_id"] for one in found} == {trainings[7]["run_id"]}
+
+
+def decider(*groups: str, bring_back: str = "bring_back") -> DecideRetrainingOperator:
+    """Give one that a training, an earlier champion and a deployment follow, all in a group of tasks."""
+    with DAG("decided"), ExitStack() as entered:
+        for group in groups:
+            entered.enter_context(TaskGroup(group))
+        decide = DecideRetrainingOperator(
+            task_id="decide", model_name="m", deploy_task_id="deploy", bring_back_task_id=bring_back
+        )
+        decide >> [EmptyOperator(task_id=name) for name in ("train", "bring_back", "deploy")]
+    return decide
+
+
+@pytest.mark.parametrize("groups", [(), ("fare",), ("cities", "fare")])
+def test_tasks_of_the_same_group_need_no_prefix(groups: tuple[str, ...]) -> None:
+    decide = decider(*groups)
+    assert decide.build_spec(CONTEXT)["may_bring_back"]  # type: ignore[arg-type]
+    pushed: Any = {"ti": SimpleNamespace(xcom_push=lambda **_: None)}
+    result = {"retrain": False, "bring_back": None, "deploy": False, "decision_key": "k", "reason": "r"}
+    for way, left in (
+        ({"retrain": True}, ["bring_back"]),
+        ({"bring_back": "3"}, ["train"]),
+        ({"deploy": True}, ["bring_back", "train"]),
+    ):
+        with pytest.raises(DownstreamTasksSkipped) as skipped:
+            decide.decide(result | way, pushed)
+        assert [str(task).split(".") for task in skipped.value.tasks] == [[*groups, name] for name in left]
+
+
+def test_a_task_that_does_not_follow_is_named_before_anything_is_decided() -> None:
+    with pytest.raises(
+        ValueError, match=r"'bring_it_back' of task 'fare.decide' .*fare\.bring_back, fare\.deploy"
+    ):
+        decider("fare", bring_back="bring_it_back").build_spec(CONTEXT)  # type: ignore[arg-type]

@@ -495,7 +495,7 @@ class Rollout:
                 new=copy(self.new),
                 sticky=self.spec.plan.sticky,
                 trust=Trust.of(self.endpoint.server.public_keys, self.model_name),
-                grades=self.ledger.grades(self.model_name),
+                grades=self.ledger.grades(self.model_name, measured=True),
                 metric=self.spec.quality.metric if self.spec.quality else None,
             )
         except RolloutError:
