@@ -478,6 +478,32 @@ def test_the_step_writes_what_is_new_once(services: Services) -> None:
         assert len(ledger.entries(kind=EntryKind.INCIDENT, model_name="m")) == 3
 
 
+def test_labels_of_short_windows_are_overdue_as_well(services: Services) -> None:
+    """Two weeks are more windows of an hour than are looked back on."""
+    hour = 1 / 24
+    waits = GRADE | {
+        "measured": False,
+        "awaits_labels": True,
+        "labelled_share": 0.0,
+        "estimate_trusted": False,
+    }
+
+    def hourly(index: int, suffix: str = "", **payload: Any) -> LedgerEntry:
+        one = check(EntryKind.PERFORMANCE_CHECK, index, key=suffix, **waits | {"final": False} | payload)
+        of = window(index, hour)
+        return replace(one, key=f"m|{of.key}{suffix}", window=of, recorded_at=of.end)
+
+    write(services, *(hourly(index) for index in range(24 * 20)))
+    (opened,) = look(services, 20)["open"]
+    assert opened["cause"] == "labels"
+    assert "0% labelled 20 days after the first check" in read_events(services)[0].reason
+    came = {"measured": True, "awaits_labels": False, "labelled_share": 1.0, "final": True, "degraded": False}
+    write(services, *(hourly(index, "|labels", **came) for index in range(24 * 8)))
+    told = look(services, 20.5)
+    assert [(event["cause"], event["kind"]) for event in told["events"]] == [("labels", "recovered")]
+    assert told["open"] == []
+
+
 def test_a_report_that_was_drawn_later_is_linked(services: Services) -> None:
     plain = drift(0, True)
     drawn = replace(plain, key=f"{plain.key}|report", payload=plain.payload | {"report_url": "http://r"})

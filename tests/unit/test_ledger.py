@@ -664,6 +664,39 @@ def test_a_change_counts_once_its_model_is_promoted_until_it_is_undone(url: str)
     assert known == [first, first, third, first, third, None]
 
 
+def test_a_change_is_known_however_many_decisions_came_after_it(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        change = {"change": window(0).start.isoformat()}
+        for index in range(130):
+            training = change if index == 0 else {"change": None}
+            ledger.record(
+                entry(
+                    EntryKind.RETRAINING_DECISION,
+                    f"d{index}",
+                    index=index,
+                    outcome="retrain",
+                    training=training,
+                )
+            )
+        promoted = {"alias": "champion", "model_version": "1", "decision_key": "d0"}
+        ledger.record(entry(EntryKind.PROMOTION, "p0", **promoted))
+        assert ledger.world_since("m") == window(0).start
+
+
+def test_grades_are_found_behind_many_windows_that_wait(url: str) -> None:
+    """What an estimate was worth is known from them, however late labels are."""
+    with Ledger.open(url) as ledger:
+        for index in range(100):
+            waits = {"measured": False, "awaits_labels": True, "final": False}
+            ledger.record(entry(EntryKind.PERFORMANCE_CHECK, f"w{index}", index=index, **waits))
+            if index < 20:
+                ledger.record(entry(EntryKind.PERFORMANCE_CHECK, f"g{index}", index=index, measured=True))
+        assert not any(grade.measured for grade in ledger.grades("m"))
+        found = ledger.grades("m", measured=True, limit=15)
+        assert [grade.window for grade in found] == [window(index) for index in range(5, 20)]
+        assert {grade.entry.key for grade in found} == {f"g{index}" for index in range(5, 20)}
+
+
 def test_a_change_whose_model_was_rolled_back_did_not_last(url: str) -> None:
     with Ledger.open(url) as ledger:
         move(ledger, "1", None)
