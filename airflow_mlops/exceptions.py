@@ -127,3 +127,7 @@ class ExpectationError(MLOpsError):
 
 class RolloutError(MLOpsError):
     """A deployment did not reach the wanted state; the message says what serves now."""
+
+
+class VersionRefusedError(RolloutError):
+    """Every worker of a service says that it can't load a version: trying again changes nothing. What served before serves."""

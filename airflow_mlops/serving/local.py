@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 
 from airflow_mlops.core.model.signing import Trust
 from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersion, serve_alone, version_folder
-from airflow_mlops.exceptions import ArtifactIntegrityError, EndpointUnavailableError, RolloutError
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    EndpointUnavailableError,
+    RolloutError,
+    VersionRefusedError,
+)
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, wait_until
 from airflow_mlops.integrations.signals import deferred_signals
 from airflow_mlops.serving.files import storage_errors, write_whole
@@ -296,7 +301,7 @@ def _wait_until_live(
             raise RolloutError(f"the service ended while it started; its log ends with\n{server.log_tail()}")
         refusal = why_refused(server.serving_dir, desired.revision)
         if refusal is not None:
-            raise RolloutError(
+            raise VersionRefusedError(
                 f"the service at {server.url} can't serve {_asked(desired)}: {refusal}{otherwise}"
             )
         problem = workers_with_old_tokens(server.serving_dir)

@@ -29,11 +29,11 @@ from airflow_mlops.core.rollouts.observations import Observations
 from airflow_mlops.core.rollouts.rollout import RolloutPlan, plan_rollout
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
-    ArtifactIntegrityError,
     ConnectionConfigError,
     LedgerUnavailableError,
     RegistryUnavailableError,
     RolloutError,
+    VersionRefusedError,
 )
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.bentoml import STEERING_FILE, EndpointClient, LocalServer, wait_until
@@ -640,9 +640,17 @@ def test_what_no_worker_can_load_ends_at_once_and_the_ledger_says_why(
         assert stage.told() == ["rolled_back"]
         stage.deploy("0")
         # The second one of a kind is a retry, which begins anew.
-        for attempt, strategy in enumerate(["recreate", "recreate", "canary", "canary"], 2):
-            with pytest.raises(RolloutError, match=r"(?s)No module named 'only_here'.*Version 0 serves on"):
-                run_step("deploy", spec | {"strategy": strategy, "rollout": strategy}, services)
+        for attempt in (2, 3):
+            with pytest.raises(
+                VersionRefusedError, match=r"(?s)No module named 'only_here'.*Version 0 serves on"
+            ):
+                run_step("deploy", spec | {"rollout": "recreate"}, services)
+            assert stage.told() == ["rolled_back"] * attempt
+            assert "No module named 'only_here'" in stage.last()["reason"]
+        for attempt in (4, 5):  # a version that can't be loaded has not passed, and its alias goes back
+            ended = run_step("deploy", spec | {"strategy": "canary", "rollout": "canary"}, services)
+            assert (ended["state"], ended["serving_version"]) == ("rolled_back", "0")
+            assert "No module named 'only_here'" in ended["reason"]
             assert stage.told() == ["rolled_back"] * attempt
             assert "No module named 'only_here'" in stage.last()["reason"]
         # What keeps it from being written down does not hide it.
@@ -673,8 +681,10 @@ def test_only_what_was_brought_to_the_service_and_did_not_come_up_is_written_dow
     assert stage.told() == []
     broken = shutil.copytree(stage.packages["2"][0], tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"garbage")
-    with pytest.raises(ArtifactIntegrityError, match=r"model\.onnx"):
-        stage.advance("2", canary(), fetch=lambda: broken)
+    progress = stage.advance("2", canary(), fetch=lambda: broken)
+    assert (progress.state.status, progress.wait_seconds) == ("rolled_back", None)
+    assert progress.state.reason.startswith("ArtifactIntegrityError: ")
+    assert "model.onnx" in progress.state.reason
     assert stage.told() == ["rolled_back"]
     assert stage.serving() == {"1"}
 

@@ -29,7 +29,13 @@ from airflow_mlops.core.rollouts.rollout import (
     next_action,
     phase_state,
 )
-from airflow_mlops.exceptions import ConnectionConfigError, EndpointUnavailableError, RolloutError
+from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
+    ConnectionConfigError,
+    EndpointUnavailableError,
+    RolloutError,
+    VersionRefusedError,
+)
 from airflow_mlops.serving.inference_log import read_received_since
 from airflow_mlops.serving.lease import MAXIMUM_LEASE
 from airflow_mlops.serving.local import REFUSALS
@@ -190,7 +196,7 @@ class Rollout:
             except BaseException as err:
                 # SIGTERM included: whatever was served before serves again.
                 if self._is_under_way(self._desired()):
-                    self._roll_back(f"the rollout ended early: {type(err).__name__}: {err}")
+                    self._roll_back(f"the rollout ended early: {_said(err)}")
                 raise
 
     def note_refusal(self, err: Exception) -> None:
@@ -250,20 +256,22 @@ class Rollout:
         current = self._desired()
         if self.state.status == "new":
             package = self.fetch()
-            with self._refusal_noted():
+            try:
                 self.endpoint.bring(package, self.model_name, self.new)
+            except ArtifactIntegrityError as err:
+                self._end_refused(_said(err))
+                return
             unlike = self._unlike(package, current)
             if unlike is not None:
-                self.history.write(
-                    "rolled_back",
-                    phase=action.phase,
-                    reason=unlike,
-                    summary=f"{self.model_name} version {self.new.model_version} could not be rolled out: {unlike}",
-                )
+                self._end_refused(unlike)
                 return
         desired = phase_state(current, self.spec.plan, phase, self.new, rollout=self.spec.name)
-        with self._refusal_noted():
-            _, started = self.endpoint.serve(desired, lease_seconds=self.spec.lease_seconds)
+        try:
+            with self._refusal_noted():
+                _, started = self.endpoint.serve(desired, lease_seconds=self.spec.lease_seconds)
+        except VersionRefusedError as err:
+            self._end_refused(_said(err))
+            return
         self.started = self.started or started
         self.history.write(
             "entered",
@@ -273,6 +281,15 @@ class Rollout:
             summary=f"rollout of {self.model_name} version {self.new.model_version}: {phase.name}, "
             f"beside version {current.stable.model_version}: {action.reason}",
         )
+
+    def _end_refused(self, reason: str) -> None:
+        """Take back a version that will never be served: it has not passed, as one that did worse."""
+        if self.state.status == "running":
+            self._roll_back(reason)
+        elif self.state.status != "rolled_back":
+            self.history.write(
+                "rolled_back", phase=self.state.phase, reason=reason, summary=self._not_out(reason)
+            )
 
     def _unlike(self, package: Path, current: DesiredState) -> str | None:
         """Say why answers of both versions can't be compared at all: no trial ever will, so the new one has not passed."""
@@ -415,16 +432,16 @@ class Rollout:
 
     def _write_refused(self, err: Exception) -> None:
         """Write down that the service never served the new version; there is nothing to take back."""
-        reason = f"{type(err).__name__}: {err}"
+        reason = _said(err)
         try:
             self.history.write(
-                "rolled_back",
-                phase=self.state.phase,
-                reason=reason,
-                summary=f"{self.model_name} version {self.new.model_version} could not be rolled out: {reason}",
+                "rolled_back", phase=self.state.phase, reason=reason, summary=self._not_out(reason)
             )
         except Exception:  # whoever asked for it shall see what went wrong first
             log.exception("that the version could not be rolled out can't be written down")
+
+    def _not_out(self, reason: str) -> str:
+        return f"{self.model_name} version {self.new.model_version} could not be rolled out: {reason}"
 
     def _abort(self, current: DesiredState | None, reason: str) -> Progress:
         if current is not None and self._is_under_way(current):
@@ -533,6 +550,10 @@ def rollout_name(name: str, endpoint: LocalEndpoint) -> str:
 def _now() -> datetime:
     """Give the time: a rollout is an experiment on live traffic, which can't be run for another day."""
     return datetime.now(UTC)
+
+
+def _said(err: BaseException) -> str:
+    return f"{type(err).__name__}: {err}"
 
 
 def _answers(manifest: PackageManifest) -> str:
