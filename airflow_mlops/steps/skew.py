@@ -36,7 +36,7 @@ from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_inference_l
 from airflow_mlops.serving.log_settings import LogSettings
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset
-from airflow_mlops.steps.monitoring.labels import newest_answers
+from airflow_mlops.steps.monitoring.labels import id_texts, newest_answers
 from airflow_mlops.steps.registry.packages import champion_profile
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ def _beside_table(
     kinds = {item.name: item.type for item in manifest.signature.inputs}
     rows = delta.read_table(dataset.uri, version=dataset.version, columns=columns)
     rows = rows.select(
-        pl.col(id_column).cast(pl.String).alias(_ID),
+        id_texts(rows, id_column).alias(_ID),
         *(
             pl.col(name).cast(pl.Float64).fill_nan(None).alias(name + TABLE)
             if kinds[name] == "number"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.inference_log import InferenceLog
-from airflow_mlops.steps.monitoring.labels import as_trained, labelled_predictions, labelled_share
+from airflow_mlops.steps.monitoring.labels import (
+    as_trained,
+    id_texts,
+    join_labels,
+    labelled_predictions,
+    labelled_share,
+)
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 DAY = Window(start=START, end=START + timedelta(days=1))
@@ -121,3 +128,28 @@ def test_labels_of_a_regression_are_numbers() -> None:
         as_trained(pl.Series("y", [START]), None)
     with pytest.raises(SchemaMismatchError, match="such as 'n/a', and the model answers numbers"):
         as_trained(pl.Series("y", ["1.5", "n/a"]), None)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pl.Series([12.0, 13.0, None]),
+        pl.Series([12.0, 13.0, None], dtype=pl.Float32),
+        pl.Series([Decimal("12.00"), Decimal("13.00"), None]),
+        pl.Series([12, 13, None]),
+        pl.Series(["12", "13", None]),
+    ],
+    ids=lambda column: str(column.dtype),
+)
+def test_a_number_is_the_same_id_whatever_the_table_made_of_it(tmp_path: Path, ids: pl.Series) -> None:
+    """The service logs 12 as text; a table that once held a gap has 12.0."""
+    labels = pl.DataFrame({"id": ids, "y": [1.0, 2.0, 3.0]})
+    delta.replace_window(str(tmp_path / "labels"), labels, time_column=None, window=None)
+    answers = pl.DataFrame({"prediction_id": ["13", "12", "0.5"]})
+    joined = join_labels(answers, labels=str(tmp_path / "labels"), id_column="id", target="y")
+    assert joined["y"].to_list() == [2.0, 1.0, None]
+
+
+def test_ids_that_are_no_whole_numbers_stay_what_they_are() -> None:
+    table = pl.LazyFrame({"id": [0.5, -3.0, 1e300, float("nan")]})
+    assert table.select(id_texts(table, "id")).collect()["id"].to_list() == ["0.5", "-3", "1e+300", "NaN"]

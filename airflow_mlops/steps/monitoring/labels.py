@@ -80,7 +80,7 @@ def _joined(
     truth = delta.read_table(uri, version=version, columns=[id_column, target])
     asked = predictions.lazy().select(pl.col("prediction_id").alias(id_column))
     labels_here = (
-        truth.with_columns(pl.col(id_column).cast(pl.String)).join(asked, on=id_column, how="semi").collect()
+        truth.with_columns(id_texts(truth, id_column)).join(asked, on=id_column, how="semi").collect()
     )
     if labels_here.schema[target].is_float():
         labels_here = labels_here.with_columns(pl.col(target).fill_nan(None))
@@ -89,6 +89,20 @@ def _joined(
     return predictions.join(
         known, left_on="prediction_id", right_on=id_column, how="left", maintain_order="left"
     )
+
+
+def id_texts(table: pl.LazyFrame, column: str) -> pl.Expr:
+    """Give a column of ids as the inference log has them: 12, also where the table's column once held a gap and has 12.0."""
+    import polars as pl
+
+    ids, held = pl.col(column), table.collect_schema()[column]
+    texts = ids.cast(pl.String)
+    if held.is_decimal():
+        return texts.str.replace(r"(\.\d*?)0+$", "$1").str.strip_chars_end(".")
+    if held.is_float():
+        whole = (ids == ids.floor()) & (ids.abs() < 2**53)
+        return pl.when(whole).then(ids.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(texts)
+    return texts
 
 
 def _require_own_name(target: str, predictions: pl.DataFrame) -> None:
