@@ -708,6 +708,25 @@ def test_what_can_not_be_compared_has_not_passed(stage: Stage) -> None:
     assert stage.serving() == {"1"}
 
 
+def test_one_that_answers_unseen_needs_no_input_that_the_other_does_not_read(stage: Stage) -> None:
+    folder = stage.folder / "more"
+    stage.packages = stage.packages | {"7": (folder, build_package(folder, idle=1))}
+    progress = stage.advance("7", plan_rollout("shadow"))
+    assert progress.state.status == "rolled_back"
+    assert progress.state.reason.startswith(
+        "the new version takes idle_0, which the version that answers does"
+    )
+    assert stage.serving() == {"1"}
+    assert stage.advance("7", plan_rollout("blue_green", seconds=60.0)).wait_seconds is not None
+    stage.advance("7", plan_rollout("blue_green", seconds=60.0), abort="that is enough")
+    stage.deploy("7")
+    progress = stage.advance("2", plan_rollout("blue_green"))
+    assert progress.state.reason.startswith(
+        "the old version takes idle_0, which the version that answers does"
+    )
+    assert progress.desired.stable.model_version == "7"
+
+
 STEERER = """
 import json, sys, time
 from tests.integration.test_rollout import Stage, canary

@@ -301,6 +301,15 @@ class Rollout:
                 f"version {self.new.model_version} answers {_answers(new)}, version {current.stable.model_version} "
                 f"{_answers(old)}: they can't be compared, deploy it with strategy='recreate'"
             )
+        for mirror in {phase.mirror for phase in self.spec.plan.phases}:
+            asked, unseen = (old, new) if mirror == "new" else (new, old)
+            given = {field.name: field.type for field in asked.signature.inputs}
+            others = [field.name for field in unseen.signature.inputs if given.get(field.name) != field.type]
+            if mirror is not None and others:
+                return (
+                    f"the {mirror} version takes {', '.join(others)}, which the version that answers does not take, or otherwise: one "
+                    "that answers unseen is given what the other one reads of a request; deploy it with strategy='canary'"
+                )
         return None
 
     def _look(self) -> Action:
