@@ -502,10 +502,8 @@ def read_received_since(
 
     def read() -> pl.DataFrame | None:
         first = f"{model_name}/hour={since.astimezone(UTC):%Y-%m-%dT%H}"
-        names = [
-            name for folder, group in files.hours(model_name).items() if folder >= first for name in group
-        ]
-        sources = [files.source(name) for name in names]
+        hours = [names for folder, names in files.hours(model_name).items() if folder >= first]
+        sources = [files.source(name) for names in hours for name in files.counting(names)]
         received = pl.col("received_at") >= since
         found = [scan(group, shadow=shadow).filter(received) for group in by_schema(sources)]
         if most_rows is not None:
@@ -529,11 +527,13 @@ def _read(
 ) -> tuple[pl.DataFrame | None, int]:
     import polars as pl
 
-    names = [name for group in files.hours(model_name).values() for name in group]
-    sources = [files.source(name) for name in names if may_hold(name, window)]
+    hours = files.hours(model_name).values()
+    # A merged file spans all it was made of: where one of those may hold a row of the window, so may it.
+    matter = [files.counting(name for name in names if may_hold(name, window)) for names in hours]
+    sources = [files.source(name) for names in matter for name in names]
     inside = pl.col("time").is_between(window.start, window.end, closed="left")
     wanted = pl.all() if columns is None else pl.col(columns)
     frames = [
         scan(group, shadow=shadow).filter(inside).select(wanted).collect() for group in by_schema(sources)
     ]
-    return (pl.concat(frames, how="diagonal_relaxed") if frames else None), len(names)
+    return (pl.concat(frames, how="diagonal_relaxed") if frames else None), sum(map(len, hours))

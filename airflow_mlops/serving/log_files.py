@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -27,6 +27,8 @@ Source = TypeVar("Source", Path, bytes, "Path | bytes")
 
 #: What one flush wrote, and what was made of several of them.
 PART, MERGED = "part", "merged"
+#: Who wrote a merged file that stands for files of several writers.
+EVERYBODY = "all"
 #: Keys of a merged file's metadata: the files it stands for, and since when.
 REPLACES, MERGED_AT = "airflow_mlops.replaces", "airflow_mlops.merged_at"
 
@@ -129,7 +131,7 @@ class LogFiles:
         return " and ".join(str(place) for place in self.places)
 
     def hours(self, model_name: str) -> dict[str, list[str]]:
-        """List the files that count, by folder, oldest first: a merged one, or what it was made of, and never both."""
+        """List the files by folder, oldest first; which of them count says :meth:`counting`."""
         found: dict[str, set[str]] = defaultdict(set)
         # What is being uploaded goes from the first place to the second: in this order it is seen at least once.
         for place in self.places:
@@ -137,7 +139,26 @@ class LogFiles:
                 folder, _, last = name.rpartition("/")
                 if last.startswith((f"{PART}-", f"{MERGED}-")) and last.endswith(".parquet"):
                     found[folder].add(name)
-        return {folder: self._counting(names) for folder, names in sorted(found.items())}
+        return {folder: sorted(names) for folder, names in sorted(found.items())}
+
+    def counting(self, names: Iterable[str]) -> list[str]:
+        """Leave out what was merged into another one of these files: a row counts in a merged file, or in what it was made of.
+
+        What a merged file stands for is written in it, and that means to fetch it: only where it may stand for one of the others.
+
+        :param names: of one folder; all of it, or those that may hold rows of a window.
+        """
+        here = sorted(names)
+        of_writer = Counter(written_by(name) for name in here)
+        gone = {
+            item
+            for name in here
+            if is_merged(name)
+            and len(here) > 1
+            and (of_writer[written_by(name)] > 1 or written_by(name) == EVERYBODY)
+            for item in replaced_by(self.source(name))[0]
+        }
+        return [name for name in here if name.rpartition("/")[2] not in gone]
 
     def source(self, name: str) -> Path | bytes:
         """Give what polars reads a file from.
@@ -163,14 +184,6 @@ class LogFiles:
     def write(self, name: str, data: bytes) -> None:
         """Write a file where the log is kept."""
         self.places[-1].write(name, data)
-
-    def _counting(self, names: Iterable[str]) -> list[str]:
-        here = sorted(names)
-        merged = [name for name in here if is_merged(name)]
-        if not merged or len(here) == 1:
-            return here
-        gone = {item for name in merged for item in replaced_by(self.source(name))[0]}
-        return [name for name in here if name.rpartition("/")[2] not in gone]
 
 
 def local_path(root: Path | str) -> Path | None:

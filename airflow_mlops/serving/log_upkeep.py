@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from airflow_mlops.exceptions import StorageError
 from airflow_mlops.serving.log_files import (
+    EVERYBODY,
     MERGED,
     MERGED_AT,
     PART,
@@ -260,7 +261,7 @@ def _merge_group(place: Place, folder: str, group: Sequence[Path], now: datetime
     spans = [time_span(name) for name in names]
     metadata = {REPLACES: json.dumps(names), MERGED_AT: now.isoformat()}
     made = file_name(
-        MERGED, min(first for first, _ in spans), max(last for _, last in spans), writer or "all"
+        MERGED, min(first for first, _ in spans), max(last for _, last in spans), writer or EVERYBODY
     )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / made

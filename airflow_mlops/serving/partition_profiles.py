@@ -134,9 +134,9 @@ def _partitions(files: LogFiles, model_name: str, window: Window) -> tuple[list[
     partitions, count = [], 0
     for folder, names in files.hours(model_name).items():
         count += len(names)
-        matching = [name for name in names if may_hold(name, window)]
+        matching = files.counting(name for name in names if may_hold(name, window))
         if matching:
-            whole = len(matching) == len(names) and all(_inside(name, window) for name in names)
+            whole = all(_inside(name, window) for name in names)
             partitions.append(_Partition(folder, matching, whole))
     return partitions, count
 

@@ -28,7 +28,16 @@ from airflow_mlops.serving.inference_log import (
     read_inference_log,
     read_received_since,
 )
-from airflow_mlops.serving.log_files import LocalFolder, LogFiles, Place, is_merged
+from airflow_mlops.serving.log_files import (
+    EVERYBODY,
+    MERGED,
+    PART,
+    LocalFolder,
+    LogFiles,
+    Place,
+    file_name,
+    is_merged,
+)
 from airflow_mlops.serving.log_settings import LogSettings, keep_in_folder
 from airflow_mlops.serving.log_upkeep import GRACE, Upkeep, delete_hours, keep_up, merge_hours
 from airflow_mlops.serving.partition_profiles import profile_window, scan_window
@@ -404,7 +413,8 @@ class TestMerge:
         assert merge_hours(files, now=datetime.now(UTC), writer=None) == 0  # the hour is not over
         assert merge_hours(files, now=LATER, writer=None) == 1
         assert logged(root) == ids
-        (counting,) = LogFiles(root).hours("m").values()
+        (names,) = LogFiles(root).hours("m").values()
+        counting = LogFiles(root).counting(names)
         assert [is_merged(name) for name in counting] == [True]
         assert len(files.find("m")) == 13  # those who listed before still find all
         assert merge_hours(files, now=LATER, writer=None) == 0
@@ -430,6 +440,15 @@ class TestMerge:
         merge_hours(files, now=LATER + 2 * GRACE, writer=None)
         assert len(files.find("m")) == 1
         assert logged(root) == ids
+
+    def test_nobody_looks_into_a_merged_file_that_stands_for_none_of_the_others(self, tmp_path: Path) -> None:
+        """Of a store that means to fetch it: each pod has one for every hour."""
+        log, hour = LogFiles(tmp_path), "m/hour=2024-05-01T00/"
+        names = sorted(hour + file_name(MERGED, START, START, writer) for writer in ("one", "two"))
+        assert log.counting(names) == names  # neither is there
+        for kind, writer in ((PART, "one"), (MERGED, EVERYBODY)):
+            with pytest.raises(FileNotFoundError):
+                log.counting([*names, hour + file_name(kind, START, START, writer)])
 
     def test_other_columns_stay_apart(self, tmp_path: Path) -> None:
         write_files(tmp_path, 2)

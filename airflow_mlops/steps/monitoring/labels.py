@@ -194,8 +194,9 @@ def labelled_share(
     :param model_version: whose answers count; those of all versions where it is not known, or gave none in the window.
     :raises InsufficientDataError: nothing was predicted in the window.
     """
-    listed = LogFiles(log).hours(model_name).values()
-    files = tuple(name for names in listed for name in names if may_hold(name, window))
+    kept = LogFiles(log)
+    hours = [[name for name in names if may_hold(name, window)] for names in kept.hours(model_name).values()]
+    files = tuple(name for names in hours for name in kept.counting(names))
     dataset = pin_dataset(labels)
     asked = (id_column, target, model_version)
     return _labelled_share(log, model_name, window, files, dataset.uri, dataset.version, *asked)
