@@ -169,6 +169,26 @@ class TestQuarantine:
         result = run_step("validate", judged, Services())
         assert result["dataset"]["row_count"] == 2 * ROWS - 6
 
+    def test_another_window_may_bring_a_column_and_a_wider_type_meanwhile(
+        self, table: str, tmp_path: Path
+    ) -> None:
+        narrow = month(JANUARY, bad=7).with_columns(people=pl.col("people").cast(pl.Int32))
+        delta.replace_window(f"{table}_2", narrow, time_column="t", window=JANUARY)
+        judged = spec(f"{table}_2", suite(FARE))
+        month(FEBRUARY, tip=[1.0] * ROWS).write_parquet(tmp_path / "february.parquet")
+        newer = {
+            "source": str(tmp_path / "february.parquet"), "table": f"{table}_2", "time_column": "t",
+            "window": to_dict(FEBRUARY), "schema_policy": "widen",
+        }  # fmt: skip
+        run_step("ingest", newer, Services())
+        assert run_step("validate", judged, Services())["quarantined"] == 6
+        rows = delta.read_table(f"{table}_2").collect()
+        assert (rows.height, rows["tip"].null_count(), rows["people"].dtype) == (
+            2 * ROWS - 6,
+            ROWS - 6,
+            pl.Int64(),
+        )
+
     def test_months_share_a_quarantine(self, table: str) -> None:
         delta.replace_window(table, month(FEBRUARY, bad=4), time_column="t", window=FEBRUARY)
         validate(table, FARE)

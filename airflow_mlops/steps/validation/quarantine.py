@@ -15,7 +15,7 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.steps.common import work_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     import polars as pl
 
@@ -150,7 +150,6 @@ class SetAside:
     def _write_quarantine(self, key: str, judged: str) -> None:
         """Write the bad rows under the work's own key: two attempts at once replace each other's rows, and nobody else's."""
         import polars as pl
-        from polars.selectors import by_name  # names as they are: of columns, ^a$ is a pattern
 
         schema = delta.read_table(self.dataset.uri, version=self.dataset.version).collect_schema()
         taken = [name for name in (REASONS, VERSION, WORK) if name in schema]
@@ -176,12 +175,7 @@ class SetAside:
             types = _follow(
                 self.table, {**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()}
             )
-            columns = [
-                by_name(name).cast(dtype)
-                if name in schema or name in added
-                else pl.lit(None, dtype=dtype).alias(name)
-                for name, dtype in types.items()
-            ]
+            columns = _as_in(types, [*schema, *added])
             return delta.replace_window_streamed(
                 self.table,
                 _in_own_thread(
@@ -211,9 +205,6 @@ class SetAside:
         import polars as pl
 
         bad = pl.any_horizontal(*(one for _, one in self.reasons))
-        schema: Mapping[str, pl.DataType] = delta.read_table(
-            self.dataset.uri, version=self.dataset.version
-        ).collect_schema()
 
         def write() -> int:
             done, newest = self._look(key, judged)
@@ -222,9 +213,14 @@ class SetAside:
                     "another attempt has written this to %s already, as version %d", self.dataset.uri, done
                 )
                 return done
+            # Another window may have brought a column or a wider type since.
+            schema: Mapping[str, pl.DataType] = delta.read_table(
+                self.dataset.uri, version=newest
+            ).collect_schema()
+            columns = _as_in(schema, self.dataset.columns)
             return delta.replace_window_streamed(
                 self.dataset.uri,
-                _in_own_thread(frame.filter(~bad) for frame in self._batches()),
+                _in_own_thread(frame.filter(~bad).select(columns) for frame in self._batches()),
                 schema=schema,
                 time_column=self.time_column,
                 window=self.window,
@@ -267,6 +263,17 @@ def let_in_again(uri: str, window: Window, *, time_column: str, table: str) -> N
 
 def _place(uri: str, window: Window | None) -> str:
     return f"{uri}|{window.key if window else None}"
+
+
+def _as_in(types: Mapping[str, pl.DataType], known: Collection[str]) -> list[pl.Expr]:
+    """Select rows as a table has them: columns they do not have are null."""
+    import polars as pl
+    from polars.selectors import by_name  # names as they are: of columns, ^a$ is a pattern
+
+    return [
+        by_name(name).cast(dtype) if name in known else pl.lit(None, dtype=dtype).alias(name)
+        for name, dtype in types.items()
+    ]
 
 
 def _follow(table: str, rows: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
