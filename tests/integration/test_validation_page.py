@@ -51,7 +51,8 @@ def validate(table: str, tmp_path: Path, mlflow_server: str, monkeypatch: pytest
 
     def validate(*expectations: dict[str, Any], **arguments: Any) -> SimpleNamespace:
         task = ValidateDatasetOperator(
-            task_id="validate", dataset=table, suite={"name": "trips", "expectations": list(expectations)}, **arguments
+            task_id="validate", suite={"name": "trips", "expectations": list(expectations)},
+            **({"dataset": table} | arguments)
         )  # fmt: skip
         instance = SimpleNamespace(dag_id="d", run_id="r", task_id="validate", try_number=next(attempts))
         done = SimpleNamespace(result=None, error=None)
@@ -91,6 +92,12 @@ def test_a_retry_finds_the_page_and_the_next_one_tells_of_it(validate: Any, mlfl
     other = validate(FARE, RIDER)
     assert other.link != first.link
     assert artifact(mlflow_server, other.link, "validation.html").count("not accepted</td>") == 2
+
+
+def test_the_page_tells_of_verdicts_by_another_address(validate: Any, table: str, mlflow_server: str) -> None:
+    validate(FARE, dataset=f"file://{table}/")
+    page = artifact(mlflow_server, validate(RIDER).link, "validation.html")
+    assert page.count("not accepted</td>") == 1
 
 
 def test_rows_that_were_set_aside_are_told(validate: Any, mlflow_server: str) -> None:

@@ -632,6 +632,21 @@ class TestOperator:
         run(released_by="ada")
         assert run(window=later, action="warn").result["trusted_windows"] == DAYS_KEPT
 
+    def test_a_table_has_one_list_of_held_windows_however_it_is_written(
+        self, run: Any, table: str, tmp_path: Path
+    ) -> None:
+        run(action="quarantine", dataset=f"{table}/")
+        (tmp_path / "link").symlink_to(table)
+        services = Services(ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
+        for other in (table, f"file://{table}", str(tmp_path / "x" / ".." / "rows"), str(tmp_path / "link")):
+            assert set(_held_windows(other, services)) == {WINDOW}
+        assert not _held_windows(f"{table}_held", services)
+        rows = delta.read_table(f"{table}_held").select(delta.read_table(table).collect_schema().names())
+        delta.replace_window(table, rows.collect(), time_column="t", window=WINDOW)
+        run(action="quarantine", dataset=table, released_by="ada")
+        assert delta.read_table(f"{table}_held").collect().height == 0
+        assert not _held_windows(f"{table}/", services)
+
     def test_values_of_private_columns_are_nowhere(
         self, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
     ) -> None:

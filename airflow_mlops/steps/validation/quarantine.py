@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
@@ -12,6 +13,7 @@ from airflow_mlops.core.data.schema_policy import fit_schema
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError, StaleDatasetError
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.storage import same_place
 from airflow_mlops.steps.common import work_key
 
 if TYPE_CHECKING:
@@ -138,7 +140,7 @@ class SetAside:
         works = {
             work: commit[_JUDGED]
             for work, commit in delta.find_works(
-                self.table, _FROM, _place(self.dataset.uri, self.window)
+                self.table, _FROM, partial(_is_place, uri=self.dataset.uri, window=self.window)
             ).items()
             if work != key and delta.find_commit(self.dataset.uri, work) is None
         }
@@ -252,7 +254,7 @@ def let_in_again(uri: str, window: Window, *, time_column: str, table: str) -> N
         return
     works = {
         work: commit[_JUDGED]
-        for work, commit in delta.find_works(table, _FROM, _place(uri, window)).items()
+        for work, commit in delta.find_works(table, _FROM, partial(_is_place, uri=uri, window=window)).items()
         if delta.find_commit(uri, work) is not None
     }
     if works:
@@ -263,6 +265,12 @@ def let_in_again(uri: str, window: Window, *, time_column: str, table: str) -> N
 
 def _place(uri: str, window: Window | None) -> str:
     return f"{uri}|{window.key if window else None}"
+
+
+def _is_place(said: str, *, uri: str, window: Window | None) -> bool:
+    """Tell whether a commit's rows are from this window of this table, however its address was written there."""
+    where = said.rpartition("|")[0]
+    return said == _place(where, window) and same_place(where, uri)
 
 
 def _as_in(types: Mapping[str, pl.DataType], known: Collection[str]) -> list[pl.Expr]:
