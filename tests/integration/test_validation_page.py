@@ -110,7 +110,12 @@ def test_rows_that_were_set_aside_are_told(validate: Any, mlflow_server: str) ->
 
 def test_private_values_are_nowhere(validate: Any, mlflow_server: str, tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("DEBUG")
-    done = validate(FARE, RIDER, private_columns="rider, trip_id", id_column="trip_id")
+    seen = {"notes": "REVIEW: 'Canary' is the only value"}
+    asked = {
+        "type": "expect_column_values_to_be_in_set",
+        "kwargs": {"column": "rider", "value_set": ["Bob Canary"]},
+    } | seen
+    done = validate(FARE, RIDER, asked, private_columns="rider, trip_id", id_column="trip_id")
     pages = [artifact(mlflow_server, done.link, name) for name in ("validation.html", "validation.json")]
     told = [*pages, str(done.error), json.dumps(done.error.evidence), caplog.text]
     assert all("Canary" not in one and "trip-0" not in one for one in told)
