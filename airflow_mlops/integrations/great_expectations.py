@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.checks.validation import judge_compiled, shape_result
-from airflow_mlops.core.checks.verdict import SEVERITIES, may_show, name_expectation
+from airflow_mlops.core.checks.verdict import SEVERITIES, may_show, name_expectation, without_arguments
 from airflow_mlops.exceptions import ExpectationError
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _ask(
     _register(modules)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    built = [_build(suite, item) for item in expectations]
+    built = [_build(suite, item, private) for item in expectations]
     rows = context.data_sources.add_pandas("frame").add_dataframe_asset("rows")
     whole = rows.add_batch_definition_whole_dataframe("all")
 
@@ -205,7 +205,7 @@ def _register(modules: Sequence[str]) -> None:
             ) from err
 
 
-def _build(suite: Suite, item: Suite) -> Any:
+def _build(suite: Suite, item: Suite, private: Collection[str]) -> Any:
     """Make an expectation; one by one, as ``validate()`` reorders a suite's results and a result must stay with its expectation."""
     import great_expectations as gx
     from great_expectations.exceptions.exceptions import ExpectationNotFoundError
@@ -222,10 +222,13 @@ def _build(suite: Suite, item: Suite) -> Any:
         return gx.ExpectationSuite(
             name=str(suite.get("name", "suite")), expectations=[dict(item)]
         ).expectations[0]
-    except Exception as err:
-        raise ExpectationError(
-            f"the suite holds an expectation Great Expectations does not accept: {name_expectation(item)}: {str(err)[:_CAUSE]}"
-        ) from err
+    except Exception as err:  # noqa: BLE001 - pydantic's, and what an expectation of one's own raises
+        cause = err
+    shown, told = _tellable(item, str(cause), private)
+    # An exception's cause shows values, also of private columns.
+    raise ExpectationError(
+        f"the suite holds an expectation Great Expectations does not accept: {name_expectation(shown)}: {told}"
+    ) from (cause if shown is item else None)
 
 
 def _is_of_names(item: Suite) -> bool:
@@ -264,14 +267,20 @@ def _not_evaluated(
     item: Suite, cause: str, schema: Mapping[str, pl.DataType], private: Collection[str]
 ) -> ExpectationError:
     """Word the error of an expectation, bounded, and without a cause that may show private values."""
+    shown, told = _tellable(item, cause, private)
     kwargs = item.get("kwargs", {})
-    asked = json.dumps(kwargs, default=str)
-    told = cause[:_CAUSE]
-    if may_show(kwargs, private, "great_expectations"):
-        told = "it may show values of a private column, so the cause is told only without private_columns"
+    asked = json.dumps(shown.get("kwargs", {}), default=str)
     return ExpectationError(
         f"{item['type']}({asked[:_CAUSE]}) could not be evaluated: {told}{_remedy(kwargs, cause, schema)}"
     )
+
+
+def _tellable(item: Suite, cause: str, private: Collection[str]) -> tuple[Suite, str]:
+    """Give an expectation and the cause of its error as an error may show them."""
+    if not may_show(item.get("kwargs", {}), private, "great_expectations"):
+        return item, cause[:_CAUSE]
+    hidden = "it may show values of a private column, so the cause is told only without private_columns"
+    return without_arguments(item), hidden
 
 
 def _remedy(kwargs: Mapping[str, Any], cause: str, schema: Mapping[str, pl.DataType]) -> str:

@@ -79,10 +79,10 @@ def as_numbers(rows: pl.DataFrame) -> Array:
         if column.dtype.is_temporal():
             column = column.cast(pl.Datetime("us")).to_physical() / 1e6
         elif not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
-            counts = (
-                column.drop_nulls().value_counts(sort=True).sort(["count", name], descending=[True, False])
-            )
-            ranks = {value: float(rank) for rank, value in enumerate(counts[name].to_list())}
+            # Under a name of its own: a feature may be called count.
+            counts = column.drop_nulls().alias("value").value_counts()
+            counts = counts.sort(["count", "value"], descending=[True, False])
+            ranks = {value: float(rank) for rank, value in enumerate(counts["value"].to_list())}
             column = column.replace_strict(ranks, default=None, return_dtype=pl.Float64)
         values = column.cast(pl.Float64).to_numpy()
         columns.append(np.where(np.isfinite(values), values, np.nan))

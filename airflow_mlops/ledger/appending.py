@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from airflow_mlops.core.codec import json_safe
 from airflow_mlops.core.windows import Window
+from airflow_mlops.integrations.storage import same_place
 from airflow_mlops.ledger.database import make_engine, migrate, reading, require_writable, translated
 from airflow_mlops.ledger.entries import EntryKind, LedgerEntry, Recorded
 from airflow_mlops.ledger.tables import entries
@@ -107,6 +108,19 @@ class Entries:
             query = query.where(entries.c.subject == subject)
         order = entries.c.entry_id.desc() if newest_first else entries.c.entry_id
         return self._query(query.order_by(order).limit(limit))
+
+    def entries_of_table(self, uri: str, *, kind: EntryKind, limit: int = 100) -> list[LedgerEntry]:
+        """List entries about one table, newest first, however its address was written: by whatever connection, link or slash.
+
+        :param kind: one whose subject is a table.
+        :param limit: at most so many.
+        """
+        query = sa.select(entries.c.subject).where(entries.c.kind == kind, entries.c.subject.is_not(None))
+        with self._reading() as connection:
+            known = connection.execute(query.distinct()).scalars().all()
+        spelled = [one for one in known if one == uri or same_place(one, uri)]
+        about = sa.select(entries).where(entries.c.kind == kind, entries.c.subject.in_(spelled))
+        return self._query(about.order_by(entries.c.entry_id.desc()).limit(limit))
 
     def _query(self, query: sa.Select[Any]) -> list[LedgerEntry]:
         with self._reading() as connection:

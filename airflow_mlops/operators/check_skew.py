@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_mlops.exceptions import DataQualityError
-from airflow_mlops.operators.base import StepOperator, actor, names, optional, part_of
+from airflow_mlops.operators.base import StepOperator, instance_of, names, optional, part_of
 from airflow_mlops.run_windows import RUN_WINDOW, window_spec
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class CheckSkewOperator(StepOperator):
         self.write_entry(
             context,
             kind=EntryKind.SKEW_CHECK,
-            key=f"{result['model_name']}|{result['window']['start']}|{actor(context)}|{context['ti'].try_number}",
+            key=f"{result['model_name']}|{result['window']['start']}|{instance_of(context)}|{context['ti'].try_number}",
             model_name=result["model_name"],
             window=result["window"],
             summary=f"skew of {result['model_name']}: {result['headline']}",

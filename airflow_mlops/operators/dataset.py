@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset
 
-from airflow_mlops.operators.base import Recording, actor
+from airflow_mlops.operators.base import Recording, instance_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,12 +33,12 @@ class RecordingDatasets(Recording):
     def write_verdict(
         self, result: Mapping[str, Any], context: Context, *, kind: EntryKind, summary: str
     ) -> str:
-        """Write down what was found in a version; every try has a verdict of its own.
+        """Write down what was found in a version; every try of every mapped instance has a verdict of its own.
 
         :param result: of the step, with ``dataset`` and ``window``.
         :returns: key of the entry.
         """
-        by = f"|{actor(context)}|{context['ti'].try_number}"
+        by = f"|{instance_of(context)}|{context['ti'].try_number}"
         return self._write(result, context, kind=kind, by=by, summary=summary, payload=result)
 
     def tell_quality(self, context: Context, quality: Mapping[str, Any]) -> None:

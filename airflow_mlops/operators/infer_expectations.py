@@ -25,6 +25,8 @@ class InferExpectationsOperator(StepOperator):
     :param window_start: first instant of the window; default the run's data interval, or all rows without ``time_column``. (templated)
     :param window_end: first instant after it. (templated)
     :param exclude: columns to say nothing about, as a list or comma-separated. (templated)
+    :param private_columns: columns whose values may not be in the suite, which says that they are there and how many are missing; a list,
+        or names separated by commas. (templated)
     :param policy: fields of :class:`~airflow_mlops.core.checks.inference.InferencePolicy`, such as ``{"share": 0.01}``. (templated)
     :param overwrite: replace a suite that is there.
     """
@@ -37,6 +39,7 @@ class InferExpectationsOperator(StepOperator):
         "window_start",
         "window_end",
         "exclude",
+        "private_columns",
         "policy",
         "as_of",
     )
@@ -50,6 +53,7 @@ class InferExpectationsOperator(StepOperator):
         window_start: str | None = RUN_WINDOW[0],
         window_end: str | None = RUN_WINDOW[1],
         exclude: str | Sequence[str] = (),
+        private_columns: str | Sequence[str] = (),
         policy: dict[str, Any] | None = None,
         overwrite: bool = False,
         as_of: str | int | None = None,
@@ -64,6 +68,7 @@ class InferExpectationsOperator(StepOperator):
         self.window_end = window_end
         self.window_given = (window_start, window_end) != RUN_WINDOW
         self.exclude = exclude
+        self.private_columns = private_columns
         self.policy = policy
         self.overwrite = overwrite
 
@@ -77,6 +82,7 @@ class InferExpectationsOperator(StepOperator):
             if self.time_column or self.window_given
             else None,
             "exclude": names(self.exclude),
+            "private_columns": names(self.private_columns),
             "policy": self.policy or {},
             "overwrite": self.overwrite,
         }

@@ -137,7 +137,7 @@ class ValidateDatasetOperator(RecordingDatasets, StepOperator):
         from airflow_mlops.ledger import EntryKind
 
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            found = ledger.entries(kind=EntryKind.VALIDATION, subject=uri, limit=PAST_VERDICTS)
+            found = ledger.entries_of_table(uri, kind=EntryKind.VALIDATION, limit=PAST_VERDICTS)
         return [
             {
                 "recorded_at": entry.recorded_at.isoformat(),

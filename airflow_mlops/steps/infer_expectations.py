@@ -35,6 +35,7 @@ class InferExpectationsSpec:
     :param time_column: needed with ``window``.
     :param window: infer from these rows; ``None``: from the whole version.
     :param exclude: columns to say nothing about.
+    :param private_columns: columns whose values the suite may not show: it says that they are there, and how many are missing.
     :param policy: tolerances.
     :param overwrite: replace a suite that is there.
     """
@@ -44,6 +45,7 @@ class InferExpectationsSpec:
     time_column: str | None = None
     window: Window | None = None
     exclude: tuple[str, ...] = ()
+    private_columns: tuple[str, ...] = ()
     policy: InferencePolicy = field(default_factory=InferencePolicy)
     overwrite: bool = False
 
@@ -79,9 +81,9 @@ def run(spec: InferExpectationsSpec, services: Services) -> InferExpectationsRes
     rows = delta.read_table(
         dataset.uri, version=dataset.version, window=spec.window, time_column=spec.time_column
     )
-    delta.require_columns(spec.exclude, rows.collect_schema().names(), dataset.uri)
+    delta.require_columns([*spec.exclude, *spec.private_columns], rows.collect_schema().names(), dataset.uri)
     rows = rows.drop(spec.exclude)
-    expectations = infer_expectations(rows, spec.policy)
+    expectations = infer_expectations(rows, spec.policy, spec.private_columns)
     unsaid = columns_unsaid(expectations)
     path = Path(spec.suite)
     inferred_from = {

@@ -199,7 +199,7 @@ def _held_windows(uri: str, services: Services) -> dict[Window, HeldBefore]:
 
     newest: dict[Window, HeldBefore | None] = {}
     with Ledger.open(services.require("ledger_url")) as ledger:
-        for entry in ledger.entries(kind=EntryKind.SCREENING, subject=uri, limit=_LOOKED_AT):
+        for entry in ledger.entries_of_table(uri, kind=EntryKind.SCREENING, limit=_LOOKED_AT):
             told = entry.payload
             stopped = told["verdict"] == "held" and told["released_by"] is None
             if entry.window is not None:

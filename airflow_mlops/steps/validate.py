@@ -9,11 +9,13 @@ from airflow_mlops.core.checks.data_docs import PastVerdict
 from airflow_mlops.core.checks.validation import unexpected_rows
 from airflow_mlops.core.checks.verdict import (
     gates,
+    hide_arguments,
     hide_values,
     name_expectation,
     shown_positions,
     tell_failures,
     tell_verdict,
+    without_arguments,
 )
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
@@ -151,11 +153,11 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
     engines = [result["meta"]["engine"] for result in results]
     success = not any(map(gates, results))
     headline = tell_verdict(results, row_count)
+    shown = hide_arguments(hide_values(results, spec.private_columns))
     aside = None
     if spec.quarantine is not None and not success:
-        told, aside = _set_aside(spec, spec.quarantine, dataset, suite, rows, results)
+        told, aside = _set_aside(spec, spec.quarantine, dataset, suite, rows, shown)
         headline = f"{headline}; {told}"
-    shown = hide_values(results, spec.private_columns)
     ids = _ids(spec, rows, shown)
     outcome = ValidateResult(
         dataset=aside.kept if aside else dataset,
@@ -181,12 +183,20 @@ def run(spec: ValidateSpec, services: Services) -> ValidateResult:
         report | {"results": shown},
         judged=dataset,
         key=work_key("validate", to_dict(replace(spec, dataset=dataset, history=())), suite),
-        notes=[item.get("notes") for item in suite["expectations"]],
+        notes=[item.get("notes") for item in _shown(suite, shown)],
         row_ids=ids,
         id_column=None if spec.id_column in spec.private_columns else spec.id_column,
         history=spec.history,
     )
     return replace(outcome, report_url=url)
+
+
+def _shown(suite: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the suite's expectations as they may be shown, those with hidden values without arguments and notes."""
+    return [
+        without_arguments(item) if result["result"].get("values_hidden") else item
+        for item, result in zip(suite["expectations"], results, strict=True)
+    ]
 
 
 def _ids(spec: ValidateSpec, rows: pl.LazyFrame, results: list[dict[str, Any]]) -> dict[int, Any]:
@@ -220,10 +230,12 @@ def _set_aside(
 ) -> tuple[str, _Aside | None]:
     """Divide the rows, if every critical expectation that failed is about single rows and few enough rows break one.
 
+    :param results: with nothing private in them.
     :returns: what was done and why, in words; nothing was written where the second is ``None``.
     """
     import polars as pl
 
+    names = [name_expectation(item) for item in _shown(suite, results)]
     schema = rows.collect_schema()
     failed = [index for index, result in enumerate(results) if gates(result)]
     theirs = [index for index in failed if results[index]["meta"]["engine"] != "polars"]
@@ -235,10 +247,10 @@ def _set_aside(
         )
     beyond = [index for index in failed if index not in broken]
     if beyond:
-        first = name_expectation(suite["expectations"][beyond[0]])
+        first = names[beyond[0]]
         without = ", or no id_column tells which rows Great Expectations means" if beyond[0] in theirs else ""
         return f"quarantine can't help: {first} is not about single rows{without}", None
-    reasons = [(name_expectation(suite["expectations"][index]), broken[index]) for index in failed]
+    reasons = [(names[index], broken[index]) for index in failed]
     bad = pl.any_horizontal(*(one for _, one in reasons))
     count = int(rows.select(bad.sum()).collect(engine="streaming").item())
     total = count_rows(rows)
@@ -252,9 +264,9 @@ def _set_aside(
         modules=spec.expectation_modules,
         private=spec.private_columns,
     )
-    still = [result for result in left["results"] if gates(result)]
+    still = [index for index, result in enumerate(left["results"]) if gates(result)]
     if still:
-        first = name_expectation(still[0]["expectation_config"])
+        first = names[still[0]]
         return f"without the {count} rows that break a critical one, {first} still fails", None
     aside = SetAside(
         dataset=dataset,

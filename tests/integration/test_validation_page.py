@@ -51,7 +51,8 @@ def validate(table: str, tmp_path: Path, mlflow_server: str, monkeypatch: pytest
 
     def validate(*expectations: dict[str, Any], **arguments: Any) -> SimpleNamespace:
         task = ValidateDatasetOperator(
-            task_id="validate", dataset=table, suite={"name": "trips", "expectations": list(expectations)}, **arguments
+            task_id="validate", suite={"name": "trips", "expectations": list(expectations)},
+            **({"dataset": table} | arguments)
         )  # fmt: skip
         instance = SimpleNamespace(dag_id="d", run_id="r", task_id="validate", try_number=next(attempts))
         done = SimpleNamespace(result=None, error=None)
@@ -93,6 +94,12 @@ def test_a_retry_finds_the_page_and_the_next_one_tells_of_it(validate: Any, mlfl
     assert artifact(mlflow_server, other.link, "validation.html").count("not accepted</td>") == 2
 
 
+def test_the_page_tells_of_verdicts_by_another_address(validate: Any, table: str, mlflow_server: str) -> None:
+    validate(FARE, dataset=f"file://{table}/")
+    page = artifact(mlflow_server, validate(RIDER).link, "validation.html")
+    assert page.count("not accepted</td>") == 1
+
+
 def test_rows_that_were_set_aside_are_told(validate: Any, mlflow_server: str) -> None:
     done = validate(FARE, action="quarantine")
     assert done.result["report_url"] == done.link
@@ -103,7 +110,12 @@ def test_rows_that_were_set_aside_are_told(validate: Any, mlflow_server: str) ->
 
 def test_private_values_are_nowhere(validate: Any, mlflow_server: str, tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("DEBUG")
-    done = validate(FARE, RIDER, private_columns="rider, trip_id", id_column="trip_id")
+    seen = {"notes": "REVIEW: 'Canary' is the only value"}
+    asked = {
+        "type": "expect_column_values_to_be_in_set",
+        "kwargs": {"column": "rider", "value_set": ["Bob Canary"]},
+    } | seen
+    done = validate(FARE, RIDER, asked, private_columns="rider, trip_id", id_column="trip_id")
     pages = [artifact(mlflow_server, done.link, name) for name in ("validation.html", "validation.json")]
     told = [*pages, str(done.error), json.dumps(done.error.evidence), caplog.text]
     assert all("Canary" not in one and "trip-0" not in one for one in told)

@@ -154,6 +154,24 @@ class TestFile:
         )  # fmt: skip
         return task.build_spec(SimpleNamespace())  # type: ignore[arg-type]
 
+    def test_values_of_private_columns_are_not_in_it(self, tmp_path: Path) -> None:
+        delta.replace_window(str(tmp_path / "rows"), orders(0), time_column="at", window=None)
+        private = ["status", "id", "amount", "weight", "sent", "price"]
+        task = InferExpectationsOperator(
+            task_id="infer",
+            dataset=str(tmp_path / "rows"),
+            suite=str(tmp_path / "rows.json"),
+            private_columns=", ".join(private),
+        )
+        given = task.build_spec(SimpleNamespace())  # type: ignore[arg-type]
+        result = run_step("infer-expectations", given, Services())
+        assert set(private) <= set(result["unsaid"])
+        for one in (item for item in SUITE if item["kwargs"].get("column") not in private):
+            assert one in load_suite(given["suite"])["expectations"]
+        assert "bäck" not in (tmp_path / "rows.json").read_text()
+        with pytest.raises(ValueError, match="has no column states"):
+            run_step("infer-expectations", given | {"private_columns": ["states"]}, Services())
+
     def test_it_is_a_suite(self, spec: dict[str, Any]) -> None:
         result = run_step("infer-expectations", spec, Services())
         assert (result["row_count"], result["written"]) == (1440, True)

@@ -16,6 +16,7 @@ from airflow.sdk.exceptions import DownstreamTasksSkipped
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.ledger import EntryKind
+from airflow_mlops.operators.check_skew import CheckSkewOperator
 from airflow_mlops.operators.deploy import DeployModelOperator
 from airflow_mlops.operators.evaluate import EvaluateModelOperator
 from airflow_mlops.operators.promotion import PromoteModelOperator, RollBackModelOperator
@@ -24,6 +25,7 @@ from airflow_mlops.operators.retraining import DecideRetrainingOperator
 from airflow_mlops.operators.score import ScoreBatchOperator
 from airflow_mlops.operators.screen_dataset import ScreenDatasetOperator
 from airflow_mlops.operators.select import SelectModelOperator
+from airflow_mlops.operators.validate import ValidateDatasetOperator
 from airflow_mlops.steps.base import load_step
 
 VERSION = "{{ params.version }}"
@@ -176,3 +178,36 @@ def test_a_task_that_does_not_follow_is_named_before_anything_is_decided() -> No
         ValueError, match=r"'bring_it_back' of task 'fare.decide' .*fare\.bring_back, fare\.deploy"
     ):
         decider("fare", bring_back="bring_it_back").build_spec(CONTEXT)  # type: ignore[arg-type]
+
+
+WINDOW = {"start": "2024-01-01T00:00:00Z", "end": "2024-02-01T00:00:00Z"}
+FOUND: dict[str, Any] = {
+    "dataset": {"uri": "rows", "version": 3}, "window": WINDOW, "quarantine": None, "headline": "said", "verdict": "held",
+    "released_by": None, "slices": [], "success": True, "report_url": None, "failures": [], "suite_name": "s", "evaluated": 1,
+    "failed": 0, "failed_critical": 0, "model_name": "m",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ScreenDatasetOperator(task_id="task", dataset="rows", target="y", time_column="t"),
+        ValidateDatasetOperator(task_id="task", dataset="rows", suite="suite.json"),
+        CheckSkewOperator(task_id="task", model_name="m"),
+    ],
+    ids=lambda task: task.step,
+)
+def test_each_mapped_instance_has_a_verdict_of_its_own(
+    task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = {"conn_type": "mlops_ledger", "extra": {"url": f"sqlite:///{tmp_path}/ledger.db"}}
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", json.dumps(connection))
+    told = []
+    for index in (0, 1, 1):  # the last one: what recorded it was killed, and does so again
+        instance = SimpleNamespace(dag_id="d", run_id="r", task_id="task", map_index=index, try_number=1)
+        context: Any = {"ti": instance, "outlet_events": {}}
+        told.append(task.record(FOUND | {"headline": f"instance {index}"}, context))
+    with LedgerHook().get_conn() as ledger:
+        assert [one.payload["headline"] for one in ledger.entries()] == ["instance 1", "instance 0"]
+    if task.step == "validate":
+        assert len({one["quality"]["run_uid"] for one in told}) == 2

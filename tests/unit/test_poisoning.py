@@ -115,8 +115,8 @@ def screen(
 
 def screen_few(*extra: pl.Series | pl.Expr, features: tuple[str, ...] = ("x", "group")) -> Screened:
     """Screen a clean day beside four, the last of which may have other columns."""
-    days = [day(number).with_columns(extra[0] if extra else []) for number in range(DAYS_KEPT)]
-    days[-1] = days[-1].with_columns(extra[-1:])
+    days = [day(number) for number in range(DAYS_KEPT)]
+    days = [rows.with_columns(extra[:1] if rows is not days[-1] else extra[-1:]) for rows in days]
     return screen_partitions(
         days[-1],
         days[:-1],
@@ -145,6 +145,31 @@ def test_labels_that_are_all_the_same_tell_nothing() -> None:
 def test_features_of_lists_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"tags is List.*name those it is to look at as features"):
         screen_few(pl.concat_list("x").alias("tags"), features=("x", "tags"))
+
+
+def test_decimal_labels_are_numbers() -> None:
+    level = (3 * pl.col("x") + pl.col("group").cast(pl.Float64)).round(2).alias("y")
+    assert screen_few(level.cast(pl.Decimal(10, 2))) == screen_few(level)
+    few = pl.col("y").cast(pl.Decimal(1, 0))
+    assert screen_few(few) == screen_few(pl.col("y").cast(pl.Float64))
+
+
+def test_a_feature_may_be_called_count() -> None:
+    texts = pl.format("in {}", "group")
+    found = screen_few(texts.alias("count"), texts.alias("count"), features=("x", "count"))
+    assert found == screen_few(texts.alias("text"), texts.alias("text"), features=("x", "text"))
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (pl.format("comment {}", "t"), "the target y has 1500 classes .* takes at most 100"),
+        (pl.concat_list("x"), r"the target y is List\(Float64\)"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_by_name(label: pl.Expr, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        screen_few(label.alias("y"), label.alias("y"))
 
 
 ANSWERS: dict[bytes, Any] = {}
@@ -572,6 +597,17 @@ class TestOperator:
         )
         assert left.height == ROWS
 
+    def test_rows_leave_when_they_are_let_in_though_the_table_has_another_column_now(
+        self, run: Any, table: str
+    ) -> None:
+        rows = delta.read_table(table).collect()
+        run(action="quarantine")
+        wider = rows.with_columns(new=pl.when(pl.col("t") < WINDOW.start).then(1))
+        wider.write_delta(table, mode="overwrite", delta_write_options={"schema_mode": "overwrite"})
+        done = run(action="quarantine", released_by="ada")
+        assert done.result["dataset"]["row_count"] == DAYS_KEPT * ROWS
+        assert delta.read_table(f"{table}_held").collect().height == 0
+
     def test_a_release_leaves_rows_that_the_table_has_not(self, run: Any, table: str) -> None:
         judged = to_dict(delta.describe(table))
         run(action="quarantine", dataset=judged)
@@ -595,6 +631,21 @@ class TestOperator:
         assert done.result["noise"]["p_value"] * DAYS_KEPT == pytest.approx(1)  # far from chance: not ranked
         run(released_by="ada")
         assert run(window=later, action="warn").result["trusted_windows"] == DAYS_KEPT
+
+    def test_a_table_has_one_list_of_held_windows_however_it_is_written(
+        self, run: Any, table: str, tmp_path: Path
+    ) -> None:
+        run(action="quarantine", dataset=f"{table}/")
+        (tmp_path / "link").symlink_to(table)
+        services = Services(ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
+        for other in (table, f"file://{table}", str(tmp_path / "x" / ".." / "rows"), str(tmp_path / "link")):
+            assert set(_held_windows(other, services)) == {WINDOW}
+        assert not _held_windows(f"{table}_held", services)
+        rows = delta.read_table(f"{table}_held").select(delta.read_table(table).collect_schema().names())
+        delta.replace_window(table, rows.collect(), time_column="t", window=WINDOW)
+        run(action="quarantine", dataset=table, released_by="ada")
+        assert delta.read_table(f"{table}_held").collect().height == 0
+        assert not _held_windows(f"{table}/", services)
 
     def test_values_of_private_columns_are_nowhere(
         self, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]

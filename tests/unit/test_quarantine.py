@@ -144,6 +144,29 @@ class TestQuarantine:
         assert delta.describe(table) == before
         assert not delta.table_exists(f"{table}_quarantine")
 
+    @pytest.mark.parametrize("budget", [0.1, 0.001])
+    def test_what_is_asked_of_private_columns_is_told_nowhere(self, table: str, budget: float) -> None:
+        ids = [*month(JANUARY)["id"][5:], "Canary"]
+        known = {"type": "expect_column_values_to_be_in_set", "kwargs": {"column": "id", "value_set": ids}}
+        others = {"type": "comparison", "column": {"name": "id"}, "operator": "!=", "parameter": "Canary"}
+        asked = {"column": "fare", "min_value": 0, "row_condition": others}
+        paid = {"type": "expect_column_values_to_be_between", "kwargs": asked}
+        result = validate(table, known, paid, PEOPLE, budget=budget, private_columns=["id"])
+        assert (result["failed"], result["success"]) == (3, budget == 0.1)
+        assert [one["kwargs"] for one in result["failures"]] == [
+            {"column": "id"},
+            {"column": "fare"},
+            {"column": "people"},
+        ]
+        assert [one["unexpected_count"] for one in result["failures"]] == [5, 6, 1]
+        assert "Canary" not in json.dumps(result)
+        if result["success"]:
+            assert (
+                "expect_column_values_to_be_in_set(id); "
+                in read(f"{table}_quarantine").sort("t")["quarantine_reasons"][0]
+            )
+            assert not read(f"{table}_quarantine")["quarantine_reasons"].str.contains("Canary").any()
+
     def test_bad_rows_that_an_expectation_allows_stay(self, table: str) -> None:
         mostly = {**FARE, "kwargs": {**FARE["kwargs"], "mostly": 0.99}}
         result = validate(table, mostly, {**PEOPLE, "severity": "warning"})
@@ -168,6 +191,26 @@ class TestQuarantine:
         delta.replace_window(table, month(FEBRUARY, bad=2), time_column="t", window=FEBRUARY)
         result = run_step("validate", judged, Services())
         assert result["dataset"]["row_count"] == 2 * ROWS - 6
+
+    def test_another_window_may_bring_a_column_and_a_wider_type_meanwhile(
+        self, table: str, tmp_path: Path
+    ) -> None:
+        narrow = month(JANUARY, bad=7).with_columns(people=pl.col("people").cast(pl.Int32))
+        delta.replace_window(f"{table}_2", narrow, time_column="t", window=JANUARY)
+        judged = spec(f"{table}_2", suite(FARE))
+        month(FEBRUARY, tip=[1.0] * ROWS).write_parquet(tmp_path / "february.parquet")
+        newer = {
+            "source": str(tmp_path / "february.parquet"), "table": f"{table}_2", "time_column": "t",
+            "window": to_dict(FEBRUARY), "schema_policy": "widen",
+        }  # fmt: skip
+        run_step("ingest", newer, Services())
+        assert run_step("validate", judged, Services())["quarantined"] == 6
+        rows = delta.read_table(f"{table}_2").collect()
+        assert (rows.height, rows["tip"].null_count(), rows["people"].dtype) == (
+            2 * ROWS - 6,
+            ROWS - 6,
+            pl.Int64(),
+        )
 
     def test_months_share_a_quarantine(self, table: str) -> None:
         delta.replace_window(table, month(FEBRUARY, bad=4), time_column="t", window=FEBRUARY)

@@ -393,6 +393,10 @@ def test_an_error_shows_no_private_value_and_no_whole_column() -> None:
     with pytest.raises(ExpectationError, match=r"expect_column_mean_to_be_between.*private column") as hidden:
         validate_frame(rows, suite, private=["email"])
     assert "@example.org" not in str(hidden.value)
+    asked = suite_of("expect_column_mean_to_be_between", column="email", min_value="u1@example.org")
+    with pytest.raises(ExpectationError) as hidden:
+        validate_frame(rows, asked, private=["email"])
+    assert "@example.org" not in str(hidden.value)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -68,16 +68,19 @@ class InferencePolicy:
         return max(self.share, self.change * min(share, 1 - share), chance)
 
 
-def infer_expectations(frame: pl.LazyFrame, policy: InferencePolicy) -> list[Expectation]:
+def infer_expectations(
+    frame: pl.LazyFrame, policy: InferencePolicy, private: Collection[str] = ()
+) -> list[Expectation]:
     """Infer what rows like these look like.
 
     :param frame: reference rows; read twice, in a stream.
+    :param private: columns of which nothing is told but that they are there and how many values are missing.
     :raises InsufficientDataError: fewer than :data:`MIN_ROWS` rows.
     """
     from polars.selectors import by_name  # of names as they are: select() takes ^a$ for a pattern
 
     schema = frame.collect_schema()
-    seen = _measure(frame, schema)
+    seen = _measure(frame, schema, private)
     rows = seen["rows"]
     if rows < MIN_ROWS:
         raise InsufficientDataError(
@@ -86,7 +89,7 @@ def infer_expectations(frame: pl.LazyFrame, policy: InferencePolicy) -> list[Exp
     few = [
         name
         for name, dtype in schema.items()
-        if _is_listed(dtype) and 0 < seen[f"distinct:{name}"] <= policy.max_categories
+        if name not in private and _is_listed(dtype) and 0 < seen[f"distinct:{name}"] <= policy.max_categories
     ]
     values = {
         name: _without_nan(frame.select(by_name(name)), schema[name])
@@ -139,7 +142,7 @@ def _is_listed(dtype: pl.DataType) -> bool:
     return _is_measured(dtype) or dtype == pl.String
 
 
-def _measure(frame: pl.LazyFrame, schema: pl.Schema) -> dict[str, Any]:
+def _measure(frame: pl.LazyFrame, schema: pl.Schema, private: Collection[str]) -> dict[str, Any]:
     import polars as pl
     from polars.selectors import by_name
 
@@ -150,6 +153,9 @@ def _measure(frame: pl.LazyFrame, schema: pl.Schema) -> dict[str, Any]:
         if dtype.is_float():
             value = value.cast(pl.Float64).fill_nan(None)
             wanted[f"missing:{name}"] = value.is_null().sum()
+        if name in private:
+            continue
+        if dtype.is_float():
             wanted[f"infinite:{name}"] = value.is_infinite().sum()
         if _is_number(dtype):
             finite = pl.when(value.is_finite()).then(value) if dtype.is_float() else value

@@ -26,6 +26,8 @@ _ITEMS, _CHARACTERS = 20, 100
 _COUNTS = frozenset({"element_count", "unexpected_count", "missing_count", "missing_percent"}) | {
     f"unexpected_percent{ending}" for ending in ("", "_total", "_nonmissing")
 }
+#: Of an expectation, what people and inference write about it, which may quote values.
+_WORDS = ("notes", "description", "meta")
 #: Arguments that name what an expectation is about, not what it asks.
 SUBJECTS = ("column", "column_A", "column_B", "column_list")
 
@@ -66,18 +68,24 @@ def hide_values(results: Iterable[Result], private: Collection[str]) -> list[dic
 
 
 def hide_arguments(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """Leave out what expectations with hidden values ask for, where that was taken from data: limits and categories of a training.
+    """Leave out what expectations with hidden values ask for: limits and sets are often taken from data.
 
     >>> config = {"type": "expect_column_values_to_be_in_set", "kwargs": {"column": "name", "value_set": ["Ann"], "mostly": 0.9}}
     >>> hide_arguments([{"expectation_config": config, "result": {"values_hidden": True}}])[0]["expectation_config"]["kwargs"]
     {'column': 'name', 'mostly': 0.9}
     """
     return [
-        {**result, "expectation_config": _without_arguments(result["expectation_config"])}
+        {**result, "expectation_config": without_arguments(result["expectation_config"])}
         if result["result"].get("values_hidden")
         else dict(result)
         for result in results
     ]
+
+
+def without_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give an expectation with what it is about, and without what it asks and what is written about it."""
+    kept = {name: value for name, value in config.get("kwargs", {}).items() if name in (*SUBJECTS, "mostly")}
+    return {name: value for name, value in config.items() if name not in _WORDS} | {"kwargs": kept}
 
 
 def tell_failures(results: Iterable[Result], ids: Mapping[int, Any] | None = None) -> list[dict[str, Any]]:
@@ -196,11 +204,6 @@ def _without_values(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name in _COUNTS} | {"values_hidden": True}
 
 
-def _without_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in config["kwargs"].items() if name in (*SUBJECTS, "mostly")}
-    return {**config, "kwargs": kept}
-
-
 def may_show(kwargs: Mapping[str, Any], private: Collection[str], engine: str) -> bool:
     """Tell whether what is said of an expectation may hold a value of a private column.
 
@@ -212,7 +215,9 @@ def may_show(kwargs: Mapping[str, Any], private: Collection[str], engine: str) -
         for name in (value if isinstance(value, list | tuple) else [value])
     }
     about = any(kwargs.get(name) for name in SUBJECTS)
-    return bool(private) and (bool(named & set(private)) or (not about and engine != "polars"))
+    condition = str(kwargs.get("row_condition") or "")
+    asked = bool(named & set(private)) or any(name in condition for name in private)
+    return bool(private) and (asked or (not about and engine != "polars"))
 
 
 def _brief(result: Result, ids: Mapping[int, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations.delta.tables import newest_version, open_table, table_exists
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 #: What a commit says about itself: the work it is the outcome of, and the window it replaced.
 WORK, WINDOW = "airflow_mlops.work", "airflow_mlops.window"
@@ -72,9 +72,9 @@ def find_commit(uri: str, work: str, *, after: int = -1) -> int | None:
     return None
 
 
-def find_works(uri: str, note: str, value: str) -> dict[str, dict[str, Any]]:
-    """Find what the last commit of each work says about itself, of those with such a note."""
-    commits = [commit for commit in read_commits(uri) if commit.get(note) == value]
+def find_works(uri: str, note: str, told: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
+    """Find what the last commit of each work says about itself, of those with a note that tells this."""
+    commits = [commit for commit in read_commits(uri) if note in commit and told(commit[note])]
     return {commit[WORK]: commit for commit in reversed(commits)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_mlops.core.data.dataset import DatasetVersion, count_rows
@@ -12,10 +13,11 @@ from airflow_mlops.core.data.schema_policy import fit_schema
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError, StaleDatasetError
 from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.storage import same_place
 from airflow_mlops.steps.common import work_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     import polars as pl
 
@@ -138,7 +140,7 @@ class SetAside:
         works = {
             work: commit[_JUDGED]
             for work, commit in delta.find_works(
-                self.table, _FROM, _place(self.dataset.uri, self.window)
+                self.table, _FROM, partial(_is_place, uri=self.dataset.uri, window=self.window)
             ).items()
             if work != key and delta.find_commit(self.dataset.uri, work) is None
         }
@@ -150,7 +152,6 @@ class SetAside:
     def _write_quarantine(self, key: str, judged: str) -> None:
         """Write the bad rows under the work's own key: two attempts at once replace each other's rows, and nobody else's."""
         import polars as pl
-        from polars.selectors import by_name  # names as they are: of columns, ^a$ is a pattern
 
         schema = delta.read_table(self.dataset.uri, version=self.dataset.version).collect_schema()
         taken = [name for name in (REASONS, VERSION, WORK) if name in schema]
@@ -176,12 +177,7 @@ class SetAside:
             types = _follow(
                 self.table, {**schema, REASONS: pl.String(), VERSION: pl.Int64(), WORK: pl.String()}
             )
-            columns = [
-                by_name(name).cast(dtype)
-                if name in schema or name in added
-                else pl.lit(None, dtype=dtype).alias(name)
-                for name, dtype in types.items()
-            ]
+            columns = _as_in(types, [*schema, *added])
             return delta.replace_window_streamed(
                 self.table,
                 _in_own_thread(
@@ -211,9 +207,6 @@ class SetAside:
         import polars as pl
 
         bad = pl.any_horizontal(*(one for _, one in self.reasons))
-        schema: Mapping[str, pl.DataType] = delta.read_table(
-            self.dataset.uri, version=self.dataset.version
-        ).collect_schema()
 
         def write() -> int:
             done, newest = self._look(key, judged)
@@ -222,9 +215,14 @@ class SetAside:
                     "another attempt has written this to %s already, as version %d", self.dataset.uri, done
                 )
                 return done
+            # Another window may have brought a column or a wider type since.
+            schema: Mapping[str, pl.DataType] = delta.read_table(
+                self.dataset.uri, version=newest
+            ).collect_schema()
+            columns = _as_in(schema, self.dataset.columns)
             return delta.replace_window_streamed(
                 self.dataset.uri,
-                _in_own_thread(frame.filter(~bad) for frame in self._batches()),
+                _in_own_thread(frame.filter(~bad).select(columns) for frame in self._batches()),
                 schema=schema,
                 time_column=self.time_column,
                 window=self.window,
@@ -256,7 +254,7 @@ def let_in_again(uri: str, window: Window, *, time_column: str, table: str) -> N
         return
     works = {
         work: commit[_JUDGED]
-        for work, commit in delta.find_works(table, _FROM, _place(uri, window)).items()
+        for work, commit in delta.find_works(table, _FROM, partial(_is_place, uri=uri, window=window)).items()
         if delta.find_commit(uri, work) is not None
     }
     if works:
@@ -267,6 +265,23 @@ def let_in_again(uri: str, window: Window, *, time_column: str, table: str) -> N
 
 def _place(uri: str, window: Window | None) -> str:
     return f"{uri}|{window.key if window else None}"
+
+
+def _is_place(said: str, *, uri: str, window: Window | None) -> bool:
+    """Tell whether a commit's rows are from this window of this table, however its address was written there."""
+    where = said.rpartition("|")[0]
+    return said == _place(where, window) and same_place(where, uri)
+
+
+def _as_in(types: Mapping[str, pl.DataType], known: Collection[str]) -> list[pl.Expr]:
+    """Select rows as a table has them: columns they do not have are null."""
+    import polars as pl
+    from polars.selectors import by_name  # names as they are: of columns, ^a$ is a pattern
+
+    return [
+        by_name(name).cast(dtype) if name in known else pl.lit(None, dtype=dtype).alias(name)
+        for name, dtype in types.items()
+    ]
 
 
 def _follow(table: str, rows: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:

@@ -40,6 +40,7 @@ from airflow_mlops.core.checks.poisoning import (
     with_wrong_labels,
 )
 from airflow_mlops.integrations.label_consistency import as_numbers, others_answers, own_answers
+from airflow_mlops.steps.common import with_float_target
 
 if TYPE_CHECKING:
     import polars as pl
@@ -48,6 +49,8 @@ Array = NDArray[Any]
 
 #: Labels of a whole-number column with at most so many values are classes.
 _MOST_CLASSES = 20
+#: Classes a screen takes: the models' time grows with them, and of more nearly each row is its own.
+_CLASSES_TAKEN = 100
 #: Trusted partitions that wrong labels are put into, to see how many are contradicted.
 _DOSED = 3
 #: Values for which it is measured how many overwritten labels are contradicted, those first of which the labels' shares tell least.
@@ -100,9 +103,11 @@ def screen_partitions(
     :param answers_of: what answers for a partition's rows by models of its others; who screens the same partitions often can
         give one that remembers.
     :param private: columns whose values nothing shows: no slice is named by one, and no class where the label is one.
+    :raises ValueError: naming the column, where a label or feature is of a kind no model learns, or there are too many classes.
     """
     import polars as pl
 
+    new, *trusted = (with_float_target(frame, target) for frame in (new, *trusted))
     if new.height < policy.minimum_rows:
         return _undecided(f"{new.height} rows with a label, {policy.minimum_rows} are needed", len(trusted))
     trusted = [frame for frame in trusted if frame.height >= policy.minimum_rows]
@@ -340,9 +345,19 @@ def _positions(height: int, size: int) -> Array:
 
 
 def _class_count(column: pl.Series) -> int | None:
+    if column.dtype.is_nested():
+        raise ValueError(
+            f"the target {column.name} is {column.dtype}, and a screen's target is a number, a text or a truth value"
+        )
     distinct = column.n_unique()
-    numbers = column.dtype.is_float() or (column.dtype.is_numeric() and distinct > _MOST_CLASSES)
-    return None if numbers else distinct
+    if column.dtype.is_float() or (column.dtype.is_numeric() and distinct > _MOST_CLASSES):
+        return None
+    if distinct > _CLASSES_TAKEN:
+        raise ValueError(
+            f"the target {column.name} has {distinct} classes in the partitions that are compared, and a screen takes at most "
+            f"{_CLASSES_TAKEN}: is it a free text or an id? Name a target of fewer classes, such as their groups, or a number"
+        )
+    return distinct
 
 
 def _labels(column: pl.Series, classes: int | None) -> Array:
