@@ -31,6 +31,7 @@ from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.ingestion.rows import key_hashes, require_single
+from airflow_mlops.steps.validation.quarantine import SetAside
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -288,6 +289,86 @@ class TestUpsert:
         with pytest.raises(ValueError, match=r"needs keys"):
             ingest(null, table, mode="upsert")
         assert not delta.table_exists(table)
+
+
+def set_aside(table: str, **which: Any) -> None:
+    """Take rows out of a table into its quarantine, as a validation or a screen does."""
+    rows = delta.read_table(table).filter(**which).collect().height
+    reasons: list[tuple[str, Any]] = [
+        ("bad", pl.all_horizontal(pl.col(name) == v for name, v in which.items()))
+    ]
+    judged = delta.describe(table, time_column=None)
+    SetAside(
+        dataset=judged,
+        window=None,
+        time_column=None,
+        table=f"{table}_bad",
+        reasons=reasons,
+        count=rows,
+        newest=False,
+    ).write({})
+
+
+class TestWhatLeftTheTable:
+    """The highest value falls with the rows that leave; what was read stays read."""
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [1, 2, 3, 4],
+            [date(2024, 1, day) for day in (1, 2, 3, 4)],
+            [datetime(2024, 1, day, 3, 4, 5, 6) for day in (1, 2, 3, 4)],
+            [datetime(2024, 1, day, tzinfo=UTC) for day in (1, 2, 3, 4)],
+        ],
+        ids=["numbers", "dates", "times without a zone", "times"],
+    )
+    def test_is_not_read_again(self, tmp_path: Path, table: str, values: list[Any]) -> None:
+        how = {"mode": "incremental", "watermark_column": "w"}
+        source = land(tmp_path, "rows.parquet", w=values[:3], x=[1, 2, 3])
+        reached = ingest(source, table, **how)["watermark"]
+        set_aside(table, x=3)
+        again = ingest(source, table, **how)
+        assert (again["row_count"], again["watermark"]) == (0, reached)
+        set_aside(table, x=2)  # of rows below it, nothing is forgotten
+        land(tmp_path, "rows.parquet", w=values, x=[1, 2, 3, 4])
+        assert ingest(source, table, **how)["row_count"] == 1
+        assert content(table)["x"] == [1, 4]
+        assert content(f"{table}_bad")["x"] == [2, 3]
+
+    def test_nor_where_nothing_is_left(self, tmp_path: Path, table: str) -> None:
+        how = {"mode": "incremental", "watermark_column": "x"}
+        source = land(tmp_path, "rows.parquet", x=[1, 2], bad=[1, 1])
+        ingest(source, table, **how)
+        set_aside(table, bad=1)
+        version = delta.newest_version(table)
+        assert ingest(source, table, **how)["row_count"] == 0
+        assert delta.newest_version(table) == version
+
+    def test_is_read_again_once_it_was_restored_or_all_was_replaced(self, tmp_path: Path, table: str) -> None:
+        how = {"mode": "incremental", "watermark_column": "x"}
+        source = land(tmp_path, "rows.parquet", x=[1, 2, 3])
+        first = ingest(source, table, **how)
+        set_aside(table, x=3)
+        DeltaTable(table).restore(first["dataset"]["version"])
+        DeltaTable(table).delete("x > 1")
+        assert ingest(source, table, **how)["row_count"] == 2
+        set_aside(table, x=3)
+        ingest(land(tmp_path, "one.parquet", x=[1]), table, mode="replace")
+        assert ingest(source, table, **how)["row_count"] == 2
+
+    def test_old_rows_of_another_column_are_dropped_once(self, tmp_path: Path, table: str) -> None:
+        times = [datetime(2024, 1, day, tzinfo=UTC) for day in (9, 2, 1)]
+        source = land(tmp_path, "rows.parquet", x=[1, 2, 3], t=times)
+        how = {
+            "mode": "incremental",
+            "watermark_column": "x",
+            "time_column": "t",
+            "drop_before": "2024-01-05",
+        }
+        ingest(source, table, **how)
+        version = delta.newest_version(table)
+        assert ingest(source, table, **how)["row_count"] == 0
+        assert (content(table)["x"], delta.newest_version(table)) == ([1], version)
 
 
 class TestIncremental:

@@ -62,12 +62,12 @@ class TestOldRows:
         assert (again["row_count"], again["retention"]["dropped_rows"]) == (0, 0)
         assert again["dataset"] == first["dataset"]
 
-    def test_the_watermark_is_that_of_what_is_left(self, tmp_path: Path) -> None:
+    def test_the_watermark_stays_where_it_was_read(self, tmp_path: Path) -> None:
         path, table = tmp_path / "late.parquet", str(tmp_path / "table")
         pl.DataFrame({"t": [START, START + timedelta(days=9)], "number": [2, 1]}).write_parquet(path)
         spec = {"source": str(path), "table": table, "time_column": "t", "mode": "incremental"}
         spec |= {"watermark_column": "number", "retention": {"drop_before": "2024-01-03"}}
-        assert run_step("ingest", spec, Services())["watermark"] == "1"
+        assert run_step("ingest", spec, Services())["watermark"] == "2"
 
     def test_a_bound_that_was_rendered_from_nothing_is_none(self) -> None:
         task = IngestDatasetOperator(

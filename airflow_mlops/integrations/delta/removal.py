@@ -13,7 +13,7 @@ from airflow_mlops.integrations.delta.reading import read_table
 from airflow_mlops.integrations.delta.tables import data_files, open_table, scan, write_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
 
@@ -32,14 +32,18 @@ def delete_rows(uri: str, *, column: str, values: Sequence[str]) -> None:
         open_table(uri, None).delete(f"{quoted(column)} IN ({listed})")
 
 
-def drop_before(uri: str, first: datetime, *, time_column: str) -> int:
+def drop_before(
+    uri: str, first: datetime, *, time_column: str, marks: Mapping[str, int] | None = None
+) -> int:
     """Delete the rows with an earlier time than ``first``, in one commit; none where there are no such rows.
 
+    :param marks: of the commit.
     :returns: number of rows that were deleted.
     :raises InsufficientDataError: no row would be left.
     :raises CommitConflictError: another write came first.
     """
     import polars as pl
+    from deltalake import CommitProperties, Transaction
 
     table = open_table(uri, None)
     schema = scan(table).collect_schema()
@@ -53,8 +57,13 @@ def drop_before(uri: str, first: datetime, *, time_column: str) -> int:
         raise InsufficientDataError(
             f"all {dropped} rows of {uri} are older than {first.isoformat()}: is drop_before meant so? Nothing was dropped"
         )
+    properties = CommitProperties(
+        app_transactions=[Transaction(name, number) for name, number in (marks or {}).items()]
+    )
     with write_errors(uri):
-        table.delete(f"{quoted(time_column)} < '{bound(time_column, first, schema)}'")
+        table.delete(
+            f"{quoted(time_column)} < '{bound(time_column, first, schema)}'", commit_properties=properties
+        )
     return int(dropped)
 
 

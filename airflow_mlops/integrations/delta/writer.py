@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.core.data.batches import stream_batches
 from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError
-from airflow_mlops.integrations.delta.commits import WINDOW, place_of
+from airflow_mlops.integrations.delta.commits import REPLACED, WINDOW, place_of
 from airflow_mlops.integrations.delta.conditions import equals, in_window, quoted
 from airflow_mlops.integrations.delta.extremes import find_extremes
 from airflow_mlops.integrations.delta.history import standing_marks
@@ -103,7 +103,8 @@ class TableWriter:
                 schema_mode=None if same else other,
                 predicate=in_window(time_column, window, schema) if partition is None else equals(*partition),
                 commit_properties=self._properties(
-                    {f"{WINDOW}={place}": 1}, {WINDOW: place} if partition is None else None
+                    {f"{WINDOW}={place}": 1} | ({} if part else {REPLACED: table.version()}),
+                    {WINDOW: place} if partition is None else None,
                 ),
             )
         return table.version()

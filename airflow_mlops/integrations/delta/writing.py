@@ -54,6 +54,7 @@ def replace_window_streamed(
     read_version: int | None = None,
     work_column: str | None = None,
     notes: Mapping[str, str] | None = None,
+    marks: Mapping[str, int] | None = None,
     add_columns: bool = False,
 ) -> int:
     """Like :func:`replace_window`, of rows that come a frame at a time; memory holds a few of them.
@@ -65,6 +66,7 @@ def replace_window_streamed(
     :param read_version: version of this table that the rows were made of: where the window was changed since, it is a conflict.
     :param work_column: column that holds ``work``; its rows are replaced, wherever they are in time.
     :param notes: what else the commit says about itself.
+    :param marks: and what later ones can look up.
     :param add_columns: the table takes columns it does not have; its other rows are null there.
     """
     import polars as pl
@@ -74,7 +76,10 @@ def replace_window_streamed(
     properties = CommitProperties(
         custom_metadata={WORK: work, **(notes or {})} | ({WINDOW: place} if work_column is None else {}),
         # Of two that write one window at a time the second one fails, also where there was nothing to replace.
-        app_transactions=[Transaction(f"{WINDOW}={place}", int(work[:15], 16))],
+        app_transactions=[
+            Transaction(f"{WINDOW}={place}", int(work[:15], 16)),
+            *(Transaction(name, number) for name, number in (marks or {}).items()),
+        ],
     )
     empty = pl.DataFrame(schema=schema)
     table = _open_to_write(uri, empty.schema, add_columns=add_columns)

@@ -15,6 +15,7 @@ from airflow_mlops.integrations.object_store import EMPTY_FILE
 from airflow_mlops.steps.ingestion.partition import rows_of
 from airflow_mlops.steps.ingestion.source import Source, Wanted, cut_rows
 from airflow_mlops.steps.ingestion.spec import filled_columns
+from airflow_mlops.steps.ingestion.watermark import column_mark, highest_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +54,8 @@ def choose_work(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> 
         return work._replace(marks={_UPSERT: 1})
     if spec.mode == "incremental" and work.frame is not None:
         # Made from the table's highest value as the writer knows it: of two such commits the second one fails.
-        return work._replace(frame=_above(spec, writer, work.frame), marks={_INCREMENT: 1})
+        marks = {_INCREMENT: 1} | column_mark(str(spec.watermark_column))
+        return work._replace(frame=_above(spec, writer, work.frame), marks=marks)
     return work
 
 
@@ -173,12 +175,12 @@ def _floor(spec: IngestSpec, writer: delta.TableWriter) -> Any:
 
 
 def highest_watermark(writer: delta.TableWriter, spec: IngestSpec) -> Any:
-    """Give the table's highest value of the watermark column, from the table itself; ``None`` when it has no rows."""
+    """Give the highest value of the watermark column that was read, as the table itself knows it; ``None`` when none was."""
     schema, column = writer.schema, spec.watermark_column
     if schema is None or column is None:
         return None
     delta.require_columns([column], list(schema), spec.table)
-    return writer.highest(column)
+    return highest_read(writer, column, schema[column])
 
 
 def require_watermark(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:
