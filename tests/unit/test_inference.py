@@ -75,6 +75,21 @@ def test_it_holds_on_rows_like_those(seed: int) -> None:
     assert broken(orders(seed)) == []
 
 
+@pytest.mark.parametrize("at_once", [300, ROWS, 3 * ROWS])
+def test_it_is_the_same_however_few_values_are_in_memory(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_mlops.core.checks.inference._VALUES_AT_ONCE", at_once)
+    assert infer_expectations(orders(0).lazy(), InferencePolicy()) == SUITE
+
+
+def test_one_repeated_value_of_many_is_seen() -> None:
+    rows = pl.LazyFrame({"id": [*range(50_000), 7], "name": [f"n{index}" for index in range(50_001)]})
+    unique = "expect_column_values_to_be_unique"
+    found = infer_expectations(rows, InferencePolicy())
+    assert [one["kwargs"]["column"] for one in found if one["type"] == unique] == ["name"]
+
+
 def test_great_expectations_reads_it_and_agrees() -> None:
     suite = json.loads(json.dumps({"name": "orders", "expectations": SUITE}))
     (rows,) = [orders(0).drop("rate", "price", "day")]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.core.checks.whole_columns import count_distinct, exact_median
 from airflow_mlops.core.data.dataset import row_count
 from airflow_mlops.exceptions import InsufficientDataError
 
@@ -26,6 +27,10 @@ _RARE = 0.01
 _LARGEST = 2**43
 #: Medians and means are told of columns with more different values; the median of few jumps from one to the next.
 _CONTINUOUS = 50
+#: An estimated number of distinct values above this share of all is counted exactly: it may be all of them.
+_MAYBE_UNIQUE = 0.8
+#: Values of columns that are in memory at once, of all that are sorted or counted.
+_VALUES_AT_ONCE = 1_000_000
 #: Longest value that a note quotes.
 _SHOWN_WIDTH = 60
 
@@ -73,7 +78,7 @@ def infer_expectations(
 ) -> list[Expectation]:
     """Infer what rows like these look like.
 
-    :param frame: reference rows; read twice, in a stream.
+    :param frame: reference rows; read a few times, in a stream, so that memory does not grow with their number.
     :param private: columns of which nothing is told but that they are there and how many values are missing.
     :raises InsufficientDataError: fewer than :data:`MIN_ROWS` rows.
     """
@@ -86,6 +91,7 @@ def infer_expectations(
         raise InsufficientDataError(
             f"expectations can't be inferred from {rows} rows; take a reference of at least {MIN_ROWS}"
         )
+    seen |= _measure_exactly(frame, schema, seen, policy)
     few = [
         name
         for name, dtype in schema.items()
@@ -142,6 +148,11 @@ def _is_listed(dtype: pl.DataType) -> bool:
     return _is_measured(dtype) or dtype == pl.String
 
 
+def _may_name_rows(dtype: pl.DataType) -> bool:
+    """Tell whether values of a column may be names of rows, as fractions are not."""
+    return not dtype.is_float() and getattr(dtype, "scale", 0) == 0
+
+
 def _measure(frame: pl.LazyFrame, schema: pl.Schema, private: Collection[str]) -> dict[str, Any]:
     import polars as pl
     from polars.selectors import by_name
@@ -166,17 +177,65 @@ def _measure(frame: pl.LazyFrame, schema: pl.Schema, private: Collection[str]) -
                 f"negative:{name}": (value < 0).sum(),
             }
         if _is_measured(dtype):
-            wanted |= {
-                f"median:{name}": value.median(),
-                f"mean:{name}": value.mean(),
-                f"spread:{name}": value.std(),
-            }
+            wanted |= {f"mean:{name}": value.mean(), f"spread:{name}": value.std()}
         if dtype == pl.Boolean:
             wanted[f"true:{name}"] = value.sum()
         if _is_number(dtype) or dtype == pl.String:
-            wanted[f"distinct:{name}"] = value.drop_nulls().n_unique()
+            wanted[f"distinct:{name}"] = value.drop_nulls().approx_n_unique()
     seen = frame.select(**wanted).collect(engine="streaming").row(0, named=True)
     return {key: _outward(key, value) if isinstance(value, Decimal) else value for key, value in seen.items()}
+
+
+def _measure_exactly(
+    frame: pl.LazyFrame, schema: pl.Schema, seen: Mapping[str, Any], policy: InferencePolicy
+) -> dict[str, Any]:
+    """Measure what needs all values of a column at once, where it is told: few columns at a time, and of many rows a part."""
+    few = 2 * max(policy.max_categories, _CONTINUOUS)
+    values = {name: _values(name, schema[name]) for name in schema if seen.get(f"distinct:{name}")}
+    there = {name: seen["rows"] - seen[f"missing:{name}"] for name in values}
+    about = {name: seen[f"distinct:{name}"] for name in values}
+    small = [name for name in values if about[name] <= few]
+    # An estimate is off by a few percent; of names the number decides whether one is repeated.
+    unique = [
+        name
+        for name, dtype in schema.items()
+        if about.get(name, 0) > max(few, _MAYBE_UNIQUE * there.get(name, 0)) and _may_name_rows(dtype)
+    ]
+    spread = [
+        name
+        for name in values
+        if about[name] > _CONTINUOUS / 2 and _is_measured(schema[name]) and not seen.get(f"infinite:{name}")
+    ]
+    rows = seen["rows"]
+    found = _each(frame, {f"distinct:{name}": values[name].n_unique() for name in small}, len(small))
+    if rows > _VALUES_AT_ONCE:
+        for name in unique:
+            found[f"distinct:{name}"] = count_distinct(frame, values[name], rows_at_once=_VALUES_AT_ONCE)
+        for name in spread:
+            found[f"median:{name}"] = exact_median(frame, values[name], rows_at_once=_VALUES_AT_ONCE)
+        return found
+    at_once = _VALUES_AT_ONCE // rows
+    found |= _each(frame, {f"distinct:{name}": values[name].n_unique() for name in unique}, at_once)
+    return found | _each(frame, {f"median:{name}": values[name].median() for name in spread}, at_once)
+
+
+def _values(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Give a column's values that are there."""
+    import polars as pl
+    from polars.selectors import by_name
+
+    value = by_name(name).as_expr()
+    return (value.cast(pl.Float64).fill_nan(None) if dtype.is_float() else value).drop_nulls()
+
+
+def _each(frame: pl.LazyFrame, wanted: Mapping[str, pl.Expr], at_once: int) -> dict[str, Any]:
+    """Measure so many at a time."""
+    found: dict[str, Any] = {}
+    keys = list(wanted)
+    for first in range(0, len(keys), max(at_once, 1)):
+        some = {key: wanted[key] for key in keys[first : first + max(at_once, 1)]}
+        found |= frame.select(**some).collect(engine="streaming").row(0, named=True)
+    return found
 
 
 def _outward(key: str, value: Decimal) -> float:
@@ -220,7 +279,7 @@ def _of_values(
             value_set=values,
             mostly=_mostly(slack),
         )
-    elif seen["distinct"] == there and not dtype.is_float() and getattr(dtype, "scale", 0) == 0:
+    elif seen["distinct"] == there and _may_name_rows(dtype):
         yield _expect("column_values_to_be_unique", name, f"no value was repeated in {there} rows")
         return  # it names rows, and a name has no size
     if not _is_number(dtype) or max(abs(seen["least"]), abs(seen["most"])) >= _LARGEST:
