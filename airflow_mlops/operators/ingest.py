@@ -33,7 +33,7 @@ class IngestDatasetOperator(RecordingDatasets, StepOperator):
     :param source: path, glob or URI of ``.parquet``, ``.csv``, ``.jsonl``, ``.orc`` or ``.avro`` files, such as
         ``s3://conn_id@bucket/*.csv``; ``http(s)://`` address of one file; or URI of a Delta table. Or give ``sql``. (templated)
     :param table: URI of the Delta table; created when missing. (templated)
-    :param sql: a query, with ``source_conn_id``; in mode ``incremental``, ``:watermark`` in it is the table's highest
+    :param sql: a query, with ``source_conn_id``; in mode ``incremental``, ``:watermark`` in it is the highest
         ``watermark_column``, less ``overlap``. (templated)
     :param source_conn_id: connection of the database, any whose hook is a ``DbApiHook`` with an SQLAlchemy dialect; or an http
         connection with the login or headers of a download. (templated)
