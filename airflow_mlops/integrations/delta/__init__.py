@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from airflow_mlops.integrations.delta.commits import REPLACED, find_commit, find_works, find_written
+from airflow_mlops.integrations.delta.commits import find_commit, find_works, find_written
 from airflow_mlops.integrations.delta.description import describe, describe_files, digest_window
 from airflow_mlops.integrations.delta.history import require_readable, version_as_of
 from airflow_mlops.integrations.delta.reading import has_rows, read_table, require_columns, stream_table
 from airflow_mlops.integrations.delta.removal import delete_rows, drop_before, vacuum
 from airflow_mlops.integrations.delta.tables import newest_version, table_exists, table_id
+from airflow_mlops.integrations.delta.watermark import column_mark, highest_read, reached_marks
 from airflow_mlops.integrations.delta.writer import TableWriter
 from airflow_mlops.integrations.delta.writing import (
     replace_window,
@@ -17,8 +18,8 @@ from airflow_mlops.integrations.delta.writing import (
 )
 
 __all__ = [
-    "REPLACED",
     "TableWriter",
+    "column_mark",
     "delete_rows",
     "describe",
     "describe_files",
@@ -28,7 +29,9 @@ __all__ = [
     "find_works",
     "find_written",
     "has_rows",
+    "highest_read",
     "newest_version",
+    "reached_marks",
     "read_table",
     "replace_window",
     "replace_window_streamed",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from airflow_mlops.core.data.dataset import VersionInUse
 from airflow_mlops.integrations import delta
-from airflow_mlops.steps.ingestion.watermark import reached_marks
 
 if TYPE_CHECKING:
     from airflow_mlops.core.windows import Window
@@ -86,7 +85,7 @@ def retain(table: str, retention: Retention, *, time_column: str | None) -> Rete
     """
     dropped = 0
     if retention.first is not None and time_column is not None:
-        marks = reached_marks(delta.TableWriter(table))
+        marks = delta.reached_marks(delta.TableWriter(table))
         dropped = delta.drop_before(table, retention.first, time_column=time_column, marks=marks)
     if retention.vacuum_days is None:
         return RetentionReport(dropped_rows=dropped)

@@ -15,7 +15,6 @@ from airflow_mlops.integrations.object_store import EMPTY_FILE
 from airflow_mlops.steps.ingestion.partition import rows_of
 from airflow_mlops.steps.ingestion.source import Source, Wanted, cut_rows
 from airflow_mlops.steps.ingestion.spec import filled_columns
-from airflow_mlops.steps.ingestion.watermark import column_mark, highest_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +53,7 @@ def choose_work(spec: IngestSpec, writer: delta.TableWriter, source: Source) -> 
         return work._replace(marks={_UPSERT: 1})
     if spec.mode == "incremental" and work.frame is not None:
         # Made from the table's highest value as the writer knows it: of two such commits the second one fails.
-        marks = {_INCREMENT: 1} | column_mark(str(spec.watermark_column))
+        marks = {_INCREMENT: 1} | delta.column_mark(str(spec.watermark_column))
         return work._replace(frame=_above(spec, writer, work.frame), marks=marks)
     return work
 
@@ -180,7 +179,7 @@ def highest_watermark(writer: delta.TableWriter, spec: IngestSpec) -> Any:
     if schema is None or column is None:
         return None
     delta.require_columns([column], list(schema), spec.table)
-    return highest_read(writer, column, schema[column])
+    return delta.highest_read(writer, column, schema[column])
 
 
 def require_watermark(spec: IngestSpec, schema: Mapping[str, pl.DataType]) -> None:

@@ -15,7 +15,6 @@ from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError, S
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.storage import same_place
 from airflow_mlops.steps.common import work_key
-from airflow_mlops.steps.ingestion.watermark import reached_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -229,7 +228,7 @@ class SetAside:
                 window=self.window,
                 work=key,
                 read_version=newest,
-                marks=reached_marks(delta.TableWriter(self.dataset.uri)),
+                marks=delta.reached_marks(delta.TableWriter(self.dataset.uri)),
             )
 
         return _try_again(write)

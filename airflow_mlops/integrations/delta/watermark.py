@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlops.integrations import delta
+from airflow_mlops.integrations.delta.commits import REPLACED
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from airflow_mlops.integrations.delta.writer import TableWriter
 
 _COLUMN, _REACHED, _REACHED_AT = (
     f"airflow_mlops.{name}" for name in ("watermark_column", "watermark", "watermark_at")
@@ -21,7 +23,7 @@ def column_mark(column: str) -> dict[str, int]:
     return {f"{_COLUMN}={column}": 1}
 
 
-def reached_marks(writer: delta.TableWriter) -> dict[str, int]:
+def reached_marks(writer: TableWriter) -> dict[str, int]:
     """Give the marks of a commit that takes rows out: what incremental ingests have read stays read.
 
     Without them the highest value falls with the rows that leave, and the next ingest reads those again. Kept are whole numbers,
@@ -38,20 +40,20 @@ def reached_marks(writer: delta.TableWriter) -> dict[str, int]:
     return marks
 
 
-def highest_read(writer: delta.TableWriter, column: str, dtype: pl.DataType) -> Any:
+def highest_read(writer: TableWriter, column: str, dtype: pl.DataType) -> Any:
     """Give the highest value of a column that was ever read into the content of a table; ``None``: none."""
     known = [writer.highest(column), _reached(writer, column, dtype)]
     return max((value for value in known if value is not None), default=None)
 
 
-def _reached(writer: delta.TableWriter, column: str, dtype: pl.DataType) -> Any:
+def _reached(writer: TableWriter, column: str, dtype: pl.DataType) -> Any:
     import polars as pl
 
     name, at = f"{_REACHED}={column}", f"{_REACHED_AT}={column}"
     if name not in writer.marks([name]):
         return None
-    told = writer.marks([name, at, delta.REPLACED])
-    if told.get(at, -1) < told.get(delta.REPLACED, -1):
+    told = writer.marks([name, at, REPLACED])
+    if told.get(at, -1) < told.get(REPLACED, -1):
         return None  # all rows are others since
     number = told[name]
     if isinstance(dtype, pl.Datetime):
