@@ -195,6 +195,7 @@ class EndpointMetrics:
         self._waiting_inspection = 0
         self._cells: dict[str, _Cells] = {}
         self._shares: set[str] = set()
+        self._answering: set[str] = set()
         self._publishing = threading.Lock()
 
     def count_request(self, model_version: str, status: int) -> None:
@@ -238,11 +239,13 @@ class EndpointMetrics:
                     next(one for one in state.versions if one.model_version == name)
                 )
                 self._cells[name] = _cells_of(manifest.classes, folder)
+            if share > 0.0 and name not in self._answering:
                 self._published_live.labels(name).set(now)
             until = manifest.trained_on.window_end
             if until is not None:
                 self._published_until.labels(name).set(until.timestamp())
         self._shares |= set(shares)
+        self._answering = {name for name, share in shares.items() if share > 0.0}
 
     def publish(self) -> None:
         """Bring what is exposed up to date."""

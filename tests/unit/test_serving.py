@@ -7,10 +7,12 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import skops.io
@@ -21,6 +23,7 @@ from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataErr
 from airflow_mlops.serving import reconciler
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log
+from airflow_mlops.serving.metrics import EndpointMetrics
 from airflow_mlops.serving.model import _load_pickle, _load_skops, load_model
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.serving.reconciler import DESIRED_FILE, LiveVersion, Routes, why_refused
@@ -344,3 +347,28 @@ def test_what_may_pass_is_no_reason_to_give_a_version_up(
     monkeypatch.setattr(reconciler, "load_model", fail)
     reconciler.Reconciler(tmp_path).reconcile()
     assert (why_refused(tmp_path, desired.revision) is not None) is lasts
+
+
+def test_a_version_that_comes_back_began_to_answer_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = EndpointMetrics(waiting_rows=lambda: 0, shed_rows=lambda: 0)
+    manifest = SimpleNamespace(classes=("a",), trained_on=SimpleNamespace(window_end=None))
+
+    def serve(at: float, **shares: float) -> None:
+        monkeypatch.setattr(time, "time", lambda: at)
+        versions = [SimpleNamespace(model_version=name, share=share) for name, share in shares.items()]
+        live = {name: SimpleNamespace(model=SimpleNamespace(manifest=manifest)) for name in shares}
+        state = SimpleNamespace(versions=versions, folder=lambda _: "m")
+        metrics.began(SimpleNamespace(state=state, versions=live), tmp_path)  # type: ignore[arg-type]
+
+    def began(version: str) -> float:
+        return float(metrics._published_live.labels(version)._value.get())
+
+    serve(1.0, v1=1.0)
+    serve(2.0, v1=1.0, v2=0.0)  # a mirror, which answers nobody
+    serve(3.0, v1=0.5, v2=0.5)
+    assert (began("v1"), began("v2")) == (1.0, 3.0)
+    serve(4.0, v2=1.0)
+    serve(5.0, v1=1.0)
+    assert (began("v1"), began("v2")) == (5.0, 3.0)
