@@ -25,7 +25,7 @@ from airflow_mlops.steps.ingestion.clean import Cleaner, without_values
 from airflow_mlops.steps.ingestion.partition import partition_value
 from airflow_mlops.steps.ingestion.retention import Retention, RetentionReport, retain
 from airflow_mlops.steps.ingestion.rows import PassingDigest, PassingRows, require_single, require_unique
-from airflow_mlops.steps.ingestion.source import Source, find_source
+from airflow_mlops.steps.ingestion.source import Source, TableSource, find_source
 from airflow_mlops.steps.ingestion.spec import (
     IngestSpec,
     filled_columns,
@@ -121,7 +121,8 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     cast, schema = _fit(spec, writer, source.name, given)
     require_watermark(spec, schema)
     _require_names(spec, schema)
-    writer.marked |= cleaner.marks(writer, list(schema), whole=replaces_all(spec))
+    table = source.name if isinstance(source, TableSource) else None
+    writer.marked |= cleaner.marks(writer, list(schema), whole=replaces_all(spec), table=table)
     passing = _watched(spec, writer, source)
     rows = work.frame
 

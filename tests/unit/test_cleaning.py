@@ -34,6 +34,7 @@ from airflow_mlops.operators.ingest import IngestDatasetOperator
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.ingestion.clean import Cleaner, without_values
+from airflow_mlops.steps.validation.quarantine import SetAside
 
 KEY, OTHER_KEY = "8c1f" * 16, "77aa" * 16
 
@@ -296,6 +297,41 @@ class TestHashes:
             ingest(more, table, mode="append")
         ingest(more, table, **how)
         assert content(table, "y") == {"x": [hashed("a"), hashed("b")], "y": [3, 4]}
+
+    def test_a_table_made_of_another_has_its_hashes(self, tmp_path: Path, table: str) -> None:
+        first = str(tmp_path / "first")
+        ingest(land(tmp_path, "a.parquet", x=["a", "b"], y=["c", "d"]), first, hash_columns="x")
+        with pytest.raises(
+            SchemaMismatchError, match=r"first holds hashes in 'x' already, which would be hashed again"
+        ):
+            ingest(first, table, hash_columns="x")
+        ingest(first, table, hash_columns="y")
+        rows = zip(*content(table).values(), strict=True)
+        assert sorted(rows) == sorted((hashed(x), hashed(y)) for x, y in ("ac", "bd"))
+        # It knows of both: values of the first table's source do not mix with them.
+        with pytest.raises(SchemaMismatchError, match="holds hashes in column 'x'"):
+            ingest(land(tmp_path, "b.parquet", x=["a"], y=[hashed("e")]), table, mode="append")
+        ingest(land(tmp_path, "b.parquet", x=["a"], y=["e"]), table, mode="append", hash_columns="x,y")
+        assert content(table, "y")["x"].count(hashed("a")) == 2
+
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_what_comes_back_from_a_quarantine_is_hashed_once(
+        self, tmp_path: Path, table: str, times: int
+    ) -> None:
+        how = {"mode": "upsert", "keys": "x"}
+        ingest(
+            land(tmp_path, "a.parquet", x=[1, 2, 3], who=["a", "b", "c"]), table, **how, hash_columns="who"
+        )
+        for number in range(1, times + 1):
+            SetAside(
+                dataset=delta.describe(table, time_column=None), window=None, time_column=None, table=f"{table}_bad",
+                reasons=[("bad", pl.col("x") == number)], count=1, newest=False,
+            ).write(number)  # fmt: skip
+        beside = ["quarantine_reasons", "quarantine_version", "quarantine_work"]
+        with pytest.raises(SchemaMismatchError, match="which would be hashed again"):
+            ingest(f"{table}_bad", table, **how, drop_columns=beside, hash_columns="who")
+        ingest(f"{table}_bad", table, **how, drop_columns=beside)
+        assert content(table) == {"x": [1, 2, 3], "who": [hashed(name) for name in "abc"]}
 
     def test_a_row_is_found_by_its_hashed_key(self, tmp_path: Path, table: str) -> None:
         how = {"mode": "upsert", "keys": "x", "hash_columns": "x"}

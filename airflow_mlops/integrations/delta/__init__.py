@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_mlops.integrations.delta.commits import find_commit, find_works, find_written
+from airflow_mlops.integrations.delta.commits import HASHED, find_commit, find_works, find_written
 from airflow_mlops.integrations.delta.description import describe, describe_files, digest_window
 from airflow_mlops.integrations.delta.history import require_readable, version_as_of
 from airflow_mlops.integrations.delta.reading import has_rows, read_table, require_columns, stream_table
@@ -18,6 +18,7 @@ from airflow_mlops.integrations.delta.writing import (
 )
 
 __all__ = [
+    "HASHED",
     "TableWriter",
     "column_mark",
     "delete_rows",

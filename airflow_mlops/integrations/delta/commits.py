@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 #: What a commit says about itself: the work it is the outcome of, and the window it replaced.
 WORK, WINDOW = "airflow_mlops.work", "airflow_mlops.window"
+#: Mark of a table's columns that hold hashes; its number names the key, 0 says that the column holds values.
+HASHED = "airflow_mlops.hashed"
 #: Mark of a commit that replaced all rows: its number is the version it replaced.
 REPLACED = "airflow_mlops.replaced"
 #: Commits that change files and no rows.

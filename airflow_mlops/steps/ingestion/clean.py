@@ -16,7 +16,6 @@ from airflow_mlops.exceptions import (
     SchemaMismatchError,
 )
 from airflow_mlops.integrations import delta
-from airflow_mlops.integrations.storage import same_place
 from airflow_mlops.steps.ingestion.files import read_batches, reading
 from airflow_mlops.steps.ingestion.rows import PassingRows, among, key_hashes
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
     from airflow_mlops.services import Services
 
-#: Mark of a table's columns that hold hashes; its number names the key, 0 says that the column holds values.
-_HASHED = "airflow_mlops.hashed"
 #: What a commit says about how its rows were cleaned.
 _CLEANING = "airflow_mlops.cleaning"
 
@@ -107,26 +104,30 @@ class Cleaner:
             declared["hash_key_id"] = self._hasher.key_id
         return {_CLEANING: canonical_json(declared)} if declared else {}
 
-    def marks(self, writer: delta.TableWriter, columns: Sequence[str], *, whole: bool) -> dict[str, int]:
+    def marks(
+        self, writer: delta.TableWriter, columns: Sequence[str], *, whole: bool, table: str | None
+    ) -> dict[str, int]:
         """Give the marks of columns with hashes that the table does not have yet.
 
         :param columns: what is to be written.
         :param whole: all of the table's rows are replaced.
+        :param table: URI of the source where that is a table: its hashes are read as they are, and stay what they are.
         :raises SchemaMismatchError: the table has values where hashes are to be written, hashes of another key, or hashes
-            where values are to be written, or is its own source and would have hashes of hashes.
+            where values are to be written; or there would be hashes of hashes.
         """
         number = int(self._hasher.key_id, 16) if self._hasher else 0
         wanted = {
-            f"{_HASHED}={name}": number if name in self._cleaning.hash_columns else 0 for name in columns
+            f"{delta.HASHED}={name}": number if name in self._cleaning.hash_columns else 0 for name in columns
         }
         known = writer.marks(list(wanted))
-        if same_place(self.source, writer.uri):  # its hashes are read as they are, and stay what they are
-            self._require_unhashed(known)
-            wanted |= {mark: held for mark, held in known.items() if held}
+        if table is not None:
+            held = delta.TableWriter(table).marks(list(wanted))
+            self._require_unhashed(held)
+            wanted |= {mark: number for mark, number in held.items() if number}
         changed = {name: number for name, number in wanted.items() if number != known.get(name, 0)}
         rows = writer.scan() if changed and not whole else None
         if rows is not None:
-            there = {f"{_HASHED}={name}" for name in rows.collect_schema()}
+            there = {f"{delta.HASHED}={name}" for name in rows.collect_schema()}
             mixed = [name for name in changed if name in there]
             if mixed and rows.select(list(rows.collect_schema())[:1]).head(1).collect().height:
                 raise _mixed(
@@ -135,11 +136,11 @@ class Cleaner:
         return changed
 
     def _require_unhashed(self, known: Mapping[str, int]) -> None:
-        twice = [name for name in self._cleaning.hash_columns if known.get(f"{_HASHED}={name}", 0)]
+        twice = [name for name in self._cleaning.hash_columns if known.get(f"{delta.HASHED}={name}", 0)]
         if twice:
             raise SchemaMismatchError(
-                f"{self.source} is ingested into itself and holds hashes in {', '.join(map(repr, twice))} already, which would be hashed "
-                "again: leave them out of hash_columns; they stay marked as hashes"
+                f"{self.source} holds hashes in {', '.join(map(repr, twice))} already, which would be hashed again: leave them out of "
+                "hash_columns; they stay marked as hashes"
             )
 
     def _kept(self, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:

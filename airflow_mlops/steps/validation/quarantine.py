@@ -17,7 +17,7 @@ from airflow_mlops.integrations.storage import same_place
 from airflow_mlops.steps.common import work_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     import polars as pl
 
@@ -190,9 +190,17 @@ class SetAside:
                 work=key,
                 work_column=WORK,
                 notes={_FROM: _place(self.dataset.uri, self.window), _JUDGED: judged},
+                marks=self._hashed(schema),
             )
 
         _try_again(write)
+
+    def _hashed(self, columns: Iterable[str]) -> dict[str, int]:
+        """Give the marks of columns with hashes that the quarantine does not have yet: what comes back from it is not hashed again."""
+        marks = [f"{delta.HASHED}={name}" for name in columns]
+        held = delta.TableWriter(self.dataset.uri).marks(marks)
+        known = delta.TableWriter(self.table).marks(list(held))
+        return {mark: number for mark, number in held.items() if number and number != known.get(mark, 0)}
 
     def _is_quarantined(self, key: str) -> bool:
         import polars as pl
