@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from airflow_mlops.services import Services
 
-#: Checks of earlier windows that a policy may look back on.
-LOOK_BACK = 24
+#: Windows before that a policy may look back on: new rows, pauses and a run of degraded windows may go on for months of an hour each.
+#: Half a second of reading at most.
+LOOK_BACK = 1_000
 
 #: Retrainings that a policy may count.
 _REMEMBERED = 100

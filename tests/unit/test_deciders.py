@@ -188,6 +188,22 @@ def test_of_thousands_of_windows_the_newest_are_in_the_result(url: str) -> None:
         assert len(ledger.entries(kind=EntryKind.RETRAINING_DECISION, limit=200)) == 130
 
 
+def test_new_rows_count_in_however_many_windows_they_came(url: str) -> None:
+    """An hour with ten labels at a time, a hundred hours since the last retraining."""
+    policy, few = {"minimum_new_rows": 900}, {"measured": True, "reason": "graded", "row_count": 10}
+    with Ledger.open(url) as ledger:
+        check(ledger, 0)
+        first = decide(url, window(1).end, policy=policy)
+        outcome = {"outcome": "rejected", "reason": "no better", "model_version": "2"}
+        write(ledger, EntryKind.RETRAINING_OUTCOME, window(1).end, index=0, **outcome)
+        for index in range(1, 101):
+            grade = few | {"degraded": index == 100}
+            write(ledger, EntryKind.PERFORMANCE_CHECK, window(index).end, index=index, **grade)
+            told = decide(url, window(index).end, policy=policy, required_checks=["performance_check"])
+    assert (first["retrain"], told["retrain"]) == (True, True), told["reason"]
+    assert datetime.fromisoformat(told["plan"]["window"]["end"]) == window(100).end
+
+
 class TestBlackout:
     FREEZE: ClassVar = {
         "blackouts": [

@@ -155,7 +155,7 @@ class TestRetraining:
         (decision,) = decide([late], previous=after)
         assert (decision.outcome, decision.training) == (Outcome.COVERED, None)
         assert decision.reason == (
-            f"graded; inputs; {decision.reason.split('; ')[2]}; but newer windows were decided before it, and {after[-1].window} "
+            f"graded; inputs; {decision.reason.split('; ')[2]}; but newer windows are known, and {after[-1].window} "
             "is not degraded"
         )
         unmeasured = [replace(item, performance=None) for item in after]
@@ -184,9 +184,24 @@ class TestRetraining:
         assert decisions[-1].training.start == between.window.start
 
     def test_of_several_windows_the_newest_is_retrained(self) -> None:
-        decisions = decide([evidence(1, degraded=True), evidence(2, degraded=True), evidence(3)])
-        assert [item.outcome for item in decisions] == [Outcome.COVERED, Outcome.RETRAIN, Outcome.NOTHING]
+        bad = [evidence(1, degraded=True), evidence(2, degraded=True)]
+        decisions = decide([*bad, evidence(3, measured=False)])
+        assert [item.outcome for item in decisions] == [
+            Outcome.COVERED,
+            Outcome.RETRAIN,
+            Outcome.WAIT_FOR_LABELS,
+        ]
         assert "[2024-03-01, 2024-03-31)" in decisions[0].reason
+
+    def test_what_is_over_by_the_newest_window_starts_nothing(self) -> None:
+        bad, good = evidence(1, degraded=True), evidence(2)
+        decisions = decide([bad, good])
+        assert [item.outcome for item in decisions] == [Outcome.COVERED, Outcome.NOTHING]
+        assert decisions[0].reason.endswith(
+            f"but newer windows are known, and {good.window} is not degraded"
+        )
+        again = decide([bad, good, evidence(3, degraded=True)])
+        assert [item.outcome for item in again] == [Outcome.COVERED, Outcome.NOTHING, Outcome.RETRAIN]
 
     def test_cooling_down(self) -> None:
         history = RetrainingHistory(last_retraining_window_end=evidence(1).window.end)

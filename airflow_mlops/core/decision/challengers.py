@@ -27,6 +27,9 @@ Array = NDArray[Any]
 #: Windows of evidence that are looked back on; with the default memory an older one counts for less than a fourteenth.
 LOOK_BACK = 12
 
+#: Windows that tell how the recipes rank, what a champion has lost since its promotion, and that its world was over.
+_REMEMBERED = 25
+
 #: Windows before one that tell how much the loss varies between windows.
 FEWEST_LEVELS = 3
 
@@ -222,6 +225,7 @@ def judge_challengers(
     """
     if not checks:
         raise ValueError("no window has been compared: there is nothing to judge challengers by")
+    compared, checks = len(checks), checks[-_REMEMBERED:]
     latest = checks[-1]
     ranking = _rank(checks, policy) or {RECENT: 0.0, ALL: 0.0}
     recipe = min(ranking, key=lambda name: ranking[name])
@@ -231,7 +235,7 @@ def judge_challengers(
     train = tuple(
         name
         for name, behind in ranking.items()
-        if name == recipe or behind <= ranking[recipe] + policy.close_race or len(checks) % policy.seldom == 0
+        if name == recipe or behind <= ranking[recipe] + policy.close_race or compared % policy.seldom == 0
     )
     if evidence is None:
         reason = f"no model of recipe {recipe!r} has met the champion, version {latest.champion}, yet"
@@ -275,6 +279,7 @@ def came_back(
     :param checks: of successive windows, oldest first, also of those before a change.
     :param since: where the present world begins; models that know only what was before are not of today.
     """
+    checks = checks[-_REMEMBERED:]
     found = _much_better_again(checks[-1].after(since) if since else checks[-1], policy)
     if found is None:
         return None

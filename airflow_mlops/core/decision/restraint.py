@@ -30,7 +30,7 @@ class Case(NamedTuple):
     :param seen: this window and those before it, oldest first.
     :param trains: whether there would be a training; else an earlier champion would come back.
     :param tested: whether the new model would be held against the champion, and may lose.
-    :param newer: windows after this one that were decided before it.
+    :param newer: windows after this one that overtook it: they were decided before it, or tell that what it found is over.
     """
 
     evidence: WindowEvidence
@@ -68,12 +68,12 @@ def _covered(case: Case) -> Restraint | None:
 
 
 def _overtaken(case: Case) -> Restraint | None:
-    """Leave a window alone that is decided late: the newer ones tell how the champion does now, and have been decided."""
+    """Leave a window alone that is decided late: the newer ones tell how the champion does now."""
     measured = max((item for item in case.newer if item.measured), key=lambda item: item.window, default=None)
     if measured is None:
         return None
     told = "degraded" if measured.degraded else "not degraded"
-    return Restraint("covered", f"newer windows were decided before it, and {measured.window} is {told}")
+    return Restraint("covered", f"newer windows are known, and {measured.window} is {told}")
 
 
 def _replaced(case: Case) -> Restraint | None:

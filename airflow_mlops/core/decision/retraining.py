@@ -136,7 +136,8 @@ def decide_retraining(
     :param history: earlier retrainings.
     :param policy: when and on what.
     :param previous_checks: windows that were decided before, oldest first, whatever was decided for them. Those after a window of
-        ``evidence`` say that it comes late: where one of them is measured, the older one starts nothing any more.
+        ``evidence`` say that it comes late: where one of them is measured, the older one starts nothing any more. Nor does one of
+        ``evidence`` where all is well in the newest measured one of it.
     :returns: one decision per window of ``evidence``, in the same order.
     """
     known = sorted([*previous_checks, *evidence], key=lambda item: item.window)
@@ -144,8 +145,22 @@ def decide_retraining(
     for window_evidence in evidence:
         seen = [item for item in known if item.window <= window_evidence.window]
         newer = [item for item in previous_checks if item.window.start >= window_evidence.window.end]
+        newer += _over_by_now(window_evidence, evidence)
         decisions.append(_decide(window_evidence, seen, history, policy, newer=newer))
     return _only_newest_acts(decisions)
+
+
+def _over_by_now(late: WindowEvidence, undecided: Sequence[WindowEvidence]) -> list[WindowEvidence]:
+    """Give the newest measured one of the undecided windows after this one, if all is well in it.
+
+    Where it is not, each has its say: what an alarm is in the first window after a change is none in the second.
+    """
+    newest = max(
+        (item for item in undecided if item.measured and item.window.start >= late.window.end),
+        key=lambda item: item.window,
+        default=None,
+    )
+    return [] if newest is None or newest.degraded else [newest]
 
 
 def _decide(
