@@ -129,5 +129,9 @@ class RolloutError(MLOpsError):
     """A deployment did not reach the wanted state; the message says what serves now."""
 
 
+class RolloutInterruptedError(RolloutError):
+    """The task was killed while it deployed, which says nothing of the version: a retry does it. What served before serves."""
+
+
 class VersionRefusedError(RolloutError):
     """Every worker of a service says that it can't load a version: trying again changes nothing. What served before serves."""

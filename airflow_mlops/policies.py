@@ -14,6 +14,12 @@ MLOPS_RETRY_POLICY = ExceptionRetryPolicy(
         RetryRule(
             exception=f"{_ERRORS}.TransientError", action=RetryAction.RETRY, retry_delay=timedelta(seconds=30)
         ),
+        # Not a transient error: who waits for those to pass must not wait on when the task is being killed.
+        RetryRule(
+            exception=f"{_ERRORS}.RolloutInterruptedError",
+            action=RetryAction.RETRY,
+            retry_delay=timedelta(seconds=30),
+        ),
         RetryRule(
             exception=f"{_ERRORS}.StorageError", action=RetryAction.RETRY, retry_delay=timedelta(minutes=5)
         ),

@@ -3,7 +3,7 @@
 A new champion is rolled out step by step: it answers 5, 25, then 50 % of the requests, and is compared with the version before it over
 the same minutes: failures, times, answers, and losses as labels come. Whatever goes wrong, the old version answers everything again.
 Was the version worse, or can't it be loaded, the champion alias goes back to it as well; a task that was killed leaves the alias, and
-is run again by hand. The task waits without a worker. Who decided what, and why, is in the ledger.
+its retry begins anew. The task waits without a worker. Who decided what, and why, is in the ledger.
 
 Run it by hand, or by `schedule=[model_asset("trip_fare")]` after every promotion: then leave the task `deploy` out of the Dags that
 promote, for one endpoint has one rollout at a time.

@@ -12,7 +12,7 @@ from airflow.sdk import conf
 from airflow_mlops.exceptions import (
     EndpointUnavailableError,
     PromotionConflictError,
-    RolloutError,
+    RolloutInterruptedError,
     RolloutRejectedError,
 )
 from airflow_mlops.hooks.ledger import LedgerHook
@@ -160,12 +160,13 @@ class DeployModelOperator(StepOperator):
         from airflow_mlops.ledger import EntryKind
 
         self.note_link(EndpointLink, result["endpoint_url"])
+        state = f"{result['deployment_uid']}|{result['revision']}"
         if result["serving_version"] != result["model_version"]:
             return  # the ledger has it all in the rollout's own entries
         self.write_entry(
             context,
             kind=EntryKind.DEPLOYMENT,
-            key=f"{result['endpoint_url']}|{result['model_name']}|{result['revision']}|{result['package_digest']}",
+            key=f"{result['endpoint_url']}|{result['model_name']}|{state}|{result['package_digest']}",
             model_name=result["model_name"],
             window=None,
             subject=result["model_version"],
@@ -193,7 +194,7 @@ class DeployModelOperator(StepOperator):
         with suppress(StepCancelled):  # it is the rollout that ends, and in its own words
             super().on_kill()
         if not self._taking_back:
-            raise RolloutError("the task was killed")
+            raise RolloutInterruptedError("the task was killed")
 
     def _carry_on(self, context: Context, spec: dict[str, Any]) -> dict[str, Any]:
         """Go as far as possible, wait, and go on, until the rollout has ended one way or the other."""

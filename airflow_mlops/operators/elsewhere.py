@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk import timezone
 
-from airflow_mlops.exceptions import RolloutError
+from airflow_mlops.exceptions import RolloutError, RolloutInterruptedError
 from airflow_mlops.hooks.services import services_from_connections
 from airflow_mlops.links import EndpointLink
 from airflow_mlops.operators.base import Recording, instance_of
@@ -32,7 +32,7 @@ class DeployingElsewhere(Recording):
 
     def on_kill(self) -> None:
         """Stop: what is under way is put back on the way out."""
-        raise RolloutError("the task was killed")
+        raise RolloutInterruptedError("the task was killed")
 
     def variables(self) -> dict[str, str]:
         """Give what the service reads from its environment and nobody else may."""

@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 #: What bringing a version to the service, or asking for it, ends in where the version does not come up.
 REFUSALS = (RolloutError, ArtifactIntegrityError)
 
+#: Whoever deploys holds it; it keeps the folder's name.
+_LOCK = ".lock"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deployment:
@@ -77,9 +80,17 @@ class LocalEndpoint:
         """Let one deployment at a time touch the folder; the lock goes with the process that holds it."""
         with storage_errors(f"create {self.serving_dir}"):
             self.serving_dir.mkdir(parents=True, exist_ok=True)
-        with storage_errors(f"lock {self.serving_dir}"), (self.serving_dir / ".lock").open("w") as lock:
+        with storage_errors(f"lock {self.serving_dir}"), (self.serving_dir / _LOCK).open("a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if not lock.tell():
+                lock.write(uuid.uuid4().hex)
+                lock.flush()
             yield
+
+    @property
+    def uid(self) -> str:
+        """Name of the folder: one that was lost and is made again has another, though its revisions begin at 1 again."""
+        return (self.serving_dir / _LOCK).read_text()
 
     def desired(self) -> DesiredState | None:
         """Read what is to be served; ``None`` where nothing was ever deployed."""

@@ -86,6 +86,7 @@ class DeployResult:
 
     :param model_version: the version that was to be deployed.
     :param serving_version: the version that answers, or answers most safely while a rollout is under way.
+    :param deployment_uid: name of the serving folder: one that was lost and made again has another.
     :param state: ``serving``: it is through. ``waiting``: a rollout is under way. ``rolled_back``: what served before serves.
     :param wait_seconds: until one has to look again; ``None`` when it has ended.
     :param restore_seconds: that it took to serve what had served before, where it was rolled back.
@@ -99,6 +100,7 @@ class DeployResult:
     previous_version: str | None
     endpoint_url: str
     package_digest: str
+    deployment_uid: str
     revision: int
     seconds: float
     started: bool
@@ -141,6 +143,7 @@ def run(spec: DeploySpec, services: Services) -> DeployResult:
         previous_version=deployment.previous_version,
         endpoint_url=endpoint.server.url,
         package_digest=new.package_digest,
+        deployment_uid=endpoint.uid,
         revision=deployment.revision,
         seconds=deployment.seconds,
         started=deployment.started,
@@ -212,6 +215,7 @@ def _roll_out(
         previous_version=desired.previous_version,
         endpoint_url=endpoint.server.url,
         package_digest=new.package_digest,
+        deployment_uid=endpoint.uid,
         revision=desired.revision,
         seconds=time.monotonic() - started,
         started=progress.started,

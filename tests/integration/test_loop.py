@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -657,6 +658,19 @@ class TestRetraining:
         (outcome,) = world.entries(EntryKind.RETRAINING_OUTCOME)
         assert (outcome.key, outcome.subject, outcome.payload["outcome"]) == (key, "2", "promoted")
         assert not world.decide()["deploy"]
+
+    def test_a_service_whose_folder_was_lost_is_deployed_anew_in_the_ledger_too(self, world: World) -> None:
+        port = int(str(world.services.endpoint_url).rsplit(":", 1)[1])
+        server = LocalServer(world.folder / "serving", port=port)
+        try:
+            self.deploy(model_version="1")
+            self.deploy(model_version="1")  # it serves already
+            server.stop()
+            shutil.rmtree(server.serving_dir)
+            self.deploy(model_version="1")
+        finally:
+            server.stop()
+        assert [entry.subject for entry in world.entries(EntryKind.DEPLOYMENT)] == ["1", "1"]
 
     def test_a_deployment_to_another_endpoint_leaves_it_open(self, world: World) -> None:
         key = self.decided(world)

@@ -76,7 +76,7 @@ def test_a_task_that_is_killed_takes_its_rollout_back(outcome: dict) -> None:
     begun, ended, stopping, back = outcome["killed"]
     assert (begun, ended) == ("entered: the rollout begins", "exit 1")
     reasons = {text.partition(": ")[2].removeprefix("the rollout ended early: ") for text in (stopping, back)}
-    assert reasons == {"RolloutError: the task was killed"}
+    assert reasons == {"RolloutInterruptedError: the task was killed"}
     assert (stopping.partition(":")[0], back.partition(":")[0]) == ("stopping", "rolled_back")
 
 

@@ -35,9 +35,11 @@ MODEL = "trip_fare"
 STOPPED = """
 from airflow.sdk import DAG
 from airflow_mlops.operators.deploy import DeployModelOperator
+from airflow_mlops.policies import MLOPS_RETRY_POLICY
 
-for dag_id, deferrable in (("working", False), ("waiting", True)):
-    with DAG(dag_id, schedule=None):
+RETRIED = {"retries": 1, "retry_policy": MLOPS_RETRY_POLICY}
+for dag_id, deferrable in (("working", False), ("waiting", True), ("retried", False)):
+    with DAG(dag_id, schedule=None, default_args=RETRIED if dag_id == "retried" else {}):
         DeployModelOperator(
             task_id="deploy", model_name="trip_fare", model_version="2", strategy="canary", shares=[0.5],
             phase_minutes=10, deferrable=deferrable,
@@ -136,7 +138,9 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
         client = start(world, children, lambda what: None)
         ends.callback(client.close)
         make_versions(world)
-        children.wait_for("dag-processor", lambda: client.knows(["working", "waiting"]), timeout_seconds=60)
+        children.wait_for(
+            "dag-processor", lambda: client.knows(["working", "waiting", "retried"]), timeout_seconds=60
+        )
         yield Supervised(world, client)
 
 
@@ -180,7 +184,19 @@ def test_sigterm_to_the_task_takes_its_rollout_back(airflow: Supervised) -> None
         os.killpg(task.pid, signal.SIGTERM)
     told = airflow.ended(run, within_seconds=10.0)
     assert [what for what, _ in told] == ["stopping", "rolled_back"]
-    assert all("RolloutError: the task was killed" in reason for _, reason in told)
+    assert all("RolloutInterruptedError: the task was killed" in reason for _, reason in told)
+
+
+def test_the_retry_of_a_task_whose_worker_was_shut_down_rolls_out_again(airflow: Supervised) -> None:
+    run = airflow.begin("retried", "running")
+    os.killpg(process_of(airflow.task(run)).pid, signal.SIGTERM)
+    airflow.until(lambda: airflow.task(run)["state"] == "up_for_retry")
+    assert airflow.serving() == [("1", 1.0)]
+    twice = ["entered", "stopping", "rolled_back", "entered"]
+    airflow.until(lambda: [what for what, _ in airflow.rollout(run.dag_run_id)] == twice, 90.0)
+    assert airflow.serving() == [("1", 0.5), ("2", 0.5)]
+    mark_failed(airflow, run)
+    airflow.ended(run, within_seconds=10.0)
 
 
 def test_a_task_that_is_marked_as_failed_takes_its_rollout_back(airflow: Supervised) -> None:
@@ -188,7 +204,7 @@ def test_a_task_that_is_marked_as_failed_takes_its_rollout_back(airflow: Supervi
     mark_failed(airflow, run)
     told = airflow.ended(run, within_seconds=10.0)
     assert [what for what, _ in told] == ["stopping", "rolled_back"]
-    assert all("RolloutError: the task was killed" in reason for _, reason in told)
+    assert all("RolloutInterruptedError: the task was killed" in reason for _, reason in told)
 
 
 def test_a_task_that_waits_and_is_marked_as_failed_takes_its_rollout_back(airflow: Supervised) -> None:

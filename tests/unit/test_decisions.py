@@ -197,9 +197,7 @@ class TestRetraining:
         bad, good = evidence(1, degraded=True), evidence(2)
         decisions = decide([bad, good])
         assert [item.outcome for item in decisions] == [Outcome.COVERED, Outcome.NOTHING]
-        assert decisions[0].reason.endswith(
-            f"but newer windows are known, and {good.window} is not degraded"
-        )
+        assert decisions[0].reason.endswith(f"but newer windows are known, and {good.window} is not degraded")
         again = decide([bad, good, evidence(3, degraded=True)])
         assert [item.outcome for item in again] == [Outcome.COVERED, Outcome.NOTHING, Outcome.RETRAIN]
 

@@ -613,6 +613,8 @@ class TestConnections:
         ("ConnectionConfigError", "FAIL"),
         ("SchemaMismatchError", "FAIL"),
         ("RolloutError", "FAIL"),
+        ("RolloutInterruptedError", "RETRY"),
+        ("VersionRefusedError", "FAIL"),
     ],
 )
 def test_the_retry_policy_knows_verdicts_from_accidents(error: str, action: str) -> None:
