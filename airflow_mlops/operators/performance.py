@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from airflow_mlops.ledger import Ledger, LedgerEntry, WindowGrade
 
 
+#: Windows to grade again from which on it pays to ask first which of them got labels.
+_WORTH_A_LOOK = 3
+
+
 class CheckPerformanceOperator(StepOperator):
     """Join a window's predictions with their labels and compare with what was promised at training.
 
@@ -136,8 +140,12 @@ class CheckPerformanceOperator(StepOperator):
         An earlier window that can't be graded is logged, and costs the others nothing.
         """
         spec = self.build_spec(context)
-        for late in self._unfinished(spec["window"]):
-            if not late.due and _version_of(spec.get("labels")) in late.looked_at:
+        late_ones = self._unfinished(spec["window"])
+        unchanged = self._unchanged(late_ones, spec)
+        for late in late_ones:
+            if not late.due and (
+                late.window in unchanged or _version_of(spec.get("labels")) in late.looked_at
+            ):
                 continue
             try:
                 result = self._grade(spec | late.spec)
@@ -150,6 +158,36 @@ class CheckPerformanceOperator(StepOperator):
                 self._write(result, context)
                 spec["labels"] = result.get("labels") or spec["labels"]  # all windows by the same version
         return self.decide(self.record(self._grade(spec), context), context)
+
+    def _unchanged(self, late_ones: Sequence[_Late], spec: Mapping[str, Any]) -> set[Window]:
+        """Tell the windows whose grades rest on all labels of theirs that there are: there may be thousands of an hour each.
+
+        Of one that is not measured yet the estimate may count by now, and one that is due gets its last grade.
+        """
+        labels = spec["labels"]
+        if labels is None or len(late_ones) < _WORTH_A_LOOK:
+            return set()
+        uri = labels["uri"] if isinstance(labels, Mapping) else labels
+        looked_at = [
+            {"window": late.spec["window"], "version": version}
+            for late in late_ones
+            if late.measured and not late.due and (version := late.newest_of(uri)) is not None
+        ]
+        asked = {name: spec[name] for name in ("model_name", "labels", "id_column")} | {"windows": looked_at}
+        try:
+            found = self._runner.run("new-labels", asked, self.services()) if looked_at else {"unchanged": []}
+        except TransientError:
+            raise
+        except (MLOpsError, ValueError) as err:  # what is wrong is told by the grade of this window
+            self.log.warning("which windows got labels can't be told, so all are graded again: %s", err)
+            return set()
+        if found["unchanged"]:
+            self.log.info(
+                "%d of %d earlier windows got no labels: they are not graded again",
+                len(found["unchanged"]),
+                len(late_ones),
+            )
+        return {Window.parse(**window) for window in found["unchanged"]}
 
     def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Write the grade to the ledger.
@@ -265,6 +303,7 @@ class CheckPerformanceOperator(StepOperator):
                         window=window,
                         model_version=self._who_answered(ledger, window, check),
                         looked_at=(own | looked_at) - {None} if check is not None else own,
+                        measured=bool(check is not None and check.payload.get("measured")),
                         due=first <= now - maturity,
                     )
                 )
@@ -282,13 +321,21 @@ class _Late(NamedTuple):
 
     :param model_version: whose answers are graded; ``None``: the champion's of today.
     :param looked_at: versions of the labels that it has been graded by already.
+    :param measured: whether it has a grade by labels.
     :param due: whether the time for its labels is over, so that its last grade is to come.
     """
 
     window: Window
     model_version: str | None
     looked_at: set[tuple[str, int] | None]
+    measured: bool
     due: bool
+
+    def newest_of(self, uri: str) -> int | None:
+        """Give the newest version of a table by which it has been graded."""
+        return max(
+            (known[1] for known in self.looked_at if known is not None and known[0] == uri), default=None
+        )
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -52,6 +52,7 @@ STEP_MODULES = {
     "skew": "airflow_mlops.steps.skew",
     "drift": "airflow_mlops.steps.drift",
     "performance": "airflow_mlops.steps.performance",
+    "new-labels": "airflow_mlops.steps.new_labels",
     "challengers": "airflow_mlops.steps.challengers",
     "retraining": "airflow_mlops.steps.retraining",
     "incidents": "airflow_mlops.steps.incidents",

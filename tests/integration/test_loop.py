@@ -22,6 +22,7 @@ import polars as pl
 import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+from deltalake import DeltaTable
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.model.package import PackageManifest
@@ -158,7 +159,8 @@ class CountingRunner(InProcessRunner):
         self.windows: list[Any] = []
 
     def run(self, step: str, spec: dict[str, Any], services: Services) -> dict[str, Any]:
-        self.windows.append(spec["window"])
+        if step == "performance":
+            self.windows.append(spec["window"])
         return super().run(step, spec, services)
 
 
@@ -231,18 +233,27 @@ class TestLateLabels:
         assert world.decisions() == []
 
         world.land(AUGUST)  # the rest, and a month later
-        world.answer(SEPTEMBER)
+        world.answer(SEPTEMBER, error=3.0)
         world.land(SEPTEMBER)
         world.check_drift(SEPTEMBER)
-        assert world.check_performance(SEPTEMBER)["reason"].startswith(("as promised", "within"))
+        assert world.check_performance(SEPTEMBER)["reason"].startswith("degraded")
         assert world.decide()["retrain"]
-        assert world.decisions() == [(str(AUGUST), "retrain"), (str(SEPTEMBER), "nothing")]
+        assert world.decisions() == [(str(AUGUST), "covered"), (str(SEPTEMBER), "retrain")]
         assert world.decide()["decisions"] == []
         assert [entry.payload["measured"] for entry in world.entries(EntryKind.PERFORMANCE_CHECK)] == [
             False,
             True,
             True,
         ]
+
+    def test_a_late_month_that_was_bad_starts_nothing_where_the_next_is_good(self, world: World) -> None:
+        for month, error in ((AUGUST, 3.0), (SEPTEMBER, 0.0)):
+            world.answer(month, error=error)
+            world.land(month)
+            world.check_drift(month)
+            world.check_performance(month)
+        assert not world.decide()["retrain"]
+        assert world.decisions() == [(str(AUGUST), "covered"), (str(SEPTEMBER), "nothing")]
 
     def test_a_month_nobody_asked_in_does_not_keep_late_labels_from_being_seen(self, world: World) -> None:
         world.answer(AUGUST)
@@ -441,6 +452,37 @@ class TestGradedAgain:
         assert looks(days[3], maturity_days=0.0) == 4  # due
         world.land(Window(start=AUGUST.start, end=days[4].end), 0.2)
         assert looks(days[4]) == 1  # their time is over
+
+    def test_of_many_windows_those_that_got_labels_are_graded_again(self, world: World) -> None:
+        days = [
+            Window(start=AUGUST.start + timedelta(days=day), end=AUGUST.start + timedelta(days=day + 1))
+            for day in range(8)
+        ]
+        world.answer(AUGUST)
+        for day in days:
+            world.land(day, 0.85)
+            assert world.check_performance(day)["measured"]
+        counting = CountingRunner()
+
+        def looked_at(*, maturity_days: float = 90.0) -> list[Window]:
+            """Check the next day, and give the days before it that were graded again."""
+            counting.windows.clear()
+            world.check_performance(days[-1], runner=counting, maturity_days=maturity_days)
+            *again, last = (Window.parse(**window) for window in counting.windows)
+            assert last == days[-1]
+            return again
+
+        world.land(days[2])
+        assert looked_at() == [days[2]]
+        with world.ledger() as ledger:
+            assert [grade.final for grade in ledger.grades(MODEL)] == [day == days[2] for day in days]
+        world.land(days[4], 0.5)  # labels that are taken back are a change, too
+        assert looked_at() == [days[4]]
+        world.land(SEPTEMBER)
+        assert looked_at() == []
+        DeltaTable(world.labels).optimize.compact()  # all rows in new files: nobody can tell
+        assert looked_at() == [day for day in days[:-1] if day != days[2]]
+        assert looked_at(maturity_days=0.0) == [day for day in days[:-1] if day != days[2]]
 
     def unfinished(self, world: World) -> list[Window]:
         with world.ledger() as ledger:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from airflow_mlops.integrations.delta.changes import values_touched
 from airflow_mlops.integrations.delta.commits import HASHED, find_commit, find_works, find_written
 from airflow_mlops.integrations.delta.description import describe, describe_files, digest_window
 from airflow_mlops.integrations.delta.history import require_readable, version_as_of
@@ -44,5 +45,6 @@ __all__ = [
     "table_exists",
     "table_id",
     "vacuum",
+    "values_touched",
     "version_as_of",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_inference_log
-from airflow_mlops.serving.log_files import LogFiles, may_hold
+from airflow_mlops.serving.log_files import LogFiles, by_schema, may_hold, reading_again, scan
 from airflow_mlops.steps.common import DatasetRef, pin_dataset
 
 if TYPE_CHECKING:
@@ -53,6 +53,41 @@ def labelled_predictions(
         _require_own_name(target, predictions)
         return predictions.with_columns(pl.lit(None, dtype=pl.Float64).alias(target))
     return join_labels(predictions, labels=labels, id_column=id_column, target=target)
+
+
+def windows_of(log: Path, model_name: str, ids: pl.Series, windows: Sequence[Window]) -> set[Window]:
+    """Find the windows that hold one of these predictions; each file of the log is read once at most.
+
+    :param ids: prediction ids.
+    :param windows: those that are asked about; they may overlap.
+    """
+    import polars as pl
+
+    files = LogFiles(log)
+
+    def find() -> set[Window]:
+        found: set[Window] = set()
+        for names in files.hours(model_name).values():
+            asked = [window for window in windows if any(may_hold(name, window) for name in names)]
+            if not asked or found.issuperset(asked):
+                continue
+            matter = [name for name in names if any(may_hold(name, window) for window in asked)]
+            sources = [files.source(name) for name in files.counting(matter)]
+            for group in by_schema(sources):
+                here = (
+                    scan(group)
+                    .filter(pl.col("prediction_id").is_in(ids.implode()))
+                    .select("time")
+                    .collect()["time"]
+                )
+                found |= {
+                    window
+                    for window in asked
+                    if here.is_between(window.start, window.end, closed="left").any()
+                }
+        return found
+
+    return reading_again(find) if ids.len() else set()
 
 
 def newest_answers(rows: pl.DataFrame) -> pl.DataFrame:
