@@ -173,7 +173,9 @@ class CheckPerformanceOperator(StepOperator):
             for late in late_ones
             if late.measured and not late.due and (version := late.newest_of(uri)) is not None
         ]
-        asked = {name: spec[name] for name in ("model_name", "labels", "id_column")} | {"windows": looked_at}
+        asked = {name: spec[name] for name in ("model_name", "labels", "id_column", "target")} | {
+            "windows": looked_at
+        }
         try:
             found = self._runner.run("new-labels", asked, self.services()) if looked_at else {"unchanged": []}
         except TransientError:

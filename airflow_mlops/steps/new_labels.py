@@ -36,12 +36,14 @@ class NewLabelsSpec:
     :param model_name: model whose inference log is read.
     :param labels: dataset version or table that holds the labels.
     :param id_column: its column of prediction ids.
+    :param target: its column of labels.
     :param windows: those that wait for labels.
     """
 
     model_name: str
     labels: DatasetRef
     id_column: str
+    target: str
     windows: tuple[LookedAt, ...]
 
 
@@ -65,16 +67,17 @@ def run(spec: NewLabelsSpec, services: Services) -> NewLabelsResult:
     unchanged: list[Window] = []
     for version in sorted({item.version for item in spec.windows}):
         asked = [item.window for item in spec.windows if item.version == version]
-        ids = delta.values_touched(labels.uri, spec.id_column, before=version, after=labels.version)
-        if ids is not None:
-            got = windows_of(log, spec.model_name, _texts(ids), asked)
+        columns = list(dict.fromkeys([spec.id_column, spec.target]))
+        changed = delta.rows_changed(labels.uri, columns, before=version, after=labels.version)
+        if changed is not None:
+            got = windows_of(log, spec.model_name, _ids(changed, spec.id_column), asked)
             unchanged += [window for window in asked if window not in got]
     return NewLabelsResult(unchanged=tuple(sorted(unchanged)))
 
 
-def _texts(ids: pl.Series) -> pl.Series:
-    frame = ids.to_frame().lazy()
-    return frame.select(id_texts(frame, ids.name)).collect().to_series().unique().drop_nulls()
+def _ids(labels: pl.DataFrame, column: str) -> pl.Series:
+    frame = labels.lazy()
+    return frame.select(id_texts(frame, column)).collect().to_series().unique().drop_nulls()
 
 
 STEP = Step(name="new-labels", spec=NewLabelsSpec, result=NewLabelsResult, run=run)

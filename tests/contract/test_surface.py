@@ -99,7 +99,10 @@ def test_discovery_found_everything() -> None:
     assert {cls.__name__ for cls in FOUND_HOOKS} == HOOKS
     assert {cls.__name__ for cls in FOUND_NOTIFIERS} == NOTIFIERS
     assert {cls.__name__ for cls in FOUND_TRIGGERS} == {"PollTrigger", "RolloutTrigger"}
-    assert {cls.step for cls in TASKS if issubclass(cls, StepOperator)} == set(STEP_MODULES)
+    asked_on_the_way = {"new-labels"}  # by CheckPerformanceOperator, before it runs its own step
+    assert {cls.step for cls in TASKS if issubclass(cls, StepOperator)} == set(
+        STEP_MODULES
+    ) - asked_on_the_way
 
 
 #: An example of each type that the results of the steps are made of; the first ones where there are several.

@@ -454,35 +454,41 @@ class TestGradedAgain:
         assert looks(days[4]) == 1  # their time is over
 
     def test_of_many_windows_those_that_got_labels_are_graded_again(self, world: World) -> None:
-        days = [
-            Window(start=AUGUST.start + timedelta(days=day), end=AUGUST.start + timedelta(days=day + 1))
-            for day in range(8)
+        parts = [
+            Window(start=AUGUST.start + timedelta(days=first), end=AUGUST.start + timedelta(days=first + 5))
+            for first in range(0, 30, 5)
         ]
         world.answer(AUGUST)
-        for day in days:
-            world.land(day, 0.85)
-            assert world.check_performance(day)["measured"]
+        for part in parts:
+            world.land(part, 0.9)
+            told = world.check_performance(part)
+            assert told["measured"], told["reason"]
         counting = CountingRunner()
 
-        def looked_at(*, maturity_days: float = 90.0) -> list[Window]:
-            """Check the next day, and give the days before it that were graded again."""
+        def looked_at() -> list[Window]:
+            """Check the last part, and give the parts before it that were graded again."""
             counting.windows.clear()
-            world.check_performance(days[-1], runner=counting, maturity_days=maturity_days)
+            world.check_performance(parts[-1], runner=counting)
             *again, last = (Window.parse(**window) for window in counting.windows)
-            assert last == days[-1]
+            assert last == parts[-1]
             return again
 
-        world.land(days[2])
-        assert looked_at() == [days[2]]
+        world.land(parts[2])
+        assert looked_at() == [parts[2]]
         with world.ledger() as ledger:
-            assert [grade.final for grade in ledger.grades(MODEL)] == [day == days[2] for day in days]
-        world.land(days[4], 0.5)  # labels that are taken back are a change, too
-        assert looked_at() == [days[4]]
+            assert [grade.final for grade in ledger.grades(MODEL)] == [part == parts[2] for part in parts]
+        world.land(parts[4], 0.5)  # labels that are taken back are a change, too
+        assert looked_at() == [parts[4]]
+        world.land(parts[4], 0.9)
         world.land(SEPTEMBER)
         assert looked_at() == []
-        DeltaTable(world.labels).optimize.compact()  # all rows in new files: nobody can tell
-        assert looked_at() == [day for day in days[:-1] if day != days[2]]
-        assert looked_at(maturity_days=0.0) == [day for day in days[:-1] if day != days[2]]
+        DeltaTable(world.labels).optimize.compact()  # all rows in new files, and no other ones
+        assert looked_at() == []
+        # Nobody can tell where the files of before are gone.
+        for part in parts:
+            world.land(part, 1.0 if part == parts[2] else 0.9)
+        DeltaTable(world.labels).vacuum(0, enforce_retention_duration=False, dry_run=False)
+        assert looked_at() == [part for part in parts[:-1] if part != parts[2]]
 
     def unfinished(self, world: World) -> list[Window]:
         with world.ledger() as ledger:

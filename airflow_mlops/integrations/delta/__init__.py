@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_mlops.integrations.delta.changes import values_touched
+from airflow_mlops.integrations.delta.changes import rows_changed
 from airflow_mlops.integrations.delta.commits import HASHED, find_commit, find_works, find_written
 from airflow_mlops.integrations.delta.description import describe, describe_files, digest_window
 from airflow_mlops.integrations.delta.history import require_readable, version_as_of
@@ -40,11 +40,11 @@ __all__ = [
     "require_columns",
     "require_readable",
     "require_storable",
+    "rows_changed",
     "stored_schema",
     "stream_table",
     "table_exists",
     "table_id",
     "vacuum",
-    "values_touched",
     "version_as_of",
 ]

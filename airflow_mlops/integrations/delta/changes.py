@@ -1,4 +1,4 @@
-"""What changed between two versions of a table, told by its files."""
+"""What changed between two versions of a table."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from airflow_mlops.integrations.delta.reading import require_columns
 from airflow_mlops.integrations.delta.tables import data_files, open_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import polars as pl
     from deltalake import DeltaTable
 
 
-def values_touched(uri: str, column: str, *, before: int, after: int) -> pl.Series | None:
-    """List what a column holds in the rows that one version has in files that the other has not.
+def rows_changed(uri: str, columns: Sequence[str], *, before: int, after: int) -> pl.DataFrame | None:
+    """Give the rows, of these columns, that one version has and the other has not: what was added, deleted, or is otherwise now.
 
-    That is each row that was added, changed or deleted, and those that shared a file with one.
+    Files that both have are not read.
 
-    :returns: values, some of them more than once; ``None``: the earlier version can't be read any more, or the later one is no
-        later one: the table was made anew.
-    :raises SchemaMismatchError: the table has no such column.
+    :returns: rows, some of them more than once; ``None``: the earlier version can't be read any more or lacks a column, or the later
+        one is no later one, as of a table that was made anew.
+    :raises SchemaMismatchError: the later version has no such column.
     """
     import polars as pl
 
     newer = open_table(uri, after)
+    names = [field.name for field in newer.schema().fields]
+    require_columns(columns, names, uri)
     if before > after:
         return None
     try:
@@ -35,24 +39,29 @@ def values_touched(uri: str, column: str, *, before: int, after: int) -> pl.Seri
     except DatasetNotFoundError:
         return None
     was, now = (set(data_files(table)) for table in (older, newer))
-    parts = [_read(newer, column, now - was, uri)]
-    if was - now:
-        parts.append(_read(older, column, was - now, uri))
-    return pl.concat(part.cast(parts[0].dtype) for part in parts)
+    added = _read(newer, columns, now - was)
+    if not was - now:
+        return added
+    if not {field.name for field in older.schema().fields}.issuperset(columns):
+        return None
+    removed = _read(older, columns, was - now).cast(added.schema)
+    return pl.concat(
+        one.join(other, on=list(columns), how="anti", nulls_equal=True)
+        for one, other in ((added, removed), (removed, added))
+    )
 
 
-def _read(table: DeltaTable, column: str, files: set[str], uri: str) -> pl.Series:
-    """Read a column of some files."""
+def _read(table: DeltaTable, columns: Sequence[str], files: set[str]) -> pl.DataFrame:
+    """Read columns of some files."""
     import polars as pl
     import pyarrow as pa
 
     dataset = table.to_pyarrow_dataset()
-    require_columns([column], dataset.schema.names, uri)
     wanted = {unquote(file) for file in files}
     read = [
-        fragment.to_table(schema=dataset.schema, columns=[column])
+        fragment.to_table(schema=dataset.schema, columns=list(columns))
         for fragment in dataset.get_fragments()
         if fragment.path in wanted
     ]
-    empty = pa.schema([dataset.schema.field(column)]).empty_table()
-    return pl.DataFrame(pa.concat_tables([empty, *read])).to_series()
+    empty = pa.schema([dataset.schema.field(name) for name in columns]).empty_table()
+    return pl.DataFrame(pa.concat_tables([empty, *read]))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
 from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_inference_log
-from airflow_mlops.serving.log_files import LogFiles, by_schema, may_hold, reading_again, scan
+from airflow_mlops.serving.log_files import (
+    LogFiles,
+    by_schema,
+    may_hold,
+    reading_again,
+    scan,
+    stamp,
+    time_span,
+)
 from airflow_mlops.steps.common import DatasetRef, pin_dataset
 
 if TYPE_CHECKING:
@@ -64,25 +74,28 @@ def windows_of(log: Path, model_name: str, ids: pl.Series, windows: Sequence[Win
     import polars as pl
 
     files = LogFiles(log)
+    ordered = sorted(windows)
+    starts = [stamp(window.start) for window in ordered]
+    reached = list(accumulate((stamp(window.end) for window in ordered), max))
+
+    def may_be_in(name: str) -> set[Window]:
+        """Give the windows of which a file may hold a row; there may be thousands of both."""
+        first, last = time_span(name)
+        near = ordered[bisect_right(reached, first) : bisect_right(starts, last)]
+        return {window for window in near if may_hold(name, window)}
 
     def find() -> set[Window]:
         found: set[Window] = set()
         for names in files.hours(model_name).values():
-            asked = [window for window in windows if any(may_hold(name, window) for name in names)]
-            if not asked or found.issuperset(asked):
-                continue
-            matter = [name for name in names if any(may_hold(name, window) for window in asked)]
-            sources = [files.source(name) for name in files.counting(matter)]
-            for group in by_schema(sources):
-                here = (
-                    scan(group)
-                    .filter(pl.col("prediction_id").is_in(ids.implode()))
-                    .select("time")
-                    .collect()["time"]
-                )
+            asked = {name: may_be_in(name) - found for name in names}
+            matter = files.counting(name for name, there in asked.items() if there)
+            open_windows = {window for there in asked.values() for window in there}
+            for group in by_schema(files.source(name) for name in matter):
+                times = scan(group).filter(pl.col("prediction_id").is_in(ids.implode())).select("time")
+                here = times.collect()["time"]
                 found |= {
                     window
-                    for window in asked
+                    for window in open_windows
                     if here.is_between(window.start, window.end, closed="left").any()
                 }
         return found
