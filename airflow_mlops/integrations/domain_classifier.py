@@ -111,7 +111,7 @@ def _as_numbers(
     for name in both.columns:
         column = both[name]
         if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
-            order = column.value_counts(sort=True)[name].to_list()
+            order = column.alias("value").value_counts(sort=True)["value"].to_list()
             ranks = {value: float(rank) for rank, value in enumerate(order) if value is not None}
             column = column.replace_strict(ranks, default=None, return_dtype=pl.Float64)
         columns.append(column.cast(pl.Float64).to_numpy())

@@ -13,12 +13,27 @@ from airflow.sdk.exceptions import TaskAwaitingInput
 
 from airflow_mlops.hooks.ledger import LedgerHook
 from airflow_mlops.links import ModelVersionLink
-from airflow_mlops.operators.base import actor
+from airflow_mlops.operators.base import actor, optional
+from airflow_mlops.operators.promotion import CHAMPION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
+
+    from airflow_mlops.ledger import LedgerEntry
+
+#: What an answer says of its question.
+_OF_QUESTION = (
+    "model_name",
+    "model_version",
+    "package_digest",
+    "champion_version",
+    "champion_alias",
+    "asked_at",
+    "taken_back",
+    "ledger_position",
+)
 
 #: How long a person has. After it the answer is no.
 RESPONSE_TIMEOUT = timedelta(days=3)
@@ -68,56 +83,58 @@ class ApproveModelOperator(ApprovalOperator):
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Ask, then wait without a worker."""
-        name, version = self.registration["model_name"], self.registration["model_version"]
-        self.subject = f"Promote {name} version {version}?"
-        # Before the ledger is read: what comes into it from now on is not in the question.
-        asked_at = timezone.utcnow().isoformat()
-        taken_back = self._taken_back()
-        self.body = self._question(taken_back)
+        """Ask, then wait without a worker.
+
+        :raises ValueError: ``decision_key`` names no retraining decision of this model.
+        """
+        # Before the question is composed: what comes into the ledger from now on is not in it.
+        asked = self._asked()
+        self.subject = f"Promote {asked['model_name']} version {asked['model_version']}?"
+        self.body = self._question(asked["taken_back"])
         try:
             return dict(super().execute(context))
         except TaskAwaitingInput as waiting:
-            waiting.kwargs = {**(waiting.kwargs or {}), "asked_at": asked_at, "taken_back": taken_back}
+            waiting.kwargs = {**(waiting.kwargs or {}), "asked": asked}
             raise
 
     def execute_complete(
-        self,
-        context: Context,
-        event: dict[str, Any],
-        asked_at: str | None = None,
-        taken_back: dict[str, Any] | None = None,
+        self, context: Context, event: dict[str, Any], asked: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Write the answer down, then let what follows run, or skip it.
 
-        :param asked_at: when the question was composed; ``None``: by an older release.
-        :param taken_back: who had taken the package back by then, as the question says.
-        :returns: ``approved``, ``responded_by``, ``asked_at``, ``responded_at``, ``comment``, ``timed_out``, the version, and
-            ``taken_back``.
+        :param asked: what the question was about. Airflow renders the arguments once more when the answer comes, and by then the tasks
+            before this one may have been cleared and made another version, which nobody was shown.
+        :returns: ``approved``, ``responded_by``, ``asked_at``, ``responded_at``, ``comment``, ``timed_out``, and of the question the
+            model, version, package, champion, alias, ``taken_back`` and ``ledger_position``.
         """
-        answer = self._answer(event, asked_at, taken_back) if "error" not in event else {}
+        asked = asked or self._asked()
+        answer = self._answer(event, asked) if "error" not in event else {}
         if answer:
             self.validate_chosen_options(event["chosen_options"])
             self.validate_params_input(event.get("params_input") or {})
-            self._record(answer, context)
+            self._record(answer, asked, context)
         super().execute_complete(context, event)
         return answer
 
-    def _taken_back(self) -> dict[str, Any] | None:
-        """Find who took this very package back and why; nothing, once it came back."""
-        from airflow_mlops.ledger.aliases import standing_rollback
-
-        name, version = self.registration["model_name"], str(self.registration["model_version"])
-        alias = self.evaluation.get("champion_alias") or "champion"
+    def _asked(self) -> dict[str, Any]:
+        """Say what the question is about, and what is known of it now."""
+        name, alias = self.registration["model_name"], self.evaluation.get("champion_alias") or CHAMPION
+        digest, key = self.registration["package_digest"], optional(self.decision_key)
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            back = standing_rollback(ledger.moves(name, alias), version, self.registration["package_digest"])
-        if back is None:
-            return None
+            if key is not None:
+                ledger.require_decision(key, name)
+            moves = ledger.moves(name, alias)
         return {
-            "model_version": str(back.payload["previous_version"]),
-            "actor": back.actor,
-            "at": back.recorded_at.isoformat(),
-            "reason": back.payload.get("reason"),
+            "model_name": name,
+            "model_version": str(self.registration["model_version"]),
+            "package_digest": digest,
+            "champion_version": self.evaluation["champion_version"],
+            "champion_alias": alias,
+            "decision_key": key,
+            "version_url": self.registration["version_url"],
+            "asked_at": timezone.utcnow().isoformat(),
+            "taken_back": _taken_back(moves, str(self.registration["model_version"]), digest),
+            "ledger_position": moves[-1].entry_id if moves else 0,
         }
 
     def _question(self, taken_back: Mapping[str, Any] | None = None) -> str:
@@ -133,6 +150,7 @@ class ApproveModelOperator(ApprovalOperator):
             model_version=registration["model_version"],
             evaluation=self.evaluation,
             changes=[from_dict(Change, change) for change in registration.get("changes", ())],
+            alias=self.evaluation.get("champion_alias") or CHAMPION,
             links={
                 "This version": registration["version_url"],
                 **({f"Champion, version {champion}": f"{page}/{champion}"} if champion else {}),
@@ -142,34 +160,28 @@ class ApproveModelOperator(ApprovalOperator):
             taken_back=_told(taken_back) if taken_back else None,
         )
 
-    def _answer(
-        self, event: Mapping[str, Any], asked_at: str | None, taken_back: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
+    def _answer(self, event: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         user = event.get("responded_by_user") or {}
         return {
             "approved": event["chosen_options"] == [self.APPROVE] and bool(user),
-            "model_name": self.registration["model_name"],
-            "model_version": self.registration["model_version"],
-            "package_digest": self.registration["package_digest"],
-            "champion_version": self.evaluation["champion_version"],
+            **{name: asked[name] for name in _OF_QUESTION},
             "responded_by": {"id": user["id"], "name": user["name"]} if user else None,
-            "asked_at": asked_at,
             "responded_at": event["responded_at"].isoformat(),
             "comment": (event.get("params_input") or {}).get("comment") or None,
             "timed_out": bool(event.get("timedout")) or not user,
-            "taken_back": dict(taken_back) if taken_back else None,
         }
 
-    def _record(self, answer: dict[str, Any], context: Context) -> None:
+    def _record(self, answer: dict[str, Any], asked: Mapping[str, Any], context: Context) -> None:
         """Write who decided what; a no also closes the retraining decision."""
         from airflow_mlops.ledger import EntryKind, LedgerEntry
 
-        name, version = answer["model_name"], answer["model_version"]
+        name, version, alias = (answer[part] for part in ("model_name", "model_version", "champion_alias"))
+        whose = f"version {version} of {name}" + (f" as {alias}" if alias != CHAMPION else "")
         who = answer["responded_by"]["name"] if answer["responded_by"] else "nobody"
         said = (
-            f"nobody answered in time whether version {version} of {name} may become champion: no"
+            f"nobody answered in time whether version {version} of {name} may become {alias}: no"
             if answer["timed_out"]
-            else f"{who} {'approved' if answer['approved'] else 'rejected'} version {version} of {name}"
+            else f"{who} {'approved' if answer['approved'] else 'rejected'} {whose}"
             + (f": {answer['comment']}" if answer["comment"] else "")
         )
         new = [
@@ -185,11 +197,11 @@ class ApproveModelOperator(ApprovalOperator):
                 recorded_at=timezone.utcnow(),
             )
         ]
-        if not answer["approved"] and self.decision_key:
+        if not answer["approved"] and asked["decision_key"]:
             new.append(
                 LedgerEntry(
                     kind=EntryKind.RETRAINING_OUTCOME,
-                    key=self.decision_key,
+                    key=asked["decision_key"],
                     model_name=name,
                     window=None,
                     subject=version,
@@ -202,7 +214,22 @@ class ApproveModelOperator(ApprovalOperator):
         self.log.info("%s", said)
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
             ledger.record_all(new)
-        self.found_links = {str(ModelVersionLink.name): self.registration["version_url"]}
+        self.found_links = {str(ModelVersionLink.name): asked["version_url"]}
+
+
+def _taken_back(moves: Sequence[LedgerEntry], version: str, package_digest: str) -> dict[str, Any] | None:
+    """Find who took this very package back and why; nothing, once it came back."""
+    from airflow_mlops.ledger.aliases import standing_rollback
+
+    back = standing_rollback(moves, version, package_digest)
+    if back is None:
+        return None
+    return {
+        "model_version": str(back.payload["previous_version"]),
+        "actor": back.actor,
+        "at": back.recorded_at.isoformat(),
+        "reason": back.payload.get("reason"),
+    }
 
 
 def _told(taken_back: Mapping[str, Any]) -> str:

@@ -150,11 +150,12 @@ class EvaluateModelOperator(StepOperator):
             summary=f"verdict on the challenger of {result['model_name']}: {result['verdict']}: {result['reason']}",
             payload=result,
         )
-        if result["verdict"] != "promote" and self.decision_key:
+        decision_key = optional(self.decision_key)
+        if result["verdict"] != "promote" and decision_key is not None:
             self.write_entry(
                 context,
                 kind=EntryKind.RETRAINING_OUTCOME,
-                key=self.decision_key,
+                key=decision_key,
                 model_name=result["model_name"],
                 window=None,
                 subject=result["run_id"],

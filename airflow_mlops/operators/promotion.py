@@ -35,6 +35,8 @@ _ANSWER = frozenset(
         "model_version",
         "package_digest",
         "champion_version",
+        "champion_alias",
+        "ledger_position",
         "responded_by",
         "responded_at",
     }
@@ -109,7 +111,7 @@ class PromoteModelOperator(StepOperator):
             "reason": evaluated["reason"]
             + (f"; approved by {answer['responded_by']['name']}" if answer else ""),
             "package_digest": answer["package_digest"] if answer else self._registered(),
-            "asked_at": answer.get("asked_at") if answer else None,
+            "asked_after": answer["ledger_position"] if answer else None,
             "approved_at": answer["responded_at"] if answer else None,
             "decision_key": optional(self.decision_key),
             "actor": actor(context),
@@ -177,11 +179,15 @@ class PromoteModelOperator(StepOperator):
             answer["model_name"],
             optional_text(answer["model_version"]),
             optional_text(answer["champion_version"]),
+            answer["champion_alias"],
         )
         if answer["approved"] is not True or who is None:
             why = f"{who} said no" if who else "nobody said yes in time"
-        elif asked != (self.model_name, version, champion):
-            why = f"the yes was about {asked[0]} version {asked[1]} against champion {asked[2]}, not against {champion}"
+        elif asked != (self.model_name, version, champion, self.alias):
+            why = (
+                f"the yes was about {asked[0]} version {asked[1]} against {asked[3]} {asked[2]}, not against {self.alias} {champion}. "
+                "Clear the approval's task, and it asks about this one"
+            )
         elif self._registered() not in {None, answer["package_digest"]}:
             why = f"the yes was about package {answer['package_digest']}, and {self._registered()} was registered"
         else:

@@ -24,9 +24,11 @@ DatasetRef = DatasetVersion | PastDataset | str
 
 
 def resolve_dataset(dataset: DatasetRef, *, time_column: str | None = None) -> DatasetVersion:
-    """Turn a table into the version that is meant, with the digest of its rows; a version stays as it is.
+    """Turn a table into the version that is meant, with the digest of its rows; a version keeps its own.
 
     What was read for the digest of the newest version is kept in the table's folder, where that may be written to.
+
+    :param time_column: whose first and last time are told; ``None``: that of the version, if it has one.
 
     :raises DatasetNotFoundError: no such table or version, or its files are gone.
     """
@@ -49,7 +51,9 @@ def _resolve(
         version = delta.version_as_of(dataset.uri, dataset.as_of)
         return describe(dataset.uri, version=version, time_column=time_column)
     delta.require_readable(dataset.uri, dataset.version)
-    return dataset
+    return (
+        dataset if time_column in {None, dataset.time_column} else delta.with_times(dataset, str(time_column))
+    )
 
 
 def read_rows(
@@ -84,12 +88,14 @@ def model_columns(rows: pl.DataFrame, signature: ModelSignature) -> dict[str, An
 
     :raises SchemaMismatchError: a number is wanted where the table holds something else.
     """
+    import polars as pl
+
     columns: dict[str, Any] = {}
     for field in signature.inputs:
         column = rows[field.name]
         if field.type == "string":
             columns[field.name] = category_texts(column).to_list()
-        elif column.dtype.is_numeric() or column.dtype == bool or column.null_count() == len(column):
+        elif column.dtype.is_numeric() or column.dtype == pl.Boolean or column.null_count() == len(column):
             columns[field.name] = column.cast(float).to_numpy()
         else:
             raise SchemaMismatchError(

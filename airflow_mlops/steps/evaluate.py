@@ -340,10 +340,22 @@ def _unseen(spec: EvaluateSpec, challenger: ServedModel, champion: ServedModel |
     """Give the part of the window that begins after the training of both models: rows one has learned by heart prove nothing.
 
     :raises InsufficientDataError: nothing is left of it.
+    :raises SchemaMismatchError: their rows were told apart by another column than these.
     """
     start = spec.window.start
     for who, model in (("challenger", challenger), ("champion", champion)):
         trained = model.manifest.trained_on.window if model is not None else None
+        by = model.manifest.trained_on.time_column if model is not None else None
+        if by not in {None, spec.time_column}:
+            raise SchemaMismatchError(
+                f"the {who} of {spec.model_name} was trained on rows until a time in {by!r}, and time_column is "
+                f"{spec.time_column!r}: which of these rows it has learned from can't be told. "
+                + (
+                    f"Evaluate by {by!r}"
+                    if who == "challenger"
+                    else "Promote the challenger by hand, without an evaluation"
+                )
+            )
         if trained is None or trained.end <= start:
             continue
         if trained.end >= spec.window.end:

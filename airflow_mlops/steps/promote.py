@@ -39,7 +39,8 @@ class PromoteSpec:
     :param evaluated_run_id: the run that was evaluated; it must hold this version's package. ``None``, with a verdict: an earlier
         champion comes back, as ``decision_key`` wants.
     :param package_digest: of the package that was registered, and approved; ``None``: any.
-    :param asked_at: when the person who approved it was asked; ``None``: at the time of the approval.
+    :param asked_after: newest move of the alias, by its number in the ledger, that the person who approved it could be told of: clocks
+        of two machines do not tell which of two came first. ``None``: those until ``approved_at``.
     :param approved_at: when a person approved it; ``None`` where nobody was asked.
     :param alias: the alias to move; the version that ``champion`` leaves gets ``previous``.
     :param reason: sentence for the ledger; default is what its evaluation concluded, or that there was none.
@@ -55,7 +56,7 @@ class PromoteSpec:
     verdict: str | None = None
     evaluated_run_id: str | None = None
     package_digest: str | None = None
-    asked_at: datetime | None = None
+    asked_after: int | None = None
     approved_at: datetime | None = None
     alias: str = "champion"
     reason: str | None = None
@@ -233,12 +234,11 @@ def _require_not_taken_back(spec: PromoteSpec, package_digest: str, moves: Seque
     Who was asked before that has approved something else: the question did not say it.
     """
     back = standing_rollback(moves, spec.model_version, package_digest) if spec.verdict is not None else None
-    asked_at = spec.asked_at or spec.approved_at
-    if back is None or (asked_at is not None and asked_at > back.recorded_at):
+    if back is None or _was_told(spec, back):
         return
     remedy = (
         "Ask a person (ApproveModelOperator), or promote by hand, without an evaluation"
-        if asked_at is None
+        if spec.asked_after is None and spec.approved_at is None
         else "The person who approved it was asked before that: clear the approval's task, and the question says so"
     )
     left = back.payload["previous_version"]
@@ -248,6 +248,13 @@ def _require_not_taken_back(spec: PromoteSpec, package_digest: str, moves: Seque
         f"{back.recorded_at:%Y-%m-%d %H:%M} ({back.summary}), and an evaluation alone does not undo that. {remedy}",
         evidence={"rolled_back_by": back.actor, "reason": back.payload.get("reason")},
     )
+
+
+def _was_told(spec: PromoteSpec, back: LedgerEntry) -> bool:
+    """Tell whether who approved it knew that it had been taken back."""
+    if spec.asked_after is not None:
+        return (back.entry_id or 0) <= spec.asked_after
+    return spec.approved_at is not None and spec.approved_at > back.recorded_at
 
 
 def _adopt(ledger: Ledger, registry: Registry, spec: PromoteSpec) -> None:

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from sklearn import metrics as oracle
 
+from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
@@ -424,6 +425,42 @@ def test_rows_a_champion_has_learned_by_heart_prove_nothing(
         InsufficientDataError, match=r"the champion was trained on rows until .* judge on later rows"
     ):
         evaluate(services, challenger)
+
+
+def test_rows_are_told_apart_by_the_column_the_model_was_trained_by(
+    services: Services, tmp_path: Path
+) -> None:
+    """Rows arrive in another order than they happened, and nobody can tell what they are: one neighbor knows those it has seen."""
+    chance, count = np.random.default_rng(0), 600
+    arrived = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in range(count)]
+    event = [arrived[place] - timedelta(days=3) for place in chance.permutation(count)]
+    noise = {"x": chance.normal(size=count), "y": chance.normal(size=count)}
+    frame = pl.DataFrame(
+        {"arrived": arrived, "event": event, "night": [hour % 2 == 0 for hour in range(count)], **noise}
+    )
+    table = str(tmp_path / "table")
+    delta.replace_window(table, frame, time_column="arrived", window=None)
+    ingested = to_dict(delta.describe(table, time_column="arrived"))
+    asked = {"estimator": "sklearn.neighbors.KNeighborsRegressor", "estimator_params": {"n_neighbors": 1}, "metric": "mae",
+             "target": "y", "numeric": ["x", "night"], "time_column": "event", "rows": "all",
+             "window": {"start": "2023-01-01", "end": "2025-01-01"}}  # fmt: skip
+    training = run_step("train", {"dataset": ingested, "model_name": "two times", **asked}, services)
+    assert training["training_rows"] + training["holdout_rows"] == count
+    assert training["dataset"]["time_column"] == "event"
+    operator = EvaluateModelOperator(task_id="evaluate", training=training)
+    result = run_step("evaluate", operator.build_spec(task_context()), services)
+    assert result["verdict"] == "reject"
+    assert result["report"]["deciding"]["challenger"]["value"] == pytest.approx(training["metric_value"])
+    with pytest.raises(
+        SchemaMismatchError, match=r"challenger of two times .* in 'event'.*'arrived'.*Evaluate by 'event'"
+    ):
+        evaluate(services, training, time_column="arrived")
+    crown(services, training)
+    other = run_step(
+        "train", {"dataset": ingested, "model_name": "two times", **asked, "time_column": "arrived"}, services
+    )
+    with pytest.raises(SchemaMismatchError, match=r"champion of two times .* in 'event'.*by hand"):
+        evaluate(services, other)
 
 
 def test_labels_that_are_not_there_yet(services: Services, tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ YES = {
     "model_version": "5",
     "package_digest": "sha256:1",
     "champion_version": "4",
+    "champion_alias": "champion",
+    "ledger_position": 0,
     "responded_by": {"name": "anna"},
     "responded_at": "2026-03-01T00:00:00+00:00",
 }
@@ -71,6 +73,12 @@ def asking(**more: Any) -> ApproveModelOperator:
         )
 
 
+def promoting(approval: Any, **more: Any) -> PromoteModelOperator:
+    about = {"model_name": "fare", "model_version": REGISTRATION, "evaluation": EVALUATION}
+    with DAG("dag", schedule=None):
+        return PromoteModelOperator(task_id="promote", approval=approval, **(about | more))
+
+
 def written(url: str) -> list[LedgerEntry]:
     with Ledger.open(url) as ledger:
         return ledger.entries(newest_first=False)
@@ -78,14 +86,17 @@ def written(url: str) -> list[LedgerEntry]:
 
 class TestAnswer:
     def test_a_yes_is_written_down(self, ledger_url: str) -> None:
-        task = asking(decision_key="decision")
-        answer = task.execute_complete(context(), event("Approve"), "2026-02-28T00:00:00+00:00")  # type: ignore[arg-type]
+        task = asking()
+        asked = task._asked() | {"asked_at": "2026-02-28T00:00:00+00:00"}
+        answer = task.execute_complete(context(), event("Approve"), asked)  # type: ignore[arg-type]
         assert json.loads(json.dumps(answer)) == {
             "approved": True,
             "model_name": "fare",
             "model_version": "5",
             "package_digest": "sha256:1",
             "champion_version": "4",
+            "champion_alias": "champion",
+            "ledger_position": 0,
             "responded_by": {"id": "7", "name": "anna"},
             "asked_at": "2026-02-28T00:00:00+00:00",
             "responded_at": "2026-03-01T00:00:00+00:00",
@@ -98,6 +109,37 @@ class TestAnswer:
         assert entry.summary == "anna approved version 5 of fare: fine"
         assert entry.payload["asked_by"] == "dag/run/approve"
         assert task.found_links == {"Model version": REGISTRATION["version_url"]}
+
+    def test_an_answer_is_about_what_was_asked_whatever_was_made_since(self, ledger_url: str) -> None:
+        """Airflow renders the arguments anew when the answer comes: they are those of the tasks as they ran last."""
+        task = asking()
+        asked = task._asked()
+        task.registration = REGISTRATION | {"model_version": "6", "package_digest": "sha256:2"}
+        answer = task.execute_complete(context(), event("Approve"), asked)  # type: ignore[arg-type]
+        assert (answer["model_version"], answer["package_digest"]) == ("5", "sha256:1")
+        assert written(ledger_url)[0].summary == "anna approved version 5 of fare: fine"
+        with pytest.raises(
+            PromotionRejectedError, match=r"the yes was about fare version 5 .* asks about this"
+        ):
+            promoting(answer, model_version="6").build_spec(context())  # type: ignore[arg-type]
+
+    def test_a_yes_for_one_alias_is_none_for_another(self, ledger_url: str) -> None:
+        evaluation = EVALUATION | {"champion_alias": "shadow"}
+        with DAG("dag", schedule=None):
+            task = ApproveModelOperator(task_id="a", registration=REGISTRATION, evaluation=evaluation)
+        assert "become shadow?" in task._question()
+        answer = task.execute_complete(context(), event("Approve"), task._asked())  # type: ignore[arg-type]
+        assert written(ledger_url)[0].summary == "anna approved version 5 of fare as shadow: fine"
+        with pytest.raises(PromotionRejectedError, match="the yes was about fare version 5 against shadow 4"):
+            promoting(answer).build_spec(context())  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("key", ["None", "", None])
+    def test_a_key_that_is_none_is_none(self, ledger_url: str, key: str | None) -> None:
+        assert asking(decision_key=key)._asked()["decision_key"] is None
+
+    def test_a_key_that_names_no_decision_is_told_before_anybody_is_asked(self, ledger_url: str) -> None:
+        with pytest.raises(ValueError, match="'elsewhere' names no retraining decision of fare"):
+            asking(decision_key="elsewhere").execute(context())  # type: ignore[arg-type]
 
     def test_a_no_closes_the_retraining(self, ledger_url: str) -> None:
         decision = LedgerEntry(
@@ -173,13 +215,7 @@ class TestComment:
 class TestPromotion:
     @staticmethod
     def spec(approval: Any, **more: Any) -> dict[str, Any]:
-        with DAG("dag", schedule=None):
-            task = PromoteModelOperator(
-                task_id="promote",
-                approval=approval,
-                **({"model_name": "fare", "model_version": REGISTRATION, "evaluation": EVALUATION} | more),
-            )
-        return task.build_spec(context())  # type: ignore[arg-type]
+        return promoting(approval, **more).build_spec(context())  # type: ignore[arg-type]
 
     def test_who_approved_is_part_of_the_reason(self) -> None:
         spec = self.spec(YES)
@@ -312,12 +348,12 @@ class TestQuestion:
                     ),
                 )
         task = asking()
-        shown = rendered(task._question(task._taken_back())).text.strip()
+        shown = rendered(task._question(task._asked()["taken_back"])).text.strip()
         assert shown.startswith("It was rolled back: bob took version " + version)
         assert "at 2026-02-03 04:05 UTC: complaints <b>" in shown
-        told = {"asked_at": "2026-02-04T00:00:00+00:00", "taken_back": task._taken_back()}
-        answer = task.execute_complete(context(), event("Approve"), **told)  # type: ignore[arg-type]
+        answer = task.execute_complete(context(), event("Approve"), task._asked())  # type: ignore[arg-type]
         assert answer["taken_back"]["actor"] == "bob"
+        assert answer["ledger_position"] == written(ledger_url)[-2].entry_id
         assert written(ledger_url)[-1].payload["taken_back"] == answer["taken_back"]
 
     def test_names_from_outside_are_text(self) -> None:

@@ -17,10 +17,12 @@ from airflow_mlops.core.model.columns import ColumnRoles
 from airflow_mlops.core.model.signature import FieldSpec, ModelSignature
 from airflow_mlops.core.profiles.counting import category_counts
 from airflow_mlops.exceptions import SchemaMismatchError, SignatureMismatchError
+from airflow_mlops.integrations.domain_classifier import tell_apart
 from airflow_mlops.integrations.sklearn import to_features
 from airflow_mlops.serving.arrow import decode_arrow
 from airflow_mlops.serving.requests import RequestDecoder
 from airflow_mlops.steps.common import model_columns
+from airflow_mlops.steps.training.rows import class_shares
 
 ROLES = ColumnRoles(target="y", time="t", categorical=("code",))
 SIGNATURE = ModelSignature(inputs=(FieldSpec(name="code", type="string"),), output="y")
@@ -98,3 +100,12 @@ def test_what_is_no_number_is_no_category() -> None:
 def test_what_has_no_text_is_refused_by_name_and_type(held: pl.Series, kind: str) -> None:
     with pytest.raises(SchemaMismatchError, match=re.escape(f"column 'x' holds {kind}")):
         category_texts(held)
+
+
+@pytest.mark.parametrize("name", ["count", "rows", "value", "label"])
+def test_columns_that_are_called_as_what_is_counted(name: str) -> None:
+    column = pl.Series(name, ["a", "b", "a"])
+    assert category_counts(column) == {"a": 2, "b": 1}
+    assert class_shares(column) == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+    sides = [pl.DataFrame({name: [first, second] * 150}) for first, second in (("a", "b"), ("a", "c"))]
+    assert tell_apart(*sides).drifted

@@ -102,6 +102,7 @@ def describe_request(
     evaluation: Mapping[str, Any],
     changes: Sequence[Change],
     links: Mapping[str, str],
+    alias: str = "champion",
     taken_back: str | None = None,
 ) -> str:
     """Write what a person who approves a version wants to see, as Markdown.
@@ -109,6 +110,7 @@ def describe_request(
     :param evaluation: as :func:`describe_model` takes it.
     :param changes: what was done differently for the champion.
     :param links: label to address.
+    :param alias: that is to be moved to it.
     :param taken_back: who took the version back, when and why, which comes first; ``None``: nobody did.
     """
     found = _Evaluation(evaluation)
@@ -119,7 +121,7 @@ def describe_request(
     ]
     parts = [
         *([f"**It was rolled back:** {markdown(taken_back)}\n"] if taken_back else []),
-        f"Shall version {markdown(model_version)} of **{markdown(model_name)}** become champion?\n",
+        f"Shall version {markdown(model_version)} of **{markdown(model_name)}** become {markdown(alias)}?\n",
         *(section_markdown(section) for section in (_compared(found), _slices(found)) if not section.empty),
         "\n".join(f"* {markdown(note)}" for note in _unmeasured(found)),
     ]

@@ -114,7 +114,7 @@ def count_categories(column: pl.Series, layout: ColumnLayout) -> CountedCategori
 def category_counts(column: pl.Series) -> dict[str, int]:
     """Count a column's values as text, long ones by a name; nulls and NaN are left out."""
     known = column.fill_nan(None) if column.dtype.is_float() else column
-    counted = known.drop_nulls().value_counts(name="rows")
+    counted = known.drop_nulls().alias("value").value_counts(name="rows")
     texts = category_texts(counted.to_series(0))
     names = texts.to_list()
     if (texts.str.len_chars() > LONGEST_NAME).any():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow_mlops.integrations.delta.changes import rows_changed
 from airflow_mlops.integrations.delta.commits import HASHED, find_commit, find_works, find_written
-from airflow_mlops.integrations.delta.description import describe, describe_files, digest_window
+from airflow_mlops.integrations.delta.description import describe, describe_files, digest_window, with_times
 from airflow_mlops.integrations.delta.history import require_readable, version_as_of
 from airflow_mlops.integrations.delta.reading import has_rows, read_table, require_columns, stream_table
 from airflow_mlops.integrations.delta.removal import delete_rows, drop_before, vacuum
@@ -47,4 +47,5 @@ __all__ = [
     "table_id",
     "vacuum",
     "version_as_of",
+    "with_times",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.data.batches import stream_batches
@@ -61,6 +62,15 @@ def describe(
         time_min=first,
         time_max=last,
     )
+
+
+def with_times(dataset: DatasetVersion, time_column: str) -> DatasetVersion:
+    """Tell the first and the last time of another column; as it is where the table has no such column."""
+    if time_column not in dataset.columns:
+        return dataset
+    table = open_table(dataset.uri, dataset.version)
+    first, last = _times(table, time_column, scan(table).collect_schema())
+    return replace(dataset, time_column=time_column, time_min=first, time_max=last)
 
 
 def _times(

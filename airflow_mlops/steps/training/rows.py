@@ -226,7 +226,7 @@ def constant_answers(target: pl.Series) -> tuple[float, ...]:
 
 def class_shares(target: pl.Series) -> dict[str, float]:
     """Share of each label, under the text that the model's labels and what turned out are compared as."""
-    counts = target.value_counts(sort=True)
+    counts = target.alias("label").value_counts(sort=True)
     return {str(label): count / len(target) for label, count in counts.rows()}
 
 
