@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOG_FILE = "service.log"
+#: Settings of the inference log, as :mod:`airflow_mlops.serving.log_settings` reads them.
+LOG_SETTINGS_FILE = "inference_log/settings.json"
 #: Holds the token that rollouts are steered with, where nobody gave one; for the user who owns the folder only.
 STEERING_FILE = "steering.token"
 
@@ -97,7 +99,10 @@ class LocalServer:
             os.environ.get(name, "")
             for name in ("AIRFLOW_MLOPS_PICKLED_MODELS", "AIRFLOW_MLOPS_TRUSTED_TYPES")
         ]
-        known = [self.url, self.public_keys, *vouched, str(self.serving_dir), _handed_on()]
+        # The service reads them when it starts, and whoever reads the log each time.
+        path = self.serving_dir / LOG_SETTINGS_FILE
+        log_settings = path.read_text() if path.is_file() else ""
+        known = [self.url, self.public_keys, *vouched, str(self.serving_dir), _handed_on(), log_settings]
         text = canonical_json(known)
         # Slow on purpose: the key of pseudonyms is among them, and what people chose could be guessed from a plain digest.
         return hashlib.scrypt(

@@ -169,8 +169,8 @@ class _Work:
             return math.nan
         try:
             return self._score(candidate, learn, check)
-        except TransientError:
-            raise
+        except (TransientError, MemoryError, OSError):
+            raise  # what the machine lacks says nothing of the parameters
         except Exception as err:
             # Estimators raise anything on parameters that do not go together.
             log.warning("tuning: %s with %s failed", candidate.name, candidate.params, exc_info=True)

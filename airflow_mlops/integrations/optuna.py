@@ -294,8 +294,8 @@ def _score_folds(
     for fold in range(settings.folds):
         try:
             values.append(score(candidate, fold))
-        except TransientError:
-            raise
+        except (TransientError, MemoryError, OSError):
+            raise  # what the machine lacks says nothing of the parameters, which would be known as bad ones for good
         except Exception as err:  # noqa: BLE001 - estimators raise anything on parameters that do not go together
             log.warning(
                 "tuning: trial %d, %s with %s failed: %r",

@@ -33,7 +33,8 @@ class SelectModelOperator(StepOperator):
 
     def build_spec(self, context: Context) -> dict[str, Any]:
         """Give a :class:`~airflow_mlops.steps.select.SelectSpec`."""
-        return {"trainings": list(self.trainings)}
+        # Columns decide nothing here, and there may be thousands for each of many candidates.
+        return {"trainings": [one | {"dataset": {**one["dataset"], "columns": {}}} for one in self.trainings]}
 
     def record(self, result: dict[str, Any], context: Context) -> None:
         """Write the choice to the ledger and link to the chosen run."""
@@ -56,5 +57,5 @@ class SelectModelOperator(StepOperator):
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Give the chosen training."""
-        training: dict[str, Any] = result["training"]
-        return training
+        run_id = result["training"]["run_id"]
+        return dict(next(one for one in self.trainings if one["run_id"] == run_id))

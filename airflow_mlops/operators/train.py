@@ -81,6 +81,8 @@ class TrainModelOperator(StepOperator):
     :param background_rows: training rows to store in the package, up to 100, so that the service can say what each input of a
         request contributed to the answer (``POST /predict/explain``). Default none: these are rows of your data, readable by
         whoever may read the package. (templated)
+    :param private_columns: inputs of which no row is stored as an example; a list, or one text with commas. Five held-out rows are in each
+        package, one in the version's description and model card: there they have made-up values. (templated)
     :param seed: random state. (templated)
     """
 
@@ -120,6 +122,7 @@ class TrainModelOperator(StepOperator):
         "quantize",
         "allow_pickle",
         "background_rows",
+        "private_columns",
         "seed",
         "as_of",
     )
@@ -159,6 +162,7 @@ class TrainModelOperator(StepOperator):
         quantize: str | None = None,
         allow_pickle: bool | str = False,
         background_rows: int | str = 0,
+        private_columns: str | Sequence[str] = (),
         seed: int | str = 0,
         as_of: str | int | None = None,
         **kwargs: Any,
@@ -197,6 +201,7 @@ class TrainModelOperator(StepOperator):
         self.quantize = quantize
         self.allow_pickle = allow_pickle
         self.background_rows = background_rows
+        self.private_columns = private_columns
         self.seed = seed
 
     def build_spec(self, context: Context) -> dict[str, Any]:
@@ -236,6 +241,7 @@ class TrainModelOperator(StepOperator):
             "quantize": optional(self.quantize),
             "allow_pickle": str(self.allow_pickle).lower() == "true",
             "background_rows": int(self.background_rows),
+            "private_columns": names(self.private_columns),
             "seed": int(self.seed),
             "dag_code": _dag_code(context),
             **plan,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Where the container finds its spec. The result goes to where the provider's sidecar looks for it.
 SPEC_FOLDER, SPEC_FILE = "/airflow-mlops/spec", "spec.json"
+
+#: A Kubernetes secret holds 1 MiB, of which some is for credentials.
+_LARGEST_SPEC = 1_000_000
 RESULT_FILE = "/airflow/xcom/return.json"
 
 
@@ -160,11 +163,17 @@ class KubernetesRunner:
         credentials = services.to_environment()
         pod_name = f"{re.sub('[^a-z0-9]+', '-', name)}-{secrets.token_hex(6)}"
         work = canonical_json([name, spec, self.image, self.python, self.env, asdict(self.resources)])
+        given = json.dumps(spec, allow_nan=False)
+        if len(given) > _LARGEST_SPEC:
+            raise ValueError(
+                f"the spec of step {name!r} has {len(given):,} bytes, and a pod takes {_LARGEST_SPEC:,} from its secret: let this task run "
+                "its step elsewhere (runner=InProcessRunner() or PythonRunner(...)), or give it less, such as fewer columns"
+            )
         self._operator = self._pod_operator(
             name,
             manifest=self.manifest(name, pod_name, sorted(credentials)),
             work=hashlib.sha256(work.encode()).hexdigest()[:24],
-            secret={**credentials, SPEC_FILE: json.dumps(spec, allow_nan=False)},
+            secret={**credentials, SPEC_FILE: given},
         )
         return pods.run(self._operator)
 

@@ -340,13 +340,19 @@ class EndpointApp:
         try:
             asked, predictions, seconds = await self._ask(version, body, is_arrow)
         except RequestError as err:
-            if err.model_version is None and version is not routes.stable:
-                asked, predictions, _ = await self._ask(routes.stable, body, is_arrow)
-                self.observer.failed(version.model_version, revision, caller)
-                return routes.stable, asked, predictions
             if err.model_version is not None:
                 self.observer.failed(err.model_version, revision, caller)
-            raise
+                raise
+            if version is routes.stable:
+                self.observer.refused(version.model_version, revision, caller)
+                raise
+            try:
+                asked, predictions, _ = await self._ask(routes.stable, body, is_arrow)
+            except RequestError:
+                self.observer.refused(version.model_version, revision, caller)
+                raise
+            self.observer.failed(version.model_version, revision, caller)
+            return routes.stable, asked, predictions
         if self.observer.active:
             self.observer.answered(version.model_version, revision, seconds, predictions, caller)
         return version, asked, predictions

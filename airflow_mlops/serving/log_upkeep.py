@@ -192,6 +192,7 @@ def keep_up(root: Path, *, now: datetime) -> None:
             # What was uploaded and is still here would come back beside what it was merged into.
             leave=frozenset(_folder(name) for name in waiting),
         )
+        _remove_empty(root, now=now)
         if settings.retention_days is not None:
             delete_hours(
                 place_of(settings.uri) if settings.uri else LocalFolder(root),
@@ -221,6 +222,14 @@ def merge_hours(
         if len(names) > 1 and _hour(folder) + timedelta(hours=1) + _SETTLED <= now:
             count += _merge(place, folder, names, now, writer)
     return count
+
+
+def _remove_empty(root: Path, *, now: datetime) -> None:
+    """Remove the folders of hours that are over and whose files were uploaded: each flush looks into all that are there."""
+    for folder in root.glob("*/hour=*"):
+        with contextlib.suppress(OSError, ValueError):  # there is a file in it, or it is none of ours
+            if _hour(folder.name) + timedelta(hours=1) + _SETTLED <= now:
+                folder.rmdir()
 
 
 def delete_hours(place: Place, *, before: datetime) -> list[str]:

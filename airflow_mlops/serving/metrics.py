@@ -239,6 +239,10 @@ class EndpointMetrics:
                     next(one for one in state.versions if one.model_version == name)
                 )
                 self._cells[name] = _cells_of(manifest.classes, folder)
+                for cell in self._cells[
+                    name
+                ].names:  # one that is not there yet can't be compared with a day ago
+                    self._published_cells.labels(name, cell)
             if share > 0.0 and name not in self._answering:
                 self._published_live.labels(name).set(now)
             until = manifest.trained_on.window_end
@@ -315,13 +319,11 @@ def _cells_of(classes: Sequence[str] | None, folder: Path) -> _Cells:
 
 
 def _forget_dead_workers() -> None:
-    """Remove what workers that were killed left behind: what they had at hand is not there any more."""
-    from prometheus_client.multiprocess import mark_process_dead
-
+    """Remove what workers that were killed left behind but their counts: what they had at hand, or served, is not there any more."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if not folder:
         return
-    for path in Path(folder).glob("gauge_live*_*.db"):
+    for path in Path(folder).glob("gauge_*_*.db"):
         pid = path.stem.rpartition("_")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
+            path.unlink(missing_ok=True)

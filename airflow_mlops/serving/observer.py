@@ -16,7 +16,7 @@ import numpy as np
 
 from airflow_mlops.core.codec import canonical_json, from_dict, to_dict
 from airflow_mlops.core.profiles.profile_format import PREDICTION, REFERENCE_PROFILE_FILE, profile_from_json
-from airflow_mlops.core.rollouts.drawn_requests import DrawnRequests, draw_requests, merge_drawn
+from airflow_mlops.core.rollouts.drawn_requests import REFUSED, DrawnRequests, draw_requests, merge_drawn
 from airflow_mlops.core.rollouts.observations import (
     AnswerCells,
     Observations,
@@ -56,6 +56,7 @@ class _Event(NamedTuple):
     :param seconds: it took; ``None`` where it failed.
     :param answers: one per row; ``None`` where it failed.
     :param returned: what was answered instead, where this was a mirror's answer.
+    :param refused: whether it was drawn for the version, and refused for what the caller sent.
     """
 
     version: str
@@ -64,6 +65,7 @@ class _Event(NamedTuple):
     seconds: float | None
     answers: Sequence[Any] | None
     returned: Sequence[Any] | None
+    refused: bool = False
 
 
 class Observer:
@@ -119,6 +121,10 @@ class Observer:
     def failed(self, version: str, revision: int, caller: bytes | None = None) -> None:
         """Note a request that a version failed on."""
         self._note(_Event(version, revision, caller, None, None, None))
+
+    def refused(self, version: str, revision: int, caller: bytes | None = None) -> None:
+        """Note a request that was drawn for a version and refused, for what the caller sent: it counts in the split alone."""
+        self._note(_Event(version, revision, caller, None, None, None, refused=True))
 
     def mirrored(
         self,
@@ -204,6 +210,7 @@ class Observer:
         times[answered] = time_cells([events[row].seconds or 0.0 for row in answered])
         drawn = draw_answers((events[row].answers or () for row in answered), self._random)
         answers[answered] = self._seen.cells.of(drawn)
+        times[[row for row, event in enumerate(events) if event.refused]] = REFUSED
         return draw_requests(
             versions=versions,
             answered_by=np.array([numbers[event.version] for event in events]),
@@ -245,9 +252,11 @@ def _count(events: list[_Event], cells: AnswerCells, random: np.random.Generator
     if answers and not cells.labels:
         numbers = np.asarray(answers, dtype=np.float64)
         sums = (float(numbers.sum()), float((numbers**2).sum()))
+    refused = sum(event.refused for event in events)
     return VersionObservations(
-        requests=len(events),
-        failed=len(events) - len(answered),
+        requests=len(events) - refused,
+        failed=len(events) - refused - len(answered),
+        refused=refused,
         rows=len(answers),
         times=tuple(count_times(times).tolist()) if times else (),
         answers=tuple(cells.counts(drawn).tolist()) if drawn else (),

@@ -35,7 +35,7 @@ from airflow_mlops.steps.common import resolve_dataset, work_key
 from airflow_mlops.steps.registry.provenance import note_package, noted_trainings
 from airflow_mlops.steps.training.code_version import code_version
 from airflow_mlops.steps.training.fit import Made, Work, choose_metric, require_measurable, search_and_fit
-from airflow_mlops.steps.training.model_package import FittedModel, refused_types, write_package
+from airflow_mlops.steps.training.model_package import FittedModel, example_rows, refused_types, write_package
 from airflow_mlops.steps.training.record import TRAINING_FOLDER, Clock, flat_params, row_facts, write_evidence
 from airflow_mlops.steps.training.rows import choose_window, require_instants, split_rows
 from airflow_mlops.steps.training.spec import (
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Artifact of a finished run, so that a retry can give its result again; a tag would be cut off at 8,000 characters.
+#: Rows of MLflow's input example.
+_COPY_EXAMPLES = 3
 _RESULT_FILE = f"{TRAINING_FOLDER}/result.json"
 
 
@@ -236,6 +238,7 @@ def _package(
         quantize=spec.quantize,
         allow_pickle=spec.allow_pickle,
         background_rows=background_rows,
+        private_columns=spec.private_columns,
         seed=spec.seed,
     )
     return manifest, write_manifest(folder, manifest)
@@ -303,6 +306,7 @@ def _log_copy(work: Work, fitted: FittedModel, form: ServingForm, temporary: Pat
         pipeline,
         name=work.spec.model_name,
         features=fitted.features,
+        example=example_rows(fitted.features, _COPY_EXAMPLES, work.spec.private_columns),
         trusted=types,
     )
 

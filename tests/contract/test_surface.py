@@ -164,6 +164,8 @@ class TestTask:
             given["fail_on_drift"] = False  # the example drifted
         for name in {"deploy_task_id", "bring_back_task_id"} & set(given):
             given[name] = None  # no task follows
+        if "trainings" in given:  # one of which is chosen
+            given["trainings"] = [to_dict(a_value(load_step("train").result))]
         task = cls(task_id="task", **given)
         if issubclass(cls, StepOperator):
             step = load_step(cls.step)

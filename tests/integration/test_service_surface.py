@@ -102,6 +102,7 @@ def test_rules_and_board_ask_for_what_two_workers_really_expose(service: httpx.C
     assert datetime.fromtimestamp(until, UTC) == datetime(2024, 2, 1, tzinfo=UTC)
     cells = [value for (name, _), value in exposed.items() if name == "airflow_mlops_prediction_cells_total"]
     assert sum(cells) == 180
+    assert 0 in cells  # those that were never answered are there as well, to be compared with a day ago
 
     names = {name for name, _ in exposed}
     rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]

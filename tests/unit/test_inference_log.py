@@ -20,6 +20,7 @@ import pytest
 from airflow_mlops.core.profiles.profile import profile_frame
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ConnectionConfigError, InsufficientDataError
+from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.object_store import ObjectStore
 from airflow_mlops.serving.inference_log import (
     InferenceLog,
@@ -38,7 +39,7 @@ from airflow_mlops.serving.log_files import (
     file_name,
     is_merged,
 )
-from airflow_mlops.serving.log_settings import LogSettings, keep_in_folder
+from airflow_mlops.serving.log_settings import LOG_FOLDER, LogSettings, keep_in_folder
 from airflow_mlops.serving.log_upkeep import GRACE, Upkeep, delete_hours, keep_up, merge_hours
 from airflow_mlops.serving.partition_profiles import profile_window, scan_window
 from tests.disks import small_disk
@@ -272,6 +273,14 @@ class TestSettings:
                 keep_in_folder(folder)
                 assert LogSettings.load(folder, environ) == LogSettings(share=0.5 if given else 1.0)
         assert LogSettings.load(tmp_path / "production", environ).uri == environ["AIRFLOW_MLOPS_LOG_URI"]
+
+    def test_other_settings_are_a_reason_to_start_the_service_again(self, tmp_path: Path) -> None:
+        """It reads them when it starts, and readers of its log do each time."""
+        server = LocalServer(tmp_path, port=1)
+        before = server.settings
+        assert LocalServer(tmp_path, port=1).settings == before
+        keep_in_folder(tmp_path / LOG_FOLDER)
+        assert server.settings != before
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -541,6 +550,22 @@ class TestMerge:
         assert files.find("m") == []
         with pytest.raises(InsufficientDataError, match="holds 0 files"):
             logged(root)
+
+    def test_folders_of_hours_that_were_uploaded_are_removed(self, tmp_path: Path) -> None:
+        """Each flush would look through all there ever were."""
+        log, there = tmp_path / "log", tmp_path / "there"
+        (log / "settings.json").parent.mkdir()
+        (log / "settings.json").write_text(json.dumps({"uri": there.as_uri()}))
+        for hour in ("2024-05-01T00", "2024-05-01T01", "2024-05-01T02"):
+            (log / "m" / f"hour={hour}").mkdir(parents=True)
+        (log / "m" / "hour=2024-05-01T01" / "part-x.parquet").write_bytes(b"it waits")
+        (log / "m" / "hour=of another program").mkdir()
+        keep_up(log, now=datetime(2024, 5, 1, 3, 1, tzinfo=UTC))
+        assert sorted(path.name for path in (log / "m").iterdir()) == [
+            "hour=2024-05-01T01",
+            "hour=2024-05-01T02",  # its last rows may be on their way
+            "hour=of another program",
+        ]
 
     def test_the_command_keeps_to_the_settings(self, tmp_path: Path) -> None:
         write_files(tmp_path, 3)

@@ -145,6 +145,18 @@ def test_a_choice_among_many_candidates_is_recorded_once(
     assert {one.payload["run_id"] for one in found} == {trainings[7]["run_id"]}
 
 
+def test_a_choice_among_wide_tables_is_asked_without_their_columns() -> None:
+    columns = {f"c{number}": "Float64" for number in range(5_000)}
+    trainings = [
+        {"run_id": run_id, "dataset": {"uri": "t", "version": 1, "columns": columns}} for run_id in "abcdefgh"
+    ]
+    task = SelectModelOperator(task_id="select", trainings=trainings)
+    asked = task.build_spec(CONTEXT)  # type: ignore[arg-type]
+    assert len(json.dumps(asked)) < 1_000
+    chosen = {"training": asked["trainings"][3], "reason": "the best"}
+    assert task.decide(chosen, CONTEXT) == trainings[3]  # type: ignore[arg-type]
+
+
 def decider(*groups: str, bring_back: str = "bring_back") -> DecideRetrainingOperator:
     """Give one that a training, an earlier champion and a deployment follow, all in a group of tasks."""
     with DAG("decided"), ExitStack() as entered:

@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 
 from airflow_mlops.runners.kubernetes import KubernetesRunner, ResourceSpec
+from airflow_mlops.services import Services
 
 EVERYTHING = ResourceSpec(
     cpu="2",
@@ -86,3 +87,9 @@ def test_a_dag_file_that_names_a_runner_stays_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == ""
+
+
+def test_a_spec_that_no_secret_holds_is_refused_by_name() -> None:
+    runner = KubernetesRunner(image="x:1")
+    with pytest.raises(ValueError, match=r"spec of step 'train' has 1,\d{3},\d{3} bytes.*InProcessRunner"):
+        runner.run("train", {"numeric": ["a column with a long name"] * 50_000}, Services())

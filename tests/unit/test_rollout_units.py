@@ -54,6 +54,28 @@ def judge(seen: Observations, share: float, *, sticky: bool = False, looks: int 
     return Counter(one.metric for one in found.findings if one.judgement == "worse")
 
 
+@pytest.mark.parametrize("sticky", [False, True])
+def test_a_version_that_refuses_more_is_no_uneven_split(tmp_path: Path, *, sticky: bool) -> None:
+    """The old version needs an input that a fifth of callers do not send, the new one does not."""
+    random, observer = np.random.default_rng(0), observing(tmp_path, 0.5, seed=0, sticky=sticky)
+    for number in range(6_000):
+        caller = f"caller {number}".encode() if sticky else None
+        if random.random() < 0.5:
+            observer.answered("2", 1, 0.001, ["no"], caller)
+        elif random.random() < 0.2:
+            observer.refused("1", 1, caller)
+        else:
+            observer.answered("1", 1, 0.001, ["no"], caller)
+    counted = from_dict(Observations, to_dict(observer.read()))
+    for old in (counted.of("1"), *([counted.of_callers("1")] if sticky else [])):
+        assert (old.failed, old.requests, old.refused) == (
+            0,
+            pytest.approx(2400, rel=0.05),
+            pytest.approx(600, rel=0.15),
+        )
+    assert judge(counted, 0.5, sticky=sticky) == Counter()
+
+
 class TestRowsOfARequest:
     def rollout(self, folder: Path, seed: int, *, yes: float = 0.3) -> Counter[str]:
         """Let two versions answer requests of one row, and three of 5,000 rows that are all alike."""

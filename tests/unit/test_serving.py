@@ -4,6 +4,7 @@ import asyncio
 import errno
 import importlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import skops.io
 from airflow_mlops.core.rollouts.desired_state import serve_alone
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError, RolloutError
-from airflow_mlops.serving import reconciler
+from airflow_mlops.serving import metrics as served_metrics, reconciler
 from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log
 from airflow_mlops.serving.metrics import EndpointMetrics
@@ -372,3 +373,17 @@ def test_a_version_that_comes_back_began_to_answer_then(
     serve(4.0, v2=1.0)
     serve(5.0, v1=1.0)
     assert (began("v1"), began("v2")) == (5.0, 3.0)
+
+
+def test_what_dead_workers_leave_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their counts stay; what they served, and had at hand, is over."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for pid in (gone.pid, os.getpid()):
+        for kind in ("gauge_livesum", "gauge_mostrecent", "counter", "histogram"):
+            (tmp_path / f"{kind}_{pid}.db").touch()
+    served_metrics._forget_dead_workers()
+    left = {path.stem for path in tmp_path.iterdir() if path.stem.endswith(f"_{gone.pid}")}
+    assert left == {f"counter_{gone.pid}", f"histogram_{gone.pid}"}
+    assert len(list(tmp_path.iterdir())) == 6

@@ -331,6 +331,27 @@ def test_logarithmic_integers_are_drawn_in_the_logarithm() -> None:
     assert {one.params["n"] for one in sklearn.draw(Candidate(estimator="a.b", space=ends), 50, 0)} == {2, 3}
 
 
+@pytest.mark.parametrize("lack", [MemoryError("no room"), OSError(28, "No space left on device")])
+def test_what_the_machine_lacks_is_held_against_no_parameters(tmp_path: Path, lack: Exception) -> None:
+    """Else what was tried in that hour would be known as bad for good, and a retry would choose among the rest."""
+    short = [True]
+
+    def score(candidate: Candidate, fold: int) -> float:
+        if short[0] and candidate.params.get("kind") == "bad":
+            raise lack
+        return bowl(candidate, fold)
+
+    url = f"sqlite:///{tmp_path}/short.db"
+    with pytest.raises(type(lack)):
+        run_search(url, score, trials=25)
+    short[0] = False
+    found, _ = run_search(url, score, trials=25)
+    assert all(trial.folds for trial in found.trials)
+    short[0] = True
+    with pytest.raises(type(lack)):
+        halve(lambda candidate, learn, check: score(candidate, 0))
+
+
 def test_parameters_that_do_not_go_together_fail_one_trial(tmp_path: Path) -> None:
     def picky(candidate: Candidate, fold: int) -> float:
         if candidate.params.get("kind") == "bad":
@@ -2040,6 +2061,33 @@ def test_a_package_that_nothing_would_load_is_not_stored(
         ValueError, match=r"package of the model has .* at most 1,000 are loaded\. Train a smaller"
     ):
         packaged(Candidate(estimator="sklearn.linear_model.Ridge"), COLUMNS, rows(), tmp_path)
+
+
+def test_a_manifest_that_nothing_would_load_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_package, "MAXIMUM_MANIFEST_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"manifest of the package would have .* at most 1,000 are loaded"):
+        packaged(Candidate(estimator="sklearn.linear_model.Ridge"), COLUMNS, rows(), tmp_path)
+
+
+def test_example_rows_show_what_may_be_shown() -> None:
+    features = pd.DataFrame({"age": [31.0, 7.0], "note": ["Jane Doe", None], "text": ["x" * 2000, "y"]})
+    example = model_package.example_rows(features, 1, ["age", "note"])
+    assert example.to_dict(orient="records") == [{"age": 0.0, "note": "private", "text": "x" * 1000}]
+    assert features["note"][0] == "Jane Doe"
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"private_columns": ["nobody"]}, "nobody, which is no input"),
+        ({"private_columns": ["a"], "background_rows": 5}, "a is private"),
+    ],
+)
+def test_private_columns_that_make_no_sense(more: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        spec_of(**more).columns()
 
 
 @pytest.mark.parametrize(("how", "categories"), [("int8", ("kind",)), ("float16", ())])

@@ -188,13 +188,17 @@ def _check_split(
     policy: CanaryPolicy,
     looks: int,
 ) -> Finding:
-    """See whether the split is as asked for: by the exact binomial test."""
-    total = before.requests + after.requests
-    observed = after.requests / total if total else 0.0
-    said = f"the new version answered {after.requests} of {total} ({observed:.1%}), asked for {share:.1%}"
+    """See whether the split is as asked for: by the exact binomial test.
+
+    A request that its version refused was drawn for it all the same: where one of the two refuses more, what is left is split otherwise.
+    """
+    drawn = after.requests + after.refused
+    total = before.requests + before.refused + drawn
+    observed = drawn / total if total else 0.0
+    said = f"the new version was given {drawn} of {total} ({observed:.1%}), asked for {share:.1%}"
     if total < policy.minimum_requests:
         return Finding(metric="split", judgement="no data", new=observed, sentence=f"{said}: too few to tell")
-    p_value = float(stats.binomtest(after.requests, total, share).pvalue)
+    p_value = float(stats.binomtest(drawn, total, share).pvalue)
     off = p_value < policy.split_significance / looks
     return Finding(
         metric="split",

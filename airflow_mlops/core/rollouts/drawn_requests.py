@@ -23,8 +23,8 @@ Array = NDArray[Any]
 MOST_CALLERS = 16_384
 
 _ROW = np.dtype([("caller", "<u8"), ("draw", "<u8"), ("version", "<u2"), ("time", "<i2"), ("answer", "<i4")])
-#: In place of the cells of a request that failed.
-_FAILED = -1
+#: In place of the cells of a request that failed, and of one that was refused.
+_FAILED, REFUSED = -1, -2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,16 +41,24 @@ class DrawnRequests:
     packed: str = ""
 
     def of(self, model_version: str) -> tuple[int, Array, Array]:
-        """Give what a version did on its callers' requests.
+        """Give what a version did on its callers' requests, those left out that were refused.
 
         :returns: how many there are, and of those that did not fail the cell of the time and that of the answer.
         """
         rows = self._rows()
         if model_version not in self.versions:
             return 0, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        mine = rows[rows["version"] == self.versions.index(model_version)]
+        mine = rows[(rows["version"] == self.versions.index(model_version)) & (rows["time"] != REFUSED)]
         answered = mine[mine["time"] != _FAILED]
         return len(mine), answered["time"].astype(np.int64), answered["answer"].astype(np.int64)
+
+    def refused(self, model_version: str) -> int:
+        """Count the callers whose request was drawn for a version, and refused."""
+        if model_version not in self.versions:
+            return 0
+        rows = self._rows()
+        mine = rows["version"] == self.versions.index(model_version)
+        return int((mine & (rows["time"] == REFUSED)).sum())
 
     def _rows(self) -> Array:
         return np.frombuffer(base64.b64decode(self.packed), dtype=_ROW)

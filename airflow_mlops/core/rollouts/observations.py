@@ -56,6 +56,8 @@ class VersionObservations:
 
     :param requests: that it was asked to answer.
     :param failed: of these, how many it failed on: an exception, or no finite number.
+    :param refused: requests beside these that were drawn for it and refused for what the caller sent: they tell how traffic was split, and
+        nothing else.
     :param rows: that it answered.
     :param times: requests by the time they took, by cell; see :func:`time_cells`.
     :param answers: answered requests by the answer to one of their rows, by cell of :class:`AnswerCells`; see :func:`draw_answers`.
@@ -67,6 +69,7 @@ class VersionObservations:
 
     requests: int = 0
     failed: int = 0
+    refused: int = 0
     rows: int = 0
     times: tuple[int, ...] = ()
     answers: tuple[int, ...] = ()
@@ -80,6 +83,7 @@ class VersionObservations:
         return VersionObservations(
             requests=self.requests + other.requests,
             failed=self.failed + other.failed,
+            refused=self.refused + other.refused,
             rows=self.rows + other.rows,
             times=_added(self.times, other.times),
             answers=_added(self.answers, other.answers),
@@ -121,6 +125,7 @@ class Observations:
         return VersionObservations(
             requests=requests,
             failed=requests - len(times),
+            refused=self.drawn.refused(model_version),
             rows=len(answers),
             times=_counted(times, TIME_CELLS),
             answers=_counted(answers, self.cells.count),

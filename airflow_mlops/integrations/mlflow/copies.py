@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 #: Tag of a logged model: digest of all its files, as they were when training stored them.
 COPY_DIGEST_TAG = "airflow_mlops.copy_digest"
 
-#: Rows of MLflow's input example.
-_EXAMPLE_ROWS = 3
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelCopy:
@@ -47,6 +44,7 @@ class Copies(Connected):
         *,
         name: str,
         features: Any,
+        example: Any,
         trusted: Sequence[str],
     ) -> ModelCopy:
         """Store the pipeline as an MLflow model, so that ``mlflow.pyfunc.load_model`` works in a notebook.
@@ -55,6 +53,8 @@ class Copies(Connected):
 
         :param pipeline: takes rows as they come, see :func:`~airflow_mlops.integrations.sklearn.with_served_inputs`: MLflow's
             loaders hand them over as they are.
+        :param features: rows that tell the signature.
+        :param example: rows that are stored with it.
         :param trusted: types in the pipeline that skops asks about. MLflow's loaders trust what is listed, so each must be
             vouched for by somebody else than the pipeline.
         """
@@ -69,7 +69,7 @@ class Copies(Connected):
                 serialization_format="skops",
                 skops_trusted_types=list(trusted),
                 signature=infer_signature(features.head(100), pipeline.predict(features.head(100))),
-                input_example=features.head(_EXAMPLE_ROWS),
+                input_example=example,
                 pip_requirements=pinned_requirements(trusted),
             )
             digest = _folder_digest(folder)

@@ -15,6 +15,7 @@ from airflow_mlops.core.comparison.metrics import resolve_metric
 from airflow_mlops.core.comparison.predictions import Graded, Predictions
 from airflow_mlops.core.model.background import BACKGROUND_FILE, Background
 from airflow_mlops.core.model.package import (
+    MAXIMUM_MANIFEST_BYTES,
     MAXIMUM_PACKAGE_BYTES,
     Holdout,
     PackageManifest,
@@ -44,7 +45,7 @@ from airflow_mlops.steps.training.reference_profile import reference_profile
 from airflow_mlops.steps.training.rows import class_shares, constant_answers, simple_prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
 
 #: Rows stored in the package with their predictions; a service that loads it must give the same.
 KNOWN_ROWS = 5
+
+#: Characters of a text in a known row.
+_LONGEST_EXAMPLE = 1_000
 
 #: Names of the model files without their ending, and the endings.
 MODEL_STEM, ERROR_MODEL_STEM = "model", "error_model"
@@ -101,12 +105,14 @@ def write_package(
     quantize: onnx.Quantization | None,
     allow_pickle: bool = False,
     background_rows: int = 0,
+    private_columns: Sequence[str] = (),
     seed: int = 0,
 ) -> PackageManifest:
     """Write every file of the package but its manifest, and give the manifest.
 
     :param allow_pickle: store a model that converts to no safe form as a pickle.
     :param background_rows: training rows to store for explanations by the service; 0: none.
+    :param private_columns: inputs of which the known rows have made-up values.
     :param seed: of their draw.
     :raises UnsafeModelError: the model converts to no safe form.
     :raises ValueError: the files are larger than a package that is loaded.
@@ -123,15 +129,15 @@ def write_package(
     )
     profile = reference_profile(split, columns, fitted.unseen.values, classification=fitted.classification)
     (folder / REFERENCE_PROFILE_FILE).write_text(profile_to_json(profile))
-    estimation = _write_estimation(folder, fitted, columns, signature, split)
+    estimation = _write_estimation(folder, fitted, columns, signature, split, private_columns)
     (folder / ESTIMATION_FILE).write_text(canonical_json(to_dict(estimation)))
     if background_rows:
         background = _draw_background(split.training, columns, background_rows, seed)
         (folder / BACKGROUND_FILE).write_text(background.to_json())
     _require_loadable_size(folder)
     classes = tuple(str(name) for name in fitted.pipeline.classes_) if fitted.classification else None
-    known = fitted.features.head(KNOWN_ROWS)
-    return PackageManifest(
+    known = example_rows(fitted.features, KNOWN_ROWS, private_columns)
+    manifest = PackageManifest(
         task="classification" if fitted.classification else "regression",
         signature=signature,
         serving_form=form,
@@ -172,6 +178,26 @@ def write_package(
         environment={"python": platform.python_version()}
         | {name: version(name) for name in ("scikit-learn", "skl2onnx", "onnxruntime", "numpy")},
     )
+    size = len(manifest.to_bytes())
+    if size > MAXIMUM_MANIFEST_BYTES:
+        raise ValueError(
+            f"the manifest of the package would have {size:,} bytes, and at most {MAXIMUM_MANIFEST_BYTES:,} are loaded: it has "
+            f"{len(classes or ()):,} labels and {len(signature.inputs):,} inputs. Take fewer"
+        )
+    return manifest
+
+
+def example_rows(features: pd.DataFrame, count: int, private_columns: Sequence[str]) -> pd.DataFrame:
+    """Give the first rows, as they may be shown: with made-up values in private columns, and the beginning of long texts."""
+    rows = features.head(count).copy()
+    for name in rows.columns:
+        if name in private_columns:
+            rows[name] = 0.0 if rows[name].dtype.kind in "fiub" else "private"
+        elif rows[name].dtype.kind not in "fiub":
+            rows[name] = [
+                value[:_LONGEST_EXAMPLE] if isinstance(value, str) else value for value in rows[name]
+            ]
+    return rows
 
 
 def _require_loadable_size(folder: Path) -> None:
@@ -228,6 +254,7 @@ def _write_estimation(
     columns: ColumnRoles,
     signature: ModelSignature,
     split: Split,
+    private_columns: Sequence[str],
 ) -> Estimation:
     """Learn on the held-out rows how the metric can be estimated without labels; write the error model if there is one."""
     metric = resolve_metric(fitted.score.metric)
@@ -244,7 +271,7 @@ def _write_estimation(
     form, reason = _write_safe_form(folder / ERROR_MODEL_STEM, model, inputs, ParityLimits(), None)
     if form is None:
         return Estimation(metric=metric.name, method="none", reason=reason)
-    known = model.features.head(KNOWN_ROWS)
+    known = example_rows(model.features, KNOWN_ROWS, private_columns)
     return replace(
         estimation,
         model_file=ERROR_MODEL_STEM + ENDINGS[form],

@@ -31,7 +31,7 @@ _LONGEST_NAME = 250
 _NO_METHOD = {
     *(part.name for part in fields(TrainingPlan)),
     *("dataset", "trailing_days", "holdout_share", "model_name", "id_column"),
-    *("parity", "quantize", "allow_pickle", "background_rows", "experiment", "dag_code"),
+    *("parity", "quantize", "allow_pickle", "background_rows", "private_columns", "experiment", "dag_code"),
 }
 
 
@@ -75,10 +75,12 @@ class TrainSpec:
         which runs where it is loaded. That takes a trusted signature and ``AIRFLOW_MLOPS_PICKLED_MODELS``.
     :param background_rows: training rows to store in the package, which a service explains its answers against, at most 100; 0: none,
         and nothing is explained there. Whoever may read the package reads these rows.
+    :param private_columns: inputs of which no row is stored as an example: known rows, input example and model card have made-up values
+        there.
     :param seed: random state.
     :param experiment: MLflow experiment.
     :param dag_code: which version of the Dag file asks, for the run's tags; decides nothing.
-    :raises ValueError: ``keep_twin`` without ``refit``, or too many background rows.
+    :raises ValueError: ``keep_twin`` without ``refit``, too many background rows, or any with private columns.
     """
 
     dataset: DatasetRef
@@ -111,6 +113,7 @@ class TrainSpec:
     quantize: onnx.Quantization | None = None
     allow_pickle: bool = False
     background_rows: int = 0
+    private_columns: tuple[str, ...] = ()
     seed: int = 0
     experiment: str | None = None
     dag_code: dict[str, str] = field(default_factory=dict)
@@ -124,6 +127,10 @@ class TrainSpec:
         if not 0 <= self.background_rows <= MAXIMUM_BACKGROUND_ROWS:
             raise ValueError(
                 f"background_rows is {self.background_rows}; it must be from 0 to {MAXIMUM_BACKGROUND_ROWS}"
+            )
+        if self.background_rows and self.private_columns:
+            raise ValueError(
+                f"background_rows stores training rows as they are, and {', '.join(self.private_columns)} is private: leave one of both out"
             )
         start = self.holdout_start
         if start is not None:  # one instant is one text, as the text decides whether it was trained already
@@ -142,8 +149,13 @@ class TrainSpec:
     def columns(self) -> ColumnRoles:
         """Give the roles.
 
-        :raises ValueError: a column with two roles, or no input.
+        :raises ValueError: a column with two roles, no input, or a private column that is none.
         """
+        unknown = sorted({*self.private_columns} - {*self.numeric, *self.categorical, *self.text})
+        if unknown:
+            raise ValueError(
+                f"private_columns names {', '.join(unknown)}, which is no input of the model: no row of it is stored"
+            )
         return ColumnRoles(
             target=self.target,
             time=self.time_column,
