@@ -391,7 +391,8 @@ class EndpointApp:
         if known is not None:
             return known
         try:
-            predictions = version.model.predict_columns(asked.columns)
+            with self.observer.computing(version.model_version):
+                predictions = version.model.predict_columns(asked.columns)
         except Exception as err:
             logger.exception("version %s failed", version.model_version)
             message = f"version {version.model_version} failed on these rows; the service's log says why"

@@ -94,7 +94,8 @@ class Mirror:
         started, name = time.perf_counter(), version.model_version
         try:
             _require_inputs(version, answered.columns)
-            answers = version.model.predict_columns(answered.columns)
+            with self._observer.computing(name):
+                answers = version.model.predict_columns(answered.columns)
             if not all_finite(answers):
                 raise ValueError("no finite number")
         except Exception:

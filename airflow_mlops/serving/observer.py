@@ -28,12 +28,15 @@ from airflow_mlops.core.rollouts.observations import (
 )
 from airflow_mlops.serving.callers import Callers
 from airflow_mlops.serving.files import write_whole
+from airflow_mlops.serving.in_flight import InFlight, forget_all
 from airflow_mlops.serving.sizes import ROW_BYTES, VALUE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from airflow_mlops.core.rollouts.desired_state import DesiredState
     from airflow_mlops.serving.reconciler import Routes
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,9 @@ MAXIMUM_BYTES = 128_000_000
 
 #: How often the requests that were drawn from callers are written at most: up to half a megabyte, where everything else is a few kilobytes.
 WRITE_DRAWN_SECONDS = 5.0
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 class _Event(NamedTuple):
@@ -90,6 +96,7 @@ class Observer:
         self._unwritten, self._written_at = False, -math.inf
         self._random = np.random.default_rng()
         self._flushing = threading.Lock()
+        self._in_flight: InFlight | None = None
 
     def begin(self, routes: Routes) -> None:
         """Count from now on for new routes: from nothing, where they are a new state; no more, where nobody steers."""
@@ -106,11 +113,16 @@ class Observer:
                     else None,
                 )
                 self._remove_older()
+                self._note_in_flight(state)
             self._seen = replace(self._seen, fell_back=routes.fell_back)
             self.active = state.leased
             self._events, self._bytes = [], 0
             if state.leased or routes.fell_back:
                 self._write()
+
+    def computing(self, version: str) -> AbstractContextManager[None]:
+        """Note that a version computes an answer, so that it is known should the worker not survive it."""
+        return self._in_flight.computing(version) if self._in_flight is not None else _NOTHING
 
     def answered(
         self, version: str, revision: int, seconds: float, answers: Sequence[Any], caller: bytes | None = None
@@ -166,7 +178,8 @@ class Observer:
             if path.name != self._file:
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                     others.append(from_dict(Observations, json.loads(path.read_text())))
-        return merge_observations([own, *others])
+        died = self._in_flight.died() if self._in_flight is not None else {}
+        return replace(merge_observations([own, *others]), died=died)
 
     @property
     def _file(self) -> str:
@@ -227,6 +240,20 @@ class Observer:
             write_whole(self.folder / self._file, canonical_json(to_dict(self._seen)).encode())
         except OSError:  # serving goes on: who steers finds no data, which is never a pass
             logger.exception("what was observed can't be written")
+
+    def _note_in_flight(self, state: DesiredState) -> None:
+        if not state.leased or state.rollout is None:
+            self._in_flight = None
+            forget_all(self.folder)
+            return
+        try:
+            names = tuple(one.model_version for one in state.versions)
+            if self._in_flight is None or not self._in_flight.is_of(state.rollout, names):
+                self._in_flight = InFlight(self.folder, state.rollout, names)
+                self._in_flight.forget_others()
+        except OSError:  # serving goes on
+            self._in_flight = None
+            logger.exception("what is being computed can't be noted")
 
     def _remove_older(self) -> None:
         self.callers.forget(self._seen.revision)

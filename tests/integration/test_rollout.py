@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import polars as pl
 import psutil
 import pytest
@@ -613,6 +614,60 @@ def test_a_first_version_in_a_folder_that_was_emptied(
         assert stage.told() == ["finished", "finished"]
         assert stage.advance("2", canary()).state.status == "finished"  # it serves already
         assert stage.told() == ["finished", "finished"]
+    finally:
+        stage.server.stop()
+
+
+#: Ends the process of a service on one input, as a fault in a library does, or whoever needs the memory.
+_FATAL = """
+import os
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+
+class Fatal(RegressorMixin, BaseEstimator):
+    def fit(self, features, target):
+        self.fitted_ = True
+        return self
+
+    def predict(self, features):
+        x = np.asarray(features)[:, 0].astype(float)
+        if "AIRFLOW_MLOPS_TOKEN_FILE" in os.environ and (x > 3.0).any():  # standardized: x is above 18
+            os._exit(139)
+        return 2.0 * (x * 2.894 + 5.0)
+"""
+
+
+def test_a_version_that_takes_its_worker_with_it_is_taken_back(
+    tmp_path: Path, packages: dict[str, tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody counts the request that killed it, and what else failed then was of both versions."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "fatal_model.py").write_text(_FATAL)
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "fatal_model.Fatal")
+    digest = build_package(tmp_path / "fatal", form="sklearn", estimator="fatal_model.Fatal")
+    stage = Stage(tmp_path, {"1": packages["1"], "2": (tmp_path / "fatal", digest)}, free_port())
+    wide = CanaryPolicy(
+        minimum_requests=20, latency_tolerance=50.0, slowest_tolerance=1.0, answer_tolerance=None
+    )
+    try:
+        stage.deploy("1")
+        plan = canary(20.0, 0.5)
+        assert stage.advance("2", plan, policy=wide).wait_seconds is not None
+        with httpx.Client(base_url=stage.server.url, headers={"authorization": "Bearer token"}) as client:
+
+            def ask(x: float, times: int) -> None:
+                for _ in range(times):
+                    client.post("/predict", json={"row": {"x": x, "kind": "a"}}).raise_for_status()
+
+            ask(1.0, 200)
+            with pytest.raises(httpx.HTTPError):  # as soon as the new version is drawn
+                ask(100.0, 100)
+        progress = stage.roll_out("2", plan, policy=wide)
+        assert progress.state.status == "rolled_back"
+        assert progress.state.reason.startswith("workers died in the middle of 1 answers of the new version")
+        assert stage.serving() == {"1"}
     finally:
         stage.server.stop()
 

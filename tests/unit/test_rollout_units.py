@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,7 @@ from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersio
 from airflow_mlops.core.rollouts.mean_losses import larger_of_two, losses_of
 from airflow_mlops.core.rollouts.observations import Observations, merge_observations
 from airflow_mlops.serving.callers import Callers
+from airflow_mlops.serving.in_flight import InFlight, forget_all
 from airflow_mlops.serving.observer import Observer
 from airflow_mlops.serving.reconciler import LiveVersion, Routes
 
@@ -74,6 +78,47 @@ def test_a_version_that_refuses_more_is_no_uneven_split(tmp_path: Path, *, stick
             pytest.approx(600, rel=0.15),
         )
     assert judge(counted, 0.5, sticky=sticky) == Counter()
+
+
+_DIES = """
+import os, sys
+from pathlib import Path
+from airflow_mlops.serving.in_flight import InFlight
+
+noted = InFlight(Path(sys.argv[1]), sys.argv[2], ["1", "2"])
+with noted.computing("1"):
+    pass
+with noted.computing("2"), noted.computing("elsewhere"):
+    os._exit(139)
+"""
+
+
+def test_who_died_in_the_middle_of_an_answer_has_said_whose(tmp_path: Path) -> None:
+    for rollout in ("a", "a", "b"):
+        subprocess.run([sys.executable, "-c", _DIES, str(tmp_path), rollout], check=False)
+    mine = InFlight(tmp_path, "a", ["1", "2"])
+    with mine.computing("1"):  # by one who lives
+        assert mine.died() == {"2": 2}
+    assert InFlight(tmp_path, "a", ["1", "3"]).died() == {}
+    mine.forget_others()
+    assert InFlight(tmp_path, "b", ["1", "2"]).died() == {}
+    forget_all(tmp_path)
+    assert mine.died() == {}
+    with mine.computing("1"):  # what is mapped outlives its name
+        pass
+
+
+@pytest.mark.parametrize(
+    ("stable", "new", "worse"), [(0, 1, True), (1, 1, False), (0, 0, False), (2, 1, False)]
+)
+def test_workers_that_died_are_held_against_the_version_they_died_with(
+    tmp_path: Path, stable: int, new: int, *, worse: bool
+) -> None:
+    observer = observing(tmp_path, 0.5)
+    for number in range(1_000):
+        observer.answered("12"[number % 2], 1, 0.001, ["no"])
+    seen = replace(observer.read(), died={"1": stable, "2": new})
+    assert judge(seen, 0.5) == Counter(["deaths"] if worse else [])
 
 
 class TestRowsOfARequest:

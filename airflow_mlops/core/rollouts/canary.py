@@ -80,7 +80,7 @@ class CanaryPolicy:
 class Finding:
     """What one comparison found.
 
-    :param metric: what was compared: one of :data:`METRICS`, ``split``, or ``estimate``.
+    :param metric: what was compared: one of :data:`METRICS`, ``split``, ``estimate``, or ``deaths``.
     :param judgement: the verdict on it.
     :param stable: figure of the stable version.
     :param new: figure of the new one.
@@ -166,6 +166,7 @@ def analyze(
     if any(one.judgement == "no data" for one in (*findings, *compared)):
         compared = [one if one.judgement == "no data" else _not_yet(one) for one in compared]
     findings += compared
+    findings += _find_deaths(seen, stable, new)
     worse = [one for one in findings if one.judgement == "worse"]
     missing = [one for one in findings if one.judgement == "no data"]
     judgement: Judgement = "worse" if worse else "no data" if missing else "fine"
@@ -173,6 +174,18 @@ def analyze(
     return Analysis(
         judgement=judgement, findings=tuple(findings), sentence="; ".join(one.sentence for one in said)
     )
+
+
+def _find_deaths(seen: Observations, stable: str, new: str) -> list[Finding]:
+    """Blame a version for workers that died while it computed: they took the requests of both versions with them, and nobody counted these.
+
+    One is enough: a worker that is killed by somebody else seldom is in the middle of an answer, as most of them take a millisecond.
+    """
+    own, others = seen.died.get(new, 0), seen.died.get(stable, 0)
+    if own <= others:
+        return []
+    said = f"workers died in the middle of {own} answers of the new version and {others} of the stable one"
+    return [Finding(metric="deaths", judgement="worse", stable=float(others), new=float(own), sentence=said)]
 
 
 def _not_yet(finding: Finding) -> Finding:
