@@ -241,6 +241,17 @@ def _training_of(model: ServedModel) -> tuple[object, ...]:
     return manifest.task, manifest.signature, manifest.holdout, made
 
 
+def _answers_of_champion(spec: EvaluateSpec, rows: pl.DataFrame, champion: ServedModel) -> Predictions:
+    try:
+        columns = model_columns(rows, champion.manifest.signature)
+    except SchemaMismatchError as err:
+        raise SchemaMismatchError(
+            f"{err}; it is the champion of {spec.model_name} that does, so it can't be compared on the same rows: give the column its "
+            "former type back, or promote the challenger by hand, without an evaluation"
+        ) from err
+    return champion.answer(columns)
+
+
 @dataclass(frozen=True, slots=True)
 class _Judged:
     """What was measured; nothing where predecessors were."""
@@ -261,7 +272,7 @@ def _judge(
         if model is not None:
             require_known_labels(who, model.manifest.classes or (), target)
     answers = challenger.answer(model_columns(rows, manifest.signature))
-    rival = champion.answer(model_columns(rows, champion.manifest.signature)) if champion else None
+    rival = _answers_of_champion(spec, rows, champion) if champion else None
     graded = Graded(target, answers)
     old = Graded(target, rival) if rival is not None else None
     guesses = _guesses(spec, challenger, target)

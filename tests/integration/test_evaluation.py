@@ -565,6 +565,15 @@ def test_an_input_of_the_champion_that_is_gone_is_named(
         match=r"the champion of electricity_lost reads transfer, which .* bring the column back",
     ):
         evaluate(services, challenger)
+    other = str(tmp_path / "other")
+    rows = electricity[1].with_columns(pl.format("about {}", "transfer").alias("transfer"))
+    delta.replace_window(other, rows, time_column="timestamp", window=None)
+    challenger = train(services, other, name, numeric=["nswdemand"], **plain)
+    with pytest.raises(
+        SchemaMismatchError,
+        match=r"'transfer' holds String.*the champion of electricity_lost that does.*former type back",
+    ):
+        evaluate(services, challenger)
 
 
 def test_a_model_of_all_rows_is_held_against_the_champion_by_its_twin(

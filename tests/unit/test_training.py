@@ -2266,3 +2266,14 @@ def test_peak_memory_is_this_processs_own() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert 20.0 < float(done.stdout) < held.nbytes / 1e6
+
+
+def test_held_out_rows_that_are_infinite_are_named() -> None:
+    frame = rows()
+    pipeline = sklearn.build_pipeline(Candidate(estimator="sklearn.linear_model.Ridge"), COLUMNS, seed=0)
+    features = sklearn.to_features(frame, COLUMNS)
+    sklearn.fit(pipeline, features, sklearn.to_target(frame[COLUMNS.target], pipeline), None)
+    name = COLUMNS.numeric[0]
+    features.loc[3, name] = np.inf
+    with pytest.raises(ValueError, match=f"column {name!r} is infinite.* in 1 of {len(features)} rows"):
+        sklearn.predict(pipeline, features)

@@ -193,9 +193,18 @@ def _too_few(pipeline: Any) -> Iterator[str]:
 
 
 def predict(pipeline: Any, features: pd.DataFrame) -> Predictions:
-    """Answer rows, with probabilities where the pipeline gives them; equal models give equal bits."""
+    """Answer rows, with probabilities where the pipeline gives them; equal models give equal bits.
+
+    :raises ValueError: it refuses the rows: naming columns with infinite values.
+    """
     with in_one_thread():
-        values = np.asarray(pipeline.predict(features))
+        try:
+            values = np.asarray(pipeline.predict(features))
+        except ValueError as err:
+            hints = [*_infinite(features)]
+            if not hints:
+                raise
+            raise ValueError(f"{'; '.join(hints)} ({str(err)[:300]})") from err
         if not is_classification(pipeline):
             return Predictions(values=values)
         return Predictions(
