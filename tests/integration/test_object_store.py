@@ -147,7 +147,8 @@ def test_a_model_is_trained_on_a_table(
         window_start="2024-01-01",
         window_end="2025-01-01",
     ).execute(CONTEXT)
-    assert result["dataset"] == dataset
+    times = {"time_column": "t", "time_min": "2024-01-01T00:00:00Z", "time_max": "2024-07-18T00:00:00Z"}
+    assert result["dataset"] == {**dataset, **times}
 
 
 class TestOnce:

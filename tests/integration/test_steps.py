@@ -177,6 +177,16 @@ def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         made.ingest(NEXT)
         labels = {"labels": made.table, "id_column": stream.ID}
         made.run("performance", model_name=made.model_name, window=NEXT, target=stream.TARGET, **labels)
+        made.run(
+            "new-labels",
+            model_name=made.model_name,
+            target=stream.TARGET,
+            **labels,
+            windows=[
+                {"window": WINDOW, "version": 1},  # of which nothing was asked
+                {"window": NEXT, "version": 1},
+            ],
+        )
         made.run("drift", model_name=made.model_name, window=NEXT)
         made.run("skew", model_name=made.model_name, window=NEXT, table=made.table, id_column=stream.ID)
         made.run(
@@ -222,6 +232,7 @@ def test_the_chain_says_what_it_did(loop: Loop) -> None:
     assert results["deploy"]["model_version"] == "1"
     assert results["performance"]["measured"]
     assert not results["performance"]["degraded"]
+    assert results["new-labels"]["unchanged"] == [WINDOW]
     assert not results["drift"]["drifted"]
     assert results["skew"]["success"]
     assert results["skew"]["compared_rows"] == results["skew"]["row_count"] > 1000
