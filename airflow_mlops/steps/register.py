@@ -108,7 +108,7 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
 
     :raises ArtifactIntegrityError: the stored package is not the one with ``package_digest``; or it is to be signed, and
         neither the ledger nor a person vouches for it.
-    :raises ModelVersionNotFoundError: the run has no package.
+    :raises ModelVersionNotFoundError: the run has no package, or was deleted before it was registered.
     :raises ConnectionConfigError: signatures are asked for, or the model is a pickle, and there is no key to sign with.
     :raises ValueError: ``alias`` is not one that a registration sets, or the evaluation is about another package.
     """
@@ -127,6 +127,11 @@ def run(spec: RegisterSpec, services: Services) -> RegisterResult:
             "without allow_pickle"
         )
     training = registry.training_run(spec.run_id)
+    if training.is_deleted and registry.find_package(spec.model_name, spec.package_digest) is None:
+        raise ModelVersionNotFoundError(
+            f"run {spec.run_id} was deleted in MLflow, and its package was not registered as {spec.model_name}: the version would go "
+            f"with the run. Restore it (mlflow runs restore --run-id {spec.run_id}), or train again"
+        )
     changes = _changes(spec, registry, training, services)
     card = describe_model(
         manifest,

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 
 from airflow_mlops.core.model.model_card import describe_request
 from airflow_mlops.core.model.signing import PackageSignature, SigningKey
+from airflow_mlops.exceptions import ModelVersionNotFoundError
 from airflow_mlops.integrations.mlflow import SIGNATURE_TAG, Registry
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
@@ -155,6 +156,26 @@ def test_the_same_package_of_another_run_is_the_same_version(runs: Runs) -> None
         "2",
     ]
     assert runs.register("same", first)["run_id"] == first["run_id"]
+
+
+def test_a_run_in_the_trash_makes_no_version(runs: Runs) -> None:
+    kept, gone = runs.add(), runs.add(slope=3.0)
+    assert runs.register("trash", kept)["model_version"] == "1"
+    for training in (kept, gone):
+        runs.client.delete_run(training["run_id"])
+    with pytest.raises(ModelVersionNotFoundError, match=f"mlflow runs restore --run-id {gone['run_id']}"):
+        runs.register("trash", gone)
+    assert len(runs.client.search_model_versions("name = 'trash'")) == 1
+    assert runs.register("trash", kept)["model_version"] == "1"  # it is there already
+
+
+def test_a_copy_for_notebooks_that_was_deleted_is_done_without(runs: Runs) -> None:
+    training = runs.add()
+    model = runs.client.create_logged_model(runs.experiment, name="copy", source_run_id=training["run_id"])
+    runs.client.finalize_logged_model(model.model_id, "READY")
+    runs.client.delete_logged_model(model.model_id)
+    assert runs.register("bare", training, model_id=model.model_id)["model_version"] == "1"
+    assert runs.client.get_model_version("bare", "1").source == f"runs:/{training['run_id']}/package"
 
 
 def test_registered_again_a_version_keeps_its_verdict_or_gets_a_new_one(runs: Runs) -> None:

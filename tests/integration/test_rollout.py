@@ -601,6 +601,20 @@ def test_what_passed_and_was_undone_can_be_done_again(stage: Stage) -> None:
     assert stage.told().count("finished") == 2
 
 
+def test_a_retry_does_not_replace_what_was_deployed_meanwhile(stage: Stage) -> None:
+    """The task was killed and its lease ran out; another one deployed a version, and then the first comes back."""
+    stage.advance("2", canary(60.0, 0.5), request="until try 3", lease_seconds=0.5)
+    time.sleep(1.0)
+    stage.deploy("4")
+    retried = stage.advance("2", canary(60.0, 0.5), request="until try 3")
+    assert (retried.state.status, retried.wait_seconds) == ("rolled_back", None)
+    assert retried.state.reason == "version 4 was deployed meanwhile, and serves"
+    assert (stage.told(), stage.serving()) == (["entered", "rolled_back"], {"4"})
+    # Whoever clears the task wants it all the same.
+    assert stage.advance("2", canary(60.0, 0.5), request="until try 6").wait_seconds
+    assert stage.serving() == {"2", "4"}
+
+
 def test_a_first_version_in_a_folder_that_was_emptied(
     tmp_path: Path, packages: dict[str, tuple[Path, str]]
 ) -> None:

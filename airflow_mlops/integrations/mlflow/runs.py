@@ -34,10 +34,12 @@ class TrainingRun:
 
     :param experiment_id: its experiment.
     :param params: its parameters.
+    :param is_deleted: whether it is in MLflow's trash, which ``mlflow gc`` empties.
     """
 
     experiment_id: str
     params: dict[str, str]
+    is_deleted: bool
 
 
 class Runs(Connected):
@@ -92,7 +94,11 @@ class Runs(Connected):
         """
         with translated(f"run {run_id}"):
             run = self.client.get_run(run_id)
-        return TrainingRun(experiment_id=str(run.info.experiment_id), params=dict(run.data.params))
+        return TrainingRun(
+            experiment_id=str(run.info.experiment_id),
+            params=dict(run.data.params),
+            is_deleted=run.info.lifecycle_stage == "deleted",
+        )
 
     def tag_run(self, run_id: str, name: str, value: str) -> None:
         """Write a tag of a run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import time
@@ -19,6 +20,8 @@ from airflow_mlops.integrations.mlflow.runs import PACKAGE_DIGEST_TAG
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 RUN_ID_TAG = "airflow_mlops.run_id"
 #: Tag of a model version: the package's signature as this model, see :mod:`airflow_mlops.core.model.signing`.
@@ -100,7 +103,8 @@ class Versions(Artifacts):
         MLflow can't make a tag unique, so of two processes that register the same package at once both create a version.
         Numbers are given in order: whoever finds a lower one with the same package takes its own back.
 
-        :param model_id: the copy for MLflow's own loaders; without one the version's source is the run's package.
+        :param model_id: the copy for MLflow's own loaders; without one, or where it was deleted, the version's source is the run's
+            package.
         :param tags: facts about it; a value longer than MLflow stores is cut off.
         :param verdict: tags of how it was judged, in place of those of an earlier verdict.
         :param keep_verdict: a version that is there keeps its verdict and description.
@@ -112,12 +116,13 @@ class Versions(Artifacts):
             self._ensure_model(model_name)
             standing = self._holding(model_name, package_digest)
             if not standing:
+                copy = model_id if model_id and self._has_copy(model_id) else None
                 created = _written(
                     self.client.create_model_version,
                     model_name,
-                    source=f"{_COPY}{model_id}" if model_id else f"runs:/{run_id}/{PACKAGE_FOLDER}",
+                    source=f"{_COPY}{copy}" if copy else f"runs:/{run_id}/{PACKAGE_FOLDER}",
                     run_id=run_id,
-                    model_id=model_id,
+                    model_id=copy,
                     tags=wanted,
                     description=text,
                 )
@@ -135,6 +140,19 @@ class Versions(Artifacts):
                 if standing[0].description != text:
                     _written(self.client.update_model_version, model_name, number, text)
             return _registered(self.client.get_model_version(model_name, number))
+
+    def _has_copy(self, model_id: str) -> bool:
+        """Tell whether a logged model is there; of one that is not MLflow's server makes no version, and says 500."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_logged_model(model_id)
+        except MlflowException as err:
+            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            log.warning("logged model %s was deleted in MLflow: the version has no copy for notebooks", model_id)
+            return False
+        return True
 
     def _bring_up_to_date(self, version: Any, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():

@@ -55,7 +55,12 @@ class RolloutHistory:
     def was_judged(self) -> bool:
         """Whether a look ended the attempt, and this very request had asked for it: whoever tries it again learns what it came to."""
         judged = any(event.what == "looked" and event.then == "roll_back" for event in self.events)
-        return bool(self.request) and self.request == self._last_request and judged
+        return self.is_own and judged
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the request that asks now had asked for the attempt before."""
+        return bool(self.request) and self.request == self._last_request
 
     def read(self) -> None:
         """Take the newest attempt from the ledger."""

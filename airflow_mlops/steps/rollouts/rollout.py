@@ -181,6 +181,12 @@ class Rollout:
                 return self._abort(current, self.spec.abort)
             if self.state.status == "finished" and self._serves_no_more(current):
                 self.history.begin_again()
+            if current is not None and self._is_superseded(current):
+                is_retry = self.history.is_own
+                self._write_superseded(current)
+                if is_retry:
+                    return self._ended()
+                self.history.begin_again()  # who asks anew wants it in spite of that
             if current is None:
                 may_serve = self.spec.first_serves and self.state.status == "new"
                 if self.spec.plan.strategy in ("shadow", "ab", "blue_green") and not may_serve:
@@ -233,6 +239,12 @@ class Rollout:
         ends_with_new = self.spec.plan.ends_with == "new"
         return ends_with_new and current.stable.model_version != self.new.model_version
 
+    def _is_superseded(self, current: DesiredState) -> bool:
+        """Tell whether another deployment went through since this rollout was steered last: its trial is over, whatever it had found."""
+        decided = self.state.then in ("finish", "roll_back")
+        gone = current.rollout is None and current.find(self.new.model_version) is None
+        return self.state.status == "running" and not decided and gone
+
     def _advance(self) -> Progress:
         action = next_action(self.spec.plan, self.state, now=_now(), steered=self._steered())
         while True:
@@ -254,7 +266,7 @@ class Rollout:
     def _enter(self, action: Action) -> None:
         phase = self.spec.plan.phases[action.phase]
         current = self._desired()
-        if self.state.status == "new":
+        if self.state.status == "new" or current.find(self.new.model_version) is None:
             package = self.fetch()
             try:
                 self.endpoint.bring(package, self.model_name, self.new)
@@ -428,6 +440,17 @@ class Rollout:
             log.exception(
                 "that the rollout is to be rolled back can't be written down; it is rolled back all the same"
             )
+
+    def _write_superseded(self, current: DesiredState) -> None:
+        """Write down that the trial is over because of another one: there is nothing to take back."""
+        reason = f"version {current.stable.model_version} was deployed meanwhile, and serves"
+        self.history.write(
+            "rolled_back",
+            phase=self.state.phase,
+            revision=current.revision,
+            reason=reason,
+            summary=f"rollout of {self.model_name} version {self.new.model_version} is over: {reason}",
+        )
 
     @contextmanager
     def _refusal_noted(self) -> Iterator[None]:
