@@ -305,7 +305,8 @@ class EndpointApp:
         )
         ids = asked.prediction_ids or self._ids.many(asked.size)
         seconds = time.perf_counter() - began
-        self._note(routes, version, asked._replace(prediction_ids=ids), predictions, seconds, headers)
+        asked = asked._replace(prediction_ids=ids)
+        self._note(routes, version, asked, predictions, seconds, headers=headers, body=body)
         if self.metrics is not None:
             self.metrics.count_request(version.model_version, 200)
             self.metrics.count_answer(
@@ -370,16 +371,17 @@ class EndpointApp:
         self, version: LiveVersion, body: bytes, is_arrow: bool
     ) -> tuple[PredictionRequest, Sequence[Any], float]:
         """Read a body and predict its rows; gives the seconds that the prediction took as well."""
-        model = version.model
-        if is_arrow:
-            asked = arrow.decode_arrow(
-                body, model.manifest.signature, self.settings.maximum_rows, self.settings.maximum_bytes
-            )
-        else:
-            asked = model.decoder.decode(body, self.settings.maximum_rows)
+        asked = self._read(version, body, is_arrow)
         started = time.perf_counter()
         predictions = self._predictions(version, asked)
         return asked, predictions, time.perf_counter() - started
+
+    def _read(self, version: LiveVersion, body: bytes, is_arrow: bool) -> PredictionRequest:
+        """Read a body as a version's inputs want it."""
+        model, most_rows = version.model, self.settings.maximum_rows
+        if not is_arrow:
+            return model.decoder.decode(body, most_rows)
+        return arrow.decode_arrow(body, model.manifest.signature, most_rows, self.settings.maximum_bytes)
 
     def _predictions(self, version: LiveVersion, asked: PredictionRequest) -> Sequence[Any]:
         # While versions are compared, all of them work for their answers.
@@ -411,7 +413,9 @@ class EndpointApp:
         asked: PredictionRequest,
         predictions: Sequence[Any],
         seconds: float,
+        *,
         headers: Headers,
+        body: bytes,
     ) -> None:
         """Log an answer, and let the mirror answer as well."""
         log = partial(
@@ -424,11 +428,16 @@ class EndpointApp:
             columns=asked.columns,
         )
         log(version, predictions, seconds)
-        if routes.mirror is not None and routes.mirror is not version:
-            self.mirror.offer(
-                routes.mirror,
-                Answered(routes.state.revision, asked.columns, predictions, partial(log, shadow=True)),
+        mirror = routes.mirror
+        if mirror is None or mirror is version:
+            return
+        answered = Answered(routes.state.revision, asked.columns, predictions, partial(log, shadow=True))
+        if mirror.model.manifest.signature.inputs != version.model.manifest.signature.inputs:
+            is_arrow = arrow.is_arrow(headers.get(b"content-type"))
+            answered = answered._replace(
+                read=lambda other: self._read(other, body, is_arrow).columns, body_bytes=len(body)
             )
+        self.mirror.offer(mirror, answered)
 
     def _caller(self, routes: Routes, headers: Headers) -> str | None:
         """Give what stands for the sticky key in the log, while callers stay with their version."""

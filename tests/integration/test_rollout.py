@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,9 @@ from airflow_mlops.integrations.bentoml import STEERING_FILE, EndpointClient, Lo
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
+from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_received_since
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
+from airflow_mlops.serving.log_settings import LOG_FOLDER
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.rollouts.quality import QualitySpec
 from airflow_mlops.steps.rollouts.rollout import Progress, Rollout, RolloutSpec
@@ -56,8 +58,8 @@ POLICY = CanaryPolicy(minimum_requests=100)
 class Traffic:
     """Ask the service from a few threads, all the time; note who answered and what failed."""
 
-    def __init__(self, url: str, threads: int = 3) -> None:
-        self.url = url
+    def __init__(self, url: str, threads: int = 3, more: Mapping[str, float] | None = None) -> None:
+        self.url, self.more = url, more or {}
         self.answered: Counter[str] = Counter()
         self.of_key: dict[str, set[str]] = {}
         self.ids: list[tuple[str, float]] = []
@@ -82,7 +84,7 @@ class Traffic:
                 x = rng.uniform(0.0, 2.0)
                 key = f"caller {rng.randrange(1_000)}"
                 try:
-                    got = client.predict([{"x": x, "kind": "a"}], sticky_key=key)
+                    got = client.predict([{"x": x, "kind": "a", **self.more}], sticky_key=key)
                 except Exception as err:  # noqa: BLE001 - whatever it is, it is a failed request
                     self.failures.append(str(err))
                     continue
@@ -777,23 +779,29 @@ def test_what_can_not_be_compared_has_not_passed(stage: Stage) -> None:
     assert stage.serving() == {"1"}
 
 
-def test_one_that_answers_unseen_needs_no_input_that_the_other_does_not_read(stage: Stage) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_one_that_answers_unseen_reads_its_own_inputs_of_a_request(stage: Stage, known: bool) -> None:
+    """It is compared once callers send what it takes, which is what one wants to know of a new input."""
     folder = stage.folder / "more"
     stage.packages = stage.packages | {"7": (folder, build_package(folder, idle=1))}
-    progress = stage.advance("7", plan_rollout("shadow"))
-    assert progress.state.status == "rolled_back"
-    assert progress.state.reason.startswith(
-        "the new version takes idle_0, which the version that answers does"
-    )
-    assert stage.serving() == {"1"}
-    assert stage.advance("7", plan_rollout("blue_green", seconds=60.0)).wait_seconds is not None
-    stage.advance("7", plan_rollout("blue_green", seconds=60.0), abort="that is enough")
-    stage.deploy("7")
-    progress = stage.advance("2", plan_rollout("blue_green"))
-    assert progress.state.reason.startswith(
-        "the old version takes idle_0, which the version that answers does"
-    )
-    assert progress.desired.stable.model_version == "7"
+    more = {"idle_0": 0.5} if known else {}
+    with Traffic(stage.server.url, more=more) as traffic:
+        progress = stage.roll_out("7", plan_rollout("shadow", seconds=3.0, looks=2))
+    assert (traffic.failures, stage.serving()) == ([], {"1"})
+    if known:
+        assert progress.state.status == "finished", progress.state.reason
+        log = stage.server.serving_dir / LOG_FOLDER
+        logged = read_received_since(log, "m", datetime(2020, 1, 1, tzinfo=UTC), shadow=True)
+        assert logged is not None
+        unseen = logged.filter(pl.col("model_version") == "7")
+        assert unseen["shadow"].all()
+        assert unseen[f"{FEATURE_PREFIX}idle_0"].to_list() == [0.5] * unseen.height
+        assert unseen.height > 100
+    else:
+        assert progress.state.status == "rolled_back"
+        assert progress.state.reason.endswith(
+            "; its inputs idle_0 are not those of version 1: callers must send them before it is rolled out"
+        )
 
 
 STEERER = """

@@ -128,6 +128,16 @@ class TestOldVersions:
         assert not (tmp_path / "table").exists()
         assert not DeltaTable.is_deltatable(str(tmp_path / "table"))
 
+    def test_a_table_that_keeps_them_for_longer_says_so(self, tmp_path: Path) -> None:
+        ingest(tmp_path, range(5))
+        DeltaTable(str(tmp_path / "table")).alter.set_table_properties(
+            {"delta.deletedFileRetentionDuration": "interval 30 days"}
+        )
+        with pytest.raises(ValueError, match=r"vacuum_days=7, by its property .*'interval 30 days': give as"):
+            ingest(tmp_path, range(5, 8), vacuum_days=7)
+        assert content(tmp_path) == list(range(8))
+        assert ingest(tmp_path, range(8, 9), vacuum_days=30)["retention"]["vacuumed_files"] == 0
+
 
 def make_older(table: Path) -> None:
     """Let it be eight days later, as far as the table knows."""

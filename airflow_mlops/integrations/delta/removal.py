@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
+_RETENTION = "delta.deletedFileRetentionDuration"
+
 
 def delete_rows(uri: str, *, column: str, values: Sequence[str]) -> None:
     """Delete the rows that have one of these values, in one commit; none where there are no such rows.
@@ -73,12 +75,25 @@ def vacuum(uri: str, *, days: float, used: Collection[int] = (), keep: bool = Tr
     :param used: versions that somebody needs; those that can't be read any more are left out.
     :param keep: leave their files.
     :returns: number of files that were deleted, and which of the versions in use need files that were due.
+    :raises ValueError: the table itself keeps them for longer, by its property ``delta.deletedFileRetentionDuration``.
     """
+    from deltalake.exceptions import DeltaError
+
     hours = math.ceil(24 * days)
     files = {version: names for version in sorted(set(used)) if (names := _file_names(uri, version))}
+    table = open_table(uri, None)
+    own = table.metadata().configuration.get(_RETENTION)
     with write_errors(uri):
-        table = open_table(uri, None)
-        due = {_name(path) for path in table.vacuum(hours)} if files else set()
+        try:
+            # It refuses before it looks at any file.
+            due = {_name(path) for path in table.vacuum(hours)} if files or own else set()
+        except DeltaError as err:
+            if own and "minimum retention" in str(err):
+                raise ValueError(
+                    f"{uri} keeps the files of old versions for longer than vacuum_days={days:g}, by its property "
+                    f"{_RETENTION}={own!r}: give as many days, or change the property. Its rows are written, no file was deleted"
+                ) from err
+            raise
         kept = list(files) if keep and files else None
         deleted = table.vacuum(hours, dry_run=False, keep_versions=kept)
     return len(deleted), [version for version, names in files.items() if names & due]

@@ -150,7 +150,9 @@ class Versions(Artifacts):
         except MlflowException as err:
             if err.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            log.warning("logged model %s was deleted in MLflow: the version has no copy for notebooks", model_id)
+            log.warning(
+                "logged model %s was deleted in MLflow: the version has no copy for notebooks", model_id
+            )
             return False
         return True
 

@@ -181,12 +181,8 @@ class Rollout:
                 return self._abort(current, self.spec.abort)
             if self.state.status == "finished" and self._serves_no_more(current):
                 self.history.begin_again()
-            if current is not None and self._is_superseded(current):
-                is_retry = self.history.is_own
-                self._write_superseded(current)
-                if is_retry:
-                    return self._ended()
-                self.history.begin_again()  # who asks anew wants it in spite of that
+            if current is not None and self._is_superseded(current) and self._end_superseded(current):
+                return self._ended()
             if current is None:
                 may_serve = self.spec.first_serves and self.state.status == "new"
                 if self.spec.plan.strategy in ("shadow", "ab", "blue_green") and not may_serve:
@@ -305,24 +301,31 @@ class Rollout:
 
     def _unlike(self, package: Path, current: DesiredState) -> str | None:
         """Say why answers of both versions can't be compared at all: no trial ever will, so the new one has not passed."""
-        folder = self.endpoint.serving_dir / current.folder(current.stable)
         new = read_package(package, self.new.package_digest)
-        old = read_package(folder, current.stable.package_digest)
+        old = self._manifest(current, current.stable)
         if (new.task, set(new.classes or ())) != (old.task, set(old.classes or ())):
             return (
                 f"version {self.new.model_version} answers {_answers(new)}, version {current.stable.model_version} "
                 f"{_answers(old)}: they can't be compared, deploy it with strategy='recreate'"
             )
-        for mirror in {phase.mirror for phase in self.spec.plan.phases}:
-            asked, unseen = (old, new) if mirror == "new" else (new, old)
-            given = {field.name: field.type for field in asked.signature.inputs}
-            others = [field.name for field in unseen.signature.inputs if given.get(field.name) != field.type]
-            if mirror is not None and others:
-                return (
-                    f"the {mirror} version takes {', '.join(others)}, which the version that answers does not take, or otherwise: one "
-                    "that answers unseen is given what the other one reads of a request; deploy it with strategy='canary'"
-                )
         return None
+
+    def _inputs_told(self, current: DesiredState) -> str:
+        """Name the inputs of which callers may not know yet: the likeliest reason why a version fails."""
+        new, old = (
+            {field.name: field for field in self._manifest(current, version).signature.inputs}
+            for version in (self.new, current.stable)
+        )
+        others = [name for name, field in new.items() if old.get(name) != field]
+        if not others:
+            return ""
+        return (
+            f"; its inputs {', '.join(others[:10])} are not those of version {current.stable.model_version}: callers must send "
+            "them before it is rolled out"
+        )
+
+    def _manifest(self, current: DesiredState, version: ServedVersion) -> PackageManifest:
+        return read_package(self.endpoint.serving_dir / current.folder(version), version.package_digest)
 
     def _look(self) -> Action:
         """Compare the versions, and say what follows."""
@@ -346,6 +349,10 @@ class Rollout:
         )
         now = _now()
         action = action_after(plan, self.state, analysis, now=now)
+        if action.what == "roll_back" and any(
+            one.metric == "errors" and one.judgement == "worse" for one in analysis.findings
+        ):
+            action = replace(action, reason=action.reason + self._inputs_told(current))
         if plan.strategy == "ab" and action.what == "finish" and not self._won(analysis):
             action = replace(
                 action,
@@ -441,8 +448,12 @@ class Rollout:
                 "that the rollout is to be rolled back can't be written down; it is rolled back all the same"
             )
 
-    def _write_superseded(self, current: DesiredState) -> None:
-        """Write down that the trial is over because of another one: there is nothing to take back."""
+    def _end_superseded(self, current: DesiredState) -> bool:
+        """Write down that another deployment has ended the trial, without anything to take back; whoever asks anew begins another.
+
+        :returns: whether it is over for the one who asks.
+        """
+        is_retry = self.history.is_own
         reason = f"version {current.stable.model_version} was deployed meanwhile, and serves"
         self.history.write(
             "rolled_back",
@@ -451,6 +462,9 @@ class Rollout:
             reason=reason,
             summary=f"rollout of {self.model_name} version {self.new.model_version} is over: {reason}",
         )
+        if not is_retry:
+            self.history.begin_again()
+        return is_retry
 
     @contextmanager
     def _refusal_noted(self) -> Iterator[None]:
@@ -516,8 +530,6 @@ class Rollout:
         """Give what both versions lost on the answers of this phase whose labels have arrived."""
         if self.spec.quality is None:
             return None
-        folder = self.endpoint.serving_dir / current.folder(current.stable)
-        manifest = read_package(folder, current.stable.package_digest)
         return losses_with_labels(
             self.spec.quality,
             self._answered(columns=ANSWER_COLUMNS),
@@ -525,7 +537,7 @@ class Rollout:
             new=self.new.model_version,
             mirrored=phase.mirror is not None,
             sticky=self.spec.plan.sticky,
-            classes=manifest.classes,
+            classes=self._manifest(current, current.stable).classes,
         )
 
     def _estimates(self, current: DesiredState) -> tuple[EstimatedLoss, EstimatedLoss] | None:
