@@ -23,7 +23,8 @@ from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.registry.aliases import resolve_alias
 from airflow_mlops.steps.rollouts.history import version_of_request
 from airflow_mlops.steps.rollouts.quality import QualitySpec
-from airflow_mlops.steps.rollouts.rollout import Rollout, RolloutSpec, rollout_name
+from airflow_mlops.steps.rollouts.rollout import Rollout, rollout_name
+from airflow_mlops.steps.rollouts.spec import RolloutSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

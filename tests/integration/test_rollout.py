@@ -46,7 +46,8 @@ from airflow_mlops.serving.local import LocalEndpoint, deploy_package
 from airflow_mlops.serving.log_settings import LOG_FOLDER
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.rollouts.quality import QualitySpec
-from airflow_mlops.steps.rollouts.rollout import Progress, Rollout, RolloutSpec
+from airflow_mlops.steps.rollouts.rollout import Rollout
+from airflow_mlops.steps.rollouts.spec import Progress, RolloutSpec
 from tests.packages import build_package, build_unimportable, register
 from tests.ports import free_port
 

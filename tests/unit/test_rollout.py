@@ -56,7 +56,7 @@ from airflow_mlops.integrations import delta
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease, renew_lease
 from airflow_mlops.serving.reconciler import LiveVersion, Reconciler, Routes, workers_behind
 from airflow_mlops.steps.rollouts.quality import QualitySpec, losses_with_labels
-from airflow_mlops.steps.rollouts.rollout import RolloutSpec
+from airflow_mlops.steps.rollouts.spec import RolloutSpec
 from tests.packages import build_package
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.model.signing import Trust
-from airflow_mlops.core.rollouts.canary import Analysis, CanaryPolicy, analyze, clearly_better
+from airflow_mlops.core.rollouts.canary import Analysis, analyze, clearly_better
+from airflow_mlops.core.rollouts.comparable import changed_inputs, why_not_comparable
 from airflow_mlops.core.rollouts.desired_state import (
     DesiredState,
     ServedVersion,
@@ -23,7 +24,6 @@ from airflow_mlops.core.rollouts.observations import Observations
 from airflow_mlops.core.rollouts.rollout import (
     Action,
     Phase,
-    RolloutPlan,
     RolloutState,
     action_after,
     next_action,
@@ -37,7 +37,6 @@ from airflow_mlops.exceptions import (
     VersionRefusedError,
 )
 from airflow_mlops.serving.inference_log import read_received_since
-from airflow_mlops.serving.lease import MAXIMUM_LEASE
 from airflow_mlops.serving.local import REFUSALS
 from airflow_mlops.serving.log_settings import LOG_FOLDER
 from airflow_mlops.serving.package import read_package
@@ -46,10 +45,10 @@ from airflow_mlops.steps.rollouts.quality import (
     ANSWER_COLUMNS,
     MOST_ESTIMATED,
     Copy,
-    QualitySpec,
     estimated_losses,
     losses_with_labels,
 )
+from airflow_mlops.steps.rollouts.spec import Progress, RolloutSpec
 
 if TYPE_CHECKING:
     import polars as pl
@@ -63,60 +62,6 @@ log = logging.getLogger(__name__)
 
 #: How long a look may take.
 LOOK_SECONDS = 300.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutSpec:
-    """How to roll out.
-
-    :param name: names this rollout: whoever comes with the same one goes on with it.
-    :param plan: its phases.
-    :param policy: what is tolerated of the new version.
-    :param quality: labels to judge it by; ``None``: none are expected while it lasts.
-    :param lease_seconds: how long the shares hold when nobody says that he steers; above 0, at most 3600.
-    :param actor: who rolls out.
-    :param request: names the run of a task that asks. Where a look had taken back what this request asked for, it is not tried again.
-    :param abort: roll back what is under way, for this reason.
-    :param first_serves: let the version serve at once, whatever the plan, where nothing is served that it could be compared with;
-        otherwise a plan that is nothing but a comparison is refused there.
-    :raises ValueError: a lease that no service grants.
-    """
-
-    name: str
-    plan: RolloutPlan
-    policy: CanaryPolicy
-    quality: QualitySpec | None = None
-    lease_seconds: float = 60.0
-    actor: str
-    request: str = ""
-    abort: str | None = None
-    first_serves: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.lease_seconds <= MAXIMUM_LEASE:
-            raise ValueError(
-                f"lease_seconds={self.lease_seconds:g}: above 0 and at most {MAXIMUM_LEASE} are needed; whoever steers renews it, "
-                "so it only has to last while nobody does"
-            )
-
-
-class Progress(NamedTuple):
-    """Where a rollout stands.
-
-    :param state: the state.
-    :param wait_seconds: until the next look; ``None`` when it has ended.
-    :param desired: what is to be served.
-    :param started: whether the service had to be started.
-    :param restore_seconds: that it took to serve what had served before, where it was rolled back.
-    :param worse: what the new version did worse at the last look, by name.
-    """
-
-    state: RolloutState
-    wait_seconds: float | None
-    desired: DesiredState
-    started: bool
-    restore_seconds: float | None = None
-    worse: tuple[str, ...] = ()
 
 
 class Rollout:
@@ -303,20 +248,13 @@ class Rollout:
         """Say why answers of both versions can't be compared at all: no trial ever will, so the new one has not passed."""
         new = read_package(package, self.new.package_digest)
         old = self._manifest(current, current.stable)
-        if (new.task, set(new.classes or ())) != (old.task, set(old.classes or ())):
-            return (
-                f"version {self.new.model_version} answers {_answers(new)}, version {current.stable.model_version} "
-                f"{_answers(old)}: they can't be compared, deploy it with strategy='recreate'"
-            )
-        return None
+        return why_not_comparable(new, old, versions=(self.new.model_version, current.stable.model_version))
 
     def _inputs_told(self, current: DesiredState) -> str:
         """Name the inputs of which callers may not know yet: the likeliest reason why a version fails."""
-        new, old = (
-            {field.name: field for field in self._manifest(current, version).signature.inputs}
-            for version in (self.new, current.stable)
+        others = changed_inputs(
+            self._manifest(current, self.new).signature, self._manifest(current, current.stable).signature
         )
-        others = [name for name, field in new.items() if old.get(name) != field]
         if not others:
             return ""
         return (
@@ -598,7 +536,3 @@ def _now() -> datetime:
 
 def _said(err: BaseException) -> str:
     return f"{type(err).__name__}: {err}"
-
-
-def _answers(manifest: PackageManifest) -> str:
-    return f"the labels {', '.join(manifest.classes)}" if manifest.classes else "numbers"
