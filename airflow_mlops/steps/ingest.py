@@ -121,7 +121,7 @@ def _ingest(spec: IngestSpec, source: Source, cleaner: Cleaner) -> IngestResult:
     cast, schema = _fit(spec, writer, source.name, given)
     require_watermark(spec, schema)
     _require_names(spec, schema)
-    table = source.name if isinstance(source, TableSource) else None
+    table = source if isinstance(source, TableSource) else None
     writer.marked |= cleaner.marks(writer, list(schema), whole=replaces_all(spec), table=table)
     passing = _watched(spec, writer, source)
     rows = work.frame

@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 import pytest
 from airflow.sdk import Asset
+from deltalake import DeltaTable
 
 from airflow_mlops.core.data import batches
 from airflow_mlops.core.data.cleaning import ValueHasher
@@ -62,6 +63,14 @@ def ingest(source: str, table: str, *, key: str | None = KEY, **arguments: Any) 
 
 def content(table: str, by: str = "x") -> dict[str, list[Any]]:
     return delta.read_table(table).collect().sort(by).to_dict(as_series=False)
+
+
+def set_aside(table: str, x: int) -> None:
+    """Set the row with this number aside, as a validation of the whole table does."""
+    SetAside(
+        dataset=delta.describe(table, time_column=None), window=None, time_column=None, table=f"{table}_bad",
+        reasons=[("bad", pl.col("x") == x)], count=1, newest=False,
+    ).write(x)  # fmt: skip
 
 
 class TestRowsLeftOut:
@@ -314,6 +323,42 @@ class TestHashes:
         ingest(land(tmp_path, "b.parquet", x=["a"], y=["e"]), table, mode="append", hash_columns="x,y")
         assert content(table, "y")["x"].count(hashed("a")) == 2
 
+    def test_an_earlier_version_of_a_table_holds_what_it_held(self, tmp_path: Path, table: str) -> None:
+        first, source = str(tmp_path / "first"), land(tmp_path, "a.parquet", x=["a"])
+        plain = ingest(source, first)["dataset"]["version"]
+        hashes = ingest(source, first, hash_columns="x")["dataset"]["version"]
+        ingest(first, table, source_version=plain, hash_columns="x")
+        assert content(table) == {"x": [hashed("a")]}
+        ingest(source, first)
+        with pytest.raises(SchemaMismatchError, match="which would be hashed again"):
+            ingest(first, table, source_version=hashes, hash_columns="x")
+        ingest(first, table, source_version=hashes)
+        assert content(table) == {"x": [hashed("a")]}
+        with pytest.raises(SchemaMismatchError, match="holds hashes in column 'x'"):
+            ingest(source, table, mode="append")
+
+    def test_values_and_hashes_do_not_mix_in_a_quarantine(self, tmp_path: Path, table: str) -> None:
+        """Rows that were set aside before their names were hashed would come back as they are."""
+        how = {"mode": "upsert", "keys": "x"}
+        beside = ["quarantine_reasons", "quarantine_version", "quarantine_work"]
+        ingest(land(tmp_path, "a.parquet", x=[1, 2], who=["a", "b"]), table, **how)
+        set_aside(table, 1)
+        again = land(tmp_path, "b.parquet", x=[2, 3], who=["b", "c"])
+        ingest(again, table, hash_columns="who")
+        with pytest.raises(
+            SchemaMismatchError, match=r"has rows whose 'who' is as it is, in .* it is hashed with"
+        ):
+            set_aside(table, 3)
+        assert content(table)["x"] == [2, 3]
+        with pytest.raises(SchemaMismatchError, match="holds hashes in column 'who'"):
+            ingest(f"{table}_bad", table, **how, drop_columns=beside)
+        ingest(f"{table}_bad", table, **how, drop_columns=beside, hash_columns="who")
+        assert content(table) == {"x": [1, 2, 3], "who": [hashed(name) for name in "abc"]}
+        DeltaTable(f"{table}_bad").delete()
+        set_aside(table, 3)
+        with pytest.raises(SchemaMismatchError, match="which would be hashed again"):
+            ingest(f"{table}_bad", table, **how, drop_columns=beside, hash_columns="who")
+
     @pytest.mark.parametrize("times", [1, 2])
     def test_what_comes_back_from_a_quarantine_is_hashed_once(
         self, tmp_path: Path, table: str, times: int
@@ -323,10 +368,7 @@ class TestHashes:
             land(tmp_path, "a.parquet", x=[1, 2, 3], who=["a", "b", "c"]), table, **how, hash_columns="who"
         )
         for number in range(1, times + 1):
-            SetAside(
-                dataset=delta.describe(table, time_column=None), window=None, time_column=None, table=f"{table}_bad",
-                reasons=[("bad", pl.col("x") == number)], count=1, newest=False,
-            ).write(number)  # fmt: skip
+            set_aside(table, number)
         beside = ["quarantine_reasons", "quarantine_version", "quarantine_work"]
         with pytest.raises(SchemaMismatchError, match="which would be hashed again"):
             ingest(f"{table}_bad", table, **how, drop_columns=beside, hash_columns="who")

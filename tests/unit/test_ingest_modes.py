@@ -32,6 +32,7 @@ from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.ingestion.rows import key_hashes, require_single
 from airflow_mlops.steps.validation.quarantine import SetAside
+from tests.delta_logs import forget_commits
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -202,6 +203,30 @@ class TestRestore:
             run_step("ingest", spec | {"mode": "append"}, Services(hash_key="k" * 32))
         assert content(table) == {"x": ["a"]}
 
+    def test_it_counts_when_delta_has_forgotten_it(self, tmp_path: Path, table: str) -> None:
+        """The first ingest after it says so in the table itself."""
+        for number in (1, 2):
+            ingest(land(tmp_path, f"{number}.parquet", x=[number]), table, mode="append")
+        DeltaTable(table).restore(1)
+        ingest(land(tmp_path, "3.parquet", x=[3]), table, mode="append")
+        forget_commits(table)
+        files = str(tmp_path / "*.parquet")
+        assert [ingest(files, table, mode="append")["row_count"] for _ in range(2)] == [1, 0]
+        assert content(table)["x"] == [1, 2, 3]
+
+    def test_hashes_it_took_back_are_forgotten_with_it(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "a.parquet", x=["a"])
+        ingest(source, table)
+        spec = {"source": source, "table": table, "cleaning": {"hash_columns": ["x"]}}
+        run_step("ingest", spec, Services(hash_key="k" * 32))
+        DeltaTable(table).restore(1)
+        ingest(land(tmp_path, "b.parquet", x=["b"]), table, mode="append")
+        forget_commits(table)
+        ingest(land(tmp_path, "c.parquet", x=["c"]), table, mode="append")
+        with pytest.raises(SchemaMismatchError, match="holds values in column 'x', and their hashes"):
+            run_step("ingest", spec | {"mode": "append"}, Services(hash_key="k" * 32))
+        assert content(table) == {"x": ["a", "b", "c"]}
+
 
 def test_a_version_has_its_own_number_while_others_commit(
     table: str, monkeypatch: pytest.MonkeyPatch
@@ -356,6 +381,21 @@ class TestWhatLeftTheTable:
         ingest(land(tmp_path, "one.parquet", x=[1]), table, mode="replace")
         assert ingest(source, table, **how)["row_count"] == 2
 
+    @pytest.mark.parametrize("values", [[1], ["a"]], ids=["of its type", "of another"])
+    def test_is_read_again_once_others_replaced_all(
+        self, tmp_path: Path, table: str, values: list[Any]
+    ) -> None:
+        how = {"mode": "incremental", "watermark_column": "x"}
+        source = land(tmp_path, "rows.parquet", x=[1, 2, 3], y=[1, 1, 0])
+        ingest(source, table, **how)
+        set_aside(table, y=0)
+        assert ingest(source, table, **how)["row_count"] == 0
+        rows = pl.DataFrame({"x": values, "y": [1]})
+        write_deltalake(table, rows.to_arrow(), mode="overwrite", schema_mode="overwrite")
+        more = [value * 2 for value in values]
+        result = ingest(land(tmp_path, "more.parquet", x=[*values, *more], y=[1, 1]), table, **how)
+        assert (result["row_count"], result["watermark"]) == (1, str(more[0]))
+
     def test_old_rows_of_another_column_are_dropped_once(self, tmp_path: Path, table: str) -> None:
         times = [datetime(2024, 1, day, tzinfo=UTC) for day in (9, 2, 1)]
         source = land(tmp_path, "rows.parquet", x=[1, 2, 3], t=times)
@@ -372,6 +412,16 @@ class TestWhatLeftTheTable:
 
 
 class TestIncremental:
+    def test_windows_belong_to_modes_that_write_them_again(self, tmp_path: Path, table: str) -> None:
+        source = land(tmp_path, "rows.parquet", t=[START, START + timedelta(days=1)])
+        window = {"time_column": "t", "window_start": "2024-01-01", "window_end": "2024-01-02"}
+        with pytest.raises(ValueError, match=r"'incremental' into .* takes no window"):
+            ingest(source, table, mode="incremental", watermark_column="t", **window)
+        with pytest.raises(ValueError, match=r"'append' into .* takes no window: each file is added once"):
+            ingest(source, table, mode="append", **window)
+        assert not Path(table).exists()
+        assert ingest(source, table, mode="append", work_key="first", **window)["row_count"] == 1
+
     def test_what_is_above_the_tables_highest_value(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=[1, 2])
         first = ingest(source, table, mode="incremental", watermark_column="x")

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 from airflow.sdk import Asset
+from deltalake import write_deltalake
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.windows import Window
@@ -31,7 +32,9 @@ from airflow_mlops.operators.validate import ValidateDatasetOperator
 from airflow_mlops.policies import MLOPS_RETRY_POLICY
 from airflow_mlops.services import Services
 from airflow_mlops.steps.base import run_step
+from airflow_mlops.steps.validation.quarantine import let_in_again
 from tests.conftest import REPOSITORY
+from tests.delta_logs import forget_commits
 
 JANUARY, FEBRUARY = Window.parse("2024-01-01", "2024-02-01"), Window.parse("2024-02-01", "2024-03-01")
 ROWS = 1000
@@ -223,6 +226,29 @@ class TestQuarantine:
         positive = {**FARE, "kwargs": {"column": "fare", "min_value": -3}}
         with pytest.raises(ValueError, match=r"has a column quarantine_reasons, .*is it one\?"):
             validate(f"{table}_quarantine", positive, window=None, budget=0.99)
+
+
+class TestYearsLater:
+    """Delta keeps what commits say about themselves for 30 days, and what they did for ever."""
+
+    def test_rows_stay_in_the_quarantine(self, table: str) -> None:
+        validate(table, FARE, window=None)
+        first = read(f"{table}_quarantine")
+        forget_commits(table)
+        more = month(Window.parse("2024-03-01", "2024-04-01"), bad=2)
+        write_deltalake(table, more.select(read(table).columns).to_arrow(), mode="append")
+        validate(table, FARE, window=None)
+        held = read(f"{table}_quarantine")
+        assert held.height == first.height + 1
+        assert set(first["id"]) < set(held["id"])
+        assert not set(held["id"]) & set(read(table)["id"])
+
+    def test_rows_that_are_let_in_again_leave_it(self, table: str) -> None:
+        validate(table, FARE)
+        forget_commits(table)
+        delta.replace_window(table, month(JANUARY, bad=7), time_column="t", window=JANUARY)
+        let_in_again(table, JANUARY, time_column="t", table=f"{table}_quarantine")
+        assert read(f"{table}_quarantine").height == 0
 
 
 class TestSchemaOfAQuarantine:

@@ -95,7 +95,7 @@ class TestOldRows:
         assert content(tmp_path) == list(range(5))
 
     def test_nor_those_that_are_being_ingested(self, tmp_path: Path) -> None:
-        window = {"window_start": "2024-01-01", "window_end": "2024-01-08"}
+        window = {"window_start": "2024-01-01", "window_end": "2024-01-08", "work_key": "monday"}
         with pytest.raises(ValueError, match=r"would drop rows of window \[2024-01-01, 2024-01-08\)"):
             ingest(tmp_path, range(5), drop_before="2024-01-02", **window)
         assert not (tmp_path / "table").exists()

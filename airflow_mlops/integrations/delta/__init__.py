@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from airflow_mlops.integrations.delta.changes import rows_changed
-from airflow_mlops.integrations.delta.commits import HASHED, find_commit, find_works, find_written
+from airflow_mlops.integrations.delta.commits import (
+    HASHED,
+    find_commit,
+    find_works,
+    find_written,
+    oldest_commit,
+)
 from airflow_mlops.integrations.delta.description import describe, describe_files, digest_window, with_times
-from airflow_mlops.integrations.delta.history import require_readable, version_as_of
+from airflow_mlops.integrations.delta.history import marks_at, require_readable, version_as_of
 from airflow_mlops.integrations.delta.reading import has_rows, read_table, require_columns, stream_table
 from airflow_mlops.integrations.delta.removal import delete_rows, drop_before, vacuum
 from airflow_mlops.integrations.delta.tables import newest_version, table_exists, table_id
@@ -32,7 +38,9 @@ __all__ = [
     "find_written",
     "has_rows",
     "highest_read",
+    "marks_at",
     "newest_version",
+    "oldest_commit",
     "reached_marks",
     "read_table",
     "replace_window",

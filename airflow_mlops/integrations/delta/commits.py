@@ -76,6 +76,11 @@ def find_commit(uri: str, work: str, *, after: int = -1) -> int | None:
     return None
 
 
+def oldest_commit(uri: str) -> int:
+    """Give the version of the oldest commit that says something about itself: Delta forgets those of more than 30 days ago."""
+    return min((int(commit["version"]) for commit in read_commits(uri)), default=newest_version(uri))
+
+
 def find_works(uri: str, note: str, told: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
     """Find what the last commit of each work says about itself, of those with a note that tells this."""
     commits = [commit for commit in read_commits(uri) if note in commit and told(commit[note])]

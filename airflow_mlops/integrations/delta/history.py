@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from airflow_mlops.exceptions import DatasetNotFoundError
@@ -14,11 +15,17 @@ from airflow_mlops.integrations.delta.tables import data_files, open_table
 from airflow_mlops.integrations.object_store import ObjectStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from deltalake import DeltaTable
 
 logger = logging.getLogger(__name__)
+
+#: How the names of our marks and notes begin.
+_OURS = "airflow_mlops."
+
+#: A restore that came in this version, its mark's number, is told by the marks themselves: those that it took back have this number.
+_SETTLED, _TAKEN_BACK = "airflow_mlops.settled", -(2**63)
 
 #: So many marks are asked of delta-rs one by one.
 _FEW = 4
@@ -94,12 +101,17 @@ def _paths(table: DeltaTable) -> set[str]:
     return {unquote(path) for path in data_files(table)}
 
 
+def marks_at(uri: str, version: int | None, names: Sequence[str]) -> dict[str, int]:
+    """Find the marks that stand in a version of a table; ``None`` takes the newest."""
+    return standing_marks(uri, open_table(uri, version), names)
+
+
 def standing_marks(uri: str, table: DeltaTable, names: Sequence[str]) -> dict[str, int]:
     """Find marks that stand. Delta keeps those of commits whose rows are gone because an earlier version was restored."""
-    told = _logged_marks(uri, table, names)
-    found = {name: told[name] for name in names if name in told}
-    restored = _last_restored(uri, table.version()) if found else None
-    if restored is None:
+    told = _logged_marks(uri, table, [*names, _SETTLED])
+    found = {name: told[name] for name in names if told.get(name, _TAKEN_BACK) != _TAKEN_BACK}
+    restored = _last_restored(uri, table.metadata().id, table.version()) if found else None
+    if restored is None or restored[0] <= told.get(_SETTLED, -1):
         return found
     at, to = restored
     try:
@@ -109,6 +121,24 @@ def standing_marks(uri: str, table: DeltaTable, names: Sequence[str]) -> dict[st
     for version in range(at + 1, table.version() + 1):
         standing |= _marks_of(uri, version)
     return {name: standing[name] for name in found if name in standing}
+
+
+def settled_marks(uri: str, table: DeltaTable) -> dict[str, int]:
+    """Give the marks that say of all others what a restore has made of them: Delta forgets the restore itself after 30 days."""
+    restored = _last_restored(uri, table.metadata().id, table.version())
+    if restored is None:
+        return {}
+    try:
+        told = _all_marks(uri, table)
+    except (OSError, LookupError, ValueError) as err:
+        logger.debug("the marks of %s can't be listed, so a restore is looked up each time: %s", uri, err)
+        return {}
+    if restored[0] <= told.pop(_SETTLED, -1):
+        return {}
+    ours = [name for name in told if name.startswith(_OURS)]
+    standing = standing_marks(uri, table, ours)
+    now = {name: standing.get(name, _TAKEN_BACK) for name in ours}
+    return {name: number for name, number in now.items() if number != told[name]} | {_SETTLED: restored[0]}
 
 
 def _logged_marks(uri: str, table: DeltaTable, names: Sequence[str]) -> dict[str, int]:
@@ -155,8 +185,9 @@ def _all_marks(uri: str, table: DeltaTable) -> dict[str, int]:
     return marks
 
 
-def _last_restored(uri: str, newest: int) -> tuple[int, int] | None:
-    """Give the last version, up to one, that restored another, and which; ``None``: there is none."""
+@lru_cache(maxsize=32)
+def _last_restored(uri: str, table_id: str, newest: int) -> tuple[int, int] | None:
+    """Give the last version, up to one, that restored another, and which; ``None``: there is none. The past stays what it is."""
     for commit in read_commits(uri):
         if commit["version"] > newest or commit.get("operation") != "RESTORE":
             continue
@@ -166,6 +197,32 @@ def _last_restored(uri: str, newest: int) -> tuple[int, int] | None:
         instant = datetime.fromtimestamp(int(told["datetime"]) / 1000, UTC)
         return commit["version"], _committed_by(uri, instant.isoformat(), before=commit["version"])
     return None
+
+
+def replaced_by_others(uri: str, *, after: int) -> bool:
+    """Tell whether somebody else than we has put other rows in the place of all of a table's, since a version.
+
+    As far back as the table's commits tell: what Spark, delta-rs and others do to it bears no mark of ours.
+    """
+    for commit in read_commits(uri):
+        if commit["version"] <= after:
+            return False
+        if _replaces_all(commit) and not any(name.startswith(_OURS) for name in commit):
+            try:
+                marks = _marks_of(uri, commit["version"])
+            except FileNotFoundError:  # cleaned up at this moment
+                return True
+            if not any(name.startswith(_OURS) for name in marks):
+                return True
+    return False
+
+
+def _replaces_all(commit: Mapping[str, Any]) -> bool:
+    what, how = str(commit.get("operation")), commit.get("operationParameters") or {}
+    everywhere = str(how.get("predicate") or "[]").lower() in ("[]", "true", '["true"]')
+    if what == "WRITE":
+        return everywhere and str(how.get("mode")).lower() == "overwrite"
+    return (what == "DELETE" and everywhere) or what.startswith(("CREATE OR REPLACE", "REPLACE", "TRUNCATE"))
 
 
 def _marks_of(uri: str, version: int) -> dict[str, int]:

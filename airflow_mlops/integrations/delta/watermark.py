@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.integrations.delta.commits import REPLACED
+from airflow_mlops.integrations.delta.history import replaced_by_others
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,9 +54,12 @@ def _reached(writer: TableWriter, column: str, dtype: pl.DataType) -> Any:
     if name not in writer.marks([name]):
         return None
     told = writer.marks([name, at, REPLACED])
-    if told.get(at, -1) < told.get(REPLACED, -1):
+    since = told.get(at, -1)
+    if since < told.get(REPLACED, -1) or replaced_by_others(writer.uri, after=since):
         return None  # all rows are others since
     number = told[name]
+    if not (dtype.is_numeric() or isinstance(dtype, pl.Datetime | pl.Date)):
+        return None  # of another type since
     if isinstance(dtype, pl.Datetime):
         instant = _EPOCH + timedelta(microseconds=number)
         return instant if dtype.time_zone else instant.replace(tzinfo=None)

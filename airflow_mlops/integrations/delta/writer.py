@@ -9,7 +9,7 @@ from airflow_mlops.exceptions import CommitConflictError, SchemaMismatchError
 from airflow_mlops.integrations.delta.commits import REPLACED, WINDOW, place_of
 from airflow_mlops.integrations.delta.conditions import equals, in_window, quoted
 from airflow_mlops.integrations.delta.extremes import find_extremes
-from airflow_mlops.integrations.delta.history import standing_marks
+from airflow_mlops.integrations.delta.history import settled_marks, standing_marks
 from airflow_mlops.integrations.delta.tables import open_table, scan, table_exists
 from airflow_mlops.integrations.delta.writing import create_table, streamed
 
@@ -60,6 +60,10 @@ class TableWriter:
     def marks(self, names: Sequence[str]) -> dict[str, int]:
         """Find which of these marks the table's commits carry, and with which number; what a restore took back has none."""
         return {} if self._table is None else standing_marks(self.uri, self._table, names)
+
+    def _settled(self) -> dict[str, int]:
+        """Give the marks of what a restore took back, where this table's commits are told by marks."""
+        return {} if self._table is None else settled_marks(self.uri, self._table)
 
     def scan(self) -> pl.LazyFrame | None:
         """Read the table; ``None`` when it is not there."""
@@ -203,7 +207,8 @@ class TableWriter:
     ) -> CommitProperties:
         from deltalake import CommitProperties, Transaction
 
+        told = {**self._settled(), **self.marked, **marks}
         return CommitProperties(
-            app_transactions=[Transaction(name, number) for name, number in {**self.marked, **marks}.items()],
+            app_transactions=[Transaction(name, number) for name, number in told.items()],
             custom_metadata={**self._notes, **(metadata or {})} or None,
         )

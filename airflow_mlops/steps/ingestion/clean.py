@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from airflow_mlops.services import Services
+    from airflow_mlops.steps.ingestion.source import TableSource
 
 #: What a commit says about how its rows were cleaned.
 _CLEANING = "airflow_mlops.cleaning"
@@ -105,13 +106,13 @@ class Cleaner:
         return {_CLEANING: canonical_json(declared)} if declared else {}
 
     def marks(
-        self, writer: delta.TableWriter, columns: Sequence[str], *, whole: bool, table: str | None
+        self, writer: delta.TableWriter, columns: Sequence[str], *, whole: bool, table: TableSource | None
     ) -> dict[str, int]:
         """Give the marks of columns with hashes that the table does not have yet.
 
         :param columns: what is to be written.
         :param whole: all of the table's rows are replaced.
-        :param table: URI of the source where that is a table: its hashes are read as they are, and stay what they are.
+        :param table: the source where that is a table: its hashes are read as they are, and stay what they are.
         :raises SchemaMismatchError: the table has values where hashes are to be written, hashes of another key, or hashes
             where values are to be written; or there would be hashes of hashes.
         """
@@ -121,7 +122,7 @@ class Cleaner:
         }
         known = writer.marks(list(wanted))
         if table is not None:
-            held = delta.TableWriter(table).marks(list(wanted))
+            held = table.table_marks(list(wanted))
             self._require_unhashed(held)
             wanted |= {mark: number for mark, number in held.items() if number}
         changed = {name: number for name, number in wanted.items() if number != known.get(name, 0)}

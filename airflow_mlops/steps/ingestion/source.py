@@ -102,6 +102,10 @@ class TableSource:
     def marks(self) -> None:
         """Give nothing: what two versions have in common can't be told."""
 
+    def table_marks(self, names: Sequence[str]) -> dict[str, int]:
+        """Find the marks that stand in the version that is read; in the newest one a column may hold something else."""
+        return delta.marks_at(self.name, self._version, names)
+
     def frame(self, wanted: Wanted) -> pl.LazyFrame:
         """Scan the version; what was not asked for is not read."""
         return delta.read_table(self.name, version=self._version)

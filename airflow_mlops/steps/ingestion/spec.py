@@ -132,6 +132,16 @@ def require_arguments(spec: IngestSpec) -> None:
         raise ValueError(
             f"partition {spec.partition} of {spec.table} is replaced as a whole: it takes mode 'replace' and no window"
         )
+    if spec.window is not None and spec.mode == "incremental":
+        raise ValueError(
+            f"mode 'incremental' into {spec.table} takes no window: it reads what is above the watermark, so that of an earlier window "
+            "nothing would be. Give no window, or take mode 'replace', which writes a window again"
+        )
+    if spec.window is not None and spec.mode == "append" and spec.work_key is None:
+        raise ValueError(
+            f"mode 'append' into {spec.table} takes no window: each file is added once, so that the rest of it would never be. Take "
+            "mode 'replace', which writes a window again, or name the work with work_key"
+        )
     if spec.mode == "upsert" and not spec.keys:
         raise ValueError(f"mode 'upsert' into {spec.table} needs keys: the columns that together name a row")
     if spec.mode == "incremental" and spec.watermark_column is None:

@@ -71,7 +71,6 @@ def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -
     :raises ValueError: nothing tells what of the source is new.
     :raises SchemaMismatchError: a file is another one than when it was appended.
     """
-    place = "" if spec.window is None else f"|{spec.window.key}"
     if spec.work_key is not None:
         mark = f"{_WORK}={hashlib.sha256(spec.work_key.encode()).hexdigest()}"
         done = writer.marks([mark])
@@ -83,7 +82,7 @@ def _not_appended(spec: IngestSpec, writer: delta.TableWriter, source: Source) -
             "Or use mode 'incremental' or 'upsert'"
         )
     # By the real path another spelling finds a file; by the given one it is found when a linked folder was switched.
-    names = {file: [f"{_FILE}={_real_path(file)}{place}", f"{_FILE}={file}{place}"] for file in files}
+    names = {file: [f"{_FILE}={_real_path(file)}", f"{_FILE}={file}"] for file in files}
     done = writer.marks(sorted({mark for marks in names.values() for mark in marks}))
     new: dict[str, str] = {}
     for file, marks in names.items():

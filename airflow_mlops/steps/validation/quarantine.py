@@ -30,6 +30,9 @@ REASONS, VERSION, WORK = "quarantine_reasons", "quarantine_version", "quarantine
 #: What a quarantine's commit says: where its rows are from, and the digest of all that was judged there.
 _FROM, _JUDGED = "airflow_mlops.quarantined_from", "airflow_mlops.judged"
 
+#: Mark of the commit that took a work's rows out of the table: it stays, while what a commit says about itself is kept for 30 days.
+_TAKEN_OUT = "airflow_mlops.taken_out"
+
 #: Rows that are sorted at once; a few such batches are in memory.
 _BATCH_ROWS = 64_000
 #: How often a commit is tried while others write what does not matter to it.
@@ -133,20 +136,15 @@ class SetAside:
     def _clear_abandoned(self, key: str) -> None:
         """Take rows out of the quarantine that another validation put there and then could not take out of the table.
 
-        One that was killed between its commits, and whose rows were written again since; none that may still go on.
+        One that was killed between its commits, and whose rows were written again since; none that may still go on, and none of which
+        the table's history no longer tells whether its rows have left.
         """
-        if not delta.table_exists(self.table):
-            return
-        works = {
-            work: commit[_JUDGED]
-            for work, commit in delta.find_works(
-                self.table, _FROM, partial(_is_place, uri=self.dataset.uri, window=self.window)
-            ).items()
-            if work != key and delta.find_commit(self.dataset.uri, work) is None
-        }
-        if works:
+        works = _works(self.table, self.dataset.uri, self.window)
+        left = set(works) - {key} - _taken_out(self.dataset.uri, works)
+        left &= _taken_from(self.table, delta.oldest_commit(self.dataset.uri) - 1) if left else set()
+        if left:
             now = self._digest(None)
-            past = [work for work, then in works.items() if then != now]
+            past = [work for work in left if works[work] != now]
             _try_again(lambda: delta.delete_rows(self.table, column=WORK, values=past))
 
     def _write_quarantine(self, key: str, judged: str) -> None:
@@ -190,17 +188,37 @@ class SetAside:
                 work=key,
                 work_column=WORK,
                 notes={_FROM: _place(self.dataset.uri, self.window), _JUDGED: judged},
-                marks=self._hashed(schema),
+                marks=self._hashed(schema, key),
             )
 
         _try_again(write)
 
-    def _hashed(self, columns: Iterable[str]) -> dict[str, int]:
-        """Give the marks of columns with hashes that the quarantine does not have yet: what comes back from it is not hashed again."""
+    def _hashed(self, columns: Iterable[str], key: str) -> dict[str, int]:
+        """Give the marks of columns with hashes that the quarantine does not have yet: what comes back from it is not hashed again.
+
+        :raises SchemaMismatchError: rows that are there already have values in such a column, or hashes of another key.
+        """
         marks = [f"{delta.HASHED}={name}" for name in columns]
-        held = delta.TableWriter(self.dataset.uri).marks(marks)
-        known = delta.TableWriter(self.table).marks(list(held))
-        return {mark: number for mark, number in held.items() if number and number != known.get(mark, 0)}
+        held = delta.marks_at(self.dataset.uri, self.dataset.version, marks)
+        quarantine = delta.TableWriter(self.table)
+        known = quarantine.marks(marks)
+        changed = {name: held.get(name, 0) for name in marks if held.get(name, 0) != known.get(name, 0)}
+        there = {f"{delta.HASHED}={name}" for name in quarantine.schema or {}}
+        mixed = sorted(name for name in changed if name in there)
+        if mixed and self._has_others(key):
+            column = mixed[0].partition("=")[2]
+            raise SchemaMismatchError(
+                f"{self.table} has rows whose {column!r} is {_spelled(known.get(mixed[0], 0))}, in {self.dataset.uri} it is "
+                f"{_spelled(changed[mixed[0]])} by now: together nobody could tell which is which. Nothing was set aside. Let the rows in "
+                "again or delete them first, or set these aside in another table (quarantine_table=)"
+            )
+        return changed
+
+    def _has_others(self, key: str) -> bool:
+        import polars as pl
+
+        works = delta.read_table(self.table, columns=[WORK])
+        return works.filter(pl.col(WORK) != key).head(1).collect().height > 0
 
     def _is_quarantined(self, key: str) -> bool:
         import polars as pl
@@ -236,7 +254,7 @@ class SetAside:
                 window=self.window,
                 work=key,
                 read_version=newest,
-                marks=delta.reached_marks(delta.TableWriter(self.dataset.uri)),
+                marks={f"{_TAKEN_OUT}={key}": 1} | delta.reached_marks(delta.TableWriter(self.dataset.uri)),
             )
 
         return _try_again(write)
@@ -259,17 +277,40 @@ def let_in_again(uri: str, window: Window, *, time_column: str, table: str) -> N
 
     :param table: the quarantine.
     """
-    if not delta.table_exists(table):
-        return
-    works = {
-        work: commit[_JUDGED]
-        for work, commit in delta.find_works(table, _FROM, partial(_is_place, uri=uri, window=window)).items()
-        if delta.find_commit(uri, work) is not None
-    }
-    if works:
+    works = _works(table, uri, window)
+    through = _taken_out(uri, works)
+    if through:
         now = delta.digest_window(uri, version=None, window=window, time_column=time_column)
-        back = [work for work, then in works.items() if then == now]
+        back = [work for work in through if works[work] == now]
         _try_again(lambda: delta.delete_rows(table, column=WORK, values=back))
+
+
+def _works(table: str, uri: str, window: Window | None) -> dict[str, str]:
+    """Find whose rows of a window are in a quarantine, each with the digest of all that was judged there."""
+    if not delta.table_exists(table):
+        return {}
+    found = delta.find_works(table, _FROM, partial(_is_place, uri=uri, window=window))
+    return {work: commit[_JUDGED] for work, commit in found.items()}
+
+
+def _taken_out(uri: str, works: Collection[str]) -> set[str]:
+    """Tell which works have taken their rows out of the table; those of earlier releases have no mark."""
+    marks = delta.TableWriter(uri).marks([f"{_TAKEN_OUT}={work}" for work in works])
+    return {
+        work for work in works if f"{_TAKEN_OUT}={work}" in marks or delta.find_commit(uri, work) is not None
+    }
+
+
+def _taken_from(table: str, oldest: int) -> set[str]:
+    """Tell whose rows in a quarantine were judged in this version of their table, or a later one."""
+    import polars as pl
+
+    rows = delta.read_table(table, columns=[WORK, VERSION]).filter(pl.col(VERSION) >= oldest)
+    return set(rows.select(WORK).unique().collect()[WORK].to_list())
+
+
+def _spelled(number: int) -> str:
+    return f"hashed with key {number:x}" if number else "as it is"
 
 
 def _place(uri: str, window: Window | None) -> str:
