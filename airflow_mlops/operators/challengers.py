@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from airflow_mlops.ledger import WindowGrade
 
 
+#: Windows before this one that are looked at: those that wait for labels may be weeks of hours.
+_LOOK_BACK = 1_000
+
+
 class CompareChallengersOperator(StepOperator):
     """Hold the champion and each recipe's newest models side by side on a window that none of them has seen.
 
@@ -122,14 +126,16 @@ class CompareChallengersOperator(StepOperator):
             return [], True
         window = Window.parse(**current)
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
-            grades = ledger.grades(self.model_name, before=window.start)
+            undecided = {one for one in ledger.undecided_windows(self.model_name) if one.end <= window.start}
+            grades = (
+                ledger.grades(self.model_name, before=window.start, limit=_LOOK_BACK) if undecided else []
+            )
             compared = {
                 entry.window
                 for entry in ledger.entries(
                     kind=EntryKind.CHALLENGER_CHECK, model_name=self.model_name, limit=len(grades) + 1
                 )
             }
-            undecided = set(ledger.undecided_windows(self.model_name))
             own = ledger.grades(self.model_name, window=window)
         earlier = [
             to_dict(grade.window)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.windows import Window
 from airflow_mlops.ledger import EntryKind, Ledger
+from airflow_mlops.operators.challengers import CompareChallengersOperator
 from airflow_mlops.operators.performance import CheckPerformanceOperator
 
 WINDOW = Window(start=datetime(2024, 1, 1), end=datetime(2024, 2, 1))
@@ -105,3 +107,35 @@ def test_a_window_that_waits_for_labels_has_a_line_for_every_ten_points_of_a_hun
         assert write(80)["measured"]
         (standing,) = ledger.grades("m")
         assert standing.entry.payload["row_count"] == 80
+
+
+class TestChallengers:
+    """They are compared where labels are, however many windows wait for theirs."""
+
+    @staticmethod
+    def hour(number: int) -> Window:
+        return Window(
+            start=WINDOW.start + timedelta(hours=number), end=WINDOW.start + timedelta(hours=number + 1)
+        )
+
+    def graded(self, number: int) -> tuple[list[dict[str, Any]], bool]:
+        task = CompareChallengersOperator(
+            task_id="compare", model_name="m", dataset="trips", time_column="t", target="y"
+        )
+        return task._graded(to_dict(self.hour(number)))
+
+    def test_windows_of_an_hour_and_labels_of_a_week(self) -> None:
+        waiting = {"measured": False, "awaits_labels": True, "value": None}
+        for number in range(171):
+            write(0 if number else 100, window=to_dict(self.hour(number)), **({} if number == 0 else waiting))
+        assert self.graded(170) == ([to_dict(self.hour(0))], False)
+        assert self.graded(171)[1], "what is not graded yet can be compared: its labels may be here"
+
+    def test_a_window_that_waits_is_skipped(self) -> None:
+        write(0, measured=False, awaits_labels=True, value=None)
+        task = CompareChallengersOperator(
+            task_id="compare", model_name="m", dataset="trips", time_column="t", target="y",
+            window_start="2024-01-01", window_end="2024-02-01",
+        )  # fmt: skip
+        with pytest.raises(AirflowSkipException, match="labels of this window are late"):
+            task.execute(CONTEXT)
