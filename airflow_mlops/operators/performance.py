@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.sdk import timezone
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 #: Windows to grade again from which on it pays to ask first which of them got labels.
 _WORTH_A_LOOK = 3
+
+
+#: What a grade says of the earlier windows that its run went through; with more failures than these it says nothing.
+_LOOKED_BACK, _MOST_FAILED = "looked_back", 100
 
 
 class CheckPerformanceOperator(StepOperator):
@@ -140,8 +144,9 @@ class CheckPerformanceOperator(StepOperator):
         An earlier window that can't be graded is logged, and costs the others nothing.
         """
         spec = self.build_spec(context)
-        late_ones = self._unfinished(spec["window"])
-        unchanged = self._unchanged(late_ones, spec)
+        position, late_ones = self._unfinished(spec["window"])
+        unchanged, spec["labels"] = self._unchanged(late_ones, spec)
+        failed: list[Window] = []
         for late in late_ones:
             if not late.due and (
                 late.window in unchanged or _version_of(spec.get("labels")) in late.looked_at
@@ -154,42 +159,49 @@ class CheckPerformanceOperator(StepOperator):
             except (MLOpsError, ValueError) as err:
                 # Its version was deleted, its labels contradict each other: no reason not to grade this one.
                 self.log.warning("an earlier window, %s, can't be graded: %s", late.window, err)
+                failed.append(late.window)
             else:
                 self._write(result, context)
                 spec["labels"] = result.get("labels") or spec["labels"]  # all windows by the same version
-        return self.decide(self.record(self._grade(spec), context), context)
+        result = self._grade(spec)
+        result |= {_LOOKED_BACK: _looked_back(position, result.get("labels"), failed)}
+        return self.decide(self.record(result, context), context)
 
-    def _unchanged(self, late_ones: Sequence[_Late], spec: Mapping[str, Any]) -> set[Window]:
+    def _unchanged(self, late_ones: Sequence[_Late], spec: Mapping[str, Any]) -> tuple[set[Window], Any]:
         """Tell the windows whose grades rest on all labels of theirs that there are: there may be thousands of an hour each.
 
         Of one that is not measured yet the estimate may count by now, and one that is due gets its last grade.
+
+        :returns: them, and the version of the labels that tells.
         """
         labels = spec["labels"]
         if labels is None or len(late_ones) < _WORTH_A_LOOK:
-            return set()
+            return set(), labels
         uri = labels["uri"] if isinstance(labels, Mapping) else labels
         looked_at = [
-            {"window": late.spec["window"], "version": version}
+            {"window": late.spec["window"], "version": known[0], "known_at": known[1].isoformat()}
             for late in late_ones
-            if late.measured and not late.due and (version := late.newest_of(uri)) is not None
+            if late.measured and not late.due and (known := late.newest_of(uri)) is not None
         ]
+        if not looked_at:
+            return set(), labels
         asked = {name: spec[name] for name in ("model_name", "labels", "id_column", "target")} | {
             "windows": looked_at
         }
         try:
-            found = self._runner.run("new-labels", asked, self.services()) if looked_at else {"unchanged": []}
+            found = self._runner.run("new-labels", asked, self.services())
         except TransientError:
             raise
         except (MLOpsError, ValueError) as err:  # what is wrong is told by the grade of this window
             self.log.warning("which windows got labels can't be told, so all are graded again: %s", err)
-            return set()
+            return set(), labels
         if found["unchanged"]:
             self.log.info(
                 "%d of %d earlier windows got no labels: they are not graded again",
                 len(found["unchanged"]),
                 len(late_ones),
             )
-        return {Window.parse(**window) for window in found["unchanged"]}
+        return {Window.parse(**window) for window in found["unchanged"]}, found["labels"]
 
     def record(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Write the grade to the ledger.
@@ -276,16 +288,17 @@ class CheckPerformanceOperator(StepOperator):
             recorded_at=timezone.utcnow(),
         )
 
-    def _unfinished(self, current: dict[str, str] | None) -> list[_Late]:
-        """Give the earlier windows that await labels, oldest first."""
+    def _unfinished(self, current: dict[str, str] | None) -> tuple[int, list[_Late]]:
+        """Give the ledger's position, and the earlier windows that await labels as of that, oldest first."""
         from airflow_mlops.ledger import EntryKind
 
         if current is None:
-            return []
+            return 0, []
         start, now = Window.parse(**current).start, timezone.utcnow()
         maturity = timedelta(days=float(self.maturity_days))
         kinds = [EntryKind.PERFORMANCE_CHECK]
         with LedgerHook(ledger_conn_id=self.ledger_conn_id).get_conn() as ledger:
+            position = next((entry.entry_id or 0 for entry in ledger.entries(limit=1)), 0)
             ungraded = ledger.ungraded_windows(self.model_name, before=start)
             looks = ledger.checks_of(self.model_name, ungraded, kinds)
             checked = {window: (look.checks[0], look.first_checked_at) for window, look in looks.items()}
@@ -293,23 +306,20 @@ class CheckPerformanceOperator(StepOperator):
                 self.model_name, before=start, checked_after=now - 2 * maturity
             ):
                 checked[grade.window] = (grade.entry, grade.first_checked_at)
-            # Its run went through the windows before it, oldest first, and came to it last.
-            newest = ledger.grades(self.model_name, before=start, limit=1)
-            looked_at = {_version_of(grade.entry.payload.get("labels")) for grade in newest}
+            newest = next(iter(ledger.grades(self.model_name, before=start, limit=1)), None)
             found = []
             for window in sorted({*ungraded, *checked}):
                 check, first = checked.get(window, (None, now))
-                own = {_version_of(check.payload.get("labels"))} if check is not None else set()
                 found.append(
                     _Late(
                         window=window,
                         model_version=self._who_answered(ledger, window, check),
-                        looked_at=(own | looked_at) - {None} if check is not None else own,
+                        looked_at=_looked_at(check, newest.entry if newest else None),
                         measured=bool(check is not None and check.payload.get("measured")),
                         due=first <= now - maturity,
                     )
                 )
-        return found
+        return position, found
 
     def _who_answered(self, ledger: Ledger, window: Window, check: LedgerEntry | None) -> str | None:
         """Give the version whose answers are graded, also when another one is champion by now; ``None``: the champion of today."""
@@ -322,21 +332,21 @@ class _Late(NamedTuple):
     """An earlier window that awaits labels.
 
     :param model_version: whose answers are graded; ``None``: the champion's of today.
-    :param looked_at: versions of the labels that it has been graded by already.
+    :param looked_at: versions of the labels that it has been graded by already, and when.
     :param measured: whether it has a grade by labels.
     :param due: whether the time for its labels is over, so that its last grade is to come.
     """
 
     window: Window
     model_version: str | None
-    looked_at: set[tuple[str, int] | None]
+    looked_at: Mapping[tuple[str, int], datetime]
     measured: bool
     due: bool
 
-    def newest_of(self, uri: str) -> int | None:
-        """Give the newest version of a table by which it has been graded."""
+    def newest_of(self, uri: str) -> tuple[int, datetime] | None:
+        """Give the newest version of a table by which it has been graded, and when that was."""
         return max(
-            (known[1] for known in self.looked_at if known is not None and known[0] == uri), default=None
+            ((version, at) for (table, version), at in self.looked_at.items() if table == uri), default=None
         )
 
     @property
@@ -345,6 +355,37 @@ class _Late(NamedTuple):
         from airflow_mlops.core.codec import to_dict
 
         return {"window": to_dict(self.window), "model_version": self.model_version}
+
+
+def _looked_back(position: int, labels: Any, failed: Sequence[Window]) -> dict[str, Any] | None:
+    """Say which earlier windows a run has graded by which labels: those the ledger had at its position, but for the failed ones."""
+    from airflow_mlops.core.codec import to_dict
+
+    version = _version_of(labels)
+    if version is None or len(failed) > _MOST_FAILED:
+        return None
+    return {
+        "position": position,
+        "uri": version[0],
+        "version": version[1],
+        "failed": [to_dict(window) for window in failed],
+    }
+
+
+def _looked_at(check: LedgerEntry | None, newest: LedgerEntry | None) -> dict[tuple[str, int], datetime]:
+    """Give the versions of the labels by which a window was looked at: for its own check, and by the run that graded the newest one."""
+    if check is None:
+        return {}
+    found = {}
+    own = _version_of(check.payload.get("labels"))
+    if own is not None:
+        found[own] = check.recorded_at
+    told = newest.payload.get(_LOOKED_BACK) if newest is not None else None
+    if newest is not None and told and check.window is not None and (check.entry_id or 0) <= told["position"]:
+        windows = {Window.parse(**window) for window in told["failed"]}
+        if check.window not in windows:
+            found[told["uri"], told["version"]] = newest.recorded_at
+    return found
 
 
 def _version_of(labels: Any) -> tuple[str, int] | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airflow_mlops.core.data.dataset import DatasetVersion
 from airflow_mlops.core.windows import Window
 from airflow_mlops.integrations import delta
 from airflow_mlops.steps.base import Step
@@ -23,10 +25,12 @@ class LookedAt:
     """A window that was graded.
 
     :param version: of the table of labels, by which it was graded last.
+    :param known_at: when that was; a table may have been made anew since.
     """
 
     window: Window
     version: int
+    known_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +56,11 @@ class NewLabelsResult:
     """Which of them got labels.
 
     :param unchanged: those that did not, so that their grade is what it was.
+    :param labels: version of the table that was looked at: what came after it has yet to be.
     """
 
     unchanged: tuple[Window, ...]
+    labels: DatasetVersion
 
 
 def run(spec: NewLabelsSpec, services: Services) -> NewLabelsResult:
@@ -68,11 +74,14 @@ def run(spec: NewLabelsSpec, services: Services) -> NewLabelsResult:
     for version in sorted({item.version for item in spec.windows}):
         asked = [item.window for item in spec.windows if item.version == version]
         columns = list(dict.fromkeys([spec.id_column, spec.target]))
-        changed = delta.rows_changed(labels.uri, columns, before=version, after=labels.version)
+        known_at = min(item.known_at for item in spec.windows if item.version == version)
+        changed = delta.rows_changed(
+            labels.uri, columns, before=version, after=labels.version, known_at=known_at
+        )
         if changed is not None:
             got = windows_of(log, spec.model_name, _ids(changed, spec.id_column), asked)
             unchanged += [window for window in asked if window not in got]
-    return NewLabelsResult(unchanged=tuple(sorted(unchanged)))
+    return NewLabelsResult(unchanged=tuple(sorted(unchanged)), labels=labels)
 
 
 def _ids(labels: pl.DataFrame, column: str) -> pl.Series:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.comparison.promotion import Verdict
 from airflow_mlops.core.decision.blackouts import blacked_out
-from airflow_mlops.core.decision.challengers import ChallengerCheck
+from airflow_mlops.core.decision.challengers import MOST_WINDOWS, ChallengerCheck
 from airflow_mlops.core.decision.evidence import RetrainingHistory, WindowEvidence
 from airflow_mlops.core.decision.retraining import (
     Outcome,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: Windows before that a policy may look back on: new rows, pauses and a run of degraded windows may go on for months of an hour each.
 #: Half a second of reading at most.
-LOOK_BACK = 1_000
+LOOK_BACK = MOST_WINDOWS
 
 #: Retrainings that a policy may count.
 _REMEMBERED = 100

@@ -22,13 +22,19 @@ import polars as pl
 import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.model.package import PackageManifest
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
-from airflow_mlops.exceptions import InsufficientDataError, RolloutError, RolloutRejectedError, TransientError
+from airflow_mlops.exceptions import (
+    DatasetNotFoundError,
+    InsufficientDataError,
+    RolloutError,
+    RolloutRejectedError,
+    TransientError,
+)
 from airflow_mlops.integrations import delta
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer
 from airflow_mlops.integrations.mlflow import Registry
@@ -50,6 +56,10 @@ pytestmark = pytest.mark.integration
 
 TRIPS = stream.simulate(3, trips_per_month=1000)
 AUGUST, SEPTEMBER = Window.parse("2018-08-01", "2018-09-01"), Window.parse("2018-09-01", "2018-10-01")
+FIVE_DAYS = [
+    Window(start=AUGUST.start + timedelta(days=first), end=AUGUST.start + timedelta(days=first + 5))
+    for first in range(0, 30, 5)
+]
 MODEL = "loop_fare"
 
 
@@ -96,11 +106,15 @@ class World:
             self.labels, rows.head(int(rows.height * share)), time_column=stream.TIME, window=window
         )
 
-    def check_performance(self, window: Window, **arguments: Any) -> dict[str, Any]:
+    def labels_now(self) -> dict[str, Any]:
+        """Give the version of the labels' table, as its ingest does."""
+        return to_dict(delta.describe(self.labels))
+
+    def check_performance(self, window: Window, *, labels: Any = None, **arguments: Any) -> dict[str, Any]:
         operator = CheckPerformanceOperator(
             task_id="check_performance",
             model_name=MODEL,
-            labels=self.labels,
+            labels=labels or self.labels,
             id_column=stream.ID,
             target=stream.TARGET,
             window_start=window.start.isoformat(),
@@ -161,6 +175,19 @@ class CountingRunner(InProcessRunner):
     def run(self, step: str, spec: dict[str, Any], services: Services) -> dict[str, Any]:
         if step == "performance":
             self.windows.append(spec["window"])
+        return super().run(step, spec, services)
+
+
+class FailingRunner(InProcessRunner):
+    """Can't grade one window."""
+
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        self.window = window
+
+    def run(self, step: str, spec: dict[str, Any], services: Services) -> dict[str, Any]:
+        if step == "performance" and Window.parse(**spec["window"]) == self.window:
+            raise DatasetNotFoundError("the package of version 2 is not there")
         return super().run(step, spec, services)
 
 
@@ -409,7 +436,7 @@ class TestGradedAgain:
                 for day in days
             )  # fmt: skip
         operator = CheckPerformanceOperator(task_id="check", model_name=MODEL)
-        late = operator._unfinished({"start": days[-1].end.isoformat(), "end": "2019-01-01"})
+        _, late = operator._unfinished({"start": days[-1].end.isoformat(), "end": "2019-01-01"})
         assert [item.window for item in late] == days
         assert {(item.model_version, item.due) for item in late} == {("2", True)}
 
@@ -454,10 +481,7 @@ class TestGradedAgain:
         assert looks(days[4]) == 1  # their time is over
 
     def test_of_many_windows_those_that_got_labels_are_graded_again(self, world: World) -> None:
-        parts = [
-            Window(start=AUGUST.start + timedelta(days=first), end=AUGUST.start + timedelta(days=first + 5))
-            for first in range(0, 30, 5)
-        ]
+        parts = FIVE_DAYS
         world.answer(AUGUST)
         for part in parts:
             world.land(part, 0.9)
@@ -489,6 +513,48 @@ class TestGradedAgain:
             world.land(part, 1.0 if part == parts[2] else 0.9)
         DeltaTable(world.labels).vacuum(0, enforce_retention_duration=False, dry_run=False)
         assert looked_at() == [part for part in parts[:-1] if part != parts[2]]
+
+    def test_a_run_counts_for_windows_it_knew_and_could_grade(self, world: World) -> None:
+        """Of two at once the later one may end first, and a window that can't be graded today can be tomorrow."""
+        world.answer(AUGUST)
+        for part in FIVE_DAYS[:4]:
+            world.land(part, 0.9)
+        early = world.labels_now()
+        for part in FIVE_DAYS[:3]:
+            world.check_performance(part, labels=early)
+        world.land(FIVE_DAYS[3])
+        world.land(FIVE_DAYS[4], 0.9)
+        world.check_performance(FIVE_DAYS[4], labels=world.labels_now())  # it does not know of the fourth yet
+        world.check_performance(FIVE_DAYS[3], labels=early)
+        world.land(FIVE_DAYS[1])
+        world.land(FIVE_DAYS[5], 0.9)
+        world.check_performance(FIVE_DAYS[5], labels=world.labels_now(), runner=FailingRunner(FIVE_DAYS[1]))
+        assert self.labelled_in_full(world) == {FIVE_DAYS[3]}
+        world.land(FIVE_DAYS[5], 0.95)
+        world.check_performance(FIVE_DAYS[5], labels=world.labels_now())
+        assert self.labelled_in_full(world) == {FIVE_DAYS[1], FIVE_DAYS[3]}
+
+    def test_labels_in_a_table_made_anew_or_of_another_type(self, world: World) -> None:
+        world.answer(AUGUST)
+        for part in FIVE_DAYS[:4]:
+            world.land(part, 0.9)
+            world.check_performance(part, labels=world.labels_now())
+        shutil.rmtree(world.labels)
+        for part in FIVE_DAYS[:4]:
+            world.land(part, 1.0 if part != FIVE_DAYS[0] else 0.95)
+        world.land(FIVE_DAYS[4], 0.9)
+        world.check_performance(FIVE_DAYS[4], labels=world.labels_now())
+        assert self.labelled_in_full(world) == set(FIVE_DAYS[1:4])
+        rows = pl.concat([trips_of(part) for part in FIVE_DAYS]).with_columns(
+            pl.col(stream.TARGET).cast(pl.Float32)
+        )
+        write_deltalake(world.labels, rows.to_arrow(), mode="overwrite", schema_mode="overwrite")
+        world.check_performance(FIVE_DAYS[5], labels=world.labels_now())
+        assert self.labelled_in_full(world) == set(FIVE_DAYS)
+
+    def labelled_in_full(self, world: World) -> set[Window]:
+        with world.ledger() as ledger:
+            return {grade.window for grade in ledger.grades(MODEL) if grade.final}
 
     def unfinished(self, world: World) -> list[Window]:
         with world.ledger() as ledger:

@@ -183,8 +183,12 @@ def loop(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             target=stream.TARGET,
             **labels,
             windows=[
-                {"window": WINDOW, "version": 1},  # of which nothing was asked
-                {"window": NEXT, "version": 1},
+                {
+                    "window": WINDOW,
+                    "version": 1,
+                    "known_at": "2100-01-01T00:00:00Z",
+                },  # of which nothing was asked
+                {"window": NEXT, "version": 1, "known_at": "2100-01-01T00:00:00Z"},
             ],
         )
         made.run("drift", model_name=made.model_name, window=NEXT)

@@ -10,6 +10,7 @@ import pytest
 from airflow_mlops.core.codec import from_dict, to_dict
 from airflow_mlops.core.decision.challengers import (
     ALL,
+    MOST_WINDOWS,
     RECENT,
     ChallengerCheck,
     ChallengerPolicy,
@@ -170,6 +171,24 @@ class TestVerdict:
             trained.append(judge_challengers(world.checks, POLICY).train)
         assert [ALL in names for names in trained] == [False, False, False, True] * 10
         assert all(RECENT in names for names in trained)
+
+    def test_also_after_as_many_windows_as_a_decision_is_handed(self) -> None:
+        """Their number stays the same from then on."""
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        world.live(extra={f"{ALL}{world.number}": 0.5})
+        (check,), made_after, trained = world.checks, 0, []
+        for number in range(1, 21):
+            until = {RECENT: window(number).start, ALL: window(made_after).end}
+            contenders = tuple(
+                replace(one, trained_until=until[one.recipe or ALL])
+                for one in check.contenders
+                if one.version.endswith("20")
+            )
+            now = replace(check, window=window(number), contenders=contenders)
+            names = judge_challengers([now] * (MOST_WINDOWS + 1), POLICY).train
+            made_after = number if ALL in names else made_after
+            trained.append(ALL in names)
+        assert trained == [False, False, False, True] * 5
 
     def test_nothing_to_judge_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="no window has been compared"):
@@ -391,6 +410,25 @@ class TestDecision:
             world.live()
         assert self.decide(world, degraded=True).outcome is Outcome.ALERT
         assert self.decide(world).outcome is Outcome.NOTHING
+
+    @pytest.mark.parametrize("levels", [(1.6, 1.6, 1.6), (1.6, 1.6), (1.6, 1.0), (1.6, 1.6, 1.0)])
+    def test_an_alarm_is_heard_when_labels_of_several_windows_come_at_once(
+        self, levels: tuple[float, ...]
+    ) -> None:
+        """All of them keep what was promised for a harder season. Where the world is the old one in the last, nothing happens."""
+        world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)
+        usual = (1.0, 1.1, 0.92, 1.06, 0.95, 1.1)
+        for level in (*usual, *levels):
+            world.live(level=level)
+        found = [self.evidence(check) for check in world.checks]
+        decisions = decide_retraining(
+            found[len(usual) :],
+            RetrainingHistory(),
+            RetrainingPolicy(),
+            previous_checks=found[: len(usual)],
+        )
+        trained = [decision.window for decision in decisions if decision.outcome is Outcome.RETRAIN]
+        assert trained == ([found[len(usual)].window] if levels[-1] == 1.6 else [])
 
     def test_degraded_before_it_is_known_what_is_usual_is_an_alarm(self) -> None:
         world = World({RECENT: 0.0, ALL: 0.0}, champion_age=2)

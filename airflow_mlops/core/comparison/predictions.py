@@ -230,10 +230,12 @@ def valid_values(values: Array) -> Array:
 
     >>> valid_values(np.array([1.0, np.inf, np.nan, 1e200])).tolist()
     [True, False, False, False]
+    >>> valid_values(np.array([1.0, np.inf], dtype=np.float32)).tolist()
+    [True, False]
     """
     if values.dtype.kind != "f":
         return np.ones(len(values), dtype=bool)
-    return np.abs(values) <= LARGEST
+    return np.abs(values.astype(np.float64, copy=False)) <= LARGEST  # which no float32 holds
 
 
 def text_codes(values: Array) -> tuple[list[str], Array]:

@@ -30,6 +30,9 @@ LOOK_BACK = 12
 #: Windows that tell how the recipes rank, what a champion has lost since its promotion, and that its world was over.
 _REMEMBERED = 25
 
+#: Windows before one that a decision is handed at most.
+MOST_WINDOWS = 1_000
+
 #: Windows before one that tell how much the loss varies between windows.
 FEWEST_LEVELS = 3
 
@@ -231,11 +234,13 @@ def judge_challengers(
     recipe = min(ranking, key=lambda name: ranking[name])
     required = _required(latest, policy, cost)
     evidence = _evidence(checks, recipe, policy)
-    alarm = _alarm(checks, policy)
+    alarm = world_changed(checks, policy)
     train = tuple(
         name
         for name, behind in ranking.items()
-        if name == recipe or behind <= ranking[recipe] + policy.close_race or compared % policy.seldom == 0
+        if name == recipe
+        or behind <= ranking[recipe] + policy.close_race
+        or _is_turn(name, compared, latest, policy)
     )
     if evidence is None:
         reason = f"no model of recipe {recipe!r} has met the champion, version {latest.champion}, yet"
@@ -307,6 +312,17 @@ def _lasted(check: ChallengerCheck, version: str, policy: ChallengerPolicy) -> b
     loss = next((one.loss for one in there if one.version == version), None)
     best = min((one.loss for one in there), default=math.inf)
     return loss is None or loss <= (1.0 + policy.alarm_change) * best
+
+
+def _is_turn(recipe: str, compared: int, latest: ChallengerCheck, policy: ChallengerPolicy) -> bool:
+    """Tell whether it is the turn of a recipe that is far behind: in every so-manieth window of this world.
+
+    Who is handed as many windows as ever are can't go by their number any more, but by the age of the recipe's newest model.
+    """
+    if compared < MOST_WINDOWS:
+        return compared % policy.seldom == 0
+    newest, length = latest.newest(recipe), latest.window.end - latest.window.start
+    return newest is None or latest.window.end - newest.trained_until >= policy.seldom * length
 
 
 def _required(latest: ChallengerCheck, policy: ChallengerPolicy, cost: float | None) -> float:
@@ -391,8 +407,10 @@ def _present_reign(checks: Sequence[ChallengerCheck]) -> int:
     return len(checks)
 
 
-def _alarm(checks: Sequence[ChallengerCheck], policy: ChallengerPolicy) -> bool:
+def world_changed(checks: Sequence[ChallengerCheck], policy: ChallengerPolicy) -> bool:
     """Tell a change of the world from the usual ups and downs: by a prediction interval for the next window's loss.
+
+    :param checks: of successive windows, oldest first; the last one is asked about, and the twelve before it.
 
     Source: Hahn and Meeker, "Statistical Intervals", 1991, section 4.7 (one future observation of a normal sample).
     """

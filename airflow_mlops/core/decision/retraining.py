@@ -7,7 +7,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
-from airflow_mlops.core.decision.challengers import ALL, FEWEST_LEVELS, RECENT, came_back, judge_challengers
+from airflow_mlops.core.decision.challengers import (
+    ALL,
+    FEWEST_LEVELS,
+    RECENT,
+    came_back,
+    judge_challengers,
+    world_changed,
+)
 from airflow_mlops.core.decision.restraint import Case, find_restraint
 from airflow_mlops.core.decision.retraining_policy import RetrainingPolicy as RetrainingPolicy  # noqa: TC001  # users do so from here
 from airflow_mlops.core.windows import Window
@@ -145,22 +152,46 @@ def decide_retraining(
     for window_evidence in evidence:
         seen = [item for item in known if item.window <= window_evidence.window]
         newer = [item for item in previous_checks if item.window.start >= window_evidence.window.end]
-        newer += _over_by_now(window_evidence, evidence)
+        newer += _over_by_now(window_evidence, evidence, seen, history, policy)
         decisions.append(_decide(window_evidence, seen, history, policy, newer=newer))
     return _only_newest_acts(decisions)
 
 
-def _over_by_now(late: WindowEvidence, undecided: Sequence[WindowEvidence]) -> list[WindowEvidence]:
+def _over_by_now(
+    late: WindowEvidence,
+    undecided: Sequence[WindowEvidence],
+    seen: Sequence[WindowEvidence],
+    history: RetrainingHistory,
+    policy: RetrainingPolicy,
+) -> list[WindowEvidence]:
     """Give the newest measured one of the undecided windows after this one, if all is well in it.
 
-    Where it is not, each has its say: what an alarm is in the first window after a change is none in the second.
+    Where it is not, each has its say: what an alarm is in the first window after a change is none in the second. Nor where the models
+    of before this window are as surprised by that one: a model may keep what was promised in a world that is another one.
     """
     newest = max(
         (item for item in undecided if item.measured and item.window.start >= late.window.end),
         key=lambda item: item.window,
         default=None,
     )
-    return [] if newest is None or newest.degraded else [newest]
+    if newest is None or newest.degraded:
+        return []
+    if late.challengers is not None and newest.challengers is not None:
+        instead = [*(item for item in seen if item.window != late.window), newest]
+        checks = _compared(instead, history.world_since)
+        if newest.challengers.window in [check.window for check in checks[-1:]] and world_changed(
+            checks, policy.challengers
+        ):
+            return []
+    return [newest]
+
+
+def _compared(seen: Sequence[WindowEvidence], since: datetime | None) -> list[ChallengerCheck]:
+    """Give the comparisons of the present world, and in each the models that know something of it."""
+    checks = [item.challengers for item in seen if item.challengers is not None]
+    if since is None:
+        return checks
+    return [check.after(since) for check in checks if check.window.start > since]
 
 
 def _decide(
@@ -233,8 +264,7 @@ def _by_challengers(
 ) -> RetrainingDecision:
     """Decide by what fresh models were worth; where the world changed at once there are none yet, and a test has to tell."""
     since = history.world_since
-    compared = [item.challengers for item in seen if item.challengers is not None]
-    checks = [check for check in compared if since is None or check.window.start > since]
+    checks = _compared(seen, since)
     window, found = evidence.window, _findings(evidence)
     if not checks:
         return RetrainingDecision(
@@ -243,13 +273,11 @@ def _by_challengers(
             reason=f"{found}; no window since the change of {since:%Y-%m-%d} has been compared",
             shadow=(RECENT, ALL),
         )
-    if since is not None:
-        checks = [check.after(since) for check in checks]
     verdict = judge_challengers(checks, policy.challengers, cost=policy.cost)
     decision = RetrainingDecision(
         window=window, outcome=Outcome.NOTHING, reason=f"{verdict.reason}; {found}", shadow=verdict.train
     )
-    earlier = came_back(compared, policy.challengers, since=since) if policy.bring_back else None
+    earlier = came_back(_compared(seen, None), policy.challengers, since=since) if policy.bring_back else None
     if earlier is not None:
         return _brought_back(decision, checks[-1], earlier, since, found)
     # Until it is known how much the loss varies between windows, what was promised at training has to do.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from airflow_mlops.exceptions import DatasetNotFoundError
+from airflow_mlops.integrations.delta.commits import read_commits
 from airflow_mlops.integrations.delta.history import require_readable
 from airflow_mlops.integrations.delta.reading import require_columns
 from airflow_mlops.integrations.delta.tables import data_files, open_table
@@ -17,13 +19,16 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 
-def rows_changed(uri: str, columns: Sequence[str], *, before: int, after: int) -> pl.DataFrame | None:
+def rows_changed(
+    uri: str, columns: Sequence[str], *, before: int, after: int, known_at: datetime | None = None
+) -> pl.DataFrame | None:
     """Give the rows, of these columns, that one version has and the other has not: what was added, deleted, or is otherwise now.
 
     Files that both have are not read.
 
-    :returns: rows, some of them more than once; ``None``: the earlier version can't be read any more or lacks a column, or the later
-        one is no later one, as of a table that was made anew.
+    :param known_at: when the earlier version was read; of a table that was made anew since it is another one.
+    :returns: rows, some of them more than once; ``None``: it can't be told. The earlier version can't be read any more, or has other
+        columns or types, or the table was made anew.
     :raises SchemaMismatchError: the later version has no such column.
     """
     import polars as pl
@@ -31,7 +36,7 @@ def rows_changed(uri: str, columns: Sequence[str], *, before: int, after: int) -
     newer = open_table(uri, after)
     names = [field.name for field in newer.schema().fields]
     require_columns(columns, names, uri)
-    if before > after:
+    if before > after or (known_at is not None and not _was_there(uri, before, known_at)):
         return None
     try:
         require_readable(uri, before)
@@ -44,11 +49,19 @@ def rows_changed(uri: str, columns: Sequence[str], *, before: int, after: int) -
         return added
     if not {field.name for field in older.schema().fields}.issuperset(columns):
         return None
-    removed = _read(older, columns, was - now).cast(added.schema)
+    removed = _read(older, columns, was - now)
+    if removed.schema != added.schema:
+        return None  # a cast makes 0 of 0.4, and 7 of "07"
     return pl.concat(
         one.join(other, on=list(columns), how="anti", nulls_equal=True)
         for one, other in ((added, removed), (removed, added))
     )
+
+
+def _was_there(uri: str, version: int, instant: datetime) -> bool:
+    """Tell whether a version was committed by then, as far as the table's log tells."""
+    committed = next((commit for commit in read_commits(uri) if commit["version"] == version), None)
+    return committed is not None and datetime.fromtimestamp(committed["timestamp"] / 1000, UTC) <= instant
 
 
 def _read(table: DeltaTable, columns: Sequence[str], files: set[str]) -> pl.DataFrame:
