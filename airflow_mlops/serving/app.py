@@ -90,7 +90,7 @@ class EndpointApp:
         self._ids = IdMaker()
         self._bodies = BodyReader(settings.maximum_bytes, settings.body_seconds)
         self._inflater = Inflater(settings.maximum_bytes)
-        self._explanations = Explanations(settings)
+        self._explanations = Explanations(settings, self.observer.computing)
         self._at_hand = 0
         self._stopped = threading.Event()
         self._publishing = threading.Thread(target=self._publish_regularly, name="publisher", daemon=True)

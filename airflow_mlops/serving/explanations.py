@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -21,6 +21,8 @@ from airflow_mlops.serving import arrow
 from airflow_mlops.serving.requests import RequestError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
     from airflow_mlops.core.model.explanation import Score, Table
@@ -73,10 +75,13 @@ class Explanations:
     """Explain requests, few at a time.
 
     :param settings: how many, of how many rows, and at what cost.
+    :param computing: notes that a version is at work, should it take its worker with it.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self._settings = settings
+    def __init__(
+        self, settings: ServiceSettings, computing: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
+        self._settings, self._computing = settings, computing
         self._at_hand = 0
         self._threads = ThreadPoolExecutor(
             settings.explain_concurrency, thread_name_prefix="explanation", initializer=_step_back
@@ -148,9 +153,10 @@ class Explanations:
             raise RequestError(422, f"label: {label!r:.60} is none; {known}")
         shapley = Shapley(model.background, evaluations=self._settings.explain_evaluations)
         try:
-            return explain_columns(
-                model, shapley, asked.columns, label=label, seconds=self._settings.explain_seconds
-            )
+            with self._computing(name):
+                return explain_columns(
+                    model, shapley, asked.columns, label=label, seconds=self._settings.explain_seconds
+                )
         except RequestError as err:
             err.model_version = name
             raise

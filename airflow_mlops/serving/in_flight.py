@@ -7,8 +7,9 @@ import hashlib
 import mmap
 import os
 import threading
-from collections import Counter
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ class InFlight:
 
     def __init__(self, folder: Path, rollout: str, versions: Sequence[str]) -> None:
         self.folder, self.rollout, self.versions = folder, rollout, tuple(versions)
-        name = hashlib.blake2b("|".join([rollout, *versions]).encode(), digest_size=8).hexdigest()
+        name = _name(rollout, versions)
         self._pattern = f"{name}-*.{_ENDING}"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}-{os.getpid()}.{_ENDING}"
@@ -62,14 +63,9 @@ class InFlight:
         with self._changing:
             self._counts[place] = min(max(self._counts[place] + by, 0), 255)
 
-    def died(self) -> dict[str, int]:
-        """Count the answers that dead workers were in the middle of, by version."""
-        found: Counter[str] = Counter()
-        for path in self.folder.glob(self._pattern):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                if not _is_alive(int(path.stem.rpartition("-")[2])):
-                    found.update(dict(zip(self.versions, path.read_bytes(), strict=False)))
-        return {version: count for version, count in found.items() if count}
+    def died(self) -> list[tuple[str, ...]]:
+        """List the workers that died while they computed answers, each by the versions whose answers these were."""
+        return died_in(self.folder, self.rollout, self.versions)
 
     def forget_others(self) -> None:
         """Remove what other rollouts left behind."""
@@ -85,11 +81,29 @@ def forget_all(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def died_in(folder: Path, rollout: str, versions: Sequence[str]) -> list[tuple[str, ...]]:
+    """List the workers of a rollout that died while they computed answers, each by the versions whose answers these were.
+
+    It takes no service to tell: who asks may find none, as all of its workers are dead.
+    """
+    found = []
+    for path in sorted(folder.glob(f"{_name(rollout, versions)}-*.{_ENDING}")):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            if not _is_alive(path):
+                counts = zip(versions, path.read_bytes(), strict=False)
+                found.append(tuple(version for version, count in counts if count))
+    return [versions for versions in found if versions]
+
+
+def _name(rollout: str, versions: Sequence[str]) -> str:
+    return hashlib.blake2b("|".join([rollout, *versions]).encode(), digest_size=8).hexdigest()
+
+
+def _is_alive(path: Path) -> bool:
+    """Tell whether the worker of a file runs: not one that nobody has buried yet, nor another one of its number, which is younger."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        process = psutil.Process(int(path.stem.rpartition("-")[2]))
+        mine = process.create_time() <= path.stat().st_mtime + 1.0
+        return bool(mine and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        pass
-    return True

@@ -17,13 +17,20 @@ from airflow_mlops.exceptions import (
     ArtifactIntegrityError,
     EndpointUnavailableError,
     RolloutError,
+    RolloutInterruptedError,
     VersionRefusedError,
 )
 from airflow_mlops.integrations.bentoml import EndpointClient, LocalServer, wait_until
 from airflow_mlops.integrations.signals import deferred_signals
 from airflow_mlops.serving.files import storage_errors, write_whole
 from airflow_mlops.serving.lease import end_lease, grant_lease, read_lease
-from airflow_mlops.serving.log_settings import LOG_FOLDER, LogSettings
+from airflow_mlops.serving.log_settings import (
+    LOG_FOLDER,
+    LogSettings,
+    keep_in_folder,
+    read_settings,
+    write_settings,
+)
 from airflow_mlops.serving.model import load_model
 from airflow_mlops.serving.package import read_package, read_signature, write_signature
 from airflow_mlops.serving.reconciler import (
@@ -68,10 +75,11 @@ class LocalEndpoint:
 
     :param server: its process.
     :param timeout_seconds: how long it may take to serve what is asked for.
+    :param own_log: let the service's inference log stay in its folder, from the next state on that is served.
     """
 
-    def __init__(self, server: LocalServer, *, timeout_seconds: float = 120.0) -> None:
-        self.server = server
+    def __init__(self, server: LocalServer, *, timeout_seconds: float = 120.0, own_log: bool = False) -> None:
+        self.server, self.own_log = server, own_log
         self.serving_dir = server.serving_dir
         self.timeout_seconds = timeout_seconds
 
@@ -139,9 +147,13 @@ class LocalEndpoint:
         :raises RolloutError: it was not served in time, no worker can load it, or the port is taken; says what serves now.
         """
         current, server = self.desired(), self.server
+        log_folder = self.serving_dir / LOG_FOLDER
         ran = running = server.running()
+        settings = read_settings(log_folder)
         try:
             in_the_middle = desired.rollout is not None and current is not None and current.leased
+            if self.own_log and not in_the_middle:
+                keep_in_folder(log_folder)
             if running is not None and running.settings != server.settings and not in_the_middle:
                 running = _restart(server, running)
             server.hand_tokens()
@@ -159,6 +171,8 @@ class LocalEndpoint:
         except BaseException:
             with deferred_signals():
                 _restore(self.serving_dir, current, desired.revision)
+                if running is ran:  # readers look where it writes
+                    write_settings(log_folder, settings)
                 self._run_as_before(ran=ran is not None)
             raise
         return process, running is None
@@ -232,7 +246,8 @@ def deploy_package(
             endpoint.bring(package_folder, model_name, version)
             process, started = endpoint.serve(desired)
         except REFUSALS as err:
-            on_refusal(err)
+            if not isinstance(err, RolloutInterruptedError):  # which says nothing of the version
+                on_refusal(err)
             raise
         endpoint.remove_others(desired)
     return Deployment(

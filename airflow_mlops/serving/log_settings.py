@@ -131,6 +131,21 @@ def keep_in_folder(folder: Path) -> None:
         write_whole(path, json.dumps({**given, "uri": None}, indent=2).encode())
 
 
+def read_settings(folder: Path) -> bytes | None:
+    """Give a log's file of settings as it is; ``None``: there is none."""
+    path = folder / SETTINGS_FILE
+    return path.read_bytes() if path.is_file() else None
+
+
+def write_settings(folder: Path, settings: bytes | None) -> None:
+    """Let a log's file of settings be as it was."""
+    path = folder / SETTINGS_FILE
+    if settings is None:
+        path.unlink(missing_ok=True)
+    elif read_settings(folder) != settings:
+        write_whole(path, settings)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         given = json.loads(path.read_bytes())

@@ -175,19 +175,19 @@ class EndpointMetrics:
             "airflow_mlops_version_share",
             "Share of requests a version answers",
             by_version,
-            multiprocess_mode="mostrecent",
+            multiprocess_mode="livemostrecent",
         )
         self._published_until = Gauge(
             "airflow_mlops_model_trained_until_timestamp_seconds",
             "End of the rows a version learned from",
             by_version,
-            multiprocess_mode="mostrecent",
+            multiprocess_mode="livemostrecent",
         )
         self._published_live = Gauge(
             "airflow_mlops_model_live_timestamp_seconds",
             "When a worker last began to answer with a version",
             by_version,
-            multiprocess_mode="mostrecent",
+            multiprocess_mode="livemostrecent",
         )
         self._waiting_rows, self._shed_rows = waiting_rows, shed_rows
         self._published_shed_rows = 0
@@ -323,7 +323,7 @@ def _forget_dead_workers() -> None:
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if not folder:
         return
-    for path in Path(folder).glob("gauge_*_*.db"):
+    for path in Path(folder).glob("gauge_live*_*.db"):  # whose readers know that they may go
         pid = path.stem.rpartition("_")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
             path.unlink(missing_ok=True)

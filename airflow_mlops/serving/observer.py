@@ -178,8 +178,8 @@ class Observer:
             if path.name != self._file:
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                     others.append(from_dict(Observations, json.loads(path.read_text())))
-        died = self._in_flight.died() if self._in_flight is not None else {}
-        return replace(merge_observations([own, *others]), died=died)
+        died = self._in_flight.died() if self._in_flight is not None else []
+        return replace(merge_observations([own, *others]), died=tuple(died))
 
     @property
     def _file(self) -> str:

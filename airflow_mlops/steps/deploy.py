@@ -18,7 +18,6 @@ from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import Ledger
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
-from airflow_mlops.serving.log_settings import LOG_FOLDER, keep_in_folder
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.registry.aliases import resolve_alias
 from airflow_mlops.steps.rollouts.history import version_of_request
@@ -191,9 +190,7 @@ def _endpoint(spec: DeploySpec, services: Services) -> LocalEndpoint:
         steering_token=services.steering_token,
         public_keys=services.signing_public_keys,
     )
-    if spec.own_log:
-        keep_in_folder(server.serving_dir / LOG_FOLDER)
-    return LocalEndpoint(server, timeout_seconds=spec.timeout_seconds)
+    return LocalEndpoint(server, timeout_seconds=spec.timeout_seconds, own_log=spec.own_log)
 
 
 def _roll_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -30,10 +31,12 @@ from airflow_mlops.core.rollouts.observations import Observations
 from airflow_mlops.core.rollouts.rollout import RolloutPlan, plan_rollout
 from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import (
+    ArtifactIntegrityError,
     ConnectionConfigError,
     LedgerUnavailableError,
     RegistryUnavailableError,
     RolloutError,
+    RolloutInterruptedError,
     VersionRefusedError,
 )
 from airflow_mlops.integrations import delta
@@ -43,7 +46,7 @@ from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
 from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_received_since
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
-from airflow_mlops.serving.log_settings import LOG_FOLDER
+from airflow_mlops.serving.log_settings import LOG_FOLDER, SETTINGS_FILE
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.rollouts.quality import QualitySpec
 from airflow_mlops.steps.rollouts.rollout import Rollout
@@ -654,39 +657,117 @@ class Fatal(RegressorMixin, BaseEstimator):
 """
 
 
-def test_a_version_that_takes_its_worker_with_it_is_taken_back(
-    tmp_path: Path, packages: dict[str, tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+def test_a_log_of_its_own_begins_with_a_deployment_that_passes(stage: Stage) -> None:
+    """Until then the service writes where it did, and readers look there."""
+    endpoint, settings = (
+        LocalEndpoint(stage.server, own_log=True),
+        stage.server.serving_dir / LOG_FOLDER / SETTINGS_FILE,
+    )
+    unknown = ServedVersion(model_version="2", package_digest=f"sha256:{'0' * 64}")
+    with pytest.raises(ArtifactIntegrityError):
+        deploy_package(endpoint, stage.packages["2"][0], "m", unknown)
+    assert not settings.exists()
+    deploy_package(endpoint, stage.packages["2"][0], "m", stage.version("2"))
+    assert json.loads(settings.read_text())["uri"] is None
+
+
+def test_a_deployment_that_is_killed_says_nothing_of_its_version(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody counts the request that killed it, and what else failed then was of both versions."""
+    refused: list[Exception] = []
+
+    def killed(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def on_signal(*_: object) -> None:
+        raise RolloutInterruptedError("the task was killed")
+
+    before = signal.signal(signal.SIGUSR1, on_signal)
+    monkeypatch.setattr("airflow_mlops.serving.local._wait_until_live", killed)
+    try:
+        with pytest.raises(RolloutInterruptedError):
+            deploy_package(
+                stage.endpoint, stage.packages["2"][0], "m", stage.version("2"), on_refusal=refused.append
+            )
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert refused == []
+    assert wait_until(lambda: stage.serving() == {"1"}, timeout_seconds=10)
+
+
+@pytest.fixture
+def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A service whose new version takes its worker with it where x is 100."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "fatal_model.py").write_text(_FATAL)
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("AIRFLOW_MLOPS_TRUSTED_TYPES", "fatal_model.Fatal")
-    digest = build_package(tmp_path / "fatal", form="sklearn", estimator="fatal_model.Fatal")
-    stage = Stage(tmp_path, {"1": packages["1"], "2": (tmp_path / "fatal", digest)}, free_port())
-    wide = CanaryPolicy(
-        minimum_requests=20, latency_tolerance=50.0, slowest_tolerance=1.0, answer_tolerance=None
+    old, new = (tmp_path / name for name in ("old", "fatal"))
+    packages = {
+        "1": (old, build_package(old, background_rows=10)),
+        "2": (
+            new,
+            build_package(new, form="sklearn", estimator="fatal_model.Fatal", background_rows=10),
+        ),
+    }
+    stage = Stage(tmp_path, packages, free_port())
+    stage.deploy("1")
+    yield stage
+    stage.server.stop()
+
+
+WIDE = CanaryPolicy(minimum_requests=20, latency_tolerance=50.0, slowest_tolerance=1.0, answer_tolerance=None)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/explain"])
+def test_a_version_that_takes_its_worker_with_it_is_taken_back(fatal: Stage, path: str) -> None:
+    """Nobody counts the request that killed it, and what else failed then was of both versions."""
+    plan = canary(20.0, 0.5)
+    assert fatal.advance("2", plan, policy=WIDE).wait_seconds is not None
+    with httpx.Client(base_url=fatal.server.url, headers={"authorization": "Bearer token"}) as client:
+
+        def ask(where: str, x: float, times: int) -> None:
+            for _ in range(times):
+                client.post(where, json={"row": {"x": x, "kind": "a"}}, timeout=60).raise_for_status()
+
+        ask("/predict", 1.0, 200)
+        with pytest.raises(httpx.HTTPError):  # as soon as the new version is drawn
+            ask(path, 100.0, 100)
+    progress = fatal.roll_out("2", plan, policy=WIDE)
+    assert progress.state.status == "rolled_back"
+    assert progress.state.reason.startswith(
+        "workers died while they computed answers, 1 with the new version at work"
     )
+    assert fatal.serving() == {"1"}
+
+
+def test_one_that_leaves_no_worker_to_be_asked_is_taken_back_once(fatal: Stage) -> None:
+    """Whoever looks finds no service: what died tells all the same, and a retry does not give it to callers once more."""
+    stopped = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=fatal.server.url, headers={"authorization": "Bearer token"}) as client:
+            while not stopped.wait(0.05):
+                with contextlib.suppress(httpx.HTTPError):
+                    client.post("/predict", json={"row": {"x": 100.0, "kind": "a"}})
+
+    plan = canary(6.0, 0.5)
+    asking = threading.Thread(target=ask)
+    progress = fatal.advance("2", plan, policy=WIDE, request="until try 3")
+    asking.start()
     try:
-        stage.deploy("1")
-        plan = canary(20.0, 0.5)
-        assert stage.advance("2", plan, policy=wide).wait_seconds is not None
-        with httpx.Client(base_url=stage.server.url, headers={"authorization": "Bearer token"}) as client:
-
-            def ask(x: float, times: int) -> None:
-                for _ in range(times):
-                    client.post("/predict", json={"row": {"x": x, "kind": "a"}}).raise_for_status()
-
-            ask(1.0, 200)
-            with pytest.raises(httpx.HTTPError):  # as soon as the new version is drawn
-                ask(100.0, 100)
-        progress = stage.roll_out("2", plan, policy=wide)
+        time.sleep(4.0)
+        progress = fatal.roll_out("2", plan, policy=WIDE, request="until try 3")
         assert progress.state.status == "rolled_back"
-        assert progress.state.reason.startswith("workers died in the middle of 1 answers of the new version")
-        assert stage.serving() == {"1"}
+        assert "with the new version at work" in progress.state.reason
+        assert fatal.told().count("entered") <= 2
+        told = fatal.told()
+        assert fatal.advance("2", plan, policy=WIDE, request="until try 3").state.status == "rolled_back"
+        assert fatal.told() == told
     finally:
-        stage.server.stop()
+        stopped.set()
+        asking.join(timeout=30)
 
 
 def test_what_no_worker_can_load_ends_at_once_and_the_ledger_says_why(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +21,7 @@ from airflow_mlops.core.rollouts.desired_state import DesiredState, ServedVersio
 from airflow_mlops.core.rollouts.mean_losses import larger_of_two, losses_of
 from airflow_mlops.core.rollouts.observations import Observations, merge_observations
 from airflow_mlops.serving.callers import Callers
-from airflow_mlops.serving.in_flight import InFlight, forget_all
+from airflow_mlops.serving.in_flight import InFlight, died_in, forget_all
 from airflow_mlops.serving.observer import Observer
 from airflow_mlops.serving.reconciler import LiveVersion, Routes
 
@@ -98,26 +99,55 @@ def test_who_died_in_the_middle_of_an_answer_has_said_whose(tmp_path: Path) -> N
         subprocess.run([sys.executable, "-c", _DIES, str(tmp_path), rollout], check=False)
     mine = InFlight(tmp_path, "a", ["1", "2"])
     with mine.computing("1"):  # by one who lives
-        assert mine.died() == {"2": 2}
-    assert InFlight(tmp_path, "a", ["1", "3"]).died() == {}
+        assert mine.died() == [("2",), ("2",)]
+    assert died_in(tmp_path, "a", ["1", "2"]) == [("2",), ("2",)]
+    assert InFlight(tmp_path, "a", ["1", "3"]).died() == []
     mine.forget_others()
-    assert InFlight(tmp_path, "b", ["1", "2"]).died() == {}
+    assert InFlight(tmp_path, "b", ["1", "2"]).died() == []
     forget_all(tmp_path)
-    assert mine.died() == {}
+    assert mine.died() == []
     with mine.computing("1"):  # what is mapped outlives its name
         pass
 
 
+def test_who_died_and_is_not_buried_yet_has_died(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", _DIES, str(tmp_path), "a"])
+    try:
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+        assert died_in(tmp_path, "a", ["1", "2"]) == [("2",)]
+    finally:
+        dead.wait()
+
+
+def test_a_younger_process_of_the_same_number_is_another_one(tmp_path: Path) -> None:
+    mine = InFlight(tmp_path, "a", ["1", "2"])
+    with mine.computing("1"):
+        assert mine.died() == []
+        (path,) = tmp_path.iterdir()
+        os.utime(path, (0.0, 0.0))
+        assert mine.died() == [("1",)]
+
+
 @pytest.mark.parametrize(
-    ("stable", "new", "worse"), [(0, 1, True), (1, 1, False), (0, 0, False), (2, 1, False)]
+    ("died", "worse"),
+    [
+        ([("2",)], True),
+        ([("1", "2")], True),  # nobody knows which it was
+        ([("1", "2"), ("1",)], False),
+        ([("1",), ("2",)], False),
+        ([("1",), ("2",), ("1", "2")], True),
+        ([("1",)], False),
+        ([], False),
+    ],
 )
 def test_workers_that_died_are_held_against_the_version_they_died_with(
-    tmp_path: Path, stable: int, new: int, *, worse: bool
+    tmp_path: Path, died: list[tuple[str, ...]], *, worse: bool
 ) -> None:
     observer = observing(tmp_path, 0.5)
     for number in range(1_000):
         observer.answered("12"[number % 2], 1, 0.001, ["no"])
-    seen = replace(observer.read(), died={"1": stable, "2": new})
+    seen = replace(observer.read(), died=tuple(died))
+    assert from_dict(Observations, to_dict(seen)).died == tuple(died)
     assert judge(seen, 0.5) == Counter(["deaths"] if worse else [])
 
 

@@ -10,6 +10,7 @@ other.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -166,7 +167,8 @@ def analyze(
     if any(one.judgement == "no data" for one in (*findings, *compared)):
         compared = [one if one.judgement == "no data" else _not_yet(one) for one in compared]
     findings += compared
-    findings += _find_deaths(seen, stable, new)
+    deaths = find_deaths(seen.died, new)
+    findings += [deaths] if deaths is not None else []
     worse = [one for one in findings if one.judgement == "worse"]
     missing = [one for one in findings if one.judgement == "no data"]
     judgement: Judgement = "worse" if worse else "no data" if missing else "fine"
@@ -176,16 +178,21 @@ def analyze(
     )
 
 
-def _find_deaths(seen: Observations, stable: str, new: str) -> list[Finding]:
+def find_deaths(died: Sequence[Sequence[str]], new: str) -> Finding | None:
     """Blame a version for workers that died while it computed: they took the requests of both versions with them, and nobody counted these.
 
-    One is enough: a worker that is killed by somebody else seldom is in the middle of an answer, as most of them take a millisecond.
+    One is enough: a worker that is killed by somebody else seldom is in the middle of an answer, as most of them take a millisecond. Where
+    both versions were at work nobody knows which it was, and the new one has yet to prove itself.
+
+    :param died: workers that died, each by the versions whose answers it computed.
+    :param new: the new version.
     """
-    own, others = seen.died.get(new, 0), seen.died.get(stable, 0)
+    own = sum(new in versions for versions in died)
+    others = len(died) - own
     if own <= others:
-        return []
-    said = f"workers died in the middle of {own} answers of the new version and {others} of the stable one"
-    return [Finding(metric="deaths", judgement="worse", stable=float(others), new=float(own), sentence=said)]
+        return None
+    said = f"workers died while they computed answers, {own} with the new version at work and {others} with the stable one alone"
+    return Finding(metric="deaths", judgement="worse", stable=float(others), new=float(own), sentence=said)
 
 
 def _not_yet(finding: Finding) -> Finding:

@@ -104,7 +104,8 @@ class Observations:
     :param drawn: one request of each caller, where callers stay with their version.
     :param shed: answers that the mirror had no time to compare.
     :param fell_back: why the stable version answers everything, though something else was asked for.
-    :param died: by version, answers that workers were computing when they died; over all phases of the rollout.
+    :param died: workers that died while they computed answers, each by the versions whose answers these were; over all phases of the
+        rollout.
     """
 
     revision: int
@@ -113,7 +114,7 @@ class Observations:
     drawn: DrawnRequests | None = None
     shed: int = 0
     fell_back: str | None = None
-    died: Mapping[str, int] = field(default_factory=dict)
+    died: tuple[tuple[str, ...], ...] = ()
 
     def of(self, model_version: str) -> VersionObservations:
         """Give what a version did; nothing, where it was not seen."""

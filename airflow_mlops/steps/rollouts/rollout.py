@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import from_dict
 from airflow_mlops.core.model.signing import Trust
-from airflow_mlops.core.rollouts.canary import Analysis, analyze, clearly_better
+from airflow_mlops.core.rollouts.canary import Analysis, analyze, clearly_better, find_deaths
 from airflow_mlops.core.rollouts.comparable import changed_inputs, why_not_comparable
 from airflow_mlops.core.rollouts.desired_state import (
     DesiredState,
@@ -34,11 +34,14 @@ from airflow_mlops.exceptions import (
     ConnectionConfigError,
     EndpointUnavailableError,
     RolloutError,
+    RolloutInterruptedError,
     VersionRefusedError,
 )
+from airflow_mlops.serving.in_flight import died_in
 from airflow_mlops.serving.inference_log import read_received_since
 from airflow_mlops.serving.local import REFUSALS
 from airflow_mlops.serving.log_settings import LOG_FOLDER
+from airflow_mlops.serving.observer import OBSERVED_FOLDER
 from airflow_mlops.serving.package import read_package
 from airflow_mlops.steps.rollouts.history import RolloutHistory
 from airflow_mlops.steps.rollouts.quality import (
@@ -59,6 +62,9 @@ if TYPE_CHECKING:
     from airflow_mlops.serving.local import LocalEndpoint
 
 log = logging.getLogger(__name__)
+
+#: What a look ends in, where there is no next phase.
+_DECIDED = ("finish", "roll_back")
 
 #: How long a look may take.
 LOOK_SECONDS = 300.0
@@ -182,12 +188,16 @@ class Rollout:
 
     def _is_superseded(self, current: DesiredState) -> bool:
         """Tell whether another deployment went through since this rollout was steered last: its trial is over, whatever it had found."""
-        decided = self.state.then in ("finish", "roll_back")
+        decided = self.state.then in _DECIDED
         gone = current.rollout is None and current.find(self.new.model_version) is None
         return self.state.status == "running" and not decided and gone
 
     def _advance(self) -> Progress:
-        action = next_action(self.spec.plan, self.state, now=_now(), steered=self._steered())
+        steered = self._steered()
+        action = next_action(self.spec.plan, self.state, now=_now(), steered=steered)
+        if not steered and self.state.status == "running" and self.state.then not in _DECIDED:
+            # Nobody can be asked: perhaps because no worker has lived for long.
+            action = self._condemned() or action
         while True:
             if action.what == "look":
                 action = self._look()
@@ -297,6 +307,28 @@ class Rollout:
                 what="roll_back",
                 reason=f"the new version is not clearly better, so the stable one stays: {analysis.sentence}",
             )
+        self._write_look(analysis, action)
+        return action
+
+    def _condemned(self) -> Action | None:
+        """Look at nothing but the workers that died; ``None``: they are not held against the new version."""
+        current = self._desired()
+        if current.rollout != self.spec.name:
+            return None
+        versions = [one.model_version for one in current.versions]
+        found = find_deaths(
+            died_in(self.endpoint.serving_dir / OBSERVED_FOLDER, self.spec.name, versions),
+            self.new.model_version,
+        )
+        if found is None:
+            return None
+        analysis = Analysis(judgement="worse", findings=(found,), sentence=found.sentence)
+        action = Action(what="roll_back", phase=self.state.phase, reason=found.sentence)
+        self._write_look(analysis, action)
+        return action
+
+    def _write_look(self, analysis: Analysis, action: Action) -> None:
+        phase = self.spec.plan.phases[self.state.phase]
         self.history.write(
             "looked",
             phase=self.state.phase,
@@ -306,7 +338,6 @@ class Rollout:
             summary=f"rollout of {self.model_name} version {self.new.model_version}, {phase.name}: "
             f"{analysis.judgement}: {analysis.sentence}",
         )
-        return action
 
     def _finish(self, reason: str, current: DesiredState | None) -> Progress:
         """Let the plan's version serve alone."""
@@ -410,7 +441,7 @@ class Rollout:
         try:
             yield
         except REFUSALS as err:
-            if self.state.status == "new":
+            if self.state.status == "new" and not isinstance(err, RolloutInterruptedError):
                 self._write_refused(err)
             raise
 
