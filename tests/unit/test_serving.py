@@ -381,7 +381,7 @@ def test_what_dead_workers_leave_behind(tmp_path: Path, monkeypatch: pytest.Monk
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for pid in (gone.pid, os.getpid()):
-        for kind in ("gauge_livesum", "gauge_mostrecent", "counter", "histogram"):
+        for kind in ("gauge_livesum", "gauge_livemostrecent", "counter", "histogram"):
             (tmp_path / f"{kind}_{pid}.db").touch()
     served_metrics._forget_dead_workers()
     left = {path.stem for path in tmp_path.iterdir() if path.stem.endswith(f"_{gone.pid}")}
