@@ -16,6 +16,22 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from airflow_mlops.ledger import LedgerEntry
+
+#: What a verdict depends on beside the window.
+_ASKED = (
+    "detector",
+    "thresholds",
+    "policy",
+    "reference",
+    "reference_windows",
+    "at_least",
+    "of_windows",
+    "columns",
+    "pairs",
+    "domain_classifier",
+)
+
 
 class CheckDriftOperator(StepOperator):
     """Compare what the service was asked and answered in a window with what the champion was trained on.
@@ -142,35 +158,57 @@ class CheckDriftOperator(StepOperator):
         """Write the verdict to the ledger and link to the report.
 
         :returns: the verdict that stands: a window gets one. What only a later check could tell is added to it: the report that was
-            drawn then, and the drift of a target whose labels had come.
+            drawn then, and the drift of a target whose labels had come. A task that was asked for something else than the one whose
+            verdict stands gets its own.
         """
-        verdict = self._newest(self._write(result, context, key=check_key(result)))
-        later = {}
-        if result["report_url"] and not verdict["report_url"]:
-            later["report"] = {"report_url": result["report_url"]}
-        if _measured(result["target"]) and not _measured(verdict["target"]):
-            later["target"] = {"target": result["target"], "labels": result.get("labels")}
-        for what, found in later.items():
-            verdict = self._write(verdict | found, context, key=f"{check_key(result)}|{what}")
+        spec = self.build_spec(context)
+        asked = {name: spec[name] for name in _ASKED}
+        standing = self._write(result, asked, context, key=check_key(result))
+        first = standing.payload.get("asked") or asked
+        others = [name for name in asked if first.get(name, asked[name]) != asked[name]]
+        if others:
+            self.log.warning(
+                "a window has one verdict in the ledger: %s was first, with another %s. What this task has found decides how it ends, "
+                "and is in its result",
+                standing.actor,
+                ", ".join(others),
+            )
+            verdict = result
+        else:
+            verdict = self._completed(result, asked, context)
         if verdict["report_url"]:
             self.note_link(ReportLink, verdict["report_url"])
         facts = {name: verdict[name] for name in ("window", "drifted", "headline")}
         self.fill_outlets(context, facts)
         return verdict
 
-    def _write(self, verdict: dict[str, Any], context: Context, *, key: str) -> dict[str, Any]:
+    def _completed(self, result: dict[str, Any], asked: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Give the verdict that stands, after adding what only this check could tell."""
+        verdict = self._newest(result)
+        later = {}
+        if result["report_url"] and not verdict["report_url"]:
+            later["report"] = {"report_url": result["report_url"]}
+        if _measured(result["target"]) and not _measured(verdict["target"]):
+            later["target"] = {"target": result["target"], "labels": result.get("labels")}
+        for what, found in later.items():
+            verdict |= found
+            self._write(verdict, asked, context, key=f"{check_key(result)}|{what}")
+        return verdict
+
+    def _write(
+        self, verdict: dict[str, Any], asked: dict[str, Any], context: Context, *, key: str
+    ) -> LedgerEntry:
         from airflow_mlops.ledger import EntryKind
 
-        standing = self.write_entry(
+        return self.write_entry(
             context,
             kind=EntryKind.DRIFT_CHECK,
             key=key,
             model_name=verdict["model_name"],
             window=verdict["window"],
             summary=f"drift of {verdict['model_name']}: {verdict['headline']}",
-            payload=verdict,
+            payload=verdict | {"asked": asked},
         )
-        return standing.payload
 
     def _newest(self, verdict: dict[str, Any]) -> dict[str, Any]:
         """Give a window's verdict with all that was added to it."""
@@ -182,7 +220,7 @@ class CheckDriftOperator(StepOperator):
             (newest,) = ledger.entries(
                 kind=EntryKind.DRIFT_CHECK, model_name=verdict["model_name"], window=window, limit=1
             )
-        return newest.payload
+        return {name: value for name, value in newest.payload.items() if name != "asked"}
 
     def decide(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Pass on the verdict.

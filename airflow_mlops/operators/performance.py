@@ -381,10 +381,11 @@ def _looked_at(check: LedgerEntry | None, newest: LedgerEntry | None) -> dict[tu
     if own is not None:
         found[own] = check.recorded_at
     told = newest.payload.get(_LOOKED_BACK) if newest is not None else None
-    if newest is not None and told and check.window is not None and (check.entry_id or 0) <= told["position"]:
-        windows = {Window.parse(**window) for window in told["failed"]}
-        if check.window not in windows:
-            found[told["uri"], told["version"]] = newest.recorded_at
+    if newest is None or not told or check.window is None or newest.window is None:
+        return found
+    was_there = check.window.end <= newest.window.start and (check.entry_id or 0) <= told["position"]
+    if was_there and check.window not in {Window.parse(**window) for window in told["failed"]}:
+        found[told["uri"], told["version"]] = newest.recorded_at
     return found
 
 

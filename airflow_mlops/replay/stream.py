@@ -49,6 +49,25 @@ class StreamConfig:
     estimator_params: dict[str, Any] = field(default_factory=dict)
     windows: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("reference", "windows"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name} is {count}: at least one window is needed")
+        inputs = [*self.numeric, *self.categorical]
+        for name, what in (
+            (self.target, "target"),
+            (self.time_column, "time_column"),
+            (ID_COLUMN, "number of a row"),
+        ):
+            if name in inputs:
+                raise ValueError(
+                    f"{name!r} is the {what} and can't be an input: leave it out of numeric and categorical, or rename it"
+                )
+        again = [name for place, name in enumerate(inputs) if name in inputs[:place]]
+        if again:
+            raise ValueError(f"{again[0]!r} is named as an input twice")
+
     @classmethod
     def read(cls, path: Path) -> StreamConfig:
         """Read a TOML file.
@@ -98,6 +117,7 @@ class Stream:
         missing = [name for name in wanted if name not in rows.columns]
         if missing:
             raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(rows.columns)}")
+        _require_kinds(rows, config, path)
         rows = rows.select([*dict.fromkeys(wanted)]).drop_nulls([config.time_column, config.target])
         rows = rows.with_columns(
             _instants(rows[config.time_column], path).alias(config.time_column),
@@ -133,6 +153,22 @@ class Stream:
         inside = pl.col(self.config.time_column).is_between(window.start, window.end, closed="left")
         rows: pl.DataFrame = self.rows.filter(inside)
         return rows
+
+
+def _require_kinds(rows: pl.DataFrame, config: StreamConfig, path: Path) -> None:
+    """Refuse inputs that are neither numbers nor categories."""
+    import polars as pl
+
+    for name in (*config.numeric, *config.categorical):
+        dtype = rows.schema[name]
+        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+            raise ValueError(
+                f"the input {name!r} of {path} is of type {dtype}: give one value a row, or leave it out"
+            )
+        if name in config.numeric and not (dtype.is_numeric() or dtype == pl.Boolean):
+            raise ValueError(
+                f"the numeric input {name!r} of {path} is of type {dtype}: name it under categorical, or convert it"
+            )
 
 
 def _instants(times: pl.Series, path: Path) -> pl.Series:

@@ -55,9 +55,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Artifact of a finished run, so that a retry can give its result again; a tag would be cut off at 8,000 characters.
 #: Rows of MLflow's input example.
 _COPY_EXAMPLES = 3
+
+#: Artifact of a finished run, so that a retry can give its result again; a tag would be cut off at 8,000 characters.
 _RESULT_FILE = f"{TRAINING_FOLDER}/result.json"
 
 

@@ -11,6 +11,8 @@ import pytest
 from airflow_mlops.core.profiles.profile_format import PREDICTION
 from airflow_mlops.core.windows import Window
 from airflow_mlops.demo import stream
+from airflow_mlops.exceptions import DriftDetectedError
+from airflow_mlops.ledger import EntryKind
 from airflow_mlops.steps.base import run_step
 from tests.integration.test_loop import AUGUST, MODEL, World, manifest, world
 
@@ -117,6 +119,27 @@ class TestKinds:
         world.answer(AUGUST)
         found = check(world, AUGUST, columns=["hour", "hour"])["features"]
         assert [item["feature"] for item in found] == ["hour"]
+
+
+class TestStanding:
+    """A window has one verdict, and a task its own end."""
+
+    def test_a_task_that_asks_for_something_else_is_judged_by_what_it_finds(
+        self, world: World, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        world.answer(WEEKS[0])
+        world.answer(WEEKS[1], shift=50.0)
+        inputs = world.manifest.signature.names
+        lenient = {"reference": "trailing", "reference_windows": 1, "thresholds": dict.fromkeys(inputs, 1e6)}
+        first = world.check_drift(WEEKS[1], report="never", **lenient)
+        assert not first["drifted"]
+        with pytest.raises(DriftDetectedError):
+            world.check_drift(WEEKS[1], report="never", fail_on_drift=True)
+        assert world.check_drift(WEEKS[1], report="never")["drifted"]
+        assert "with another thresholds, reference" in "".join(capfd.readouterr())
+        assert world.check_drift(WEEKS[1], report="never", **lenient) == first
+        (entry,) = world.entries(EntryKind.DRIFT_CHECK)
+        assert not entry.payload["drifted"]
 
 
 class TestRows:

@@ -534,6 +534,23 @@ class TestGradedAgain:
         world.check_performance(FIVE_DAYS[5], labels=world.labels_now())
         assert self.labelled_in_full(world) == {FIVE_DAYS[1], FIVE_DAYS[3]}
 
+    def test_a_longer_window_that_a_run_did_not_go_through_is_not_counted_as_seen(self, world: World) -> None:
+        """One model in two Dags: the run of the last five days goes through what ended before them, not through the twenty days."""
+        twenty = Window(start=FIVE_DAYS[0].start, end=FIVE_DAYS[3].end)
+        world.answer(AUGUST)
+        for part in FIVE_DAYS[:3]:
+            world.land(part, 0.84)
+            world.check_performance(part, labels=world.labels_now())
+        world.land(FIVE_DAYS[3], 0.84)
+        world.check_performance(twenty, labels=world.labels_now())
+        for part in FIVE_DAYS[:4]:
+            world.land(part, 0.95)
+        world.check_performance(FIVE_DAYS[3], labels=world.labels_now())
+        world.check_performance(FIVE_DAYS[4], labels=world.labels_now())
+        with world.ledger() as ledger:
+            shares = [grade.entry.payload["labelled_share"] for grade in ledger.grades(MODEL, window=twenty)]
+        assert shares == [pytest.approx(0.95, abs=0.01)]
+
     def test_labels_in_a_table_made_anew_or_of_another_type(self, world: World) -> None:
         world.answer(AUGUST)
         for part in FIVE_DAYS[:4]:

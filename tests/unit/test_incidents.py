@@ -122,6 +122,30 @@ class TestStory:
         assert (over.kind, over.window) == (RECOVERED, window(0))
         assert next_events("m", Cause.LABELS, overdue, [*told, over], POLICY) == []  # told once is told
 
+    def test_two_schedules_of_one_model_are_one_incident(self) -> None:
+        """Hours that are clean say little about the day they are in, or about the day after it."""
+
+        def hour(number: int) -> Window:
+            return Window(start=START + timedelta(hours=number), end=START + timedelta(hours=number + 1))
+
+        found, told, days = [], [], 7
+        for number in range(24 * days):
+            found.append(Finding(cause=Cause.INPUTS, window=hour(number), bad=False, reason="few rows"))
+            told += next_events("m", Cause.INPUTS, found, told, POLICY)  # before the day's own check
+            if number % 24 == 23:
+                found.append(finding(number // 24, bad=True))
+                told += next_events("m", Cause.INPUTS, found, told, POLICY)
+        assert [(event.kind, event.window) for event in told] == [(OPENED, window(0))]
+        later = [replace(found[0], window=hour(24 * days + number)) for number in range(48)]
+        (over,) = next_events("m", Cause.INPUTS, [*found, *later], told, POLICY)
+        assert (over.kind, over.window) == (RECOVERED, later[-1].window)
+
+    def test_days_of_work_and_weekends_count_alike(self) -> None:
+        weekend = Window(start=START, end=START + timedelta(days=3))
+        bad = Finding(cause=Cause.INPUTS, window=weekend, bad=True, reason="")
+        told = next_events("m", Cause.INPUTS, [bad, *(finding(day, False) for day in (3, 4))], [], POLICY)
+        assert [event.kind for event in told] == [OPENED, RECOVERED]
+
     def test_sentences(self) -> None:
         opened, worse, over = next_events(
             "fare", Cause.PERFORMANCE, history("39..", Cause.PERFORMANCE), [], POLICY

@@ -8,10 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from airflow_mlops.core.checks.skew import find_skew
 from airflow_mlops.core.checks.validation import judge_compiled
 from airflow_mlops.core.model.signature import FieldSpec
+from airflow_mlops.core.monitoring.drift import compare_profiles
 from airflow_mlops.core.profiles.profile import profile_frame
-from airflow_mlops.core.rollouts.served_values import about_inputs, contract_of
+from airflow_mlops.core.rollouts.served_values import about_inputs, contract_of, same_within
 
 INPUTS = [f"x{number}" for number in range(10)]
 FIELDS = [*(FieldSpec(name=name, type="number") for name in INPUTS), FieldSpec(name="c", type="string")]
@@ -75,3 +77,33 @@ def test_what_depends_on_a_column_that_is_no_input_is_left_out(condition: Any) -
     item = {"type": "expect_column_values_to_be_between", "kwargs": kwargs}
     assert about_inputs([item], ["x1", "x2"]) == ([], [item])
     assert about_inputs([item], ["x1", "paid"]) == ([item], [])
+
+
+def test_what_is_infinite_is_like_no_other() -> None:
+    infinite = float("inf")
+    served = [0.0, infinite, infinite, infinite, None, 5.0, None]
+    table = [infinite, 5.0, -infinite, infinite, infinite, 5.0 + 1e-9, None]
+    pairs = pl.DataFrame({"served": served, "table": table})
+    for tolerance, close in ((1e-6, True), (0.0, False)):
+        same = same_within(pl.col("served"), pl.col("table"), number=True, tolerance=tolerance)
+        assert pairs.select(same).to_series().to_list() == [False, False, False, True, False, close, True]
+
+
+@pytest.mark.parametrize("asked", [np.float32, np.float64, "decimals"])
+@pytest.mark.parametrize("prices", [[0.1, 0.2, 0.3], [0.19], np.arange(1, 2000) / 100])
+def test_numbers_of_32_bits_are_the_same_in_other_digits(prices: Any, asked: Any) -> None:
+    """A table of floats of 32 bits has 0.10000000149, and who asks sends 0.1."""
+    random = np.random.default_rng(0)
+    wide = np.asarray(prices, dtype=np.float64)
+    table = pl.DataFrame({"price": random.choice(wide, 5000).astype(np.float32)})
+    sent = random.choice(wide, 5000)
+    if asked != "decimals":
+        sent = sent.astype(np.float32).astype(asked)
+    trained = profile_frame(table, numeric=["price"])
+    now = profile_frame(pl.DataFrame({"price": sent}), numeric=["price"], like=trained)
+    assert not compare_profiles(trained, now).features[0].drifted
+    assert find_skew(trained, now) == ()
+    field = FieldSpec(name="price", type="number")
+    contract = contract_of([field], trained, share=0.0, rows=5000, there={"price": 5000})
+    results = judge_compiled(pl.LazyFrame({"price": sent}), contract)
+    assert [one and one["success"] for one in results] == [True] * len(contract)

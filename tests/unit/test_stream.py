@@ -49,3 +49,40 @@ def test_times_of_any_form_are_the_same_instants(tmp_path: Path, times: list[Any
 def test_times_that_nobody_can_tell_are_refused(tmp_path: Path, times: list[Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load(tmp_path, times)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"reference": 0}, "reference is 0: at least one window"),
+        ({"windows": -1}, "windows is -1: at least one window"),
+        ({"numeric": ("x", "y")}, "'y' is the target and can't be an input"),
+        ({"categorical": ("t",)}, "'t' is the time_column"),
+        ({"categorical": ("replay_id",)}, "'replay_id' is the number of a row"),
+        ({"categorical": ("x",)}, "'x' is named as an input twice"),
+    ],
+)
+def test_a_stream_that_makes_no_sense(wrong: dict[str, Any], told: str) -> None:
+    given = {"name": "mine", "data": "rows.parquet", "time_column": "t", "target": "y", "numeric": ("x",)}
+    with pytest.raises(ValueError, match=told):
+        StreamConfig(**given | wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "told"),
+    [
+        (
+            "numeric",
+            ["one"] * 200,
+            "the numeric input 'c' of .* is of type String: name it under categorical",
+        ),
+        ("categorical", [[1, 2]] * 200, "the input 'c' of .* is of type List.*: give one value a row"),
+    ],
+)
+def test_inputs_that_are_no_values_are_refused(
+    tmp_path: Path, kind: str, values: list[Any], told: str
+) -> None:
+    pl.DataFrame({"t": DAYS, "y": range(200), "c": values}).write_parquet(tmp_path / "rows.parquet")
+    config = StreamConfig(name="mine", data="rows.parquet", time_column="t", target="y", **{kind: ("c",)})
+    with pytest.raises(ValueError, match=told):
+        Stream.load(config, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -65,6 +66,9 @@ _SEVERITIES = {
 #: Causes that scatter from window to window, so that one clean window is no recovery yet.
 _SCATTERING = frozenset({Cause.PERFORMANCE, Cause.ESTIMATE, Cause.INPUTS})
 
+#: Windows of one schedule differ in length, as a weekend from a day; those of two schedules by more.
+_AS_LONG = 1 / 3
+
 #: Characters of a reason that are told; all of it is in the ledger's entry of the check.
 _MAX_REASON = 1000
 
@@ -77,7 +81,8 @@ class IncidentPolicy:
     """When something is told.
 
     :param causes: what incidents are made of.
-    :param clean_windows: so many measured windows in a row have to be clean before degraded or drifted is over.
+    :param clean_windows: so many measured windows in a row have to be clean before degraded or drifted is over. They end after
+        the bad one, and one that is shorter than a third of it counts by its length: two clean hours say little about a bad day.
     :param worse_factor: an open incident is told again when its level is so many times the worst that was told, and
     :param worse_by: higher by this much (rules of thumb, both). Levels are relative worsening, share of drifted inputs, or a count.
     :param reminder_days: an incident nothing new is told of is brought to mind by a bad window that ends so much later, in days,
@@ -221,9 +226,7 @@ def _kind(
     if last is None or not last.is_open:
         return EventKind.OPENED if finding.bad and is_news else None
     if not finding.bad:
-        needed = policy.clean_needed(cause)
-        clean = len(seen) >= needed and not any(item.bad for item in seen[-needed:])
-        return EventKind.RECOVERED if clean else None
+        return EventKind.RECOVERED if _is_over(last, seen, policy.clean_needed(cause)) else None
     if not is_news:
         return None
     if _worse(finding.level, last.worst, policy):
@@ -232,6 +235,20 @@ def _kind(
     since = sum(item.window > last.window for item in seen)
     due = days >= policy.reminder_days and since >= policy.reminder_windows
     return EventKind.REMINDED if due else None
+
+
+def _is_over(last: IncidentEvent, seen: Sequence[Finding], needed: int) -> bool:
+    """Tell whether enough clean windows follow the newest bad one."""
+    clean = list(itertools.takewhile(lambda item: not item.bad, reversed(seen)))
+    if len(clean) == len(
+        seen
+    ):  # the bad one has turned clean since, or so many have followed that it is no longer looked at
+        return len(clean) >= needed
+    bad = seen[-len(clean) - 1].window
+    longest = max(last.opened.days, bad.days)
+    after = (item.window for item in clean if item.window.end > bad.end)
+    counted = sum(1.0 if one.days >= longest * _AS_LONG else one.days / longest for one in after)
+    return counted > needed - 1e-9
 
 
 def _worse(level: float | None, worst: float | None, policy: IncidentPolicy) -> bool:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LARGEST_EFFECT = 100.0
 #: Change of the share of nulls or infinite values that is worth a word.
 NULLS_WORTH_A_WORD = 0.02
+#: Change of mean and standard deviation, in standard deviations, below which neither is what moved.
+_SAME_MOMENT = 0.05
 #: Where one of the sides has no values there is nothing else to say; less would be shown as no change.
 _ANY_CHANGE = 0.0005
 
@@ -40,7 +42,7 @@ def shares_of_shift(effects: Sequence[float]) -> list[float]:
 
 
 def describe(reference: ColumnProfile, current: ColumnProfile) -> str:
-    """Say what moved: the mean or the spread of numbers, the widest category, the pair, nulls and infinite values."""
+    """Say what moved: the mean or the spread of numbers, or where else they went, the widest category, the pair, nulls and infinite values."""
     sides = (reference, current)
     parts = [_moved(reference, current)] if reference.count and current.count else []
     missing = {
@@ -72,9 +74,21 @@ def _numbers_moved(reference: NumericProfile, current: NumericProfile) -> str:
     if kind == "datetime":
         return f"mean {_instant(means[0])} → {_instant(means[1])}"
     what = "length" if kind == "text" else ""
+    if max(abs(now - before) for before, now in (means, spreads)) < _SAME_MOMENT * max(spreads):
+        return f"{what}{' ' if what else ''}{_shape_moved(reference, current)}"
     if abs(means[1] - means[0]) >= abs(spreads[1] - spreads[0]):
         return f"mean {what}{' ' if what else ''}{' → '.join(figures(*means))}"
     return f"standard deviation{' of ' if what else ''}{what} {' → '.join(figures(*spreads))}"
+
+
+def _shape_moved(reference: NumericProfile, current: NumericProfile) -> str:
+    """Say where both distributions are furthest apart: mean and spread are those they were."""
+    shares = [np.cumsum(side.counts)[:-1] / side.count for side in (reference, current)]
+    if not len(reference.edges):
+        return "as it was"
+    place = int(np.argmax(np.abs(shares[1] - shares[0])))
+    before, now = (float(share[place]) for share in shares)
+    return f"below {figures(float(reference.edges[place]))[0]}: {before:.1%} → {now:.1%}"
 
 
 def _categories_moved(reference: CategoricalProfile, current: CategoricalProfile) -> str:

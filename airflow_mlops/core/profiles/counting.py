@@ -56,6 +56,16 @@ def as_numbers(column: pl.Series, kind: str) -> Array:
     return column.cast(pl.Float64).to_numpy()
 
 
+def in_precision(values: Array, layout: ColumnLayout) -> Array:
+    """Take numbers that a reference of 32 bits can't tell from a value of its own for that: requests in JSON write it with other digits."""
+    if not layout.is_single:
+        return values
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32).astype(np.float64)
+    places = np.searchsorted(layout.edges, rounded).clip(max=len(layout.edges) - 1)
+    return np.where(layout.edges[places] == rounded, rounded, values)
+
+
 def sort_finite(values: Array) -> tuple[Array, int, int]:
     """Sort, and set apart what is no number.
 
@@ -71,7 +81,7 @@ def count_numbers(values: Array, layout: ColumnLayout) -> CountedNumbers:
 
     :param values: float64 with NaN for null.
     """
-    ordered, nulls, infinite = sort_finite(values)
+    ordered, nulls, infinite = sort_finite(in_precision(values, layout))
     starts = np.concatenate(([0], np.searchsorted(ordered, layout.edges, side="left")))
     counts = np.diff(np.append(starts, len(ordered)))
     left = np.concatenate((layout.edges[:1], layout.edges)) if len(layout.edges) else np.zeros(1)

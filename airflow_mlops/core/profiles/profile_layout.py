@@ -76,6 +76,15 @@ class ColumnLayout:
         alone = self.edges[1:] == np.nextafter(self.edges[:-1], np.inf)
         return np.concatenate(([False], alone, [False])) if len(self.edges) else np.array([False])
 
+    @cached_property
+    def is_single(self) -> bool:
+        """Whether the reference has fractions of 32 bits, in which 0.1 is 0.10000000149."""
+        if self.kind != "number":
+            return False
+        values = self.edges[~np.isin(self.edges, np.nextafter(self.edges, np.inf))]
+        with np.errstate(over="ignore"):
+            return bool(np.any(values % 1.0) and np.array_equal(values.astype(np.float32), values))
+
     def identity(self) -> bytes:
         """Everything that decides in which cell a value is counted."""
         text = repr((self.name, self.kind, self.points, self.categories, self.buckets, self.parts))

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from airflow_mlops.core.profiles.profile_columns import CategoricalProfile, NumericProfile
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def contract_of(
 
 def _of_values(profile: ColumnProfile, share: float, rows: int) -> list[dict[str, Any]]:
     if isinstance(profile, NumericProfile) and profile.layout.kind == "number" and profile.count:
-        limits = {"min_value": profile.minimum, "max_value": profile.maximum}
+        limits = _limits(profile)
         note = "the smallest and the largest of the training"
         mostly = _mostly(share, profile.count, rows)
         return [_expect("column_values_to_be_between", profile.name, note, mostly=mostly, **limits)]
@@ -101,6 +103,14 @@ def _of_values(profile: ColumnProfile, share: float, rows: int) -> list[dict[str
         values, mostly = list(profile.layout.categories), _mostly(others + share, profile.count, rows)
         return [_expect("column_values_to_be_in_set", profile.name, note, value_set=values, mostly=mostly)]
     return []
+
+
+def _limits(profile: NumericProfile) -> dict[str, Any]:
+    """Give the smallest and the largest training value; of 32 bits so that the same number in more digits, or in fewer, is inside."""
+    low, high = profile.minimum or 0.0, profile.maximum or 0.0
+    if profile.layout.is_single:
+        low, high = min(low, float(str(np.float32(low)))), max(high, float(str(np.float32(high))))
+    return {"min_value": low, "max_value": high}
 
 
 def _conditional_on(condition: Any) -> set[str]:
@@ -185,7 +195,7 @@ def as_contract(
 
 
 def same_within(served: pl.Expr, table: pl.Expr, *, number: bool, tolerance: float) -> pl.Expr:
-    """Tell whether two values are the same; two missing ones are.
+    """Tell whether two values are the same: two missing ones are, an infinite one is like no other.
 
     :param tolerance: difference that is none, in proportion to the larger of the two.
     """
@@ -194,6 +204,7 @@ def same_within(served: pl.Expr, table: pl.Expr, *, number: bool, tolerance: flo
     if not number:
         return served.eq_missing(table)
     close = (served - table).abs() <= tolerance * pl.max_horizontal(served.abs(), table.abs())
+    close &= served.is_finite() & table.is_finite()
     return served.eq_missing(table) | close.fill_null(value=False)
 
 

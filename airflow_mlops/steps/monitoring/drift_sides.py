@@ -14,7 +14,7 @@ from airflow_mlops.core.data.dataset import count_rows
 from airflow_mlops.core.monitoring.detectors import ColumnRows
 from airflow_mlops.core.monitoring.drift import absent_columns
 from airflow_mlops.core.monitoring.drift_windows import last_year, next_year, window_after, windows_before
-from airflow_mlops.core.profiles.counting import as_numbers, sort_finite
+from airflow_mlops.core.profiles.counting import as_numbers, in_precision, sort_finite
 from airflow_mlops.core.profiles.profile import (
     ColumnKinds,
     Profile,
@@ -278,8 +278,11 @@ class DriftSides:
         import polars as pl
 
         kinds = {item.name: item.type for item in self.manifest.signature.inputs}
+        layouts = self.trained.layout.by_name
         return rows.select(
-            column.cast(pl.Float64) if kinds[column.name] == "number" else category_texts(column)
+            pl.Series(column.name, in_precision(column.cast(pl.Float64).to_numpy(), layouts[column.name]))
+            if kinds[column.name] == "number"
+            else category_texts(column)
             for column in rows
         )
 
@@ -287,7 +290,7 @@ class DriftSides:
         """Give values as the profiles count them: text by its length."""
         layout = self.trained.layout.by_name[column.name]
         if layout.is_histogram:
-            return sort_finite(as_numbers(column, layout.kind))[0]
+            return sort_finite(in_precision(as_numbers(column, layout.kind), layout))[0]
         return np.array(category_texts(column).drop_nulls().to_list(), dtype=str)
 
 

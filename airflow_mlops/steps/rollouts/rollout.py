@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_mlops.core.codec import from_dict
-from airflow_mlops.core.model.signing import Trust
-from airflow_mlops.core.rollouts.canary import Analysis, analyze, clearly_better, find_deaths
-from airflow_mlops.core.rollouts.comparable import changed_inputs, why_not_comparable
+from airflow_mlops.core.rollouts.canary import Analysis, clearly_better
 from airflow_mlops.core.rollouts.desired_state import (
     DesiredState,
     ServedVersion,
@@ -23,7 +21,6 @@ from airflow_mlops.core.rollouts.desired_state import (
 from airflow_mlops.core.rollouts.observations import Observations
 from airflow_mlops.core.rollouts.rollout import (
     Action,
-    Phase,
     RolloutState,
     action_after,
     next_action,
@@ -37,27 +34,12 @@ from airflow_mlops.exceptions import (
     RolloutInterruptedError,
     VersionRefusedError,
 )
-from airflow_mlops.serving.in_flight import died_in
-from airflow_mlops.serving.inference_log import read_received_since
 from airflow_mlops.serving.local import REFUSALS
-from airflow_mlops.serving.log_settings import LOG_FOLDER
-from airflow_mlops.serving.observer import OBSERVED_FOLDER
-from airflow_mlops.serving.package import read_package
+from airflow_mlops.steps.rollouts.evidence import Evidence
 from airflow_mlops.steps.rollouts.history import RolloutHistory
-from airflow_mlops.steps.rollouts.quality import (
-    ANSWER_COLUMNS,
-    MOST_ESTIMATED,
-    Copy,
-    estimated_losses,
-    losses_with_labels,
-)
 from airflow_mlops.steps.rollouts.spec import Progress, RolloutSpec
 
 if TYPE_CHECKING:
-    import polars as pl
-
-    from airflow_mlops.core.model.package import PackageManifest
-    from airflow_mlops.core.rollouts.mean_losses import EstimatedLoss, Losses, PairedLosses
     from airflow_mlops.ledger import Ledger
     from airflow_mlops.serving.local import LocalEndpoint
 
@@ -65,9 +47,6 @@ log = logging.getLogger(__name__)
 
 #: What a look ends in, where there is no next phase.
 _DECIDED = ("finish", "roll_back")
-
-#: How long a look may take.
-LOOK_SECONDS = 300.0
 
 
 class Rollout:
@@ -95,6 +74,7 @@ class Rollout:
         self.endpoint, self.ledger = endpoint, ledger
         self.model_name, self.new, self.fetch = model_name, new, fetch
         self.started = False
+        self.evidence = Evidence(self.spec, endpoint, ledger, model_name=model_name, new=new)
         self.history = RolloutHistory(
             ledger,
             name=self.spec.name,
@@ -224,7 +204,7 @@ class Rollout:
             except ArtifactIntegrityError as err:
                 self._end_refused(_said(err))
                 return
-            unlike = self._unlike(package, current)
+            unlike = self.evidence.why_not_comparable(package, current)
             if unlike is not None:
                 self._end_refused(unlike)
                 return
@@ -254,54 +234,20 @@ class Rollout:
                 "rolled_back", phase=self.state.phase, reason=reason, summary=self._not_out(reason)
             )
 
-    def _unlike(self, package: Path, current: DesiredState) -> str | None:
-        """Say why answers of both versions can't be compared at all: no trial ever will, so the new one has not passed."""
-        new = read_package(package, self.new.package_digest)
-        old = self._manifest(current, current.stable)
-        return why_not_comparable(new, old, versions=(self.new.model_version, current.stable.model_version))
-
-    def _inputs_told(self, current: DesiredState) -> str:
-        """Name the inputs of which callers may not know yet: the likeliest reason why a version fails."""
-        others = changed_inputs(
-            self._manifest(current, self.new).signature, self._manifest(current, current.stable).signature
-        )
-        if not others:
-            return ""
-        return (
-            f"; its inputs {', '.join(others[:10])} are not those of version {current.stable.model_version}: callers must send "
-            "them before it is rolled out"
-        )
-
-    def _manifest(self, current: DesiredState, version: ServedVersion) -> PackageManifest:
-        return read_package(self.endpoint.serving_dir / current.folder(version), version.package_digest)
-
     def _look(self) -> Action:
         """Compare the versions, and say what follows."""
-        plan, phase = self.spec.plan, self.spec.plan.phases[self.state.phase]
-        with self.endpoint.client() as client:
-            seen = from_dict(Observations, client.rollout())
-            if self.state.revision is not None:  # joining labels may take long
-                client.renew_lease(self.state.revision, max(self.spec.lease_seconds, LOOK_SECONDS))
-        current = self._desired()
-        analysis = analyze(
-            seen,
-            stable=current.stable.model_version,
-            new=self.new.model_version,
-            policy=self.spec.policy,
-            looks=plan.all_looks,
-            most_looks=plan.most_looks,
-            share=None if phase.mirror else phase.share,
-            sticky=plan.sticky,
-            losses=self._losses(current, phase),
-            estimates=self._estimates(current),
-        )
-        now = _now()
-        action = action_after(plan, self.state, analysis, now=now)
+        plan = self.spec.plan
+        analysis = self.evidence.weigh(self.state, self._desired())
+        action = action_after(plan, self.state, analysis, now=_now())
         if action.what == "roll_back" and any(
             one.metric == "errors" and one.judgement == "worse" for one in analysis.findings
         ):
-            action = replace(action, reason=action.reason + self._inputs_told(current))
-        if plan.strategy == "ab" and action.what == "finish" and not self._won(analysis):
+            action = replace(action, reason=action.reason + self.evidence.inputs_told(self._desired()))
+        if (
+            plan.strategy == "ab"
+            and action.what == "finish"
+            and not clearly_better(analysis, self.spec.policy)
+        ):
             action = replace(
                 action,
                 what="roll_back",
@@ -315,15 +261,10 @@ class Rollout:
         current = self._desired()
         if current.rollout != self.spec.name:
             return None
-        versions = [one.model_version for one in current.versions]
-        found = find_deaths(
-            died_in(self.endpoint.serving_dir / OBSERVED_FOLDER, self.spec.name, versions),
-            self.new.model_version,
-        )
-        if found is None:
+        analysis = self.evidence.deaths(current)
+        if analysis is None:
             return None
-        analysis = Analysis(judgement="worse", findings=(found,), sentence=found.sentence)
-        action = Action(what="roll_back", phase=self.state.phase, reason=found.sentence)
+        action = Action(what="roll_back", phase=self.state.phase, reason=analysis.sentence)
         self._write_look(analysis, action)
         return action
 
@@ -494,65 +435,6 @@ class Rollout:
                 f"{self.endpoint.serving_dir} has lost its desired state; deploy a version again"
             )
         return current
-
-    def _losses(self, current: DesiredState, phase: Phase) -> tuple[Losses, Losses] | PairedLosses | None:
-        """Give what both versions lost on the answers of this phase whose labels have arrived."""
-        if self.spec.quality is None:
-            return None
-        return losses_with_labels(
-            self.spec.quality,
-            self._answered(columns=ANSWER_COLUMNS),
-            stable=current.stable.model_version,
-            new=self.new.model_version,
-            mirrored=phase.mirror is not None,
-            sticky=self.spec.plan.sticky,
-            classes=self._manifest(current, current.stable).classes,
-        )
-
-    def _estimates(self, current: DesiredState) -> tuple[EstimatedLoss, EstimatedLoss] | None:
-        """Estimate what both versions lose; where that can't be told the rollout goes on without."""
-        if not self.spec.policy.estimates:
-            return None
-
-        def copy(version: ServedVersion) -> Copy:
-            folder = self.endpoint.serving_dir / current.folder(version)
-            return Copy(version.model_version, folder, version.package_digest)
-
-        try:
-            found, why = estimated_losses(
-                lambda: self._answered(most_rows=MOST_ESTIMATED),
-                stable=copy(current.stable),
-                new=copy(self.new),
-                sticky=self.spec.plan.sticky,
-                trust=Trust.of(self.endpoint.server.public_keys, self.model_name),
-                grades=self.ledger.grades(self.model_name, measured=True),
-                metric=self.spec.quality.metric if self.spec.quality else None,
-            )
-        except RolloutError:
-            raise  # the task is being killed
-        except Exception as err:  # noqa: BLE001 - whatever is wrong with an estimate, it is an extra
-            found, why = None, f"{type(err).__name__}: {err}"
-        if found is None:
-            log.info("what both versions lose is not estimated: %s", why)
-        return found
-
-    def _answered(
-        self, *, columns: Sequence[str] | None = None, most_rows: int | None = None
-    ) -> pl.DataFrame | None:
-        """Give what was answered in this phase, seen or unseen."""
-        if self.state.since is None:
-            return None
-        return read_received_since(
-            self.endpoint.serving_dir / LOG_FOLDER,
-            self.model_name,
-            self.state.since,
-            shadow=True,
-            columns=columns,
-            most_rows=most_rows,
-        )
-
-    def _won(self, analysis: Analysis) -> bool:
-        return clearly_better(analysis, self.spec.policy)
 
 
 def rollout_name(name: str, endpoint: LocalEndpoint) -> str:
