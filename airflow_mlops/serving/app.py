@@ -54,7 +54,7 @@ _Answer = Callable[[Scope, Headers, Receive], Awaitable[Response]]
 THREAD_BYTES = 8_192
 
 #: Allocations after which Python looks for garbage in rings, and how seldom it looks at what has survived.
-_COLLECTED_AFTER = (10_000, 50, 100)
+_COLLECTED_AFTER = (2_000, 250, 100)
 
 #: How often what was counted is added up and written.
 PUBLISH_SECONDS = 0.5

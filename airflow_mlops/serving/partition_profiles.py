@@ -11,7 +11,6 @@ from airflow_mlops.core.data.dataset import count_rows
 from airflow_mlops.core.profiles.profile import Profile, merge_profiles, profile_scan_like, widen_profile
 from airflow_mlops.core.profiles.profile_format import profile_from_bytes, profile_to_bytes
 from airflow_mlops.exceptions import InsufficientDataError
-from airflow_mlops.serving.inference_log import FEATURE_PREFIX
 from airflow_mlops.serving.log_files import (
     LogFiles,
     by_schema,
@@ -21,6 +20,7 @@ from airflow_mlops.serving.log_files import (
     stamp,
     time_span,
 )
+from airflow_mlops.serving.log_rows import FEATURE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

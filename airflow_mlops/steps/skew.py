@@ -32,7 +32,8 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import InsufficientDataError, MLOpsError, SchemaMismatchError
 from airflow_mlops.integrations import delta, great_expectations
 from airflow_mlops.integrations.mlflow import Registry
-from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_inference_log
+from airflow_mlops.serving.inference_log import read_inference_log
+from airflow_mlops.serving.log_rows import FEATURE_PREFIX
 from airflow_mlops.serving.log_settings import LogSettings
 from airflow_mlops.steps.base import Step
 from airflow_mlops.steps.common import DatasetRef, resolve_dataset

@@ -12,7 +12,7 @@ import pytest
 from airflow_mlops.demo import stream
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
-from airflow_mlops.serving.inference_log import FEATURE_PREFIX
+from airflow_mlops.serving.log_rows import FEATURE_PREFIX
 from airflow_mlops.steps.base import run_step
 from tests.integration.test_loop import AUGUST, MODEL, SEPTEMBER, World, manifest, trips_of, world
 

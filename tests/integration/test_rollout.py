@@ -44,8 +44,9 @@ from airflow_mlops.integrations.bentoml import STEERING_FILE, EndpointClient, Lo
 from airflow_mlops.integrations.mlflow import Registry
 from airflow_mlops.ledger import EntryKind, Ledger, LedgerEntry
 from airflow_mlops.services import Services
-from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_received_since
+from airflow_mlops.serving.inference_log import read_received_since
 from airflow_mlops.serving.local import LocalEndpoint, deploy_package
+from airflow_mlops.serving.log_rows import FEATURE_PREFIX
 from airflow_mlops.serving.log_settings import LOG_FOLDER, SETTINGS_FILE
 from airflow_mlops.steps.base import run_step
 from airflow_mlops.steps.rollouts.quality import QualitySpec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import polars as pl
 import pytest
 
@@ -22,13 +24,7 @@ from airflow_mlops.core.windows import Window
 from airflow_mlops.exceptions import ConnectionConfigError, InsufficientDataError
 from airflow_mlops.integrations.bentoml import LocalServer
 from airflow_mlops.integrations.object_store import ObjectStore
-from airflow_mlops.serving.inference_log import (
-    InferenceLog,
-    is_sampled,
-    pseudonym,
-    read_inference_log,
-    read_received_since,
-)
+from airflow_mlops.serving.inference_log import InferenceLog, read_inference_log, read_received_since
 from airflow_mlops.serving.log_files import (
     EVERYBODY,
     MERGED,
@@ -39,6 +35,7 @@ from airflow_mlops.serving.log_files import (
     file_name,
     is_merged,
 )
+from airflow_mlops.serving.log_rows import is_sampled, pseudonym
 from airflow_mlops.serving.log_settings import LOG_FOLDER, LogSettings, keep_in_folder
 from airflow_mlops.serving.log_upkeep import GRACE, Upkeep, delete_hours, keep_up, merge_hours
 from airflow_mlops.serving.partition_profiles import profile_window, scan_window
@@ -128,6 +125,49 @@ class TestRows:
         log.flush()
         assert logged(tmp_path) == ["new", "old"]
 
+    @pytest.mark.parametrize("has_times", [False, True])
+    def test_a_row_is_logged_alike_alone_among_others_and_as_an_array(
+        self, tmp_path: Path, has_times: bool
+    ) -> None:
+        ids, numbers, texts = ["a", "b", "c", "d"], [1.5, None, 3.0, 4.0], ["é", None, "x" * 300, ""]
+        times = [DAY.start + timedelta(minutes=minute) for minute in range(4)] if has_times else None
+        found = []
+        for step in (1, 2, 4):
+            log = InferenceLog(tmp_path / f"{step}")
+            for first in range(0, 4, step):
+                part = slice(first, first + step)
+                log.append(
+                    model_name="m",
+                    model_version="1",
+                    signature=SIGNATURE,
+                    prediction_ids=ids[part],
+                    times=times and times[part],
+                    columns={
+                        "kind": np.array(texts[part], dtype=object) if step == 1 else texts[part],
+                        "x": np.array(numbers[part], dtype=float) if step == 1 else numbers[part],
+                    },
+                    predictions=np.array([9.5])[:step] if step == 1 else [9.5] * step,
+                    latency_ms=2.0,
+                    request_id="r",
+                    caller="who",
+                )
+            log.flush()
+            rows = read_inference_log(tmp_path / f"{step}", "m", Window(start=START, end=LATER))
+            rows = rows.sort("prediction_id")
+            assert (rows["time"] == rows["received_at"]).all() is not has_times
+            found.append(rows.drop("received_at", *([] if has_times else ["time"])))
+        assert found[0].with_columns(pl.col("feature_x").fill_nan(None)).equals(found[1])
+        assert found[1].equals(found[2])
+        assert found[1]["feature_kind"].to_list() == texts
+
+    def test_requests_of_a_row_wait_without_work_for_the_garbage_collector(self, tmp_path: Path) -> None:
+        """It walks through lists each time: ten thousand requests of eight inputs each held all others up for 30 ms."""
+        log = InferenceLog(tmp_path)
+        ask(log, "alone")
+        ask(log, "two", "rows")
+        gc.collect()
+        assert [gc.is_tracked(request) for request in log._requests] == [False, True]
+
     def test_a_share_is_decided_by_the_id_alone(self, tmp_path: Path) -> None:
         ids = [f"id-{number}" for number in range(4000)]
         for folder in ("one", "two"):
@@ -185,6 +225,7 @@ class TestRows:
     def test_what_can_not_be_taken_apart_costs_its_own_rows(self, tmp_path: Path) -> None:
         log = InferenceLog(tmp_path, maximum_rows=600)
         given = {"model_name": "m", "model_version": "1", "signature": SIGNATURE, "latency_ms": 1.0}
+        log.append(**given, prediction_ids=["a"], times=None, columns={"x": [1.0]}, predictions=[1.0])
         for columns in ({"x": dict.fromkeys(range(500)), "kind": ["a"] * 500}, {"x": [1.0] * 500}):
             log.append(
                 **given,
@@ -194,7 +235,7 @@ class TestRows:
                 predictions=[1.0] * 500,
             )
             log.flush()
-        assert (log.shed_rows, log.queued_rows) == (1000, 0)
+        assert (log.shed_rows, log.queued_rows) == (1001, 0)
         assert ask(log, "good")
         log.flush()
         assert logged(tmp_path) == ["good"]

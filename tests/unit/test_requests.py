@@ -27,8 +27,8 @@ from airflow_mlops.serving.app import EndpointApp
 from airflow_mlops.serving.arrow import decode_arrow
 from airflow_mlops.serving.cache import AnswerCache
 from airflow_mlops.serving.files import write_whole
-from airflow_mlops.serving.inference_log import pseudonym
 from airflow_mlops.serving.inflate import inflate
+from airflow_mlops.serving.log_rows import pseudonym
 from airflow_mlops.serving.mirror import Answered, Mirror
 from airflow_mlops.serving.model import ServedModel, load_model
 from airflow_mlops.serving.observer import Observer

@@ -30,7 +30,7 @@ from airflow_mlops.core.monitoring.estimation import (
 from airflow_mlops.core.monitoring.stretches import stretches
 from airflow_mlops.exceptions import ArtifactIntegrityError, InsufficientDataError
 from airflow_mlops.integrations import sklearn
-from airflow_mlops.serving.inference_log import FEATURE_PREFIX
+from airflow_mlops.serving.log_rows import FEATURE_PREFIX
 from airflow_mlops.serving.model import ServedModel, open_model
 from airflow_mlops.serving.package import read_verified
 

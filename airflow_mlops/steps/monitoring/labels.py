@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from airflow_mlops.exceptions import SchemaMismatchError
 from airflow_mlops.integrations import delta
-from airflow_mlops.serving.inference_log import FEATURE_PREFIX, read_inference_log
+from airflow_mlops.serving.inference_log import read_inference_log
 from airflow_mlops.serving.log_files import (
     LogFiles,
     by_schema,
@@ -19,6 +19,7 @@ from airflow_mlops.serving.log_files import (
     stamp,
     time_span,
 )
+from airflow_mlops.serving.log_rows import FEATURE_PREFIX
 from airflow_mlops.steps.common import DatasetRef, pin_dataset
 
 if TYPE_CHECKING:
