@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from airflow_mlops.core.monitoring.drift import DriftPolicy, compare_profiles
+from airflow_mlops.core.monitoring.drift import compare_profiles
+from airflow_mlops.core.monitoring.drift_policy import DriftPolicy
 from airflow_mlops.core.profiles.profile import Profile, profile_frame
 from airflow_mlops.integrations.domain_classifier import tell_apart
 

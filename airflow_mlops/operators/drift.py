@@ -42,7 +42,7 @@ class CheckDriftOperator(StepOperator):
     :param detector: name of a detector or import path of one, for all inputs or by input; default by column type. (templated)
     :param thresholds: by input, instead of the detector's own. (templated)
     :param share_threshold: share of drifted inputs from which the window counts as drifted. (templated)
-    :param policy: other fields of :class:`~airflow_mlops.core.monitoring.drift.DriftPolicy`, such as ``{"rule": "evidently"}``. (templated)
+    :param policy: other fields of :class:`~airflow_mlops.core.monitoring.drift_policy.DriftPolicy`, such as ``{"rule": "evidently"}``. (templated)
     :param reference: what the window is compared with: ``fixed``, the training rows; ``trailing``, the windows before it;
         ``last_year``, the same season a year earlier. (templated)
     :param reference_windows: how many windows ``trailing`` takes together. (templated)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_mlops.core.checks.skew import find_skew
 from airflow_mlops.core.codec import to_dict
 from airflow_mlops.core.data.dataset import DatasetVersion
-from airflow_mlops.core.monitoring.drift import DriftPolicy, DriftReport, compare_profiles
+from airflow_mlops.core.monitoring.drift import DriftReport, compare_profiles
+from airflow_mlops.core.monitoring.drift_policy import DriftPolicy
 from airflow_mlops.core.profiles.profile_format import PREDICTION
 from airflow_mlops.core.windows import Window, find_time_zone
 from airflow_mlops.exceptions import InsufficientDataError, MLOpsError

@@ -22,12 +22,12 @@ from airflow_mlops.core.checks.skew import find_skew
 from airflow_mlops.core.monitoring.detectors import DETECTORS, ColumnRows
 from airflow_mlops.core.monitoring.distances import kolmogorov_smirnov_distance, wasserstein
 from airflow_mlops.core.monitoring.drift import (
-    DriftPolicy,
     DriftReport,
     FeatureDrift,
     adjusted_p_values,
     compare_profiles,
 )
+from airflow_mlops.core.monitoring.drift_policy import DriftPolicy
 from airflow_mlops.core.monitoring.drift_windows import last_year, next_year, window_after, windows_before
 from airflow_mlops.core.monitoring.p_values import chi_square_p_value, kolmogorov_p_value, normal_p_value
 from airflow_mlops.core.profiles.profile import Profile, merge_profiles, profile_frame, widen_profile
@@ -229,6 +229,13 @@ class TestBounds:
         self, first: list[float], second: list[float], told: str
     ) -> None:
         assert compare(first * 100, second * 100).sentence.startswith(told)
+
+    def test_where_mean_and_spread_are_as_they_were_it_says_what_moved(self) -> None:
+        """Two peaks that become one: "standard deviation 1.0003 → 0.9968" was told as the whole shift."""
+        random = np.random.default_rng(0)
+        peaks = random.choice([-1.0, 1.0], 3000) + random.normal(0.0, 0.05, 3000)
+        told = compare(peaks, random.normal(0.0, 1.0, 3000)).sentence
+        assert re.fullmatch(r"v: below -0\.[89]\d*: 50\.\d% → 1\d\.\d%; 100% of the shift", told)
 
 
 class TestPValues:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from airflow_mlops.core.data.digest import RowDigest
-from airflow_mlops.core.monitoring.drift import DriftPolicy, compare_profiles
+from airflow_mlops.core.monitoring.drift import compare_profiles
+from airflow_mlops.core.monitoring.drift_policy import DriftPolicy
 from airflow_mlops.core.profiles import profile as profile_module
 from airflow_mlops.core.profiles.profile import (
     ColumnKinds,

@@ -19,7 +19,7 @@ from airflow_mlops.core.monitoring.statistics import Measured, known
 from airflow_mlops.exceptions import DatasetNotFoundError, InsufficientDataError
 
 if TYPE_CHECKING:
-    from airflow_mlops.core.monitoring.drift import DriftPolicy
+    from airflow_mlops.core.monitoring.drift_policy import DriftPolicy
     from airflow_mlops.core.profiles.profile_columns import ColumnProfile
 
 #: Gives a column's values on both sides.

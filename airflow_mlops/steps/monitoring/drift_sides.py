@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from airflow_mlops.core.model.package import PackageManifest
     from airflow_mlops.core.monitoring.column_drift import ReadRows
-    from airflow_mlops.core.monitoring.drift import DriftPolicy
+    from airflow_mlops.core.monitoring.drift_policy import DriftPolicy
     from airflow_mlops.core.profiles.profile_layout import Layout
     from airflow_mlops.core.windows import Window
     from airflow_mlops.steps.common import DatasetRef
