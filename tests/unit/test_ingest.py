@@ -202,6 +202,14 @@ class TestSources:
             with pytest.raises(DatasetNotFoundError, match=r"b\.parquet is there and can't be read: "):
                 run_step("ingest", {"source": str(tmp_path / source), "table": "t"}, Services())
 
+    def test_json_lines_as_windows_begins_them(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"x": 1}\n')
+        (tmp_path / "b.jsonl").write_text('{"x": 1}\n', encoding="utf-8-sig")
+        with pytest.raises(
+            DatasetNotFoundError, match=r"b\.jsonl begins with a byte order mark, .* write it without"
+        ):
+            run_step("ingest", {"source": str(tmp_path / "*.jsonl"), "table": "t"}, Services())
+
     def test_a_file_without_a_line(self, tmp_path: Path) -> None:
         for name in ("rows.csv", "rows.jsonl"):
             (tmp_path / name).write_text("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import tempfile
 import threading
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -15,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from airflow_mlops.core.data.digest import RowDigest
 from airflow_mlops.core.windows import Window
@@ -192,6 +194,24 @@ class TestRestore:
             assert content(table)["x"] == list(range(1, 2 + turn))
             assert [ingest(source, table, mode="append")["row_count"] for _ in range(2)] == [1, 0]
             assert content(table)["x"] == list(range(1, 3 + turn))
+
+    @settings(max_examples=20, suppress_health_check=list(HealthCheck))
+    @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=7))
+    @example(steps=[(False, 1), (True, 1), (False, 2), (True, 2), (False, 1)])  # there and back again
+    def test_whatever_was_restored_each_file_is_there_once(self, steps: list[tuple[bool, int]]) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder, table = Path(name), f"{name}/table"
+            sources = [land(folder, f"{number}.parquet", x=[number]) for number in range(3)]
+            ingest(sources[0], table, mode="append")
+            for is_restore, number in steps:
+                opened = DeltaTable(table)
+                if is_restore:
+                    opened.restore(number % opened.version())
+                    continue
+                rows = set(content(table)["x"])
+                wanted = {*rows, number % 3}
+                assert ingest(sources[number % 3], table, mode="append")["row_count"] == len(wanted - rows)
+                assert content(table)["x"] == sorted(wanted)
 
     def test_values_and_hashes_do_not_mix(self, tmp_path: Path, table: str) -> None:
         source = land(tmp_path, "a.parquet", x=["a"])

@@ -108,19 +108,25 @@ def marks_at(uri: str, version: int | None, names: Sequence[str]) -> dict[str, i
 
 def standing_marks(uri: str, table: DeltaTable, names: Sequence[str]) -> dict[str, int]:
     """Find marks that stand. Delta keeps those of commits whose rows are gone because an earlier version was restored."""
-    told = _logged_marks(uri, table, [*names, _SETTLED])
-    found = {name: told[name] for name in names if told.get(name, _TAKEN_BACK) != _TAKEN_BACK}
-    restored = _last_restored(uri, table.metadata().id, table.version()) if found else None
-    if restored is None or restored[0] <= told.get(_SETTLED, -1):
-        return found
+    logged = _logged_marks(uri, table, [*names, _SETTLED])
+    settled = logged.get(_SETTLED, -1)
+    told = {name: logged[name] for name in names if name in logged}
+    restored = _last_restored(uri, table.metadata().id, table.version()) if told else None
+    if restored is None or restored[0] <= settled:
+        return _standing(told)
     at, to = restored
     try:
-        standing = standing_marks(uri, open_table(uri, to), names)
+        # Also those that an earlier restore took back: this one may be to a version that has their rows.
+        standing = standing_marks(uri, open_table(uri, to), list(told))
     except DatasetNotFoundError:
-        return found  # so long ago that the log no longer knows
+        return _standing(told)  # so long ago that the log no longer knows
     for version in range(at + 1, table.version() + 1):
-        standing |= _marks_of(uri, version)
-    return {name: standing[name] for name in found if name in standing}
+        standing |= {name: number for name, number in _marks_of(uri, version).items() if name in told}
+    return _standing(standing)
+
+
+def _standing(marks: Mapping[str, int]) -> dict[str, int]:
+    return {name: number for name, number in marks.items() if number != _TAKEN_BACK}
 
 
 def settled_marks(uri: str, table: DeltaTable) -> dict[str, int]:

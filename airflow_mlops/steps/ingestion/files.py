@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import glob
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -168,8 +168,19 @@ def _broken(
         except pl.exceptions.NoDataError:
             continue
         except (OSError, pl.exceptions.PolarsError) as own:
+            if _has_mark(file, name):
+                return DatasetNotFoundError(
+                    f"{shown(file)} begins with a byte order mark, which JSON must not have (RFC 8259): write it without"
+                )
             return DatasetNotFoundError(f"{shown(file)} is there and can't be read: {_first_line(own)}")
     return DatasetNotFoundError(f"{name} can't be read: {_first_line(err)}")
+
+
+def _has_mark(file: str, name: str) -> bool:
+    """Tell whether JSON lines begin as Windows' programs write UTF-8. Polars takes the mark of CSV files, and not theirs."""
+    with suppress(OSError):
+        return name.endswith(".jsonl") and next(read_chunks(file, name), b"").startswith(codecs.BOM_UTF8)
+    return False
 
 
 def _first_line(err: Exception) -> str:
