@@ -62,8 +62,12 @@ def in_precision(values: Array, layout: ColumnLayout) -> Array:
         return values
     with np.errstate(over="ignore"):
         rounded = values.astype(np.float32).astype(np.float64)
-    places = np.searchsorted(layout.edges, rounded).clip(max=len(layout.edges) - 1)
-    return np.where(layout.edges[places] == rounded, rounded, values)
+    others = np.flatnonzero(rounded != values)
+    places = np.searchsorted(layout.edges, rounded[others]).clip(max=len(layout.edges) - 1)
+    meant = others[layout.edges[places] == rounded[others]]
+    taken = values.copy()
+    taken[meant] = rounded[meant]
+    return taken
 
 
 def sort_finite(values: Array) -> tuple[Array, int, int]:
