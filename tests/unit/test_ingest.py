@@ -206,9 +206,45 @@ class TestSources:
         (tmp_path / "a.jsonl").write_text('{"x": 1}\n')
         (tmp_path / "b.jsonl").write_text('{"x": 1}\n', encoding="utf-8-sig")
         with pytest.raises(
-            DatasetNotFoundError, match=r"b\.jsonl begins with a byte order mark, .* write it without"
+            SchemaMismatchError, match=r"b\.jsonl begins with a byte order mark, .* write it without"
         ):
             run_step("ingest", {"source": str(tmp_path / "*.jsonl"), "table": "t"}, Services())
+
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            ('{"x": 1', r"it is no JSON from character 8 on"),
+            ('{"x": NaN}', "NaN is no JSON"),
+            ('[{"x": 1}]', "it is JSON, and no object"),
+            ('{"x": "\xff"}', "its text is not UTF-8"),
+        ],
+    )
+    def test_a_line_that_is_no_json_object_is_named(self, tmp_path: Path, line: str, told: str) -> None:
+        (tmp_path / "a.jsonl").write_text('{"x": 1}\n')
+        rows = '{"x": 1}\n' * 500 + "\n" + line + '\n{"x": 1}\n'
+        (tmp_path / "b.jsonl").write_bytes(rows.encode("latin-1"))
+        with pytest.raises(
+            SchemaMismatchError, match=rf"b\.jsonl, line 502: {told}.* one object in each line"
+        ):
+            run_step("ingest", {"source": str(tmp_path / "*.jsonl"), "table": "t"}, Services())
+
+    @pytest.mark.parametrize("separator", [",", ";"])
+    @pytest.mark.parametrize("known", [False, True])
+    def test_a_line_with_too_many_values_is_named(self, tmp_path: Path, separator: str, known: bool) -> None:
+        def ask(rows: int, last: str) -> None:
+            lines = ["x,y", '"1\n",2', *["1,2"] * rows, last, "1,2"]
+            text = "\n".join(line.replace(",", separator) for line in lines)
+            (tmp_path / "rows.csv").write_text(text)
+            asked = {"source": str(tmp_path / "rows.csv"), "table": str(tmp_path / "t")}
+            run_step("ingest", asked | {"csv_separator": separator}, Services())
+
+        if known:  # its types are taken, and no row is looked at before they are read
+            ask(0, "1,2")
+        with pytest.raises(
+            SchemaMismatchError,
+            match=rf"rows\.csv, line 504: 3 values where there are 2 .* '{separator}' part",
+        ):
+            ask(500, "1,2,3")
 
     def test_a_file_without_a_line(self, tmp_path: Path) -> None:
         for name in ("rows.csv", "rows.jsonl"):

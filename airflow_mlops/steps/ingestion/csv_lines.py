@@ -1,4 +1,7 @@
-"""Lines of CSV files that have too few values: polars takes the last ones for null, as if they were written empty."""
+"""Lines of CSV files that have too few values or too many.
+
+Where they are too few, polars takes the last ones for null, as if they were written empty; where too many, it does not say in which line.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +89,7 @@ def require_full_lines(
         try:
             nulls = last.collect(engine="streaming").to_series()  # a bit for each row
         except pl.exceptions.PolarsError:
+            require_no_long_line(file, name=name, separator=separator, shown=shown)
             return  # something else is wrong, which is said when the rows are read
         if not nulls.any():
             continue
@@ -97,6 +101,29 @@ def require_full_lines(
                 f"(lines with too few: {short.too_short}). Which ones are missing can't be told: write their separators at the source, "
                 "or remove the lines"
             )
+
+
+def require_no_long_line(
+    file: str, *, name: str, separator: str = ",", shown: Callable[[str], str] = str
+) -> None:
+    """Find the first line with more values than its header: for a file that polars does not read.
+
+    :param name: what the file was found by.
+    :param separator: between values.
+    :param shown: what a file is called in messages.
+    :raises SchemaMismatchError: naming file and line.
+    """
+    width = 0
+    for part in _rows(read_chunks(file, name), separator):
+        first = int((part.values > 0).argmax())
+        width = width or _count_values(part, first, separator)
+        for row in np.flatnonzero((part.values > width) | part.unsure).tolist():
+            count = _count_values(part, row, separator)
+            if width < count < sys.maxsize:
+                raise SchemaMismatchError(
+                    f"{shown(file)}, line {part.lines[row]}: {count} values where there are {width} columns. Is a {separator!r} part of a value? "
+                    "Then write that value in quotes at the source"
+                )
 
 
 def _find_short(parts: Iterable[_Rows], nulls: pl.Series, width: int, separator: str) -> _Short:

@@ -20,7 +20,8 @@ from airflow_mlops.exceptions import (
 from airflow_mlops.integrations.object_store import file_marks, read_chunks
 from airflow_mlops.integrations.storage import locate
 from airflow_mlops.steps.ingestion.csv import CsvFormat, csv_types, find_columns
-from airflow_mlops.steps.ingestion.csv_lines import require_full_lines
+from airflow_mlops.steps.ingestion.csv_lines import require_full_lines, require_no_long_line
+from airflow_mlops.steps.ingestion.json_lines import require_objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,8 +88,7 @@ def scan_files(
     except FileNotFoundError as err:
         raise DatasetNotFoundError(f"a file of {name} is not there any more: {err}") from err
     except (PermissionError, pl.exceptions.PolarsError) as err:
-        if suffix == ".csv":
-            _require_utf8(files, name, shown)
+        _require_lines(files, name, written, shown)
         _require_same_columns(files, scan, name)
         raise _broken(files, scan, name, shown, err) from err
     except OSError as err:
@@ -152,6 +152,21 @@ def _require_utf8(files: Sequence[str], name: str, shown: Callable[[str], str] =
             return  # that it can't be read is said
 
 
+def _require_lines(files: Sequence[str], name: str, written: CsvFormat, shown: Callable[[str], str]) -> None:
+    """Find the first line of text that can't be read, which polars does not name.
+
+    :raises SchemaMismatchError: there is one.
+    """
+    if name.endswith(".csv"):
+        _require_utf8(files, name, shown)
+    with suppress(OSError):  # that it can't be read is said
+        for file in files:
+            if name.endswith(".csv"):
+                require_no_long_line(file, name=name, separator=written.comma, shown=shown)
+            elif name.endswith(".jsonl"):
+                require_objects(file, name=name, shown=shown)
+
+
 def _broken(
     files: Sequence[str],
     scan: Callable[..., pl.LazyFrame],
@@ -168,19 +183,8 @@ def _broken(
         except pl.exceptions.NoDataError:
             continue
         except (OSError, pl.exceptions.PolarsError) as own:
-            if _has_mark(file, name):
-                return DatasetNotFoundError(
-                    f"{shown(file)} begins with a byte order mark, which JSON must not have (RFC 8259): write it without"
-                )
             return DatasetNotFoundError(f"{shown(file)} is there and can't be read: {_first_line(own)}")
     return DatasetNotFoundError(f"{name} can't be read: {_first_line(err)}")
-
-
-def _has_mark(file: str, name: str) -> bool:
-    """Tell whether JSON lines begin as Windows' programs write UTF-8. Polars takes the mark of CSV files, and not theirs."""
-    with suppress(OSError):
-        return name.endswith(".jsonl") and next(read_chunks(file, name), b"").startswith(codecs.BOM_UTF8)
-    return False
 
 
 def _first_line(err: Exception) -> str:
