@@ -539,23 +539,46 @@ class TestNoTrace:
         assert not self.leaks(caplog.text, json.dumps([result, extra, quarantine]))
 
     @pytest.mark.parametrize(
-        ("name", "text"),
+        ("name", "text", "shown"),
         [
-            ("a.csv", "x,email,name\n" + "1,5,b\n" * 200 + "x{0},{0},{0},{0}\n"),
-            ("a.jsonl", '{{"x": 1, "email": "{0}", "name": "{0}"}}\n{{"x": "{0}", "email": {0}\n'),
-            ("b.csv", "t,email,name\n{0},{0},{0}\n"),
+            ("a.csv", "x,email,name\n" + "1,5,b\n" * 200 + "x{0},{0},{0},{0}\n", "a.csv, line 202: 4 values"),
+            ("c.csv", "x,email,name\n" + "1,5,b\n" * 200 + '1,{0}",b\n', "what stands there is not shown"),
+            (
+                "a.jsonl",
+                '{{"x": 1, "email": "{0}", "name": "{0}"}}\n{{"x": "{0}", "email": {0}\n',
+                "a.jsonl, line 2: it is no JSON from character 43 on",
+            ),
+            (
+                "c.jsonl",
+                '{{"x": 1, "email": "{0}", "name": "{0}"}}\n"{0}"\n',
+                "c.jsonl, line 2: it is JSON, and no object",
+            ),
+            ("b.csv", "t,email,name\n{0},{0},{0}\n", "what stands there is not shown"),
         ],
     )
     def test_of_what_cannot_be_read(
-        self, tmp_path: Path, run: Any, caplog: pytest.LogCaptureFixture, name: str, text: str
+        self, tmp_path: Path, run: Any, caplog: pytest.LogCaptureFixture, name: str, text: str, shown: str
     ) -> None:
         (tmp_path / name).write_text(text.format(self.CANARY))
         with pytest.raises(MLOpsError) as problem:
             run(str(tmp_path / name), time_column="t" if name == "b.csv" else None,
                 **({"window_start": None, "window_end": None} if name == "b.csv" else {}))  # fmt: skip
-        assert "what stands there is not shown" in str(problem.value)
+        assert shown in str(problem.value)
         told = "".join(traceback.format_exception(problem.value))
         assert not self.leaks(told, caplog.text)
+
+    def test_of_what_polars_had_said_before(self) -> None:
+        def fail() -> None:
+            try:
+                raise pl.exceptions.ComputeError(self.CANARY)
+            except pl.exceptions.PolarsError:
+                raise SchemaMismatchError("a.csv, line 3")  # noqa: B904 - what is implied is the matter
+
+        with pytest.raises(SchemaMismatchError) as problem:
+            fail()
+        shown = without_values("a.csv", problem.value)
+        assert str(shown) == "a.csv, line 3"
+        assert not self.leaks("".join(traceback.format_exception(shown)))
 
     def test_of_what_no_column_can_hold(self) -> None:
         with pytest.raises(SchemaMismatchError, match="4929123456781234000") as shown:

@@ -246,6 +246,11 @@ class TestSources:
         ):
             ask(500, "1,2,3")
 
+    def test_a_quote_that_is_never_closed(self, tmp_path: Path) -> None:
+        (tmp_path / "rows.csv").write_text('\n\nx,y\n1,2\n1,"2\n1,2\n')
+        with pytest.raises(DatasetNotFoundError, match="can't be read: could not parse"):
+            run_step("ingest", {"source": str(tmp_path / "rows.csv"), "table": "t"}, Services())
+
     def test_a_file_without_a_line(self, tmp_path: Path) -> None:
         for name in ("rows.csv", "rows.jsonl"):
             (tmp_path / name).write_text("")

@@ -305,6 +305,7 @@ def without_values(source: str, err: Exception) -> Exception:
 
     cause = err if isinstance(err, pl.exceptions.PolarsError) else err.__cause__
     if cause is None or not (isinstance(cause, pl.exceptions.PolarsError) or _about_values(err, cause)):
+        err.__suppress_context__ = True  # a traceback would show what polars had said before
         return err
     kind = type(err) if isinstance(err, MLOpsError) else SchemaMismatchError
     return kind(

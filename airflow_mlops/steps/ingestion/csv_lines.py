@@ -115,8 +115,9 @@ def require_no_long_line(
     """
     width = 0
     for part in _rows(read_chunks(file, name), separator):
-        first = int((part.values > 0).argmax())
-        width = width or _count_values(part, first, separator)
+        if not part.values.any():
+            continue  # blank lines, or none that ends
+        width = width or _count_values(part, int((part.values > 0).argmax()), separator)
         for row in np.flatnonzero((part.values > width) | part.unsure).tolist():
             count = _count_values(part, row, separator)
             if width < count < sys.maxsize:
