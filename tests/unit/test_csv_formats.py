@@ -144,6 +144,19 @@ class TestDeclaredTypes:
         again = ingest(tmp_path, mode="append", column_types={"zip": "String"})  # the table knows the others
         assert again["zip"] == ["00123", "7"] * 2
 
+    def test_zeros_that_a_number_does_not_keep_are_told_of(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "a.csv").write_text("zip,n,share,mixed\n00123,10,00.5,007\n0,0,0.5,a\n-07,-5,1,b\n")
+        assert ingest(tmp_path)["zip"] == [123, 0, -7]
+        (told,) = [record.getMessage() for record in caplog.records if "zeros" in record.getMessage()]
+        assert told.startswith("column 'zip' becomes a whole number, and 2 of its texts lose the zeros")
+        caplog.clear()
+        kept = ingest(tmp_path, table=str(tmp_path / "other"), column_types={"zip": "String"})
+        assert kept["zip"] == ["00123", "0", "-07"]
+        assert ingest(tmp_path, mode="append", work_key="again")["zip"] == [123, 0, -7] * 2
+        assert "zeros" not in caplog.text  # the table has said what it is
+
     @pytest.mark.parametrize(
         ("text", "told"),
         [

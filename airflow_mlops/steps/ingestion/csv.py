@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import polars as pl
+
+log = logging.getLogger(__name__)
 
 #: Rows of each file that polars guesses a type from.
 _GUESSED_ROWS = 100
@@ -257,22 +260,35 @@ def _first_that_reads(
 ) -> dict[str, pl.DataType]:
     """Give for each column the first of the types that all texts read as.
 
-    Those without one are left out; a column without any text has the table's.
+    Those without one are left out; a column without any text has the table's. Where numbers are made of codes such as ``00123``,
+    the log says so: what they were can't be seen in the table any more.
     """
+    import polars as pl
     from polars.selectors import by_name
 
     tries = [(name, dtype) for name, dtypes in wanted.items() for dtype in dtypes]
     if not tries:
         return {}
+    codes = [name for name, dtypes in wanted.items() if name not in table and pl.Int64() in dtypes]
+    seen = [
+        *(_unread(by_name(name), dtype) for name, dtype in tries),
+        *(by_name(name).str.contains(r"^[+-]?0\d").sum() for name in codes),
+    ]
     rows = scan(files, infer_schema=False)
-    failed = rows.select(
-        _unread(by_name(name), dtype).alias(str(number)) for number, (name, dtype) in enumerate(tries)
-    )
-    counts = failed.collect(engine="streaming").row(0)
+    counts = rows.select(count.alias(str(number)) for number, count in enumerate(seen))
+    failed = counts.collect(engine="streaming").row(0)
     found: dict[str, pl.DataType] = {}
-    for (name, dtype), count in zip(tries, counts, strict=True):
+    for (name, dtype), count in zip(tries, failed, strict=False):
         if count == 0 or (count is None and dtype == table.get(name)):
             found.setdefault(name, dtype)
+    for name, count in zip(codes, failed[len(tries) :], strict=True):
+        if count and found.get(name) == pl.Int64:
+            log.warning(
+                "column %r becomes a whole number, and %s of its texts lose the zeros they begin with; column_types={%r: 'String'} keeps them",
+                name,
+                f"{count:,}",
+                name,
+            )
     return found
 
 
